@@ -1,0 +1,23 @@
+"""Calibrated early exit, with a finite-sample guarantee.
+
+>>> import riskcal
+>>> calibration = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1)
+>>> calibration.policy().save("policy.json")
+"""
+
+from riskcal import fwer as fwer
+from riskcal import pvalues as pvalues
+from riskcal._validate import RiskcalError as RiskcalError
+from riskcal.calibration import Calibration as Calibration
+from riskcal.calibration import calibrate as calibrate
+from riskcal.examples import load_example as load_example
+from riskcal.policy import Certificate as Certificate
+from riskcal.policy import ExitPolicy as ExitPolicy
+from riskcal.records import Runs as Runs
+from riskcal.records import Traces as Traces
+from riskcal.replay import replay_arrays as replay_arrays
+from riskcal.replay import replay_traces as replay_traces
+from riskcal.schedules import Constant as Constant
+from riskcal.schedules import Decaying as Decaying
+
+__version__ = "0.1.0"

@@ -1,0 +1,28 @@
+"""Records of real generations that ship with the package."""
+
+from importlib import resources
+from typing import Literal, overload
+
+from riskcal import _validate
+from riskcal.records import Runs, Traces
+
+
+@overload
+def load_example(name: Literal["g2p"]) -> Runs: ...
+@overload
+def load_example(name: Literal["g2p-traces"]) -> Traces: ...
+
+
+def load_example(name: str) -> Runs | Traces:
+    """Load real recorded runs or traces.
+
+    Parameters
+    ----------
+    name : {"g2p", "g2p-traces"}
+        ``"g2p"``: `Runs` of an 8-layer early-exit T5 that spells English words out in phonemes, on held-out words of the
+        CMU Pronouncing Dictionary, at thresholds 0.00 to 1.00 and for the full model. ``"g2p-traces"``: `Traces` of the
+        same model on part of the words. The data card is ``riskcal/data/g2p.md``.
+    """
+    _validate.choice(name, "name", ("g2p", "g2p-traces"))
+    with resources.as_file(resources.files("riskcal") / "data" / f"{name}.parquet") as path:
+        return Traces.read(path) if name == "g2p-traces" else Runs.read(path)

@@ -1,0 +1,200 @@
+"""`ExitPolicy`: the one thing that changes which tokens an early-exit decoder emits, with the certificate it was given."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.schedules import Constant, Decaying
+
+
+def _full_to_inf(value: Any) -> Any:
+    return math.inf if value == "full" else value
+
+
+def _not_nan(value: Any) -> Any:
+    number = _full_to_inf(value)
+    if isinstance(number, bool) or not isinstance(number, int | float | np.number):
+        raise ValueError(f"{value!r} is neither a number nor 'full'")
+    if math.isnan(number) or number == -math.inf:
+        raise ValueError(f"{value} is no threshold; give a number, or inf (in JSON: 'full') for the full model")
+    return float(number)
+
+
+Threshold = Annotated[
+    float,
+    BeforeValidator(_not_nan),
+    PlainSerializer(lambda value: "full" if math.isinf(value) else value, when_used="json"),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "full"}]}),
+]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _refusal(type(self).__name__, error) from None
+
+
+class Certificate(_Frozen):
+    """What was shown about a policy, on which records, by which test.
+
+    The statement: with probability at least ``1 - epsilon_spent`` over the draw of the calibration prompts, the expected
+    loss of a new prompt is at most ``delta``. It is about the mean over the population the prompts were drawn from, not
+    about a single prompt or a stratum. ``pvalue`` is None where nothing could be certified and the policy is the full model.
+    """
+
+    delta: float
+    epsilon: float
+    epsilon_spent: float
+    attempt: int | None
+    objective: str
+    lower: float
+    upper: float
+    test: str
+    procedure: str
+    starts: int = Field(ge=1)
+    n: int = Field(ge=2, description="independent units: prompts, or clusters of prompts")
+    k: int = Field(ge=1, description="candidates tested, the full model not counted")
+    pvalue: float | None
+    records_digest: str
+    versions: dict[str, str]
+
+
+class ExitPolicy(_Frozen):
+    """When a decoder may stop before its last layer.
+
+    Parameters
+    ----------
+    threshold : float
+        Exit at the first layer whose confidence is at least this (after the schedule). ``inf``, in JSON ``"full"``, is the
+        full model; no finite number is. Default: the full model.
+    thresholds : dict of int to float, optional
+        One threshold per exit layer (1-based) instead; layers that are not listed never exit.
+    measure : str
+        Name of the confidence measure, as the adapter knows it.
+    schedule : Constant or Decaying
+        How the threshold depends on the token's position.
+    min_layer : int
+        No exit before this layer.
+    max_new_tokens : int, optional
+        Length limit that the policy was calibrated with.
+    certificate : Certificate, optional
+        What calibration showed; None for a policy written by hand.
+
+    Raises
+    ------
+    RiskcalError
+        For unknown fields, a NaN threshold, or both ``threshold`` and ``thresholds``.
+    """
+
+    schema_version: Literal[1] = 1
+    threshold: Threshold = math.inf
+    thresholds: dict[Annotated[int, Field(ge=1)], Threshold] | None = None
+    measure: str = Field(default="softmax", min_length=1)
+    schedule: Annotated[Constant | Decaying, Field(discriminator="kind")] = Constant()
+    min_layer: int = Field(default=1, ge=1)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    certificate: Certificate | None = None
+
+    @model_validator(mode="after")
+    def _one_kind_of_threshold(self) -> Self:
+        if self.thresholds is not None and not math.isinf(self.threshold):
+            raise ValueError("give threshold= or thresholds= (one per exit layer), not both")
+        return self
+
+    @classmethod
+    def full_model(cls) -> Self:
+        """The policy that never exits early."""
+        return cls()
+
+    @property
+    def is_full_model(self) -> bool:
+        """Whether no token can exit before the last layer."""
+        heads = self.thresholds.values() if self.thresholds is not None else [self.threshold]
+        return all(math.isinf(value) for value in heads)
+
+    def exit_thresholds(self, n_layers: int, length: int) -> NDArray[np.float32]:
+        """The confidence needed to exit, for every position and layer: all that a decoder has to know of a policy.
+
+        Parameters
+        ----------
+        n_layers : int
+            Decoder layers L.
+        length : int
+            Positions T, counted from the first generated token.
+
+        Returns
+        -------
+        (T, L) float32
+            ``inf`` where no exit is allowed, ``-inf`` at the last layer, which always accepts. Rounded up to float32, so
+            that comparing float32 confidences with it decides exactly as the float64 threshold would.
+
+        Raises
+        ------
+        RiskcalError
+            If ``min_layer`` or a head's layer is not a layer of the model.
+        """
+        _validate.count(n_layers, "n_layers", least=1)
+        if self.min_layer > n_layers:
+            raise RiskcalError(f"min_layer: {self.min_layer} exceeds the model's {n_layers} layers.")
+        per_layer = np.full(n_layers, self.threshold)
+        if self.thresholds is not None:
+            foreign = [layer for layer in self.thresholds if layer > n_layers]
+            if foreign:
+                raise RiskcalError(f"thresholds: layer {foreign[0]} exceeds the model's {n_layers} layers.")
+            per_layer[[layer - 1 for layer in self.thresholds]] = list(self.thresholds.values())
+        per_layer[: self.min_layer - 1] = math.inf
+        exact = self.schedule.local_threshold(per_layer[None, :], np.arange(length)[:, None])
+        rounded = np.array(exact, dtype=np.float32)
+        rounded = np.where(rounded < exact, np.nextafter(rounded, np.float32(math.inf)), rounded)
+        rounded[:, -1] = -math.inf
+        return rounded.astype(np.float32)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the policy as JSON; an existing file is replaced whole or not at all."""
+        with _validate.replacing(path) as partial:
+            partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a policy; unknown fields and other schema versions are refused, never ignored."""
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
+        except ValueError as error:
+            raise RiskcalError(f"{path}: is not JSON ({error}).") from None
+        if not isinstance(fields, dict):
+            raise RiskcalError(f"{path}: is not a policy; it must hold one JSON object.")
+        try:
+            return cls(**fields)
+        except RiskcalError as error:
+            raise RiskcalError(f"{path}: {error}") from None
+
+
+def _refusal(name: str, error: ValidationError) -> RiskcalError:
+    """Pydantic's first complaint, in one line that names the field."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or name
+    reason = {"extra_forbidden": "is not a field; remove it"}.get(first["type"], first["msg"])
+    return RiskcalError(f"{field}: {reason}")

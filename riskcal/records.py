@@ -1,0 +1,625 @@
+"""What decoders write down: `Runs` (one row per prompt and candidate) and `Traces` (one row per generated token)."""
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _tables, _validate
+from riskcal._validate import Floats, RiskcalError
+
+#: Range of each loss that an objective can ask for.
+OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
+COSTS = ("layers", "tokens", "seconds", "flops")
+_COORDINATES = ("temperature", "min_layer", "measure")
+_ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
+
+Objective = Literal["textual", "risk", "risk_clipped"]
+
+
+def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
+    """The order in which units are tested: ascending BLAKE2b hash of a fixed salt and the unit's id.
+
+    Content-free and not the user's to choose. A betting test in an order that depends on the prompts' content (sorted by
+    difficulty, say) is wrong about as often as not.
+    """
+    digests = [hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest() for i in np.asarray(identifiers)]
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Runs:
+    """Losses and costs of real generations, for each of n prompts and k candidates.
+
+    Build it with `read`, `from_frame` or `from_arrays`; each validates. Prompts stand in the order in which they are
+    tested (`tested_order`), candidates from the highest threshold down, whatever the order of rows in the source.
+
+    Attributes
+    ----------
+    prompts : (n,) array
+        Ids, integers or strings.
+    candidates : DataFrame, k rows
+        ``threshold`` and every further coordinate that was recorded.
+    values : mapping of name to (n, k) array
+        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops``).
+    full : mapping of name to (n,) array
+        The same for the full model's rows; empty if none were recorded.
+    full_risk : (n,) array or None
+        Risk of the full model's output.
+    labels : mapping of name to (n,) array
+        ``cluster``, ``group``, ``text`` where given.
+    source : {"generated", "replayed"}
+        Whether each candidate really ran, or was read off one teacher-forced path.
+    exact : bool
+        Declares that replay is exact: the exit has no memory (classifiers, cascades of models).
+    """
+
+    prompts: NDArray[Any]
+    candidates: pd.DataFrame
+    values: Mapping[str, Floats]
+    full: Mapping[str, Floats] = field(default_factory=dict)
+    full_risk: Floats | None = None
+    labels: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    source: Literal["generated", "replayed"] = "generated"
+    exact: bool = False
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], *, candidate_columns: Sequence[str] = ()) -> Self:
+        """Read a Parquet, CSV or JSON-lines file, or a folder of Parquet shards.
+
+        Raises
+        ------
+        RiskcalError
+            Naming the file, the column, the first offending row (counted from 0) and the remedy.
+        """
+        frame = _tables.read(path)
+        try:
+            return cls.from_frame(frame, candidate_columns=candidate_columns)
+        except RiskcalError as error:
+            raise RiskcalError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_frame(cls, table: Any, *, candidate_columns: Sequence[str] = ()) -> Self:
+        """Validate a long table: one row per prompt and candidate.
+
+        Parameters
+        ----------
+        table : DataFrame or any object with the Arrow PyCapsule interface
+            Columns ``prompt``, ``threshold`` and at least one of ``dissimilarity`` and ``risk``; optional ``cluster``,
+            ``group``, ``text``, ``temperature``, ``min_layer``, ``measure``, ``full_risk``, ``source``, ``exact`` and the
+            costs ``layers``, ``tokens``, ``seconds``, ``flops``. Other columns are left out.
+        candidate_columns : sequence of str
+            Further columns that tell candidates apart.
+
+        Raises
+        ------
+        RiskcalError
+            For missing columns, an empty table, fewer than two prompts, NaN or infinite or out-of-range values, a NaN
+            threshold, a prompt that lacks a candidate, a duplicated (prompt, candidate), a full-model row with nonzero
+            dissimilarity, or a label that changes within a prompt.
+
+        Warns
+        -----
+        UserWarning
+            If one prompt text stands under two ids, which breaks independence.
+        """
+        return _runs_from_frame(cls, _tables.from_object(table), candidate_columns)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        thresholds: ArrayLike,
+        prompts: ArrayLike | None = None,
+        full_risk: ArrayLike | None = None,
+        cluster: ArrayLike | None = None,
+        group: ArrayLike | None = None,
+        text: ArrayLike | None = None,
+        source: Literal["generated", "replayed"] = "generated",
+        exact: bool = False,
+        **values: ArrayLike,
+    ) -> Self:
+        """Build from matrices instead of a long table.
+
+        Parameters
+        ----------
+        thresholds : (k,)
+            One per column, in any order; an ``inf`` column holds the full model.
+        prompts : (n,), optional
+            Ids; default 0 to n - 1.
+        full_risk, cluster, group, text : (n,), optional
+        **values : (n, k)
+            ``dissimilarity``, ``risk``, ``layers``, ``tokens``, ``seconds``, ``flops``.
+        """
+        grid = _validate.threshold_grid(thresholds, allow_full=True)
+        known = ("dissimilarity", "risk", *COSTS)
+        columns: dict[str, Any] = {}
+        shape: tuple[int, ...] | None = None
+        for name, value in values.items():
+            _validate.choice(name, "argument", known)
+            matrix = np.asarray(value)
+            if matrix.ndim != 2 or matrix.shape[1] != grid.size or (shape is not None and matrix.shape != shape):
+                wanted = shape or ("n", grid.size)
+                raise RiskcalError(f"{name}: has shape {matrix.shape}; expected {wanted}, one column per threshold.")
+            shape = matrix.shape
+            columns[name] = matrix.ravel()
+        if shape is None:
+            raise RiskcalError("dissimilarity, risk: neither is given; give at least one (n, k) matrix.")
+        labels = {"prompt": np.arange(shape[0]) if prompts is None else prompts}
+        labels |= {"cluster": cluster, "group": group, "text": text, "full_risk": full_risk}  # type: ignore[dict-item]
+        for name, label in labels.items():
+            if label is not None:
+                if len(np.asarray(label)) != shape[0]:
+                    raise RiskcalError(f"{name}: has {len(np.asarray(label))} entries; expected {shape[0]}, one per row.")
+                columns[name] = np.repeat(np.asarray(label), grid.size)
+        columns["threshold"] = np.tile(grid, shape[0])
+        columns["source"] = source
+        columns["exact"] = exact
+        return cls.from_frame(pd.DataFrame(columns))
+
+    @property
+    def thresholds(self) -> Floats:
+        """The distinct finite thresholds, descending."""
+        return np.unique(self.candidates["threshold"].to_numpy(dtype=np.float64))[::-1]
+
+    @property
+    def n(self) -> int:
+        """Independent units: clusters if given, else prompts."""
+        return len(self.units)
+
+    @property
+    def k(self) -> int:
+        """Candidates, the full model not counted."""
+        return len(self.candidates)
+
+    @property
+    def coordinates(self) -> list[str]:
+        """The columns of ``candidates`` that take more than one value: what a candidate is told apart by."""
+        varying = [name for name in self.candidates.columns if self.candidates[name].nunique(dropna=False) > 1]
+        return varying or ["threshold"]
+
+    @property
+    def units(self) -> NDArray[Any]:
+        """Ids of the independent units in tested order: the rows of `losses`."""
+        if "cluster" not in self.labels:
+            return self.prompts
+        distinct = np.unique(self.labels["cluster"])
+        return distinct[tested_order(distinct)]
+
+    def losses(self, objective: str = "textual") -> Floats:
+        """The loss matrix that an objective tests.
+
+        Parameters
+        ----------
+        objective : {"textual", "risk", "risk_clipped"}
+            ``dissimilarity`` in [0, 1]; ``risk - full_risk`` in [-1, 1] (CALM, Definition 2); its positive part (Eq. 11).
+
+        Returns
+        -------
+        (n, k) float64
+            Rows are the independent units in tested order: prompts, or the means over each cluster.
+
+        Raises
+        ------
+        RiskcalError
+            If the objective is unknown or its columns were not recorded.
+        """
+        _validate.choice(objective, "objective", OBJECTIVES)
+        if objective == "textual":
+            return self.unit_means(self._recorded("dissimilarity", objective))
+        risk = self._recorded("risk", objective)
+        if self.full_risk is None:
+            raise RiskcalError(
+                f"full_risk: objective {objective!r} needs the full model's risk; record a row with threshold inf "
+                "for every prompt, or a full_risk column."
+            )
+        difference = risk - self.full_risk[:, None]
+        return self.unit_means(np.maximum(difference, 0.0) if objective == "risk_clipped" else difference)
+
+    def unit_means(self, per_prompt: Floats) -> Floats:
+        """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
+        if "cluster" not in self.labels:
+            return per_prompt
+        units = self.units
+        sorter = np.argsort(units)
+        code = sorter[np.searchsorted(units, self.labels["cluster"], sorter=sorter)]
+        sums = np.zeros((len(units), *per_prompt.shape[1:]))
+        np.add.at(sums, code, per_prompt)
+        counts = np.bincount(code, minlength=len(units))
+        return sums / counts.reshape(-1, *[1] * (per_prompt.ndim - 1))
+
+    def digest(self) -> str:
+        """A hash of everything recorded, the same for any order of rows and any file format."""
+        hasher = hashlib.blake2b(digest_size=16)
+        frame = self.to_frame()
+        for name in frame.columns:
+            column = frame[name]
+            raw = (
+                column.to_numpy(dtype=np.float64).tobytes()
+                if pd.api.types.is_numeric_dtype(column) and name not in ("prompt", "cluster")
+                else "\x1f".join(map(str, column)).encode()
+            )
+            hasher.update(name.encode() + b"\x00" + raw)
+        return hasher.hexdigest()
+
+    def to_frame(self) -> pd.DataFrame:
+        """The long table of the contract, prompts in tested order, the full model's row first in each."""
+        n, k, has_full = len(self.prompts), self.k, bool(self.full)
+        columns: dict[str, Any] = {"prompt": np.repeat(self.prompts, k + has_full)}
+        columns |= {name: np.repeat(label, k + has_full) for name, label in self.labels.items()}
+        coordinates = self.candidates
+        if has_full:
+            reference = self.candidates.iloc[[0]].assign(threshold=math.inf)
+            coordinates = pd.concat([reference, self.candidates], ignore_index=True)
+        for name in coordinates.columns:
+            columns[name] = np.tile(coordinates[name].to_numpy(), n)
+        for name, value in self.values.items():
+            whole = np.column_stack([self.full[name], value]) if has_full else value
+            columns[name] = whole.ravel().astype(np.int64) if name == "tokens" else whole.ravel()
+        if not has_full and self.full_risk is not None:
+            columns["full_risk"] = np.repeat(self.full_risk, k)
+        columns["source"] = self.source
+        if self.exact:
+            columns["exact"] = True
+        return pd.DataFrame(columns)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_frame` as Parquet, CSV or JSON lines, by the path's ending; replaced whole or not at all."""
+        _tables.write(self.to_frame(), path)
+
+    def mean_costs(self) -> pd.DataFrame:
+        """Mean recorded costs of each candidate, one row per candidate."""
+        return pd.DataFrame({name: self.unit_means(self.values[name]).mean(0) for name in COSTS if name in self.values})
+
+    def _recorded(self, column: str, objective: str) -> Floats:
+        if column not in self.values:
+            raise RiskcalError(f"{column}: objective {objective!r} needs this column, which was not recorded.")
+        return self.values[column]
+
+    def __repr__(self) -> str:
+        grid = self.thresholds
+        unit = "clusters" if "cluster" in self.labels else "prompts"
+        measured = ", ".join(self.values)
+        return (
+            f"Runs: {self.n} {unit} x {self.k} candidates ({self.source}), thresholds {grid[0]:g} to {grid[-1]:g}; "
+            f"{measured}; full model {'recorded' if self.full else 'not recorded'}"
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Traces:
+    """Confidence and correctness of every exit, for each token of the full model's own path.
+
+    Rows stand by prompt in tested order, then by position. Exactly one of ``agrees`` and ``loss`` is given.
+
+    Attributes
+    ----------
+    prompt, position : (N,)
+        The prompt's id, and the index of the generated token from 0.
+    confidence : (N, L)
+        One column per exit layer 1..L; NaN never exits.
+    agrees : (N, L) bool, or None
+        Whether that exit's token equals the last layer's.
+    loss : (N, L) in [0, 1], or None
+        The loss of that exit's token.
+    group : (N,) or None
+        Optional token class.
+    """
+
+    prompt: NDArray[Any]
+    position: NDArray[np.int64]
+    confidence: NDArray[np.floating[Any]]
+    agrees: NDArray[np.bool_] | None = None
+    loss: Floats | None = None
+    group: NDArray[Any] | None = None
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a Parquet, CSV or JSON-lines file, or a folder of Parquet shards."""
+        frame = _tables.read(path)
+        try:
+            return cls.from_frame(frame)
+        except RiskcalError as error:
+            raise RiskcalError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_frame(cls, table: Any) -> Self:
+        """Validate a table with ``prompt``, ``position``, ``confidence`` and ``agrees`` or ``loss``, one row per token.
+
+        The last three hold one list per row, or are spread over columns ``confidence_1`` ... ``confidence_L``.
+        """
+        frame = _tables.from_object(table)
+        _tables.require(frame, ["prompt", "position"])
+        given = {name: _exit_columns(frame, name) for name in ("confidence", "agrees", "loss")}
+        group = frame["group"].to_numpy() if "group" in frame.columns else None
+        return cls.from_arrays(
+            prompt=_tables.identifiers(frame["prompt"], "prompt").to_numpy(),
+            position=frame["position"].to_numpy(),
+            group=group,
+            **given,  # type: ignore[arg-type]
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        prompt: ArrayLike,
+        position: ArrayLike,
+        confidence: ArrayLike | None,
+        agrees: ArrayLike | None = None,
+        loss: ArrayLike | None = None,
+        group: ArrayLike | None = None,
+    ) -> Self:
+        """Validate arrays: ``prompt`` and ``position`` (N,), ``confidence`` and ``agrees`` or ``loss`` (N, L)."""
+        if confidence is None:
+            raise RiskcalError("confidence: the column is missing.")
+        if (agrees is None) == (loss is None):
+            raise RiskcalError("agrees, loss: give exactly one of the two.")
+        ids = _tables.identifiers(pd.Series(np.asarray(prompt)), "prompt").to_numpy()
+        levels = _floats_2d(confidence, "confidence")
+        outcome = _floats_2d(agrees if loss is None else loss, "agrees" if loss is None else "loss")
+        if outcome.shape != levels.shape:
+            raise RiskcalError(f"confidence: has shape {levels.shape}, but the outcomes have {outcome.shape}.")
+        for name, column in (("prompt", ids), ("position", position), ("group", group)):
+            if column is not None and len(np.asarray(column)) != len(levels):
+                raise RiskcalError(f"{name}: has {len(np.asarray(column))} entries; expected {len(levels)}, one per token.")
+        _validate.in_range(outcome, "agrees" if loss is None else "loss", 0.0, 1.0)
+        if np.isnan(outcome).any():
+            raise RiskcalError(f"loss: NaN at index {_validate.first(np.isnan(outcome))}; every outcome must be known.")
+        where = np.asarray(position)
+        if not np.issubdtype(where.dtype, np.integer) or (where < 0).any():
+            raise RiskcalError("position: give whole numbers from 0, the index of the generated token.")
+        distinct, code = np.unique(ids, return_inverse=True)
+        rank = np.empty(len(distinct), dtype=np.intp)
+        rank[tested_order(distinct)] = np.arange(len(distinct))
+        order = np.lexsort((where, rank[code]))
+        repeated = (np.diff(rank[code][order]) == 0) & (np.diff(where[order]) == 0)
+        if repeated.any():
+            row = int(order[1:][repeated].min())
+            raise RiskcalError(f"position: {where[row]} of prompt {ids[row]!r} stands twice, again at row {row}.")
+        return cls(
+            prompt=ids[order],
+            position=where[order].astype(np.int64),
+            confidence=levels[order],
+            agrees=outcome[order].astype(bool) if loss is None else None,
+            loss=outcome[order] if loss is not None else None,
+            group=None if group is None else np.asarray(group)[order],
+        )
+
+    @property
+    def n_layers(self) -> int:
+        """Exit layers L."""
+        return self.confidence.shape[1]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per token, the per-exit arrays as lists."""
+        columns: dict[str, Any] = {"prompt": self.prompt, "position": self.position}
+        if self.group is not None:
+            columns["group"] = self.group
+        for name in ("confidence", "agrees", "loss"):
+            value = getattr(self, name)
+            if value is not None:
+                columns[name] = list(value)
+        return pd.DataFrame(columns)
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write as Parquet or JSON lines (lists per row) or CSV (one column per exit), by the path's ending."""
+        frame = self.to_frame()
+        if str(path).lower().endswith(".csv"):
+            for name in ("confidence", "agrees", "loss"):
+                if name in frame.columns:
+                    spread = pd.DataFrame(np.vstack(frame.pop(name).to_list()))
+                    frame = frame.join(spread.rename(columns=lambda i, name=name: f"{name}_{i + 1}"))
+        _tables.write(frame, path)
+
+    def __repr__(self) -> str:
+        kind = "agrees" if self.agrees is not None else "loss"
+        prompts = len(np.unique(self.prompt))
+        return f"Traces: {len(self.prompt)} tokens of {prompts} prompts x {self.n_layers} exits; confidence, {kind}"
+
+
+def _runs_from_frame(cls: type[Runs], frame: pd.DataFrame, candidate_columns: Sequence[str]) -> Runs:
+    _tables.require(frame, ["prompt", "threshold", *candidate_columns])
+    frame = frame.assign(threshold=_thresholds(frame["threshold"]))
+    prompt = _tables.identifiers(frame["prompt"], "prompt")
+    coordinates = ["threshold", *(c for c in (*_COORDINATES, *candidate_columns) if c in frame.columns)]
+    coordinates = list(dict.fromkeys(coordinates))
+    measured = [name for name in ("dissimilarity", "risk") if name in frame.columns]
+    if not measured:
+        raise RiskcalError("dissimilarity, risk: both columns are missing; record at least one.")
+    costs = [name for name in COSTS if name in frame.columns]
+    is_full = np.isposinf(frame["threshold"].to_numpy())
+    values = {name: _tables.numbers(frame[name], name, 0.0, 1.0) for name in measured}
+    values |= {name: _tables.numbers(frame[name], name, 0.0, math.inf) for name in costs}
+    if "dissimilarity" in values:
+        nonzero = is_full & (values["dissimilarity"] > _validate.TOLERANCE)
+        if nonzero.any():
+            row = int(nonzero.argmax())
+            raise RiskcalError(
+                f"dissimilarity: {values['dissimilarity'][row]:g} at row {row}, a full-model row; the full model is at "
+                "distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
+            )
+    code, ids = pd.factorize(prompt)
+    n = len(ids)
+    if n < 2:
+        raise RiskcalError(f"prompt: only {n} prompt ({ids[0]!r}, row 0); at least two are needed.")
+    labels = {name: _label(frame, name, code, n) for name in ("cluster", "group", "text") if name in frame.columns}
+    order = tested_order(ids)
+    rank = np.empty(n, dtype=np.intp)
+    rank[order] = np.arange(n)
+    row_of_prompt = rank[code]
+
+    candidates = frame.loc[~is_full, coordinates].drop_duplicates()
+    if candidates.empty:
+        raise RiskcalError("threshold: every row is the full model (inf); record at least one finite threshold.")
+    ascending = [name != "threshold" for name in coordinates]
+    candidates = candidates.sort_values(coordinates, ascending=ascending, ignore_index=True)
+    column = _candidate_code(frame, candidates, coordinates, is_full)
+    _refuse_duplicates(prompt, frame["threshold"], row_of_prompt, column)
+    present = np.zeros((n, len(candidates)), dtype=bool)
+    present[row_of_prompt[~is_full], column[~is_full]] = True
+    _refuse_gaps(present[rank], ids, code, candidates)
+
+    def matrix(name: str) -> Floats:
+        result = np.empty((n, len(candidates)))
+        result[row_of_prompt[~is_full], column[~is_full]] = values[name][~is_full]
+        return result
+
+    full: dict[str, Floats] = {}
+    if is_full.any():
+        lacking = np.bincount(code[is_full], minlength=n) == 0
+        if lacking.any():
+            which = int(lacking.argmax())
+            raise RiskcalError(
+                f"prompt: {ids[which]!r} (row {int((code == which).argmax())}) lacks the full model's row (threshold inf), "
+                "which other prompts have; record it for all or for none."
+            )
+        for name, value in values.items():
+            full[name] = np.empty(n)
+            full[name][row_of_prompt[is_full]] = value[is_full]
+    source, exact = _provenance(frame)
+    return cls(
+        prompts=np.asarray(ids)[order],
+        candidates=candidates,
+        values={name: matrix(name) for name in values},
+        full=full,
+        full_risk=_full_risk(frame, full, code, n, order),
+        labels={name: label[order] for name, label in labels.items()},
+        source=source,
+        exact=exact,
+    )
+
+
+def _thresholds(column: pd.Series) -> Floats:
+    """Numbers, with ``"full"`` read as ``inf``; NaN and minus infinity are refused."""
+    text = column.map(lambda v: "inf" if isinstance(v, str) and v.strip().lower() == "full" else v)
+    values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64, na_value=math.nan)
+    bad = np.isnan(values) | np.isneginf(values)
+    if bad.any():
+        row = int(bad.argmax())
+        raise RiskcalError(
+            f"threshold: {column.iloc[row]!r} at row {row} is not a threshold; give a number, or 'full' for the full model."
+        )
+    return values
+
+
+def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> NDArray[Any]:
+    """A prompt's label, (n,) in order of first appearance; it may not change within a prompt."""
+    column = _tables.identifiers(frame[name], name).to_numpy()
+    first_row = np.full(n, -1, dtype=np.intp)
+    first_row[code[::-1]] = np.arange(len(code))[::-1]
+    changed = column != column[first_row[code]]
+    if np.any(changed):
+        row = int(np.argmax(changed))
+        raise RiskcalError(
+            f"{name}: {column[row]!r} at row {row}, but {column[first_row[code[row]]]!r} earlier for the same prompt "
+            f"{frame['prompt'].iloc[row]!r}; a {name} belongs to the prompt and is constant within it."
+        )
+    label = column[first_row]
+    if name == "text":
+        again = pd.Series(label).duplicated()
+        if again.any():
+            warnings.warn(
+                f"text: prompt {frame['prompt'].iloc[first_row[int(again.argmax())]]!r} repeats an earlier prompt's text; "
+                "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
+                stacklevel=4,
+            )
+    return label
+
+
+def _candidate_code(
+    frame: pd.DataFrame, candidates: pd.DataFrame, coordinates: list[str], is_full: NDArray[np.bool_]
+) -> NDArray[np.intp]:
+    """Which candidate each row is; -1 for the full model, whose other coordinates mean nothing."""
+    index = pd.MultiIndex.from_frame(candidates)
+    code = index.get_indexer(pd.MultiIndex.from_frame(frame[coordinates]))
+    return np.where(is_full, -1, code)
+
+
+def _refuse_duplicates(
+    prompt: pd.Series, threshold: pd.Series, row_of_prompt: NDArray[np.intp], column: NDArray[np.intp]
+) -> None:
+    again = pd.DataFrame({"prompt": row_of_prompt, "candidate": column}).duplicated().to_numpy()
+    if again.any():
+        row = int(again.argmax())
+        value = "full" if math.isinf(threshold.iloc[row]) else f"{threshold.iloc[row]:g}"
+        raise RiskcalError(
+            f"prompt: {prompt.iloc[row]!r} with threshold {value} stands twice, again at row {row}. Keep one row per prompt "
+            "and candidate; if other columns tell the rows apart, name them in candidate_columns."
+        )
+
+
+def _refuse_gaps(
+    present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], candidates: pd.DataFrame
+) -> None:
+    incomplete = ~present.all(1)
+    if incomplete.any():
+        which = int(incomplete.argmax())
+        missing = candidates.iloc[int((~present[which]).argmax())]
+        named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)
+        raise RiskcalError(
+            f"prompt: {ids[which]!r} (row {int((code == which).argmax())}) lacks the candidate {named}; every prompt needs "
+            "every candidate. Record it, or drop the prompt for a reason that does not depend on its losses."
+        )
+
+
+def _full_risk(
+    frame: pd.DataFrame, full: Mapping[str, Floats], code: NDArray[np.intp], n: int, order: NDArray[np.intp]
+) -> Floats | None:
+    if "full_risk" not in frame.columns:
+        return full.get("risk")
+    column = _tables.numbers(frame["full_risk"], "full_risk", 0.0, 1.0)
+    per_prompt = np.empty(n)
+    per_prompt[code] = column
+    changed = column != per_prompt[code]
+    if changed.any():
+        row = int(changed.argmax())
+        raise RiskcalError(f"full_risk: {column[row]:g} at row {row} differs within prompt {frame['prompt'].iloc[row]!r}.")
+    stated = per_prompt[order]
+    if "risk" in full and not np.allclose(stated, full["risk"], rtol=0, atol=_validate.TOLERANCE):
+        raise RiskcalError("full_risk: differs from the risk in the full model's rows; keep one of the two.")
+    return stated
+
+
+def _provenance(frame: pd.DataFrame) -> tuple[Literal["generated", "replayed"], bool]:
+    kinds = frame["source"].unique().tolist() if "source" in frame.columns else ["generated"]
+    for kind in kinds:
+        if kind not in ("generated", "replayed"):
+            row = int((frame["source"] == kind).to_numpy().argmax()) if kind == kind else 0
+            raise RiskcalError(f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'.")
+    if len(kinds) > 1:
+        raise RiskcalError("source: generated and replayed rows are mixed; keep them in separate tables.")
+    exact = "exact" in frame.columns and bool(frame["exact"].astype(bool).all())
+    return kinds[0], exact
+
+
+def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
+    """One (N, L) array from a column of lists or from columns name_1 ... name_L; None if neither is there."""
+    if name in frame.columns:
+        lengths = frame[name].map(lambda value: len(value) if np.iterable(value) else -1)
+        if lengths.nunique() > 1 or lengths.iloc[0] < 1:
+            row = int((lengths != lengths.iloc[0]).to_numpy().argmax())
+            raise RiskcalError(f"{name}: row {row} holds {lengths.iloc[row]} exits, row 0 {lengths.iloc[0]}; all need the same.")
+        return np.array(frame[name].to_list(), dtype=np.float64)
+    spread = [column for column in frame.columns if str(column).removeprefix(f"{name}_").isdigit()]
+    spread = sorted((c for c in spread if str(c).startswith(f"{name}_")), key=lambda c: int(str(c).rsplit("_", 1)[1]))
+    return frame[spread].to_numpy(dtype=np.float64) if spread else None
+
+
+def _floats_2d(values: Any, name: str) -> NDArray[np.floating[Any]]:
+    result = np.asarray(values)
+    if result.dtype not in (np.float32, np.float64):
+        try:
+            result = result.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
+    if result.ndim != 2 or result.size == 0:
+        raise RiskcalError(f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each.")
+    return result

@@ -1,0 +1,167 @@
+"""Read many thresholds off one recorded path: what would have exited where, had the path not changed."""
+
+import math
+import warnings
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+from riskcal.records import Runs, Traces
+from riskcal.schedules import Constant, Schedule
+
+
+class TokenLosses(np.ndarray):
+    """An array whose rows are tokens, not independent prompts; `riskcal.calibrate` refuses it without ``prompts=``."""
+
+
+def replay_arrays(
+    confidence: ArrayLike,
+    loss: ArrayLike,
+    thresholds: ArrayLike,
+    *,
+    schedule: Schedule = Constant(),
+    position: ArrayLike | None = None,
+    min_layer: int = 1,
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Loss and exit layer of each token under each threshold, on one recorded path.
+
+    Parameters
+    ----------
+    confidence : (N, L)
+        Confidence at each exit; NaN never exits.
+    loss : (N, L)
+        Loss of each exit's token.
+    thresholds : (k,)
+        In any order; ``inf`` is the full model, layer L.
+    schedule : Constant or Decaying
+    position : (N,), optional
+        Index of each token in its generation, from 0; needed by `Decaying`.
+    min_layer : int
+        No exit before this layer.
+
+    Returns
+    -------
+    losses : (N, k)
+        Token rows: dependent within a prompt, so not to be tested as they are.
+    exits : (N, k)
+        Exit layers 1..L.
+
+    Notes
+    -----
+    The path is the recorded one throughout. A real decoder's states differ after its first early exit; only for an exit
+    without memory (a classifier, a cascade of models) is replay what would have happened.
+    """
+    levels, outcome = _pair(confidence, loss)
+    grid = _validate.threshold_grid(thresholds, allow_full=True)
+    min_layer = _validate.count(min_layer, "min_layer", least=1)
+    if min_layer > levels.shape[1]:
+        raise RiskcalError(f"min_layer: {min_layer} exceeds the {levels.shape[1]} recorded layers.")
+    if position is None:
+        if not isinstance(schedule, Constant):
+            raise RiskcalError("position: a decaying schedule needs each token's position; give position=.")
+        where = np.zeros(len(levels), dtype=np.int64)
+    else:
+        where = np.asarray(position, dtype=np.int64)
+        if where.shape != (len(levels),) or (where < 0).any():
+            raise RiskcalError(f"position: has shape {where.shape}; give one index from 0 for each of {len(levels)} tokens.")
+    from riskcal import _kernels
+
+    order, local = _local_table(grid, schedule, where)
+    sorted_exits = np.full((len(levels), grid.size), levels.shape[1], dtype=np.int64)
+    _kernels.exit_layers(levels, local, where, min_layer, sorted_exits[:, : local.shape[1]])
+    exits = np.empty_like(sorted_exits)
+    exits[:, order] = sorted_exits
+    losses = np.take_along_axis(outcome, exits - 1, axis=1).astype(np.float64)
+    return losses.view(TokenLosses), exits
+
+
+def replay_traces(
+    traces: Traces,
+    thresholds: ArrayLike,
+    *,
+    schedule: Schedule = Constant(),
+    min_layer: int = 1,
+    exact: bool = False,
+) -> Runs:
+    """Turn traces into runs: the mean over each prompt's tokens of the loss at the exit, for every threshold at once.
+
+    Parameters
+    ----------
+    traces : Traces
+        Read once, prompt by prompt.
+    thresholds : (k,)
+        Finite. Fix them before seeing the traces; ones that equal a recorded confidence are warned about.
+    schedule : Constant or Decaying
+    min_layer : int
+    exact : bool
+        Declares that the exit has no memory, so that replay is what would have happened. Without it `riskcal.calibrate`
+        refuses the runs: after a first early exit a real decoder's states differ.
+
+    Returns
+    -------
+    Runs
+        ``source="replayed"``. From ``agrees`` the dissimilarity is the share of tokens that disagree with the last layer;
+        a ``loss`` becomes the risk, and the dissimilarity too where it is zero at the last layer throughout.
+    """
+    grid = np.sort(_validate.threshold_grid(thresholds, allow_full=False))[::-1]
+    min_layer = _validate.count(min_layer, "min_layer", least=1)
+    if min_layer > traces.n_layers:
+        raise RiskcalError(f"min_layer: {min_layer} exceeds the {traces.n_layers} recorded layers.")
+    _warn_of_peeking(grid, traces)
+    from riskcal import _kernels
+
+    loss = traces.loss if traces.loss is not None else (~traces.agrees).view(np.uint8)  # type: ignore[operator]
+    start = np.flatnonzero(np.r_[True, traces.prompt[1:] != traces.prompt[:-1], True])
+    tokens = np.diff(start)[:, None]
+    order, local = _local_table(grid, schedule, traces.position)
+    sums = np.zeros((len(tokens), grid.size))
+    layers = np.zeros((len(tokens), grid.size))
+    _kernels.replay_sums(traces.confidence, loss, local, traces.position, start, min_layer, sums, layers)
+    means, exits = np.empty_like(sums), np.empty_like(layers)
+    means[:, order] = np.clip(sums / tokens, 0.0, 1.0)
+    exits[:, order] = layers / tokens
+    full = np.add.reduceat(loss[:, -1].astype(np.float64), start[:-1])[:, None] / tokens
+    values = {"dissimilarity": np.c_[full, means]} if not full.any() else {}
+    if traces.loss is not None:
+        values["risk"] = np.c_[full, means]
+    return Runs.from_arrays(
+        thresholds=np.r_[math.inf, grid],
+        prompts=traces.prompt[start[:-1]],
+        layers=np.c_[np.full(len(tokens), float(traces.n_layers)), exits],
+        tokens=np.broadcast_to(tokens, (len(tokens), grid.size + 1)),
+        source="replayed",
+        exact=exact,
+        **values,
+    )
+
+
+def _local_table(grid: Floats, schedule: Schedule, position: NDArray[np.int64]) -> tuple[NDArray[np.intp], Floats]:
+    """Finite thresholds ascending (their columns in ``order``), and the confidence each needs at every position."""
+    order = np.argsort(grid)
+    finite = grid[order][np.isfinite(grid[order])]
+    table = schedule.local_threshold(finite[None, :], np.arange(position.max() + 1)[:, None])
+    return order, np.ascontiguousarray(table)
+
+
+def _pair(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    levels, outcome = np.asarray(confidence), np.asarray(loss)
+    for name, value in (("confidence", levels), ("loss", outcome)):
+        if value.ndim != 2 or value.size == 0 or value.shape != levels.shape:
+            raise RiskcalError(f"{name}: has shape {value.shape}; give (tokens, layers), the same for both.")
+        if value.dtype.kind not in "fbiu":
+            raise RiskcalError(f"{name}: has type {value.dtype}; give numbers.")
+    _validate.finite(outcome, "loss")
+    return levels if levels.dtype.kind == "f" else levels.astype(np.float64), outcome
+
+
+def _warn_of_peeking(grid: Floats, traces: Traces) -> None:
+    """Thresholds strictly inside (0, 1) that equal a recorded confidence look as if they came from these very data."""
+    seen = grid[(grid > 0) & (grid < 1) & np.isin(grid, traces.confidence)]
+    if seen.size:
+        warnings.warn(
+            f"thresholds: {seen.size} of {grid.size} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
+            "before the calibration data are seen; take it from a regular grid or from other data.",
+            stacklevel=3,
+        )
