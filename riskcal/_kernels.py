@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
+from scipy import special
 
-from riskcal._validate import Floats
+FloatArray = NDArray[np.float64]
 
 
 @njit(cache=True)
@@ -62,64 +64,346 @@ def replay_sums(confidence, loss, local, position, start, min_layer, losses, lay
             layers[p, j] += layers[p, j - 1]
 
 
-@njit(cache=True)
-def _hedge(log_p: float) -> float:
-    """phi(z) / p for z the normal quantile of p = exp(log_p): how much of the capital the next bet puts at stake.
+@njit(cache=True, fastmath={"nnan", "nsz"})
+def column_summary(losses):  # type: ignore[no-untyped-def]
+    """Sum of each column, and the smallest and largest value of all, in one pass over a C-ordered (n, k) matrix.
 
-    The quantile is Wichura's algorithm AS 241 (PPND7, 1988), about 7 digits. Any nonnegative number here keeps the test
-    valid; the accuracy serves power alone.
-    """
-    if log_p >= 0.0:
-        return 0.0
-    p = math.exp(log_p)
-    q = p - 0.5
-    if abs(q) <= 0.425:
-        r = 0.180625 - q * q
-        z = q * (((59.109374720 * r + 159.29113202) * r + 50.434271938) * r + 3.3871327179)
-        z /= ((67.187563600 * r + 78.757757664) * r + 17.895169469) * r + 1.0
-    else:
-        tail = -log_p if q < 0 else -math.log1p(-p)
-        r = math.sqrt(max(tail, 0.0))
-        if r <= 5.0:
-            r -= 1.6
-            z = (((0.17023821103 * r + 1.3067284816) * r + 2.7568153900) * r + 1.4234372777) / (
-                (0.12021132975 * r + 0.73700164250) * r + 1.0
-            )
-        else:
-            r = min(r, 27.0) - 5.0
-            z = (((0.017337203997 * r + 0.42868294337) * r + 3.0812263860) * r + 6.6579051150) / (
-                (0.012258202635 * r + 0.24197894225) * r + 1.0
-            )
-        if q < 0:
-            z = -z
-    return math.exp(-0.5 * z * z - log_p) * 0.3989422804014327
-
-
-@njit(cache=True)
-def betting_log_capital(losses, delta, level, prior, cap):  # type: ignore[no-untyped-def]
-    """Largest log capital of the option-hedged bettor against each column's null, along the rows in order.
-
-    ``losses`` (n, k) and ``delta`` are on the unit interval. The capital is kept as a logarithm, so that no run of bad
-    losses can make it vanish, and its maximum includes the value after the last row.
+    Four rows at a time: the running sums and extremes would else be read and written as often as the matrix is.
     """
     n, k = losses.shape
-    log_target = math.log(level / 1.03)
-    weight = 8.0
-    log_capital = np.zeros(k)
-    best = np.zeros(k)
-    spread = np.full(k, weight * prior * delta * (1.0 - delta))
+    total, low, high = np.zeros(k), losses[0].copy(), losses[0].copy()
+    for i in range(0, n - 3, 4):
+        for j in range(k):
+            a, b, c, d = losses[i, j], losses[i + 1, j], losses[i + 2, j], losses[i + 3, j]
+            total[j] += (a + b) + (c + d)
+            low[j] = min(min(min(a, b), min(c, d)), low[j])
+            high[j] = max(max(max(a, b), max(c, d)), high[j])
+    for i in range(n - n % 4, n):
+        for j in range(k):
+            total[j] += losses[i, j]
+            low[j] = min(losses[i, j], low[j])
+            high[j] = max(losses[i, j], high[j])
+    return total, low.min(), high.max()
+
+
+@njit(cache=True)
+def binomial_shortfall(n, p, log_mode):  # type: ignore[no-untyped-def]
+    """For B ~ Bin(n, p) and t = 1..n: P(B <= t) and E max(0, t - B). ``log_mode`` is the log probability of the mode."""
+    mass = np.empty(n + 1)
+    mode = min(int((n + 1) * p), n)
+    mass[mode] = math.exp(log_mode)
+    for j in range(mode, 0, -1):
+        mass[j - 1] = mass[j] * (j * (1.0 - p)) / ((n - j + 1) * p)
+    for j in range(mode, n):
+        mass[j + 1] = mass[j] * ((n - j) * p) / ((j + 1) * (1.0 - p))
+    upto, shortfall = np.empty(n), np.empty(n)
+    below, area = mass[0], 0.0
+    for t in range(1, n + 1):
+        area += below
+        below += mass[t]
+        upto[t - 1], shortfall[t - 1] = min(below, 1.0), area
+    return upto, shortfall
+
+
+def _hedge_table() -> FloatArray:
+    """phi(z) / p for z the normal quantile of p, at log p = 0, -1/64, -2/64, ...: what the next bet puts at stake."""
+    log_p = -np.arange(64 * 64) / 64.0
+    log_p[0] = -1e-12
+    z = special.ndtri_exp(log_p)
+    table: FloatArray = np.exp(-0.5 * z * z - log_p) / math.sqrt(2.0 * math.pi)
+    table[0] = 0.0
+    return table
+
+
+@njit(cache=True)
+def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
+    """Largest log capital of the option-hedged bettor against each column's null, along the rows in order.
+
+    Bets are renewed every ``clip(rows left / 20, 1, 16)`` rows, from earlier rows alone. The capital is kept as a
+    logarithm between renewals, so that no run of bad losses can make it vanish, and its maximum includes the value after
+    the last row. Columns are walked in tiles, so that a tile's state stays in the nearest cache.
+    """
+    n, k = losses.shape
+    tile, weight = 256, 8.0
+    largest = np.zeros(k)
+    cap = 0.99 / (upper - delta)
+    for first in range(0, k, tile):
+        width = min(tile, k - first)
+        log_capital, best, bet = np.zeros(width), np.zeros(width), np.zeros(width)
+        factor, peak = np.ones(width), np.ones(width)
+        spread = np.full(width, weight * prior)
+        t = 0
+        while t < n:
+            left = n - t
+            for j in range(width):
+                place = -64.0 * (log_capital[j] + target)
+                if place <= 0.0:
+                    bet[j] = 0.0
+                    continue
+                index = min(int(place), hedge.size - 2)
+                share = min(place - index, 1.0)
+                stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
+                bet[j] = min(stake / math.sqrt(left * spread[j] / (weight + t)), cap)
+            until = t + min(max(left // 20, 1), 16)
+            for i in range(t, until):
+                for j in range(width):
+                    gap = delta - losses[i, first + j]
+                    factor[j] *= 1.0 + bet[j] * gap
+                    spread[j] += gap * gap
+                    peak[j] = factor[j] if factor[j] > peak[j] else peak[j]
+            for j in range(width):
+                if bet[j] > 0.0:
+                    if peak[j] > 1.0:
+                        best[j] = max(best[j], log_capital[j] + math.log(peak[j]))
+                        peak[j] = 1.0
+                    log_capital[j] += math.log(factor[j])
+                    factor[j] = 1.0
+            t = until
+        largest[first : first + width] = best
+    return largest
+
+
+def option_hedged_betting(losses: FloatArray, delta: float, *, level: float, upper: float, prior: float) -> FloatArray:
+    """Largest log capital per column of C-ordered ``losses`` (n, k); see `riskcal.pvalues.betting`."""
+    largest: FloatArray = betting_log_capital(losses, delta, upper, math.log(level / 1.03), prior, _HEDGE)
+    return largest
+
+
+_HEDGE = _hedge_table()
+
+
+@njit(cache=True)
+def rejected_deltas(columns, deltas, upper, level, priors, hedge):  # type: ignore[no-untyped-def]
+    """Per row of ``columns`` (k, n), how many leading ``deltas`` the bettor of `betting_log_capital` rejects at ``level``.
+
+    The deltas descend; a column is done at its first delta that is not rejected. One column and delta at a time, so that
+    each walk ends where the capital reaches ``1 / level``: far above the mean that takes a small part of the rows.
+    """
+    k, n = columns.shape
+    needed, target, weight = -math.log(level), math.log(level / 1.03), 8.0
+    rejected = np.zeros(k, dtype=np.int64)
+    for j in range(k):
+        for d in range(deltas.size):
+            delta, cap = deltas[d], 0.99 / (upper - deltas[d])
+            log_capital, best, spread = 0.0, 0.0, weight * priors[d]
+            t = 0
+            while t < n and best < needed:
+                left = n - t
+                place = -64.0 * (log_capital + target)
+                bet = 0.0
+                if place > 0.0:
+                    index = min(int(place), hedge.size - 2)
+                    share = min(place - index, 1.0)
+                    stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
+                    bet = min(stake / math.sqrt(left * spread / (weight + t)), cap)
+                until = t + min(max(left // 20, 1), 16)
+                factor, peak = 1.0, 1.0
+                for i in range(t, until):
+                    gap = delta - columns[j, i]
+                    factor *= 1.0 + bet * gap
+                    spread += gap * gap
+                    peak = max(peak, factor)
+                if bet > 0.0:
+                    if peak > 1.0:
+                        best = max(best, log_capital + math.log(peak))
+                    log_capital += math.log(factor)
+                t = until
+            if best < needed:
+                break
+            rejected[j] += 1
+    return rejected
+
+
+def count_rejected(
+    columns: FloatArray, deltas: FloatArray, *, upper: float, level: float, priors: FloatArray
+) -> NDArray[np.int64]:
+    """Leading ``deltas`` (descending) that betting rejects, per row of ``columns`` (k, n); see `riskcal.bounds.betting`."""
+    result: NDArray[np.int64] = rejected_deltas(columns, deltas, upper, level, priors, _HEDGE)
+    return result
+
+
+@njit(cache=True)
+def predictable_plug_in(losses, delta, log_target):  # type: ignore[no-untyped-def]
+    """Per column of ``losses`` (n, k) on the unit interval: largest log capital against ``delta``, smallest upper bound.
+
+    The bets are those of the predictable plug-in empirical Bernstein process for n rows at ``exp(-log_target)``; they do
+    not depend on delta, so one walk gives the capital and the bound.
+    """
+    n, k = losses.shape
+    largest, bound = np.zeros(k), np.ones(k)
+    total, square = np.full(k, 0.5), np.full(k, 0.25)
+    weight, drift = np.zeros(k), np.zeros(k)
     for t in range(n):
         for j in range(k):
-            stake = _hedge(log_capital[j] + log_target)
-            if stake > 0.0:
-                bet = min(stake / math.sqrt((n - t) * spread[j] / (weight + t)), cap)
-                log_capital[j] += math.log1p(bet * (delta - losses[t, j]))
-                best[j] = max(best[j], log_capital[j])
-            spread[j] += (losses[t, j] - delta) ** 2
-    return best
+            gap = losses[t, j] - total[j] / (t + 1)
+            bet = min(math.sqrt(2.0 * log_target * (t + 1) / (n * square[j])), 0.5)
+            weight[j] += bet
+            drift[j] += bet * losses[t, j] - gap * gap * (math.log1p(-bet) + bet)
+            largest[j] = max(largest[j], weight[j] * delta - drift[j])
+            bound[j] = min(bound[j], (drift[j] + log_target) / weight[j])
+            total[j] += losses[t, j]
+            square[j] += (losses[t, j] - total[j] / (t + 2)) ** 2
+    return largest, bound
 
 
-def option_hedged_betting(losses: Floats, delta: float, *, level: float, prior: float) -> Floats:
-    """Largest log capital per column; see `riskcal.pvalues.betting`."""
-    largest: Floats = betting_log_capital(np.ascontiguousarray(losses), delta, level, prior, 0.99 / (1.0 - delta))
-    return largest
+def predictable_bernstein(losses: FloatArray, delta: float, *, level: float) -> tuple[FloatArray, FloatArray]:
+    """Largest log capital and smallest bound per column; see `riskcal.pvalues.predictable_bernstein`."""
+    largest, bound = predictable_plug_in(np.ascontiguousarray(losses), delta, -math.log(level))
+    return largest, bound
+
+
+@njit(cache=True)
+def watch(losses, weights, delta, bets, growth, totals, restarts, limit):  # type: ignore[no-untyped-def]
+    """Multiply each bettor's capital by ``1 + bet weight (loss - delta)``, loss by loss, and return the first alarm.
+
+    Updated in place: ``growth`` (m,), the logarithms of the capitals, and ``totals`` (2,), the sums of weight times loss and
+    of weights. With ``restarts`` each bettor is given one unit more before every loss (Shiryaev-Roberts), and ``growth``
+    includes the next unit. Returned is the first loss after which the mean of ``exp(growth)`` is at least ``exp(limit)``,
+    or -1.
+    """
+    alarm = -1
+    for t in range(losses.size):
+        gap = weights[t] * (losses[t] - delta)
+        largest = -np.inf
+        for b in range(bets.size):
+            grown = growth[b] + math.log1p(bets[b] * gap)
+            if restarts:
+                grown = max(grown, 0.0) + math.log1p(math.exp(-abs(grown)))
+            growth[b] = grown
+            largest = max(largest, grown)
+        if alarm < 0 and largest >= limit:
+            capital = 0.0
+            for b in range(bets.size):
+                capital += math.exp(growth[b] - largest)
+            if largest + math.log(capital / bets.size) >= limit:
+                alarm = t
+        totals[0] += weights[t] * losses[t]
+        totals[1] += weights[t]
+    return alarm
+
+
+@njit(cache=True)
+def betting_prefix(columns, splits, deltas, lower, upper, level, priors, hedge):  # type: ignore[no-untyped-def]
+    """Per delta and split: how many leading columns the bettor of `betting_log_capital` certifies before one that he does not.
+
+    ``columns`` is (k, n), ``splits`` (T, m) holds the rows of each split in the order in which they are tested. A walk ends
+    where the capital reaches ``1 / level``, or where even winning every bet that is left would not bring it there.
+    """
+    k = columns.shape[0]
+    n_splits, m = splits.shape
+    needed, target, weight = -math.log(level), math.log(level / 1.03), 8.0
+    certified = np.zeros((deltas.size, n_splits), dtype=np.int64)
+    for d in range(deltas.size):
+        delta, cap = deltas[d], 0.99 / (upper - deltas[d])
+        fastest = math.log1p(cap * (delta - lower))
+        for s in range(n_splits):
+            for j in range(k):
+                log_capital, spread = 0.0, weight * priors[d]
+                t, reached = 0, False
+                while t < m and not reached:
+                    left = m - t
+                    if log_capital + left * fastest < needed - 1e-6:
+                        break
+                    bet, place = 0.0, -64.0 * (log_capital + target)
+                    if place > 0.0:
+                        index = min(int(place), hedge.size - 2)
+                        share = min(place - index, 1.0)
+                        stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
+                        bet = min(stake / math.sqrt(left * spread / (weight + t)), cap)
+                    until = t + min(max(left // 20, 1), 16)
+                    factor, peak = 1.0, 1.0
+                    for i in range(t, until):
+                        gap = delta - columns[j, splits[s, i]]
+                        factor *= 1.0 + bet * gap
+                        spread += gap * gap
+                        peak = max(peak, factor)
+                    if bet > 0.0:
+                        reached = math.exp(-(log_capital + math.log(peak))) <= level
+                        log_capital += math.log(factor)
+                    t = until
+                if not reached:
+                    break
+                certified[d, s] += 1
+    return certified
+
+
+def count_certified(
+    columns: FloatArray,
+    splits: NDArray[np.intp],
+    deltas: FloatArray,
+    *,
+    lower: float,
+    upper: float,
+    level: float,
+    priors: FloatArray,
+) -> NDArray[np.int64]:
+    """Leading rows of ``columns`` (k, n) that betting certifies, per delta and split; see `riskcal.trials.run_trials`."""
+    result: NDArray[np.int64] = betting_prefix(columns, splits, deltas, lower, upper, level, priors, _HEDGE)
+    return result
+
+
+@njit(cache=True)
+def head_exits(confidence, agrees, prompt, thresholds, exits, errors):  # type: ignore[no-untyped-def]
+    """Per prompt and head (n, K): tokens that exit there, at the first head whose threshold they reach, and wrong ones."""
+    for i in range(confidence.shape[0]):
+        for k in range(thresholds.size):
+            if confidence[i, k] >= thresholds[k]:
+                exits[prompt[i], k] += 1
+                if not agrees[i, k]:
+                    errors[prompt[i], k] += 1
+                break
+
+
+@njit(cache=True)
+def head_levels(  # type: ignore[no-untyped-def]
+    level, count, agrees, start, used, weight, agreement, max_tokens, n, quantile, target, margin, chosen
+):
+    """The boldest level of each used head, one after the other, that a pilot projects to be certified; returns the saving.
+
+    ``level`` (N, K) is the first of a head's ``count`` descending thresholds that a token reaches; ``start`` bounds each
+    pilot prompt's tokens. On n further prompts the surplus of agreement per prompt must exceed both ``quantile`` standard
+    errors and what lets the largest bet reach the log capital ``target``; the projection must clear this by ``margin`` of
+    its own standard errors, with one wrong exit more than was seen. The saving is -1 if a used head has no such level.
+    """
+    waiting = np.ones(level.shape[0], dtype=np.bool_)
+    prompts = start.size - 1
+    one = agreement / max_tokens
+    saving = 0.0
+    for k in range(level.shape[1]):
+        chosen[k] = -1
+        if not used[k]:
+            continue
+        total, first, second = np.zeros(count[k]), np.zeros(count[k]), np.zeros(count[k])
+        exits, errors = np.zeros(count[k]), np.zeros(count[k])
+        for p in range(prompts):
+            exits[:] = 0.0
+            errors[:] = 0.0
+            for i in range(start[p], start[p + 1]):
+                if waiting[i] and level[i, k] < count[k]:
+                    exits[level[i, k]] += 1.0
+                    if not agrees[i, k]:
+                        errors[level[i, k]] += 1.0
+            left, wrong = 0.0, 0.0
+            for g in range(count[k]):
+                left += exits[g]
+                wrong += errors[g]
+                excess = (wrong - (1.0 - agreement) * left) / max_tokens
+                total[g] += left
+                first[g] += excess
+                second[g] += excess * excess
+        for g in range(count[k] - 1, -1, -1):
+            if total[g] == 0.0:
+                break
+            surplus = -(first[g] + one) / prompts
+            variance = (second[g] + one * one) / prompts
+            needed = max(quantile * math.sqrt(variance / n), target * agreement / (0.99 * n))
+            if surplus - needed >= margin * math.sqrt(variance * (1.0 / n + 1.0 / prompts)):
+                chosen[k] = g
+                saving += weight[k] * total[g]
+                break
+        if chosen[k] < 0:
+            return -1.0
+        for i in range(level.shape[0]):
+            if level[i, k] <= chosen[k]:
+                waiting[i] = False
+    return saving

@@ -1,11 +1,14 @@
 """Tables in and out: Parquet, CSV, JSON lines, folders of Parquet shards, and anything that speaks Arrow."""
 
+import csv
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
@@ -15,7 +18,7 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
-TEXT_COLUMNS = ("prompt", "cluster", "group", "measure", "source", "text", "threshold")
+TEXT_COLUMNS = ("prompt", "cluster", "group", "measure", "form", "source", "text", "references", "threshold")
 
 
 def read(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -39,11 +42,11 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         if kind == "parquet":
             pa.parquet.write_table(pa.Table.from_pandas(frame, preserve_index=False), partial, compression="zstd")
         elif kind == "csv":
-            frame.to_csv(partial, index=False)
+            frame.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC)  # a bare carriage return ends a row
         else:
             with partial.open("w", encoding="utf-8") as file:
                 for row in frame.to_dict("records"):
-                    file.write(json.dumps({key: _jsonable(value) for key, value in row.items()}) + "\n")
+                    file.write(json.dumps({key: _jsonable(str(key), value) for key, value in row.items()}) + "\n")
 
 
 def from_object(table: Any) -> pd.DataFrame:
@@ -67,36 +70,64 @@ def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     if missing:
         have = ", ".join(map(str, frame.columns)) or "none"
         raise RiskcalError(f"{missing[0]}: the column is missing; the table has: {have}.")
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise RiskcalError(f"{twice[0]}: two columns have this name; rename or drop one.")
     if len(frame) == 0:
         raise RiskcalError(f"{columns[0]}: the table is empty; it needs at least one row.")
 
 
 def identifiers(column: pd.Series, name: str) -> pd.Series:
     """A column of integers or strings; anything else (floats, nulls) cannot name a prompt reliably."""
-    if column.isna().any():
-        raise RiskcalError(f"{name}: missing at row {_first_row(column.isna())}; every row needs one.")
-    if pd.api.types.is_bool_dtype(column) or not (
-        pd.api.types.is_integer_dtype(column) or column.map(lambda v: isinstance(v, str)).all()
-    ):
-        raise RiskcalError(f"{name}: has type {column.dtype} at row 0; give integers or strings throughout.")
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise RiskcalError(f"{name}: missing at row {int(missing.argmax())}; every row needs one.")
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.cat.categories.dtype)
+    text = np.array([isinstance(value, str) for value in column])
+    if not text.any():
+        column = column.infer_objects()
+        if pd.api.types.is_integer_dtype(column):
+            return column
+    if not text.all():
+        row = int(text.argmin()) if text[0] else int(text.argmax())  # the first that is not like row 0
+        raise RiskcalError(
+            f"{name}: {plain(column.iloc[row])!r} at row {row}, in a column of type {column.dtype}; give integers "
+            "throughout, or strings throughout."
+        )
+    empty = (column == "").to_numpy() & (name in ("prompt", "prompts", "cluster"))
+    if empty.any():
+        raise RiskcalError(f"{name}: missing (an empty text) at row {int(empty.argmax())}; every row needs one.")
+    for row, value in enumerate(column):
+        if not value.isascii() and value.encode(errors="ignore").decode() != value:
+            raise RiskcalError(f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it.")
     return column
 
 
 def numbers(column: pd.Series, name: str, lower: float, upper: float) -> _validate.Floats:
     """A column of finite numbers within a range; rounding errors beyond it (1e-9) are clipped."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64", na_value=float("nan"))
+    values = floats(column)
     bad = ~((values >= lower - _validate.TOLERANCE) & (values <= upper + _validate.TOLERANCE) & (values < float("inf")))
     if bad.any():
         row = int(bad.argmax())
         raise RiskcalError(
-            f"{name}: {column.iloc[row]!r} at row {row}; every value must be a finite number in "
+            f"{name}: {plain(column.iloc[row])!r} at row {row}; every value must be a finite number in "
             f"[{lower:g}, {upper:g}]. Repair the row, or drop its prompt whole."
         )
     return values.clip(lower, upper)
 
 
-def _first_row(mask: pd.Series) -> int:
-    return int(mask.to_numpy().argmax())
+def floats(column: pd.Series) -> _validate.Floats:
+    """A column as float64; whatever is not a number is NaN."""
+    try:
+        return pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64", na_value=float("nan"))
+    except OverflowError:  # an integer beyond any float
+        return floats(column.map(lambda v: None if isinstance(v, int) and abs(v) > 2**1000 else v))
+
+
+def plain(value: Any) -> Any:
+    """A cell as Python writes it, for messages: ``nan``, not ``np.float64(nan)``."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _kind(path: Path) -> str:
@@ -112,15 +143,24 @@ def _read_file(path: Path) -> pd.DataFrame:
         raise RiskcalError(f"{path}: the file is empty.")
     try:
         if kind == "parquet":
-            return _to_pandas(pa.parquet.read_table(path, partitioning=None))
+            table = pa.parquet.read_table(path, partitioning=None)
+            table.validate(full=True)  # text that is not UTF-8 would fail later, without the file's name
+            return _to_pandas(table)
         if kind == "csv":
-            text = pa.csv.ConvertOptions(column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False)
-            return _restore_integers(_to_pandas(pa.csv.read_csv(path, convert_options=text)))
+            text = pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False
+            )
+            lines = pa.csv.ParseOptions(newlines_in_values=True)
+            return _restore_integers(_to_pandas(pa.csv.read_csv(path, parse_options=lines, convert_options=text)))
         return _read_json_lines(path)
-    except pa.ArrowInvalid as error:
-        raise RiskcalError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]}).") from None
+    except RiskcalError:
+        raise
+    except UnicodeDecodeError as error:
+        raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
     except OSError as error:
         raise RiskcalError(f"{path}: cannot be read ({error.strerror or str(error).splitlines()[0]}).") from None
+    except (pa.ArrowException, ValueError) as error:
+        raise RiskcalError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]}).") from None
 
 
 def _read_json_lines(path: Path) -> pd.DataFrame:
@@ -140,20 +180,19 @@ def _read_json_lines(path: Path) -> pd.DataFrame:
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
-    return table.to_pandas(ignore_metadata=True)
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
+    return frame
 
 
 def _restore_integers(frame: pd.DataFrame) -> pd.DataFrame:
     """Read ids back as integers where a CSV's text is exactly how integers are written."""
     for name in ("prompt", "cluster"):
-        if name in frame.columns and frame[name].str.fullmatch(r"0|-?[1-9]\d{0,17}").all():
-            frame[name] = frame[name].astype("int64")
+        if list(frame.columns).count(name) == 1 and frame[name].str.fullmatch(r"0|-?[1-9]\d{0,18}").all():
+            with suppress(OverflowError):  # 19 digits may be more than an int64 holds
+                frame[name] = frame[name].astype("int64")
     return frame
 
 
-def _jsonable(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_jsonable(item) for item in value]
-    return "full" if value == float("inf") else value
+def _jsonable(name: str, value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return "full" if name == "threshold" and value == float("inf") else value

@@ -28,8 +28,13 @@ def first(mask: NDArray[np.bool_]) -> str:
 
 def array(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
     """Finite float64 array of one of the allowed numbers of dimensions, none of them empty."""
+    if np.ma.is_masked(values):
+        raise RiskcalError(f"{name}: masked at index {first(np.ma.getmaskarray(np.ma.asarray(values)))}; every value must be given.")
     try:
-        result = np.asarray(values, dtype=np.float64)
+        result = np.asarray(values)
+        if result.dtype.kind not in "fbiuO":
+            raise TypeError(f"its type is {result.dtype}")
+        result = result.astype(np.float64, copy=False)
     except (TypeError, ValueError) as error:
         raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
     if result.ndim not in ndim:
@@ -38,6 +43,19 @@ def array(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
     if result.size == 0:
         raise RiskcalError(f"{name}: is empty (shape {result.shape}); give at least one value.")
     finite(result, name)
+    return result
+
+
+def float_matrix(values: Any, name: str) -> NDArray[np.floating[Any]]:
+    """A nonempty 2-D array, tokens by layers; float32 and float64 as they are, all else as float64. NaN is let through."""
+    try:
+        result = np.asarray(values)
+        if result.dtype not in (np.float32, np.float64):
+            result = result.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
+    if result.ndim != 2 or result.size == 0:
+        raise RiskcalError(f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each.")
     return result
 
 
@@ -51,8 +69,8 @@ def finite(values: NDArray[Any], name: str) -> None:
 def losses(values: ArrayLike, *, lower: float, upper: float) -> Floats:
     """Losses (n,) or (n, k) within [lower, upper], as (n, k) float64; values a rounding error outside are clipped."""
     matrix = array(values, "losses", ndim=(1, 2))
-    matrix = matrix[:, None] if matrix.ndim == 1 else matrix
     in_range(matrix, "losses", lower, upper)
+    matrix = matrix[:, None] if matrix.ndim == 1 else matrix
     if matrix.shape[0] < 2:
         raise RiskcalError("losses: one row only; a test needs at least two independent prompts (rows).")
     if matrix.min() < lower or matrix.max() > upper:
@@ -60,15 +78,32 @@ def losses(values: ArrayLike, *, lower: float, upper: float) -> Floats:
     return matrix
 
 
-def in_range(values: Floats, name: str, lower: float, upper: float) -> None:
+def binary(values: ArrayLike) -> Floats:
+    """Losses (n,) or (n, k), each 0 or 1 up to rounding, as exact counts (n, k)."""
+    matrix = losses(values, lower=0.0, upper=1.0)
+    counts: Floats = np.rint(matrix)
+    fractional = np.abs(matrix - counts) > TOLERANCE
+    if fractional.any():
+        raise RiskcalError(
+            f"losses: {matrix[fractional][0]:g} at row {first(fractional)} is neither 0 nor 1; "
+            "use betting or convex_order for losses in between."
+        )
+    return counts
+
+
+def in_range(values: NDArray[np.floating[Any]], name: str, lower: float, upper: float) -> None:
     slack = TOLERANCE * (upper - lower)
     if values.size and values.min() >= lower - slack and values.max() <= upper + slack:
         return
     bad = (values < lower - slack) | (values > upper + slack)
     if bad.any():
+        remedy = (
+            "Declare the true bounds with lower= and upper=, or rescale."
+            if name == "losses"
+            else "Repair or rescale it."
+        )
         raise RiskcalError(
-            f"{name}: {values[bad][0]:g} at index {first(bad)} is outside [{lower:g}, {upper:g}]. "
-            "Rescale the losses or declare their true bounds with lower= and upper=."
+            f"{name}: {values[bad][0]:.12g} at index {first(bad)} is outside [{lower:g}, {upper:g}]. {remedy}"
         )
 
 
@@ -84,7 +119,7 @@ def number(value: Any, name: str) -> float:
 
 def bounds(lower: Any, upper: Any) -> tuple[float, float]:
     low, high = number(lower, "lower"), number(upper, "upper")
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)):
         raise RiskcalError(f"lower, upper: [{low:g}, {high:g}] is not a finite range; give lower < upper.")
     return low, high
 
@@ -114,7 +149,7 @@ def count(value: Any, name: str, *, least: int) -> int:
 
 
 def choice(value: Any, name: str, options: Collection[str]) -> str:
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise RiskcalError(f"{name}: {value!r} is unknown; choose one of {', '.join(map(repr, options))}.")
     return str(value)
 
@@ -127,9 +162,45 @@ def pvalues(values: ArrayLike) -> Floats:
     return result
 
 
+def weights(values: ArrayLike, k: int) -> Floats:
+    """Shares (k,) of epsilon: none negative, one in total."""
+    result = array(values, "weights", ndim=(1,))
+    if result.size != k:
+        raise RiskcalError(f"weights: {result.size} given for {k} p-values; give one per p-value.")
+    bad = result < 0
+    if bad.any():
+        raise RiskcalError(f"weights: {result[bad][0]:g} at index {first(bad)} is negative; a share of epsilon is not.")
+    if abs(result.sum() - 1.0) > TOLERANCE:
+        raise RiskcalError(f"weights: sum to {result.sum():.12g}, not to 1; divide them by their sum.")
+    return result
+
+
+def transitions(values: ArrayLike, k: int) -> Floats:
+    """Edges (k, k) of a graph: none negative, none from a hypothesis to itself, at most one in total from each."""
+    result = array(values, "transitions", ndim=(2,))
+    if result.shape != (k, k):
+        raise RiskcalError(f"transitions: has shape {result.shape}; expected {(k, k)}, from row to column.")
+    bad = result < 0
+    if bad.any():
+        raise RiskcalError(
+            f"transitions: {result[bad][0]:g} at index {first(bad)} is negative; leave the edge out with 0."
+        )
+    loops = np.diag(result) != 0
+    if loops.any():
+        raise RiskcalError(f"transitions: hypothesis {first(loops)} passes to itself; the diagonal must be 0.")
+    bad = result.sum(1) > 1.0 + TOLERANCE
+    if bad.any():
+        raise RiskcalError(
+            f"transitions: row {first(bad)} sums to {result.sum(1)[bad][0]:.12g}; a hypothesis passes on at most all it has."
+        )
+    return result
+
+
 def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:
     """Thresholds (k,), distinct and none NaN; ``inf`` (the full model) only where ``allow_full``."""
     try:
+        if np.asarray(values).dtype.kind == "b":
+            raise TypeError("true and false are no thresholds")
         grid = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
         raise RiskcalError(f"thresholds: not an array of numbers ({error}).") from None

@@ -4,20 +4,20 @@ import hashlib
 import html
 import math
 import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _tables, _validate, fwer, pvalues, records
+from riskcal import _problem, _validate, bounds, fwer, monotone, pvalues, records
+from riskcal._problem import Problem, Risk
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Certificate, ExitPolicy
-from riskcal.records import Runs, Traces
-from riskcal.replay import TokenLosses
+from riskcal.records import Runs
 from riskcal.schedules import Decaying
 
 TESTS: dict[str, Callable[..., Any]] = {
@@ -26,9 +26,21 @@ TESTS: dict[str, Callable[..., Any]] = {
     "hoeffding_bentkus": pvalues.hoeffding_bentkus,
     "bentkus": pvalues.bentkus,
     "hoeffding": pvalues.hoeffding,
+    "empirical_bernstein": pvalues.empirical_bernstein,
     "binomial": pvalues.binomial,
 }
-PROCEDURES = ("fixed_sequence", "holm", "bonferroni")
+PROCEDURES = (
+    "fixed_sequence",
+    "holm",
+    "bonferroni",
+    "hochberg",
+    "fallback",
+    "graphical",
+    "pilot_order",
+    "pareto",
+)
+#: Procedures that walk down a sequence; the last two make theirs from a pilot split of their own.
+_SEQUENCES = ("fixed_sequence", "pilot_order", "pareto")
 _MEANING = {
     "textual": "dissimilarity to the full model's output",
     "risk": "increase in risk over the full model",
@@ -50,11 +62,14 @@ class Calibration:
     chosen : Series or None
         The certified candidate of least cost (with one coordinate, of the lowest threshold): its row of ``table``.
     table : DataFrame
-        One row per candidate in tested order: coordinates, ``n``, mean ``loss``, ``pvalue``, ``certified``, mean costs.
+        One row per tested candidate in tested order: coordinates, ``n``, mean ``loss`` (with several risks one column
+        each, ``loss_textual`` and so on), ``pvalue`` (for a list of deltas the upper ``bound``), ``certified``, mean costs.
     full_costs : dict
         Mean costs of the full model, where recorded.
     message : str
         The outcome in plain words, with what to do next if nothing was certified.
+    pilot : tuple
+        Ids of the units that chose the order and were not tested; empty for an order fixed beforehand.
     """
 
     threshold: float
@@ -63,7 +78,7 @@ class Calibration:
     table: pd.DataFrame
     full_costs: dict[str, float]
     message: str
-    delta: float
+    delta: float | dict[str, float]
     epsilon: float
     epsilon_spent: float
     attempt: int | None
@@ -76,6 +91,7 @@ class Calibration:
     lower: float
     upper: float
     records_digest: str
+    pilot: tuple[Any, ...] = ()
 
     def policy(self, **fields: Any) -> ExitPolicy:
         """The policy to deploy, with its certificate.
@@ -83,22 +99,23 @@ class Calibration:
         Parameters
         ----------
         **fields
-            Fields of `ExitPolicy` that the records do not say (a schedule's length, ``max_new_tokens``). A schedule must
-            be the one that was recorded.
+            Fields of `ExitPolicy` that the records do not say (``max_new_tokens``; a decaying schedule's length, if the
+            records have its temperature alone).
         """
         given: dict[str, Any] = {"threshold": self.threshold}
         row = self.table.iloc[0] if self.chosen is None else self.chosen
         for name, convert in (("measure", str), ("min_layer", int)):
             if name in self.table.columns:
                 given[name] = convert(row[name])
-        temperature = row.get("temperature", math.nan)
-        if self.chosen is not None and not pd.isna(temperature):
-            schedule = fields.get("schedule")
-            if not isinstance(schedule, Decaying) or schedule.temperature != temperature:
-                raise RiskcalError(
-                    f"schedule: the records decay with temperature {temperature:g}; give schedule=Decaying({temperature:g}, "
-                    "max_length=...) as it was recorded."
-                )
+        if self.chosen is not None and not pd.isna(row.get("temperature", math.nan)):
+            given["schedule"] = _recorded_schedule(row, fields.get("schedule"))
+        for name in ("threshold", "thresholds", "certificate"):
+            if name in fields:
+                raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
+        for name, value in given.items():
+            if fields.get(name, value) != value:
+                raise RiskcalError(f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out.")
+        pvalue = None if self.chosen is None or "pvalue" not in self.table.columns else float(self.chosen["pvalue"])
         certificate = Certificate(
             delta=self.delta,
             epsilon=self.epsilon,
@@ -112,16 +129,29 @@ class Calibration:
             starts=self.starts,
             n=self.n,
             k=self.k,
-            pvalue=None if self.chosen is None else float(self.chosen["pvalue"]),
+            pvalue=pvalue,
             records_digest=self.records_digest,
+            pilot_n=len(self.pilot),
+            pilot_digest=_digest(self.pilot) if self.pilot else None,
             versions=_versions(),
         )
         return ExitPolicy(**(given | fields | {"certificate": certificate}))
 
+    @property
+    def coordinates(self) -> list[str]:
+        """What the candidates differ in: the threshold, and whatever else was varied."""
+        names = list(self.table.columns[: self.table.columns.get_loc("n")])
+        return records.varying(self.table[names])
+
     def plot(self, ax: Any = None) -> Any:
-        """Mean loss against the threshold, with delta and the certified region; returns the matplotlib axes."""
+        """Mean loss against the threshold, with delta and the certified thresholds; returns the matplotlib axes.
+
+        For one controlled loss and one coordinate.
+        """
         from riskcal import plots
 
+        if isinstance(self.delta, dict):
+            raise RiskcalError("plot: one curve needs one delta; plot the loss_... columns of the table instead.")
         return plots.risk_curve(self.table, delta=self.delta, threshold=self.threshold, ax=ax)
 
     def to_frame(self) -> pd.DataFrame:
@@ -129,28 +159,17 @@ class Calibration:
         return self.table.copy()
 
     def __repr__(self) -> str:
-        head = f"Calibration: {self.objective}, delta {self.delta:g}, epsilon {self.epsilon:g}, {self.test}, {self.procedure}"
+        head = f"Calibration: {self.objective}, delta {self.delta}, epsilon {self.epsilon:g}, {self.test}, {self.procedure}"
         return f"{head}\n{self.message}\n\n{self.table.to_string(index=False, float_format='{:.4g}'.format)}"
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(self.message)}</p>{self.table.to_html(index=False, float_format='{:.4g}'.format)}"
 
 
-class _Problem(NamedTuple):
-    losses: Floats  # (n, k), rows in tested order, columns in tested order
-    candidates: pd.DataFrame
-    costs: pd.DataFrame
-    full_costs: dict[str, float]
-    objective: str
-    lower: float
-    upper: float
-    digest: str
-
-
 def calibrate(
     runs: Runs | ArrayLike,
     *,
-    delta: float,
+    delta: Any,
     epsilon: float = 0.05,
     objective: str = "textual",
     test: str = "betting",
@@ -159,37 +178,49 @@ def calibrate(
     attempt: int | None = None,
     order: Sequence[int] | None = None,
     cost: str = "layers",
+    weights: ArrayLike | None = None,
+    transitions: ArrayLike | None = None,
+    pilot_fraction: float = 0.1,
     thresholds: ArrayLike | None = None,
     lower: float = 0.0,
     upper: float = 1.0,
     prompts: ArrayLike | None = None,
-) -> Calibration:
+) -> Any:  # a Calibration; a list of them where delta is a list
     """Find the cheapest candidate whose expected loss is at most delta, with probability at least 1 - epsilon.
 
     Parameters
     ----------
     runs : Runs, or (n, k) array of losses
         Array rows are independent units (or tokens, with ``prompts``), columns are ``thresholds``.
-    delta : float
-        Tolerated expected loss, in the loss's own units.
+    delta : float, mapping of objective to float, or list of float
+        Tolerated expected loss, in the loss's own units. A mapping such as ``{"textual": 0.1, "risk": 0.02}`` controls
+        several losses at once: a candidate's p-value is then the largest of theirs. A list is served by simultaneous
+        bounds: all its calibrations hold together, so that one of the deltas may be chosen after looking.
     epsilon : float
         Probability, over the draw of the calibration prompts, that a false certificate is issued.
     objective : {"textual", "risk", "risk_clipped"}
-        Which loss of the runs is tested (see `Runs.losses`); not used with arrays.
+        Which loss of the runs is tested (see `Runs.losses`); not used with arrays or a mapping of deltas.
     test : str
         ``"betting"`` (the tightest for most losses), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
-        ``"hoeffding"``, or ``"binomial"`` for 0/1 losses.
-    procedure : {"fixed_sequence", "holm", "bonferroni"}, optional
-        Default: fixed sequence for one coordinate (from the highest threshold down), Holm for several.
+        ``"hoeffding"``, ``"empirical_bernstein"``, or ``"binomial"`` for 0/1 losses.
+    procedure : str, optional
+        ``"fixed_sequence"`` (default for one coordinate: from the highest threshold down), ``"holm"`` (default for
+        several), ``"bonferroni"``, ``"hochberg"`` (needs positively dependent p-values), ``"fallback"``, ``"graphical"``,
+        or a fixed sequence whose order a pilot split chooses: ``"pilot_order"`` (all candidates, by pilot risk) and
+        ``"pareto"`` (those that none beats in risk and cost). With a list of deltas there is none.
     starts : int
-        Evenly spaced starting points of the fixed sequence.
+        Evenly spaced starting points of ``"fixed_sequence"``.
     attempt : int, optional
         Which planned attempt this is, from 1; attempt j spends ``6 epsilon / (pi^2 j^2)``. The default, one attempt with
         all of epsilon, is right only if no second look follows, whatever its outcome.
     order : sequence of int, optional
-        Preregistered order of the rows of ``runs.candidates``; needed for a fixed sequence over several coordinates.
+        Preregistered order of the rows of ``runs.candidates``; needed for ``"fixed_sequence"`` over several coordinates.
     cost : str
         Recorded cost that the choice among certified candidates of several coordinates minimises.
+    weights, transitions : (k,), (k, k), optional
+        For ``"fallback"`` and ``"graphical"``: see `riskcal.fwer`; in tested order. Default weights are equal.
+    pilot_fraction : float
+        Share of the units that ``"pilot_order"`` and ``"pareto"`` set aside to choose the order; they are not tested.
     thresholds, lower, upper : optional
         For arrays: one threshold per column, and the losses' known bounds.
     prompts : (n,), optional
@@ -197,7 +228,7 @@ def calibrate(
 
     Returns
     -------
-    Calibration
+    Calibration, or a list of them where ``delta`` is a list
 
     Raises
     ------
@@ -209,192 +240,281 @@ def calibrate(
     Assumes i.i.d. units from the population that will be served, candidates and order fixed before the data were seen, and
     bounded losses. Prompts are tested in a pseudo-random order that depends on their ids alone (arrays: a fixed
     permutation), never in the order they stand in. Nothing is said about a single prompt or a stratum. Sources: Learn then
-    Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022).
+    Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto Testing (Laufer-Goldshtein et al. 2023).
     """
-    _validate.level(epsilon, "epsilon")
+    epsilon = _validate.level(epsilon, "epsilon")
     _validate.choice(test, "test", TESTS)
-    if isinstance(runs, Runs):
-        problem = _from_runs(runs, objective, thresholds, prompts)
-    else:
-        problem = _from_arrays(runs, thresholds, lower, upper, prompts)
-    if isinstance(delta, Sequence | np.ndarray):
-        raise RiskcalError("delta: give one number; choosing among several after looking is not covered by epsilon.")
-    tolerated = _validate.tolerance(delta, problem.lower, problem.upper)
-    coordinates = [c for c in problem.candidates.columns if problem.candidates[c].nunique(dropna=False) > 1]
-    several = len(coordinates) > 1
-    procedure = procedure or ("holm" if several else "fixed_sequence")
-    _validate.choice(procedure, "procedure", PROCEDURES)
-    problem = _reorder(problem, order, needed=several and procedure == "fixed_sequence")
+    several_deltas = isinstance(delta, Sequence | np.ndarray) and not isinstance(delta, str)
+    deltas = _deltas(delta) if several_deltas else [delta]
+    problem = _pose(runs, deltas[0], objective, thresholds=thresholds, lower=lower, upper=upper, prompts=prompts)
     spent = epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
-    n, k = problem.losses.shape
+    common: dict[str, Any] = {"epsilon": epsilon, "epsilon_spent": spent, "attempt": attempt, "test": test}
+    if several_deltas:
+        if procedure is not None:
+            raise RiskcalError(f"procedure: a list of deltas is served by simultaneous bounds, not by {procedure!r}.")
+        return _simultaneous(problem, deltas, cost, common)
+    procedure = procedure or ("holm" if problem.several else "fixed_sequence")
+    _validate.choice(procedure, "procedure", PROCEDURES)
+    if problem.several and procedure == "fixed_sequence" and order is None:
+        raise RiskcalError(
+            "order: candidates differ in several coordinates, so a fixed sequence needs a preregistered order= (row "
+            "numbers of runs.candidates), fixed before the data were seen; or use procedure='holm'."
+        )
     starts = _validate.count(starts, "starts", least=1)
     if starts > 1 and procedure != "fixed_sequence":
         raise RiskcalError(f"starts: {starts} starts belong to the fixed sequence, not to {procedure}.")
-    level = spent / (starts if procedure == "fixed_sequence" else k)
-    p = _test(test, problem, tolerated, level)
-    rejected = _select(procedure, p, spent, starts)
-    table = problem.candidates.assign(n=n, loss=problem.losses.mean(0), pvalue=p, certified=rejected)
-    table = pd.concat([table, problem.costs], axis=1)
-    chosen = _choose(table, rejected, several, cost)
-    threshold = math.inf if chosen is None else float(chosen["threshold"])
+    problem, pilot = _ordered(problem, procedure, order, cost, pilot_fraction)
+    weights = np.full(problem.k, 1 / problem.k) if weights is None else weights
+    levels = _levels(procedure, spent, problem.k, starts, weights, transitions)
+    p = np.max([_test(test, risk, levels) for risk in problem.risks], axis=0)
+    rejected = _select(procedure, p, spent, starts, weights, transitions)
+    table = _table(problem).assign(pvalue=p, certified=rejected)
+    found: dict[str, Any] = {"procedure": procedure, "starts": starts, "level": levels[0], "pilot": pilot}
+    return _result(problem, table, cost, rises=_rises(problem), **found, **common)
+
+
+def calibrate_groups(
+    runs: Runs, *, delta: float, epsilon: float = 0.05, joint: bool = True, **options: Any
+) -> dict[str, Calibration]:
+    """Calibrate each stratum (the ``group`` of its prompts) on its own, so that each gets its own guarantee.
+
+    Parameters
+    ----------
+    runs : Runs
+        With a ``group`` for every prompt.
+    delta, **options
+        As in `calibrate`.
+    epsilon : float
+        With ``joint`` the probability that any stratum's certificate is false (each gets an equal share); without it, the
+        probability for each stratum by itself, so that of G strata up to ``G epsilon`` may fail.
+    joint : bool
+        Whether epsilon is shared among the strata.
+
+    Returns
+    -------
+    dict of group to Calibration
+        The pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
+    """
+    groups = np.unique(runs.group)
+    share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
+    return {str(name): calibrate(runs.of_group(name), delta=delta, epsilon=share, **options) for name in groups}
+
+
+def _deltas(deltas: Any) -> list[float]:
+    values = [_validate.number(delta, "delta") for delta in deltas]
+    if not values:
+        raise RiskcalError("delta: the list is empty; give at least one.")
+    return values
+
+
+def _pose(runs: Any, delta: Any, objective: str, **arrays: Any) -> Problem:
+    _validate.choice(objective, "objective", records.OBJECTIVES)
+    if not isinstance(runs, Runs):
+        if isinstance(delta, Mapping):
+            raise RiskcalError("delta: several risks at once need Runs, which name them; an array has one delta.")
+        return _problem.from_arrays(runs, delta, **arrays)
+    for name in ("thresholds", "prompts"):
+        if arrays[name] is not None:
+            raise RiskcalError(f"{name}: Runs carry their own; leave it out.")
+    if (arrays["lower"], arrays["upper"]) not in ((0.0, 1.0), records.OBJECTIVES[objective]):
+        raise RiskcalError(f"lower, upper: objective {objective!r} of Runs has its own bounds; leave them out.")
+    deltas = delta if isinstance(delta, Mapping) else {objective: delta}
+    if not deltas:
+        raise RiskcalError("delta: the mapping is empty; give at least one objective.")
+    return _problem.from_runs(runs, deltas)
+
+
+def _ordered(
+    problem: Problem, procedure: str, order: Sequence[int] | None, cost: str, pilot_fraction: float
+) -> tuple[Problem, tuple[Any, ...]]:
+    """The problem in the order in which it is tested, and the units that chose that order."""
+    if procedure in ("pilot_order", "pareto"):
+        if order is not None:
+            raise RiskcalError(f"order: {procedure} makes its own from the pilot split; leave it out.")
+        pilot, rest = _problem.split_pilot(problem, pilot_fraction)
+        chosen = _problem.pilot_order(pilot) if procedure == "pilot_order" else _problem.pareto_order(pilot, cost)
+        return rest.columns(chosen), tuple(pilot.units.tolist())
+    if order is None:
+        return problem, ()
+    index = np.asarray(order)
+    if index.dtype.kind not in "iu" or not np.array_equal(np.sort(np.atleast_1d(index)), np.arange(problem.k)):
+        raise RiskcalError(f"order: give every row number of runs.candidates, 0 to {problem.k - 1}, once.")
+    return problem.columns(index), ()
+
+
+def _levels(procedure: str, epsilon: float, k: int, starts: int, weights: Any, transitions: Any) -> Floats:
+    """The level at which each hypothesis is first tested: where betting is tuned."""
+    if procedure in _SEQUENCES:
+        return np.full(k, epsilon / starts)
+    if procedure in ("fallback", "graphical"):
+        if procedure == "graphical" and transitions is None:
+            raise RiskcalError("transitions: the graphical procedure needs them, one row per candidate in tested order.")
+        levels = fwer.initial_levels(epsilon, weights, transitions)
+        return np.where(levels > 0, levels, epsilon / k)
+    return np.full(k, epsilon / k)
+
+
+def _test(test: str, risk: Risk, levels: Floats) -> Floats:
+    known = {"lower": risk.lower, "upper": risk.upper}
+    if test == "binomial":
+        if (risk.lower, risk.upper) != (0.0, 1.0):
+            raise RiskcalError(
+                f"test: 'binomial' is for 0/1 losses, but these lie in [{risk.lower:g}, {risk.upper:g}]; use betting."
+            )
+        return np.atleast_1d(pvalues.binomial(risk.losses, risk.delta))
+    if test != "betting":
+        return np.atleast_1d(TESTS[test](risk.losses, risk.delta, **known))
+    p = np.empty(len(levels))
+    for level in np.unique(levels):
+        tuned = levels == level
+        p[tuned] = pvalues.betting(risk.losses[:, tuned], risk.delta, level=float(level), **known)
+    return p
+
+
+def _select(
+    procedure: str, p: Floats, epsilon: float, starts: int, weights: Any, transitions: Any
+) -> NDArray[np.bool_]:
+    if procedure in _SEQUENCES:
+        return fwer.fixed_sequence(p, epsilon, starts)
+    if procedure == "fallback":
+        return fwer.fallback(p, epsilon, weights)
+    if procedure == "graphical":
+        return fwer.graphical(p, epsilon, weights, transitions)
+    return {"holm": fwer.holm, "bonferroni": fwer.bonferroni, "hochberg": fwer.hochberg}[procedure](p, epsilon)
+
+
+def _simultaneous(problem: Problem, deltas: list[float], cost: str, common: dict[str, Any]) -> list[Calibration]:
+    """One calibration per delta from bounds that hold for all candidates at once."""
+    risk = problem.risks[0]
+    for delta in deltas:
+        _validate.tolerance(delta, risk.lower, risk.upper)
+    method = "clopper_pearson" if common["test"] == "binomial" else common["test"]
+    options = {"grid": np.unique(deltas)} if method == "betting" else {}
+    bound = bounds.simultaneous(
+        risk.losses, epsilon=common["epsilon_spent"], method=method, lower=risk.lower, upper=risk.upper, **options
+    )
+    level, rises, results = common["epsilon_spent"] / problem.k, _rises(problem), []
+    for delta in deltas:
+        posed = replace(problem, risks=(risk._replace(delta=delta),))
+        table = _table(posed).assign(bound=bound, certified=bound <= delta)
+        found: dict[str, Any] = {"procedure": "simultaneous", "starts": 1, "level": level, "pilot": ()}
+        results.append(_result(posed, table, cost, rises=rises, **found, **common))
+    return results
+
+
+def _table(problem: Problem) -> pd.DataFrame:
+    losses = {f"loss_{risk.name}": risk.losses.mean(0) for risk in problem.risks}
+    if len(losses) == 1:
+        losses = {"loss": next(iter(losses.values()))}
+    costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
+    return problem.candidates.assign(n=problem.n, **losses, **costs)
+
+
+def _result(
+    problem: Problem,
+    table: pd.DataFrame,
+    cost: str,
+    *,
+    level: float,
+    pilot: tuple[Any, ...],
+    rises: str,
+    **settings: Any,
+) -> Calibration:
+    costs = [name for name in problem.costs if name in table.columns]
+    table = table[[name for name in table.columns if name not in costs] + costs]
+    chosen = None
+    if table["certified"].any():
+        spending = _problem.mean_cost(problem, cost) if problem.several else table["threshold"].to_numpy(dtype=np.float64)
+        chosen = table.iloc[int(np.where(table["certified"], spending, math.inf).argmin())]
+    single = problem.risks[0]
     return Calibration(
-        threshold=threshold,
+        threshold=math.inf if chosen is None else float(chosen["threshold"]),
         certified=chosen is not None,
         chosen=chosen,
         table=table,
         full_costs=problem.full_costs,
-        message=_message(problem, table, chosen, test, tolerated, spent, level),
-        delta=tolerated,
-        epsilon=float(epsilon),
-        epsilon_spent=spent,
-        attempt=attempt,
-        objective=problem.objective,
-        test=test,
-        procedure=procedure,
-        starts=starts,
-        n=n,
-        k=k,
-        lower=problem.lower,
-        upper=problem.upper,
+        message=_message(problem, chosen, settings["test"], settings["epsilon_spent"], float(level)) + rises,
+        delta=single.delta if len(problem.risks) == 1 else {risk.name: risk.delta for risk in problem.risks},
+        objective="+".join(risk.name for risk in problem.risks),
+        n=problem.n,
+        k=problem.k,
+        lower=min(risk.lower for risk in problem.risks),
+        upper=max(risk.upper for risk in problem.risks),
         records_digest=problem.digest,
+        pilot=pilot,
+        **settings,
     )
 
 
-def _from_runs(runs: Runs, objective: str, thresholds: Any, prompts: Any) -> _Problem:
-    for name, value in (("thresholds", thresholds), ("prompts", prompts)):
-        if value is not None:
-            raise RiskcalError(f"{name}: Runs carry their own; leave it out.")
-    if runs.source == "replayed" and not runs.exact:
-        raise RiskcalError(
-            "runs: they were replayed on the full model's path, but after a first early exit a real decoder's states differ. "
-            "Record real generations, or declare a memoryless exit with replay_traces(..., exact=True)."
-        )
-    _validate.choice(objective, "objective", records.OBJECTIVES)
-    low, high = records.OBJECTIVES[objective]
-    full = {name: float(runs.unit_means(runs.full[name]).mean()) for name in records.COSTS if name in runs.full}
-    return _Problem(
-        runs.losses(objective), runs.candidates, runs.mean_costs(), full, objective, low, high, runs.digest()
-    )
-
-
-def _from_arrays(losses: Any, thresholds: Any, lower: float, upper: float, prompts: Any) -> _Problem:
-    if isinstance(losses, Traces | pd.DataFrame):
-        raise RiskcalError(
-            "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; Traces hold token rows of one "
-            "path, which replay_traces turns into (replayed) Runs."
-        )
-    if isinstance(losses, TokenLosses) and prompts is None:
-        raise RiskcalError(
-            "losses: these rows are tokens, which depend on each other within a prompt; give prompts= to average them."
-        )
-    low, high = _validate.bounds(lower, upper)
-    if thresholds is None:
-        raise RiskcalError("thresholds: an array of losses needs one threshold per column.")
-    grid = _validate.threshold_grid(thresholds, allow_full=False)
-    matrix = _validate.losses(np.asarray(losses), lower=low, upper=high)
-    if matrix.shape[1] != grid.size:
-        raise RiskcalError(f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column.")
-    if prompts is None:
-        matrix = matrix[np.random.default_rng(0).permutation(len(matrix))]
-    else:
-        matrix = _average_within(matrix, prompts)
-    descending = np.argsort(-grid, kind="stable")
-    matrix = np.ascontiguousarray(matrix[:, descending])
-    candidates = pd.DataFrame({"threshold": grid[descending]})
-    digest = hashlib.blake2b(matrix.tobytes() + grid[descending].tobytes(), digest_size=16).hexdigest()
-    return _Problem(matrix, candidates, pd.DataFrame(), {}, "losses", low, high, digest)
-
-
-def _average_within(matrix: Floats, prompts: ArrayLike) -> Floats:
-    """Mean of each prompt's rows, prompts in tested order."""
-    ids = _tables.identifiers(pd.Series(np.asarray(prompts)), "prompts")
-    if len(ids) != len(matrix):
-        raise RiskcalError(f"prompts: {len(ids)} ids for {len(matrix)} rows; give one per row.")
-    code, distinct = pd.factorize(ids)
-    if len(distinct) < 2:
-        raise RiskcalError("prompts: all rows belong to one prompt; at least two are needed.")
-    sums = np.zeros((len(distinct), matrix.shape[1]))
-    np.add.at(sums, code, matrix)
-    means: Floats = sums / np.bincount(code)[:, None]
-    return means[records.tested_order(distinct)]
-
-
-def _reorder(problem: _Problem, order: Sequence[int] | None, *, needed: bool) -> _Problem:
-    if order is None:
-        if needed:
-            raise RiskcalError(
-                "order: candidates differ in several coordinates, so a fixed sequence needs a preregistered order= (row "
-                "numbers of runs.candidates), fixed before the data were seen; or use procedure='holm'."
-            )
-        return problem
-    index = np.asarray(order)
-    if sorted(index.tolist()) != list(range(len(problem.candidates))):
-        raise RiskcalError(f"order: give every row number of runs.candidates, 0 to {len(problem.candidates) - 1}, once.")
-    costs = problem.costs.iloc[index].reset_index(drop=True) if len(problem.costs.columns) else problem.costs
-    return problem._replace(
-        losses=problem.losses[:, index], candidates=problem.candidates.iloc[index].reset_index(drop=True), costs=costs
-    )
-
-
-def _test(test: str, problem: _Problem, delta: float, level: float) -> Floats:
-    bounds = {"lower": problem.lower, "upper": problem.upper}
-    if test == "binomial":
-        if bounds != {"lower": 0.0, "upper": 1.0}:
-            raise RiskcalError(f"test: 'binomial' is for 0/1 losses, but these lie in {list(bounds.values())}; use betting.")
-        bounds = {}
-    extra = {"level": level} if test == "betting" else {}
-    return np.atleast_1d(TESTS[test](problem.losses, delta, **bounds, **extra))
-
-
-def _select(procedure: str, p: Floats, epsilon: float, starts: int) -> NDArray[np.bool_]:
-    if procedure == "fixed_sequence":
-        return fwer.fixed_sequence(p, epsilon, starts)
-    return fwer.holm(p, epsilon) if procedure == "holm" else fwer.bonferroni(p, epsilon)
-
-
-def _choose(table: pd.DataFrame, rejected: NDArray[np.bool_], several: bool, cost: str) -> pd.Series | None:
-    if not rejected.any():
-        return None
-    certified = table[rejected]
-    if not several:
-        return certified.loc[certified["threshold"].idxmin()]
-    if cost not in table.columns:
-        raise RiskcalError(f"cost: {cost!r} was not recorded; choosing among several coordinates needs it.")
-    return certified.loc[certified[cost].idxmin()]
-
-
-def _message(
-    problem: _Problem, table: pd.DataFrame, chosen: pd.Series | None, test: str, delta: float, epsilon: float, level: float
-) -> str:
-    meaning = _MEANING[problem.objective]
+def _message(problem: Problem, chosen: pd.Series | None, test: str, epsilon: float, level: float) -> str:
     if chosen is not None:
-        where = ", ".join(f"{name} {_plain(chosen[name])}" for name in problem.candidates.columns)
+        where = ", ".join(f"{name} {_plain(chosen[name])}" for name in problem.coordinates)
+        loss = "loss" if len(problem.risks) == 1 else "loss_{}"
+        claims = " and ".join(
+            f"the expected {_MEANING[risk.name]} is at most {risk.delta:g} "
+            f"(observed {chosen[loss.format(risk.name)]:.4g})"
+            for risk in problem.risks
+        )
         return (
-            f"Certified: with probability at least {1 - epsilon:.6g} over the draw of the {len(problem.losses)} calibration "
-            f"units, the expected {meaning} at {where} is at most {delta:g} (observed {chosen['loss']:.4g})."
+            f"Certified: with probability at least {1 - epsilon:.6g} over the draw of the {problem.n} calibration "
+            f"{problem.unit}, at {where} {claims}."
         )
-    best = int(table["loss"].to_numpy().argmin())
-    mean, deviation = float(table["loss"].iloc[best]), float(problem.losses[:, best].std(ddof=1))
-    opening = f"Nothing was certified at delta {delta:g}: run the full model. "
-    if mean >= delta:
+    safest = int(np.argmin(np.max([(r.losses.mean(0) - r.delta) / r.width for r in problem.risks], axis=0)))
+    risk = max(problem.risks, key=lambda r: (r.losses[:, safest].mean() - r.delta) / r.width)
+    mean, deviation = float(risk.losses[:, safest].mean()), float(risk.losses[:, safest].std(ddof=1))
+    opening = f"Nothing was certified at delta {risk.delta:g}: run the full model. "
+    if mean >= risk.delta:
         return opening + (
-            f"Even the safest candidate's observed {meaning} is {mean:.4g}, so more prompts alone will not help: raise delta, "
-            "record higher thresholds, or train the model for early exit."
+            f"Even the safest candidate's observed {_MEANING[risk.name]} is {mean:.4g}, so more {problem.unit} alone "
+            "will not help: raise delta, record higher thresholds, or train the model for early exit."
         )
-    width = problem.upper - problem.lower
     needed = pvalues.sample_size(
-        test, (mean - problem.lower) / width, deviation / width, (delta - problem.lower) / width, level
+        test, (mean - risk.lower) / risk.width, deviation / risk.width, (risk.delta - risk.lower) / risk.width, level
     )
-    size = max(needed, len(problem.losses) + 1)
     return opening + (
-        f"The safest candidate's observed {meaning} is {mean:.4g}; a fresh sample of about {size} units would certify it in "
-        "four draws of five, if that is its true mean. Testing these data again, or more of the same pool, is a new attempt "
-        "that this epsilon does not cover."
+        f"The safest candidate's observed {_MEANING[risk.name]} is {mean:.4g}; a fresh sample of about "
+        f"{max(needed, problem.n + 1)} {problem.unit} would certify it in four draws of five, if that is its true mean. "
+        f"Testing these data again, or more of the same pool, is a new attempt that this epsilon does not cover."
     )
+
+
+def _rises(problem: Problem) -> str:
+    """A warning where the risk rises with the threshold by more than noise: a sequence may have stopped for nothing."""
+    if problem.several or problem.k < 2:
+        return ""
+    thresholds = problem.candidates["threshold"].to_numpy(dtype=np.float64)
+    for risk in problem.risks:
+        pairs = monotone.risk_rises(risk.losses, thresholds, lower=risk.lower, upper=risk.upper)
+        if len(pairs):
+            return (
+                f" The {_MEANING[risk.name]} does not fall steadily as the threshold rises ({len(pairs)} pairs of "
+                "thresholds say so beyond noise): a fixed sequence can stop early there, Holm does not mind."
+            )
+    return ""
+
+
+def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
+    """The decaying schedule that a candidate ran with; what the records leave open must be given, and fit."""
+    temperature = float(row["temperature"])
+    if "max_length" in row and "form" in row:
+        recorded = Decaying(temperature, int(row["max_length"]), row["form"])
+        if given not in (None, recorded):
+            raise RiskcalError(f"schedule: {given} is not the recorded {recorded}; leave it out.")
+        return recorded
+    if not isinstance(given, Decaying) or given.temperature != temperature:
+        raise RiskcalError(
+            f"schedule: the records decay with temperature {temperature:g} but do not say over what length; give "
+            f"schedule=Decaying({temperature:g}, max_length=...) as it was recorded."
+        )
+    return given
 
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+
+
+def _digest(ids: tuple[Any, ...]) -> str:
+    return hashlib.blake2b("\x1f".join(map(str, ids)).encode(), digest_size=16).hexdigest()
 
 
 def _versions() -> dict[str, str]:

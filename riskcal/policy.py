@@ -13,6 +13,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    FiniteFloat,
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
@@ -46,7 +47,7 @@ Threshold = Annotated[
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, **fields: Any) -> None:
         try:
@@ -60,23 +61,27 @@ class Certificate(_Frozen):
 
     The statement: with probability at least ``1 - epsilon_spent`` over the draw of the calibration prompts, the expected
     loss of a new prompt is at most ``delta``. It is about the mean over the population the prompts were drawn from, not
-    about a single prompt or a stratum. ``pvalue`` is None where nothing could be certified and the policy is the full model.
+    about a single prompt or a stratum. With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is
+    None where nothing could be certified and the policy is the full model, and where simultaneous bounds were used instead.
+    ``pilot_n`` units, whose ids hash to ``pilot_digest``, chose the order of the tests and were not tested.
     """
 
-    delta: float
-    epsilon: float
-    epsilon_spent: float
+    delta: FiniteFloat | dict[str, FiniteFloat]
+    epsilon: FiniteFloat
+    epsilon_spent: FiniteFloat
     attempt: int | None
     objective: str
-    lower: float
-    upper: float
+    lower: FiniteFloat
+    upper: FiniteFloat
     test: str
     procedure: str
     starts: int = Field(ge=1)
     n: int = Field(ge=2, description="independent units: prompts, or clusters of prompts")
     k: int = Field(ge=1, description="candidates tested, the full model not counted")
-    pvalue: float | None
+    pvalue: FiniteFloat | None
     records_digest: str
+    pilot_n: int = Field(default=0, ge=0)
+    pilot_digest: str | None = None
     versions: dict[str, str]
 
 
@@ -155,6 +160,7 @@ class ExitPolicy(_Frozen):
             If ``min_layer`` or a head's layer is not a layer of the model.
         """
         _validate.count(n_layers, "n_layers", least=1)
+        _validate.count(length, "length", least=0)
         if self.min_layer > n_layers:
             raise RiskcalError(f"min_layer: {self.min_layer} exceeds the model's {n_layers} layers.")
         per_layer = np.full(n_layers, self.threshold)
@@ -165,7 +171,8 @@ class ExitPolicy(_Frozen):
             per_layer[[layer - 1 for layer in self.thresholds]] = list(self.thresholds.values())
         per_layer[: self.min_layer - 1] = math.inf
         exact = self.schedule.local_threshold(per_layer[None, :], np.arange(length)[:, None])
-        rounded = np.array(exact, dtype=np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is inf, which no float32 confidence but inf reaches either
+            rounded = np.array(exact, dtype=np.float32)
         rounded = np.where(rounded < exact, np.nextafter(rounded, np.float32(math.inf)), rounded)
         rounded[:, -1] = -math.inf
         return rounded.astype(np.float32)
@@ -196,5 +203,8 @@ def _refusal(name: str, error: ValidationError) -> RiskcalError:
     """Pydantic's first complaint, in one line that names the field."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or name
-    reason = {"extra_forbidden": "is not a field; remove it"}.get(first["type"], first["msg"])
-    return RiskcalError(f"{field}: {reason}")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RiskcalError):  # from a nested model, which names its own field
+        return RiskcalError(f"{field}.{cause}")
+    unknown = dict.fromkeys(("extra_forbidden", "unexpected_keyword_argument"), "is not a field; remove it")
+    return RiskcalError(f"{field}: {unknown.get(first['type'], cause or first['msg'])}")

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from riskcal import _validate
-from riskcal._validate import Floats, RiskcalError
+from riskcal._validate import Floats
 
 #: Slack on a sum before it counts as the next integer, relative to the sum: rounding, not evidence.
 _ROUNDING = 1e-9
@@ -91,20 +91,11 @@ def binomial(losses: ArrayLike, delta: float) -> float | Floats:
     RiskcalError
         Beside the refusals of `hoeffding`, for a loss that is neither 0 nor 1.
     """
-    matrix = _validate.losses(losses, lower=0.0, upper=1.0)
-    counts = np.rint(matrix)
-    fractional = np.abs(matrix - counts) > _validate.TOLERANCE
-    if fractional.any():
-        raise RiskcalError(
-            f"losses: {matrix[fractional][0]:g} at row {_validate.first(fractional)} is neither 0 nor 1; "
-            "use betting or convex_order for losses in between."
-        )
+    counts = _validate.binary(losses)
     return _test(OF_SUMS["binomial"], counts if np.ndim(losses) == 2 else counts[:, 0], delta, 0.0, 1.0)
 
 
-def betting(
-    losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0, upper: float = 1.0
-) -> float | Floats:
+def betting(losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
     """Option-hedged betting: one over the largest capital of a bettor against H, who bets on each row in the order given.
 
     Parameters
@@ -126,28 +117,104 @@ def betting(
 
     Notes
     -----
-    A capital W starts at 1 and is multiplied by ``1 + bet (delta - loss)``; the bet is ``phi(z) / p / sqrt(r s2)`` at ``p =
-    W level / 1.03``, z its normal quantile, r the rows left and s2 the running variance about delta, at most ``0.99 / (1 -
-    delta)``, and never negative. The variance starts from 8 pseudo-observations at delta (1 - delta), or a twentieth of it
-    where the bounds straddle zero (differences, mostly ties).
+    A capital W starts at 1 and is multiplied by ``1 + bet (delta - loss)``. The bet is ``phi(z) / p / sqrt(r s2)`` at
+    ``p = W level / 1.03``, z its normal quantile, r the rows left and s2 the running variance about delta; it is at most
+    ``0.99 / (upper - delta)``, never negative, and renewed every ``clip(r / 20, 1, 16)`` rows, always from earlier rows.
+    The variance starts from 8 pseudo-observations at delta (1 - delta), or a twentieth of it where the bounds straddle
+    zero (differences, mostly ties).
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)
-    matrix = _validate.losses(losses, lower=low, upper=high)
+    matrix, _ = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
-    prior = 0.05 if low < 0.0 < high else 1.0
+    prior = max((tolerated - low) * (high - tolerated) * (0.05 if low < 0.0 < high else 1.0), _TINY**0.5)
+    from riskcal import _kernels
+
+    pvalues = np.exp(-_kernels.option_hedged_betting(matrix, tolerated, level=level, upper=high, prior=prior))
+    return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
+
+
+def empirical_bernstein(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+    """Maurer and Pontil's empirical Bernstein bound (2009, Theorem 4), inverted: ``2 exp(-x)``.
+
+    The x is the root of ``mean + sqrt(2 variance x / n) + 7 x / (3 (n - 1)) = delta``, on losses mapped to the unit
+    interval, with the sample variance (n - 1 in the denominator): the smallest level at which their bound rejects. Free
+    of the rows' order, but not monotone in the single losses. Worth it only where n is large and the variance small.
+    Parameters, returns and errors as in `hoeffding`.
+    """
+    mean, deviation, tolerated, n = _moments(losses, delta, lower, upper)
+    gap = np.maximum(tolerated - mean, 0.0)
+    linear, slope = deviation * math.sqrt(2.0 / n), 7.0 / (3.0 * (n - 1))
+    root = 2.0 * gap / np.maximum(linear + np.sqrt(linear**2 + 4.0 * slope * gap), _TINY)
+    pvalues = np.clip(2.0 * np.exp(-(root**2)), _TINY, 1.0)
+    return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
+
+
+def predictable_bernstein(
+    losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
+    """Predictable plug-in empirical Bernstein: one over the largest value of a supermartingale, in the order given.
+
+    Parameters
+    ----------
+    losses : (n,) or (n, k)
+        Rows in an order that does not depend on their content, as for `betting`.
+    delta, lower, upper
+        As in `hoeffding`.
+    level : float
+        The level at which this hypothesis will be tested, which the plug-in weights aim at.
+
+    Returns
+    -------
+    float or (k,)
+        Valid for any stopping whenever each row's mean given the earlier rows exceeds delta under H. Almost always above
+        `betting`; its inversion is a closed form (`riskcal.bounds.predictable_bernstein`).
+
+    Notes
+    -----
+    The process is ``exp(sum of b (delta - loss) + (loss - m)^2 (log(1 - b) + b))`` with the weight ``b = min(sqrt(2
+    log(1 / level) / (n s2)), 1/2)`` and the mean m and variance s2 taken from the earlier rows (Waudby-Smith and Ramdas
+    2024, Theorem 2, one-sided and for fixed n).
+    """
+    level = _validate.level(level, "level")
+    low, high = _validate.bounds(lower, upper)
+    matrix, _ = _matrix(losses, low, high)
+    tolerated = _validate.tolerance(delta, low, high)
     from riskcal import _kernels
 
     unit = matrix if (low, high) == (0.0, 1.0) else (matrix - low) / (high - low)
-    log_capital = _kernels.option_hedged_betting(unit, (tolerated - low) / (high - low), level=level, prior=prior)
-    pvalues = np.exp(-log_capital)
+    log_capital, _ = _kernels.predictable_bernstein(unit, (tolerated - low) / (high - low), level=level)
+    pvalues = np.maximum(np.exp(-log_capital), _TINY)
+    return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
+
+
+def clt(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+    """Asymptotic, without any finite-sample guarantee: the one-sided z-test with the sample's standard deviation.
+
+    ``Phi(sqrt(n) (mean - delta) / deviation)``, but never below ``((upper - delta) / (upper - lower))^n``, which is what
+    the exact test of 0/1 losses answers to n zeros: nothing else keeps p from being 0 where the losses seen do not vary
+    (five zeros at delta .01 give .951). It is wrong all the same where losses are rare: 30 losses that are 1 with
+    probability .1 are rejected at delta .1 in .18 of draws at a nominal .05, losses just below delta but for a rare 1
+    nearly always. For comparison; nothing in riskcal uses it by default. Parameters and errors as in `hoeffding`.
+
+    Returns
+    -------
+    float or (k,)
+        Super-uniform under H only in the limit of many rows.
+    """
+    mean, deviation, tolerated, n = _moments(losses, delta, lower, upper)
+    z = math.sqrt(n) * (mean - tolerated) / np.maximum(deviation, 1e-200)
+    pvalues = np.maximum(special.ndtr(z), (1.0 - tolerated) ** n)
+    pvalues = np.maximum(pvalues, _TINY)
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
 def sample_size(test: str, mean: float, deviation: float, delta: float, level: float, *, power: float = 0.8) -> int:
     """About how many units a test needs to reject at ``level`` with this power, on losses mapped to the unit interval.
 
-    By the normal approximation of the sample mean, so it guides planning and guarantees nothing.
+    By the normal approximation of the sample mean, to about 1%, so it guides planning and guarantees nothing. At most
+    2^20, beyond any calibration set. For betting the variance is taken to grow with the mean, as that of rare
+    losses does; with losses that all lie close together the power comes out at about .6.
 
     Parameters
     ----------
@@ -157,9 +224,14 @@ def sample_size(test: str, mean: float, deviation: float, delta: float, level: f
         Of one unit's loss; the mean below delta.
     """
     deviation = max(deviation, 0.05)  # a sample of zeros does not show that the losses cannot vary
+    delta, largest = min(delta, 1.0 - 2.0**-53), 2**20
     if test == "betting":
-        normal = ((special.ndtri(1 - level) + special.ndtri(power)) * deviation / (delta - mean)) ** 2
-        return math.ceil(max(normal, math.log(level) / math.log1p(-delta)))
+        at_delta = math.sqrt(delta * (1.0 - delta))
+        at_delta = max(min(deviation * math.sqrt(delta / mean), at_delta), deviation) if mean > 0.0 else at_delta
+        spread = float(special.ndtri(1.0 - level)) * at_delta + float(special.ndtri(power)) * deviation
+        normal = min(spread / (delta - mean), largest) ** 2
+        steps = math.log(1.03 / level) / math.log1p(0.99 / (1.0 - delta) * (delta - mean))  # each bet is capped
+        return math.ceil(min(math.hypot(normal, steps), largest))
 
     def rejects(n: int) -> bool:
         likely = min(mean + special.ndtri(power) * deviation / math.sqrt(n), 1.0)
@@ -168,24 +240,59 @@ def sample_size(test: str, mean: float, deviation: float, delta: float, level: f
     low, high = 1, 2
     while not rejects(high):
         low, high = high, 2 * high
-        if high > 2**24:  # beyond any calibration set
-            break
-    while high - low > 1:
+        if high > largest:
+            return largest
+    while high - low > max(1, high // 100):
         middle = (low + high) // 2
         low, high = (low, middle) if rejects(middle) else (middle, high)
     return high
 
 
+def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floats]:
+    """Checked losses as C-ordered (n, k), and their column sums, in one pass where nothing is wrong."""
+    from riskcal import _kernels
+
+    try:
+        values = np.asarray(losses)
+    except ValueError:  # ragged: refused below, with the reason
+        values = np.empty(0)
+    if (
+        values.dtype.kind in "fbiu"
+        and not np.ma.is_masked(losses)
+        and values.ndim in (1, 2)
+        and values.shape[0] > 1
+        and values.size
+    ):
+        matrix = np.ascontiguousarray(values, dtype=np.float64).reshape(len(values), -1)
+        total, smallest, largest = _kernels.column_summary(matrix)
+        if smallest >= lower and largest <= upper and np.isfinite(total).all():
+            return matrix, total
+    matrix = np.ascontiguousarray(_validate.losses(losses, lower=lower, upper=upper))  # says what is wrong, or clips
+    return matrix, matrix.sum(0)
+
+
+def _moments(losses: ArrayLike, delta: float, lower: float, upper: float) -> tuple[Floats, Floats, float, int]:
+    """Each column's mean and standard deviation, delta, all mapped to the unit interval, and n."""
+    low, high = _validate.bounds(lower, upper)
+    tolerated = _validate.tolerance(delta, low, high)
+    matrix, total = _matrix(losses, low, high)
+    n, width = len(matrix), high - low
+    return (total / n - low) / width, matrix.std(0, ddof=1) / width, (tolerated - low) / width, n
+
+
 def _sums(losses: ArrayLike, delta: float, lower: float, upper: float) -> Sums:
     low, high = _validate.bounds(lower, upper)
-    matrix = _validate.losses(losses, lower=low, upper=high)
     tolerated = _validate.tolerance(delta, low, high)
-    n = matrix.shape[0]
-    total = matrix.sum(0)  # never n * mean: 100 * (7 / 100) is above 7 in floating point
+    matrix, total = _matrix(losses, low, high)  # sums, never n * mean: 100 * (7 / 100) is above 7 in floating point
+    n = len(matrix)
     if (low, high) != (0.0, 1.0):
         total = (total - n * low) / (high - low)
-        tolerated = (tolerated - low) / (high - low)
+        tolerated = min(max((tolerated - low) / (high - low), _TINY), 1.0 - 2.0**-53)  # never rounded to 0 or 1
     return Sums(np.clip(total, 0.0, n), n, tolerated)
+
+
+def _binomial(s: Sums) -> Floats:
+    return _binomial_cdf(s.total, s)
 
 
 def _hoeffding(s: Sums) -> Floats:
@@ -199,32 +306,41 @@ def _bentkus(s: Sums) -> Floats:
 def _hoeffding_bentkus(s: Sums) -> Floats:
     mean = np.minimum(s.total / s.n, s.delta)
     entropy = special.xlogy(mean, mean / s.delta) + special.xlogy(1.0 - mean, (1.0 - mean) / (1.0 - s.delta))
-    return np.minimum(np.exp(-s.n * entropy), _bentkus(s))
+    smaller: Floats = np.minimum(np.exp(-s.n * entropy), _bentkus(s))
+    return smaller
 
 
 def _convex_order(s: Sums) -> Floats:
+    from riskcal import _kernels
+
+    mode = min(math.floor((s.n + 1) * s.delta), s.n)
+    log_mode = -math.log(s.n + 1) - special.betaln(s.n - mode + 1, mode + 1)
+    log_mode += special.xlogy(mode, s.delta) + special.xlog1py(s.n - mode, -s.delta)
+    upto, shortfall = _kernels.binomial_shortfall(s.n, s.delta, float(log_mode))
     t = np.arange(1.0, s.n + 1.0)
-    below = special.betainc(s.n - t + 1.0, t, 1.0 - s.delta)  # P(B <= t - 1)
-    shortfall = np.cumsum(below)  # E max(0, t - B)
-    upto = np.append(below[1:], 1.0)  # P(B <= t)
     # the bound falls from t to t + 1 if and only if sum > t - shortfall / upto, which is nondecreasing in t
     stop = t - np.divide(shortfall, upto, out=np.zeros(s.n), where=upto > 0)
     best = np.searchsorted(stop, s.total).clip(np.floor(s.total), s.n - 1).astype(np.intp)
     room = t[best] - s.total
-    return np.where(room > 0, shortfall[best] / np.maximum(room, _TINY), 1.0)
+    bound: Floats = np.divide(shortfall[best], room, out=np.ones_like(room), where=room > shortfall[best])
+    return bound
 
 
 def _binomial_cdf(count: Floats, s: Sums) -> Floats:
-    """P(Bin(n, delta) <= count) by the incomplete beta function, accurate far into the tail."""
-    inside = np.clip(count, 0, s.n - 1)
-    return np.where(count >= s.n, 1.0, special.betainc(s.n - inside, inside + 1.0, 1.0 - s.delta))
+    """P(Bin(n, delta) <= count) by the incomplete beta function, accurate far into the tail; each count once."""
+    distinct, where = np.unique(np.clip(count, 0, s.n), return_inverse=True)
+    inside = np.minimum(distinct, s.n - 1)
+    return np.where(distinct >= s.n, 1.0, special.betainc(s.n - inside, inside + 1.0, 1.0 - s.delta))[where]
 
 
 def _finish(test: Callable[[Sums], Floats], s: Sums) -> Floats:
-    return np.where(s.total >= s.n * s.delta, 1.0, np.clip(test(s), _TINY, 1.0))
+    pvalues = np.clip(test(s), _TINY, 1.0)
+    return pvalues if test is _binomial else np.where(s.total >= s.n * s.delta, 1.0, pvalues)
 
 
-def _test(test: Callable[[Sums], Floats], losses: ArrayLike, delta: float, lower: float, upper: float) -> float | Floats:
+def _test(
+    test: Callable[[Sums], Floats], losses: ArrayLike, delta: float, lower: float, upper: float
+) -> float | Floats:
     pvalues = _finish(test, _sums(losses, delta, lower, upper))
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
@@ -235,5 +351,5 @@ OF_SUMS: dict[str, Callable[[Sums], Floats]] = {
     "bentkus": _bentkus,
     "hoeffding_bentkus": _hoeffding_bentkus,
     "convex_order": _convex_order,
-    "binomial": lambda s: _binomial_cdf(s.total, s),
+    "binomial": _binomial,
 }

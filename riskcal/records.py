@@ -3,24 +3,27 @@
 import hashlib
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _tables, _validate
+from riskcal._tables import plain
 from riskcal._validate import Floats, RiskcalError
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
 COSTS = ("layers", "tokens", "seconds", "flops")
-_COORDINATES = ("temperature", "min_layer", "measure")
+_COORDINATES = ("temperature", "max_length", "form", "min_layer", "measure")
 _ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
 
+_R = TypeVar("_R", bound="Runs")
 Objective = Literal["textual", "risk", "risk_clipped"]
 
 
@@ -32,6 +35,12 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
     """
     digests = [hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest() for i in np.asarray(identifiers)]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
+
+
+def varying(candidates: pd.DataFrame) -> list[str]:
+    """The columns that tell candidates apart; the threshold, if there is but one candidate."""
+    names = [str(name) for name in candidates.columns if candidates[name].nunique(dropna=False) > 1]
+    return names or ["threshold"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -93,8 +102,9 @@ class Runs:
         ----------
         table : DataFrame or any object with the Arrow PyCapsule interface
             Columns ``prompt``, ``threshold`` and at least one of ``dissimilarity`` and ``risk``; optional ``cluster``,
-            ``group``, ``text``, ``temperature``, ``min_layer``, ``measure``, ``full_risk``, ``source``, ``exact`` and the
-            costs ``layers``, ``tokens``, ``seconds``, ``flops``. Other columns are left out.
+            ``group``, ``text``, ``temperature`` (of a decaying schedule, with its ``max_length`` and ``form``),
+            ``min_layer``, ``measure``, ``full_risk``, ``source``, ``exact`` and the costs ``layers``, ``tokens``,
+            ``seconds``, ``flops``. Other columns are left out.
         candidate_columns : sequence of str
             Further columns that tell candidates apart.
 
@@ -149,6 +159,9 @@ class Runs:
                 wanted = shape or ("n", grid.size)
                 raise RiskcalError(f"{name}: has shape {matrix.shape}; expected {wanted}, one column per threshold.")
             shape = matrix.shape
+            matrix = _validate.array(matrix, name, ndim=(2,))
+            if name not in COSTS:
+                _validate.in_range(matrix, name, 0.0, 1.0)
             columns[name] = matrix.ravel()
         if shape is None:
             raise RiskcalError("dissimilarity, risk: neither is given; give at least one (n, k) matrix.")
@@ -156,9 +169,10 @@ class Runs:
         labels |= {"cluster": cluster, "group": group, "text": text, "full_risk": full_risk}  # type: ignore[dict-item]
         for name, label in labels.items():
             if label is not None:
-                if len(np.asarray(label)) != shape[0]:
-                    raise RiskcalError(f"{name}: has {len(np.asarray(label))} entries; expected {shape[0]}, one per row.")
-                columns[name] = np.repeat(np.asarray(label), grid.size)
+                entries = np.asarray(label)
+                if entries.shape != (shape[0],):
+                    raise RiskcalError(f"{name}: has shape {entries.shape}; expected ({shape[0]},), one entry per row.")
+                columns[name] = np.repeat(entries, grid.size)
         columns["threshold"] = np.tile(grid, shape[0])
         columns["source"] = source
         columns["exact"] = exact
@@ -182,8 +196,7 @@ class Runs:
     @property
     def coordinates(self) -> list[str]:
         """The columns of ``candidates`` that take more than one value: what a candidate is told apart by."""
-        varying = [name for name in self.candidates.columns if self.candidates[name].nunique(dropna=False) > 1]
-        return varying or ["threshold"]
+        return varying(self.candidates)
 
     @property
     def units(self) -> NDArray[Any]:
@@ -192,6 +205,27 @@ class Runs:
             return self.prompts
         distinct = np.unique(self.labels["cluster"])
         return distinct[tested_order(distinct)]
+
+    @property
+    def group(self) -> NDArray[Any]:
+        """The stratum of each prompt, (n,)."""
+        if "group" not in self.labels:
+            raise RiskcalError("group: the column was not recorded; strata need one per prompt.")
+        return self.labels["group"]
+
+    def of_group(self, name: Any) -> Self:
+        """The runs of one stratum's prompts."""
+        kept = self.group == name
+        if kept.sum() < 2:
+            raise RiskcalError(f"group: {name!r} has {int(kept.sum())} prompts; a calibration needs at least two.")
+        return replace(
+            self,
+            prompts=self.prompts[kept],
+            values={key: value[kept] for key, value in self.values.items()},
+            full={key: value[kept] for key, value in self.full.items()},
+            full_risk=None if self.full_risk is None else self.full_risk[kept],
+            labels={key: value[kept] for key, value in self.labels.items()},
+        )
 
     def losses(self, objective: str = "textual") -> Floats:
         """The loss matrix that an objective tests.
@@ -243,7 +277,7 @@ class Runs:
             column = frame[name]
             raw = (
                 column.to_numpy(dtype=np.float64).tobytes()
-                if pd.api.types.is_numeric_dtype(column) and name not in ("prompt", "cluster")
+                if pd.api.types.is_numeric_dtype(column) and name not in ("prompt", *self.labels)
                 else "\x1f".join(map(str, column)).encode()
             )
             hasher.update(name.encode() + b"\x00" + raw)
@@ -262,7 +296,8 @@ class Runs:
             columns[name] = np.tile(coordinates[name].to_numpy(), n)
         for name, value in self.values.items():
             whole = np.column_stack([self.full[name], value]) if has_full else value
-            columns[name] = whole.ravel().astype(np.int64) if name == "tokens" else whole.ravel()
+            whole = whole.astype(np.int64) if name == "tokens" and not (whole % 1).any() else whole
+            columns[name] = whole.ravel()
         if not has_full and self.full_risk is not None:
             columns["full_risk"] = np.repeat(self.full_risk, k)
         columns["source"] = self.source
@@ -317,7 +352,7 @@ class Traces:
     position: NDArray[np.int64]
     confidence: NDArray[np.floating[Any]]
     agrees: NDArray[np.bool_] | None = None
-    loss: Floats | None = None
+    loss: NDArray[np.floating[Any]] | None = None
     group: NDArray[Any] | None = None
 
     @classmethod
@@ -343,7 +378,7 @@ class Traces:
             prompt=_tables.identifiers(frame["prompt"], "prompt").to_numpy(),
             position=frame["position"].to_numpy(),
             group=group,
-            **given,  # type: ignore[arg-type]
+            **given,
         )
 
     @classmethod
@@ -363,16 +398,34 @@ class Traces:
         if (agrees is None) == (loss is None):
             raise RiskcalError("agrees, loss: give exactly one of the two.")
         ids = _tables.identifiers(pd.Series(np.asarray(prompt)), "prompt").to_numpy()
-        levels = _floats_2d(confidence, "confidence")
-        outcome = _floats_2d(agrees if loss is None else loss, "agrees" if loss is None else "loss")
+        levels = _validate.float_matrix(confidence, "confidence")
+        outcome = _validate.float_matrix(agrees if loss is None else loss, "agrees" if loss is None else "loss")
         if outcome.shape != levels.shape:
             raise RiskcalError(f"confidence: has shape {levels.shape}, but the outcomes have {outcome.shape}.")
         for name, column in (("prompt", ids), ("position", position), ("group", group)):
-            if column is not None and len(np.asarray(column)) != len(levels):
-                raise RiskcalError(f"{name}: has {len(np.asarray(column))} entries; expected {len(levels)}, one per token.")
-        _validate.in_range(outcome, "agrees" if loss is None else "loss", 0.0, 1.0)
+            if column is not None and np.shape(column) != (len(levels),):
+                raise RiskcalError(
+                    f"{name}: has shape {np.shape(column)}; expected ({len(levels)},), one entry per token."
+                )
+        outcome_name = "agrees" if loss is None else "loss"
         if np.isnan(outcome).any():
-            raise RiskcalError(f"loss: NaN at index {_validate.first(np.isnan(outcome))}; every outcome must be known.")
+            raise RiskcalError(
+                f"{outcome_name}: NaN at index {_validate.first(np.isnan(outcome))}; every outcome must be known."
+            )
+        _validate.in_range(outcome, outcome_name, 0.0, 1.0)
+        if loss is None:
+            fractional = (outcome != 0) & (outcome != 1)
+            if fractional.any():
+                raise RiskcalError(
+                    f"agrees: {outcome[fractional][0]:g} at index {_validate.first(fractional)}; it is true or false. "
+                    "Give anything in between as loss."
+                )
+            if not outcome[:, -1].all():
+                row = int(outcome[:, -1].argmin())
+                raise RiskcalError(
+                    f"agrees: false at row {row} for the last exit, which is the full model itself; outcomes against "
+                    "references are losses: give them as loss."
+                )
         where = np.asarray(position)
         if not np.issubdtype(where.dtype, np.integer) or (where < 0).any():
             raise RiskcalError("position: give whole numbers from 0, the index of the generated token.")
@@ -383,7 +436,9 @@ class Traces:
         repeated = (np.diff(rank[code][order]) == 0) & (np.diff(where[order]) == 0)
         if repeated.any():
             row = int(order[1:][repeated].min())
-            raise RiskcalError(f"position: {where[row]} of prompt {ids[row]!r} stands twice, again at row {row}.")
+            raise RiskcalError(
+                f"position: {where[row]} of prompt {plain(ids[row])!r} stands twice, again at row {row}; one row per token."
+            )
         return cls(
             prompt=ids[order],
             position=where[order].astype(np.int64),
@@ -396,7 +451,7 @@ class Traces:
     @property
     def n_layers(self) -> int:
         """Exit layers L."""
-        return self.confidence.shape[1]
+        return int(self.confidence.shape[1])
 
     def to_frame(self) -> pd.DataFrame:
         """One row per token, the per-exit arrays as lists."""
@@ -415,8 +470,11 @@ class Traces:
         if str(path).lower().endswith(".csv"):
             for name in ("confidence", "agrees", "loss"):
                 if name in frame.columns:
-                    spread = pd.DataFrame(np.vstack(frame.pop(name).to_list()))
-                    frame = frame.join(spread.rename(columns=lambda i, name=name: f"{name}_{i + 1}"))
+                    matrix = np.vstack(frame.pop(name).to_list())
+                    # float32 as it is: its own shortest text would be read back as another float64
+                    spread = pd.DataFrame(matrix if matrix.dtype == bool else matrix.astype(np.float64))
+                    spread.columns = pd.Index([f"{name}_{i + 1}" for i in range(spread.shape[1])])
+                    frame = frame.join(spread)
         _tables.write(frame, path)
 
     def __repr__(self) -> str:
@@ -425,7 +483,7 @@ class Traces:
         return f"Traces: {len(self.prompt)} tokens of {prompts} prompts x {self.n_layers} exits; confidence, {kind}"
 
 
-def _runs_from_frame(cls: type[Runs], frame: pd.DataFrame, candidate_columns: Sequence[str]) -> Runs:
+def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequence[str]) -> _R:
     _tables.require(frame, ["prompt", "threshold", *candidate_columns])
     frame = frame.assign(threshold=_thresholds(frame["threshold"]))
     prompt = _tables.identifiers(frame["prompt"], "prompt")
@@ -449,7 +507,7 @@ def _runs_from_frame(cls: type[Runs], frame: pd.DataFrame, candidate_columns: Se
     code, ids = pd.factorize(prompt)
     n = len(ids)
     if n < 2:
-        raise RiskcalError(f"prompt: only {n} prompt ({ids[0]!r}, row 0); at least two are needed.")
+        raise RiskcalError(f"prompt: only {n} prompt ({plain(ids[0])!r}, row 0); at least two are needed.")
     labels = {name: _label(frame, name, code, n) for name in ("cluster", "group", "text") if name in frame.columns}
     order = tested_order(ids)
     rank = np.empty(n, dtype=np.intp)
@@ -478,8 +536,8 @@ def _runs_from_frame(cls: type[Runs], frame: pd.DataFrame, candidate_columns: Se
         if lacking.any():
             which = int(lacking.argmax())
             raise RiskcalError(
-                f"prompt: {ids[which]!r} (row {int((code == which).argmax())}) lacks the full model's row (threshold inf), "
-                "which other prompts have; record it for all or for none."
+                f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the full model's row (threshold "
+                "inf), which other prompts have; record it for all or for none."
             )
         for name, value in values.items():
             full[name] = np.empty(n)
@@ -499,13 +557,17 @@ def _runs_from_frame(cls: type[Runs], frame: pd.DataFrame, candidate_columns: Se
 
 def _thresholds(column: pd.Series) -> Floats:
     """Numbers, with ``"full"`` read as ``inf``; NaN and minus infinity are refused."""
-    text = column.map(lambda v: "inf" if isinstance(v, str) and v.strip().lower() == "full" else v)
-    values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=np.float64, na_value=math.nan)
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        values = _tables.floats(column)
+    else:
+        given = [math.inf if isinstance(v, str) and v.strip().lower() == "full" else v for v in column]
+        values = _tables.floats(pd.Series([None if isinstance(v, bool) else v for v in given], dtype=object))
     bad = np.isnan(values) | np.isneginf(values)
     if bad.any():
         row = int(bad.argmax())
         raise RiskcalError(
-            f"threshold: {column.iloc[row]!r} at row {row} is not a threshold; give a number, or 'full' for the full model."
+            f"threshold: {plain(column.iloc[row])!r} at row {row} is not a threshold; give a number, or 'full' for the full "
+            "model."
         )
     return values
 
@@ -519,15 +581,18 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
     if np.any(changed):
         row = int(np.argmax(changed))
         raise RiskcalError(
-            f"{name}: {column[row]!r} at row {row}, but {column[first_row[code[row]]]!r} earlier for the same prompt "
-            f"{frame['prompt'].iloc[row]!r}; a {name} belongs to the prompt and is constant within it."
+            f"{name}: {plain(column[row])!r} at row {row}, but {plain(column[first_row[code[row]]])!r} earlier for the same "
+            f"prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
         )
     label = column[first_row]
     if name == "text":
         again = pd.Series(label).duplicated()
+        if "cluster" in frame.columns:  # the remedy: one text, one cluster
+            unit = pd.DataFrame({"text": label, "cluster": frame["cluster"].to_numpy()[first_row]}).drop_duplicates()
+            again &= pd.Series(label).isin(unit["text"][unit["text"].duplicated()])
         if again.any():
             warnings.warn(
-                f"text: prompt {frame['prompt'].iloc[first_row[int(again.argmax())]]!r} repeats an earlier prompt's text; "
+                f"text: prompt {plain(frame['prompt'].iloc[first_row[int(again.argmax())]])!r} repeats an earlier prompt's text; "
                 "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
                 stacklevel=4,
             )
@@ -551,22 +616,20 @@ def _refuse_duplicates(
         row = int(again.argmax())
         value = "full" if math.isinf(threshold.iloc[row]) else f"{threshold.iloc[row]:g}"
         raise RiskcalError(
-            f"prompt: {prompt.iloc[row]!r} with threshold {value} stands twice, again at row {row}. Keep one row per prompt "
-            "and candidate; if other columns tell the rows apart, name them in candidate_columns."
+            f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {row}. Keep one row per "
+            "prompt and candidate; if other columns tell the rows apart, name them in candidate_columns."
         )
 
 
-def _refuse_gaps(
-    present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], candidates: pd.DataFrame
-) -> None:
+def _refuse_gaps(present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], candidates: pd.DataFrame) -> None:
     incomplete = ~present.all(1)
     if incomplete.any():
         which = int(incomplete.argmax())
         missing = candidates.iloc[int((~present[which]).argmax())]
         named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)
         raise RiskcalError(
-            f"prompt: {ids[which]!r} (row {int((code == which).argmax())}) lacks the candidate {named}; every prompt needs "
-            "every candidate. Record it, or drop the prompt for a reason that does not depend on its losses."
+            f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the candidate {named}; every prompt "
+            "needs every candidate. Record it, or drop the prompt for a reason that does not depend on its losses."
         )
 
 
@@ -581,45 +644,46 @@ def _full_risk(
     changed = column != per_prompt[code]
     if changed.any():
         row = int(changed.argmax())
-        raise RiskcalError(f"full_risk: {column[row]:g} at row {row} differs within prompt {frame['prompt'].iloc[row]!r}.")
+        raise RiskcalError(
+            f"full_risk: {column[row]:g} at row {row} differs within prompt {plain(frame['prompt'].iloc[row])!r}."
+        )
     stated = per_prompt[order]
     if "risk" in full and not np.allclose(stated, full["risk"], rtol=0, atol=_validate.TOLERANCE):
         raise RiskcalError("full_risk: differs from the risk in the full model's rows; keep one of the two.")
     return stated
 
 
-def _provenance(frame: pd.DataFrame) -> tuple[Literal["generated", "replayed"], bool]:
-    kinds = frame["source"].unique().tolist() if "source" in frame.columns else ["generated"]
-    for kind in kinds:
-        if kind not in ("generated", "replayed"):
-            row = int((frame["source"] == kind).to_numpy().argmax()) if kind == kind else 0
+def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
+    kinds = frame["source"].tolist() if "source" in frame.columns else ["generated"]
+    for row, kind in enumerate(kinds):
+        if kind is kinds[0] and row > 0:
+            continue
+        if not isinstance(kind, str) or kind not in ("generated", "replayed"):
             raise RiskcalError(f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'.")
-    if len(kinds) > 1:
-        raise RiskcalError("source: generated and replayed rows are mixed; keep them in separate tables.")
-    exact = "exact" in frame.columns and bool(frame["exact"].astype(bool).all())
-    return kinds[0], exact
+        if kind != kinds[0]:
+            raise RiskcalError(
+                f"source: {kind!r} at row {row}, but {kinds[0]!r} at row 0; keep replayed and generated "
+                "rows in separate tables."
+            )
+    stated = frame["exact"].tolist() if "exact" in frame.columns else [False]
+    for row, value in enumerate(stated):
+        if not isinstance(value, bool) or value != stated[0]:
+            raise RiskcalError(f"exact: {value!r} at row {row}; it is true throughout or false throughout.")
+    return kinds[0], bool(stated[0])
 
 
 def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """One (N, L) array from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
-        lengths = frame[name].map(lambda value: len(value) if np.iterable(value) else -1)
+        lengths = pd.Series([len(v) if isinstance(v, list | tuple | np.ndarray) else -1 for v in frame[name]])
         if lengths.nunique() > 1 or lengths.iloc[0] < 1:
             row = int((lengths != lengths.iloc[0]).to_numpy().argmax())
-            raise RiskcalError(f"{name}: row {row} holds {lengths.iloc[row]} exits, row 0 {lengths.iloc[0]}; all need the same.")
-        return np.array(frame[name].to_list(), dtype=np.float64)
-    spread = [column for column in frame.columns if str(column).removeprefix(f"{name}_").isdigit()]
-    spread = sorted((c for c in spread if str(c).startswith(f"{name}_")), key=lambda c: int(str(c).rsplit("_", 1)[1]))
-    return frame[spread].to_numpy(dtype=np.float64) if spread else None
-
-
-def _floats_2d(values: Any, name: str) -> NDArray[np.floating[Any]]:
-    result = np.asarray(values)
-    if result.dtype not in (np.float32, np.float64):
-        try:
-            result = result.astype(np.float64)
-        except (TypeError, ValueError) as error:
-            raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
-    if result.ndim != 2 or result.size == 0:
-        raise RiskcalError(f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each.")
-    return result
+            raise RiskcalError(
+                f"{name}: row {row} does not hold a list of as many exits as row 0; every row needs one number per exit."
+            )
+        return frame[name].to_list()
+    numbered = re.compile(rf"{name}_(\d+)")
+    exits = sorted(int(match[1]) for column in frame.columns if (match := numbered.fullmatch(str(column))))
+    if exits and exits != list(range(1, len(exits) + 1)):
+        raise RiskcalError(f"{name}: columns for the exits {exits}; number them from {name}_1 on, with no gap.")
+    return frame[[f"{name}_{i}" for i in exits]].to_numpy() if exits else None

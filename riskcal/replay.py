@@ -2,6 +2,8 @@
 
 import math
 import warnings
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,11 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.records import Runs, Traces
-from riskcal.schedules import Constant, Schedule
+from riskcal.schedules import Constant, Decaying, Schedule
 
 
 class TokenLosses(np.ndarray):
     """An array whose rows are tokens, not independent prompts; `riskcal.calibrate` refuses it without ``prompts=``."""
+
+    __array_priority__ = 1.0  # concatenated with anything, they are still tokens
 
 
 def replay_arrays(
@@ -63,9 +67,13 @@ def replay_arrays(
             raise RiskcalError("position: a decaying schedule needs each token's position; give position=.")
         where = np.zeros(len(levels), dtype=np.int64)
     else:
-        where = np.asarray(position, dtype=np.int64)
-        if where.shape != (len(levels),) or (where < 0).any():
-            raise RiskcalError(f"position: has shape {where.shape}; give one index from 0 for each of {len(levels)} tokens.")
+        where = np.asarray(position)
+        if where.shape != (len(levels),) or where.dtype.kind not in "iu" or (where < 0).any():
+            raise RiskcalError(
+                f"position: has shape {where.shape} and type {where.dtype}; give one whole number from 0 for each of "
+                f"{len(levels)} tokens."
+            )
+        where = where.astype(np.int64)
     from riskcal import _kernels
 
     order, local = _local_table(grid, schedule, where)
@@ -126,7 +134,7 @@ def replay_traces(
     values = {"dissimilarity": np.c_[full, means]} if not full.any() else {}
     if traces.loss is not None:
         values["risk"] = np.c_[full, means]
-    return Runs.from_arrays(
+    runs = Runs.from_arrays(
         thresholds=np.r_[math.inf, grid],
         prompts=traces.prompt[start[:-1]],
         layers=np.c_[np.full(len(tokens), float(traces.n_layers)), exits],
@@ -135,6 +143,10 @@ def replay_traces(
         exact=exact,
         **values,
     )
+    ran_with: dict[str, Any] = {"min_layer": min_layer}  # a policy needs what the thresholds were replayed with
+    if isinstance(schedule, Decaying):
+        ran_with |= {"temperature": schedule.temperature, "max_length": schedule.max_length, "form": schedule.form}
+    return replace(runs, candidates=runs.candidates.assign(**ran_with))
 
 
 def _local_table(grid: Floats, schedule: Schedule, position: NDArray[np.int64]) -> tuple[NDArray[np.intp], Floats]:
@@ -146,14 +158,13 @@ def _local_table(grid: Floats, schedule: Schedule, position: NDArray[np.int64]) 
 
 
 def _pair(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    levels, outcome = np.asarray(confidence), np.asarray(loss)
-    for name, value in (("confidence", levels), ("loss", outcome)):
-        if value.ndim != 2 or value.size == 0 or value.shape != levels.shape:
-            raise RiskcalError(f"{name}: has shape {value.shape}; give (tokens, layers), the same for both.")
-        if value.dtype.kind not in "fbiu":
-            raise RiskcalError(f"{name}: has type {value.dtype}; give numbers.")
+    levels, outcome = _validate.float_matrix(confidence, "confidence"), _validate.float_matrix(loss, "loss")
+    if levels.shape != outcome.shape:
+        raise RiskcalError(
+            f"loss: has shape {outcome.shape}, but confidence has {levels.shape}; give the same for both."
+        )
     _validate.finite(outcome, "loss")
-    return levels if levels.dtype.kind == "f" else levels.astype(np.float64), outcome
+    return levels, outcome
 
 
 def _warn_of_peeking(grid: Floats, traces: Traces) -> None:

@@ -105,7 +105,8 @@ class Decaying:
     def _bisect(self, confidence: Floats, position: Floats, guess: Floats) -> Floats:
         """Sharpen a guess that is off by rounding alone: the local threshold is nondecreasing in the threshold."""
         margin = 8 * np.spacing(np.maximum(np.maximum(np.abs(guess), np.abs(confidence)), 1.0))
-        low, high = guess - margin, guess + margin
+        low: Floats = guess - margin
+        high: Floats = guess + margin
         while True:
             middle = low + (high - low) / 2
             open_ = (middle > low) & (middle < high)

@@ -1,0 +1,54 @@
+# Everything runs in $(VENV), made from nothing with $(PYTHON) and pip. A stamp file says what is installed in it.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL = $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
+EXTRAS := torch,g2p,text,docs,dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs unit validate wheel clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.core ## set up what the demo needs (no torch), then run it: the main job on real records, with pictures
+	$(BIN)/riskcal demo
+
+test: lint docs unit ## set up everything the tests need, then all checks: lint, docs with the notebooks, tests
+
+lint: $(VENV)/.full ## style, formatting, types and import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
+
+docs: $(VENV)/.full ## build the site into docs/_build, executing every notebook; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --fresh-env --quiet docs docs/_build
+
+unit: $(VENV)/.full ## the tests alone
+	$(BIN)/python benchmarks/outgrown.py
+	$(BIN)/pytest --numprocesses auto --dist loadfile
+
+validate: $(VENV)/.full ## the long tier: every benchmark, its figures written to benchmarks/results with their commit
+	$(BIN)/python benchmarks/outgrown.py --rerun
+
+wheel: $(VENV)/.full ## build the wheel into dist/
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove the environment, caches and everything built
+	rm -rf $(VENV) build dist docs/_build docs/generated docs/notebooks riskcal-demo
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find riskcal adapters tests docs benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@echo 'Setting up $(VENV), which takes a minute or two the first time'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) .
+	touch $@
+
+$(VENV)/.full: pyproject.toml constraints.txt
+	@echo 'Setting up $(VENV) with every extra that the tests need, which takes a few minutes the first time'
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) '.[$(EXTRAS)]'
+	touch $(VENV)/.core $@

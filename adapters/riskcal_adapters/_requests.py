@@ -1,0 +1,168 @@
+"""What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.policy import ExitPolicy
+
+MEASURES = ("softmax",)
+DEFAULT_LENGTH = 64
+
+#: Settings of a generation config under which a model's own ``generate`` is not plain greedy decoding, unless they have one
+#: of these values.
+_GREEDY: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "do_sample": (None, False),
+    "num_return_sequences": (None, 1),
+    "repetition_penalty": (None, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "guidance_scale": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    **dict.fromkeys(
+        (
+            "bad_words_ids",
+            "begin_suppress_tokens",
+            "exponential_decay_length_penalty",
+            "forced_bos_token_id",
+            "forced_eos_token_id",
+            "penalty_alpha",
+            "sequence_bias",
+            "stop_strings",
+            "suppress_tokens",
+            "watermarking_config",
+        ),
+        (None,),
+    ),
+}
+
+
+class SpecialTokens(NamedTuple):
+    """The ids that frame a generation."""
+
+    pad: int
+    ends: tuple[int, ...]
+    start: int
+
+
+def greedy_only(config: Any) -> None:
+    """Refuse a generation config that asks for anything but greedy decoding: it would silently be ignored."""
+    for name, neutral in _GREEDY.items():
+        value = getattr(config, name, None)
+        if value not in neutral:
+            raise RiskcalError(
+                f"generation_config.{name}: {value!r}, but early-exit decoding is greedy; "
+                f"set model.generation_config.{name} = {neutral[-1]!r}."
+            )
+
+
+def special_tokens(config: Any) -> SpecialTokens:
+    """Padding, end and start ids of a generation config, none of them missing."""
+    for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
+        if getattr(config, name, None) in (None, []):
+            raise RiskcalError(
+                f"generation_config.{name}: is missing; set model.generation_config.{name} (T5: pad 0, eos 1, start 0)."
+            )
+    ends = config.eos_token_id if isinstance(config.eos_token_id, Sequence) else [config.eos_token_id]
+    return SpecialTokens(int(config.pad_token_id), tuple(int(end) for end in ends), int(config.decoder_start_token_id))
+
+
+def prompt_mask(
+    input_ids: NDArray[Any], attention_mask: NDArray[Any] | None, special: SpecialTokens, vocabulary: int
+) -> NDArray[np.bool_]:
+    """Which prompt tokens are real (B, S), after checking both arrays; without a mask, all, as Hugging Face has it."""
+    if input_ids.ndim != 2 or 0 in input_ids.shape:
+        raise RiskcalError(
+            f"input_ids: has shape {input_ids.shape}; give (B, S), at least one prompt of at least one token each."
+        )
+    if input_ids.dtype.kind not in "iu":
+        raise RiskcalError(f"input_ids: holds {input_ids.dtype}; give whole numbers, the tokens' ids.")
+    if input_ids.min() < 0 or input_ids.max() >= vocabulary:
+        bad = (input_ids < 0) | (input_ids >= vocabulary)
+        raise RiskcalError(
+            f"input_ids: {input_ids[bad][0]} at index {_validate.first(bad)} is not in the model's vocabulary of {vocabulary}."
+        )
+    if attention_mask is not None:
+        return _real_tokens(attention_mask, input_ids.shape)
+    # where padding and end are one token, nothing can be told from it
+    padding = input_ids == special.pad
+    if padding.any() and special.pad not in special.ends:
+        _refuse_rows(padding.all(axis=1), "input_ids: row {} holds only padding; drop the row.")
+        warnings.warn(
+            f"attention_mask: none is given, but row {_validate.first(padding.any(axis=1))} of input_ids holds padding, "
+            "which is now read as text; pass the mask that the tokenizer made.",
+            stacklevel=4,
+        )
+    return np.ones(input_ids.shape, dtype=bool)
+
+
+def _real_tokens(mask: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    if mask.shape != shape:
+        raise RiskcalError(f"attention_mask: has shape {mask.shape}, but input_ids {shape}; give one entry per token.")
+    real = mask == 1
+    if not real.all():
+        bad = ~real & (mask != 0)
+        if bad.any():
+            raise RiskcalError(
+                f"attention_mask: {mask[bad][0]} at index {_validate.first(bad)}; give 1 for real tokens and 0 for padding."
+            )
+        _refuse_rows(~real.any(axis=1), "attention_mask: row {} is 0 throughout; drop the row, or unmask its tokens.")
+    return real
+
+
+def _refuse_rows(rows: NDArray[np.bool_], complaint: str) -> None:
+    if rows.any():
+        raise RiskcalError(complaint.format(_validate.first(rows)))
+
+
+def policies(policy: Any, rows: int) -> list[ExitPolicy]:
+    """One policy, or one per row of the batch."""
+    given = [policy] if isinstance(policy, ExitPolicy) else policy
+    if not isinstance(given, Sequence) or not all(isinstance(one, ExitPolicy) for one in given):
+        raise RiskcalError(f"policy: {policy!r} is neither an ExitPolicy nor a list of them.")
+    if given is policy and len(given) != rows:
+        raise RiskcalError(f"policy: {len(given)} policies for {rows} prompts; give one, or one per row.")
+    for row, one in enumerate(given):
+        if one.measure not in MEASURES:
+            where = "" if len(given) == 1 else f" of row {row}"
+            raise RiskcalError(
+                f"measure: {one.measure!r}{where} is not known to this decoder; choose one of {', '.join(map(repr, MEASURES))}."
+            )
+    return list(given)
+
+
+def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy]) -> int:
+    """The length limit: the caller's, else the policies', else 64. One that a policy was not calibrated for is refused."""
+    calibrated = [one.max_new_tokens for one in asked if one.max_new_tokens is not None]
+    if max_new_tokens is None:
+        limit = calibrated[0] if calibrated else DEFAULT_LENGTH
+    else:
+        limit = _validate.count(max_new_tokens, "max_new_tokens", least=1)
+    other = [value for value in calibrated if value != limit]
+    if other:
+        raise RiskcalError(
+            f"max_new_tokens: {limit}, but a policy was calibrated for {other[0]}; generate with the limit it was calibrated for."
+        )
+    return limit
+
+
+def exit_thresholds(asked: Sequence[ExitPolicy], rows: int, n_layers: int, limit: int) -> NDArray[np.float32]:
+    """(T, L, B): the confidence that each row needs to exit, at each position and layer."""
+    tables = [one.exit_thresholds(n_layers, limit) for one in asked]
+    return np.stack(tables * (rows // len(tables)), axis=-1)
+
+
+def prompt_ids(prompts: ArrayLike | None, rows: int) -> NDArray[Any]:
+    """Ids of the prompts (B,), by default 0 to B - 1."""
+    ids = np.arange(rows) if prompts is None else np.asarray(prompts)
+    if ids.shape != (rows,):
+        raise RiskcalError(f"prompts: has shape {ids.shape}; give one id for each of the {rows} prompts.")
+    return ids

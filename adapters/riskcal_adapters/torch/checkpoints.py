@@ -1,0 +1,83 @@
+"""Reading T5 checkpoints as they were written, and the example that ships with the package."""
+
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal_adapters.torch.t5 import EarlyExitT5
+
+
+def load_t5(folder: str | os.PathLike[str]) -> T5ForConditionalGeneration:
+    """A T5 in float32 and evaluation mode, from a folder with ``config.json`` and ``model.safetensors``.
+
+    A checkpoint that has a head of its own (``lm_head.weight``) keeps it, whatever its config says of tied embeddings:
+    transformers 5 writes ``tie_word_embeddings: true`` always. Copies of the embedding may be left out of the file.
+
+    Raises
+    ------
+    RiskcalError
+        If a file is missing, cannot be read, or lacks weights that the config asks for.
+    """
+    folder = Path(folder)
+    weights = {name: weight.float() for name, weight in _read_weights(folder / "model.safetensors").items()}
+    model = T5ForConditionalGeneration(T5Config(**_read_config(folder / "config.json")))
+    if "lm_head.weight" in weights:
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    try:
+        absent, unknown = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise RiskcalError(
+            f"{folder}: the weights do not fit the config ({str(error).splitlines()[-1].strip()})."
+        ) from None
+    copies = {name for name, weight in model.state_dict(keep_vars=True).items() if weight is model.shared.weight}
+    lacking = sorted(set(absent) - copies if "shared.weight" in weights else set(absent))
+    if lacking or unknown:
+        what = f"lacks {lacking[0]}" if lacking else f"holds {unknown[0]}, which is no weight of a T5"
+        raise RiskcalError(f"{folder / 'model.safetensors'}: {what}; give the folder of a whole T5 checkpoint.")
+    return model.eval()
+
+
+def load_example(name: str = "g2p") -> EarlyExitT5:
+    """A trained early-exit model that ships with the package, as a ready decoder.
+
+    Parameters
+    ----------
+    name : {"g2p"}
+        Spelling in, phonemes out: a T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits on the CMU
+        Pronouncing Dictionary.
+
+    Examples
+    --------
+    >>> decoder = load_example("g2p")
+    >>> decoder.decode(decoder.generate(*decoder.encode(["phoneme"])).tokens)
+    ['F OW N IY M']
+    """
+    _validate.choice(name, "name", ("g2p",))
+    with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
+        model = load_t5(folder)
+        return EarlyExitT5(model, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+
+
+def _read_config(path: Path) -> dict[str, object]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None
+    if not isinstance(config, dict) or config.get("model_type") != "t5":
+        raise RiskcalError(f"{path}: does not describe a T5 (model_type 't5').")
+    return config
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None

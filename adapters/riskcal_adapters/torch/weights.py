@@ -1,0 +1,145 @@
+"""A T5's weights, rearranged once so that decoding a token takes as few and as small operations as possible.
+
+At batch 1 a CPU spends more time on calling operations than in them. So projections of one input are one product, weights
+are stored as ``torch.mm`` reads them fastest, and each norm's gain is multiplied into the weights that follow it.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import T5ForConditionalGeneration
+
+from riskcal._validate import RiskcalError
+
+
+class Layer(NamedTuple):
+    """One block, every matrix (inputs, outputs): d the model's width, h that of all heads together, f the feed-forward's."""
+
+    self_in: Tensor  #: (d, 3h): queries, keys, values
+    self_out: Tensor  #: (h, d)
+    ff_in: Tensor  #: (d, f), or (d, 2f): gate and linear part
+    ff_out: Tensor  #: (f, d)
+    cross_query: Tensor | None = None  #: (d, h); the encoder has no cross-attention
+    cross_memory: Tensor | None = None  #: (d, 2h): keys and values, from the encoder's normed output
+    cross_out: Tensor | None = None  #: (h, d)
+
+
+def layers(model: T5ForConditionalGeneration, dtype: torch.dtype) -> tuple[list[Layer], list[Layer]]:
+    """The encoder's and the decoder's layers."""
+    memory_norm = model.encoder.final_layer_norm
+    encoder = [_self_and_feed_forward(block, dtype) for block in model.encoder.block]
+    decoder = []
+    for block in model.decoder.block:
+        cross, norm = block.layer[1].EncDecAttention, block.layer[1].layer_norm
+        decoder.append(
+            _self_and_feed_forward(block, dtype)._replace(
+                cross_query=_after_norm(norm, [cross.q], dtype),
+                cross_memory=_after_norm(memory_norm, [cross.k, cross.v], dtype),
+                cross_out=_plain(cross.o, dtype),
+            )
+        )
+    return encoder, decoder
+
+
+def head(model: T5ForConditionalGeneration, dtype: torch.dtype) -> Tensor:
+    """(d, V): the output projection after the decoder's final norm."""
+    scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
+    return _after_norm(model.decoder.final_layer_norm, [model.lm_head], dtype, scale)
+
+
+def compute_dtype(model: T5ForConditionalGeneration) -> torch.dtype:
+    """The widest of the weights' types, and at least bfloat16's range: T5's feed-forward layers overflow float16."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    foreign = [dtype for dtype in dtypes if not dtype.is_floating_point]
+    if foreign:
+        raise RiskcalError(f"model: has weights of type {foreign[0]}; load it with floating-point weights.")
+    widest = functools.reduce(torch.promote_types, dtypes)
+    return torch.float32 if widest is torch.float16 else widest
+
+
+def device(model: T5ForConditionalGeneration) -> torch.device:
+    """Where all the weights are."""
+    devices = {parameter.device for parameter in model.parameters()}
+    if len(devices) > 1 or torch.device("meta") in devices:
+        raise RiskcalError(f"model: weights on {', '.join(sorted(map(str, devices)))}; load it whole, on one device.")
+    return devices.pop()
+
+
+def norm_offset(model: T5ForConditionalGeneration, dtype: torch.dtype) -> Tensor:
+    """What `rms_norm` needs to know of the model: the square root of ``d * epsilon``, in float32 or wider."""
+    value = math.sqrt(model.config.d_model * model.config.layer_norm_epsilon)
+    return torch.tensor(value, dtype=torch.promote_types(dtype, torch.float32), device=model.device)
+
+
+def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
+    """T5's norm without its gain, over ``sqrt(d)``; both are in the weights that follow. Three operations, not nine."""
+    length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=offset.dtype)
+    return (state / torch.hypot(length, offset)).to(state.dtype)
+
+
+def activation(model: T5ForConditionalGeneration) -> Callable[[Tensor], Tensor]:
+    """The feed-forward layers' nonlinearity, as one operation where there is one."""
+    fused = {"relu": torch.relu, "gelu_new": functools.partial(F.gelu, approximate="tanh")}
+    return fused.get(model.config.dense_act_fn, model.decoder.block[0].layer[-1].DenseReluDense.act)
+
+
+class PositionBias:
+    """The bias on attention between two positions that all layers of a stack share, by their distance."""
+
+    def __init__(self, stack: torch.nn.Module, dtype: torch.dtype) -> None:
+        attention = stack.block[0].layer[0].SelfAttention
+        self._reach: int = attention.relative_attention_max_distance  # beyond it the bias stays the same
+        with torch.no_grad():
+            around = attention.compute_bias(1, 2 * self._reach + 1, past_seen_tokens=self._reach)
+        self._by_offset = around[0, :, 0].to(dtype)  # (heads, 2 * reach + 1)
+        self._square = self._between(0, 0)
+        self._rows: list[Tensor] = []
+
+    def square(self, length: int) -> Tensor:
+        """(1, heads, length, length): of every position to every other. Kept for the longest length asked for."""
+        if self._square.shape[-1] < length:
+            self._square = self._between(0, length)
+        return self._square[:, :, :length, :length]
+
+    def rows(self, length: int) -> list[Tensor]:
+        """(1, heads, 1, n) for n = 1 to at least ``length``: of the last of n positions to all of them."""
+        if len(self._rows) < length:
+            last = self._between(length - 1, length)
+            self._rows = [last[..., length - n :] for n in range(1, length + 1)]
+        return self._rows
+
+    def _between(self, first: int, length: int) -> Tensor:
+        """(1, heads, length - first, length): of the positions from ``first`` on to all."""
+        positions = torch.arange(length, device=self._by_offset.device)
+        offsets = (positions - positions[first:, None]).clamp(-self._reach, self._reach)
+        return self._by_offset[:, offsets + self._reach][None]
+
+
+def _self_and_feed_forward(block: torch.nn.Module, dtype: torch.dtype) -> Layer:
+    attention, norm = block.layer[0].SelfAttention, block.layer[0].layer_norm
+    dense, dense_norm = block.layer[-1].DenseReluDense, block.layer[-1].layer_norm
+    entries = [dense.wi_0, dense.wi_1] if hasattr(dense, "wi_0") else [dense.wi]
+    return Layer(
+        self_in=_after_norm(norm, [attention.q, attention.k, attention.v], dtype),
+        self_out=_plain(attention.o, dtype),
+        ff_in=_after_norm(dense_norm, entries, dtype),
+        ff_out=_plain(dense.wo, dtype),
+    )
+
+
+def _after_norm(
+    norm: torch.nn.Module, linears: Iterable[torch.nn.Linear], dtype: torch.dtype, scale: float = 1.0
+) -> Tensor:
+    fine = torch.promote_types(dtype, torch.float32)
+    gain = norm.weight.detach().to(fine) * (math.sqrt(norm.weight.shape[0]) * scale)
+    joined = torch.cat([linear.weight.detach().to(fine) for linear in linears])
+    return (joined * gain).to(dtype).t().contiguous()
+
+
+def _plain(linear: torch.nn.Linear, dtype: torch.dtype) -> Tensor:
+    return linear.weight.detach().to(dtype).t().contiguous()

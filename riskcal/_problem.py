@@ -1,0 +1,199 @@
+"""What a calibration tests: losses in tested order, candidates and costs, drawn from `Runs` or from plain arrays."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _tables, _validate, records
+from riskcal._validate import Floats, RiskcalError
+from riskcal.records import Runs, Traces
+from riskcal.replay import TokenLosses
+
+
+class Risk(NamedTuple):
+    """One controlled loss: (n, k), rows and columns in tested order, its tolerance and its known bounds."""
+
+    name: str
+    losses: Floats
+    delta: float
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        return self.upper - self.lower
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Risks over the same units and candidates, with what each candidate costs each unit."""
+
+    risks: tuple[Risk, ...]
+    candidates: pd.DataFrame
+    costs: Mapping[str, Floats]
+    full_costs: dict[str, float]
+    units: NDArray[Any]
+    unit: str  # what a row is, in the plural
+    digest: str
+
+    @property
+    def n(self) -> int:
+        return len(self.units)
+
+    @property
+    def k(self) -> int:
+        return len(self.candidates)
+
+    @property
+    def coordinates(self) -> list[str]:
+        """What candidates differ in; the threshold, if there is but one candidate."""
+        return records.varying(self.candidates)
+
+    @property
+    def several(self) -> bool:
+        """Whether candidates differ in more than one coordinate."""
+        return len(self.coordinates) > 1
+
+    def rows(self, which: slice) -> Self:
+        """The same problem on some of the units."""
+        return replace(
+            self,
+            risks=tuple(risk._replace(losses=risk.losses[which]) for risk in self.risks),
+            costs={name: cost[which] for name, cost in self.costs.items()},
+            units=self.units[which],
+        )
+
+    def columns(self, which: NDArray[np.intp]) -> Self:
+        """The same problem on some of the candidates, in this order."""
+        return replace(
+            self,
+            risks=tuple(risk._replace(losses=np.ascontiguousarray(risk.losses[:, which])) for risk in self.risks),
+            candidates=self.candidates.iloc[which].reset_index(drop=True),
+            costs={name: cost[:, which] for name, cost in self.costs.items()},
+        )
+
+
+def from_runs(runs: Runs, deltas: Mapping[str, Any]) -> Problem:
+    """The problem of controlling each objective of recorded runs at its delta."""
+    if runs.source == "replayed" and not runs.exact:
+        raise RiskcalError(
+            "runs: they were replayed on the full model's path, but after a first early exit a real decoder's states differ. "
+            "Record real generations, or declare a memoryless exit with replay_traces(..., exact=True)."
+        )
+    risks = []
+    for objective, delta in deltas.items():
+        _validate.choice(objective, "objective", records.OBJECTIVES)
+        lower, upper = records.OBJECTIVES[objective]
+        tolerated = _validate.tolerance(delta, lower, upper)
+        risks.append(Risk(objective, runs.losses(objective), tolerated, lower, upper))
+    return Problem(
+        risks=tuple(risks),
+        candidates=runs.candidates,
+        costs={name: runs.unit_means(runs.values[name]) for name in records.COSTS if name in runs.values},
+        full_costs={n: float(runs.unit_means(runs.full[n]).mean()) for n in records.COSTS if n in runs.full},
+        units=runs.units,
+        unit="clusters" if "cluster" in runs.labels else "prompts",
+        digest=runs.digest(),
+    )
+
+
+def from_arrays(
+    losses: Any, delta: Any, *, thresholds: Any, lower: float, upper: float, prompts: ArrayLike | None
+) -> Problem:
+    """The problem of controlling plain losses (n, k): rows are units, or tokens where ``prompts`` groups them."""
+    if isinstance(losses, Traces | pd.DataFrame):
+        raise RiskcalError(
+            "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; Traces hold token rows of one "
+            "path, which replay_traces turns into (replayed) Runs."
+        )
+    if isinstance(losses, TokenLosses) and prompts is None:
+        raise RiskcalError(
+            "losses: these rows are tokens, which depend on each other within a prompt; give prompts= to average them."
+        )
+    low, high = _validate.bounds(lower, upper)
+    if thresholds is None:
+        raise RiskcalError("thresholds: an array of losses needs one threshold per column.")
+    grid = _validate.threshold_grid(thresholds, allow_full=False)
+    matrix = _validate.losses(losses, lower=low, upper=high)
+    if matrix.shape[1] != grid.size:
+        raise RiskcalError(
+            f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
+        )
+    if prompts is None:
+        units = np.random.default_rng(0).permutation(len(matrix))
+        matrix = matrix[units]
+    else:
+        matrix, units = _average_within(matrix, prompts)
+    descending = np.argsort(-grid, kind="stable")
+    matrix = np.ascontiguousarray(matrix[:, descending])
+    digest = hashlib.blake2b(matrix.tobytes() + grid[descending].tobytes(), digest_size=16).hexdigest()
+    return Problem(
+        risks=(Risk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
+        candidates=pd.DataFrame({"threshold": grid[descending]}),
+        costs={},
+        full_costs={},
+        units=units,
+        unit="rows" if prompts is None else "prompts",
+        digest=digest,
+    )
+
+
+def split_pilot(problem: Problem, fraction: float) -> tuple[Problem, Problem]:
+    """The first units in tested order as a pilot, whose losses may choose an order, and the rest, which are tested."""
+    share = _validate.level(fraction, "pilot_fraction")
+    size = math.ceil(share * problem.n)
+    if size < 2 or problem.n - size < 2:
+        raise RiskcalError(
+            f"pilot_fraction: {share:g} of {problem.n} {problem.unit} leaves {size} for the pilot and {problem.n - size} for "
+            "the test; each needs at least two."
+        )
+    return problem.rows(slice(None, size)), problem.rows(slice(size, None))
+
+
+def pilot_order(pilot: Problem) -> NDArray[np.intp]:
+    """Candidates by what the pilot says of them, those furthest below their tolerances first."""
+    return np.argsort(_excess(pilot), kind="stable")
+
+
+def pareto_order(pilot: Problem, cost: str) -> NDArray[np.intp]:
+    """Only the candidates that no other beats in both risk and cost on the pilot, safest first (Pareto Testing)."""
+    excess, spent = _excess(pilot), mean_cost(pilot, cost)
+    order = np.lexsort((spent, excess))
+    cheapest_so_far = np.minimum.accumulate(np.r_[np.inf, spent[order][:-1]])
+    return order[spent[order] < cheapest_so_far]
+
+
+def mean_cost(problem: Problem, cost: str) -> Floats:
+    """Each candidate's mean cost; with the threshold as the only coordinate and no cost recorded, the threshold itself."""
+    if cost in problem.costs:
+        mean: Floats = problem.costs[cost].mean(0)
+        return mean
+    if problem.several:
+        raise RiskcalError(f"cost: {cost!r} was not recorded; choosing among several coordinates needs it.")
+    return problem.candidates["threshold"].to_numpy(dtype=np.float64)
+
+
+def _excess(pilot: Problem) -> Floats:
+    """Mean loss above tolerance, relative to the loss's range; of several risks the worst."""
+    worst: Floats = np.max([(risk.losses.mean(0) - risk.delta) / risk.width for risk in pilot.risks], axis=0)
+    return worst
+
+
+def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray[Any]]:
+    """Mean of each prompt's rows, and the prompts' ids, in tested order."""
+    ids = _tables.identifiers(pd.Series(np.asarray(prompts)), "prompts")
+    if len(ids) != len(matrix):
+        raise RiskcalError(f"prompts: {len(ids)} ids for {len(matrix)} rows; give one per row.")
+    code, distinct = pd.factorize(ids)
+    if len(distinct) < 2:
+        raise RiskcalError("prompts: all rows belong to one prompt; at least two are needed.")
+    sums = np.zeros((len(distinct), matrix.shape[1]))
+    np.add.at(sums, code, matrix)
+    order = records.tested_order(distinct)
+    return (sums / np.bincount(code)[:, None])[order], np.asarray(distinct)[order]

@@ -1,0 +1,158 @@
+"""The command line. Exit status: 0 done, 1 nothing certified, 2 bad input, 3 alarm."""
+
+import math
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from riskcal import _validate, plots
+from riskcal._validate import RiskcalError
+from riskcal.calibration import Calibration, calibrate
+from riskcal.examples import load_example
+from riskcal.records import Runs
+
+app = typer.Typer(
+    name="riskcal",
+    help="Calibrate early exit: the cheapest threshold whose expected loss is certified.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    runs: Annotated[Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")],
+    delta: Annotated[float, typer.Option(help="Tolerated expected loss, in the loss's own units.")],
+    epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
+    objective: Annotated[str, typer.Option(help="textual, risk or risk_clipped.")] = "textual",
+    test: Annotated[
+        str, typer.Option(help="betting, convex_order, hoeffding_bentkus, bentkus, hoeffding, binomial.")
+    ] = "betting",
+    procedure: Annotated[str | None, typer.Option(help="fixed_sequence, holm or bonferroni.")] = None,
+    starts: Annotated[int, typer.Option(help="Starting points of the fixed sequence.")] = 1,
+    attempt: Annotated[
+        int | None, typer.Option(help="Which planned attempt this is, from 1; default: the only one.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
+) -> None:
+    """Find the cheapest certified threshold in recorded RUNS, and write its policy."""
+    calibration = calibrate(
+        Runs.read(runs),
+        delta=delta,
+        epsilon=epsilon,
+        objective=objective,
+        test=test,
+        procedure=procedure,
+        starts=starts,
+        attempt=attempt,
+    )
+    _print_table(calibration)
+    print(calibration.message)
+    if out is not None:
+        calibration.policy().save(out)
+        print(f"Policy written to {out}")
+    raise typer.Exit(0 if calibration.certified else 1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the policy and the picture.")] = Path("riskcal-demo"),
+    delta: Annotated[float, typer.Option(help="Tolerated expected distance to the full model.")] = 0.1,
+) -> None:
+    """Calibrate the bundled real records, and show what the certificate is worth."""
+    runs = load_example("g2p")
+    print(
+        "Records: an 8-layer early-exit T5 that turns English spelling into phonemes, run for real on held-out words\n"
+        f"of the CMU Pronouncing Dictionary at every threshold, and once in full.\n{runs}\n"
+        "Loss: normalised edit distance between the phonemes of the early exit and those of the full model.\n"
+    )
+    calibration = calibrate(runs, delta=delta)
+    _print_table(calibration)
+    print(f"{calibration.message}\n")
+    _print_comparison(runs, sorted({delta, 0.05}))
+    out.mkdir(parents=True, exist_ok=True)
+    policy, picture = out / "policy.json", out / "risk-curve.png"
+    calibration.policy().save(policy)
+    figure = plots.calibration_figure(
+        calibration.table,
+        delta=delta,
+        threshold=calibration.threshold,
+        full_layers=calibration.full_costs["layers"],
+        title=f"Early exit calibrated on {calibration.n} words: loss at most {delta:g} "
+        f"with probability at least {1 - calibration.epsilon:g}",
+    )
+    with _validate.replacing(picture) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    print(f"Written: {policy} (read it with riskcal.ExitPolicy.load) and {picture}")
+    raise typer.Exit(0 if calibration.certified else 1)
+
+
+def _print_table(calibration: Calibration) -> None:
+    full_layers = calibration.full_costs.get("layers")
+    table = Table(
+        title=f"delta {calibration.delta:g}, epsilon {calibration.epsilon:g}, {calibration.objective}: "
+        f"{calibration.test} test, {calibration.procedure.replace('_', ' ')}, n = {calibration.n}"
+    )
+    rows = calibration.table.assign(**{"loss": calibration.table["loss"].map("{:.4f}".format)})
+    shown = {name: rows[name] for name in calibration.coordinates}
+    shown |= {"loss": rows["loss"], "p-value": rows["pvalue"].map("{:.2g}".format)}
+    if "layers" in rows:
+        shown["layers"] = rows["layers"].map("{:.2f}".format)
+    if full_layers and "layers" in rows:
+        shown["saved"] = (1 - rows["layers"] / full_layers).map("{:.0%}".format)
+    if "seconds" in rows:
+        shown["ms/prompt"] = (1000 * rows["seconds"]).map("{:.2f}".format)
+    chosen = None if calibration.chosen is None else calibration.chosen.name
+    for name in (*shown, "certified"):
+        table.add_column(name, justify="right")
+    for index, *cells in pd.DataFrame(shown).itertuples():
+        verdict = "chosen" if index == chosen else "yes" if rows["certified"].iloc[index] else "no"
+        texts = [f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        table.add_row(*texts, verdict, style="bold" if index == chosen else None)
+    Console().print(table)
+
+
+def _print_comparison(runs: Runs, deltas: list[float]) -> None:
+    """Layers saved by the default test, beside CALM's own: Hoeffding-Bentkus, on clipped differences for the risk."""
+    table = Table(title="Decoder layers per token under each certificate (@ its threshold)")
+    for name in ("loss", "delta", "full", "CALM's test", "riskcal", "saved"):
+        table.add_column(name, justify="left" if name == "loss" else "right")
+    cases = [("distance to full model", "textual", "textual", delta) for delta in deltas]
+    cases += [("rise in phoneme error", "risk_clipped", "risk", delta) for delta in (0.02, 0.05)]
+    for name, clipped, objective, delta in cases:
+        calm = calibrate(runs, delta=delta, objective=clipped, test="hoeffding_bentkus")
+        ours = calibrate(runs, delta=delta, objective=objective)
+        full = ours.full_costs["layers"]
+        left = [full if c.chosen is None else float(c.chosen["layers"]) for c in (calm, ours)]
+        cells = [f"{layers:.2f} @ {_threshold(c)}" for layers, c in zip(left, (calm, ours), strict=True)]
+        table.add_row(name, f"{delta:g}", f"{full:g}", *cells, f"{1 - left[1] / full:.0%}")
+    Console().print(table)
+    print(
+        "CALM's test: Hoeffding-Bentkus, on max(0, rise). riskcal: betting, on the signed rise. Saved: riskcal's, of full.\n"
+    )
+
+
+def _threshold(calibration: Calibration) -> str:
+    return "full" if math.isinf(calibration.threshold) else f"{calibration.threshold:g}"
+
+
+def main() -> None:
+    """Entry point: bad input ends with one line on stderr and status 2, whatever the command."""
+    for command in metadata.entry_points(group="riskcal.commands"):
+        app.command(command.name)(command.load())
+    try:
+        app()
+    except RiskcalError as error:
+        print(f"riskcal: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

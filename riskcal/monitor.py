@@ -1,0 +1,391 @@
+"""`RiskMonitor`: watches the losses of a deployed policy, and raises the alarm when their mean exceeds delta."""
+
+import html
+import math
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from scipy import special
+
+from riskcal import _validate, policy
+from riskcal._validate import Floats, RiskcalError
+
+_BETS = 6
+_LARGEST = 709.0  # exp of this is just below the largest float
+
+
+class _Parameters(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    delta: float
+    epsilon: float
+    average_run_length: float | None
+    lower: float
+    upper: float
+    sampling_rate: float
+
+
+class _State(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+    kind: Literal["riskcal.RiskMonitor"]
+    schema_version: Literal[1]
+    parameters: _Parameters
+    n: int = Field(ge=0)
+    alarm_at: int | None = Field(ge=0)
+    growth: list[float] = Field(min_length=_BETS, max_length=_BETS)
+    totals: list[Annotated[float, Field(ge=0)]] = Field(min_length=2, max_length=2)
+
+
+class RiskMonitor:
+    """Sound an alarm when the expected loss of requests, given all that came before, exceeds delta.
+
+    Feed it the loss of every request, or of a random sample of them (shadow evaluation: a sampled request is also run on
+    the full model). It may be looked at after every loss. Its memory is constant.
+
+    Parameters
+    ----------
+    delta : float
+        Tolerated expected loss, in the loss's own units.
+    epsilon : float
+        Without ``average_run_length``: the probability that a false alarm is *ever* raised.
+    average_run_length : float, optional
+        If given, the mean number of losses until a false alarm is at least this, and epsilon is not used. The monitor then
+        stays as quick after a long good time as it was at the start, at the price that a false alarm comes some day:
+        right for a deployment that runs for months.
+    lower, upper : float
+        Known bounds of the losses.
+    sampling_rate : float
+        The rate of shadow sampling, an independent coin for each request; where the rate varies (``rates`` of `update`),
+        its smallest value. A constant rate changes no decision, since it is the sampled losses that are counted.
+
+    Attributes
+    ----------
+    n : int
+        Losses seen.
+    alarm_at : int or None
+        Number of losses after which the alarm was first raised (for a merged monitor: seen when it was merged).
+
+    Raises
+    ------
+    RiskcalError
+        For invalid arguments, naming them.
+
+    Notes
+    -----
+    H: ``E[x_t | x_1 ... x_{t-1}] <= delta`` for every t; requests need be neither independent nor alike. Six bettors each
+    stake a constant bet b on losses above delta: b is a share of ``1 / (delta - lower)``, beyond which a loss of ``lower``
+    would leave a debt, and the shares are spaced geometrically from ``0.2 d`` to 0.5, d being delta on the unit interval. (In
+    the e-detector from at least ``2 / average_run_length``: smaller bets would let it drift to an alarm on losses of
+    ``lower`` alone.)
+
+    *Ville's alarm.* ``W_t = mean over b of prod_{i <= t} (1 + b (x_i - delta))`` starts at 1, is never negative, and its
+    conditional mean does not grow under H. So ``P(W_t >= 1 / epsilon for some t) <= epsilon`` (Ville 1939).
+
+    *E-detector of the Shiryaev-Roberts type* (Shin, Ramdas and Rinaldo 2023). ``M_t = mean over b of M_{t,b}`` with ``M_{t,b}
+    = (M_{t-1,b} + 1) (1 + b (x_t - delta))`` from 0, and the alarm at ``average_run_length`` = A. Under H ``M_t - t`` is a
+    supermartingale, so ``E[M_min(T,t)] <= E[min(T,t)]`` for the time T of the alarm, and t to infinity gives ``A <= E[M_T] <=
+    E[T]`` (Fatou) where T is finite; where it may be infinite, so is its mean.
+
+    Examples
+    --------
+    >>> monitor = RiskMonitor(0.1, average_run_length=5000)
+    >>> monitor.update([0.0, 0.2, 0.05] * 300).alarm
+    False
+    >>> monitor.update([0.0, 0.6, 0.4] * 100).alarm_at
+    917
+    """
+
+    def __init__(
+        self,
+        delta: float,
+        *,
+        epsilon: float = 0.05,
+        average_run_length: float | None = None,
+        lower: float = 0.0,
+        upper: float = 1.0,
+        sampling_rate: float = 1.0,
+    ) -> None:
+        self.lower, self.upper = _validate.bounds(lower, upper)
+        self.delta = _validate.tolerance(delta, self.lower, self.upper)
+        self.epsilon = _validate.level(epsilon, "epsilon")
+        self.average_run_length = _run_length(average_run_length)
+        self.sampling_rate = _rate(sampling_rate)
+        self.n = 0
+        self.alarm_at: int | None = None
+        self._growth = np.zeros(_BETS)  # log of each bettor's capital; of M + 1 in the e-detector
+        self._bets = self._shares() / self._unit(self.delta)
+        self._totals = np.zeros(2)  # sums of weight times loss (on the unit interval) and of weights
+
+    def update(self, losses: ArrayLike, *, rates: ArrayLike | None = None) -> Self:
+        """Take one loss, or several in the order in which their requests came.
+
+        Parameters
+        ----------
+        losses : float or (n,)
+            Within [lower, upper]. An empty array is allowed.
+        rates : float or (n,), optional
+            Where requests are sampled at rates that vary, perhaps with what they contain: the probability with which each
+            of these was sampled, at least ``sampling_rate`` and known before its loss was. Bets are then scaled by
+            ``sampling_rate / rate``, so that the claim is about all requests, not about those that are sampled more often:
+            a sampled request's bet has, before the coin falls, the mean ``sampling_rate (x - delta)``.
+
+        Returns
+        -------
+        RiskMonitor
+            Itself.
+
+        Raises
+        ------
+        RiskcalError
+            For NaN, or values out of bounds; then nothing is changed.
+        """
+        values = _series(losses, "losses")
+        _validate.in_range(values, "losses", self.lower, self.upper)
+        weights = np.ones(values.size) if rates is None else self._weights(rates, values.size)
+        unit = self._unit(np.clip(values, self.lower, self.upper))
+        from riskcal import _kernels
+
+        restarts = self.average_run_length is not None
+        first = _kernels.watch(
+            unit, weights, self._unit(self.delta), self._bets, self._growth, self._totals, restarts, self._limit
+        )
+        if first >= 0 and self.alarm_at is None:
+            self.alarm_at = self.n + int(first) + 1
+        self.n += values.size
+        return self
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the alarm has been raised; it stays so."""
+        return self.alarm_at is not None
+
+    @property
+    def limit(self) -> float:
+        """What `evalue` has to reach for an alarm: ``1 / epsilon``, or the average run length."""
+        return 1.0 / self.epsilon if self.average_run_length is None else self.average_run_length
+
+    @property
+    def evalue(self) -> float:
+        """The capital W as it stands (an e-value at any stopping time), or the e-detector's M (whose mean is at most n).
+
+        Kept as a logarithm inside; as a float it ends at the largest there is.
+        """
+        mean = float(special.logsumexp(self._growth)) - math.log(_BETS)
+        return math.exp(min(mean, _LARGEST)) if self.average_run_length is None else math.expm1(min(mean, _LARGEST))
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss of all requests since the start, as estimated from those seen; NaN before the first."""
+        unit, weight = self._totals
+        return float(self.lower + (self.upper - self.lower) * unit / weight) if weight > 0 else math.nan
+
+    @property
+    def requests(self) -> float:
+        """About how many requests there have been, judging by the sampling rate."""
+        return float(self._totals[1]) / self.sampling_rate
+
+    @property
+    def parameters(self) -> dict[str, float | None]:
+        """The constructor's arguments."""
+        names = ("delta", "epsilon", "average_run_length", "lower", "upper", "sampling_rate")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def merge(cls, monitors: Iterable[Self], *, how: str | None = None) -> Self:
+        """One monitor of the requests of several shards, each of which has its own.
+
+        Parameters
+        ----------
+        monitors : iterable of RiskMonitor
+            With the same parameters, and with no loss in common: a loss that two of them saw counts twice, which makes the
+            result wrong (monitors restored from one state share its past; so do a merged monitor and its parts).
+        how : {"product", "mean", "sum"}, optional
+            ``"product"`` (default without ``average_run_length``): the monitor that would have seen all losses, in whatever
+            order. Needs H across shards: each loss's expectation is at most delta given all earlier ones of *all* shards.
+            ``"mean"``: the mean of the capitals, much less powerful. It suffices that each loss's expectation is at most
+            delta given all that came strictly before, so losses of one moment may depend on each other.
+            ``"sum"`` (the only one with ``average_run_length``): the sum of the detectors. Needs what ``"mean"`` needs; the
+            average run length is counted in losses of all shards together.
+
+        Returns
+        -------
+        RiskMonitor
+            A new one; it can be updated in turn, and merged again as the shards go on.
+
+        Raises
+        ------
+        RiskcalError
+            For no monitors, one given twice, parameters that differ, or a combination that proves nothing.
+
+        Notes
+        -----
+        The product and the mean of the shards' capitals are nonnegative supermartingales of the joint past, the sum of the
+        e-detectors is one after subtraction of the joint n, and a mixture over bets remains one; the class's proofs apply.
+        The merged Ville alarm is judged by the merged capital alone: alarms that the shards raised themselves are further
+        tests, each at its own epsilon, and are not taken over. In the e-detector they are, since whenever a part has reached
+        the limit, so has the sum.
+
+        Where H holds for each shard given *its own* past only, the mean is an e-value at a time fixed beforehand, but not
+        at a time that depends on several shards. Then do not merge, and give each of s shards ``epsilon / s``.
+        """
+        monitors = list(monitors)
+        if not monitors:
+            raise RiskcalError("monitors: none given; give at least one.")
+        for index, monitor in enumerate(monitors):
+            if not isinstance(monitor, RiskMonitor):
+                raise RiskcalError(f"monitors: a {type(monitor).__name__} at index {index} is not a RiskMonitor.")
+            if any(monitor is other for other in monitors[:index]):
+                raise RiskcalError(
+                    f"monitors: the same one stands twice, again at index {index}; its losses would count twice."
+                )
+            for name, value in monitor.parameters.items():
+                if value != monitors[0].parameters[name]:
+                    raise RiskcalError(
+                        f"{name}: {value} at index {index} differs from {monitors[0].parameters[name]} at index 0; "
+                        "monitors of different tests cannot be merged."
+                    )
+        result = cls(**monitors[0].parameters)  # type: ignore[arg-type]
+        ville = result.average_run_length is None
+        how = _validate.choice(how or ("product" if ville else "sum"), "how", ("product", "mean", "sum"))
+        if (how == "sum") == ville:
+            raise RiskcalError(
+                "how: a sum of capitals exceeds 1 / epsilon too often; use 'product' or 'mean'."
+                if ville
+                else f"how: {how!r} is not for e-detectors; use 'sum' (a product proves nothing, a mean alarms later)."
+            )
+        growth = np.array([monitor._growth for monitor in monitors])
+        result._growth = _MERGERS[how](growth)
+        result._totals = np.sum([monitor._totals for monitor in monitors], axis=0)
+        result.n = sum(monitor.n for monitor in monitors)
+        reached = special.logsumexp(result._growth) - math.log(_BETS) >= result._limit
+        if reached or (not ville and any(monitor.alarm for monitor in monitors)):
+            result.alarm_at = result.n
+        return result
+
+    def to_json(self) -> str:
+        """The whole state as JSON, from which `from_json` goes on bit for bit where this monitor stands."""
+        return _State(
+            kind="riskcal.RiskMonitor",
+            schema_version=1,
+            parameters=_Parameters(**self.parameters),  # type: ignore[arg-type]
+            n=self.n,
+            alarm_at=self.alarm_at,
+            growth=self._growth.tolist(),
+            totals=self._totals.tolist(),
+        ).model_dump_json()
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Restore what `to_json` wrote.
+
+        Raises
+        ------
+        RiskcalError
+            For anything else: no JSON, unknown or missing fields, another schema version, or a state that cannot be.
+        """
+        try:
+            state = _State.model_validate_json(text)
+        except ValidationError as error:
+            raise RiskcalError(f"state: {policy._refusal('state', error)}") from None
+        if state.alarm_at is not None and state.alarm_at > state.n:
+            raise RiskcalError(f"alarm_at: {state.alarm_at} exceeds the {state.n} losses seen; the state was edited.")
+        result = cls(**state.parameters.model_dump())
+        result.n, result.alarm_at = state.n, state.alarm_at
+        result._growth, result._totals = np.array(state.growth), np.array(state.totals)
+        return result
+
+    @property
+    def _limit(self) -> float:
+        """Logarithm of what the mean of ``exp(growth)`` has to reach."""
+        return -math.log(self.epsilon) if self.average_run_length is None else math.log1p(self.average_run_length)
+
+    def _shares(self) -> Floats:
+        """Bets as shares of the largest."""
+        least = 0.2 * self._unit(self.delta)
+        if self.average_run_length is not None:
+            least = min(max(least, 2.0 / self.average_run_length), 0.5)
+        return np.geomspace(least, 0.5, _BETS)
+
+    def _unit(self, value: Any) -> Any:
+        return (value - self.lower) / (self.upper - self.lower)
+
+    def _weights(self, rates: ArrayLike, n: int) -> Floats:
+        values = _series(rates, "rates")
+        if values.size not in (1, n):
+            raise RiskcalError(f"rates: {values.size} given for {n} losses; give one per loss, or one for all.")
+        bad = (values < self.sampling_rate * (1.0 - _validate.TOLERANCE)) | (values > 1.0)
+        if bad.any():
+            raise RiskcalError(
+                f"rates: {values[bad][0]:g} at index {_validate.first(bad)} is outside [{self.sampling_rate:g}, 1]; "
+                "construct the monitor with the smallest rate as sampling_rate."
+            )
+        return np.broadcast_to(np.minimum(self.sampling_rate / values, 1.0), (n,))
+
+    def __repr__(self) -> str:
+        return f"RiskMonitor: {self._sentence()}"
+
+    def _repr_html_(self) -> str:
+        style = ' style="color: #b3261e; font-weight: bold"' if self.alarm else ""
+        return f"<p{style}>{html.escape(self._sentence())}</p>"
+
+    def _sentence(self) -> str:
+        state = f"ALARM, raised after {self.alarm_at:,} losses" if self.alarm else "no alarm"
+        seen = f"{self.n:,} losses seen"
+        if self.sampling_rate < 1:
+            seen += f" (about {self.requests:,.0f} requests)"
+        if self.n:
+            seen += f", mean {self.mean_loss:.4g}"
+        if self.average_run_length is None:
+            claim = f"a false alarm is ever raised with probability at most {self.epsilon:g}"
+        else:
+            claim = f"a false alarm comes after {self.average_run_length:,.0f} losses or more on average"
+        return f"{state}; {seen}; tolerated {self.delta:g}; evidence {self.evalue:.4g} of {self.limit:g}; {claim}."
+
+
+def _product(growth: Floats) -> Floats:
+    result: Floats = growth.sum(0)
+    return result
+
+
+def _mean(growth: Floats) -> Floats:
+    result: Floats = special.logsumexp(growth, axis=0) - math.log(len(growth))
+    return result
+
+
+def _sum(growth: Floats) -> Floats:
+    """log(1 + sum of M) from rows of log(1 + M)."""
+    largest = growth.max(0)
+    result: Floats = largest + np.log(np.exp(growth - largest).sum(0) - (len(growth) - 1) * np.exp(-largest))
+    return result
+
+
+_MERGERS = {"product": _product, "mean": _mean, "sum": _sum}
+
+
+def _series(values: ArrayLike, name: str) -> Floats:
+    """Finite numbers, one or several, or none, as (n,)."""
+    if getattr(values, "shape", None) == (0,) or (isinstance(values, list | tuple) and not values):
+        return np.zeros(0)
+    return np.atleast_1d(_validate.array(values, name, ndim=(0, 1)))
+
+
+def _run_length(value: Any) -> float | None:
+    if value is None:
+        return None
+    result = _validate.number(value, "average_run_length")
+    if not 1.0 <= result < math.inf:
+        raise RiskcalError(f"average_run_length: {result:g} is not a finite number of losses of at least 1.")
+    return result
+
+
+def _rate(value: Any) -> float:
+    result = _validate.number(value, "sampling_rate")
+    if not 0.0 < result <= 1.0:
+        raise RiskcalError(
+            f"sampling_rate: {result:g} is not in (0, 1]; give the share of requests that are evaluated."
+        )
+    return result

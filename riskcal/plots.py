@@ -1,0 +1,111 @@
+"""Pictures of calibration tables. Takes DataFrames, imports nothing of riskcal, and matplotlib only when called."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_LOSS, _DELTA, _CERTIFIED, _LAYERS = "#1f5a96", "#b3261e", "#dcefe1", "#6a4c93"
+
+
+def risk_curve(table: pd.DataFrame, *, delta: float, threshold: float = math.inf, ax: "Axes | None" = None) -> "Axes":
+    """Mean loss of every candidate against its threshold, with the tolerance and the certified thresholds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As in `riskcal.Calibration.table`: ``threshold``, ``loss``, ``certified``.
+    delta : float
+        The tolerance, drawn as a line.
+    threshold : float
+        The chosen threshold, marked if it is finite.
+    ax : Axes, optional
+        Drawn on if given, else on a new figure.
+    """
+    ax = ax or _new_axes()
+    rows = table.sort_values("threshold")
+    _shade_certified(rows, ax)
+    ax.plot(
+        rows["threshold"], rows["loss"], "o-", color=_LOSS, markersize=4, label="mean loss on the calibration prompts"
+    )
+    ax.axhline(delta, color=_DELTA, linestyle="--", linewidth=1.5, label=f"tolerance delta = {delta:g}")
+    if math.isfinite(threshold):
+        chosen = rows.loc[rows["threshold"] == threshold].iloc[0]
+        ax.plot(chosen["threshold"], chosen["loss"], "o", color=_LOSS, markersize=11, markeredgecolor="black")
+        ax.annotate(
+            f"chosen threshold {threshold:g}\nmean loss {chosen['loss']:.3f}",
+            (chosen["threshold"], chosen["loss"]),
+            xytext=(22, 42),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "->", "color": "black"},
+        )
+    ax.set_ylim(bottom=min(0.0, float(rows["loss"].min()) * 1.1))
+    ax.set_xlabel("exit threshold (higher: more cautious)")
+    ax.set_ylabel("loss")
+    ax.legend(loc="upper right")
+    return ax
+
+
+def layers_curve(
+    table: pd.DataFrame, *, full_layers: float, threshold: float = math.inf, ax: "Axes | None" = None
+) -> "Axes":
+    """Mean decoder layers per token of every candidate, against the full model's."""
+    ax = ax or _new_axes()
+    rows = table.sort_values("threshold")
+    _shade_certified(rows, ax)
+    ax.plot(rows["threshold"], rows["layers"], "s-", color=_LAYERS, markersize=4, label="mean decoder layers per token")
+    ax.axhline(full_layers, color="black", linestyle=":", label=f"full model: {full_layers:g} layers")
+    if math.isfinite(threshold):
+        chosen = rows.loc[rows["threshold"] == threshold].iloc[0]
+        ax.plot(chosen["threshold"], chosen["layers"], "s", color=_LAYERS, markersize=10, markeredgecolor="black")
+        ax.annotate(
+            f"{chosen['layers']:.2f} layers\n({1 - chosen['layers'] / full_layers:.0%} fewer)",
+            (chosen["threshold"], chosen["layers"]),
+            xytext=(-130, 40),
+            textcoords="offset points",
+            arrowprops={"arrowstyle": "->", "color": "black"},
+        )
+    ax.set_ylim(0, full_layers * 1.12)
+    ax.set_xlabel("exit threshold (higher: more cautious)")
+    ax.set_ylabel("layers")
+    ax.legend(loc="lower right")
+    return ax
+
+
+def calibration_figure(
+    table: pd.DataFrame, *, delta: float, threshold: float, full_layers: float, title: str = ""
+) -> "Figure":
+    """The two curves above one another, sharing the threshold axis: what is lost, and what is saved."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 7.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    risk_curve(table, delta=delta, threshold=threshold, ax=upper)
+    layers_curve(table, full_layers=full_layers, threshold=threshold, ax=lower)
+    upper.set_xlabel("")
+    if title:
+        figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _new_axes() -> "Axes":
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(7, 4), layout="constrained")[1]
+
+
+def _shade_certified(rows: pd.DataFrame, ax: "Axes") -> None:
+    """Shade from the first to the last threshold of each run of certified ones: what lies between grid points is not."""
+    grid = rows["threshold"].to_numpy(dtype=float)
+    flags = rows["certified"].to_numpy(dtype=bool)
+    pad = 0.004 * (grid[-1] - grid[0])  # so that a lone certified threshold is seen
+    label = "certified thresholds"
+    for first in np.flatnonzero(flags & ~np.r_[False, flags[:-1]]):
+        length = int((~flags[first:]).argmax()) or len(flags) - first
+        ax.axvspan(grid[first] - pad, grid[first + length - 1] + pad, color=_CERTIFIED, zorder=0, label=label)
+        label = "_nolegend_"
