@@ -1,6 +1,6 @@
 """Which committed benchmark results the code has outgrown; ``--rerun`` measures all of them afresh.
 
-A result in ``benchmarks/results`` is the JSON that a benchmark wrote, with the commit that it was measured on.
+A result in ``benchmarks/results`` is what a benchmark printed, as JSON, with the commit that it was measured on.
 """
 
 import argparse
@@ -31,22 +31,25 @@ def outgrown(script: Path) -> str | None:
 
 
 def rerun(script: Path) -> None:
-    result = RESULTS / f"{script.stem}.json"
-    figures = result.with_suffix(".partial")
     print(f"== {script.name}", flush=True)
-    subprocess.run([sys.executable, str(script), "--json", str(figures)], check=True)
-    measured = {"commit": git("rev-parse", "HEAD").stdout.strip(), "figures": json.loads(figures.read_text())}
-    result.write_text(json.dumps(measured, indent=1) + "\n")
-    figures.unlink()
+    commit = git("rev-parse", "HEAD").stdout.strip()
+    printed = subprocess.run([sys.executable, str(script)], check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(printed)
+    result = RESULTS / f"{script.stem}.json"
+    partial = result.with_suffix(".partial")
+    partial.write_text(json.dumps({"commit": commit, "printed": printed.splitlines()}, indent=1) + "\n")
+    partial.replace(result)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rerun", action="store_true")
-    if parser.parse_args().rerun:
+    parser.add_argument("--rerun", nargs="*", metavar="NAME", help="measure these afresh, or all")
+    wanted = parser.parse_args().rerun
+    if wanted is not None:
         RESULTS.mkdir(exist_ok=True)
         for script in SCRIPTS:
-            rerun(script)
+            if not wanted or script.stem in wanted:
+                rerun(script)
         return
     for script in SCRIPTS:
         reason = outgrown(script)

@@ -10,10 +10,12 @@ from riskcal import fwer as fwer
 from riskcal import monotone as monotone
 from riskcal import pvalues as pvalues
 from riskcal._validate import RiskcalError as RiskcalError
+from riskcal.adaptive import AdaptiveCalibration as AdaptiveCalibration
 from riskcal.calibration import Calibration as Calibration
 from riskcal.calibration import calibrate as calibrate
 from riskcal.calibration import calibrate_groups as calibrate_groups
 from riskcal.examples import load_example as load_example
+from riskcal.monitor import RiskMonitor as RiskMonitor
 from riskcal.planning import plan as plan
 from riskcal.policy import Certificate as Certificate
 from riskcal.policy import ExitPolicy as ExitPolicy

@@ -407,3 +407,21 @@ def head_levels(  # type: ignore[no-untyped-def]
             if level[i, k] <= chosen[k]:
                 waiting[i] = False
     return saving
+
+
+@njit(cache=True)
+def column_squares(losses, mean):  # type: ignore[no-untyped-def]
+    """Per column of C-ordered ``losses`` (n, k), the sum of squared differences from ``mean`` (k,)."""
+    n, k = losses.shape
+    squares = np.zeros(k)
+    for i in range(n):
+        for j in range(k):
+            gap = losses[i, j] - mean[j]
+            squares[j] += gap * gap
+    return squares
+
+
+def sample_deviation(losses: FloatArray, mean: FloatArray) -> FloatArray:
+    """Standard deviation (n - 1 in the denominator) per column: no copy, and the same for a column alone or among others."""
+    deviation: FloatArray = np.sqrt(column_squares(losses, mean) / (len(losses) - 1))
+    return deviation

@@ -29,7 +29,9 @@ def first(mask: NDArray[np.bool_]) -> str:
 def array(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
     """Finite float64 array of one of the allowed numbers of dimensions, none of them empty."""
     if np.ma.is_masked(values):
-        raise RiskcalError(f"{name}: masked at index {first(np.ma.getmaskarray(np.ma.asarray(values)))}; every value must be given.")
+        raise RiskcalError(
+            f"{name}: masked at index {first(np.ma.getmaskarray(np.ma.asarray(values)))}; every value must be given."
+        )
     try:
         result = np.asarray(values)
         if result.dtype.kind not in "fbiuO":
@@ -84,8 +86,9 @@ def binary(values: ArrayLike) -> Floats:
     counts: Floats = np.rint(matrix)
     fractional = np.abs(matrix - counts) > TOLERANCE
     if fractional.any():
+        where = first(fractional if np.ndim(values) == 2 else fractional[:, 0])
         raise RiskcalError(
-            f"losses: {matrix[fractional][0]:g} at row {first(fractional)} is neither 0 nor 1; "
+            f"losses: {matrix[fractional][0]:g} at row {where} is neither 0 nor 1; "
             "use betting or convex_order for losses in between."
         )
     return counts

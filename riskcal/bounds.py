@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from riskcal import _validate
+from riskcal import _validate, pvalues
 from riskcal._validate import Floats, RiskcalError
 
 _TINY = float(np.finfo(np.float64).tiny)
@@ -92,10 +92,10 @@ def empirical_bernstein(
     ``mean + sqrt(2 variance log(2 / epsilon) / n) + 7 log(2 / epsilon) / (3 (n - 1))`` on losses mapped to the unit
     interval. Parameters, returns and errors as in `hoeffding`.
     """
-    matrix, level, low, high = _checked(losses, epsilon, lower, upper)
-    n, x = len(matrix), math.log(2.0 / level)
-    width = matrix.std(0, ddof=1) * math.sqrt(2.0 * x / n) + (high - low) * 7.0 * x / (3.0 * (n - 1))
-    return _shaped(np.minimum(matrix.mean(0) + width, high), losses)
+    mean, deviation, n, level, low, high = _moments(losses, epsilon, lower, upper)
+    x = math.log(2.0 / level)
+    width = deviation * math.sqrt(2.0 * x / n) + (high - low) * 7.0 * x / (3.0 * (n - 1))
+    return _shaped(np.minimum(mean + width, high), losses)
 
 
 def predictable_bernstein(
@@ -105,7 +105,7 @@ def predictable_bernstein(
 
     Rows must stand in an order that does not depend on their content. Parameters, returns and errors as in `hoeffding`.
     """
-    matrix, level, low, high = _checked(losses, epsilon, lower, upper)
+    matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
     from riskcal import _kernels
 
     unit = matrix if (low, high) == (0.0, 1.0) else (matrix - low) / (high - low)
@@ -151,7 +151,7 @@ def betting(
     rejected, so the bound holds on any grid and for a test whose rejections need not be monotone in delta (betting's are
     not proved to be). A coarse grid loses up to one step, never the guarantee. Bisection would not be covered.
     """
-    matrix, level, low, high = _checked(losses, epsilon, lower, upper)
+    matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
     points = _default_grid(len(matrix), low, high) if grid is None else _validate.array(grid, "grid", ndim=(1,))
     outside = (points <= low) | (points >= high)
     if outside.any():
@@ -174,9 +174,8 @@ def clt(losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: 
     Never below ``lower + (upper - lower) (1 - epsilon^(1 / n))``, the exact bound for n losses at ``lower``: see
     `riskcal.pvalues.clt`, which it inverts. Nothing in riskcal uses it by default. Parameters and errors as in `hoeffding`.
     """
-    matrix, level, low, high = _checked(losses, epsilon, lower, upper)
-    n = len(matrix)
-    bound = matrix.mean(0) - special.ndtri(level) * matrix.std(0, ddof=1) / math.sqrt(n)
+    mean, deviation, n, level, low, high = _moments(losses, epsilon, lower, upper)
+    bound = mean - special.ndtri(level) * deviation / math.sqrt(n)
     floor = low - (high - low) * math.expm1(math.log(level) / n)
     return _shaped(np.minimum(np.maximum(bound, floor), high), losses)
 
@@ -252,10 +251,25 @@ def simultaneous(
     return np.atleast_1d(METHODS[method](losses, epsilon=level / max(k, 1), **options))
 
 
-def _checked(losses: ArrayLike, epsilon: float, lower: float, upper: float) -> tuple[Floats, float, float, float]:
+def _checked(
+    losses: ArrayLike, epsilon: float, lower: float, upper: float
+) -> tuple[Floats, Floats, float, float, float]:
+    """Checked losses as (n, k), their column sums, epsilon and the bounds."""
     level = _validate.level(epsilon, "epsilon")
     low, high = _validate.bounds(lower, upper)
-    return _validate.losses(losses, lower=low, upper=high), level, low, high
+    matrix, total = pvalues._matrix(losses, low, high)
+    return matrix, total, level, low, high
+
+
+def _moments(
+    losses: ArrayLike, epsilon: float, lower: float, upper: float
+) -> tuple[Floats, Floats, int, float, float, float]:
+    """Each column's mean and standard deviation, n, epsilon and the bounds."""
+    matrix, total, level, low, high = _checked(losses, epsilon, lower, upper)
+    from riskcal import _kernels
+
+    mean = total / len(matrix)
+    return mean, _kernels.sample_deviation(matrix, mean), len(matrix), level, low, high
 
 
 def _shaped(bound: Floats, losses: ArrayLike) -> float | Floats:
@@ -266,9 +280,9 @@ def _of_total(
     bound: Callable[[Floats, int, float], Floats], losses: ArrayLike, epsilon: float, lower: float, upper: float
 ) -> float | Floats:
     """A bound that depends on the losses through their sum alone, on the unit interval."""
-    matrix, level, low, high = _checked(losses, epsilon, lower, upper)
+    matrix, total, level, low, high = _checked(losses, epsilon, lower, upper)
     n = len(matrix)
-    total = np.clip((matrix.sum(0) - n * low) / (high - low), 0.0, n)
+    total = np.clip((total - n * low) / (high - low), 0.0, n)
     distinct, where = np.unique(total, return_inverse=True)
     return _shaped((low + (high - low) * bound(distinct, n, level))[where], losses)
 

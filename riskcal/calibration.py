@@ -348,7 +348,9 @@ def _levels(procedure: str, epsilon: float, k: int, starts: int, weights: Any, t
         return np.full(k, epsilon / starts)
     if procedure in ("fallback", "graphical"):
         if procedure == "graphical" and transitions is None:
-            raise RiskcalError("transitions: the graphical procedure needs them, one row per candidate in tested order.")
+            raise RiskcalError(
+                "transitions: the graphical procedure needs them, one row per candidate in tested order."
+            )
         levels = fwer.initial_levels(epsilon, weights, transitions)
         return np.where(levels > 0, levels, epsilon / k)
     return np.full(k, epsilon / k)
@@ -424,7 +426,9 @@ def _result(
     table = table[[name for name in table.columns if name not in costs] + costs]
     chosen = None
     if table["certified"].any():
-        spending = _problem.mean_cost(problem, cost) if problem.several else table["threshold"].to_numpy(dtype=np.float64)
+        spending = (
+            _problem.mean_cost(problem, cost) if problem.several else table["threshold"].to_numpy(dtype=np.float64)
+        )
         chosen = table.iloc[int(np.where(table["certified"], spending, math.inf).argmin())]
     single = problem.risks[0]
     return Calibration(

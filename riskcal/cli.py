@@ -1,10 +1,14 @@
 """The command line. Exit status: 0 done, 1 nothing certified, 2 bad input, 3 alarm."""
 
+import csv
+import itertools
+import json
 import math
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TextIO
 
 import pandas as pd
 import typer
@@ -15,6 +19,8 @@ from riskcal import _validate, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import Calibration, calibrate
 from riskcal.examples import load_example
+from riskcal.monitor import RiskMonitor
+from riskcal.policy import ExitPolicy
 from riskcal.records import Runs
 
 app = typer.Typer(
@@ -85,13 +91,61 @@ def demo(
         delta=delta,
         threshold=calibration.threshold,
         full_layers=calibration.full_costs["layers"],
-        title=f"Early exit calibrated on {calibration.n} words: loss at most {delta:g} "
-        f"with probability at least {1 - calibration.epsilon:g}",
+        title=f"Early exit calibrated on {calibration.n} words: expected distance to the full model at most {delta:g},\n"
+        f"with probability at least {1 - calibration.epsilon:g} over the draw of the words",
     )
     with _validate.replacing(picture) as partial:
         figure.savefig(partial, dpi=120, format="png")
     print(f"Written: {policy} (read it with riskcal.ExitPolicy.load) and {picture}")
     raise typer.Exit(0 if calibration.certified else 1)
+
+
+@app.command()
+def monitor(
+    log: Annotated[str, typer.Argument(help="JSON lines or CSV with a column loss, oldest first; - reads stdin.")],
+    policy: Annotated[
+        Path | None, typer.Option(help="Policy whose certificate says delta and the losses' bounds.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Tolerated expected loss, instead of the certificate's.")] = None,
+    epsilon: Annotated[float, typer.Option(help="Probability that a false alarm is ever raised.")] = 0.05,
+    average_run_length: Annotated[
+        float | None, typer.Option(help="Instead of epsilon: mean number of losses to a false alarm.")
+    ] = None,
+    sampling_rate: Annotated[
+        float, typer.Option(help="Rate of shadow sampling; the smallest, if a column rate says it per row.")
+    ] = 1.0,
+    state: Annotated[
+        Path | None, typer.Option(help="Go on from here if it exists, and leave the new state here.")
+    ] = None,
+) -> None:
+    """Watch the losses in LOG, and stop with exit status 3 as soon as they exceed the policy's delta."""
+    certificate = None if policy is None else ExitPolicy.load(policy).certificate
+    if delta is None:
+        if certificate is None or isinstance(certificate.delta, dict):
+            raise RiskcalError("delta: neither given nor certified for one risk; give --delta, or a --policy that is.")
+        delta = certificate.delta
+    bounds = {} if certificate is None else {"lower": certificate.lower, "upper": certificate.upper}
+    watch = RiskMonitor(
+        delta,
+        epsilon=epsilon,
+        average_run_length=average_run_length,
+        sampling_rate=sampling_rate,
+        **bounds,
+    )
+    if state is not None and state.exists():
+        watch = _restored(state, watch)
+    try:
+        row = _feed(watch, log)
+    except KeyboardInterrupt:  # the usual end of a stream
+        row = None
+    if state is not None:
+        with _validate.replacing(state) as partial:
+            partial.write_text(watch.to_json() + "\n", encoding="utf-8")
+    print(watch)
+    if watch.alarm:
+        where = f"row {row} of {log} (counted from 0)" if row is not None else "an earlier log"
+        print(f"Alarm at {where}. Serve the full model, and calibrate afresh on requests of today.")
+    raise typer.Exit(3 if watch.alarm else 0)
 
 
 def _print_table(calibration: Calibration) -> None:
@@ -100,7 +154,7 @@ def _print_table(calibration: Calibration) -> None:
         title=f"delta {calibration.delta:g}, epsilon {calibration.epsilon:g}, {calibration.objective}: "
         f"{calibration.test} test, {calibration.procedure.replace('_', ' ')}, n = {calibration.n}"
     )
-    rows = calibration.table.assign(**{"loss": calibration.table["loss"].map("{:.4f}".format)})
+    rows = calibration.table.assign(loss=calibration.table["loss"].map("{:.4f}".format))
     shown = {name: rows[name] for name in calibration.coordinates}
     shown |= {"loss": rows["loss"], "p-value": rows["pvalue"].map("{:.2g}".format)}
     if "layers" in rows:
@@ -141,6 +195,76 @@ def _print_comparison(runs: Runs, deltas: list[float]) -> None:
 
 def _threshold(calibration: Calibration) -> str:
     return "full" if math.isinf(calibration.threshold) else f"{calibration.threshold:g}"
+
+
+def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
+    try:
+        saved = RiskMonitor.from_json(path.read_bytes())
+    except OSError as error:
+        raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
+    except RiskcalError as error:
+        raise RiskcalError(f"{path}: {error}") from None
+    for name, value in fresh.parameters.items():
+        if saved.parameters[name] != value:
+            raise RiskcalError(
+                f"{path}: {name} is {saved.parameters[name]} there but {value} here; use the same options, or another file."
+            )
+    return saved
+
+
+def _feed(watch: RiskMonitor, log: str) -> int | None:
+    """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
+    if watch.alarm:
+        return None
+    try:
+        with sys.stdin if log == "-" else Path(log).open(encoding="utf-8-sig", newline="") as file:
+            rows = _losses(file, log, watch.sampling_rate)
+            while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
+                before = watch.n
+                try:
+                    watch.update([loss for _, loss, _ in block], rates=[rate for *_, rate in block])
+                except RiskcalError:
+                    _refuse_row(block, watch, log)
+                if watch.alarm_at is not None:
+                    return block[watch.alarm_at - before - 1][0]
+    except OSError as error:
+        raise RiskcalError(f"{log}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise RiskcalError(f"{log}: is not UTF-8 text.") from None
+    return None
+
+
+def _losses(file: TextIO, name: str, sampling_rate: float) -> Iterator[tuple[int, float, float]]:
+    """Row number, loss, and sampling rate of each line of JSON, or of CSV under a header."""
+    start = next((line for line in file if line.strip()), "")
+    lines = itertools.chain([start], file)
+    json_lines = start.lstrip().startswith("{")
+    rows: Iterator[Any] = (json.loads(line) for line in lines if line.strip()) if json_lines else csv.DictReader(lines)
+    for number in itertools.count():
+        try:
+            row = next(rows, None)
+            if row is None:
+                return
+            yield number, float(row["loss"]), float(row.get("rate", sampling_rate))
+        except KeyError:
+            raise RiskcalError(
+                f"{name}: row {number} has no loss; give JSON lines or CSV with a column loss."
+            ) from None
+        except (ValueError, TypeError, AttributeError, csv.Error) as error:
+            raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
+
+
+def _refuse_row(block: list[tuple[int, float, float]], watch: RiskMonitor, log: str) -> None:
+    """Say which row of a refused block is to blame."""
+    for number, loss, rate in block:
+        try:
+            RiskMonitor(**watch.parameters).update(loss, rates=rate)  # type: ignore[arg-type]
+        except RiskcalError as error:
+            reason = str(error).replace(" at index 0", "")
+            raise RiskcalError(f"{log}: row {number}: {reason}") from None
+
+
+# ---- paste to here
 
 
 def main() -> None:

@@ -62,7 +62,7 @@ def plan(
         Standard deviation of one prompt's loss. Default: the largest that losses in [lower, upper] of this mean can have.
     n : int, optional
         Also report the smallest delta that this many prompts support.
-    test : {"betting", "convex_order", "hoeffding_bentkus", "bentkus", "hoeffding", "binomial"}
+    test : {"betting", "convex_order", "hoeffding_bentkus", "bentkus", "hoeffding", "binomial", "empirical_bernstein"}
     power : float
         Share of samples in which the certificate should be issued.
 
@@ -82,7 +82,7 @@ def plan(
     low, high = _validate.bounds(lower, upper)
     tolerated = (_validate.tolerance(delta, low, high) - low) / (high - low)
     level, power = _validate.level(epsilon, "epsilon"), _validate.level(power, "power")
-    _validate.choice(test, "test", (*pvalues.OF_SUMS, "betting"))
+    _validate.choice(test, "test", (*pvalues.OF_SUMS, "betting", "empirical_bernstein"))
     expected = (_validate.number(mean, "mean") - low) / (high - low)
     if not 0 <= expected < tolerated:
         raise RiskcalError(

@@ -73,7 +73,7 @@ def layers_curve(
     ax.set_ylim(0, full_layers * 1.12)
     ax.set_xlabel("exit threshold (higher: more cautious)")
     ax.set_ylabel("layers")
-    ax.legend(loc="lower right")
+    ax.legend(loc="center left")
     return ax
 
 

@@ -219,7 +219,7 @@ def sample_size(test: str, mean: float, deviation: float, delta: float, level: f
     Parameters
     ----------
     test : str
-        A sum-based test's name, or ``"betting"``.
+        A sum-based test's name, ``"betting"`` or ``"empirical_bernstein"``.
     mean, deviation : float
         Of one unit's loss; the mean below delta.
     """
@@ -235,9 +235,12 @@ def sample_size(test: str, mean: float, deviation: float, delta: float, level: f
 
     def rejects(n: int) -> bool:
         likely = min(mean + special.ndtri(power) * deviation / math.sqrt(n), 1.0)
+        if test == "empirical_bernstein":
+            x = math.log(2.0 / level)
+            return likely + deviation * math.sqrt(2.0 * x / n) + 7.0 * x / (3.0 * (n - 1)) <= delta
         return bool(_finish(OF_SUMS[test], Sums(np.array([likely * n]), n, delta))[0] <= level)
 
-    low, high = 1, 2
+    low, high = 1, 2  # one unit is never enough
     while not rejects(high):
         low, high = high, 2 * high
         if high > largest:
@@ -276,8 +279,11 @@ def _moments(losses: ArrayLike, delta: float, lower: float, upper: float) -> tup
     low, high = _validate.bounds(lower, upper)
     tolerated = _validate.tolerance(delta, low, high)
     matrix, total = _matrix(losses, low, high)
-    n, width = len(matrix), high - low
-    return (total / n - low) / width, matrix.std(0, ddof=1) / width, (tolerated - low) / width, n
+    from riskcal import _kernels
+
+    n, width, mean = len(matrix), high - low, total / len(matrix)
+    deviation = _kernels.sample_deviation(matrix, mean)
+    return (mean - low) / width, deviation / width, (tolerated - low) / width, n
 
 
 def _sums(losses: ArrayLike, delta: float, lower: float, upper: float) -> Sums:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import fft, optimize, special
+from scipy import special
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
@@ -485,6 +485,7 @@ def _law(losses: Floats, mean: float) -> tuple[Floats, Floats]:
 
 def _best_bet(values: Floats, weights: Floats, delta: float) -> float:
     """The bet b that maximises the expected log of ``1 + b (delta - x)`` on [0, 1 / (1 - delta)]."""
+    from scipy import optimize
 
     def slope(bet: float) -> float:
         return float((weights * (delta - values) / (1.0 + bet * (delta - values))).sum())
@@ -513,7 +514,7 @@ def _sums_descending(score: Floats, null: Floats, law: Floats, n: int, points: i
         lattice = np.zeros(points)
         np.add.at(lattice, left.astype(np.int64) % points, mass * (1.0 - right_share))
         np.add.at(lattice, (left.astype(np.int64) + 1) % points, mass * right_share)
-        masses.append(np.maximum(fft.irfft(fft.rfft(lattice) ** n, points), 0.0))
+        masses.append(np.maximum(np.fft.irfft(np.fft.rfft(lattice) ** n, points), 0.0))
     # the lattice is a circle: point i stands for the one sum in the window that it can be
     first = math.floor((low - n * float(score.min())) / spacing) - margin
     descending = (first + np.arange(points)[::-1]) % points

@@ -145,6 +145,7 @@ def write_checkpoint(model: T5ForConditionalGeneration, tokenizer, folder: Path)
     staging = folder.with_name(folder.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     tokenizer.save_pretrained(staging)
+    model.config.use_cache = True  # the trainer turns it off, and generate() with a given cache then goes wrong
     model.config.save_pretrained(staging)
     skip = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}  # the shared embedding again
     weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k not in skip}

@@ -1,0 +1,59 @@
+"""The site: Sphinx with MyST. Notebooks are copied in and executed at every build; nothing is fetched, then or by a reader."""
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+here = Path(__file__).parent
+shutil.rmtree(here / "notebooks", ignore_errors=True)
+shutil.copytree(here.parent / "notebooks", here / "notebooks", ignore=shutil.ignore_patterns(".*"))
+
+project = "riskcal"
+copyright = "2026, The riskcal authors"
+version = release = metadata.version("riskcal-ltt")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
+templates_path = ["_templates"]
+exclude_patterns = ["_build"]
+default_role = "py:obj"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_execution_timeout = 300
+
+autodoc_typehints = "none"
+numpydoc_show_class_members = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"riskcal {version}"
+html_show_sourcelink = False
+html_math_renderer = "mathml"
+html_extra_path = ["policy.schema.json"]
+html_theme_options = {
+    "header_links_before_dropdown": 8,
+    "show_prev_next": False,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+pages = ["index", "installation", "guarantee", "records", "data", "cli", "changelog", "notebooks/*"]
+html_sidebars = {page: [] for page in pages}  # of all pages only the API's have others below them
+
+
+def setup(app):
+    """Render formulas as MathML, which browsers show without a script."""
+
+    def inline(translator, node):
+        translator.body.append(tex2mathml(node.astext(), as_block=False))
+        raise nodes.SkipNode
+
+    def block(translator, node):
+        translator.body.append(f"<p>{tex2mathml(node.astext(), as_block=True)}</p>")
+        raise nodes.SkipNode
+
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))

@@ -1,0 +1,199 @@
+"""Several risks, several deltas, orders that a pilot chooses, strata, and planning."""
+
+import math
+
+import numpy as np
+import pytest
+
+import riskcal
+from riskcal import RiskcalError, pvalues
+
+GRID = np.round(np.arange(0, 1.01, 0.1), 2)
+
+
+def zero_inflated(rng, mean, n):
+    """(n, k) losses in [0, 1], comonotone over candidates, with these means."""
+    return np.where(rng.random((n, 1)) < np.asarray(mean) / 0.4, rng.beta(2, 3, (n, 1)), 0.0)
+
+
+def runs(seed=0, n=800, group=None):
+    rng = np.random.default_rng(seed)
+    distance = zero_inflated(rng, 0.35 * (1 - GRID) ** 1.5, n)
+    base = 0.3 * rng.random((n, 1))
+    risk = np.clip(base + np.where(distance > 0, rng.normal(0.03, 0.1, (n, 1)), 0), 0, 1)
+    return riskcal.Runs.from_arrays(
+        thresholds=np.r_[GRID, math.inf],
+        dissimilarity=np.c_[distance, np.zeros(n)],
+        risk=np.c_[risk, base],
+        layers=np.tile(np.r_[1 + 7 * GRID, 8.0], (n, 1)),
+        group=group,
+    )
+
+
+def several_coordinates(seed=0, n=800):
+    rng = np.random.default_rng(seed)
+    frame = runs(seed, n).to_frame()
+    worse = frame[np.isfinite(frame["threshold"])].assign(measure="entropy")
+    worse["dissimilarity"] = np.clip(worse["dissimilarity"] + 0.3 * (rng.random(len(worse)) < 0.4), 0, 1)
+    table = np.array(["softmax"])
+    frame["measure"] = np.repeat(table, len(frame))
+    return riskcal.Runs.from_frame({c: [*frame[c], *worse[c]] for c in frame.columns})
+
+
+def test_several_risks_take_the_largest_pvalue_and_certify_no_more_than_each_alone():
+    both = riskcal.calibrate(runs(), delta={"textual": 0.1, "risk": 0.01})
+    alone = [riskcal.calibrate(runs(), delta=d, objective=o) for o, d in (("textual", 0.1), ("risk", 0.01))]
+    np.testing.assert_array_equal(both.table["pvalue"], np.maximum(alone[0].table["pvalue"], alone[1].table["pvalue"]))
+    assert both.threshold == max(c.threshold for c in alone)
+    assert both.policy().certificate.delta == {"textual": 0.1, "risk": 0.01}
+    assert {"loss_textual", "loss_risk"} <= set(both.table.columns)
+
+
+def test_calibrations_of_a_list_of_deltas_hold_together():
+    """20 deltas, 300 draws: the share in which any of the chosen thresholds is false is at most epsilon + 3 SE = .088."""
+    mean, deltas, false = 0.35 * (1 - GRID) ** 1.5, np.linspace(0.03, 0.3, 20), 0
+    for draw in range(300):
+        losses = zero_inflated(np.random.default_rng(draw), mean, 200)
+        chosen = riskcal.calibrate(losses, thresholds=GRID, delta=list(deltas), test="convex_order")
+        risk = {c.delta: mean[c.threshold == GRID] for c in chosen if c.certified}
+        false += any(value > delta for delta, value in risk.items())
+    assert false / 300 <= 0.088
+
+
+def test_a_list_of_deltas_is_monotone_and_never_certifies_more_than_one_delta_alone_by_bonferroni():
+    thresholds = [c.threshold for c in riskcal.calibrate(runs(), delta=[0.05, 0.1, 0.2])]
+    assert thresholds == sorted(thresholds, reverse=True)
+    single = riskcal.calibrate(runs(), delta=0.1, procedure="bonferroni")
+    assert thresholds[1] >= single.threshold
+
+
+@pytest.mark.parametrize("procedure", ["pilot_order", "pareto"])
+def test_the_pilot_chooses_the_order_and_is_not_tested(procedure):
+    data = several_coordinates()
+    calibration = riskcal.calibrate(data, delta=0.1, procedure=procedure, pilot_fraction=0.2)
+    assert len(calibration.pilot) == 160
+    assert calibration.n == 640
+    assert list(calibration.pilot) == data.units[:160].tolist()
+    rest = data.losses("textual")[160:]
+    position = {
+        tuple(row): j for j, row in enumerate(data.candidates[["threshold", "measure"]].itertuples(index=False))
+    }
+    tested = [position[tuple(r)] for r in calibration.table[["threshold", "measure"]].itertuples(index=False)]
+    np.testing.assert_allclose(
+        calibration.table["pvalue"], pvalues.betting(rest[:, tested], 0.1, level=0.05), rtol=1e-12
+    )
+    certificate = calibration.policy().certificate
+    assert certificate.pilot_n == 160
+    assert certificate.pilot_digest is not None
+    assert calibration.table["certified"].to_numpy()[: calibration.table["certified"].sum()].all()  # a prefix
+
+
+def test_pareto_keeps_no_candidate_that_another_beats_in_both_risk_and_cost():
+    data = several_coordinates()
+    calibration = riskcal.calibrate(data, delta=0.1, procedure="pareto")
+    pilot = data.losses("textual")[: len(calibration.pilot)].mean(0)
+    layers = data.values["layers"][: len(calibration.pilot)].mean(0)
+    kept = {tuple(r) for r in calibration.table[["threshold", "measure"]].itertuples(index=False)}
+    for j, row in enumerate(data.candidates[["threshold", "measure"]].itertuples(index=False)):
+        beaten = ((pilot <= pilot[j]) & (layers <= layers[j]) & ((pilot < pilot[j]) | (layers < layers[j]))).any()
+        assert not (beaten and tuple(row) in kept)
+
+
+@pytest.mark.parametrize("procedure", ["pilot_order", "pareto", "holm", "hochberg", "fallback"])
+def test_family_wise_error_on_a_curve_that_rises_and_falls(procedure):
+    """300 draws with a bump above delta among safe candidates: false certificates at most .05 + 3 SE = .088."""
+    mean = np.array([0.02, 0.05, 0.13, 0.06, 0.101, 0.08, 0.12, 0.2, 0.101, 0.3, 0.3])[::-1]
+    false = 0
+    for draw in range(300):
+        losses = zero_inflated(np.random.default_rng([7, draw]), mean, 250)
+        table = riskcal.calibrate(losses, thresholds=GRID, delta=0.1, procedure=procedure).table
+        risk = dict(zip(GRID, mean, strict=True))
+        false += any(risk[t] > 0.1 for t in table.loc[table["certified"], "threshold"])
+    assert false / 300 <= 0.088
+
+
+def test_a_graph_that_is_a_chain_is_the_fixed_sequence():
+    chain = {"weights": np.eye(len(GRID))[0], "transitions": np.eye(len(GRID), k=1)}
+    graph = riskcal.calibrate(runs(), delta=0.1, procedure="graphical", **chain)
+    assert graph.threshold == riskcal.calibrate(runs(), delta=0.1).threshold
+
+
+def test_strata_share_epsilon_and_each_is_calibrated_on_its_own_prompts():
+    group = np.where(np.arange(800) % 4 == 0, "rare", "common")
+    found = riskcal.calibrate_groups(runs(group=group), delta=0.1)
+    assert {name: c.n for name, c in found.items()} == {"common": 600, "rare": 200}
+    assert all(c.epsilon == 0.025 for c in found.values())
+    apart = riskcal.calibrate_groups(runs(group=group), delta=0.1, joint=False)
+    assert all(c.epsilon == 0.05 for c in apart.values())
+
+
+def test_a_risk_that_rises_with_the_threshold_is_reported():
+    rng = np.random.default_rng(3)
+    losses = zero_inflated(rng, np.where(GRID == 0.8, 0.3, 0.02), 500)
+    assert "does not fall steadily" in riskcal.calibrate(losses, thresholds=GRID, delta=0.1).message
+    assert "does not fall steadily" not in riskcal.calibrate(runs(), delta=0.1).message
+
+
+@pytest.mark.parametrize("test", ["betting", "convex_order", "hoeffding_bentkus", "hoeffding", "empirical_bernstein"])
+def test_the_planned_sample_certifies_about_as_often_as_planned(test):
+    """Planned at power .8: 400 draws certify in .8 +- .12 (the normal approximation and 3 SE = .06)."""
+    mean, deviation = 0.05, 0.13
+    n = riskcal.plan(0.1, mean=mean, deviation=deviation, test=test).prompts
+    rng = np.random.default_rng(11)
+    hit = rng.random((n, 400)) < 0.155
+    losses = np.where(hit, np.clip(rng.normal(mean / 0.155, 0.10, (n, 400)), 0, 1), 0)
+    level = {"level": 0.05} if test == "betting" else {}
+    share = (getattr(pvalues, test)(losses, 0.1, **level) <= 0.05).mean()
+    assert abs(share - 0.8) <= 0.12
+
+
+def test_the_smallest_delta_is_what_the_prompts_at_hand_can_certify():
+    found = riskcal.plan(0.1, mean=0.05, n=500)
+    assert riskcal.plan(found.smallest_delta + 1e-4, mean=0.05).prompts <= 500
+    assert riskcal.plan(found.smallest_delta - 1e-3, mean=0.05).prompts > 500
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"delta": []}, "delta"),
+        ({"delta": {}}, "delta"),
+        ({"delta": {"textual": 0.1, "speed": 0.1}}, "objective"),
+        ({"delta": [0.1, 2.0]}, "delta"),
+        ({"delta": [0.1], "procedure": "holm"}, "procedure"),
+        ({"delta": 0.1, "procedure": "pilot_order", "pilot_fraction": 0.999}, "pilot_fraction"),
+        ({"delta": 0.1, "procedure": "pareto", "order": list(range(11))}, "order"),
+        ({"delta": 0.1, "procedure": "graphical"}, "transitions"),
+        ({"delta": 0.1, "procedure": "fallback", "weights": np.full(11, 0.2)}, "weights"),
+        ({"delta": 0.1, "starts": 2, "procedure": "holm"}, "starts"),
+    ],
+)
+def test_bad_options_are_refused_by_name(options, named):
+    with pytest.raises(RiskcalError, match=named):
+        riskcal.calibrate(runs(n=100), **options)
+
+
+def test_groups_need_a_group_column():
+    with pytest.raises(RiskcalError, match="group"):
+        riskcal.calibrate_groups(runs(n=100), delta=0.1)
+
+
+@pytest.mark.parametrize("test", ["betting", "convex_order", "empirical_bernstein", "hoeffding"])
+def test_a_hopeless_and_a_hopeful_failure_are_told_apart_whatever_the_test(test):
+    losses = np.zeros((8, 2))
+    few = riskcal.calibrate(losses, thresholds=[0.5, 0.9], delta=0.05, test=test)
+    assert not few.certified
+    assert "fresh sample" in few.message
+    assert "will not help" in riskcal.calibrate(losses + 0.5, thresholds=[0.5, 0.9], delta=0.05, test=test).message
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.5, -0.5])
+@pytest.mark.parametrize("shape", [(2, 1), (5, 3), (64, 257), (1001, 9)])
+def test_one_bad_value_is_found_wherever_it_stands(bad, shape):
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        losses = rng.random(shape)
+        place = tuple(int(rng.integers(size)) for size in shape)
+        losses[place] = bad
+        with pytest.raises(RiskcalError, match=rf"index \[{place[0]}, {place[1]}\]"):
+            pvalues.hoeffding(losses, 0.5)

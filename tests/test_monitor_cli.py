@@ -1,0 +1,107 @@
+"""`riskcal monitor`: it says where the losses rose, exits 3, and leaves a state to go on from."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from riskcal import ExitPolicy, RiskcalError, calibrate, cli
+from riskcal.monitor import RiskMonitor
+
+rng = np.random.default_rng(0)
+GOOD, BAD = rng.binomial(1, 0.03, 2000), rng.binomial(1, 0.4, 300)
+
+
+def monitor(*arguments, stdin=None):
+    return CliRunner().invoke(cli.app, ["monitor", *map(str, arguments)], input=stdin)
+
+
+def write_log(path, losses, **columns):
+    table = pd.DataFrame({"loss": losses, **columns})
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_monitor_says_where(tmp_path, ending):
+    log = write_log(tmp_path / f"log.{ending}", np.r_[GOOD, BAD])
+    expected = RiskMonitor(0.1, average_run_length=5000).update(np.r_[GOOD, BAD]).alarm_at
+    result = monitor(log, "--delta", 0.1, "--average-run-length", 5000)
+    assert result.exit_code == 3
+    assert 2000 < expected < 2100
+    assert f"row {expected - 1} of {log}" in result.output
+    assert monitor(write_log(tmp_path / f"good.{ending}", GOOD), "--delta", 0.1).exit_code == 0
+
+
+def test_monitor_takes_delta_and_bounds_from_the_certificate(tmp_path):
+    losses = np.clip(rng.normal(0, 0.2, (500, 1)), -1, 1)
+    path = tmp_path / "policy.json"
+    calibrate(losses, thresholds=[0.5], delta=0.1, lower=-1.0).policy().save(path)
+    log = write_log(tmp_path / "log.csv", rng.uniform(-0.3, 0.9, 1000))
+    assert monitor(log, "--policy", path).exit_code == 3
+    assert "tolerated 0.1" in monitor(log, "--policy", path).output
+    assert monitor(log, "--policy", path, "--delta", 0.5).exit_code == 0
+    ExitPolicy(threshold=0.5).save(path)
+    assert "delta: neither" in str(monitor(log, "--policy", path).exception)
+
+
+def test_monitor_goes_on_from_its_state(tmp_path):
+    state, options = tmp_path / "state.json", ["--delta", 0.1, "--average-run-length", 5000]
+    first, second = write_log(tmp_path / "1.csv", GOOD), write_log(tmp_path / "2.csv", BAD)
+    assert monitor(first, *options, "--state", state).exit_code == 0
+    assert RiskMonitor.from_json(state.read_text()).n == len(GOOD)
+    assert "epsilon is 0.05 there but 0.2" in str(
+        monitor(first, *options, "--epsilon", 0.2, "--state", state).exception
+    )
+    result = monitor(second, *options, "--state", state)
+    expected = RiskMonitor(0.1, average_run_length=5000).update(GOOD).update(BAD).alarm_at
+    assert result.exit_code == 3
+    assert f"row {expected - 1 - len(GOOD)} of {second}" in result.output
+    saved = state.read_text()
+    again = monitor(first, *options, "--state", state)  # the alarm stays, and nothing more is read
+    assert again.exit_code == 3
+    assert "an earlier log" in again.output
+    assert state.read_text() == saved
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss\n0.1\nnan\n", "row 1: losses: nan"),
+        ("loss\n0.1\n1.5\n", "row 1: losses: 1.5 is outside [0, 1]"),
+        ("loss\n0.1\n\n\nabc\n", "row 1 cannot be read"),
+        ("risk\n0.1\n", "row 0 has no loss"),
+        ('{"loss": 0.1}\n{"loss": 0.1\n', "row 1 cannot be read"),
+        ('{"loss": 0.1}\n[1]\n', "row 1 cannot be read"),
+        ('{"loss": null}\n', "row 0 cannot be read"),
+        ("loss,rate\n0.1,1\n0.1,0.2\n", "row 1: rates: 0.2 is outside [1, 1]"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_monitor_refuses_and_leaves_the_state(tmp_path, text, message, stream):
+    log, state = tmp_path / "log", tmp_path / "state.json"
+    log.write_text(text)
+    state.write_text(RiskMonitor(0.1).to_json())
+    before = state.read_text()
+    result = monitor("-" if stream else log, "--delta", 0.1, "--state", state, stdin=text if stream else None)
+    assert isinstance(result.exception, RiskcalError)
+    assert message in str(result.exception)
+    assert state.read_text() == before
+
+
+def test_monitor_reads_a_stream(tmp_path):
+    lines = "".join(json.dumps({"loss": int(loss), "rate": 0.5}) + "\n" for loss in BAD)
+    result = monitor("-", "--delta", 0.1, "--sampling-rate", 0.5, stdin=lines)
+    expected = RiskMonitor(0.1, sampling_rate=0.5).update(BAD).alarm_at
+    assert result.exit_code == 3
+    assert f"row {expected - 1} of -" in result.output
+    assert (
+        monitor(tmp_path / "none.csv", "--delta", 0.1)
+        .exception.args[0]
+        .endswith("cannot be read (No such file or directory).")
+    )
