@@ -1,9 +1,10 @@
 """Certification efficiency: which share of the largest possible saving is certified, by the default test and by others.
 
-Simulated: the monotone world of `riskcal.worlds`, 20 candidates, epsilon .05, delta .1, every test in the same fixed sequence
-on the same draws; the yardstick is the information limit, which no valid procedure exceeds. Recorded: samples drawn from the
-shipped records with replacement; there the yardstick is the records' own cheapest candidate with a mean loss of at most
-delta, and of a risk CALM's tests see the clipped differences. Standard errors are over draws. The default's ends are .91, .975 and .985 at n = 100, 500 and 2,000.
+Simulated: the monotone world of `riskcal.worlds`, 20 candidates, epsilon .05, delta .1, every test in the same fixed
+sequence on the same draws; the yardstick is the information limit, which no valid procedure exceeds. Recorded: samples drawn
+from the shipped records with replacement; there the yardstick is the records' own cheapest candidate with a mean loss of at
+most delta, and of a risk CALM's tests see the clipped differences. Standard errors are over draws. The default's ends are
+.91, .975 and .985 at n = 100, 500 and 2,000.
 """
 
 import argparse

@@ -9,6 +9,7 @@ from riskcal import bounds as bounds
 from riskcal import fwer as fwer
 from riskcal import monotone as monotone
 from riskcal import pvalues as pvalues
+from riskcal import worlds as worlds
 from riskcal._validate import RiskcalError as RiskcalError
 from riskcal.adaptive import AdaptiveCalibration as AdaptiveCalibration
 from riskcal.calibration import Calibration as Calibration
@@ -25,5 +26,8 @@ from riskcal.replay import replay_arrays as replay_arrays
 from riskcal.replay import replay_traces as replay_traces
 from riskcal.schedules import Constant as Constant
 from riskcal.schedules import Decaying as Decaying
+from riskcal.trials import compare as compare
+from riskcal.trials import run_trials as run_trials
+from riskcal.trials import split_pilot as split_pilot
 
 __version__ = "0.1.0"

@@ -448,6 +448,14 @@ def test_integers_come_back_as_integers_and_strings_of_digits_with_zeros_as_stri
         same(back, runs)
 
 
+@pytest.mark.parametrize("ending", FILES)
+def test_ids_with_line_ends_quotes_and_separators_come_back(ending, tmp_path):
+    """A bare carriage return ends a row of CSV for some readers, quoted by the writer or not."""
+    runs = Runs.from_frame(table(ids=["\r", "a\rb", "a\r\nb", "\n", 'q"', '"', "a,b", ";", "\t", " ", "#"]))
+    runs.write(tmp_path / f"runs.{ending}")
+    same(Runs.read(tmp_path / f"runs.{ending}"), runs)
+
+
 def test_json_lines_say_full_and_hold_no_infinity(tmp_path):
     Runs.from_frame(table()).write(tmp_path / "runs.jsonl")
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()

@@ -202,10 +202,10 @@ def record(
     Notes
     -----
     Columns: ``prompt``; ``cluster`` and ``group`` where given; ``threshold`` (``inf`` is the full model);
-    ``temperature``, ``max_length`` and ``form`` of a decaying schedule; ``min_layer``; ``measure``; ``dissimilarity``;
-    ``risk`` where asked for; ``layers`` (mean exit layer over the generated tokens, the end token included); ``tokens``;
-    ``seconds`` (wall-clock of ``generate``, a batch's divided by its rows); ``source``. Each worker generates its first batch twice before the
-    clock counts, as first calls are slow.
+    ``temperature``, ``max_length`` and ``form`` of a decaying schedule; ``min_layer``; ``measure``;
+    ``dissimilarity``; ``risk`` where asked for; ``layers`` (mean exit layer over the generated tokens, the end token
+    included); ``tokens``; ``seconds`` (wall-clock of ``generate``, a batch's divided by its rows); ``source``. Each
+    worker generates its first batch twice before the clock counts, as first calls are slow.
 
     ``load``, ``dissimilarity`` and ``risk`` are known to a later call by their names only: after changing what stands
     behind a name, record to another folder.

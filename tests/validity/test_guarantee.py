@@ -53,7 +53,7 @@ def allowed(draws):
         (scattered_losses, {"procedure": "bonferroni"}, 300),
         (scattered_losses, {"test": "hoeffding_bentkus"}, 200),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_false_certificates_are_at_most_epsilon(world, options, draws):
     assert violations(world, draws, 300, 5, **options) <= allowed(draws)
