@@ -421,10 +421,10 @@ class Traces:
                     "Give anything in between as loss."
                 )
             if not outcome[:, -1].all():
-                row = int(outcome[:, -1].argmin())
-                raise RiskcalError(
-                    f"agrees: false at row {row} for the last exit, which is the full model itself; outcomes against "
-                    "references are losses: give them as loss."
+                warnings.warn(
+                    f"agrees: false at row {int(outcome[:, -1].argmin())} for the last exit, which is the full model itself. "
+                    "It will count as a loss there; outcomes against references should be given as loss.",
+                    stacklevel=2,
                 )
         where = np.asarray(position)
         if not np.issubdtype(where.dtype, np.integer) or (where < 0).any():

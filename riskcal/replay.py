@@ -130,7 +130,9 @@ def replay_traces(
     means, exits = np.empty_like(sums), np.empty_like(layers)
     means[:, order] = np.clip(sums / tokens, 0.0, 1.0)
     exits[:, order] = layers / tokens
-    full = np.add.reduceat(loss[:, -1].astype(np.float64), start[:-1])[:, None] / tokens
+    full = np.zeros((len(tokens), 1))  # the full model agrees with itself
+    if traces.loss is not None:
+        full = np.add.reduceat(traces.loss[:, -1].astype(np.float64), start[:-1])[:, None] / tokens
     values = {"dissimilarity": np.c_[full, means]} if not full.any() else {}
     if traces.loss is not None:
         values["risk"] = np.c_[full, means]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import RiskcalError, Runs, Traces, _validate, calibrate, records
+from riskcal import RiskcalError, Runs, Traces, _validate, calibrate, records, replay_traces
 
 FILES = ("parquet", "csv", "jsonl")
 TABLES = ("pandas", "pyarrow", "polars", "duckdb")
@@ -970,7 +970,6 @@ def test_positions_of_a_nullable_type_are_positions():
         ({"confidence": [[0.1]] * 7 + [[0.1, 0.2]]}, "confidence: not an array of numbers"),
         ({"agrees": np.full((8, 3), 0.5)}, "agrees: 0.5 at index [0, 0]; it is true or false"),
         ({"agrees": np.full((8, 3), math.nan)}, "agrees: NaN at index [0, 0]"),
-        ({"agrees": np.zeros((8, 3))}, "agrees: false at row 0 for the last exit"),
         ({"agrees": None, "loss": np.full((8, 3), math.nan)}, "loss: NaN at index [0, 0]"),
         ({"agrees": None, "loss": np.full((8, 3), 1.1)}, "loss: 1.1 at index [0, 0] is outside [0, 1]"),
         ({"position": np.zeros(8, dtype=int)}, "position: 0 of prompt 'p"),
@@ -1034,3 +1033,12 @@ def test_exits_spread_over_columns_stand_by_number_and_not_by_name():
         {"prompt": arrays["prompt"], "position": arrays["position"], "group": arrays["group"], **columns}
     )
     same_traces(Traces.from_frame(frame), traces)
+
+
+def test_a_last_exit_that_disagrees_with_itself_is_warned_about_and_counts_as_a_loss():
+    arrays = {"prompt": [0, 0, 1], "position": [0, 1, 0], "confidence": np.full((3, 2), 0.5)}
+    with pytest.warns(UserWarning, match="agrees: false at row 1 for the last exit"):
+        traces = Traces.from_arrays(**arrays, agrees=[[True, True], [True, False], [True, True]])
+    runs = replay_traces(traces, [0.9])
+    assert sorted(runs.losses("textual")[:, 0]) == [0.0, 0.5]
+    assert not runs.full["dissimilarity"].any()
