@@ -503,6 +503,7 @@ def test_the_digest_tells_any_other_record_apart():
         table(ids=("a", "b", "d")), table().assign(group=["x"] * 3 + ["y"] * 6), changed(4, dissimilarity=0.1100000001)(table()),
         changed(4, layers=7.5)(table()), table().drop(columns="risk"), changed(3, risk=0.11)(table()),
         table().assign(threshold=table()["threshold"].replace(0.5, 0.4)), table().assign(cluster=table()["prompt"]),
+        table().rename(columns={"layers": "seconds"}),
     ]  # fmt: skip
     digests = [Runs.from_frame(frame).digest() for frame in frames]
     assert len(set(digests)) == len(digests)
