@@ -244,7 +244,7 @@ def calibrate(
     """
     epsilon = _validate.level(epsilon, "epsilon")
     _validate.choice(test, "test", TESTS)
-    several_deltas = isinstance(delta, Sequence | np.ndarray) and not isinstance(delta, str)
+    several_deltas = np.ndim(delta) > 0 and not isinstance(delta, Mapping)
     deltas = _deltas(delta) if several_deltas else [delta]
     problem = _pose(runs, deltas[0], objective, thresholds=thresholds, lower=lower, upper=upper, prompts=prompts)
     spent = epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2

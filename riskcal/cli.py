@@ -17,7 +17,7 @@ from rich.table import Table
 
 from riskcal import _validate, plots
 from riskcal._validate import RiskcalError
-from riskcal.calibration import Calibration, calibrate
+from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.examples import load_example
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
@@ -38,17 +38,20 @@ def calibrate_command(
     delta: Annotated[float, typer.Option(help="Tolerated expected loss, in the loss's own units.")],
     epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
     objective: Annotated[str, typer.Option(help="textual, risk or risk_clipped.")] = "textual",
-    test: Annotated[
-        str, typer.Option(help="betting, convex_order, hoeffding_bentkus, bentkus, hoeffding, binomial.")
-    ] = "betting",
-    procedure: Annotated[str | None, typer.Option(help="fixed_sequence, holm or bonferroni.")] = None,
+    test: Annotated[str, typer.Option(help=f"One of {', '.join(TESTS)}.")] = "betting",
+    procedure: Annotated[
+        str | None, typer.Option(help="fixed_sequence, holm, bonferroni, pilot_order, pareto, ...")
+    ] = None,
     starts: Annotated[int, typer.Option(help="Starting points of the fixed sequence.")] = 1,
     attempt: Annotated[
         int | None, typer.Option(help="Which planned attempt this is, from 1; default: the only one.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
 ) -> None:
-    """Find the cheapest certified threshold in recorded RUNS, and write its policy."""
+    """Find the cheapest certified threshold in recorded RUNS, and write its policy.
+
+    Exit status 1: nothing could be certified, and the policy written is the full model.
+    """
     calibration = calibrate(
         Runs.read(runs),
         delta=delta,

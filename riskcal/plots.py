@@ -73,7 +73,7 @@ def layers_curve(
     ax.set_ylim(0, full_layers * 1.12)
     ax.set_xlabel("exit threshold (higher: more cautious)")
     ax.set_ylabel("layers")
-    ax.legend(loc="center left")
+    ax.legend(loc="upper left", bbox_to_anchor=(0, 0.88))  # below the full model's line, above the curve's start
     return ax
 
 

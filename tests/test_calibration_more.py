@@ -197,3 +197,8 @@ def test_one_bad_value_is_found_wherever_it_stands(bad, shape):
         losses[place] = bad
         with pytest.raises(RiskcalError, match=rf"index \[{place[0]}, {place[1]}\]"):
             pvalues.hoeffding(losses, 0.5)
+
+
+def test_a_delta_read_from_a_file_is_one_number():
+    alone = riskcal.calibrate(runs(n=100), delta=0.1)
+    assert riskcal.calibrate(runs(n=100), delta=np.array(0.1)).threshold == alone.threshold
