@@ -7,6 +7,7 @@
 
 from riskcal import bounds as bounds
 from riskcal import fwer as fwer
+from riskcal import heads as heads
 from riskcal import monotone as monotone
 from riskcal import pvalues as pvalues
 from riskcal import worlds as worlds

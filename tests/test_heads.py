@@ -1,0 +1,350 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from riskcal import ExitPolicy, RiskcalError, heads, pvalues, records
+
+VECTOR = (
+    np.array([0.1, 0.2, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])[:, None],
+    np.array([0, 1, 0, 1, 1, 0, 1, 1])[:, None],
+)
+
+
+@st.composite
+def tokens(draw, *, rows=(1, 30), n_heads=(1, 3)):
+    """Confidences with many ties and some NaN, and agreements, (N, K) each."""
+    shape = (draw(st.integers(*rows)), draw(st.integers(*n_heads)))
+    levels = st.integers(0, 6).map(lambda i: i / 8) | st.just(math.nan)
+    confidence = draw(hnp.arrays(np.float64, shape, elements=levels))
+    return confidence, draw(hnp.arrays(np.bool_, shape))
+
+
+def lowest_feasible(confidence, agrees, agreement):
+    """The documents' rule by trying every observed confidence."""
+    for threshold in np.unique(confidence[~np.isnan(confidence)]):
+        if agrees[confidence >= threshold].mean() >= agreement:
+            return threshold
+    return math.inf
+
+
+def sample(n=800, n_heads=3, *, seed=0, longest=12):
+    """Tokens of n prompts whose difficulty they share; deeper heads are better, and confidence is a good guide."""
+    rng = np.random.default_rng(seed)
+    prompt = np.repeat(np.arange(n), rng.integers(1, longest + 1, n))
+    difficulty = rng.normal(size=n)[prompt] + rng.normal(size=len(prompt))
+    doubt = difficulty[:, None] - np.linspace(0, 1.5, n_heads)
+    confidence = 1 / (1 + np.exp(2 * doubt + 0.3 * rng.normal(size=doubt.shape)))
+    return confidence, rng.random(doubt.shape) > 1 / (1 + np.exp(1.5 - 2.5 * doubt)), prompt
+
+
+def certify(data, **options):
+    confidence, agrees, prompts = data
+    return heads.certified(confidence, agrees, prompts=prompts, **({"max_tokens": 12} | options))
+
+
+@pytest.fixture(scope="module")
+def found():
+    return certify(sample())
+
+
+# the documents' rule
+
+
+@pytest.mark.parametrize(
+    ("agreement", "threshold"),
+    [(0.5, 0.1), (0.6, 0.1), (0.7, 0.2), (0.75, 0.3), (0.8, 0.3), (0.9, 0.6), (1.0, 0.6), (0.01, 0.1)],
+)
+def test_the_rule_on_a_worked_example(agreement, threshold):
+    assert heads.self_supervised(*VECTOR, agreement).tolist() == [threshold]
+
+
+def test_the_rule_tries_equal_confidences_together():
+    confidence, agrees = np.array([[0.1], [0.5], [0.5], [0.5], [0.9]]), np.array([[0], [0], [0], [1], [1]])
+    assert heads.self_supervised(confidence, agrees, 0.9).tolist() == [0.9]
+
+
+def test_the_rule_takes_each_head_by_itself_and_never_exits_where_it_cannot_agree():
+    confidence = np.array([[0.1, 0.9, math.nan], [0.8, 0.2, math.nan]])
+    agrees = np.array([[True, False, True], [True, False, True]])
+    assert heads.self_supervised(confidence, agrees).tolist() == [0.1, math.inf, math.inf]
+
+
+@given(tokens(), st.floats(0.01, 1) | st.sampled_from([0.5, 2 / 3, 0.75, 0.8, 0.9, 1.0]))
+def test_the_rule_is_the_lowest_confidence_that_reaches_the_agreement(data, agreement):
+    confidence, agrees = data
+    expected = [lowest_feasible(*columns, agreement) for columns in zip(confidence.T, agrees.T, strict=True)]
+    assert heads.self_supervised(confidence, agrees, agreement).tolist() == expected
+
+
+@given(tokens(), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_the_rule_does_not_fall_as_more_agreement_is_asked(data, a, b):
+    low, high = (heads.self_supervised(*data, agreement) for agreement in sorted([a, b]))
+    assert (low <= high).all()
+
+
+@given(tokens(), st.randoms(use_true_random=False), st.floats(0.01, 1))
+def test_the_rule_does_not_depend_on_the_order_of_tokens(data, random, agreement):
+    confidence, agrees = data
+    order = random.sample(range(len(confidence)), len(confidence))
+    shuffled = heads.self_supervised(confidence[order], agrees[order], agreement)
+    assert shuffled.tolist() == heads.self_supervised(confidence, agrees, agreement).tolist()
+
+
+def test_the_rule_reads_float32_and_lists():
+    confidence, agrees = (values.tolist() for values in VECTOR)
+    assert heads.self_supervised(confidence, agrees, 0.7).tolist() == [0.2]
+    narrow = heads.self_supervised(np.float32(confidence), agrees, 0.7)
+    assert narrow.dtype == np.float64
+    assert narrow.tolist() == [float(np.float32(0.2))]
+
+
+# certified thresholds
+
+
+def test_the_table_holds_what_the_calibration_prompts_show(found):
+    confidence, agrees, prompt = sample()
+    rest = ~np.isin(prompt, found.pilot)
+    confidence, agrees, prompt = confidence[rest], agrees[rest], prompt[rest]
+    units = records.tested_order(np.arange(800))[160:]
+    assert found.n == len(units) == 640
+    assert (np.isfinite(found.table.filter(like="threshold")).sum(axis=1) > 1).any()  # heads that share the tokens
+    for _, row in found.table.iterrows():
+        thresholds = row[["threshold_1", "threshold_2", "threshold_3"]].to_numpy(dtype=float)
+        reached = confidence >= thresholds
+        exits = reached & (np.cumsum(reached, axis=1) == 1)
+        assert row["exits"] == pytest.approx(exits.any(1).mean())
+        assert row["agreement"] == pytest.approx((exits & agrees).sum() / exits.sum())
+        largest = 0.0
+        for k in np.flatnonzero(np.isfinite(thresholds)):
+            assert row[f"exits_{k + 1}"] == pytest.approx(exits[:, k].mean())
+            assert row[f"agreement_{k + 1}"] == pytest.approx(agrees[exits[:, k], k].mean())
+            excess = exits[:, k] * (~agrees[:, k] - 0.1) / 12
+            losses = np.bincount(prompt, excess, minlength=800)[units] + 0.1
+            largest = max(largest, pvalues.betting(losses, 0.1, level=0.05))
+        assert row["pvalue"] == pytest.approx(largest, rel=1e-6)
+        for k in np.flatnonzero(np.isinf(thresholds)):
+            assert row[f"exits_{k + 1}"] == 0
+            assert math.isnan(row[f"agreement_{k + 1}"])
+
+
+def test_the_last_certified_step_is_deployed_and_the_walk_ends_at_the_first_failure(found):
+    certified = found.table["certified"].to_numpy()
+    assert found.certified
+    assert certified.tolist() == (found.table["pvalue"] <= 0.05).tolist()
+    assert certified[:-1].all()  # the last step may fail; nothing is tested after it
+    last = found.table[certified].iloc[-1]
+    assert found.thresholds.tolist() == [last[f"threshold_{layer}"] for layer in (1, 2, 3)]
+    assert np.isfinite(found.thresholds).any()
+
+
+def test_the_pilot_is_the_first_share_in_tested_order(found):
+    assert found.pilot == tuple(records.tested_order(np.arange(800))[:160].tolist())
+
+
+def test_the_path_is_the_pilots_alone(found):
+    confidence, agrees, prompt = sample()
+    rest = ~np.isin(prompt, found.pilot)
+    rng = np.random.default_rng(5)
+    confidence[rest], agrees[rest] = rng.random(agrees[rest].shape), rng.random(agrees[rest].shape) < 0.97
+    other = certify((confidence, agrees, prompt))
+    columns = ["threshold_1", "threshold_2", "threshold_3"]
+    both = min(len(other.table), len(found.table))
+    pd.testing.assert_frame_equal(other.table[columns].head(both), found.table[columns].head(both))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_rows_in_any_order_and_ids_of_either_kind_give_the_same_result(seed):
+    confidence, agrees, prompt = sample(60, seed=1)
+    order = np.random.default_rng(seed).permutation(len(prompt))
+    plain = certify((confidence, agrees, prompt))
+    mixed = certify((confidence[order], agrees[order].astype(float), prompt[order].astype(str)))
+    pd.testing.assert_frame_equal(mixed.table, plain.table)
+    assert mixed.pilot == tuple(map(str, plain.pilot))
+
+
+@given(tokens(rows=(8, 40)), st.floats(-3, 3), st.sampled_from([1, 4]), st.integers(0, 2**32 - 1))
+def test_the_pilots_boldest_thresholds_by_trying_them_all(data, margin, spread, seed):
+    confidence, agrees = data
+    n_heads = confidence.shape[1]
+    rng = np.random.default_rng(seed)
+    prompt = np.sort(rng.integers(0, max(len(confidence) // spread, 2), len(confidence)))
+    prompt = np.unique(prompt, return_inverse=True)[1]
+    used = rng.random(n_heads) < 0.7
+    n_pilot, n, most = int(prompt.max()) + 1, 40, len(confidence)
+    goal = heads._Goal(0.6, 0.05, most)
+    ids = np.arange(n_pilot + n)
+    recorded = heads._Records(confidence, agrees, prompt, ids, n_pilot)
+    pilot = heads._pilot(recorded, np.arange(1, n_heads + 1))
+
+    def projected(waiting, k, threshold):
+        exits = waiting & (confidence[:, k] >= threshold)
+        excess = np.bincount(prompt, exits * (~agrees[:, k] - 0.4) / most, minlength=n_pilot)
+        one = 0.6 / most
+        surplus, variance = -(excess.sum() + one) / n_pilot, ((excess**2).sum() + one**2) / n_pilot
+        needed = max(1.6448536 * math.sqrt(variance / n), math.log(20) / (0.99 / 0.6 * n))
+        return exits, (surplus - needed) / math.sqrt(variance * (1 / n + 1 / n_pilot))
+
+    expected, waiting, saving = np.full(n_heads, math.inf), np.ones(len(confidence), dtype=bool), 0.0
+    for k in np.flatnonzero(used):
+        for threshold in np.unique(confidence[~np.isnan(confidence[:, k]), k]):
+            exits, projection = projected(waiting, k, threshold)
+            if abs(projection - margin) < 1e-6:
+                return  # rounding decides
+            if exits.any() and projection >= margin:
+                expected[k] = threshold
+                waiting &= ~exits
+                saving += (n_heads - k) * exits.sum()
+                break
+        else:
+            saving = -1.0
+            break
+    value, thresholds = heads._boldest(pilot, used, margin, n, goal)
+    assert value == pytest.approx(saving)
+    if saving >= 0:
+        assert thresholds.tolist() == expected.tolist()
+
+
+def test_a_head_without_confidence_is_never_used_and_does_not_stand_in_the_way(found):
+    confidence, agrees, prompt = sample()
+    without = certify((np.insert(confidence, 1, math.nan, axis=1), np.insert(agrees, 1, True, axis=1), prompt))
+    assert without.thresholds[1] == math.inf
+    assert without.certified
+    assert np.isfinite(without.thresholds).any()
+
+
+def test_nan_never_exits():
+    confidence, agrees, prompt = sample()
+    hidden = np.random.default_rng(0).random(confidence.shape) < 0.3
+    result = certify((np.where(hidden, math.nan, confidence), agrees | ~hidden, prompt))
+    below = certify((np.where(hidden, -1.0, confidence), agrees | ~hidden, prompt))
+    assert result.certified
+    assert (result.table.filter(like="threshold") > -1).all(axis=None)
+    assert result.table["exits"].iloc[0] <= (~hidden).any(1).mean()
+    assert below.thresholds.shape == result.thresholds.shape
+
+
+def test_float32_confidences_are_compared_as_they_are():
+    confidence, agrees, prompt = sample()
+    narrow = confidence.astype(np.float32)
+    wide = certify((narrow.astype(np.float64), agrees, prompt))
+    pd.testing.assert_frame_equal(certify((narrow, agrees, prompt)).table, wide.table)
+
+
+def test_the_policy_has_one_threshold_per_layer():
+    found = certify(sample(), layers=[6, 12, 18])
+    policy = found.policy(measure="margin")
+    assert isinstance(policy, ExitPolicy)
+    assert policy.measure == "margin"
+    assert policy.thresholds == dict(zip((6, 12, 18), found.thresholds.tolist(), strict=True))
+    assert [c for c in found.table.columns if c.startswith("threshold")] == [f"threshold_{i}" for i in (6, 12, 18)]
+    assert not policy.is_full_model
+
+
+def test_hopeless_heads_leave_the_full_model():
+    confidence, agrees, prompt = sample()
+    found = certify((confidence, np.zeros_like(agrees), prompt))
+    assert not found.certified
+    assert np.isinf(found.thresholds).all()
+    assert found.table.empty
+    assert "certified" in found.table.columns
+    assert found.policy().is_full_model
+    assert found.message.startswith(
+        "Nothing was certified at agreement 0.9: run the full model. At no head do the exits"
+    )
+    assert found.message in repr(found)
+
+
+def test_a_pilot_that_promised_too_much_ends_the_walk_at_its_first_step():
+    confidence, agrees, prompt = sample()
+    pilot = np.isin(prompt, records.tested_order(np.arange(800))[:160])
+    broken = certify((confidence, agrees & pilot[:, None], prompt))
+    assert broken.table["certified"].tolist() == [False]
+    assert np.isinf(broken.thresholds).all()
+    assert "more prompts alone may not help" in broken.message
+
+
+def test_it_names_a_number_of_fresh_prompts_that_does():
+    few = certify(sample(60, seed=1), max_tokens=24)
+    assert not few.certified
+    assert "must be fresh" in few.message
+    named = int(few.message.split("about ")[1].split()[0])
+    assert 60 < named < 600
+    enough = sum(certify(sample(2 * named, seed=seed), max_tokens=24).certified for seed in range(2, 12))
+    assert enough >= 9
+
+
+def test_reprs_say_what_was_found(found):
+    assert repr(found).startswith(
+        "HeadCalibration: 3 heads, agreement 0.9, epsilon 0.05\nCertified: with probability at least 0.95"
+    )
+    assert "pvalue" in repr(found)
+    assert "<table" in found._repr_html_()
+    assert found.message.replace("&", "&amp;") in found._repr_html_()
+    assert "640 calibration prompts" in found.message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"confidence": np.zeros((4, 2, 1))}, r"confidence: has shape \(4, 2, 1\)"),
+        ({"confidence": np.zeros((0, 2))}, r"confidence: has shape \(0, 2\)"),
+        ({"confidence": [["a", "b"]] * 40}, "confidence: not an array of numbers"),
+        (
+            {"confidence": np.r_[np.zeros((3, 2)), [[0, math.inf]], np.zeros((36, 2))]},
+            r"confidence: inf at index \[3, 1\]",
+        ),
+        ({"agrees": np.zeros((40, 3))}, r"agrees: has shape \(40, 3\), but confidence has \(40, 2\)"),
+        ({"agrees": np.r_[np.ones((2, 2)), [[math.nan, 1]], np.ones((37, 2))]}, r"agrees: nan at index \[2, 0\]"),
+        ({"agrees": np.full((40, 2), 0.5)}, r"agrees: 0.5 at index \[0, 0\]"),
+        ({"agreement": math.nan}, "agreement: is NaN"),
+        ({"agreement": 0}, "agreement: 0 is not"),
+        ({"agreement": 1.5}, "agreement: 1.5 is not"),
+        ({"agreement": "most"}, "agreement: 'most' is not a number"),
+    ],
+)
+def test_bad_input_of_both(change, message):
+    given = {"confidence": np.zeros((40, 2)), "agrees": np.ones((40, 2))} | change
+    with pytest.raises(RiskcalError, match=message):
+        heads.self_supervised(**given)
+    with pytest.raises(RiskcalError, match=message):
+        heads.certified(**given, prompts=np.repeat(np.arange(10), 4), max_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"agreement": 1.0}, "agreement: 1 is not strictly between 0 and 1"),
+        ({"epsilon": 0.0}, "epsilon: 0 is not strictly between 0 and 1"),
+        ({"prompts": None}, r"prompts: has shape \(\); give one id for each of the 40 tokens"),
+        ({"prompts": np.arange(39)}, r"prompts: has shape \(39,\)"),
+        ({"prompts": [0, None] * 20}, "prompts: missing at row 1"),
+        ({"prompts": np.linspace(0, 1, 40)}, "prompts: 0.0 at row 0"),
+        ({"prompts": ["a"] * 5 + ["b"] * 35}, "max_tokens: prompt 'a' .row 0. has 5 tokens, more than 4"),
+        ({"prompts": [0, 1, 2, 3] + [7] * 36}, "max_tokens: prompt 7 .row 4. has 36 tokens, more than 4"),
+        ({"max_tokens": 0}, "max_tokens: 0 is not a whole number of at least 1"),
+        ({"max_tokens": 3.5}, "max_tokens: 3.5 is not a whole number"),
+        ({"pilot_fraction": 0.0}, "pilot_fraction: 0 is not strictly between 0 and 1"),
+        ({"pilot_fraction": 0.1}, "pilot_fraction: 0.1 of 10 prompts leaves 1 for the pilot and 9 for the test"),
+        ({"pilot_fraction": 0.9}, "pilot_fraction: 0.9 of 10 prompts leaves 9 for the pilot and 1 for the test"),
+        ({"layers": [1]}, "layers: 1 given for 2 heads"),
+        ({"layers": [4, 4]}, "layers: 4 at index 1 does not ascend"),
+        ({"layers": [0, 4]}, "layers: 0 is not a whole number of at least 1"),
+    ],
+)
+def test_bad_input_of_certified(change, message):
+    given = {"prompts": np.repeat(np.arange(10), 4), "max_tokens": 4} | change
+    with pytest.raises(RiskcalError, match=message):
+        heads.certified(np.zeros((40, 2)), np.ones((40, 2)), **given)
+
+
+def test_the_arguments_are_left_as_they_were():
+    data = sample(60)
+    copies = [values.copy() for values in data]
+    certify(data)
+    for values, copy in zip(data, copies, strict=True):
+        np.testing.assert_array_equal(values, copy)
