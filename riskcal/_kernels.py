@@ -360,37 +360,37 @@ def head_levels(  # type: ignore[no-untyped-def]
 ):
     """The boldest level of each used head, one after the other, that a pilot projects to be certified; returns the saving.
 
-    ``level`` (N, K) is the first of a head's ``count`` descending thresholds that a token reaches; ``start`` bounds each
+    ``level`` (K, N) is the first of a head's ``count`` descending thresholds that a token reaches; ``start`` bounds each
     pilot prompt's tokens. On n further prompts the surplus of agreement per prompt must exceed both ``quantile`` standard
     errors and what lets the largest bet reach the log capital ``target``; the projection must clear this by ``margin`` of
-    its own standard errors, with one wrong exit more than was seen. The saving is -1 if a used head has no such level.
+    its own standard errors, with one wrong exit more than was seen. A head without such a level is passed over (-1).
     """
-    waiting = np.ones(level.shape[0], dtype=np.bool_)
+    waiting = np.ones(level.shape[1], dtype=np.bool_)
     prompts = start.size - 1
     one = agreement / max_tokens
     saving = 0.0
-    for k in range(level.shape[1]):
+    for k in range(level.shape[0]):
         chosen[k] = -1
         if not used[k]:
             continue
         total, first, second = np.zeros(count[k]), np.zeros(count[k]), np.zeros(count[k])
         exits, errors = np.zeros(count[k]), np.zeros(count[k])
         for p in range(prompts):
-            exits[:] = 0.0
-            errors[:] = 0.0
             for i in range(start[p], start[p + 1]):
-                if waiting[i] and level[i, k] < count[k]:
-                    exits[level[i, k]] += 1.0
-                    if not agrees[i, k]:
-                        errors[level[i, k]] += 1.0
-            left, wrong = 0.0, 0.0
+                if waiting[i] and level[k, i] < count[k]:
+                    exits[level[k, i]] += 1.0
+                    if not agrees[k, i]:
+                        errors[level[k, i]] += 1.0
+            excess = 0.0
             for g in range(count[k]):
-                left += exits[g]
-                wrong += errors[g]
-                excess = (wrong - (1.0 - agreement) * left) / max_tokens
-                total[g] += left
-                first[g] += excess
-                second[g] += excess * excess
+                if exits[g] > 0.0:
+                    step = (errors[g] - (1.0 - agreement) * exits[g]) / max_tokens
+                    total[g] += exits[g]
+                    first[g] += step
+                    second[g] += step * (step + 2.0 * excess)  # by how much the square of the excess grows
+                    excess += step
+                    exits[g], errors[g] = 0.0, 0.0
+        total, first, second = np.cumsum(total), np.cumsum(first), np.cumsum(second)
         for g in range(count[k] - 1, -1, -1):
             if total[g] == 0.0:
                 break
@@ -401,10 +401,8 @@ def head_levels(  # type: ignore[no-untyped-def]
                 chosen[k] = g
                 saving += weight[k] * total[g]
                 break
-        if chosen[k] < 0:
-            return -1.0
-        for i in range(level.shape[0]):
-            if level[i, k] <= chosen[k]:
+        for i in range(level.shape[1]):
+            if level[k, i] <= chosen[k]:
                 waiting[i] = False
     return saving
 

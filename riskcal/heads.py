@@ -9,6 +9,7 @@ import html
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -125,10 +126,15 @@ class HeadCalibration:
 
     def __repr__(self) -> str:
         head = f"HeadCalibration: {len(self.layers)} heads, agreement {self.agreement:g}, epsilon {self.epsilon:g}"
-        return f"{head}\n{self.message}\n\n{self.table.to_string(index=False, float_format='{:.4g}'.format)}"
+        return f"{head}\n{self.message}\n\n{self._brief().to_string(index=False, float_format='{:.4g}'.format)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.message)}</p>{self.table.to_html(index=False, float_format='{:.4g}'.format)}"
+        return f"<p>{html.escape(self.message)}</p>{self._brief().to_html(index=False, float_format='{:.4g}'.format)}"
+
+    def _brief(self) -> pd.DataFrame:
+        """The table without the heads that no step uses."""
+        idle = [layer for layer in self.layers if np.isinf(self.table[f"threshold_{layer}"]).all()]
+        return self.table.drop(columns=[f"{name}_{i}" for i in idle for name in ("threshold", "exits", "agreement")])
 
 
 class _Goal(NamedTuple):
@@ -156,8 +162,8 @@ class _Pilot(NamedTuple):
     """The pilot's tokens, prompt by prompt, and the thresholds that a path may use."""
 
     grids: list[Floats]  # K of them, descending
-    level: NDArray[np.int64]  # (N, K), the first threshold of the head's grid that the token reaches
-    agrees: Bools  # (N, K)
+    level: NDArray[np.uint8]  # (K, N), the first threshold of the head's grid that the token reaches
+    agrees: Bools  # (K, N)
     start: NDArray[np.intp]  # (n_pilot + 1,), bounds of each prompt's tokens
     spared: Floats  # (K,), layers that an exit saves, as if the full model came as far behind the last head as heads are apart
 
@@ -288,11 +294,12 @@ def _path(recorded: _Records, layers: NDArray[np.int64], goal: _Goal) -> Iterato
     and among such thresholds those are taken that spare the pilot's tokens the most layers.
     """
     pilot = _pilot(recorded, layers)
-    used = np.zeros(len(layers), dtype=bool)
     previous: Floats = np.full(len(layers), math.inf)
+    used = np.zeros(len(layers), dtype=bool)
     for margin in _MARGINS.tolist():
-        used = _climb(used, lambda heads, margin=margin: _boldest(pilot, heads, margin, recorded.n, goal)[0])  # type: ignore[misc]
-        _, thresholds = _boldest(pilot, used, margin, recorded.n, goal)
+        saving = partial(_saving, pilot, margin=margin, n=recorded.n, goal=goal)
+        used = max(_climb(used, saving), _climb(np.ones_like(used), saving), key=saving)
+        thresholds = _boldest(pilot, used, margin, recorded.n, goal)[1]
         if np.isfinite(thresholds).any() and not np.array_equal(thresholds, previous):
             yield thresholds
         previous = thresholds
@@ -302,25 +309,25 @@ def _pilot(recorded: _Records, layers: NDArray[np.int64]) -> _Pilot:
     rows = np.flatnonzero(recorded.prompt < recorded.n_pilot)
     rows = rows[np.argsort(recorded.prompt[rows], kind="stable")]
     grids: list[Floats] = []
-    level = np.empty((len(rows), len(layers)), dtype=np.int64)
+    level = np.empty((len(layers), len(rows)), dtype=np.uint8)
     for k in range(len(layers)):
         column = recorded.confidence[rows, k].astype(np.float64)
         known = column[~np.isnan(column)]
         shares = np.arange(_LEVELS) / _LEVELS
         grids.append(np.unique(np.quantile(known, shares, method="lower"))[::-1] if known.size else np.empty(0))
-        level[:, k] = np.searchsorted(-grids[k], -column)  # NaN comes after all of them
+        level[k] = np.searchsorted(-grids[k], -column)  # NaN comes after all of them
     spacing = (layers[-1] - layers[0]) / (len(layers) - 1) if len(layers) > 1 else 1.0
     return _Pilot(
         grids=grids,
         level=level,
-        agrees=recorded.agrees[rows],
+        agrees=np.ascontiguousarray(recorded.agrees[rows].T),
         start=np.searchsorted(recorded.prompt[rows], np.arange(recorded.n_pilot + 1)),
         spared=layers[-1] + spacing - layers,
     )
 
 
 def _boldest(pilot: _Pilot, used: Bools, margin: float, n: int, goal: _Goal) -> tuple[float, Floats]:
-    """The lowest thresholds of the used heads that are projected to pass on n prompts, and what they save; -1 if none."""
+    """What the used heads save, each at the lowest threshold that is projected to pass on n prompts; and these thresholds."""
     from riskcal import _kernels
 
     chosen = np.full(used.size, -1)
@@ -333,12 +340,14 @@ def _boldest(pilot: _Pilot, used: Bools, margin: float, n: int, goal: _Goal) -> 
     return float(saving), np.array(thresholds)
 
 
+def _saving(pilot: _Pilot, used: Bools, *, margin: float, n: int, goal: _Goal) -> float:
+    return _boldest(pilot, used, margin, n, goal)[0]
+
+
 def _climb(used: Bools, saving: Callable[[Bools], float]) -> Bools:
     """Local search over which heads to use: switch one on or off, or move one to its neighbour, while the saving grows."""
     one = np.eye(used.size, dtype=bool)
     best = saving(used)
-    if best < 0.0:
-        used, best = np.zeros_like(used), 0.0
     while True:
         moves = [used ^ head for head in one]
         moves += [used ^ one[k] ^ one[k + 1] for k in range(used.size - 1) if used[k] != used[k + 1]]
@@ -440,10 +449,10 @@ def _losses_alone(pilot: _Pilot, head: int, goal: _Goal) -> Floats:
     """Losses (n_pilot, levels) of one head used alone, at each threshold of its grid."""
     levels, n_pilot = len(pilot.grids[head]), len(pilot.start) - 1
     prompt = np.repeat(np.arange(n_pilot), np.diff(pilot.start))
-    cell = prompt * (levels + 1) + pilot.level[:, head]
+    cell = prompt * (levels + 1) + pilot.level[head]
     exits, errors = (
         np.bincount(cell, weights, minlength=n_pilot * (levels + 1)).reshape(n_pilot, -1)[:, :levels].cumsum(1)
-        for weights in (None, ~pilot.agrees[:, head])
+        for weights in (None, ~pilot.agrees[head])
     )
     return _Counts(exits, errors).losses(goal)
 
