@@ -20,7 +20,10 @@ from riskcal.examples import load_example as load_example
 from riskcal.monitor import RiskMonitor as RiskMonitor
 from riskcal.planning import plan as plan
 from riskcal.policy import Certificate as Certificate
+from riskcal.policy import Contrast as Contrast
 from riskcal.policy import ExitPolicy as ExitPolicy
+from riskcal.policy import Sampling as Sampling
+from riskcal.pruning import Pruning as Pruning
 from riskcal.records import Runs as Runs
 from riskcal.records import Traces as Traces
 from riskcal.replay import replay_arrays as replay_arrays

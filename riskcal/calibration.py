@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import json
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -109,6 +110,8 @@ class Calibration:
                 given[name] = convert(row[name])
         if self.chosen is not None and not pd.isna(row.get("temperature", math.nan)):
             given["schedule"] = _recorded_schedule(row, fields.get("schedule"))
+        if isinstance(row.get("policy"), str):
+            given |= _recorded_fields(row["policy"])
         for name in ("threshold", "thresholds", "certificate"):
             if name in fields:
                 raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
@@ -511,6 +514,18 @@ def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
             f"schedule=Decaying({temperature:g}, max_length=...) as it was recorded."
         )
     return given
+
+
+def _recorded_fields(text: str) -> dict[str, Any]:
+    """The fields of a policy that a candidate ran with, beyond those that records have columns for."""
+    try:
+        fields = json.loads(text)
+        recorded = ExitPolicy(**fields)
+    except (TypeError, ValueError) as error:
+        raise RiskcalError(
+            f"policy: the records hold {text!r}, which is not an object of policy fields ({error})."
+        ) from None
+    return {name: getattr(recorded, name) for name in fields}
 
 
 def _plain(value: Any) -> str:

@@ -22,6 +22,7 @@ from pydantic import (
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal.pruning import Pruning
 from riskcal.schedules import Constant, Decaying
 
 
@@ -46,6 +47,10 @@ Threshold = Annotated[
 ]
 
 
+#: What a table of records has columns for, or what differs from candidate to candidate.
+_COLUMNS = {"schema_version", "threshold", "thresholds", "measure", "schedule", "min_layer", "certificate"}
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,6 +59,46 @@ class _Frozen(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise _refusal(type(self).__name__, error) from None
+
+
+class Contrast(_Frozen):
+    """What a contrastive measure compares: a layer's distribution with an earlier, less able layer's.
+
+    Parameters
+    ----------
+    alpha : float
+        In (0, 1]: tokens of at least ``alpha`` times the largest probability are plausible and contrasted.
+    alpha_decay : float
+        Rate r, at least 0: with r > 0 the share at layer i is ``alpha / (1 + r i) * (1 - c)``, c the layer's softmax margin;
+        surer layers contrast more tokens. 0 keeps ``alpha`` constant.
+    plausible : {"alpha", "kept"}
+        ``"kept"``: all tokens that a pruned head keeps are plausible instead (the mixed form; needs ``pruning``).
+    """
+
+    alpha: FiniteFloat = Field(default=0.1, gt=0, le=1)
+    alpha_decay: FiniteFloat = Field(default=0.0, ge=0)
+    plausible: Literal["alpha", "kept"] = "alpha"
+
+
+class Sampling(_Frozen):
+    """Tokens drawn at random instead of the likeliest.
+
+    The noise of a token is a function of ``seed``, the prompt's text and the position alone. So two policies that differ in
+    where they exit draw with the same random numbers, and a loss between them is an expectation over prompts and noise.
+
+    Parameters
+    ----------
+    temperature : float
+        Divides the logits, above 0. Confidences are those of the logits as they are.
+    top_p : float
+        In (0, 1]: only the likeliest tokens whose probabilities add up to this are drawn.
+    seed : int
+        At least 0.
+    """
+
+    temperature: FiniteFloat = Field(default=1.0, gt=0)
+    top_p: FiniteFloat = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class Certificate(_Frozen):
@@ -101,8 +146,32 @@ class ExitPolicy(_Frozen):
         How the threshold depends on the token's position.
     min_layer : int
         No exit before this layer.
+    pruning : Pruning, optional
+        A head that looks at part of the vocabulary after ``min_layer``.
+    contrast : Contrast
+        Of a contrastive measure; other measures do not look at it.
+    cache : {"project", "deferred", "recompute", "copy", "first"}
+        What later tokens see of a token in the layers that it skipped. ``"project"``: the keys and values that these layers
+        make of the state at its exit. ``"deferred"``: exact ones; the layers are made up for, all positions at once, when a
+        later token runs them. ``"recompute"``: exact ones as well, by running all tokens since the last full pass again.
+        Two that lose quality and are there to show it: ``"copy"``, the exit layer's own keys and values; ``"first"``,
+        projections of the state after the first layer.
+    max_pending : int, optional
+        With exact caches: after so many early exits in a row the next token runs all layers.
+    emits : {"exit", "last"}
+        ``"last"`` emits the last layer's token although the cache holds the exit's states: it tells what exits cost through
+        the cache from what they cost through the token. It saves nothing.
+    batching : {"diverge", "regroup", "deepest"}
+        ``"diverge"``: every row as if alone; rows that exited ride along. ``"regroup"``: the same tokens, only rows that go
+        deeper are computed. ``"deepest"``: the whole batch exits where its last row does, so that tokens depend on the batch.
+    sampling : Sampling, optional
+        Default: greedy.
     max_new_tokens : int, optional
         Length limit that the policy was calibrated with.
+    n_layers : int, optional
+        Decoder layers of the model that the policy was calibrated on.
+    weights : str, optional
+        Fingerprint of that model's weights, as its decoder gives it. A decoder refuses a policy made for other weights.
     certificate : Certificate, optional
         What calibration showed; None for a policy written by hand.
 
@@ -118,7 +187,16 @@ class ExitPolicy(_Frozen):
     measure: str = Field(default="softmax", min_length=1)
     schedule: Annotated[Constant | Decaying, Field(discriminator="kind")] = Constant()
     min_layer: int = Field(default=1, ge=1)
+    pruning: Pruning | None = None
+    contrast: Contrast = Contrast()
+    cache: Literal["project", "deferred", "recompute", "copy", "first"] = "project"
+    max_pending: int | None = Field(default=None, ge=1)
+    emits: Literal["exit", "last"] = "exit"
+    batching: Literal["diverge", "regroup", "deepest"] = "diverge"
+    sampling: Sampling | None = None
     max_new_tokens: int | None = Field(default=None, ge=1)
+    n_layers: int | None = Field(default=None, ge=1)
+    weights: str | None = Field(default=None, min_length=1)
     certificate: Certificate | None = None
 
     @model_validator(mode="after")
@@ -127,16 +205,35 @@ class ExitPolicy(_Frozen):
             raise ValueError("give threshold= or thresholds= (one per exit layer), not both")
         return self
 
+    @model_validator(mode="after")
+    def _settings_that_fit(self) -> Self:
+        if self.max_pending is not None and self.cache not in ("deferred", "recompute"):
+            raise ValueError(f"max_pending: means nothing to cache {self.cache!r}; leave it out")
+        if self.contrast.plausible == "kept" and self.pruning is None:
+            raise ValueError("contrast: plausible 'kept' is what pruning keeps; give pruning= too")
+        if self.batching == "regroup" and self.cache != "project":
+            raise ValueError(f"batching: 'regroup' works with cache 'project', not {self.cache!r}")
+        return self
+
     @classmethod
     def full_model(cls) -> Self:
         """The policy that never exits early."""
         return cls()
+
+    @classmethod
+    def static(cls, layer: int, **fields: Any) -> Self:
+        """The policy under which every token exits at one layer; further fields as for any policy."""
+        return cls(thresholds={layer: -float(np.finfo(np.float32).max)}, **fields)
 
     @property
     def is_full_model(self) -> bool:
         """Whether no token can exit before the last layer."""
         heads = self.thresholds.values() if self.thresholds is not None else [self.threshold]
         return all(math.isinf(value) for value in heads)
+
+    def other_fields(self) -> str:
+        """The fields that have no column of their own in a table of runs, as its column ``policy`` holds them: JSON."""
+        return self.model_dump_json(exclude=_COLUMNS, exclude_defaults=True)
 
     def exit_thresholds(self, n_layers: int, length: int) -> NDArray[np.float32]:
         """The confidence needed to exit, for every position and layer: all that a decoder has to know of a policy.
@@ -157,9 +254,11 @@ class ExitPolicy(_Frozen):
         Raises
         ------
         RiskcalError
-            If ``min_layer`` or a head's layer is not a layer of the model.
+            If ``min_layer`` or a head's layer is not a layer of the model, or the policy was made for another depth.
         """
         _validate.count(n_layers, "n_layers", least=1)
+        if self.n_layers not in (None, n_layers):
+            raise RiskcalError(f"n_layers: the policy was made for {self.n_layers} layers, the model has {n_layers}.")
         _validate.count(length, "length", least=0)
         if self.min_layer > n_layers:
             raise RiskcalError(f"min_layer: {self.min_layer} exceeds the model's {n_layers} layers.")

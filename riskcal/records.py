@@ -20,7 +20,7 @@ from riskcal._validate import Floats, RiskcalError
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
 COSTS = ("layers", "tokens", "seconds", "flops")
-_COORDINATES = ("temperature", "max_length", "form", "min_layer", "measure")
+_COORDINATES = ("temperature", "max_length", "form", "min_layer", "measure", "policy")
 _ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
 
 _R = TypeVar("_R", bound="Runs")
@@ -103,8 +103,8 @@ class Runs:
         table : DataFrame or any object with the Arrow PyCapsule interface
             Columns ``prompt``, ``threshold`` and at least one of ``dissimilarity`` and ``risk``; optional ``cluster``,
             ``group``, ``text``, ``temperature`` (of a decaying schedule, with its ``max_length`` and ``form``),
-            ``min_layer``, ``measure``, ``full_risk``, ``source``, ``exact`` and the costs ``layers``, ``tokens``,
-            ``seconds``, ``flops``. Other columns are left out.
+            ``min_layer``, ``measure``, ``policy`` (further fields of its `ExitPolicy`, as a JSON object), ``full_risk``,
+            ``source``, ``exact`` and the costs ``layers``, ``tokens``, ``seconds``, ``flops``. Other columns are left out.
         candidate_columns : sequence of str
             Further columns that tell candidates apart.
 

@@ -2,11 +2,24 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riskcal import Certificate, Constant, Decaying, ExitPolicy, RiskcalError, _validate
+from riskcal import (
+    Certificate,
+    Constant,
+    Contrast,
+    Decaying,
+    ExitPolicy,
+    Pruning,
+    RiskcalError,
+    Runs,
+    Sampling,
+    _validate,
+    calibrate,
+)
 
 thresholds = st.floats(0, 1) | st.floats(-100, 100) | st.sampled_from([0.0, 1.0, math.inf, 5e-324, 1e300, -1e300])
 schedules = st.just(Constant()) | st.builds(
@@ -293,3 +306,70 @@ def test_the_json_schema_takes_what_save_writes_and_names_every_field():
     assert set(schema["properties"]) == set(ExitPolicy.model_fields)
     assert schema["additionalProperties"] is False
     assert {"const": "full"} in schema["properties"]["threshold"]["anyOf"]
+
+
+def test_every_field_survives_a_file(tmp_path):
+    policy = ExitPolicy(
+        threshold=0.5,
+        measure="jsd",
+        min_layer=2,
+        pruning=Pruning("fixed", 60, 10),
+        contrast=Contrast(alpha=0.2, alpha_decay=1.0, plausible="kept"),
+        cache="deferred",
+        max_pending=4,
+        emits="last",
+        batching="deepest",
+        sampling=Sampling(temperature=0.7, top_p=0.9, seed=3),
+        max_new_tokens=12,
+        n_layers=8,
+        weights="0123",
+    )
+    policy.save(tmp_path / "policy.json")
+    assert ExitPolicy.load(tmp_path / "policy.json") == policy
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_pending": 3}, "max_pending"),
+        ({"contrast": {"plausible": "kept"}}, "contrast"),
+        ({"contrast": {"alpha": 0.0}}, "alpha"),
+        ({"batching": "regroup", "cache": "deferred"}, "batching"),
+        ({"cache": "none"}, "cache"),
+        ({"sampling": {"temperature": 0.0}}, "temperature"),
+        ({"sampling": {"top_p": 1.5}}, "top_p"),
+        ({"pruning": {"form": "fixed", "smallest": 0}}, "smallest"),
+        ({"pruning": {"kind": "fixed"}}, "kind"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(fields, named):
+    with pytest.raises(RiskcalError, match=named):
+        ExitPolicy(threshold=0.5, **fields)
+
+
+def test_another_depth_is_refused_by_name():
+    with pytest.raises(RiskcalError, match="n_layers: the policy was made for 8 layers, the model has 12"):
+        ExitPolicy(threshold=0.5, n_layers=8).exit_thresholds(12, 4)
+
+
+def test_the_static_policy_exits_at_its_layer_whatever_the_measure():
+    table = ExitPolicy.static(3, measure="entropy").exit_thresholds(5, 2)
+    assert np.isposinf(table[:, [0, 1, 3]]).all()
+    assert (table[:, 2] < -1e30).all()
+
+
+def test_records_carry_the_fields_that_have_no_column():
+    policy = ExitPolicy(threshold=0.5, measure="max", pruning=Pruning("fixed", 60, 10), max_new_tokens=24, weights="ab")
+    table = pd.DataFrame(
+        [
+            {"prompt": i, "threshold": t, "measure": "max", "policy": policy.other_fields(), "dissimilarity": 0.0}
+            for i in range(100)
+            for t in (0.5, 0.7)
+        ]
+    )
+    calibrated = calibrate(Runs.from_frame(table), delta=0.1).policy()
+    assert calibrated.model_copy(update={"certificate": None}) == policy
+    with pytest.raises(RiskcalError, match="max_new_tokens: 30 is not the recorded 24"):
+        calibrate(Runs.from_frame(table), delta=0.1).policy(max_new_tokens=30)
+    with pytest.raises(RiskcalError, match="policy: the records hold 'nonsense'"):
+        calibrate(Runs.from_frame(table.assign(policy="nonsense")), delta=0.1).policy()
