@@ -6,6 +6,7 @@
 """
 
 from riskcal import bounds as bounds
+from riskcal import efficiency as efficiency
 from riskcal import fwer as fwer
 from riskcal import heads as heads
 from riskcal import monotone as monotone
