@@ -81,7 +81,10 @@ def record(
     ] = None,
     decay_length: Annotated[int, typer.Option(help="N of Eq. 5; only with --temperature.")] = 128,
     min_layer: Annotated[int, typer.Option(help="No exit before this layer.")] = 1,
-    risk: Annotated[bool, typer.Option("--risk", help="Also record the token error rate against references.")] = False,
+    loss: Annotated[
+        str, typer.Option(help=f"What outputs are compared by: {', '.join(texts.LOSSES)}.")
+    ] = "token-errors",
+    risk: Annotated[bool, typer.Option("--risk", help="Also record the loss against references.")] = False,
     traces: Annotated[bool, typer.Option(help="Also record every exit along the full model's path.")] = False,
     workers: Annotated[int, typer.Option(help="Processes; each loads the decoder.")] = 1,
 ) -> None:
@@ -94,6 +97,11 @@ def record(
     _validate.count(workers, "--workers", least=1)
     load = parse_decoder(decoder)
     load.resolve()  # a wrong name must fail here, not in a worker
+    distance, error = texts.LOSSES[_validate.choice(loss, "--loss", texts.LOSSES)]
+    try:
+        distance("a", "b")  # so must a missing library
+    except ImportError as missing:
+        raise RiskcalError(f"--loss: {missing}") from None
     schedule = Constant() if temperature is None else Decaying(temperature, decay_length)
     policy = ExitPolicy(measure=measure, schedule=schedule, min_layer=min_layer)
     try:
@@ -108,7 +116,8 @@ def record(
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 shard_prompts=shard_prompts,
-                risk=texts.token_error_rate if risk else None,
+                dissimilarity=distance,
+                risk=error if risk else None,
                 traces=traces,
             )
     except BrokenProcessPool:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # --decoder names the toy's modu
 
 from riskcal._validate import RiskcalError
 from riskcal.records import Runs, Traces
-from riskcal_adapters import cli
+from riskcal_adapters import cli, texts
 
 app = typer.Typer()
 app.command("record")(cli.record)
@@ -78,6 +78,33 @@ def test_tables_with_references_and_words_that_look_like_something_else(tmp_path
     assert set(runs.candidates["min_layer"]) == {2}
     assert set(runs.candidates["measure"]) == {"margin"}
     assert "--objective risk" in result.output
+
+
+def test_losses_are_chosen_by_name(tmp_path):
+    path = tmp_path / "prompts.csv"
+    pd.DataFrame({"text": ["one", "two", "three"], "references": ["w2 w3", "w4|w5", "w6"]}).to_csv(path, index=False)
+    frames = {}
+    for loss in ("rouge-l", "exact-match"):
+        result = run(path, "--out", tmp_path / loss, "--thresholds", ".3,.6", "--loss", loss, "--risk")
+        assert result.exit_code == 0, result.exception
+        frames[loss] = Runs.read(tmp_path / loss).to_frame()
+    assert set(frames["exact-match"]["dissimilarity"]) == {0.0, 1.0}
+    assert set(frames["exact-match"]["risk"]) <= {0.0, 1.0}
+    fractions = frames["rouge-l"]["dissimilarity"]
+    assert ((fractions > 0) & (fractions < 1)).any()
+    assert (fractions <= frames["exact-match"]["dissimilarity"]).all()
+    assert "'Distance(score=<function rouge_l>)'" in str(
+        refusal(path, "--out", tmp_path / "rouge-l", "--thresholds", ".3,.6", "--risk")
+    ).replace('"', "'")
+
+
+def test_a_loss_that_cannot_be_had_is_refused(tmp_path, words, monkeypatch):
+    assert "--loss: 'bertscore' is unknown" in refusal(words, "--out", tmp_path / "a", "--loss", "bertscore")
+    texts._sacrebleu_metric.cache_clear()
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    assert "--loss: this text loss needs sacrebleu: pip install" in refusal(
+        words, "--out", tmp_path / "b", "--loss", "chrf"
+    )
 
 
 def test_workers_give_what_one_process_gives(tmp_path, words):
