@@ -11,8 +11,9 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy
 
-MEASURES = ("softmax",)
 DEFAULT_LENGTH = 64
+#: Measures that look at one exit at a time.
+SIMPLE_MEASURES = ("softmax", "max", "entropy", "state", "classifier", "oracle")
 
 #: Settings of a generation config under which a model's own ``generate`` is not plain greedy decoding, unless they have one
 #: of these values.
@@ -123,20 +124,76 @@ def _refuse_rows(rows: NDArray[np.bool_], complaint: str) -> None:
         raise RiskcalError(complaint.format(_validate.first(rows)))
 
 
-def policies(policy: Any, rows: int) -> list[ExitPolicy]:
-    """One policy, or one per row of the batch."""
+def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy]:
+    """One policy, or one per row of the batch; ``measures`` are those that the decoder can take."""
     given = [policy] if isinstance(policy, ExitPolicy) else policy
     if not isinstance(given, Sequence) or not all(isinstance(one, ExitPolicy) for one in given):
         raise RiskcalError(f"policy: {policy!r} is neither an ExitPolicy nor a list of them.")
     if given is policy and len(given) != rows:
         raise RiskcalError(f"policy: {len(given)} policies for {rows} prompts; give one, or one per row.")
     for row, one in enumerate(given):
-        if one.measure not in MEASURES:
-            where = "" if len(given) == 1 else f" of row {row}"
+        where = "" if len(given) == 1 else f" of row {row}"
+        if one.measure not in measures:
+            needed = " (it needs a decoder made with classifier=)" if one.measure == "classifier" else ""
             raise RiskcalError(
-                f"measure: {one.measure!r}{where} is not known to this decoder; choose one of {', '.join(map(repr, MEASURES))}."
+                f"measure: {one.measure!r}{where} is not known to this decoder{needed}; choose one of "
+                f"{', '.join(map(repr, measures))}."
+            )
+        if one.batching == "regroup" and (one.measure == "oracle" or one.emits == "last"):
+            raise RiskcalError(
+                f"batching: 'regroup'{where} skips layers, but measure 'oracle' and emits 'last' look at the last one; "
+                "give 'diverge'."
             )
     return list(given)
+
+
+def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
+    """Refuse policies that set any of these fields: for decoders that lack what they ask for."""
+    for row, one in enumerate(asked):
+        for name in fields:
+            if getattr(one, name) != ExitPolicy.model_fields[name].default and not one.is_full_model:
+                where = "" if len(asked) == 1 else f" of row {row}"
+                raise RiskcalError(f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out.")
+
+
+def same_weights(asked: Sequence[ExitPolicy], weights: str) -> None:
+    """Refuse policies that were made for other weights."""
+    for row, one in enumerate(asked):
+        if one.weights not in (None, weights):
+            where = "" if len(asked) == 1 else f" of row {row}"
+            raise RiskcalError(
+                f"weights: the policy{where} was made for weights {one.weights}, the model has {weights}; calibrate anew on "
+                "records of this model."
+            )
+
+
+#: Fields in which the rows of one batch may differ.
+_OF_A_ROW = {"threshold", "thresholds", "schedule", "certificate", "max_new_tokens", "n_layers", "weights", "min_layer"}
+
+
+def rows_by_settings(
+    asked: Sequence[ExitPolicy], thresholds: NDArray[np.float32]
+) -> list[tuple[ExitPolicy, list[int]]]:
+    """Rows that can be decoded together, with a policy that has their settings; ``thresholds`` are (T, L, B).
+
+    Full-model policies are alike, whatever else they say, but for sampling. Pruning and contrasts begin at the first layer
+    that is looked at, which rows must have in common; caches that are there to show what they lose know one row only.
+    """
+    groups: dict[Any, tuple[ExitPolicy, list[int]]] = {}
+    one_policy = [_settings(one, thresholds[..., row]) for row, one in enumerate(asked)]
+    for row in range(thresholds.shape[-1]):
+        policy, key = one_policy[row if len(asked) > 1 else 0]
+        alone = row if policy.cache in ("copy", "first") else None
+        groups.setdefault((key, alone), (policy, []))[1].append(row)
+    return list(groups.values())
+
+
+def _settings(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> tuple[ExitPolicy, Any]:
+    if policy.is_full_model:
+        policy = ExitPolicy(sampling=policy.sampling)
+    looked_at = np.isfinite(thresholds).any(0)
+    alike = policy.pruning is None and policy.measure in SIMPLE_MEASURES
+    return policy, (policy.model_dump_json(exclude=_OF_A_ROW), None if alike else int(looked_at.argmax()))
 
 
 def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy]) -> int:

@@ -13,7 +13,7 @@ from t5_reference import DECAYING, FULL, LENGTH, assert_row, ending_early, huggi
 
 from riskcal import Constant, ExitPolicy
 from riskcal_adapters.torch import EarlyExitT5
-from riskcal_adapters.torch.t5 import _margins
+from riskcal_adapters.torch.measures import softmax_margin
 from riskcal_adapters.torch.training import layer_weighted_loss, teacher_forced
 
 # -- the full model ----------------------------------------------------------------------------------------------------
@@ -153,8 +153,8 @@ def test_per_layer_thresholds_use_only_their_layers(tiny_t5):
 def test_no_head_is_computed_where_no_exit_is_possible(tiny_t5, monkeypatch):
     decoder = EarlyExitT5(tiny_t5)
     computed = []
-    head = decoder._logits
-    monkeypatch.setattr(decoder, "_logits", lambda state: computed.append(1) or head(state))
+    head = decoder._backbone.logits
+    monkeypatch.setattr(decoder._backbone, "logits", lambda state: computed.append(1) or head(state))
     decoder.generate(*prompts(3), max_new_tokens=4)
     assert len(computed) == 4
     computed.clear()
@@ -172,16 +172,17 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(tin
     exits_at = [1, 3, 2, 1]  # whole steps at different depths; rows differ in the last one
     never = [[math.inf] * 3 for _ in range(n_layers)]
     with torch.inference_mode():
-        cache = decoder._start(input_ids, mask.bool().numpy(), LENGTH)
-        chosen = [0, 0, 0]
+        run = decoder._run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
+        cache, chosen = run.cache, [0, 0, 0]
         for depth in exits_at:
             thresholds = copy.deepcopy(never)
             thresholds[depth - 1] = [-1.0] * 3
-            chosen, exits, _ = decoder._step(cache, chosen, [0, 1, 2], thresholds)
+            step = decoder._step(run, chosen, [0, 1, 2], thresholds)
+            chosen, exits = step.tokens, step.exits
             assert exits == [depth] * 3
         thresholds = copy.deepcopy(never)
         thresholds[0][1] = thresholds[2][2] = -1.0
-        _, exits, _ = decoder._step(cache, chosen, [0, 1, 2], thresholds)
+        exits = decoder._step(run, chosen, [0, 1, 2], thresholds).exits
         assert exits == [n_layers, 1, 3]
         for index, block in enumerate(model.decoder.block):
             own, layer = block.layer[0].SelfAttention, cache.layers[index]
@@ -205,9 +206,9 @@ def test_layers_that_were_never_reached_are_never_opened(tiny_t5):
     decoder = EarlyExitT5(tiny_t5)
     input_ids, mask = prompts(2)
     with torch.inference_mode():
-        cache = decoder._start(input_ids, mask.bool().numpy(), LENGTH)
-        decoder._step(cache, [0, 0], [0, 1], [[-1.0] * 2] * decoder.n_layers)
-    assert set(cache.layers) == {0}
+        run = decoder._run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
+        decoder._step(run, [0, 0], [0, 1], [[-1.0] * 2] * decoder.n_layers)
+    assert set(run.cache.layers) == {0}
 
 
 # -- confidences -------------------------------------------------------------------------------------------------------
@@ -216,11 +217,11 @@ def test_layers_that_were_never_reached_are_never_opened(tiny_t5):
 @pytest.mark.parametrize("scale", [0.01, 1.0, 8.0, 50.0])
 def test_confidence_is_the_float64_formula(scale):
     logits = torch.randn(200, 68, generator=torch.Generator().manual_seed(0)) * scale
-    np.testing.assert_allclose(_margins(logits), [margin64(row) for row in logits], rtol=0, atol=1e-6)
-    assert _margins(logits.double()).dtype == np.float32
+    np.testing.assert_allclose(softmax_margin(logits), [margin64(row) for row in logits], rtol=0, atol=1e-6)
+    assert softmax_margin(logits.double()).dtype == np.float32
     tied = torch.zeros(1, 5)
     tied[0, [1, 3]] = 4.0
-    assert _margins(tied).tolist() == [0.0]
+    assert softmax_margin(tied).tolist() == [0.0]
 
 
 def test_a_confidence_equal_to_the_threshold_exits(tiny_t5):
@@ -313,7 +314,7 @@ def test_exit_aware_training_sees_what_decoding_sees(tiny_t5, threshold):
     with torch.inference_mode():
         shifted = torch.nn.functional.pad(generation.tokens[:, :-1], (1, 0))
         logits = teacher_forced(tiny_t5, input_ids, mask, shifted, threshold=threshold)
-    margins = _margins(logits.reshape(-1, logits.shape[-1])).reshape(logits.shape[:3])
+    margins = softmax_margin(logits.reshape(-1, logits.shape[-1])).reshape(logits.shape[:3])
     margins[-1] = np.inf  # the last layer always accepts
     first = (margins >= threshold).argmax(0)
     assert (generation.exit_layers.numpy() == first + 1).all()

@@ -1,14 +1,13 @@
-"""`EarlyExitT5`: greedy decoding with a Hugging Face T5 in which every token may leave at an earlier layer.
+"""`EarlyExitT5`: decoding with a Hugging Face T5 in which every token may leave at an earlier layer.
 
 A token exits at the first layer whose confidence reaches the policy's threshold. The layers above it did not see it, but
-later tokens attend to it there: its keys and values in a skipped layer are projected from the state at which it exited.
-This is put off until the layer next runs, when all positions that skipped it are projected in one product with the token
-at hand. In a batch, rows that exited, or ended, keep their state and ride along with the others: their keys and values are
-then the same projections, so every row decodes as if alone.
+later tokens attend to it there; what they see is the policy's ``cache``, and made up for only when such a layer next runs
+(`riskcal_adapters.torch.backbone`). In a batch every row decodes as if alone, unless its policy says ``"deepest"``.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,15 +15,17 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy
 from riskcal.records import Traces
-from riskcal_adapters import _requests
-from riskcal_adapters.torch import weights
-from riskcal_adapters.torch.weights import Layer, rms_norm
+from riskcal_adapters import _requests, fingerprint
+from riskcal_adapters.torch import choosing
+from riskcal_adapters.torch.backbone import Backbone, Cache
+from riskcal_adapters.torch.heads import Scores
+from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES, Judge
+from riskcal_adapters.torch.measures import Classifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,38 +39,47 @@ class Generation:
     exit_layers : (B, T) int64
         Layer at which each token left the decoder, 1..L; 0 where padded.
     confidence : (B, T) float32
-        Confidence at that layer, in [0, 1]; NaN where padded.
+        Confidence at that layer; NaN where padded.
+    refused : (B, T) float32
+        The largest confidence at which the token might have exited earlier and did not; ``-inf`` where there was none. A
+        threshold above all of a row's would have generated the very same.
     """
 
     tokens: Tensor
     exit_layers: Tensor
     confidence: Tensor
+    refused: Tensor
 
 
 @dataclass(eq=False)
-class _LayerCache:
-    """Keys and values of one decoder layer: its own, of ``filled`` positions, and those of the encoded prompt."""
+class _Step:
+    """One position of a batch, row by row."""
 
-    rows: Tensor  # (T * B, 3h), position by position: what one product writes
-    queries: Tensor  # (B, heads, T, d_kv), as are keys and values: views of rows
-    keys: Tensor
-    values: Tensor
-    prompt_keys: Tensor  # (B, heads, S, d_kv)
-    prompt_values: Tensor
-    filled: int = 0
+    tokens: list[int]
+    exits: list[int]
+    confidence: list[float]
+    refused: list[float]
+
+    @classmethod
+    def blank(cls, batch: int, pad: int) -> "_Step":
+        return cls([pad] * batch, [0] * batch, [math.nan] * batch, [-math.inf] * batch)
 
 
 @dataclass(eq=False)
-class _Cache:
-    """What a batch's generation remembers; layers are opened when a token first reaches them."""
+class _Run:
+    """The generation of rows that share all settings of their policies but thresholds."""
 
-    memory: Tensor  # (B * S, d), the encoder's normed output
-    prompt_bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
-    position_bias: list[Tensor]  # (1, heads, 1, n) for n = 1..T
-    batch: int
-    length: int
-    layers: dict[int, _LayerCache] = field(default_factory=dict)
-    states: list[Tensor] = field(default_factory=list)  # (B, d) each: the state at which each position's tokens exited
+    policy: ExitPolicy
+    cache: Cache
+    judge: Judge
+    layer: Callable[[int, Tensor, Cache], Tensor]
+    keys: list[int]  # of each row's noise
+    pending: list[int]  # each row's early exits in a row
+    embedded: list[Tensor] = field(default_factory=list)  # of all positions, where they are run again
+
+    @property
+    def position(self) -> int:
+        return len(self.cache.states)
 
 
 class EarlyExitT5:
@@ -83,6 +93,8 @@ class EarlyExitT5:
         float32 (T5 overflows it), other types as they are; confidences always in float32.
     tokenizer : PreTrainedTokenizerBase, optional
         Needed by `encode` and `decode` only.
+    classifier : object with ``weight`` (d,) and ``bias``, optional
+        A linear exit classifier on raw states, for policies with measure ``"classifier"``.
 
     Attributes
     ----------
@@ -95,29 +107,33 @@ class EarlyExitT5:
     ------
     RiskcalError
         If the model is no T5, has weights that are not floating-point or are spread over devices, lacks its padding, end
-        or start id, or if its generation config asks for anything but greedy decoding.
+        or start id, if its generation config asks for anything but greedy decoding, or if the classifier does not fit it.
     """
 
-    def __init__(self, model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    def __init__(
+        self,
+        model: T5ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        classifier: Classifier | None = None,
+    ) -> None:
         if not isinstance(model, T5ForConditionalGeneration):
             raise RiskcalError(f"model: {type(model).__name__} is not a T5ForConditionalGeneration.")
         _requests.greedy_only(model.generation_config)
         self.model = model
         self.tokenizer = tokenizer
-        self.n_layers: int = model.config.num_decoder_layers
         self._special = _requests.special_tokens(model.generation_config)
-        self._device = weights.device(model)
-        dtype = weights.compute_dtype(model)
-        self._embedding = model.shared.weight.detach().to(dtype)
-        self._encoder, self._decoder = weights.layers(model, dtype)
-        self._head = weights.head(model, dtype)
-        self._norm_offset = weights.norm_offset(model, dtype)
-        self._activation = weights.activation(model)
-        self._gated: bool = model.config.is_gated_act
-        self._heads: int = model.config.num_heads
-        self._encoder_bias = weights.PositionBias(model.encoder, dtype)
-        self._decoder_bias = weights.PositionBias(model.decoder, dtype)
-        self._last_thresholds: tuple[Any, ...] = (None, 0, None, None)
+        self._backbone = Backbone(model)
+        self.n_layers: int = self._backbone.n_layers
+        self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
+        self._measures = [name for name in MEASURES if name != "classifier" or classifier is not None]
+        self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Fingerprint of the model's weights, by which a policy knows the model that it was calibrated on."""
+        named = self.model.state_dict().items()
+        return fingerprint.of_weights((name, weight.float().cpu().numpy()) for name, weight in named)
 
     def generate(
         self,
@@ -126,7 +142,7 @@ class EarlyExitT5:
         policy: ExitPolicy | Sequence[ExitPolicy] = ExitPolicy.full_model(),
         max_new_tokens: int | None = None,
     ) -> Generation:
-        """Decode greedily; each token exits as its row's policy says.
+        """Decode; each token exits as its row's policy says.
 
         Parameters
         ----------
@@ -135,43 +151,33 @@ class EarlyExitT5:
         attention_mask : (B, S), optional
             1 for real tokens, 0 for padding. Default: all are real, as in Hugging Face's ``generate``.
         policy : ExitPolicy or sequence of B of them
-            Default: the full model, whose tokens are those of ``model.generate(do_sample=False, num_beams=1)``.
+            Default: the full model, whose tokens are those of ``model.generate(do_sample=False, num_beams=1)``. A policy
+            that never exits is the full model, whatever it says of pruning and caches. Rows whose policies differ in more
+            than thresholds and schedules are generated in batches of their own.
         max_new_tokens : int, optional
             Length limit. Default: the one the policy was calibrated with, else 64.
 
         Returns
         -------
         Generation
-            Every row as if it had been generated alone.
+            Every row as if it had been generated alone, unless its policy's ``batching`` is ``"deepest"``.
 
         Raises
         ------
         RiskcalError
             Naming the argument and the first offending row: for empty or wholly masked prompts, shapes that do not fit,
-            ids out of the vocabulary, an unknown measure, policies for other layers, another number of prompts, or
-            another ``max_new_tokens``.
+            ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, and for policies made for
+            other weights, another number of layers or of prompts, or another ``max_new_tokens``.
         """
         tokens, mask = self._checked(input_ids, attention_mask)
         batch = len(tokens)
-        thresholds = self._thresholds(policy, batch, max_new_tokens)
-        steps = []
+        groups, thresholds = self._asked(policy, batch, max_new_tokens)
         with torch.inference_mode():
-            cache = self._start(tokens, mask, len(thresholds))
-            chosen = [self._special.start] * batch
-            going = list(range(batch))
-            for needed in thresholds:
-                step = self._step(cache, chosen, going, needed.tolist())
-                steps.append(step)
-                chosen = step[0]
-                going = [row for row in going if chosen[row] not in self._special.ends]
-                if not going:
-                    break
-        chosen, exits, confidence = zip(*steps, strict=True)
-        return Generation(
-            tokens=self._tensor(np.array(chosen).T),
-            exit_layers=self._tensor(np.array(exits).T),
-            confidence=self._tensor(np.array(confidence, dtype=np.float32).T),
-        )
+            if len(groups) == 1:
+                parts = [self._decode(groups[0][0], tokens, mask, thresholds)]
+            else:
+                parts = [self._decode(one, tokens[rows], mask[rows], thresholds[:, :, rows]) for one, rows in groups]
+        return self._generation([rows for _, rows in groups], parts, batch)
 
     def trace(
         self,
@@ -179,6 +185,7 @@ class EarlyExitT5:
         attention_mask: Tensor | None = None,
         max_new_tokens: int = _requests.DEFAULT_LENGTH,
         prompts: ArrayLike | None = None,
+        policy: ExitPolicy = ExitPolicy.full_model(),
     ) -> Traces:
         """Every layer's confidence along the full model's own path, and whether its token is the full model's.
 
@@ -190,6 +197,9 @@ class EarlyExitT5:
             Length limit.
         prompts : (B,) array_like, optional
             Ids of the prompts. Default: 0 to B - 1.
+        policy : ExitPolicy
+            Its measure, pruning, contrast, sampling and ``min_layer`` are used; thresholds, cache and batching are not.
+            Layers before ``min_layer`` have confidence NaN where pruning or contrasts begin at it.
 
         Returns
         -------
@@ -200,17 +210,17 @@ class EarlyExitT5:
         batch = len(tokens)
         limit = _requests.length(max_new_tokens, [])
         ids = _requests.prompt_ids(prompts, batch)
+        [template] = _requests.policies(policy, batch, self._measures)
         rows, positions, confidence, agrees = [], [], [], []
         with torch.inference_mode():
-            cache = self._start(tokens, mask, limit)
-            chosen = [self._special.start] * batch
-            going = list(range(batch))
+            run = self._run(template, tokens, mask, limit)
+            chosen, going = [self._special.start] * batch, list(range(batch))
             for position in range(limit):
-                margins, best = self._all_exits(cache, chosen)
+                sure, best = self._all_exits(run, chosen)
                 chosen = best[:, -1].tolist()
                 rows += going
                 positions += [position] * len(going)
-                confidence.append(margins[going])
+                confidence.append(sure[going])
                 agrees.append(best[going] == best[going, -1:])
                 going = [row for row in going if chosen[row] not in self._special.ends]
                 if not going:
@@ -227,7 +237,7 @@ class EarlyExitT5:
         if isinstance(texts, str) or not len(texts):
             raise RiskcalError("texts: give a list of at least one string.")
         encoded = self._need_tokenizer()(list(texts), padding=True, return_tensors="pt")
-        return encoded["input_ids"].to(self._device), encoded["attention_mask"].to(self._device)
+        return encoded["input_ids"].to(self._backbone.device), encoded["attention_mask"].to(self._backbone.device)
 
     def decode(self, tokens: Tensor) -> list[str]:
         """One text per row of token ids (B, T), without special tokens."""
@@ -241,149 +251,270 @@ class EarlyExitT5:
     def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, NDArray[np.bool_]]:
         tokens = _given(input_ids, "input_ids")
         given = None if attention_mask is None else _given(attention_mask, "attention_mask").cpu().numpy()
-        mask = _requests.prompt_mask(tokens.cpu().numpy(), given, self._special, len(self._embedding))
-        return tokens.to(self._device, torch.long), mask
+        mask = _requests.prompt_mask(tokens.cpu().numpy(), given, self._special, self._backbone.vocabulary)
+        return tokens.to(self._backbone.device, torch.long), mask
 
-    def _thresholds(
+    def _asked(
         self, policy: ExitPolicy | Sequence[ExitPolicy], batch: int, max_new_tokens: int | None
-    ) -> NDArray[np.float32]:
-        """(T, L, B): the confidence needed to exit; T is the length limit."""
-        # One policy serves many prompts, and none ever changes: the last one's table is kept.
-        known, *size, table = self._last_thresholds
+    ) -> tuple[list[tuple[ExitPolicy, list[int]]], NDArray[np.float32]]:
+        """Rows that are decoded together, and (T, L, B): the confidence needed to exit; T is the length limit."""
+        # One policy serves many prompts, and none ever changes: what the last one says is kept.
+        known, *size, groups, table = self._last_asked
         if known is policy and size == [batch, max_new_tokens]:
-            return table
-        asked = _requests.policies(policy, batch)
+            return groups, table
+        asked = _requests.policies(policy, batch, self._measures)
+        if any(one.weights is not None for one in asked):
+            _requests.same_weights(asked, self.weights)
         limit = _requests.length(max_new_tokens, asked)
         table = _requests.exit_thresholds(asked, batch, self.n_layers, limit)
+        groups = _requests.rows_by_settings(asked, table)
         if isinstance(policy, ExitPolicy):
-            self._last_thresholds = policy, batch, max_new_tokens, table
-        return table
+            self._last_asked = policy, batch, max_new_tokens, groups, table
+        return groups, table
 
-    def _start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> _Cache:
-        """Encode the prompts."""
-        batch, width = tokens.shape
-        bias = self._encoder_bias.square(width)
-        prompt_bias = None
-        if not mask.all():
-            additive = np.where(mask, 0.0, -math.inf)[:, None, None, :]
-            prompt_bias = torch.as_tensor(additive, dtype=bias.dtype, device=self._device)
-            bias = bias + prompt_bias
-        state = self._embedding.index_select(0, tokens.flatten())
-        for layer in self._encoder:
-            projected = torch.mm(rms_norm(state, self._norm_offset), layer.self_in)
-            queries, keys, values = self._split_heads(projected, batch, 3).unbind(0)
-            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
-            state = torch.addmm(state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out)
-            state = self._feed_forward(layer, state)
-        return _Cache(rms_norm(state, self._norm_offset), prompt_bias, self._decoder_bias.rows(length), batch, length)
+    def _generation(self, rows: list[list[int]], parts: list[list[_Step]], batch: int) -> Generation:
+        """Put groups of rows together again."""
+        length = max(len(steps) for steps in parts)
+        tokens = np.full((batch, length), self._special.pad)
+        exits = np.zeros((batch, length), dtype=np.int64)
+        confidence = np.full((batch, length), math.nan, dtype=np.float32)
+        refused = np.full((batch, length), -math.inf, dtype=np.float32)
+        for own, steps in zip(rows, parts, strict=True):
+            size = len(steps)
+            tokens[own, :size] = np.array([step.tokens for step in steps]).T
+            exits[own, :size] = np.array([step.exits for step in steps]).T
+            confidence[own, :size] = np.array([step.confidence for step in steps], dtype=np.float32).T
+            refused[own, :size] = np.array([step.refused for step in steps], dtype=np.float32).T
+        as_tensor = self._backbone.tensor
+        return Generation(as_tensor(tokens), as_tensor(exits), as_tensor(confidence), as_tensor(refused))
 
-    def _step(
-        self, cache: _Cache, previous: list[int], going: list[int], thresholds: list[list[float]]
-    ) -> tuple[list[int], list[int], list[float]]:
-        """The next token of each row, the layer at which it exited and its confidence there.
+    def _run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> _Run:
+        backbone, batch = self._backbone, len(tokens)
+        return _Run(
+            policy=policy,
+            cache=backbone.start(tokens, mask, length),
+            judge=Judge(backbone, policy, self._classifier),
+            layer=backbone.layer_exact if policy.cache in ("deferred", "recompute") else backbone.layer,
+            keys=choosing.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
+            pending=[0] * batch,
+        )
+
+    def _decode(
+        self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], thresholds: NDArray[np.float32]
+    ) -> list[_Step]:
+        """The positions of rows that share ``policy``, but for the ``thresholds`` (T, L, B)."""
+        batch = len(tokens)
+        run = self._run(policy, tokens, mask, len(thresholds))
+        chosen, going = [self._special.start] * batch, list(range(batch))
+        advance = self._step_of_rows if policy.batching == "regroup" else self._step
+        steps = []
+        for needed in thresholds:
+            step = advance(run, chosen, going, needed.tolist())
+            steps.append(step)
+            chosen = step.tokens
+            going = [row for row in going if chosen[row] not in self._special.ends]
+            if not going:
+                break
+        return steps
+
+    def _step(self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]) -> _Step:
+        """The next token of each row.
 
         ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed.
         """
-        chosen, exits, confidence = [self._special.pad] * cache.batch, [0] * cache.batch, [math.nan] * cache.batch
-        state = self._embed(previous)
-        active, moving = going, self._column(going, cache)
+        policy, cache, judge = run.policy, run.cache, run.judge
+        step = _Step.blank(cache.batch, self._special.pad)
+        state = first = self._begin(run, previous)
+        ahead = self._last_scores(run, state) if policy.measure == "oracle" or policy.emits == "last" else None
+        judge.begin(None if ahead is None else ahead.best())
+        if policy.max_pending is not None:
+            thresholds = self._forced(run, thresholds)
+        together = policy.batching == "deepest"
+        # Rows that exit keep the state at which they did; with exact caches their true state goes on with the others'.
+        freezes = not together and run.layer != self._backbone.layer_exact
+        active, moving = going, self._column(going, cache) if freezes else None
+        waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
         for index, needed in enumerate(thresholds):
-            deeper = self._layer(index, state, cache)
+            before = state if index else None
+            deeper = run.layer(index, state, cache)
             state = deeper if moving is None else torch.where(moving, deeper, state)
+            if index == 0:
+                first = state
             last = index == self.n_layers - 1
             if not last and all(needed[row] == math.inf for row in active):
+                judge.pass_by(state)
                 continue
-            logits = self._logits(state)
-            margins = _margins(logits).tolist()
-            leaving = active if last else [row for row in active if margins[row] >= needed[row]]
+            confidence, scores = judge.look(index + 1, state, before)
+            sure = confidence.tolist()
+            leaving = active if last else [row for row in active if sure[row] >= needed[row]]
+            if together and not last:
+                waiting.difference_update(leaving)
+                leaving = [] if waiting else active
             if leaving:
-                best = logits.argmax(-1).tolist()
-                for row in leaving:
-                    chosen[row], exits[row], confidence[row] = best[row], index + 1, margins[row]
-                active = [row for row in active if not exits[row]]
-                if not active:
+                emitting = scores or judge.scores(index + 1, state)
+                self._leave(run, step, index + 1, leaving, leaving, sure, emitting if policy.emits == "exit" else ahead)
+                if len(leaving) == len(active):
                     break
-                moving = self._column(active, cache)
-        cache.states.append(state)
-        return chosen, exits, confidence
+            for row in active:
+                if sure[row] > step.refused[row] and not step.exits[row] and needed[row] != math.inf:
+                    step.refused[row] = sure[row]
+            if leaving:
+                active = [row for row in active if not step.exits[row]]
+                moving = self._column(active, cache) if freezes else None
+        cache.states.append(first if policy.cache == "first" else state)
+        if policy.cache == "copy":
+            self._backbone.copy_upwards(cache, max(step.exits))
+        for row in going:
+            run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
+        return step
 
-    def _all_exits(self, cache: _Cache, previous: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Confidence and token (B, L) at every layer, of a step that skips none."""
-        state = self._embed(previous)
-        margins, best = [], []
+    def _step_of_rows(self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]) -> _Step:
+        """As `_step`, computing in each layer the rows that go so deep and no others."""
+        cache, judge, as_tensor = run.cache, run.judge, self._backbone.tensor
+        step = _Step.blank(cache.batch, self._special.pad)
+        rows = going
+        at_exit = self._begin(run, previous)  # (B, d), row after row
+        state = at_exit if len(rows) == cache.batch else at_exit.index_select(0, as_tensor(np.array(rows)))
+        at_exit = at_exit.clone()
+        judge.begin()
+        for index, needed in enumerate(thresholds):
+            before = state if index else None
+            state = self._backbone.layer_of_rows(index, state, rows, cache)
+            last = index == self.n_layers - 1
+            if not last and all(needed[row] == math.inf for row in rows):
+                judge.pass_by(state)
+                continue
+            confidence, scores = judge.look(index + 1, state, before)
+            sure = confidence.tolist()
+            places = [i for i, row in enumerate(rows) if last or sure[i] >= needed[row]]
+            if places:
+                leaving = [rows[i] for i in places]
+                self._leave(run, step, index + 1, leaving, places, sure, scores or judge.scores(index + 1, state))
+                exiting = state.index_select(0, as_tensor(np.array(places)))
+                at_exit.index_copy_(0, as_tensor(np.array(leaving)), exiting)
+            stay = [i for i, row in enumerate(rows) if not step.exits[row]]
+            for i in stay:
+                if sure[i] > step.refused[rows[i]] and needed[rows[i]] != math.inf:
+                    step.refused[rows[i]] = sure[i]
+            if not stay:
+                break
+            if places:
+                rows = [rows[i] for i in stay]
+                kept = as_tensor(np.array(stay))
+                state = state.index_select(0, kept)
+                judge.keep(kept)
+        cache.states.append(at_exit)
+        return step
+
+    def _begin(self, run: _Run, previous: list[int]) -> Tensor:
+        """Embed the tokens before; where the cache is recomputed, go back to the last position that ran all layers."""
+        state = self._backbone.embed(previous)
+        if run.policy.cache == "recompute":
+            deepest = run.cache.layers.get(self.n_layers - 1)
+            full = 0 if deepest is None else deepest.filled
+            run.cache.rewind(full)
+            run.cache.states[full:] = run.embedded[full:]
+            run.embedded.append(state)
+        return state
+
+    def _last_scores(self, run: _Run, state: Tensor) -> Scores:
+        """The last layer's logits on the cache as it is; the cache is left as if they had not been asked for."""
+        cache = run.cache
+        position, states = run.position, list(cache.states)
         for index in range(self.n_layers):
-            state = self._layer(index, state, cache)
-            logits = self._logits(state)
-            margins.append(_margins(logits))
-            best.append(logits.argmax(-1).cpu().numpy())
+            state = run.layer(index, state, cache)
+        cache.rewind(position)
+        cache.states[:] = states
+        return Scores(self._backbone.logits(state))
+
+    def _forced(self, run: _Run, thresholds: list[list[float]]) -> list[list[float]]:
+        """No exit for rows that exited ``max_pending`` times in a row."""
+        limit = run.policy.max_pending
+        due = {row for row, count in enumerate(run.pending) if limit is not None and count >= limit}
+        if not due:
+            return thresholds
+        *early, last = thresholds
+        return [[math.inf if row in due else value for row, value in enumerate(needed)] for needed in early] + [last]
+
+    def _leave(
+        self,
+        run: _Run,
+        step: _Step,
+        layer: int,
+        rows: list[int],
+        places: list[int],
+        sure: list[float],
+        scores: Scores,
+    ) -> None:
+        """Rows of the batch, which stand at ``places`` in the scores and confidences, emit their tokens."""
+        tokens = self._choose(run, scores, rows, places)
+        for row, place, token in zip(rows, places, tokens, strict=True):
+            step.tokens[row], step.exits[row], step.confidence[row] = token, layer, sure[place]
+
+    def _choose(self, run: _Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
+        sampling = run.policy.sampling
+        if sampling is None:
+            best = scores.best().tolist()
+            return [best[place] for place in places]
+        keys = [run.keys[row] for row in rows]
+        return choosing.draw(scores, places, keys, run.position, sampling, self._backbone.vocabulary)
+
+    def _all_exits(self, run: _Run, previous: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Confidence and token (B, L) at every layer, of a step that skips none; the last token is the full model's."""
+        policy, cache, judge = run.policy, run.cache, run.judge
+        begins = policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
+        everyone = list(range(cache.batch))
+        state = self._backbone.embed(previous)
+        judge.begin()
+        confidence, best = [], []
+        scores: Scores | None
+        for index in range(self.n_layers):
+            before = state if index else None
+            state = self._backbone.layer(index, state, cache)
+            unknown = np.full(cache.batch, np.float32(math.nan))
+            if index + 1 < begins:
+                judge.pass_by(state)
+                sure, scores = unknown, Scores(self._backbone.logits(state))
+            elif policy.measure == "oracle":
+                sure, scores = unknown, judge.scores(index + 1, state)
+            else:
+                sure, scores = judge.look(index + 1, state, before)
+            confidence.append(sure)
+            best.append(self._choose(run, scores or judge.scores(index + 1, state), everyone, everyone))
+        if policy.pruning is not None:
+            best[-1] = self._choose(run, Scores(self._backbone.logits(state)), everyone, everyone)
         cache.states.append(state)
-        return np.stack(margins, axis=1), np.stack(best, axis=1)
+        tokens = np.array(best).T
+        if policy.measure == "oracle":
+            return (tokens == tokens[:, -1:]).astype(np.float32), tokens
+        return np.stack(confidence, axis=1), tokens
 
-    def _layer(self, index: int, state: Tensor, cache: _Cache) -> Tensor:
-        """One decoder layer for the position at hand, (B, d) to (B, d); first catches up on positions that skipped it."""
-        layer = self._decoder[index]
-        own = cache.layers.get(index) or self._open(index, cache)
-        batch, position = cache.batch, len(cache.states)
-        skipped = cache.states[own.filled :]
-        entering = torch.cat([*skipped, state]) if skipped else state
-        slots = own.rows[own.filled * batch : (position + 1) * batch]
-        torch.mm(rms_norm(entering, self._norm_offset), layer.self_in, out=slots)
-        own.filled = position + 1
-        attended = scaled_dot_product_attention(
-            own.queries.narrow(2, position, 1),
-            own.keys.narrow(2, 0, position + 1),
-            own.values.narrow(2, 0, position + 1),
-            attn_mask=cache.position_bias[position],
-            scale=1.0,
-        )
-        state = torch.addmm(state, attended.flatten(1), layer.self_out)
-        query = torch.mm(rms_norm(state, self._norm_offset), layer.cross_query).view(batch, self._heads, 1, -1)
-        attended = scaled_dot_product_attention(
-            query, own.prompt_keys, own.prompt_values, attn_mask=cache.prompt_bias, scale=1.0
-        )
-        state = torch.addmm(state, attended.flatten(1), layer.cross_out)
-        return self._feed_forward(layer, state)
-
-    def _open(self, index: int, cache: _Cache) -> _LayerCache:
-        """Memory for a layer's keys and values, and the prompt's projected for it."""
-        layer = self._decoder[index]
-        rows = cache.memory.new_empty(cache.length * cache.batch, layer.self_in.shape[1])
-        own = rows.view(cache.length, cache.batch, 3, self._heads, -1).permute(2, 1, 3, 0, 4).unbind(0)
-        prompt = self._split_heads(torch.mm(cache.memory, layer.cross_memory), cache.batch, 2).unbind(0)
-        cache.layers[index] = _LayerCache(rows, *own, *prompt)
-        return cache.layers[index]
-
-    def _feed_forward(self, layer: Layer, state: Tensor) -> Tensor:
-        hidden = torch.mm(rms_norm(state, self._norm_offset), layer.ff_in)
-        if self._gated:
-            gate, linear = hidden.chunk(2, -1)
-            hidden = self._activation(gate) * linear
-        else:
-            hidden = self._activation(hidden)
-        return torch.addmm(state, hidden, layer.ff_out)
-
-    def _logits(self, state: Tensor) -> Tensor:
-        return torch.mm(rms_norm(state, self._norm_offset), self._head)
-
-    def _embed(self, tokens: list[int]) -> Tensor:
-        return self._embedding.index_select(0, self._tensor(np.array(tokens)))
-
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
-        # by way of numpy: torch reads lists slowly
-        return torch.from_numpy(values).to(self._device)
-
-    def _split_heads(self, projected: Tensor, batch: int, parts: int) -> Tensor:
-        """(B * S, parts * h) to (parts, B, heads, S, d_kv)."""
-        width = projected.shape[1] // (parts * self._heads)
-        return projected.view(batch, -1, parts, self._heads, width).permute(2, 0, 3, 1, 4)
-
-    def _column(self, rows: list[int], cache: _Cache) -> Tensor | None:
+    def _column(self, rows: list[int], cache: Cache) -> Tensor | None:
         """(B, 1), true at these rows; None if these are all."""
         if len(rows) == cache.batch:
             return None
         chosen = np.zeros((cache.batch, 1), dtype=bool)
         chosen[rows] = True
-        return self._tensor(chosen)
+        return self._backbone.tensor(chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class _Linear:
+    """An exit classifier's weights, on the model's device."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, classifier: Classifier, backbone: Backbone) -> "_Linear":
+        width = len(backbone.head)
+        weight, bias = torch.as_tensor(classifier.weight).detach(), torch.as_tensor(classifier.bias).detach()
+        if weight.numel() != width or bias.numel() != 1:
+            raise RiskcalError(
+                f"classifier: has {weight.numel()} weights and {bias.numel()} biases; this model's states need {width} and 1."
+            )
+        where = {"dtype": torch.float32, "device": backbone.device}
+        return cls(weight.reshape(-1).to(**where), bias.reshape(()).to(**where))
 
 
 def _given(values: Any, name: str) -> Tensor:
@@ -391,9 +522,3 @@ def _given(values: Any, name: str) -> Tensor:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RiskcalError(f"{name}: not an array of numbers ({error}); give (B, S), padded to one length.") from None
-
-
-def _margins(logits: Tensor) -> NDArray[np.float32]:
-    """The softmax measure, (B, V) to (B,): how far the most probable token is ahead of the next. One wait for the device."""
-    top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values.cpu().numpy()
-    return top[:, 0] - top[:, 1]

@@ -1,0 +1,35 @@
+"""A name for a model's weights that is the same in every framework and file format."""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+#: Names under which a T5's token embedding may stand again.
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+
+
+def of_weights(named: Iterable[tuple[str, Any]]) -> str:
+    """32 hexadecimal digits: BLAKE2b over names, shapes and values in float32, in the order of the names.
+
+    Parameters
+    ----------
+    named : iterable of (str, array_like)
+        A Hugging Face state dict's entries, as numpy can read them. Copies of one weight under several names may be there
+        or not: what equals the token embedding is left out.
+
+    Notes
+    -----
+    float16 and bfloat16 weights have the fingerprint of their values in float32; weights that were rounded to a shorter
+    type are other weights.
+    """
+    weights = {name: np.ascontiguousarray(values, dtype="<f4") for name, values in named}
+    shared = weights.get("shared.weight")
+    hasher = hashlib.blake2b(digest_size=16)
+    for name in sorted(weights):
+        if name in _COPIES and shared is not None and np.array_equal(weights[name], shared):
+            continue
+        hasher.update(f"{name}\x00{weights[name].shape}\x00".encode())
+        hasher.update(weights[name].data)
+    return hasher.hexdigest()

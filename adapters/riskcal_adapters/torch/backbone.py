@@ -1,0 +1,261 @@
+"""One decoder layer at a time: a T5's weights, what a layer does with a position's state, and the caches it reads.
+
+Layers are asked for in turn, for the position at hand. Tokens that exited early left gaps above their exit; a layer that is
+run again first makes up for the positions that skipped it. There are three ways to do so, and with each, a layer that is
+never reached costs nothing:
+
+- `Backbone.layer`: keys and values of skipped positions are projected from the states at which they exited, all in one
+  product with the position at hand.
+- `Backbone.layer_of_rows`: the same for some rows of the batch, each with gaps of its own.
+- `Backbone.layer_exact`: skipped positions run the layer together with the one at hand, so that keys and values are those of
+  a model that never exited.
+"""
+
+import functools
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import T5ForConditionalGeneration
+
+from riskcal_adapters.torch import weights
+from riskcal_adapters.torch.weights import Layer, rms_norm
+
+
+@dataclass(eq=False)
+class LayerCache:
+    """Keys and values of one decoder layer: its own, of ``filled`` positions, and those of the encoded prompt."""
+
+    rows: Tensor  # (T * B, 3h), position by position: what one product writes
+    queries: Tensor  # (B, heads, T, d_kv), as are keys and values: views of rows
+    keys: Tensor
+    values: Tensor
+    prompt_keys: Tensor  # (B, heads, S, d_kv)
+    prompt_values: Tensor
+    filled_rows: NDArray[np.int64]  # (B,), where rows have gaps of their own
+    filled: int = 0
+
+
+@dataclass(eq=False)
+class Cache:
+    """What a batch's generation remembers; layers are opened when a token first reaches them."""
+
+    memory: Tensor  # (B * S, d), the encoder's normed output
+    prompt_bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
+    position_bias: list[Tensor]  # (1, heads, 1, n) for n = 1..T
+    batch: int
+    length: int
+    layers: dict[int, LayerCache] = field(default_factory=dict)
+    states: list[Tensor] = field(default_factory=list)  # (B, d) each, by position: the state that later layers build on
+    causal_bias: Tensor | None = None  # (1, heads, T, T), -inf ahead; made when first needed
+
+    def rewind(self, position: int) -> None:
+        """Forget what layers hold from this position on."""
+        for own in self.layers.values():
+            own.filled = min(own.filled, position)
+
+
+class Backbone:
+    """A T5's weights, read once and rearranged for decoding a token with few operations.
+
+    Parameters
+    ----------
+    model : T5ForConditionalGeneration
+        On one device; not modified.
+
+    Attributes
+    ----------
+    n_layers : int
+        Decoder layers L.
+    vocabulary : int
+        V.
+    """
+
+    def __init__(self, model: T5ForConditionalGeneration) -> None:
+        self.device = weights.device(model)
+        dtype = weights.compute_dtype(model)
+        self.n_layers: int = model.config.num_decoder_layers
+        self._embedding = model.shared.weight.detach().to(dtype)
+        self.vocabulary = len(self._embedding)
+        self._encoder, self._decoder = weights.layers(model, dtype)
+        self.head = weights.head(model, dtype)  # (d, V)
+        self._norm_offset = weights.norm_offset(model, dtype)
+        self._activation = weights.activation(model)
+        self._gated: bool = model.config.is_gated_act
+        self._heads: int = model.config.num_heads
+        self._encoder_bias = weights.PositionBias(model.encoder, dtype)
+        self._decoder_bias = weights.PositionBias(model.decoder, dtype)
+
+    @functools.cached_property
+    def head_by_token(self) -> Tensor:
+        """(V, d): the head again, so that a token's weights stand together."""
+        return self.head.t().contiguous()
+
+    def start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Cache:
+        """Encode prompts (B, S) for generations of up to ``length`` tokens."""
+        batch, width = tokens.shape
+        bias = self._encoder_bias.square(width)
+        prompt_bias = None
+        if not mask.all():
+            additive = np.where(mask, 0.0, -math.inf)[:, None, None, :]
+            prompt_bias = torch.as_tensor(additive, dtype=bias.dtype, device=self.device)
+            bias = bias + prompt_bias
+        state = self._embedding.index_select(0, tokens.flatten())
+        for layer in self._encoder:
+            projected = torch.mm(self._norm(state), layer.self_in)
+            queries, keys, values = self._split_heads(projected, batch, 3).unbind(0)
+            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+            state = torch.addmm(state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out)
+            state = self._feed_forward(layer, state)
+        return Cache(self._norm(state), prompt_bias, self._decoder_bias.rows(length), batch, length)
+
+    def embed(self, tokens: list[int]) -> Tensor:
+        """(B, d)."""
+        return self._embedding.index_select(0, self.tensor(np.array(tokens)))
+
+    def logits(self, state: Tensor) -> Tensor:
+        """The shared final norm and head on any layer's states, (B, d) to (B, V)."""
+        return torch.mm(self._norm(state), self.head)
+
+    def normed(self, state: Tensor) -> Tensor:
+        """What `head` is multiplied with: the norm's gain, and its division by sqrt(d), are in the head."""
+        return self._norm(state)
+
+    def layer(self, index: int, state: Tensor, cache: Cache) -> Tensor:
+        """One decoder layer for the position at hand, (B, d) to (B, d); first projects positions that skipped it."""
+        layer = self._decoder[index]
+        own = cache.layers.get(index) or self._open(index, cache)
+        batch, position = cache.batch, len(cache.states)
+        skipped = cache.states[own.filled :]
+        entering = torch.cat([*skipped, state]) if skipped else state
+        slots = own.rows[own.filled * batch : (position + 1) * batch]
+        torch.mm(self._norm(entering), layer.self_in, out=slots)
+        own.filled = position + 1
+        attended = scaled_dot_product_attention(
+            own.queries.narrow(2, position, 1),
+            own.keys.narrow(2, 0, position + 1),
+            own.values.narrow(2, 0, position + 1),
+            attn_mask=cache.position_bias[position],
+            scale=1.0,
+        )
+        state = torch.addmm(state, attended.flatten(1), layer.self_out)
+        query = torch.mm(self._norm(state), layer.cross_query).view(batch, self._heads, 1, -1)
+        attended = scaled_dot_product_attention(
+            query, own.prompt_keys, own.prompt_values, attn_mask=cache.prompt_bias, scale=1.0
+        )
+        state = torch.addmm(state, attended.flatten(1), layer.cross_out)
+        return self._feed_forward(layer, state)
+
+    def layer_of_rows(self, index: int, state: Tensor, rows: list[int], cache: Cache) -> Tensor:
+        """As `layer`, for some rows of the batch: (A, d) to (A, d). The others' gaps stay, and grow."""
+        layer = self._decoder[index]
+        own = cache.layers.get(index) or self._open(index, cache)
+        batch, position = cache.batch, len(cache.states)
+        gaps = [(p, row) for row in rows for p in range(own.filled_rows[row], position)]
+        slots = [p * batch + row for p, row in gaps] + [position * batch + row for row in rows]
+        entering = torch.cat([torch.stack([cache.states[p][row] for p, row in gaps]), state]) if gaps else state
+        projected = torch.mm(self._norm(entering), layer.self_in)
+        own.rows.index_copy_(0, self.tensor(np.array(slots)), projected)
+        own.filled_rows[rows] = position + 1
+
+        def of_rows(kept: Tensor) -> Tensor:
+            return kept if len(rows) == batch else kept.index_select(0, chosen)
+
+        chosen = self.tensor(np.array(rows))
+        queries = projected[len(gaps) :, : projected.shape[1] // 3].view(len(rows), self._heads, 1, -1)
+        attended = scaled_dot_product_attention(
+            queries,
+            of_rows(own.keys.narrow(2, 0, position + 1)),
+            of_rows(own.values.narrow(2, 0, position + 1)),
+            attn_mask=cache.position_bias[position],
+            scale=1.0,
+        )
+        state = torch.addmm(state, attended.flatten(1), layer.self_out)
+        query = torch.mm(self._norm(state), layer.cross_query).view(len(rows), self._heads, 1, -1)
+        bias = None if cache.prompt_bias is None else of_rows(cache.prompt_bias)
+        attended = scaled_dot_product_attention(
+            query, of_rows(own.prompt_keys), of_rows(own.prompt_values), attn_mask=bias, scale=1.0
+        )
+        state = torch.addmm(state, attended.flatten(1), layer.cross_out)
+        return self._feed_forward(layer, state)
+
+    def layer_exact(self, index: int, state: Tensor, cache: Cache) -> Tensor:
+        """As `layer`, but positions that skipped this layer run it too, in parallel; ``cache.states`` moves on with them.
+
+        The states of all positions that the layer lacks must be those that enter it: run layers one after the other.
+        """
+        own = cache.layers.get(index) or self._open(index, cache)
+        first, position = own.filled, len(cache.states)
+        if first == position:
+            return self.layer(index, state, cache)
+        layer = self._decoder[index]
+        batch, m = cache.batch, position + 1 - first
+        states = torch.cat([*cache.states[first:], state])  # (m * B, d), position by position
+        torch.mm(self._norm(states), layer.self_in, out=own.rows[first * batch : (position + 1) * batch])
+        own.filled = position + 1
+        attended = scaled_dot_product_attention(
+            own.queries.narrow(2, first, m),
+            own.keys.narrow(2, 0, position + 1),
+            own.values.narrow(2, 0, position + 1),
+            attn_mask=self._causal_bias(cache)[:, :, first : position + 1, : position + 1],
+            scale=1.0,
+        )
+        states = torch.addmm(states, attended.permute(2, 0, 1, 3).reshape(m * batch, -1), layer.self_out)
+        query = torch.mm(self._norm(states), layer.cross_query).view(m, batch, self._heads, -1).permute(1, 2, 0, 3)
+        attended = scaled_dot_product_attention(
+            query, own.prompt_keys, own.prompt_values, attn_mask=cache.prompt_bias, scale=1.0
+        )
+        states = torch.addmm(states, attended.permute(2, 0, 1, 3).reshape(m * batch, -1), layer.cross_out)
+        *earlier, state = self._feed_forward(layer, states).split(batch)
+        cache.states[first:] = earlier
+        return state
+
+    def copy_upwards(self, cache: Cache, layer: int) -> None:
+        """The newest position's keys and values in the layers above ``layer`` are those of that layer: a negative control."""
+        last = slice((len(cache.states) - 1) * cache.batch, len(cache.states) * cache.batch)
+        for index in range(layer, self.n_layers):
+            own = cache.layers.get(index) or self._open(index, cache)
+            own.rows[last] = cache.layers[layer - 1].rows[last]
+            own.filled = len(cache.states)
+
+    def tensor(self, values: NDArray[Any]) -> Tensor:
+        """On the model's device, by way of numpy: torch reads lists slowly."""
+        return torch.from_numpy(values).to(self.device)
+
+    def _open(self, index: int, cache: Cache) -> LayerCache:
+        """Memory for a layer's keys and values, and the prompt's projected for it."""
+        layer = self._decoder[index]
+        rows = cache.memory.new_empty(cache.length * cache.batch, layer.self_in.shape[1])
+        own = rows.view(cache.length, cache.batch, 3, self._heads, -1).permute(2, 1, 3, 0, 4).unbind(0)
+        prompt = self._split_heads(torch.mm(cache.memory, layer.cross_memory), cache.batch, 2).unbind(0)
+        cache.layers[index] = LayerCache(rows, *own, *prompt, filled_rows=np.zeros(cache.batch, dtype=np.int64))
+        return cache.layers[index]
+
+    def _causal_bias(self, cache: Cache) -> Tensor:
+        if cache.causal_bias is None:
+            bias = self._decoder_bias.square(cache.length)
+            ahead = torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1)
+            cache.causal_bias = bias.masked_fill(ahead, -math.inf)
+        return cache.causal_bias
+
+    def _feed_forward(self, layer: Layer, state: Tensor) -> Tensor:
+        hidden = torch.mm(self._norm(state), layer.ff_in)
+        if self._gated:
+            gate, linear = hidden.chunk(2, -1)
+            hidden = self._activation(gate) * linear
+        else:
+            hidden = self._activation(hidden)
+        return torch.addmm(state, hidden, layer.ff_out)
+
+    def _norm(self, state: Tensor) -> Tensor:
+        return rms_norm(state, self._norm_offset)
+
+    def _split_heads(self, projected: Tensor, batch: int, parts: int) -> Tensor:
+        """(B * S, parts * h) to (parts, B, heads, S, d_kv)."""
+        width = projected.shape[1] // (parts * self._heads)
+        return projected.view(batch, -1, parts, self._heads, width).permute(2, 0, 3, 1, 4)

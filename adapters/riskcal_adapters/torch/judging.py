@@ -1,0 +1,160 @@
+"""How sure each row is after a layer: the policy's measure on the states and logits of the step at hand."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riskcal.policy import ExitPolicy
+from riskcal_adapters.torch import measures
+from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.heads import FullHead, PrunedHead, Scores
+from riskcal_adapters.torch.measures import Classifier, Confidences
+
+#: Measures of a layer's logits alone.
+OF_LOGITS: dict[str, Callable[[Tensor], Confidences]] = {
+    "softmax": measures.softmax_margin,
+    "max": measures.max_probability,
+    "entropy": measures.negative_entropy,
+}
+#: Measures that contrast a layer's logits with an earlier layer's; ``-code`` as the authors' code scales them.
+CONTRASTIVE = ("weighted", "contrastive", "contrastive-code", "jsd", "jsd-code")
+MEASURES = (*OF_LOGITS, "state", "classifier", "oracle", *CONTRASTIVE)
+
+
+class Judge:
+    """Judges the layers of one position after the other, for a batch whose rows share a measure.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    policy : ExitPolicy
+        Its measure, contrast and pruning.
+    classifier : Classifier, optional
+        Needed by the measure of that name.
+    """
+
+    def __init__(self, backbone: Backbone, policy: ExitPolicy, classifier: Classifier | None = None) -> None:
+        self._backbone, self._classifier = backbone, classifier
+        self._measure, self._contrast = policy.measure, policy.contrast
+        self._head: Any = FullHead(backbone) if policy.pruning is None else PrunedHead(backbone, policy.pruning)
+        self._remembers = self._measure in CONTRASTIVE
+        self.begin()
+
+    def begin(self, targets: Tensor | None = None) -> None:
+        """Start a position; ``targets`` (B,) are the last layer's tokens, where the measure is the oracle."""
+        self._head.begin()
+        self._targets = targets
+        self._confidence: Confidences | None = None  # of the last exit looked at
+        self._earlier: Confidences | None = None  # and of the one before
+        self._first = 0  # the first layer looked at
+        self._states: list[Tensor] = []
+        self._logits: dict[int, Tensor] = {}
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows of the batch, in this order."""
+        self._head.keep(rows)
+        self._targets = None if self._targets is None else self._targets.index_select(0, rows)
+        self._states = [state.index_select(0, rows) for state in self._states]
+        self._logits = {layer: logits.index_select(0, rows) for layer, logits in self._logits.items()}
+        if self._confidence is not None:
+            self._confidence = self._confidence[rows.cpu().numpy()]
+
+    def pass_by(self, state: Tensor) -> None:
+        """A layer at which nothing can exit."""
+        if self._remembers:
+            self._states.append(state)
+
+    def look(self, layer: int, state: Tensor, before: Tensor | None) -> tuple[Confidences, Scores | None]:
+        """Confidence after a layer, and its scores where the measure needed them.
+
+        Parameters
+        ----------
+        layer : int
+            From 1.
+        state, before : (B, d)
+            Raw states after this layer and the one before; None at the first.
+        """
+        self._first = self._first or layer
+        self._earlier = self._confidence
+        scores = None
+        if self._measure == "state":
+            confidence = measures.saturation(state, before)
+        elif self._measure == "classifier":
+            assert self._classifier is not None
+            confidence = measures.classifier_probability(state, self._classifier)
+        else:
+            scores = self.scores(layer, state)
+            confidence = self._of_scores(layer, scores)
+        if self._remembers:
+            self._states.append(state)
+        self._confidence = confidence
+        return confidence, scores
+
+    def scores(self, layer: int, state: Tensor) -> Scores:
+        """Logits after a layer, over the tokens that its head compares."""
+        scores: Scores = self._head.scores(layer, state, self._earlier)
+        return scores
+
+    def _of_scores(self, layer: int, scores: Scores) -> Confidences:
+        if self._measure == "oracle":
+            assert self._targets is not None
+            return (scores.best() == self._targets).cpu().numpy().astype(np.float32)
+        if self._measure in OF_LOGITS:
+            return OF_LOGITS[self._measure](scores.logits)
+        if scores.ids is None:
+            self._logits[layer] = scores.logits
+        earlier = self._amateurs(layer)
+        if not earlier:
+            return measures.softmax_margin(scores.logits)
+        expert = scores.logits
+        probabilities = torch.softmax(expert, -1, dtype=torch.float32)
+        head = self._plausible(layer, expert, probabilities)
+        if "jsd" in self._measure:
+            amateur = self._most_distant(layer, earlier, scores, probabilities, head)
+        else:
+            amateur = self._again(earlier[0], scores)
+        return measures.contrasted(
+            expert, amateur, head, tail=self._measure != "weighted", mass=not self._measure.endswith("-code")
+        )
+
+    def _amateurs(self, layer: int) -> list[int]:
+        """Earlier layers that may be contrasted with this one."""
+        if "jsd" not in self._measure:
+            return [layer // 2] if layer >= 2 else []
+        first = 2 if self._measure == "jsd-code" else max(2, self._first)
+        return list(range(first, layer))
+
+    def _plausible(self, layer: int, expert: Tensor, probabilities: Tensor) -> Tensor:
+        contrast = self._contrast
+        if contrast.plausible == "kept":
+            return ~expert.isneginf()
+        if contrast.alpha_decay == 0:
+            return measures.plausible(probabilities, contrast.alpha)
+        margin = self._backbone.tensor(measures.softmax_margin(expert))
+        return measures.plausible(probabilities, measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, margin))
+
+    def _most_distant(
+        self, layer: int, earlier: list[int], scores: Scores, probabilities: Tensor, head: Tensor
+    ) -> Tensor:
+        """Each row's amateur: the earlier layer of the largest divergence on the plausible tokens per layer of distance."""
+        candidates = torch.stack([self._again(number, scores) for number in earlier])
+        expert = probabilities.masked_fill(~head, 0.0)
+        discounted = [
+            measures.divergence(expert, torch.softmax(logits, -1, dtype=torch.float32).masked_fill(~head, 0.0))
+            / (layer - number)
+            for number, logits in zip(earlier, candidates, strict=True)
+        ]
+        chosen = torch.stack(discounted).argmax(0)
+        return candidates[chosen, torch.arange(len(chosen), device=chosen.device)]
+
+    def _again(self, layer: int, scores: Scores) -> Tensor:
+        """An earlier layer's logits over the tokens that are compared now."""
+        if scores.ids is not None:
+            again: Scores = self._head.again(self._states[layer - 1])
+            return again.logits
+        if layer not in self._logits:
+            self._logits[layer] = self._backbone.logits(self._states[layer - 1])
+        return self._logits[layer]

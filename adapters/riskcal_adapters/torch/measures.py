@@ -1,0 +1,102 @@
+"""Confidence measures: what tells, after some layer, how sure its next token is.
+
+Each is a function of a batch's logits (B, V) or raw states (B, d), and gives (B,) float32 on the CPU, computed in float32.
+Higher is surer for all of them, and a token exits where the value reaches its threshold. A NaN never does.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Confidences = NDArray[np.float32]
+
+
+class Classifier(Protocol):
+    """A linear exit classifier, shared by all layers: d + 1 parameters."""
+
+    @property
+    def weight(self) -> Tensor:
+        """(d,)."""
+
+    @property
+    def bias(self) -> Tensor:
+        """One number."""
+
+
+def softmax_margin(logits: Tensor) -> Confidences:
+    """How far the most probable token is ahead of the next, in [0, 1] (CALM, section 3.4). Ties have margin 0."""
+    top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values.cpu().numpy()
+    return np.asarray(top[:, 0] - top[:, 1])
+
+
+def max_probability(logits: Tensor) -> Confidences:
+    """Probability of the most probable token, in [0, 1]."""
+    return np.asarray(torch.softmax(logits, -1, dtype=torch.float32).amax(-1).cpu().numpy())
+
+
+def negative_entropy(logits: Tensor) -> Confidences:
+    """Minus the entropy of the next token, in nats: from -ln V to 0."""
+    log = torch.log_softmax(logits, -1, dtype=torch.float32)
+    # a token of probability 0 adds nothing, though its logarithm is minus infinity
+    return np.asarray((log.exp() * log.clamp_min(torch.finfo(torch.float32).min)).sum(-1).cpu().numpy())
+
+
+def saturation(state: Tensor, before: Tensor | None) -> Confidences:
+    """Cosine between a layer's state and the layer's before, in [-1, 1] (CALM, section 3.4).
+
+    After the first layer there is none before: 0, as for a state of length zero.
+    """
+    if before is None:
+        return np.zeros(len(state), dtype=np.float32)
+    state, before = state.float(), before.float()
+    lengths = torch.linalg.vector_norm(state, dim=-1) * torch.linalg.vector_norm(before, dim=-1)
+    cosine = (state * before).sum(-1) / lengths
+    return np.asarray(torch.where(lengths == 0, 0.0, cosine).cpu().numpy())
+
+
+def classifier_probability(state: Tensor, classifier: Classifier) -> Confidences:
+    """Probability, by a linear classifier on the raw state, that the layer's token is the last layer's (CALM, section 3.4)."""
+    score = torch.mv(state.float(), classifier.weight.float()) + classifier.bias.float()
+    return np.asarray(torch.sigmoid(score).cpu().numpy())
+
+
+def plausible(probabilities: Tensor, alpha: float | Tensor) -> Tensor:
+    """(B, V) bool: the tokens of at least ``alpha`` times the largest probability."""
+    return probabilities >= alpha * probabilities.amax(-1, keepdim=True)
+
+
+def alpha_at(alpha: float, decay: float, layer: int, margin: Tensor) -> Tensor:
+    """(B, 1): the hyperbolic share ``alpha / (1 + r i) * (1 - c)`` at layer i; surer layers have more plausible tokens."""
+    return (alpha / (1.0 + decay * layer) * (1.0 - margin))[:, None]
+
+
+def divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence in nats of nonnegative (B, V), not normalised; 0 log 0 is 0."""
+    mean = (p + q) / 2
+    return (torch.xlogy(p, p / mean).nan_to_num() + torch.xlogy(q, q / mean).nan_to_num()).sum(-1) / 2
+
+
+def contrasted(expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mass: bool) -> Confidences:
+    """The margin between the two largest scores of contrastive decoding.
+
+    On the plausible tokens H (``head``) the expert's lead over the amateur is a softmax g, scaled by the probability that
+    the expert gives to H (``mass``; the authors' code scales by 1). Off H a score is the expert's probability with ``tail``,
+    else 0.
+
+    Parameters
+    ----------
+    expert, amateur : (B, V)
+        Logits of the layer and of an earlier one.
+    head : (B, V) bool
+    """
+    log = torch.log_softmax(expert, -1, dtype=torch.float32)
+    lead = log - torch.log_softmax(amateur, -1, dtype=torch.float32)
+    share = torch.softmax(lead.masked_fill(~head, -torch.inf), -1)
+    probabilities = log.exp()
+    scale = probabilities.masked_fill(~head, 0.0).sum(-1, keepdim=True) if mass else 1.0
+    scores = torch.where(head, share * scale, probabilities if tail else 0.0)
+    top = scores.topk(2).values.cpu().numpy()
+    return np.asarray(top[:, 0] - top[:, 1])
