@@ -33,7 +33,7 @@ from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
         ({"policy": 0.9}, "policy: 0.9 is neither"),
         ({"policy": [FULL, 0.9]}, "policy: .* is neither"),
         ({"policy": ExitPolicy(measure="distance")}, "measure: 'distance' is not known"),
-        ({"policy": [FULL, ExitPolicy(measure="distance")]}, "measure: 'state' of row 1 is not known"),
+        ({"policy": [FULL, ExitPolicy(measure="distance")]}, "measure: 'distance' of row 1 is not known"),
         ({"policy": ExitPolicy(threshold=0.5, min_layer=9)}, "min_layer: 9 exceeds"),
         ({"policy": ExitPolicy(thresholds={9: 0.5})}, "thresholds: layer 9 exceeds"),
         ({"policy": ExitPolicy(max_new_tokens=8), "max_new_tokens": 9}, "max_new_tokens: 9, but .* calibrated for 8"),
