@@ -1,7 +1,7 @@
-"""Training a T5 whose every decoder layer can be the last.
+"""One teacher-forced pass through every decoder layer: plain, exit-aware, or with layers dropped.
 
-The loss is the layer-weighted one of CALM (Eq. 6). A finite exit threshold makes the same pass *exit-aware*: states are
-copied to the layers above an exit exactly as decoding copies them, so that the model learns to read copied states.
+Exit-aware: a position that reaches a threshold has exited, and from there on the *other* positions see its state at that
+layer, projected by each later layer, which is what decoding leaves in the cache. The model so learns to read copied states.
 """
 
 import math
@@ -11,15 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
 
-def teacher_forced(
+
+def decoder_pass(
     model: T5ForConditionalGeneration,
     input_ids: Tensor,
     attention_mask: Tensor,
     decoder_input_ids: Tensor,
     threshold: float = math.inf,
-) -> Tensor:
-    """Logits of every decoder layer, for the tokens of known targets.
+    *,
+    confidence: Confidence = softmax_margin,
+    dropped: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """States and logits of every decoder layer, for the tokens of known targets.
 
     Parameters
     ----------
@@ -30,13 +35,20 @@ def teacher_forced(
     decoder_input_ids : (B, T)
         Targets, shifted right.
     threshold
-        A position whose softmax margin at layer i reaches it has *exited* at i: the later layers of all other positions
+        A position whose confidence at layer i reaches it has *exited* at i: the later layers of all other positions
         see the keys and values of its state after layer i. Its own further path stays true, as it would be had it not
-        exited. ``inf`` is plain teacher forcing.
+        exited. ``inf`` is plain teacher forcing. A decoder that recomputes the skipped layers leaves true states in its
+        cache, so plain teacher forcing is also the exit-aware training of that decoder, whatever the threshold.
+    confidence
+        What is compared with the threshold.
+    dropped : (L, B) bool, optional
+        Layers that a row passes over, its state unchanged (see `dropout_rates`).
 
     Returns
     -------
-    Tensor (L, B, T, V)
+    states : (L, B, T, d)
+        Raw, before the final norm.
+    logits : (L, B, T, V)
         Through the shared final norm and head, as at decoding time.
     """
     encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -49,38 +61,55 @@ def teacher_forced(
     cross_mask = attention_mask[:, None, None, :].bool()
     exited = torch.zeros(decoder_input_ids.shape, dtype=torch.bool, device=bias.device)
     frozen = state
-    logits = []
-    for block in decoder.block:
+    states: list[Tensor] = []
+    logits: list[Tensor] = []
+    for index, block in enumerate(decoder.block):
         seen = state if math.isinf(threshold) else torch.where(exited[..., None], frozen, state)
+        entering = state
         self_layer, cross_layer, feed_forward = block.layer
         state = state + _self_attention(self_layer, state, seen, self_bias)
         state = state + _cross_attention(cross_layer, state, encoded, cross_mask)
         state = feed_forward(state)
+        if dropped is not None:
+            state = torch.where(dropped[index, :, None, None], entering, state)
+        states.append(state)
         logits.append(_head(model, state))
         if not math.isinf(threshold):
-            top = logits[-1].detach().float().softmax(-1).topk(2).values
-            leaving = (top[..., 0] - top[..., 1] >= threshold) & ~exited
+            leaving = (confidence(states, logits) >= threshold) & ~exited
             frozen = torch.where(leaving[..., None], state, frozen)
             exited = exited | leaving
-    return torch.stack(logits)
+    return torch.stack(states), torch.stack(logits)
 
 
-def layer_weighted_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """CALM's Eq. 6: the mean token loss of each layer, weighted by ``i / sum(i)``.
+def teacher_forced(
+    model: T5ForConditionalGeneration,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    decoder_input_ids: Tensor,
+    threshold: float = math.inf,
+) -> Tensor:
+    """Logits ``(L, B, T, V)`` of `decoder_pass` with the softmax margin as the confidence."""
+    return decoder_pass(model, input_ids, attention_mask, decoder_input_ids, threshold)[1]
+
+
+def dropout_rates(n_layers: int, largest: float, progress: float = 1.0) -> Tensor:
+    """LayerSkip's probability ``(L,)`` of dropping each layer: 0 at the first, rising exponentially to ``largest`` at the last.
 
     Parameters
     ----------
-    logits : (L, B, T, V)
-    labels : (B, T)
-        Token ids, -100 where padded.
+    n_layers
+        Decoder layers L, at least 2.
+    largest
+        Rate of the last layer, in [0, 1].
+    progress
+        The curriculum's factor S(t), in [0, 1]: 1 for fine-tuning.
+
+    Notes
+    -----
+    ``progress * (exp(l ln 2 / (L - 1)) - 1) * largest`` for l = 0 to L - 1 (Elhoushi et al. 2024, section 4.1).
     """
-    n_layers, vocabulary = logits.shape[0], logits.shape[-1]
-    losses = F.cross_entropy(
-        logits.float().reshape(-1, vocabulary), labels.expand(n_layers, *labels.shape).reshape(-1), reduction="none"
-    )
-    per_layer = losses.view(n_layers, -1).sum(1) / (labels != -100).sum()
-    weights = torch.arange(1, n_layers + 1, device=per_layer.device, dtype=per_layer.dtype)
-    return (per_layer * weights).sum() / weights.sum()
+    layer = torch.arange(n_layers, dtype=torch.float64)
+    return progress * (torch.exp2(layer / (n_layers - 1)) - 1) * largest
 
 
 def _head(model: T5ForConditionalGeneration, state: Tensor) -> Tensor:

@@ -1,0 +1,20 @@
+"""Training a T5 whose every decoder layer can be the last.
+
+Read in this order: ``confidence`` (what an exit is decided by), ``forward`` (one teacher-forced pass, plain, exit-aware or
+with layers dropped), ``losses``, ``classifier`` (the learned measure), ``trainer`` (Hugging Face's, with these losses).
+"""
+
+from riskcal_adapters.torch.training.classifier import ExitClassifier as ExitClassifier
+from riskcal_adapters.torch.training.classifier import classifier_confidence as classifier_confidence
+from riskcal_adapters.torch.training.confidence import pruned_margin as pruned_margin
+from riskcal_adapters.torch.training.confidence import softmax_margin as softmax_margin
+from riskcal_adapters.torch.training.confidence import state_saturation as state_saturation
+from riskcal_adapters.torch.training.forward import decoder_pass as decoder_pass
+from riskcal_adapters.torch.training.forward import dropout_rates as dropout_rates
+from riskcal_adapters.torch.training.forward import teacher_forced as teacher_forced
+from riskcal_adapters.torch.training.losses import consistency_labels as consistency_labels
+from riskcal_adapters.torch.training.losses import do_not_exit_f1 as do_not_exit_f1
+from riskcal_adapters.torch.training.losses import geometric_loss as geometric_loss
+from riskcal_adapters.torch.training.losses import independent_loss as independent_loss
+from riskcal_adapters.torch.training.losses import layer_weighted_loss as layer_weighted_loss
+from riskcal_adapters.torch.training.losses import layer_weights as layer_weights
