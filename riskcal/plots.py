@@ -93,6 +93,38 @@ def calibration_figure(
     return figure
 
 
+def trials_curve(trials: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
+    """Mean decoder layers per token that each trial's calibration left, against delta: every trial, and mean +- deviation.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        As `riskcal.run_trials` returns it, with ``layers``; with ``full_layers`` the full model is drawn as well.
+    ax : Axes, optional
+        Drawn on if given, else on a new figure.
+    """
+    ax = ax or _new_axes()
+    layers = trials.groupby("delta")["layers"].agg(["mean", "std"])
+    ax.plot(trials["delta"], trials["layers"], ".", color=_LAYERS, alpha=0.25, label="one trial, held-out prompts")
+    ax.errorbar(
+        layers.index,
+        layers["mean"],
+        yerr=layers["std"].fillna(0.0),
+        fmt="s-",
+        color=_LAYERS,
+        capsize=4,
+        label="mean and standard deviation",
+    )
+    if "full_layers" in trials:
+        full = trials["full_layers"].mean()
+        ax.axhline(full, color="black", linestyle=":", label=f"full model: {full:g} layers")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("tolerance delta")
+    ax.set_ylabel("layers per token")
+    ax.legend()
+    return ax
+
+
 def _new_axes() -> "Axes":
     import matplotlib.pyplot as plt
 
