@@ -500,7 +500,7 @@ def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCost
     Parameters
     ----------
     works : sequence of n BatchWork
-        From `batch_work`, of any modes.
+        From `batch_work`. Fit modes apart: a regrouped call costs more, as it gathers its rows first.
     seconds : (n,)
         Measured times of these batches, encoding not included; medians over repetitions serve best.
 
