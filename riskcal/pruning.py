@@ -63,7 +63,7 @@ class Pruning:
         Returns
         -------
         int64 array
-            Of the shape of ``confidence`` (0-d without), between 1 and V and never above the number kept at ``start``.
+            Of the shape of ``confidence`` (0-d without), at least 2 (where V is) and never above the number kept at ``start``.
         """
         first = self._formula(start, n_layers, vocabulary)
         shape = np.shape(confidence) if confidence is not None else ()
@@ -77,7 +77,7 @@ class Pruning:
         if self.form == "adaptive":
             shrunk, least = np.floor(first * (1.0 - 0.9 * sure)), min(self.smallest, first)
         else:
-            shrunk, least = np.floor(vocabulary * (1.0 - 0.9 * sure)), 1
+            shrunk, least = np.floor(vocabulary * (1.0 - 0.9 * sure)), min(2, first)  # a margin takes two
         return np.clip(shrunk, least, first).astype(np.int64)
 
     def _formula(self, layer: int, n_layers: int, vocabulary: int) -> int:

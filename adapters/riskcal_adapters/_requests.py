@@ -176,24 +176,27 @@ def rows_by_settings(
 ) -> list[tuple[ExitPolicy, list[int]]]:
     """Rows that can be decoded together, with a policy that has their settings; ``thresholds`` are (T, L, B).
 
-    Full-model policies are alike, whatever else they say, but for sampling. Pruning and contrasts begin at the first layer
-    that is looked at, which rows must have in common; caches that are there to show what they lose know one row only.
+    Full-model policies are alike, whatever else they say, but for sampling. Pruning and contrasts depend on the layers that
+    were looked at before, which rows must have in common: those that ``max_pending`` sends to the last layer, each at another
+    time, are decoded alone. So are rows with the caches that are there to show what they lose, which know one depth only.
     """
     groups: dict[Any, tuple[ExitPolicy, list[int]]] = {}
     one_policy = [_settings(one, thresholds[..., row]) for row, one in enumerate(asked)]
     for row in range(thresholds.shape[-1]):
-        policy, key = one_policy[row if len(asked) > 1 else 0]
-        alone = row if policy.cache in ("copy", "first") else None
-        groups.setdefault((key, alone), (policy, []))[1].append(row)
+        policy, key, alone = one_policy[row if len(asked) > 1 else 0]
+        groups.setdefault((key, row if alone else None), (policy, []))[1].append(row)
     return list(groups.values())
 
 
-def _settings(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> tuple[ExitPolicy, Any]:
+def _settings(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> tuple[ExitPolicy, Any, bool]:
+    """What a row's policy is, what it must have in common with others to be decoded with them, and whether it must be alone."""
     if policy.is_full_model:
         policy = ExitPolicy(sampling=policy.sampling)
-    looked_at = np.isfinite(thresholds).any(0)
     alike = policy.pruning is None and policy.measure in SIMPLE_MEASURES
-    return policy, (policy.model_dump_json(exclude=_OF_A_ROW), None if alike else int(looked_at.argmax()))
+    looked_at = None if alike else np.isfinite(thresholds).any(0).tobytes()
+    differ = policy.cache in ("copy", "first") or (policy.max_pending is not None and not alike)
+    key = policy.model_dump_json(exclude=_OF_A_ROW), looked_at
+    return policy, key, differ and policy.batching != "deepest"
 
 
 def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy]) -> int:

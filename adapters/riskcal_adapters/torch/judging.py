@@ -19,9 +19,11 @@ OF_LOGITS: dict[str, Callable[[Tensor], Confidences]] = {
     "max": measures.max_probability,
     "entropy": measures.negative_entropy,
 }
+#: Measures of a layer's states, which need no logits.
+OF_STATES = ("state", "classifier")
 #: Measures that contrast a layer's logits with an earlier layer's; ``-code`` as the authors' code scales them.
 CONTRASTIVE = ("weighted", "contrastive", "contrastive-code", "jsd", "jsd-code")
-MEASURES = (*OF_LOGITS, "state", "classifier", "oracle", *CONTRASTIVE)
+MEASURES = (*OF_LOGITS, *OF_STATES, "oracle", *CONTRASTIVE)
 
 
 class Judge:
@@ -39,7 +41,9 @@ class Judge:
     def __init__(self, backbone: Backbone, policy: ExitPolicy, classifier: Classifier | None = None) -> None:
         self._backbone, self._classifier = backbone, classifier
         self._measure, self._contrast = policy.measure, policy.contrast
-        self._head: Any = FullHead(backbone) if policy.pruning is None else PrunedHead(backbone, policy.pruning)
+        # measures of states need the head at the exit only, which is the first that it is asked for
+        prunes = policy.pruning is not None and policy.measure not in OF_STATES
+        self._head: Any = PrunedHead(backbone, policy.pruning) if prunes else FullHead(backbone)
         self._remembers = self._measure in CONTRASTIVE
         self.begin()
 
@@ -128,13 +132,14 @@ class Judge:
         return list(range(first, layer))
 
     def _plausible(self, layer: int, expert: Tensor, probabilities: Tensor) -> Tensor:
-        contrast = self._contrast
+        contrast, kept = self._contrast, ~expert.isneginf()
         if contrast.plausible == "kept":
-            return ~expert.isneginf()
+            return kept
         if contrast.alpha_decay == 0:
             return measures.plausible(probabilities, contrast.alpha)
         margin = self._backbone.tensor(measures.softmax_margin(expert))
-        return measures.plausible(probabilities, measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, margin))
+        alpha = measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, margin)
+        return measures.plausible(probabilities, alpha) & kept  # a margin of 1 makes alpha 0, and all tokens plausible
 
     def _most_distant(
         self, layer: int, earlier: list[int], scores: Scores, probabilities: Tensor, head: Tensor

@@ -93,10 +93,11 @@ def contrasted(expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mas
     head : (B, V) bool
     """
     log = torch.log_softmax(expert, -1, dtype=torch.float32)
-    lead = log - torch.log_softmax(amateur, -1, dtype=torch.float32)
+    # what the amateur rules out altogether is a very large lead, not an infinite one
+    lead = log - torch.log_softmax(amateur, -1, dtype=torch.float32).clamp_min(torch.finfo(torch.float32).min)
     share = torch.softmax(lead.masked_fill(~head, -torch.inf), -1)
     probabilities = log.exp()
     scale = probabilities.masked_fill(~head, 0.0).sum(-1, keepdim=True) if mass else 1.0
-    scores = torch.where(head, share * scale, probabilities if tail else 0.0)
+    scores = torch.where(head, share * scale, probabilities if tail else 0.0 * probabilities)  # 0, but a NaN stays one
     top = scores.topk(2).values.cpu().numpy()
     return np.asarray(top[:, 0] - top[:, 1])
