@@ -151,7 +151,8 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
     """Refuse policies that set any of these fields: for decoders that lack what they ask for."""
     for row, one in enumerate(asked):
         for name in fields:
-            if getattr(one, name) != ExitPolicy.model_fields[name].default and not one.is_full_model:
+            matters = name == "sampling" or not one.is_full_model
+            if matters and getattr(one, name) != ExitPolicy.model_fields[name].default:
                 where = "" if len(asked) == 1 else f" of row {row}"
                 raise RiskcalError(f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out.")
 

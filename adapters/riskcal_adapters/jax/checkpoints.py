@@ -1,0 +1,107 @@
+"""T5 checkpoints for JAX: read from Hugging Face's files without its libraries, or taken from a PyTorch model."""
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal_adapters.jax import weights
+from riskcal_adapters.jax.t5 import EarlyExitT5
+from riskcal_adapters.jax.weights import T5
+
+
+def load_t5(folder: str | os.PathLike[str]) -> T5:
+    """A T5 from a folder with ``config.json`` and ``model.safetensors`` (or its parts, as large models are stored).
+
+    A checkpoint that has a head of its own (``lm_head.weight``) keeps it, whatever its config says of tied embeddings:
+    transformers 5 writes ``tie_word_embeddings: true`` always. Copies of the embedding may be left out of the file.
+
+    Raises
+    ------
+    RiskcalError
+        If a file is missing, cannot be read, or lacks weights that the config asks for, which are named by their key.
+    """
+    folder = Path(folder)
+    config = _read_json(folder / "config.json")
+    asked = folder / "generation_config.json"
+    generation = {**config, **(_read_json(asked) if asked.exists() else {})}
+    named = _read_weights(folder)
+    return _checked(named, config, generation, str(folder / "config.json"), str(folder / "model.safetensors"))
+
+
+def from_torch(model: Any) -> T5:
+    """Take over a Hugging Face T5 in PyTorch, ``transformers.T5ForConditionalGeneration``, with a copy of its weights."""
+    if not hasattr(model, "state_dict") or not hasattr(model, "generation_config"):
+        raise RiskcalError(f"model: {type(model).__name__} is not a T5ForConditionalGeneration.")
+    named = {name: _from_tensor(tensor) for name, tensor in model.state_dict().items()}
+    generation = model.generation_config.to_dict()
+    return _checked(named, model.config.to_dict(), generation, "model.config", "model")
+
+
+def load_example(name: str = "g2p") -> EarlyExitT5:
+    """A trained early-exit model that ships with the package, as a ready decoder.
+
+    Parameters
+    ----------
+    name : {"g2p"}
+        Spelling in, phonemes out: a T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits on the CMU
+        Pronouncing Dictionary.
+
+    Examples
+    --------
+    >>> decoder = load_example("g2p")
+    >>> decoder.decode(decoder.generate(*decoder.encode(["phoneme"])).tokens)
+    ['F OW N IY M']
+    """
+    _validate.choice(name, "name", ("g2p",))
+    with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
+        return EarlyExitT5(load_t5(folder), Tokenizer.from_file(str(folder / "tokenizer.json")))
+
+
+def _checked(
+    named: Mapping[str, NDArray[Any]], config: Mapping[str, Any], generation: Mapping[str, Any], asked: str, given: str
+) -> T5:
+    shape = weights.read_shape(config, asked)
+    weights.check(named, shape, given)
+    defaults = {"pad_token_id": 0, "eos_token_id": 1}  # a T5's, which its config may leave out
+    return T5(shape, named, SimpleNamespace(**defaults | dict(generation)))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None
+    if not isinstance(content, dict):
+        raise RiskcalError(f"{path}: is not one JSON object; give the folder of a T5 checkpoint.")
+    return content
+
+
+def _read_weights(folder: Path) -> dict[str, NDArray[Any]]:
+    named: dict[str, NDArray[Any]] = {}
+    for path in sorted(folder.glob("model*.safetensors")) or [folder / "model.safetensors"]:
+        try:
+            named |= load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None
+    return named
+
+
+def _from_tensor(tensor: Any) -> NDArray[Any]:
+    """A copy, as torch would go on to change its own."""
+    if tensor.device.type == "meta":
+        raise RiskcalError("model: weights on meta; load it whole.")
+    if not tensor.is_floating_point():
+        raise RiskcalError(f"model: has weights of type {tensor.dtype}; load it with floating-point weights.")
+    values: NDArray[Any] = tensor.detach().cpu().float().numpy()
+    return values.copy()

@@ -1,0 +1,238 @@
+"""Early-exit decoding as one compiled program, from weights and prompts to tokens, exits and confidences.
+
+A while-loop over tokens holds a while-loop over layers, which ends as soon as every row has exited. Inside the loop over
+layers the cache is only read: a layer attends to the earlier positions' keys and values and to its own, which it hands back,
+and those of all layers are written at once when the token is done. Rows that exited keep their state and ride along, so what
+the layers make of it are the projections that a skipped layer is owed; layers that no row reached get theirs in one product.
+Every row therefore decodes as if alone.
+
+Thresholds, measures and lengths are data, not part of the program: it is compiled anew for other shapes only, and for the
+oracle, which runs all layers before it looks at the first.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
+
+from riskcal_adapters._requests import SpecialTokens
+from riskcal_adapters.jax import measures
+from riskcal_adapters.jax.layers import Context, at_position, decoder_layer, logits, memory_of, read_prompt
+from riskcal_adapters.jax.weights import Params, Shape
+
+#: The axis of devices among which rows are dealt out.
+ROWS = "rows"
+
+
+class Request(NamedTuple):
+    """What is asked of B rows."""
+
+    input_ids: Any  #: (B, S) int32
+    mask: Any  #: (B, S) bool, true at real tokens
+    thresholds: Any  #: (B, T, L) float32: the confidence needed to exit; inf never exits
+    measures: Any  #: (B,) int32, codes of `measures.NAMES`
+    lengths: Any  #: (B,) int32: tokens at most; 0 for rows that only fill the batch
+
+
+class Static(NamedTuple):
+    """What a program is compiled for, apart from shapes."""
+
+    shape: Shape
+    special: SpecialTokens
+    oracle: bool  #: whether any row may ask for that measure
+    mesh: Mesh | None  #: devices that share the rows
+
+
+class Generated(NamedTuple):
+    """Each (B, T); after a row's end padding, 0, NaN and -inf."""
+
+    tokens: Any
+    exit_layers: Any
+    confidence: Any
+    refused: Any
+
+
+class Traced(NamedTuple):
+    """What every layer says along the full model's path."""
+
+    tokens: Any  #: (B, T, L)
+    confidence: Any  #: (B, T, L)
+    going: Any  #: (B, T) bool, false after a row's end
+
+
+class Left(NamedTuple):
+    """A position after some of its layers."""
+
+    layers: Array  #: () that ran
+    state: Array  #: (B, d), frozen where the row exited
+    active: Array  #: (B,) bool, rows that have not exited
+    memory: Array  #: (L, 2, B, heads, k): this position's keys and values
+    said: Generated  #: each (B,)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def generate(static: Static, params: Params, request: Request) -> Generated:
+    """Decode greedily, each token as deep as its row's thresholds ask."""
+    run = functools.partial(_generate, static)
+    return run(params, request) if static.mesh is None else _dealt_out(run, static.mesh)(params, request)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def trace(static: Static, params: Params, request: Request) -> Traced:
+    """Decode greedily with all layers, and look at each of them."""
+    run = functools.partial(_trace, static)
+    return run(params, request) if static.mesh is None else _dealt_out(run, static.mesh)(params, request)
+
+
+def _dealt_out(run: Any, mesh: Mesh) -> Any:
+    """Each device decodes its rows by itself: its loops end when its own rows do, and devices tell each other nothing."""
+    rows = PartitionSpec(ROWS)
+    return jax.shard_map(run, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+
+
+def _generate(static: Static, params: Params, request: Request) -> Generated:
+    shape, special, batch = static.shape, static.special, len(request.lengths)
+    length = request.thresholds.shape[1]
+    context = read_prompt(shape, params, request.input_ids, request.mask, length)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        position, previous, going, own, said = carry
+        seen = at_position(shape, params, context, position, own)
+        needed = lax.dynamic_index_in_dim(request.thresholds, position, 1, keepdims=False)
+        left = exit_layers(static, params, seen, previous, going, needed, request.measures)
+        own = lax.dynamic_update_index_in_dim(own, left.memory, position, -2)
+        said = jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), said, left.said)
+        token = left.said.tokens
+        return position + 1, token, _unended(special, request, position, token, going), own, said
+
+    said = jax.tree.map(lambda one: jnp.broadcast_to(one[:, None], (batch, length)), _silent(special, batch))
+    start = jnp.full(batch, special.start, jnp.int32)
+    carry = jnp.int32(0), start, request.lengths > 0, context.own, said
+    return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
+
+
+def exit_layers(
+    static: Static,
+    params: Params,
+    context: Context,
+    previous: Array,
+    going: Array,
+    needed: Array,
+    asked: Array,
+) -> Left:
+    """One position: run layers until every going row has exited, and make up for the layers that were skipped.
+
+    Parameters
+    ----------
+    static, params, context
+        What is compiled for, the weights, and what the position sees.
+    previous : (B,) int32
+        The tokens before.
+    going : (B,) bool
+        Rows that have not ended.
+    needed : (B, L) float32
+        The confidence needed to exit.
+    asked : (B,) int32
+        Codes of the rows' measures.
+    """
+    shape, n_layers, batch = static.shape, static.shape.decoder_layers, len(previous)
+    state = params.embedding[previous]
+    target = _last_tokens(static, params, context, state) if static.oracle else None
+
+    def run(left: Left) -> Left:
+        index = left.layers
+        deeper, fresh = decoder_layer(shape, params, context, index, left.state)
+        state = jnp.where(left.active[:, None], deeper, left.state)
+        bar = lax.dynamic_index_in_dim(needed, index, 1, keepdims=False)
+        last = index == n_layers - 1
+        looked_at = left.active & (bar < jnp.inf)
+        sure = measures.of_states(left.state, state, index == 0, asked, params.classifier)
+        reads = measures.by_logits(asked)
+        # the head is costly: it is left out where nothing can exit, and where a measure without logits says that nothing does
+        tokens, read = lax.cond(
+            (looked_at & (last | reads | (sure >= bar))).any(),
+            lambda: measures.of_logits(logits(shape, params, state), asked, target),
+            lambda: (jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.float32)),
+        )
+        sure = jnp.where(reads, read, sure)
+        leaving = looked_at & (last | (sure >= bar))
+        said = Generated(
+            tokens=jnp.where(leaving, tokens, left.said.tokens),
+            exit_layers=jnp.where(leaving, index + 1, left.said.exit_layers),
+            confidence=jnp.where(leaving, sure, left.said.confidence),
+            refused=jnp.where(looked_at & ~leaving & (sure > left.said.refused), sure, left.said.refused),
+        )
+        memory = lax.dynamic_update_index_in_dim(left.memory, fresh, index, 0)
+        return Left(index + 1, state, left.active & ~leaving, memory, said)
+
+    nothing = jnp.zeros((n_layers, 2, batch, shape.heads, shape.head_width), state.dtype)
+    begun = Left(jnp.int32(0), state, going, nothing, _silent(static.special, batch))
+    left = lax.while_loop(lambda left: left.active.any(), run, begun)
+    ran = jnp.arange(n_layers)[:, None, None, None, None] < left.layers
+    memory = lax.cond(
+        left.layers < n_layers,
+        lambda: jnp.where(ran, left.memory, memory_of(shape, params, left.state)),
+        lambda: left.memory,
+    )
+    return left._replace(memory=memory)
+
+
+def _trace(static: Static, params: Params, request: Request) -> Traced:
+    shape, special, batch = static.shape, static.special, len(request.lengths)
+    length = request.thresholds.shape[1]
+    context = read_prompt(shape, params, request.input_ids, request.mask, length)
+    first = jnp.arange(shape.decoder_layers)[:, None] == 0
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        position, previous, going, own, traced = carry
+        seen = at_position(shape, params, context, position, own)
+        state = params.embedding[previous]
+        states, memory = all_layers(static, params, seen, state)
+        sure = measures.of_states(jnp.stack([state, *states[:-1]]), states, first, request.measures, params.classifier)
+        values = logits(shape, params, states)
+        target = values[-1].argmax(-1)
+        tokens, read = measures.of_logits(values, request.measures, target)
+        sure = jnp.where(measures.by_logits(request.measures), read, sure)
+        own = lax.dynamic_update_index_in_dim(own, memory, position, -2)
+        here = Traced(tokens.T, sure.T, going)
+        traced = jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), traced, here)
+        token = jnp.where(going, tokens[-1], special.pad)
+        return position + 1, token, _unended(special, request, position, token, going), own, traced
+
+    size = (batch, length, shape.decoder_layers)
+    traced = Traced(jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.float32), jnp.zeros((batch, length), bool))
+    carry = jnp.int32(0), jnp.full(batch, special.start, jnp.int32), request.lengths > 0, context.own, traced
+    return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
+
+
+def all_layers(static: Static, params: Params, context: Context, state: Array) -> tuple[Array, Array]:
+    """States (L, B, d) after every layer of a position, and its keys and values (L, 2, B, heads, k)."""
+
+    def run(state: Array, index: Array) -> tuple[Array, tuple[Array, Array]]:
+        state, memory = decoder_layer(static.shape, params, context, index, state)
+        return state, (state, memory)
+
+    return lax.scan(run, state, jnp.arange(static.shape.decoder_layers))[1]
+
+
+def _last_tokens(static: Static, params: Params, context: Context, state: Array) -> Array:
+    """The last layer's tokens on the cache as it is."""
+    states, _ = all_layers(static, params, context, state)
+    return logits(static.shape, params, states[-1]).argmax(-1)
+
+
+def _silent(special: SpecialTokens, batch: int) -> Generated:
+    return Generated(
+        jnp.full(batch, special.pad, jnp.int32),
+        jnp.zeros(batch, jnp.int32),
+        jnp.full(batch, jnp.nan, jnp.float32),
+        jnp.full(batch, -jnp.inf, jnp.float32),
+    )
+
+
+def _unended(special: SpecialTokens, request: Request, position: Array, token: Array, going: Array) -> Array:
+    ended = functools.reduce(jnp.logical_or, [token == end for end in special.ends])
+    return going & ~ended & (position + 1 < request.lengths)

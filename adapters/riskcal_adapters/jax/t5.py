@@ -1,0 +1,316 @@
+"""`EarlyExitT5`: the decoder that `riskcal_adapters.torch.EarlyExitT5` is, for JAX.
+
+Requests are checked on the host, padded to the shapes of a compiled program, and decoded by it in one call.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.policy import ExitPolicy
+from riskcal.records import Traces
+from riskcal_adapters import _requests, fingerprint
+from riskcal_adapters.jax import measures, program, weights
+from riskcal_adapters.jax.program import Request, Static
+from riskcal_adapters.jax.weights import T5, Classifier
+
+#: What this decoder knows no other way of doing than the default.
+_DEFAULTS_ONLY = ("pruning", "cache", "max_pending", "emits", "batching", "sampling")
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """What was generated for B prompts, on the host; T is the longest of the generations.
+
+    Attributes
+    ----------
+    tokens : (B, T) int64
+        Token ids, the end token included, the padding id after it.
+    exit_layers : (B, T) int64
+        Layer at which each token left the decoder, 1..L; 0 where padded.
+    confidence : (B, T) float32
+        Confidence at that layer; NaN where padded.
+    refused : (B, T) float32
+        The largest confidence at which the token might have exited earlier and did not; ``-inf`` where there was none. A
+        threshold above all of a row's would have generated the very same.
+    """
+
+    tokens: NDArray[np.int64]
+    exit_layers: NDArray[np.int64]
+    confidence: NDArray[np.float32]
+    refused: NDArray[np.float32]
+
+
+class EarlyExitT5:
+    """A T5 that may stop each token's computation early; a batch is decoded by one compiled program.
+
+    A program is compiled for a number of rows, of prompt tokens and of generated tokens, each rounded up: rows to 1, 2, 4, 8
+    and multiples of 8, tokens to powers of two from 16. What falls into the same sizes, whatever the policy's thresholds,
+    schedule or measure, is decoded without compiling again (the measure ``"oracle"`` apart). The first call of each size
+    takes seconds.
+
+    Parameters
+    ----------
+    model : T5
+        From `load_t5` or `from_torch`. The decoder holds rearranged copies of its weights on the devices.
+    tokenizer : tokenizers.Tokenizer, optional
+        Needed by `encode` and `decode` only. A fast tokenizer of transformers serves as well.
+    classifier : object with ``weight`` (d,) and ``bias``, optional
+        A linear exit classifier on raw states, for policies with measure ``"classifier"``.
+    dtype : {"float32", "bfloat16"}
+        What layers compute in, whatever the weights are stored in. float32 is computed in full on every device, without the
+        shorter types that GPUs and TPUs would multiply in, as these move confidences. Attention weights, logits and
+        confidences are float32 in any case.
+    devices : sequence of jax.Device, optional
+        Rows are dealt out among them, weights copied to each. Default: JAX's default device.
+    stacked : bool, optional
+        Whether decoder layers are one array that is indexed at run time, which compiles faster, or a branch each, which runs
+        faster on CPUs. Default: branches on CPUs, else stacked. Results are the same.
+
+    Attributes
+    ----------
+    model
+        The model given.
+    params
+        Its weights as a pytree on the devices.
+    n_layers : int
+        Decoder layers L; exits are numbered 1..L, and L is the full model.
+
+    Raises
+    ------
+    RiskcalError
+        If the model is no `T5`, lacks its padding, end or start id, if its generation config asks for anything but greedy
+        decoding, if the classifier does not fit it, or for another dtype.
+    """
+
+    def __init__(
+        self,
+        model: T5,
+        tokenizer: Any = None,
+        *,
+        classifier: Any = None,
+        dtype: str = "float32",
+        devices: Sequence[jax.Device] | None = None,
+        stacked: bool | None = None,
+    ) -> None:
+        if not isinstance(model, T5):
+            raise RiskcalError(
+                f"model: {type(model).__name__} is no riskcal_adapters.jax.T5; make one with load_t5(folder) or "
+                "from_torch(model)."
+            )
+        _requests.greedy_only(model.generation_config)
+        _validate.choice(dtype, "dtype", ("float32", "bfloat16"))
+        self.model = model
+        self.tokenizer = tokenizer
+        self.n_layers = model.shape.decoder_layers
+        self._special = _requests.special_tokens(model.generation_config)
+        self._measures = [name for name in measures.NAMES if name != "classifier" or classifier is not None]
+        self._mesh = None if devices is None else Mesh(np.array(devices), (program.ROWS,))
+        place = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
+        if stacked is None:
+            stacked = jax.default_backend() != "cpu"
+        arranged = weights.arrange(model, dtype, stacked=stacked)
+        if classifier is not None:
+            arranged = arranged._replace(classifier=_linear(classifier, model.shape.width))
+        self.params = jax.device_put(arranged, place)
+        self._last_asked: tuple[Any, ...] = (None, 0, None, None)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Fingerprint of the model's weights, by which a policy knows the model that it was calibrated on."""
+        return fingerprint.of_weights(self.model.weights.items())
+
+    def generate(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        policy: ExitPolicy | Sequence[ExitPolicy] = ExitPolicy.full_model(),
+        max_new_tokens: int | None = None,
+    ) -> Generation:
+        """Decode greedily; each token exits as its row's policy says.
+
+        Parameters
+        ----------
+        input_ids : (B, S) int
+            Prompts, padded on either side.
+        attention_mask : (B, S), optional
+            1 for real tokens, 0 for padding. Default: all are real, as in Hugging Face's ``generate``.
+        policy : ExitPolicy or sequence of B of them
+            Default: the full model. Any measure of one exit at a time, threshold, schedule and minimum layer, which may
+            differ from row to row; everything else as it is by default.
+        max_new_tokens : int, optional
+            Length limit. Default: the one the policy was calibrated with, else 64.
+
+        Returns
+        -------
+        Generation
+            Every row as if it had been generated alone.
+
+        Raises
+        ------
+        RiskcalError
+            Naming the argument and the first offending row: for empty or wholly masked prompts, shapes that do not fit,
+            ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, and for policies that ask
+            for more than this decoder knows, or were made for other weights, another number of layers or of prompts, or
+            another ``max_new_tokens``.
+        """
+        tokens, mask = self._checked(input_ids, attention_mask)
+        oracle, *asked = self._asked(policy, len(tokens), max_new_tokens)
+        generated = jax.device_get(
+            program.generate(self._static(oracle), self.params, self._request(tokens, mask, *asked))
+        )
+        rows = len(tokens)
+        length = int((generated.exit_layers[:rows] > 0).sum(1).max())
+        chosen, exits, *sure = (array[:rows, :length] for array in generated)
+        return Generation(chosen.astype(np.int64), exits.astype(np.int64), *sure)
+
+    def trace(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        max_new_tokens: int = _requests.DEFAULT_LENGTH,
+        prompts: ArrayLike | None = None,
+        policy: ExitPolicy = ExitPolicy.full_model(),
+    ) -> Traces:
+        """Every layer's confidence along the full model's own path, and whether its token is the full model's.
+
+        Parameters
+        ----------
+        input_ids, attention_mask : (B, S)
+            As in `generate`.
+        max_new_tokens : int
+            Length limit.
+        prompts : (B,) array_like, optional
+            Ids of the prompts. Default: 0 to B - 1.
+        policy : ExitPolicy
+            Its measure is used; thresholds are not.
+
+        Returns
+        -------
+        riskcal.Traces
+            One row per generated token, the end token included.
+        """
+        tokens, mask = self._checked(input_ids, attention_mask)
+        limit = _requests.length(max_new_tokens, [])
+        ids = _requests.prompt_ids(prompts, len(tokens))
+        [template] = self._policies(policy, len(tokens))
+        unlimited = template.model_copy(update={"max_new_tokens": None})
+        _, *asked = self._asked(unlimited, len(tokens), limit)
+        request = self._request(tokens, mask, *asked)
+        said, confidence, going = jax.device_get(program.trace(self._static(False), self.params, request))
+        positions, rows = np.nonzero(going.T)
+        return Traces.from_arrays(
+            prompt=ids[rows],
+            position=positions,
+            confidence=confidence[rows, positions],
+            agrees=said[rows, positions] == said[rows, positions, -1:],
+        )
+
+    def encode(self, texts: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Token ids and attention mask of texts, each (B, S)."""
+        if isinstance(texts, str) or not len(texts):
+            raise RiskcalError("texts: give a list of at least one string.")
+        encoded = self._need_tokenizer().encode_batch(list(texts))
+        width = max(len(one.ids) for one in encoded)
+        ids = np.full((len(encoded), width), self._special.pad, dtype=np.int32)
+        mask = np.zeros_like(ids)
+        for row, one in enumerate(encoded):
+            ids[row, : len(one.ids)], mask[row, : len(one.ids)] = one.ids, one.attention_mask
+        return ids, mask
+
+    def decode(self, tokens: ArrayLike) -> list[str]:
+        """One text per row of token ids (B, T), without special tokens."""
+        texts: list[str] = self._need_tokenizer().decode_batch(np.asarray(tokens).tolist(), skip_special_tokens=True)
+        return texts
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise RiskcalError("tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer).")
+        return getattr(self.tokenizer, "backend_tokenizer", self.tokenizer)
+
+    def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        tokens = _given(input_ids, "input_ids")
+        given = None if attention_mask is None else _given(attention_mask, "attention_mask")
+        return tokens, _requests.prompt_mask(tokens, given, self._special, self.model.shape.vocabulary)
+
+    def _policies(self, policy: Any, rows: int) -> list[ExitPolicy]:
+        asked = _requests.policies(policy, rows, self._measures)
+        _requests.defaults_only(asked, _DEFAULTS_ONLY)
+        if any(one.weights is not None for one in asked):
+            _requests.same_weights(asked, self.weights)
+        return asked
+
+    def _asked(
+        self, policy: ExitPolicy | Sequence[ExitPolicy], rows: int, max_new_tokens: int | None
+    ) -> tuple[bool, Any, Any, Any]:
+        """Whether the oracle is asked, and a `Request`'s thresholds, measures and lengths, on the devices."""
+        # One policy serves many prompts, and none ever changes: what the last one says is kept.
+        known, *size, found = self._last_asked
+        if known is policy and size == [rows, max_new_tokens]:
+            return found
+        asked = self._policies(policy, rows)
+        limit = _requests.length(max_new_tokens, asked)
+        batch = _round_rows(rows, 1 if self._mesh is None else self._mesh.size)
+        thresholds = np.full((batch, _round_tokens(limit), self.n_layers), np.inf, dtype=np.float32)
+        thresholds[:rows, :limit] = _requests.exit_thresholds(asked, rows, self.n_layers, limit).transpose(2, 0, 1)
+        codes = np.zeros(batch, dtype=np.int32)
+        codes[:rows] = [measures.NAMES.index(one.measure) for one in asked]
+        lengths = np.zeros(batch, dtype=np.int32)
+        lengths[:rows] = limit
+        place = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(program.ROWS))
+        found = bool((codes == measures.ORACLE).any()), *jax.device_put((thresholds, codes, lengths), place)
+        if isinstance(policy, ExitPolicy):
+            self._last_asked = policy, rows, max_new_tokens, found
+        return found
+
+    def _request(
+        self, tokens: NDArray[Any], mask: NDArray[np.bool_], thresholds: Any, codes: Any, lengths: Any
+    ) -> Request:
+        rows, width = tokens.shape
+        ids = np.full((len(lengths), _round_tokens(width)), self._special.pad, dtype=np.int32)
+        ids[:rows, :width] = tokens
+        real = np.zeros(ids.shape, dtype=bool)
+        real[:rows, :width] = mask
+        real[rows:, 0] = True  # rows that only fill the batch; without a token to attend to they would be NaN
+        return Request(ids, real, thresholds, codes, lengths)
+
+    def _static(self, oracle: bool) -> Static:
+        return Static(self.model.shape, self._special, oracle, self._mesh)
+
+
+def _linear(classifier: Any, width: int) -> Classifier:
+    weight, bias = (np.asarray(_detached(part), dtype=np.float32) for part in (classifier.weight, classifier.bias))
+    if weight.size != width or bias.size != 1:
+        raise RiskcalError(
+            f"classifier: has {weight.size} weights and {bias.size} biases; this model's states need {width} and 1."
+        )
+    return Classifier(weight.reshape(width), bias.reshape(()))
+
+
+def _detached(values: Any) -> Any:
+    """A PyTorch parameter's values; anything else as it is."""
+    return values.detach().cpu() if hasattr(values, "detach") else values
+
+
+def _given(values: Any, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(_detached(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RiskcalError(f"{name}: not an array of numbers ({error}); give (B, S), padded to one length.") from None
+
+
+def _round_tokens(count: int) -> int:
+    return max(16, 1 << (count - 1).bit_length())
+
+
+def _round_rows(count: int, devices: int) -> int:
+    each = -(-count // devices)
+    return devices * (1 << (each - 1).bit_length() if each <= 8 else -(-each // 8) * 8)
