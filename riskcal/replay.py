@@ -2,16 +2,21 @@
 
 import math
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
+from riskcal._tables import plain
 from riskcal._validate import Floats, RiskcalError
 from riskcal.records import Runs, Traces
 from riskcal.schedules import Constant, Decaying, Schedule
+
+#: Buckets that a confidence is sorted into before it is compared with thresholds: few hold one, and all fit the nearest cache.
+_BUCKETS = 4096
+_BUCKETS_BY_POSITION = 512
 
 
 class TokenLosses(np.ndarray):
@@ -100,7 +105,7 @@ def replay_traces(
     traces : Traces
         Read once, prompt by prompt.
     thresholds : (k,)
-        Finite. Fix them before seeing the traces; ones that equal a recorded confidence are warned about.
+        Finite. Fix them before seeing the traces; ones that equal a confidence at which a token exits are warned about.
     schedule : Constant or Decaying
     min_layer : int
     exact : bool
@@ -117,38 +122,73 @@ def replay_traces(
     min_layer = _validate.count(min_layer, "min_layer", least=1)
     if min_layer > traces.n_layers:
         raise RiskcalError(f"min_layer: {min_layer} exceeds the {traces.n_layers} recorded layers.")
-    _warn_of_peeking(grid, traces)
-    from riskcal import _kernels
-
-    loss = traces.loss if traces.loss is not None else (~traces.agrees).view(np.uint8)  # type: ignore[operator]
     start = np.flatnonzero(np.r_[True, traces.prompt[1:] != traces.prompt[:-1], True])
-    tokens = np.diff(start)[:, None]
-    order, local = _local_table(grid, schedule, traces.position)
-    sums = np.zeros((len(tokens), grid.size))
-    layers = np.zeros((len(tokens), grid.size))
-    _kernels.replay_sums(traces.confidence, loss, local, traces.position, start, min_layer, sums, layers)
-    means, exits = np.empty_like(sums), np.empty_like(layers)
-    means[:, order] = np.clip(sums / tokens, 0.0, 1.0)
-    exits[:, order] = layers / tokens
-    full = np.zeros((len(tokens), 1))  # the full model agrees with itself
+    prompts = traces.prompt[start[:-1]]
+    _distinct(prompts)
+    losses, layers, met = _prompt_means(traces, grid, schedule, start, min_layer - 1)
+    _warn_of_peeking(grid[met[::-1]], grid.size)
+
+    tokens = np.diff(start).astype(np.float64)
+    full = np.zeros(len(prompts))  # the full model agrees with itself
     if traces.loss is not None:
-        full = np.add.reduceat(traces.loss[:, -1].astype(np.float64), start[:-1])[:, None] / tokens
-    values = {"dissimilarity": np.c_[full, means]} if not full.any() else {}
-    if traces.loss is not None:
-        values["risk"] = np.c_[full, means]
-    runs = Runs.from_arrays(
-        thresholds=np.r_[math.inf, grid],
-        prompts=traces.prompt[start[:-1]],
-        layers=np.c_[np.full(len(tokens), float(traces.n_layers)), exits],
-        tokens=np.broadcast_to(tokens, (len(tokens), grid.size + 1)),
-        source="replayed",
-        exact=exact,
-        **values,
-    )
+        full = np.add.reduceat(traces.loss[:, -1].astype(np.float64), start[:-1]) / tokens
+    names = ["dissimilarity"] * (not full.any()) + ["risk"] * (traces.loss is not None)
     ran_with: dict[str, Any] = {"min_layer": min_layer}  # a policy needs what the thresholds were replayed with
     if isinstance(schedule, Decaying):
         ran_with |= {"temperature": schedule.temperature, "max_length": schedule.max_length, "form": schedule.form}
-    return replace(runs, candidates=runs.candidates.assign(**ran_with))
+    at_full = dict.fromkeys(names, full)
+    return Runs(
+        prompts=prompts,
+        candidates=pd.DataFrame({"threshold": grid}).assign(**ran_with),
+        values=dict.fromkeys(names, losses)
+        | {"layers": layers, "tokens": np.broadcast_to(tokens[:, None], layers.shape)},
+        full=at_full | {"layers": np.full(len(prompts), float(traces.n_layers)), "tokens": tokens},
+        full_risk=at_full.get("risk"),
+        source="replayed",
+        exact=exact,
+    )
+
+
+def _prompt_means(
+    traces: Traces, grid: Floats, schedule: Schedule, start: NDArray[np.intp], first: int
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Mean loss and mean exit layer (prompts, k), and which thresholds, ascending, a token meets exactly (k,)."""
+    from riskcal import _kernels
+
+    decays = isinstance(schedule, Decaying)
+    position = np.arange(traces.position.max() + 1) if decays else np.zeros(1, dtype=np.int64)
+    local = schedule.local_threshold(grid[::-1], position[:, None])
+    needed = np.column_stack([local, np.full(len(position), math.nan)])
+    top = _BUCKETS_BY_POSITION if decays else _BUCKETS
+    low = float(local.min())
+    with np.errstate(over="ignore", divide="ignore"):  # a degenerate scale puts all in one bucket, and all are compared
+        scale = float(np.divide(top - 1, local.max() - low))
+    table = _kernels.ranks_by_bucket(needed, low, scale, top)
+    outcome = np.ascontiguousarray(traces.agrees if traces.loss is None else traces.loss)
+    if traces.loss is None:
+        offset, sign, outcome = 1, -1, outcome.view(np.int8)
+    else:
+        offset, sign = 0, 1
+    sums = np.zeros(grid.size + 1, dtype=np.int64 if traces.loss is None else np.float64)
+    means = np.empty((len(start) - 1, grid.size)), np.empty((len(start) - 1, grid.size))
+    met = np.zeros(grid.size, dtype=bool)
+    row_of = traces.position if decays else traces.position[:0]
+    _kernels.replay_means(
+        traces.confidence, outcome, start, row_of, first, needed, table, low, scale, offset, sign, sums, *means, met
+    )
+    return *means, met
+
+
+def _distinct(prompts: NDArray[Any]) -> None:
+    """Traces made by their constructors keep a prompt's tokens together; anything else would count it twice."""
+    again = pd.Series(prompts).duplicated()
+    if again.any():
+        raise RiskcalError(
+            f"traces: the tokens of prompt {plain(prompts[int(again.argmax())])!r} do not stand together; build the traces with "
+            "Traces.from_arrays, from_frame or read, which put them in order."
+        )
+    if len(prompts) < 2:
+        raise RiskcalError(f"traces: only 1 prompt ({plain(prompts[0])!r}); at least two are needed.")
 
 
 def _local_table(grid: Floats, schedule: Schedule, position: NDArray[np.int64]) -> tuple[NDArray[np.intp], Floats]:
@@ -169,12 +209,12 @@ def _pair(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.floating],
     return levels, outcome
 
 
-def _warn_of_peeking(grid: Floats, traces: Traces) -> None:
-    """Thresholds strictly inside (0, 1) that equal a recorded confidence look as if they came from these very data."""
-    seen = grid[(grid > 0) & (grid < 1) & np.isin(grid, traces.confidence)]
+def _warn_of_peeking(met: Floats, k: int) -> None:
+    """Thresholds strictly inside (0, 1) that a token meets exactly look as if they came from these very data."""
+    seen = met[(met > 0) & (met < 1)]
     if seen.size:
         warnings.warn(
-            f"thresholds: {seen.size} of {grid.size} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
+            f"thresholds: {seen.size} of {k} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
             "before the calibration data are seen; take it from a regular grid or from other data.",
             stacklevel=3,
         )

@@ -251,12 +251,44 @@ def test_the_policy_of_exact_replays_exits_as_was_replayed():
     assert calibrate(constant, delta=0.1).policy().schedule == Constant()
 
 
-def test_thresholds_that_equal_recorded_confidences_are_warned_about_and_round_ones_at_the_ends_are_not():
+def test_thresholds_at_which_a_token_exits_exactly_are_warned_about_and_round_ones_at_the_ends_are_not():
     traces = small_traces()
     with pytest.warns(UserWarning, match=r"^thresholds: 1 of 2 \(first .*\) equal a recorded confidence"):
-        replay_traces(traces, [0.5, traces.confidence[3, 1]])
+        replay_traces(traces, [0.5, traces.confidence[3, 0]])
     ends = dataclasses.replace(traces, confidence=np.round(traces.confidence))
     replay_traces(ends, [0.0, 0.5, 1.0])  # a warning here is an error
+
+
+def test_grids_of_any_shape_and_prompts_longer_than_a_tile_give_what_the_plain_rule_gives():
+    """Thresholds bunched together, far apart, outside [0, 1], and one alone, over prompts of hundreds of tokens."""
+    rng = np.random.default_rng(3)
+    lengths = [700, 1, 257, 256]
+    confidence = np.round(rng.random((sum(lengths), 5)), 3)
+    agrees = rng.random(confidence.shape) < 0.5
+    agrees[:, -1] = True
+    prompt = np.repeat(np.arange(4), lengths)
+    position = np.concatenate([np.arange(length) for length in lengths])
+    traces = Traces.from_arrays(prompt=prompt, position=position, confidence=confidence, agrees=agrees)
+    for grid in ([0.90001 + 1e-9 * i for i in range(40)], [1e300, 0.50005, -1e300], [2.0, 1.5, -0.5], [0.25005]):
+        for schedule in (Constant(), Decaying(4.0, 300), Decaying(1.0, 50, "t5x")):
+            runs = replay_traces(traces, grid, schedule=schedule, min_layer=2)
+            losses, exits = replay_arrays(
+                confidence, ~agrees, runs.thresholds, schedule=schedule, position=position, min_layer=2
+            )
+            for row, which in enumerate(runs.prompts):
+                rows = prompt == which
+                assert runs.values["dissimilarity"][row].tolist() == np.asarray(losses[rows]).mean(0).tolist()
+                assert runs.values["layers"][row] == pytest.approx(exits[rows].mean(0), rel=1e-12)
+
+
+def test_traces_whose_prompts_do_not_stand_together_or_are_one_are_refused():
+    whole = small_traces(3)
+    apart = dataclasses.replace(whole, prompt=np.tile(whole.prompt[::4], 4))
+    with pytest.raises(RiskcalError, match=r"^traces: the tokens of prompt \d+ do not stand together"):
+        replay_traces(apart, [0.5])
+    alone = dataclasses.replace(whole, prompt=np.zeros_like(whole.prompt))
+    with pytest.raises(RiskcalError, match=r"^traces: only 1 prompt"):
+        replay_traces(alone, [0.5])
 
 
 @pytest.mark.parametrize(
