@@ -1,173 +1,224 @@
-"""Early-exit decoding on the shipped spelling-to-phonemes model: how fast, and how good, in one paired benchmark.
+"""Early-exit decoding in one paired benchmark: how fast, and how good, every mechanism is at its certified policy.
 
-``python benchmarks/decode.py`` decodes held-out words one at a time with Hugging Face's ``generate``, our full decode, flat
-thresholds, static exits, and the policies certified on the shipped records for a textual delta of .1 and .05 (or read from
-``--policy`` files). The settings take turns on the same few words, so that a machine's drift meets them all alike; speeds are
-medians over rounds. Quality is measured on more words, in batches: a row decodes as if alone.
+``python benchmarks/decode.py`` records the test words of the shipped spelling-to-phonemes model under every measure,
+certifies each for a textual delta of .1 (epsilon .05), and times the certified policies on words that no policy has seen:
+beside Hugging Face's ``generate`` with its dynamic and static cache, our full decode, the same loop without any exit
+machinery, static exits and self-speculation. ``--model phrases`` does so for outputs of some 30 tokens.
+
+The settings take turns on the same few prompts, so that a machine's drift meets them all alike; ratios are medians over
+rounds, of seconds for the same prompts. Quality is measured on more prompts, in batches: a row decodes as if alone.
 """
 
 import argparse
+import copy
 import json
+import math
+import tempfile
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import transformers
 from tqdm.auto import tqdm
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import riskcal
-from riskcal import ExitPolicy
-from riskcal_adapters.g2p import data
+from riskcal import ExitPolicy, Pruning, efficiency
+from riskcal_adapters import record
 from riskcal_adapters.texts import token_distance, token_error_rate
 from riskcal_adapters.torch import EarlyExitT5, load_example
 
 CHUNK = 20
 BATCH = 64
-MAX_NEW_TOKENS = 64
-REFERENCE, FULL = "generate (Hugging Face)", "full model"
+REFERENCE, STATIC, FULL, BARE = "generate, dynamic cache", "generate, static cache", "full model", "no exit machinery"
+GRID = np.round(np.arange(0.95, 0.04, -0.05), 2)
+#: What is certified: a template and the thresholds that are tested, from the highest down.
+CERTIFIED = {
+    "softmax": (ExitPolicy(), GRID),
+    "max": (ExitPolicy(measure="max"), GRID),
+    "entropy": (ExitPolicy(measure="entropy"), np.round(np.arange(-0.1, -3.0, -0.15), 2)),
+    "state": (ExitPolicy(measure="state"), np.round(np.arange(0.99, 0.5, -0.025), 3)),
+    "classifier": (ExitPolicy(measure="classifier"), GRID),
+    "weighted contrast": (ExitPolicy(measure="weighted"), GRID),
+    "jsd contrast": (ExitPolicy(measure="jsd"), GRID),
+    "softmax, exact cache": (ExitPolicy(cache="deferred"), GRID),
+    "softmax, pruned head": (ExitPolicy(min_layer=2, pruning=Pruning("decaying", 60, 10)), GRID),
+}
 
 
-def settings(policy_files: list[Path], n_layers: int) -> dict[str, ExitPolicy]:
-    """What is timed, by name."""
-    chosen = {FULL: ExitPolicy.full_model()}
-    chosen |= {f"threshold {value:g}": ExitPolicy(threshold=value) for value in (0.99, 0.9, 0.8, 0.7, 0.5, 0.3)}
-    chosen |= {f"static exit {k}": static_exit(k) for k in range(1, min(5, n_layers))}
-    if policy_files:
-        return chosen | {path.stem: ExitPolicy.load(path) for path in policy_files}
-    runs = riskcal.load_example("g2p")
-    return chosen | {
-        f"certified, delta {delta:g}": riskcal.calibrate(runs, delta=delta).policy() for delta in (0.1, 0.05)
-    }
+class Task(NamedTuple):
+    """A model with prompts to certify on, and others to time and judge on."""
+
+    decoder: EarlyExitT5
+    load: Callable[[], EarlyExitT5]
+    max_new_tokens: int
+    calibration: list[str]
+    held_out: list[str]
+    references: list[list[str]]
 
 
-def static_exit(layer: int) -> ExitPolicy:
-    """Every token leaves at this layer."""
-    return ExitPolicy(thresholds={layer: 0.0})
+def task(name: str, calibration: int, held_out: int) -> Task:
+    if name == "g2p":
+        from riskcal_adapters.g2p import data
+
+        parts = data.splits(data.read_dictionary(data.dictionary_path()))
+        test, other = parts["test"], parts["development"]
+        prompts, held, references, limit = test.words, other.words, other.pronunciations, 24
+    else:
+        from riskcal_adapters.phrases import data as phrases
+
+        test, other = phrases.test(), phrases.development()
+        prompts, held, references, limit = test.texts, other.texts, other.references, phrases.MAX_NEW_TOKENS
+    load = partial(load_example, name)
+    return Task(
+        load(),
+        load,
+        limit,
+        list(prompts[:calibration]),
+        list(held[:held_out]),
+        [list(r) for r in references[:held_out]],
+    )
 
 
-def hugging_face(decoder: EarlyExitT5, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
-    """Generate as Hugging Face does, and count the tokens."""
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())  # the default one is sized by the encoder's depth
-    tokens = decoder.model.generate(
+def certify(work: Task, template: ExitPolicy, grid: Sequence[float], delta: float) -> riskcal.Calibration:
+    """Record the calibration prompts, stop once the test has failed, and calibrate."""
+    stop = riskcal.Stop(delta=delta)
+    with tempfile.TemporaryDirectory() as folder:
+        record(
+            work.calibration, work.load, grid, folder, policy=template, max_new_tokens=work.max_new_tokens,
+            batch_size=BATCH, stop=stop, progress=False,
+        )  # fmt: skip
+        return riskcal.calibrate(riskcal.Runs.read(folder), delta=delta)
+
+
+# -- ways to decode a batch, each giving its number of tokens
+
+
+def hugging_face(work: Task, static: bool, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+    """Decode as Hugging Face does; its own caches are sized by the encoder's depth, so they are given."""
+    model = work.decoder.model
+    if static:
+        config = copy.copy(model.config)
+        config.num_hidden_layers = config.num_layers = model.config.num_decoder_layers
+        sizes = work.max_new_tokens + 1, input_ids.shape[1]
+        cache = EncoderDecoderCache(*(StaticCache(config=config, max_cache_len=size) for size in sizes))
+    else:
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    tokens = model.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
         do_sample=False,
         num_beams=1,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_new_tokens=work.max_new_tokens,
         use_cache=True,
         past_key_values=cache,
     )
-    return tokens.shape[1] - 1
+    return int((tokens[:, 1:] != model.generation_config.pad_token_id).sum())
 
 
-def ours(decoder: EarlyExitT5, policy: ExitPolicy, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
-    """Generate under a policy, and count the tokens."""
-    return decoder.generate(input_ids, attention_mask, policy=policy, max_new_tokens=MAX_NEW_TOKENS).tokens.shape[1]
+def ours(work: Task, policy: ExitPolicy, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+    generation = work.decoder.generate(input_ids, attention_mask, policy=policy, max_new_tokens=work.max_new_tokens)
+    return int((generation.exit_layers > 0).sum())
 
 
-def speeds(ways: dict[str, Callable[..., int]], prompts: list[tuple[torch.Tensor, ...]], rounds: int) -> pd.DataFrame:
-    """Tokens and seconds of every way of generating in every round; a first, unmeasured chunk warms up."""
+def speculating(work: Task, settings: dict[str, Any], input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+    found = work.decoder.speculate(input_ids, attention_mask, max_new_tokens=work.max_new_tokens, **settings)
+    return int((found.tokens != work.decoder.model.generation_config.pad_token_id).sum())
+
+
+def without_machinery(work: Task, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+    """Our layers in a plain greedy loop: no policy, no thresholds, no confidence."""
+    decoder = work.decoder
+    backbone, special = decoder._backbone, decoder._special
+    tokens, mask = decoder._checked(input_ids, attention_mask)
+    count = 0
+    with torch.inference_mode():
+        cache = backbone.start(tokens, mask, work.max_new_tokens)
+        chosen, going = [special.start] * len(tokens), [True] * len(tokens)
+        for _ in range(work.max_new_tokens):
+            state = backbone.embed(chosen)
+            for index in range(backbone.n_layers):
+                state = backbone.layer(index, state, cache)
+            cache.states.append(state)
+            best = backbone.logits(state).argmax(-1).tolist()
+            count += sum(going)
+            chosen = [token if on else special.pad for token, on in zip(best, going, strict=True)]
+            going = [on and token not in special.ends for token, on in zip(chosen, going, strict=True)]
+            if not any(going):
+                break
+    return count
+
+
+# -- speed and quality
+
+
+def timings(ways: dict[str, Callable[..., int]], prompts: list[tuple[torch.Tensor, ...]], rounds: int) -> pd.DataFrame:
+    """Tokens and seconds of every way on every few prompts, in every round; the first round warms up."""
     chunks = [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
     names = list(ways)
-    for name in names:
-        timed(ways[name], chunks[0])
     rows = []
-    for round_ in tqdm(range(rounds), desc="rounds"):
-        for turn, chunk in enumerate(chunks):
-            first = (turn + round_) % len(names)
-            rows += [(round_, name, *timed(ways[name], chunk)) for name in names[first:] + names[:first]]
-    return pd.DataFrame(rows, columns=["round", "setting", "tokens", "seconds"])
-
-
-def timed(way: Callable[..., int], prompts: list[tuple[torch.Tensor, ...]]) -> tuple[int, float]:
-    """Tokens generated and seconds taken."""
-    started = time.perf_counter()
-    tokens = sum(way(*prompt) for prompt in prompts)
-    return tokens, time.perf_counter() - started
+    for turn in tqdm(range(rounds + 1), desc="rounds"):
+        for run, chunk in enumerate(chunks):
+            first = (turn + run) % len(names)
+            for name in names[first:] + names[:first]:
+                started = time.perf_counter()
+                tokens = sum(ways[name](*prompt) for prompt in chunk)
+                rows.append((turn, run, name, tokens, time.perf_counter() - started))
+    return pd.DataFrame(rows, columns=["round", "run", "setting", "tokens", "seconds"])
 
 
 class Quality:
-    """Layers, phoneme error and distance to the full model, per held-out word, of a policy."""
+    """Layers, error and distance to the full model, per held-out prompt, of a policy."""
 
-    def __init__(self, decoder: EarlyExitT5, words: list[str], pronunciations: list[list[str]]) -> None:
-        self.decoder, self.pronunciations = decoder, pronunciations
-        self.batches = [decoder.encode(words[i : i + BATCH]) for i in range(0, len(words), BATCH)]
+    def __init__(self, work: Task) -> None:
+        self.work = work
+        self.batches = [work.decoder.encode(work.held_out[i : i + BATCH]) for i in range(0, len(work.held_out), BATCH)]
         self.full = self._texts(ExitPolicy.full_model())[0]
 
     def of(self, policy: ExitPolicy) -> pd.DataFrame:
-        """One row per word: ``layers`` (summed over its ``tokens``), ``error`` and ``distance``."""
+        """One row per prompt: ``layers`` (summed over its ``tokens``), ``error`` and ``distance``."""
         texts, layers, tokens = self._texts(policy)
-        errors = [token_error_rate(text, spoken) for text, spoken in zip(texts, self.pronunciations, strict=True)]
+        errors = [token_error_rate(text, wanted) for text, wanted in zip(texts, self.work.references, strict=True)]
         distances = [token_distance(text, full) for text, full in zip(texts, self.full, strict=True)]
         return pd.DataFrame({"layers": layers, "tokens": tokens, "error": errors, "distance": distances})
 
     def _texts(self, policy: ExitPolicy) -> tuple[list[str], list[int], list[int]]:
         texts, layers, tokens = [], [], []
         for prompt in self.batches:
-            generation = self.decoder.generate(*prompt, policy=policy, max_new_tokens=MAX_NEW_TOKENS)
-            texts += self.decoder.decode(generation.tokens)
+            generation = self.work.decoder.generate(*prompt, policy=policy, max_new_tokens=self.work.max_new_tokens)
+            texts += self.work.decoder.decode(generation.tokens)
             layers += generation.exit_layers.sum(1).tolist()
             tokens += (generation.exit_layers > 0).sum(1).tolist()
         return texts, layers, tokens
 
 
-def mean_layers(words: pd.DataFrame) -> float:
+def mean_layers(prompts: pd.DataFrame) -> float:
     """Layers per generated token."""
-    return words["layers"].sum() / words["tokens"].sum()
-
-
-def speed_table(times: pd.DataFrame, quality: dict[str, pd.DataFrame], words: int) -> pd.DataFrame:
-    """Each setting's speed, and what it costs; ratios are paired within rounds.
-
-    Tokens per second flatter a policy that rambles, as a prompt's encoding is spread over more tokens: the last ratio is of
-    seconds per word.
-    """
-    sums = times.pivot_table(index="round", columns="setting", values=["tokens", "seconds"], aggfunc="sum")
-    seconds = sums["seconds"]
-    rates = sums["tokens"] / seconds
-    rows = []
-    for name in [REFERENCE, *quality]:
-        judged = quality[FULL if name == REFERENCE else name]
-        rows.append(
-            {
-                "setting": name,
-                "tokens/s": rates[name].median(),
-                "x generate": (rates[name] / rates[REFERENCE]).median(),
-                "x own full": (rates[name] / rates[FULL]).median(),
-                "layers": mean_layers(judged),
-                "error %": 100 * judged["error"].mean(),
-                "distance %": 100 * judged["distance"].mean(),
-                "ms/word": 1000 * seconds[name].median() / words,
-                "x own full, by word": (seconds[FULL] / seconds[name]).median(),
-            }
-        )
-    return pd.DataFrame(rows)
+    return float(prompts["layers"].sum() / prompts["tokens"].sum())
 
 
 def static_table(quality: Quality, n_layers: int) -> pd.DataFrame:
     """Every static exit against the flat threshold that uses at most as many layers: chosen by layers, never by error."""
-    adaptive = {
-        t: quality.of(ExitPolicy(threshold=t)) for t in tqdm(np.arange(0, 1, 0.04).round(2).tolist(), desc="thresholds")
-    }
+    grid = np.arange(0, 1, 0.04).round(2).tolist()
+    adaptive = {t: quality.of(ExitPolicy(threshold=t)) for t in tqdm(grid, desc="thresholds")}
     rows = []
     for k in range(1, n_layers):
-        static = quality.of(static_exit(k))
-        threshold = max((t for t, words in adaptive.items() if mean_layers(words) <= k), default=0.0)
-        words = adaptive[threshold]
-        gain = 100 * (static["error"] - words["error"])
+        static = quality.of(ExitPolicy.static(k))
+        threshold = max((t for t, prompts in adaptive.items() if mean_layers(prompts) <= k), default=0.0)
+        prompts = adaptive[threshold]
+        gain = 100 * (static["error"] - prompts["error"])
         rows.append(
             {
                 "static exit": k,
                 "error %": 100 * static["error"].mean(),
                 "threshold": threshold,
-                "its layers": mean_layers(words),
-                "its error %": 100 * words["error"].mean(),
+                "its layers": mean_layers(prompts),
+                "its error %": 100 * prompts["error"].mean(),
                 "points gained": gain.mean(),
                 "+- 1.96 se": 1.96 * gain.sem(),
             }
@@ -176,50 +227,71 @@ def static_table(quality: Quality, n_layers: int) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Measure, print two tables, and write the figures if asked to."""
+    """Certify, time, judge; print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=int, default=200, help="words timed")
-    parser.add_argument("--quality-words", type=int, default=1000, help="words on which quality is measured")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--model", choices=("g2p", "phrases"), default="g2p")
+    parser.add_argument("--delta", type=float, default=0.1, help="textual tolerance of the certified policies")
+    parser.add_argument("--calibration", type=int, default=1000, help="prompts that policies are certified on")
+    parser.add_argument("--prompts", type=int, default=100, help="prompts timed, of the held-out ones")
+    parser.add_argument("--judged", type=int, default=1000, help="held-out prompts on which quality is measured")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; at batch 1 more than one rarely pays")
-    parser.add_argument(
-        "--policy", type=Path, action="append", default=[], help="policy file; instead of the certified ones"
-    )
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", message=".*cache.*", module="transformers")
 
-    decoder = load_example("g2p")
-    held_out = data.splits(data.read_dictionary(data.dictionary_path()))["development"]  # the records are of "test"
-    quality = Quality(
-        decoder, held_out.words[: options.quality_words], held_out.pronunciations[: options.quality_words]
-    )
-    policies = settings(options.policy, decoder.n_layers)
-    ways: dict[str, Callable[..., int]] = {REFERENCE: partial(hugging_face, decoder)}
-    ways |= {name: partial(ours, decoder, policy) for name, policy in policies.items()}
-    timed_words = held_out.words[: options.words]
-    times = speeds(ways, [decoder.encode([word]) for word in timed_words], options.rounds)
-    judged = {name: quality.of(policy) for name, policy in policies.items()}
-    fast = speed_table(times, judged, len(timed_words))
-    good = static_table(quality, decoder.n_layers)
-
-    conditions: dict[str, Any] = {
-        "threads": options.threads,
-        "words timed": options.words,
-        "rounds": options.rounds,
-        "words judged": options.quality_words,
+    work = task(options.model, options.calibration, options.judged)
+    quality = Quality(work)
+    conditions: dict[str, Any] = vars(options) | {
+        "max_new_tokens": work.max_new_tokens,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+    print(json.dumps(conditions))
+
+    policies = {FULL: ExitPolicy.full_model()}
+    policies |= {f"static exit {k}": ExitPolicy.static(k) for k in (1, 2, 3)}
+    rows = []
+    for name, (template, grid) in tqdm(CERTIFIED.items(), desc="certify"):
+        calibration = certify(work, template, grid, options.delta)
+        policies[name] = calibration.policy()
+        judged = quality.of(policies[name])
+        rows.append(
+            {
+                "measure": name,
+                "threshold": calibration.threshold,
+                "layers": mean_layers(judged),
+                "distance %": 100 * judged["distance"].mean(),
+                "error %": 100 * judged["error"].mean(),
+            }
+        )
+    judged = quality.of(policies[FULL])
+    rows.append({"measure": FULL, "layers": mean_layers(judged), "error %": 100 * judged["error"].mean()})
     print(
-        ", ".join(f"{name} {value}" for name, value in conditions.items())
-        + "; batch 1, encoder included, medians of rounds\n"
+        f"\nCertified for a textual delta of {options.delta:g}, epsilon .05, on {options.calibration} prompts; held out:"
     )
-    print(fast.to_string(index=False, float_format="%.2f"), end="\n\n")
-    print(good.to_string(index=False, float_format="%.2f"))
-    if options.json:
-        figures = {"conditions": conditions, "speed": fast.to_dict("records"), "static": good.to_dict("records")}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(pd.DataFrame(rows).to_string(index=False, float_format="%.2f"))
+
+    ways: dict[str, Callable[..., int]] = {
+        REFERENCE: partial(hugging_face, work, False),
+        STATIC: partial(hugging_face, work, True),
+        BARE: partial(without_machinery, work),
+    }
+    ways |= {name: partial(ours, work, policy) for name, policy in policies.items()}
+    ways["self-speculation, 2 layers"] = partial(speculating, work, {"draft_layer": 2, "draft_length": 4})
+    for batch in options.batch:
+        timed = work.held_out[: options.prompts]
+        prompts = [work.decoder.encode(timed[i : i + batch]) for i in range(0, len(timed), batch)]
+        table = efficiency.speed_table(timings(ways, prompts, options.rounds), [REFERENCE, FULL])
+        table["ms per prompt"] = 1000 * table["mean"] * math.ceil(len(prompts) / CHUNK) / len(timed)
+        ratios = [f"x {REFERENCE}", f"x {FULL}", f"x {FULL} low", f"x {FULL} high"]
+        shown = ["setting", "ms per prompt", "tokens_per_second", *ratios]
+        print(f"\nBatch {batch}, encoder included; seconds for the same prompts, medians of {options.rounds} rounds:")
+        print(table[shown].to_string(index=False, float_format="%.2f"))
+
+    print("\nStatic exits against flat softmax thresholds:")
+    print(static_table(quality, work.decoder.n_layers).to_string(index=False, float_format="%.2f"))
 
 
 if __name__ == "__main__":

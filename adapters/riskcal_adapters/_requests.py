@@ -139,6 +139,10 @@ def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy
                 f"measure: {one.measure!r}{where} is not known to this decoder{needed}; choose one of "
                 f"{', '.join(map(repr, measures))}."
             )
+        if one.measure == "oracle" and one.sampling is not None:
+            raise RiskcalError(
+                f"sampling: the measure 'oracle'{where} knows the likeliest tokens, not drawn ones; leave it out."
+            )
         if one.batching == "regroup" and (one.measure == "oracle" or one.emits == "last"):
             raise RiskcalError(
                 f"batching: 'regroup'{where} skips layers, but measure 'oracle' and emits 'last' look at the last one; "
