@@ -11,14 +11,18 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from transformers import T5ForConditionalGeneration
 
-from riskcal import _validate
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.train import pairs
 from riskcal_adapters.torch import load_t5
-from riskcal_adapters.torch.training import ExitClassifier, consistency_labels, decoder_pass, do_not_exit_f1
+from riskcal_adapters.torch.training import (
+    ExitClassifier,
+    consistency_labels,
+    decoder_pass,
+    do_not_exit_f1,
+    save_classifier,
+)
 from riskcal_adapters.torch.training.trainer import Pairs, collate, train_classifier
 
 OBJECTIVES = ("independent", "balanced", "geometric")
@@ -41,12 +45,6 @@ def f1_by_layer(model: T5ForConditionalGeneration, classifiers: dict[str, ExitCl
     )
 
 
-def save(classifier: ExitClassifier, path: Path) -> None:
-    """Its two tensors, as safetensors; an existing file is replaced whole."""
-    with _validate.replacing(path) as partial:
-        save_file({name: value.detach().contiguous() for name, value in classifier.state_dict().items()}, partial)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -61,7 +59,7 @@ def main() -> None:
     for objective in OBJECTIVES:
         with TemporaryDirectory() as folder:
             trained = train_classifier(model, pairs(parts["train"]), Path(folder), objective, steps=options.steps)
-        save(trained, options.checkpoint / f"classifier-{objective}.safetensors")
+        save_classifier(trained, options.checkpoint / f"classifier-{objective}.safetensors")
         classifiers[objective] = trained
     development = pairs(parts["development"])[:EVALUATED]
     print(f1_by_layer(model, classifiers, development).to_string(float_format="{:.3f}".format))

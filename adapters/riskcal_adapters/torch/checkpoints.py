@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal_adapters.torch.t5 import EarlyExitT5
+from riskcal_adapters.torch.training.classifier import load_classifier
 
 
 def load_t5(folder: str | os.PathLike[str]) -> T5ForConditionalGeneration:
@@ -52,7 +53,8 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     ----------
     name : {"g2p"}
         Spelling in, phonemes out: a T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits on the CMU
-        Pronouncing Dictionary.
+        Pronouncing Dictionary. Its exit classifier, for policies with measure ``"classifier"``, is the one trained with
+        `independent_loss`.
 
     Examples
     --------
@@ -62,8 +64,8 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     """
     _validate.choice(name, "name", ("g2p",))
     with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
-        model = load_t5(folder)
-        return EarlyExitT5(model, PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True))
+        model, tokenizer = load_t5(folder), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        return EarlyExitT5(model, tokenizer, classifier=load_classifier(folder / "classifier-independent.safetensors"))
 
 
 def _read_config(path: Path) -> dict[str, object]:

@@ -1,10 +1,16 @@
 """The learned exit measure: one linear classifier for all layers, d + 1 parameters, on the state before the final norm."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from riskcal import _validate
+from riskcal._validate import RiskcalError
 from riskcal_adapters.torch.training.confidence import Confidence
 
 
@@ -31,6 +37,31 @@ class ExitClassifier(torch.nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Logits ``(...)`` of the confidence for raw states ``(..., d)``."""
         return states.float() @ self.weight + self.bias
+
+
+def save_classifier(classifier: ExitClassifier, path: str | os.PathLike[str]) -> None:
+    """Write ``weight`` and ``bias`` as safetensors; an existing file is replaced whole or not at all."""
+    with _validate.replacing(path) as partial:
+        save_file({name: value.detach().contiguous() for name, value in classifier.state_dict().items()}, partial)
+
+
+def load_classifier(path: str | os.PathLike[str]) -> ExitClassifier:
+    """Read a classifier that `save_classifier` wrote.
+
+    Raises
+    ------
+    RiskcalError
+        If the file cannot be read or does not hold exactly ``weight`` (d,) and ``bias`` ().
+    """
+    try:
+        found = load_file(Path(path))
+    except (OSError, SafetensorError) as error:
+        raise RiskcalError(f"{path}: cannot be read ({error}); give a file written by save_classifier.") from None
+    if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
+        raise RiskcalError(f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier.")
+    classifier = ExitClassifier(len(found["weight"]))
+    classifier.load_state_dict(found)
+    return classifier
 
 
 def classifier_confidence(classifier: ExitClassifier) -> Confidence:

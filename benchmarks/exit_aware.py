@@ -1,0 +1,232 @@
+"""What exit-aware training buys, and which of its choices matter: an ablation by real early-exit decoding.
+
+``python benchmarks/exit_aware.py --work FOLDER`` takes the plain stage of the spelling-to-phonemes recipe (trained first if
+``FOLDER/start-checkpoint`` is not there), fine-tunes it for the same number of steps in every way of `stages`, trains two
+models from scratch, decodes development words with each, and writes ``benchmarks/results/exit_aware.json``. A run that was
+cut off goes on where it stopped; ``--scale`` shortens all of it.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import platform
+import subprocess
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+import transformers
+
+from riskcal import ExitPolicy
+from riskcal._validate import replacing
+from riskcal.pruning import Pruning
+from riskcal_adapters.g2p import data
+from riskcal_adapters.g2p.evaluate import evaluate
+from riskcal_adapters.g2p.train import STAGES, pairs
+from riskcal_adapters.torch import EarlyExitT5, load_t5
+from riskcal_adapters.torch.training import (
+    ExitClassifier,
+    classifier_confidence,
+    decoder_pass,
+    load_classifier,
+    pruned_margin,
+    save_classifier,
+    state_saturation,
+)
+from riskcal_adapters.torch.training.confidence import Confidence
+from riskcal_adapters.torch.training.trainer import (
+    THRESHOLDS,
+    Pairs,
+    Stage,
+    collate,
+    new_t5,
+    train,
+    train_classifier,
+    write_checkpoint,
+)
+
+RESULTS = Path(__file__).parent / "results" / "exit_aware.json"
+WORDS = 1500
+STEPS = 160
+SCRATCH_STEPS = 500
+CLASSIFIER_STEPS = 150
+KEPT = 8
+#: Shares of exits below the last that a measure's drawn and decoded thresholds refuse, on the plain model's training data.
+QUANTILES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)
+SOFTMAX = (0.99, 0.95, 0.9, 0.8, 0.7, 0.5, 0.3)
+PRUNING = Pruning("fixed", largest=KEPT, smallest=KEPT)
+
+FINE = Stage(steps=STEPS, learning_rate=8e-4, seed=2)
+SCRATCH = Stage(steps=SCRATCH_STEPS, learning_rate=2e-3, seed=2)
+#: Objectives that need nothing but the plain model. The steps of "plain, longer" take the time of the exit-aware ones.
+VARIANTS = {
+    "plain": FINE,
+    "plain, longer": dataclasses.replace(FINE, steps=round(1.4 * STEPS)),
+    "exit-aware": dataclasses.replace(FINE, thresholds=THRESHOLDS),
+    "only .9": dataclasses.replace(FINE, thresholds=(0.9,)),
+    "uniform": dataclasses.replace(FINE, thresholds=tuple(np.linspace(0, 1, 101))),
+    "pruned": dataclasses.replace(FINE, thresholds=THRESHOLDS, confidence=pruned_margin(KEPT)),
+    "dropout": dataclasses.replace(FINE, largest_dropout=0.2),
+    "dropout, exit-aware": dataclasses.replace(FINE, largest_dropout=0.2, thresholds=THRESHOLDS),
+    "scratch, plain": SCRATCH,
+    "scratch, exit-aware": dataclasses.replace(SCRATCH, thresholds=THRESHOLDS),
+}
+
+
+@torch.inference_mode()
+def quantile_thresholds(model: torch.nn.Module, confidence: Confidence, some: Pairs) -> tuple[float, ...]:
+    """The measure's quantiles over real positions and over the exits below the last, in plain teacher forcing."""
+    batch = collate(some)
+    states, logits = decoder_pass(model, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
+    values = [confidence(states[:i], logits[:i])[batch["labels"] != -100] for i in range(1, len(states))]
+    return tuple(np.quantile(torch.cat(values).numpy(), QUANTILES).tolist())
+
+
+def policies(measure: str, thresholds: tuple[float, ...], **settings) -> dict[str, ExitPolicy]:
+    """The full model, static exits at 1 to 5 layers, and thresholds, from the highest."""
+    return (
+        {"full model": ExitPolicy.full_model()}
+        | {f"static {k}": ExitPolicy(thresholds={k: 0.0}) for k in range(1, 6)}
+        | {
+            f"threshold {value:.6g}": ExitPolicy(threshold=value, measure=measure, **settings)
+            for value in sorted(thresholds, reverse=True)
+        }
+    )
+
+
+class Study:
+    """The words, the plain model, and a file of results that grows by one row at a time."""
+
+    def __init__(self, work: Path, scale: float) -> None:
+        self.work, self.scale = work, scale
+        self.tokenizer = data.tokenizer()
+        parts = data.splits(data.read_dictionary(data.dictionary_path()))
+        self.train_pairs = pairs(parts["train"])
+        self.words = data.Split(*(column[:WORDS] for column in parts["development"]))
+        work.mkdir(parents=True, exist_ok=True)
+        self.start = work / "start-checkpoint"
+        if not self.start.exists():
+            model = new_t5(len(self.tokenizer))
+            self.fit(model, STAGES["plain"])
+            write_checkpoint(model, self.tokenizer, self.start)
+        self.results = work / "results.json"
+        self.rows = json.loads(self.results.read_text()) if self.results.exists() else []
+
+    def started(self) -> transformers.T5ForConditionalGeneration:
+        """The model that fine-tuning starts from, read anew."""
+        return load_t5(self.start)
+
+    def fit(self, model: transformers.T5ForConditionalGeneration, stage: Stage) -> float:
+        """Train in place; CPU seconds."""
+        stage = dataclasses.replace(stage, steps=max(1, round(stage.steps * self.scale)))
+        began = time.process_time()
+        with TemporaryDirectory() as folder:
+            train(model, self.train_pairs, Path(folder), stage, save_steps=stage.steps + 1)
+        return time.process_time() - began
+
+    def classifier(self, name: str, model: transformers.T5ForConditionalGeneration) -> ExitClassifier:
+        """A classifier of independent exits for these weights, trained once, then read."""
+        path = self.folder(name) / "classifier.safetensors"
+        if not path.exists():
+            with TemporaryDirectory() as folder:
+                steps = max(1, round(CLASSIFIER_STEPS * self.scale))
+                save_classifier(train_classifier(model, self.train_pairs, Path(folder), steps=steps), path)
+        return load_classifier(path)
+
+    def folder(self, name: str) -> Path:
+        """Where a model's checkpoint is."""
+        return self.work / f"{name.replace(', ', '-').replace(' ', '-')}-checkpoint"
+
+    def variant(self, name: str, stage: Stage) -> transformers.T5ForConditionalGeneration:
+        """The model of a variant, trained once, then read."""
+        folder = self.folder(name)
+        if not folder.exists():
+            model = new_t5(len(self.tokenizer), seed=1) if name.startswith("scratch") else self.started()
+            seconds = self.fit(model, stage)
+            write_checkpoint(model, self.tokenizer, folder)
+            (folder / "cpu_seconds.json").write_text(json.dumps(round(seconds, 1)))
+        return load_t5(folder)
+
+    def row(self, name: str, decoding: str, stage: Stage, asked: dict[str, ExitPolicy]) -> None:
+        """Errors and depth of each policy, and what the training took, unless the file has them."""
+        if any((row["training"], row["decoding"]) == (name, decoding) for row in self.rows):
+            return
+        model = self.variant(name, stage)
+        classifier = self.classifier(name, model) if decoding == "classifier" else None
+        decoder = EarlyExitT5(model, self.tokenizer, classifier=classifier)
+        table = evaluate(decoder, self.words, asked).round(5)
+        seconds = json.loads((self.folder(name) / "cpu_seconds.json").read_text())
+        self.rows.append(
+            {"training": name, "decoding": decoding, "cpu_seconds": seconds, "table": table.to_dict("records")}
+        )
+        with replacing(self.results) as partial:
+            partial.write_text(json.dumps(self.rows, indent=1) + "\n")
+        print(name, decoding, flush=True)
+
+
+def measured(study: Study) -> dict[str, tuple[Confidence, tuple[float, ...]]]:
+    """The measures beside softmax, as the plain model has them, and the thresholds drawn and decoded for each."""
+    start = study.started()
+    confidences = {"state": state_saturation, "classifier": classifier_confidence(study.classifier("start", start))}
+    some = study.train_pairs[:2000]
+    return {name: (one, quantile_thresholds(start, one, some)) for name, one in confidences.items()}
+
+
+def stages(study: Study) -> dict[str, Stage]:
+    """Every way of training, by name."""
+    return VARIANTS | {
+        f"exit-aware, {name}": dataclasses.replace(FINE, thresholds=(*thresholds, math.inf), confidence=confidence)
+        for name, (confidence, thresholds) in measured(study).items()
+    }
+
+
+def decode_all(study: Study) -> None:
+    """A row for every model and every way of decoding it that tells something."""
+    every = stages(study)
+    for name, stage in every.items():
+        study.row(name, "softmax", stage, policies("softmax", SOFTMAX))
+    study.row("plain", "softmax, recomputed cache", VARIANTS["plain"], policies("softmax", SOFTMAX, cache="recompute"))
+    for measure, (_, thresholds) in measured(study).items():
+        for name in ("plain", "exit-aware", f"exit-aware, {measure}"):
+            study.row(name, measure, every[name], policies(measure, thresholds))
+    for name in ("plain", "exit-aware", "pruned"):
+        study.row(name, f"softmax over {KEPT}", every[name], policies("softmax", SOFTMAX, pruning=PRUNING))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
+    parser.add_argument("--train", nargs="+", help="train these variants only, beside other processes, and decode none")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    study = Study(options.work, options.scale)
+    if options.train:
+        known = stages(study)
+        for name in options.train:
+            study.variant(name, known[name])
+        return
+    decode_all(study)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    conditions = {
+        "words": WORDS,
+        "steps": STEPS,
+        "scratch_steps": SCRATCH_STEPS,
+        "scale": options.scale,
+        "seeds": 1,
+        "commit": commit,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "threads": 1,
+    }
+    with replacing(options.out) as partial:
+        partial.write_text(json.dumps({"conditions": conditions, "rows": study.rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
