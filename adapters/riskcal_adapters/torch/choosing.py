@@ -25,7 +25,7 @@ def nucleus(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     log = torch.log_softmax(logits.double() / sampling.temperature, -1)
     if sampling.top_p == 1.0:
         return log
-    ordered = log.sort(-1, descending=True, stable=True)
+    ordered = log.sort(dim=-1, descending=True, stable=True)
     before = ordered.values.exp().cumsum(-1) - ordered.values.exp()
     return log.index_fill(0, ordered.indices[before >= sampling.top_p], -torch.inf)
 
