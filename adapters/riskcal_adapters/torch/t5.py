@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,14 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from riskcal._validate import RiskcalError
-from riskcal.policy import ExitPolicy
+from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import _requests, fingerprint
-from riskcal_adapters.torch import choosing
+from riskcal_adapters.torch import choosing, speculation
 from riskcal_adapters.torch.backbone import Backbone, Cache
 from riskcal_adapters.torch.heads import Scores
 from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES, Judge
 from riskcal_adapters.torch.measures import Classifier
+from riskcal_adapters.torch.speculation import Drafting, Speculation
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,6 +179,66 @@ class EarlyExitT5:
             else:
                 parts = [self._decode(one, tokens[rows], mask[rows], thresholds[:, :, rows]) for one, rows in groups]
         return self._generation([rows for _, rows in groups], parts, batch)
+
+    def speculate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        draft_layer: int,
+        draft_length: int | Literal["adaptive"] = "adaptive",
+        draft_confidence: float | None = None,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = _requests.DEFAULT_LENGTH,
+    ) -> Speculation:
+        """Decode as the full model does, drafting with the early layers and verifying drafts with the others.
+
+        The tokens are those of `generate` under ``ExitPolicy(sampling=sampling)``, whatever the drafts: there is no risk to
+        calibrate. They are equal up to floating-point ties, as positions that are verified together round differently.
+
+        Parameters
+        ----------
+        input_ids, attention_mask : (B, S)
+            As in `generate`. Rows are decoded one after the other.
+        draft_layer : int
+            1 to L - 1: layers up to it draft.
+        draft_length : int or "adaptive"
+            Tokens drafted at most before a verification; adaptive: as many as are expected to yield most tokens per layer
+            run, after the row's own rate of acceptance so far, and none once drafts do not pay.
+        draft_confidence : float, optional
+            In [0, 1]: a draft also stops where the draft layer's softmax margin is below it.
+        sampling : riskcal.Sampling, optional
+            Default: greedy.
+        max_new_tokens : int
+            Length limit.
+
+        Returns
+        -------
+        Speculation
+
+        Raises
+        ------
+        RiskcalError
+            For prompts that `generate` refuses, and for arguments out of range.
+        """
+        tokens, mask = self._checked(input_ids, attention_mask)
+        drafting = Drafting.checked(draft_layer, draft_length, draft_confidence, self.n_layers)
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise RiskcalError(f"sampling: {sampling!r} is no riskcal.Sampling; leave it out to decode greedily.")
+        limit = _requests.length(max_new_tokens, [])
+        with torch.inference_mode():
+            rows = [
+                speculation.speculate(
+                    self._backbone,
+                    tokens[row : row + 1, real],
+                    drafting,
+                    speculation.choice(sampling, key),
+                    self._special,
+                    limit,
+                )
+                for row, (real, key) in enumerate(zip(mask, choosing.noise_keys(tokens.cpu().numpy(), mask), strict=True))
+            ]
+        return speculation.together(rows, self._special.pad, self._backbone.tensor)
 
     def trace(
         self,
