@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
-from riskcal_adapters._requests import SpecialTokens
 from riskcal_adapters.jax import measures
 from riskcal_adapters.jax.layers import Context, at_position, decoder_layer, logits, memory_of, read_prompt
 from riskcal_adapters.jax.weights import Params, Shape
@@ -37,11 +36,18 @@ class Request(NamedTuple):
     lengths: Any  #: (B,) int32: tokens at most; 0 for rows that only fill the batch
 
 
+class Special(NamedTuple):
+    """The ids that frame a generation."""
+
+    pad: Any  #: () int32
+    start: Any  #: () int32
+    ends: Any  #: (E,) int32
+
+
 class Static(NamedTuple):
     """What a program is compiled for, apart from shapes."""
 
     shape: Shape
-    special: SpecialTokens
     oracle: bool  #: whether any row may ask for that measure
     mesh: Mesh | None  #: devices that share the rows
 
@@ -74,27 +80,28 @@ class Left(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def generate(static: Static, params: Params, request: Request) -> Generated:
+def generate(static: Static, params: Params, special: Special, request: Request) -> Generated:
     """Decode greedily, each token as deep as its row's thresholds ask."""
-    run = functools.partial(_generate, static)
-    return run(params, request) if static.mesh is None else _dealt_out(run, static.mesh)(params, request)
+    return _dealt_out(static, _generate)(params, special, request)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def trace(static: Static, params: Params, request: Request) -> Traced:
+def trace(static: Static, params: Params, special: Special, request: Request) -> Traced:
     """Decode greedily with all layers, and look at each of them."""
-    run = functools.partial(_trace, static)
-    return run(params, request) if static.mesh is None else _dealt_out(run, static.mesh)(params, request)
+    return _dealt_out(static, _trace)(params, special, request)
 
 
-def _dealt_out(run: Any, mesh: Mesh) -> Any:
+def _dealt_out(static: Static, function: Any) -> Any:
     """Each device decodes its rows by itself: its loops end when its own rows do, and devices tell each other nothing."""
-    rows = PartitionSpec(ROWS)
-    return jax.shard_map(run, mesh=mesh, in_specs=(PartitionSpec(), rows), out_specs=rows, check_vma=False)
+    run = functools.partial(function, static)
+    if static.mesh is None:
+        return run
+    every, rows = PartitionSpec(), PartitionSpec(ROWS)
+    return jax.shard_map(run, mesh=static.mesh, in_specs=(every, every, rows), out_specs=rows, check_vma=False)
 
 
-def _generate(static: Static, params: Params, request: Request) -> Generated:
-    shape, special, batch = static.shape, static.special, len(request.lengths)
+def _generate(static: Static, params: Params, special: Special, request: Request) -> Generated:
+    shape, batch = static.shape, len(request.lengths)
     length = request.thresholds.shape[1]
     context = read_prompt(shape, params, request.input_ids, request.mask, length)
 
@@ -102,14 +109,14 @@ def _generate(static: Static, params: Params, request: Request) -> Generated:
         position, previous, going, own, said = carry
         seen = at_position(shape, params, context, position, own)
         needed = lax.dynamic_index_in_dim(request.thresholds, position, 1, keepdims=False)
-        left = exit_layers(static, params, seen, previous, going, needed, request.measures)
+        left = exit_layers(static, params, special, seen, previous, going, needed, request.measures)
         own = lax.dynamic_update_index_in_dim(own, left.memory, position, -2)
         said = jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), said, left.said)
         token = left.said.tokens
         return position + 1, token, _unended(special, request, position, token, going), own, said
 
     said = jax.tree.map(lambda one: jnp.broadcast_to(one[:, None], (batch, length)), _silent(special, batch))
-    start = jnp.full(batch, special.start, jnp.int32)
+    start = jnp.broadcast_to(special.start, (batch,))
     carry = jnp.int32(0), start, request.lengths > 0, context.own, said
     return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
 
@@ -117,6 +124,7 @@ def _generate(static: Static, params: Params, request: Request) -> Generated:
 def exit_layers(
     static: Static,
     params: Params,
+    special: Special,
     context: Context,
     previous: Array,
     going: Array,
@@ -127,8 +135,8 @@ def exit_layers(
 
     Parameters
     ----------
-    static, params, context
-        What is compiled for, the weights, and what the position sees.
+    static, params, special, context
+        What is compiled for, the weights, the ids that frame a generation, and what the position sees.
     previous : (B,) int32
         The tokens before.
     going : (B,) bool
@@ -169,7 +177,7 @@ def exit_layers(
         return Left(index + 1, state, left.active & ~leaving, memory, said)
 
     nothing = jnp.zeros((n_layers, 2, batch, shape.heads, shape.head_width), state.dtype)
-    begun = Left(jnp.int32(0), state, going, nothing, _silent(static.special, batch))
+    begun = Left(jnp.int32(0), state, going, nothing, _silent(special, batch))
     left = lax.while_loop(lambda left: left.active.any(), run, begun)
     ran = jnp.arange(n_layers)[:, None, None, None, None] < left.layers
     memory = lax.cond(
@@ -180,8 +188,8 @@ def exit_layers(
     return left._replace(memory=memory)
 
 
-def _trace(static: Static, params: Params, request: Request) -> Traced:
-    shape, special, batch = static.shape, static.special, len(request.lengths)
+def _trace(static: Static, params: Params, special: Special, request: Request) -> Traced:
+    shape, batch = static.shape, len(request.lengths)
     length = request.thresholds.shape[1]
     context = read_prompt(shape, params, request.input_ids, request.mask, length)
     first = jnp.arange(shape.decoder_layers)[:, None] == 0
@@ -204,7 +212,7 @@ def _trace(static: Static, params: Params, request: Request) -> Traced:
 
     size = (batch, length, shape.decoder_layers)
     traced = Traced(jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.float32), jnp.zeros((batch, length), bool))
-    carry = jnp.int32(0), jnp.full(batch, special.start, jnp.int32), request.lengths > 0, context.own, traced
+    carry = jnp.int32(0), jnp.broadcast_to(special.start, (batch,)), request.lengths > 0, context.own, traced
     return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
 
 
@@ -224,15 +232,16 @@ def _last_tokens(static: Static, params: Params, context: Context, state: Array)
     return logits(static.shape, params, states[-1]).argmax(-1)
 
 
-def _silent(special: SpecialTokens, batch: int) -> Generated:
+def _silent(special: Special, batch: int) -> Generated:
+    """What is said of a position of rows that have ended."""
     return Generated(
-        jnp.full(batch, special.pad, jnp.int32),
+        jnp.broadcast_to(special.pad, (batch,)),
         jnp.zeros(batch, jnp.int32),
         jnp.full(batch, jnp.nan, jnp.float32),
         jnp.full(batch, -jnp.inf, jnp.float32),
     )
 
 
-def _unended(special: SpecialTokens, request: Request, position: Array, token: Array, going: Array) -> Array:
-    ended = functools.reduce(jnp.logical_or, [token == end for end in special.ends])
+def _unended(special: Special, request: Request, position: Array, token: Array, going: Array) -> Array:
+    ended = (token[:, None] == special.ends).any(-1)
     return going & ~ended & (position + 1 < request.lengths)

@@ -19,8 +19,8 @@ from riskcal.policy import ExitPolicy
 from riskcal.records import Traces
 from riskcal_adapters import _requests, fingerprint
 from riskcal_adapters.jax import measures, program, weights
-from riskcal_adapters.jax.program import Request, Static
-from riskcal_adapters.jax.weights import T5, Classifier
+from riskcal_adapters.jax.program import Request, Special, Static
+from riskcal_adapters.jax.weights import T5, Classifier, Params
 
 #: What this decoder knows no other way of doing than the default.
 _DEFAULTS_ONLY = ("pruning", "cache", "max_pending", "emits", "batching", "sampling")
@@ -121,6 +121,10 @@ class EarlyExitT5:
         if classifier is not None:
             arranged = arranged._replace(classifier=_linear(classifier, model.shape.width))
         self.params = jax.device_put(arranged, place)
+        ids = (
+            np.array(values, dtype=np.int32) for values in (self._special.pad, self._special.start, self._special.ends)
+        )
+        self._framing = jax.device_put(Special(*ids), place)
         self._last_asked: tuple[Any, ...] = (None, 0, None, None)
 
     @functools.cached_property
@@ -164,9 +168,7 @@ class EarlyExitT5:
         """
         tokens, mask = self._checked(input_ids, attention_mask)
         oracle, *asked = self._asked(policy, len(tokens), max_new_tokens)
-        generated = jax.device_get(
-            program.generate(self._static(oracle), self.params, self._request(tokens, mask, *asked))
-        )
+        generated = jax.device_get(program.generate(*self._whole(oracle), self._request(tokens, mask, *asked)))
         rows = len(tokens)
         length = int((generated.exit_layers[:rows] > 0).sum(1).max())
         chosen, exits, *sure = (array[:rows, :length] for array in generated)
@@ -205,7 +207,7 @@ class EarlyExitT5:
         unlimited = template.model_copy(update={"max_new_tokens": None})
         _, *asked = self._asked(unlimited, len(tokens), limit)
         request = self._request(tokens, mask, *asked)
-        said, confidence, going = jax.device_get(program.trace(self._static(False), self.params, request))
+        said, confidence, going = jax.device_get(program.trace(*self._whole(False), request))
         positions, rows = np.nonzero(going.T)
         return Traces.from_arrays(
             prompt=ids[rows],
@@ -282,8 +284,8 @@ class EarlyExitT5:
         real[rows:, 0] = True  # rows that only fill the batch; without a token to attend to they would be NaN
         return Request(ids, real, thresholds, codes, lengths)
 
-    def _static(self, oracle: bool) -> Static:
-        return Static(self.model.shape, self._special, oracle, self._mesh)
+    def _whole(self, oracle: bool) -> tuple[Static, Params, Special]:
+        return Static(self.model.shape, oracle, self._mesh), self.params, self._framing
 
 
 def _linear(classifier: Any, width: int) -> Classifier:

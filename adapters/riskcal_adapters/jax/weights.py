@@ -130,7 +130,9 @@ def read_shape(config: Mapping[str, Any], where: str) -> Shape:
 
 def check(weights: Mapping[str, NDArray[Any]], shape: Shape, where: str) -> None:
     """Refuse weights that are missing, unknown, of another shape or not floating-point, each by its key."""
-    expected = _expected(shape)
+    expected = expected_shapes(shape)
+    if "lm_head.weight" in weights:
+        expected["lm_head.weight"] = expected["shared.weight"]
     for name, size in expected.items():
         if name not in weights:
             raise RiskcalError(f"{where}: lacks {name}; give the folder of a whole T5 checkpoint.")
@@ -138,7 +140,7 @@ def check(weights: Mapping[str, NDArray[Any]], shape: Shape, where: str) -> None
             raise RiskcalError(f"{where}: {name} has shape {weights[name].shape}, but the config asks for {size}.")
         if not jnp.issubdtype(weights[name].dtype, jnp.floating):
             raise RiskcalError(f"{where}: {name} holds {weights[name].dtype}; give floating-point weights.")
-    copies = {"lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", _UNUSED}
+    copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", _UNUSED}
     for name in weights:
         if name not in expected and name not in copies:
             raise RiskcalError(
@@ -206,7 +208,7 @@ def _bias(stack: str) -> str:
     return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
 
 
-def _expected(shape: Shape) -> dict[str, tuple[int, ...]]:
+def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     """Every weight's shape, (outputs, inputs) for matrices."""
     width, inner = shape.width, shape.heads * shape.head_width
     expected: dict[str, tuple[int, ...]] = {"shared.weight": (shape.vocabulary, width)}
