@@ -65,7 +65,7 @@ def record(
     decoder: Annotated[
         str,
         typer.Option(
-            help="MODULE:FUNCTION that returns a decoder, or the name of a shipped one: g2p.",
+            help="MODULE:FUNCTION that returns a decoder, or the name of a shipped one: g2p, or jax:g2p for JAX.",
             show_default=False,
         ),
     ],
@@ -195,12 +195,16 @@ def _decimal(part: str, text: str) -> Decimal:
 
 
 def parse_decoder(text: str) -> NamedDecoder:
-    """``MODULE:FUNCTION``, or the short name of a checkpoint that ships."""
+    """``MODULE:FUNCTION``, or the short name of a checkpoint that ships: ``g2p`` is ``torch:g2p``, ``jax:g2p`` the other."""
     module, colon, function = text.partition(":")
     if not colon:
-        return NamedDecoder("riskcal_adapters.torch", "load_example", (text,))
+        module, function = "torch", text
+    if module in ("torch", "jax"):
+        return NamedDecoder(f"riskcal_adapters.{module}", "load_example", (function,))
     if not module or not function.isidentifier():
-        raise RiskcalError(f"--decoder: {text!r} is neither MODULE:FUNCTION nor the name of a shipped decoder (g2p).")
+        raise RiskcalError(
+            f"--decoder: {text!r} is neither MODULE:FUNCTION nor the name of a shipped decoder (g2p, jax:g2p)."
+        )
     return NamedDecoder(module, function)
 
 
