@@ -24,6 +24,7 @@ from riskcal.policy import Certificate as Certificate
 from riskcal.policy import Contrast as Contrast
 from riskcal.policy import ExitPolicy as ExitPolicy
 from riskcal.policy import Sampling as Sampling
+from riskcal.policy import Stop as Stop
 from riskcal.pruning import Pruning as Pruning
 from riskcal.records import Runs as Runs
 from riskcal.records import Traces as Traces

@@ -1,6 +1,7 @@
 """What a calibration tests: losses in tested order, candidates and costs, drawn from `Runs` or from plain arrays."""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _tables, _validate, records
 from riskcal._validate import Floats, RiskcalError
+from riskcal.policy import Stop
 from riskcal.records import Runs, Traces
 from riskcal.replay import TokenLosses
 
@@ -41,6 +43,7 @@ class Problem:
     units: NDArray[Any]
     unit: str  # what a row is, in the plural
     digest: str
+    stopped: Stop | None = None  # why lower thresholds were never run
 
     @property
     def n(self) -> int:
@@ -100,7 +103,17 @@ def from_runs(runs: Runs, deltas: Mapping[str, Any]) -> Problem:
         units=runs.units,
         unit="clusters" if "cluster" in runs.labels else "prompts",
         digest=runs.digest(),
+        stopped=None if runs.stopped is None else _stop(runs.stopped),
     )
+
+
+def _stop(text: str) -> Stop:
+    try:
+        return Stop(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise RiskcalError(
+            f"stopped: the records hold {text!r}, which is not how a recording stops ({error})."
+        ) from None
 
 
 def from_arrays(

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _problem, _validate, bounds, fwer, monotone, pvalues, records
 from riskcal._problem import Problem, Risk
 from riskcal._validate import Floats, RiskcalError
-from riskcal.policy import Certificate, ExitPolicy
+from riskcal.policy import Certificate, ExitPolicy, Stop
 from riskcal.records import Runs
 from riskcal.schedules import Decaying
 
@@ -71,6 +71,8 @@ class Calibration:
         The outcome in plain words, with what to do next if nothing was certified.
     pilot : tuple
         Ids of the units that chose the order and were not tested; empty for an order fixed beforehand.
+    stopped : Stop or None
+        Why lower thresholds were never run; None if the recorded grid is whole.
     """
 
     threshold: float
@@ -93,6 +95,7 @@ class Calibration:
     upper: float
     records_digest: str
     pilot: tuple[Any, ...] = ()
+    stopped: Stop | None = None
 
     def policy(self, **fields: Any) -> ExitPolicy:
         """The policy to deploy, with its certificate.
@@ -136,6 +139,7 @@ class Calibration:
             records_digest=self.records_digest,
             pilot_n=len(self.pilot),
             pilot_digest=_digest(self.pilot) if self.pilot else None,
+            stopped=self.stopped,
             versions=_versions(),
         )
         return ExitPolicy(**(given | fields | {"certificate": certificate}))
@@ -236,7 +240,8 @@ def calibrate(
     Raises
     ------
     RiskcalError
-        For invalid input, replayed runs that are not exact, and token rows without ``prompts``.
+        For invalid input, replayed runs that are not exact, token rows without ``prompts``, and any procedure but a fixed
+        sequence from the highest threshold down for runs that were ``stopped``.
 
     Notes
     -----
@@ -252,6 +257,17 @@ def calibrate(
     problem = _pose(runs, deltas[0], objective, thresholds=thresholds, lower=lower, upper=upper, prompts=prompts)
     spent = epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
     common: dict[str, Any] = {"epsilon": epsilon, "epsilon_spent": spent, "attempt": attempt, "test": test}
+    if problem.stopped is not None and (
+        several_deltas
+        or procedure not in (None, "fixed_sequence")
+        or problem.several
+        or order is not None
+        or starts != 1
+    ):
+        raise RiskcalError(
+            "procedure: the recording stopped where a fixed sequence failed, so that which thresholds there are depends on "
+            "the losses; only a fixed sequence from the highest threshold down, with one start, is sound on them."
+        )
     if several_deltas:
         if procedure is not None:
             raise RiskcalError(f"procedure: a list of deltas is served by simultaneous bounds, not by {procedure!r}.")
@@ -440,7 +456,9 @@ def _result(
         chosen=chosen,
         table=table,
         full_costs=problem.full_costs,
-        message=_message(problem, chosen, settings["test"], settings["epsilon_spent"], float(level)) + rises,
+        message=_message(problem, chosen, settings["test"], settings["epsilon_spent"], float(level))
+        + rises
+        + _end(table, problem.stopped),
         delta=single.delta if len(problem.risks) == 1 else {risk.name: risk.delta for risk in problem.risks},
         objective="+".join(risk.name for risk in problem.risks),
         n=problem.n,
@@ -449,6 +467,7 @@ def _result(
         upper=max(risk.upper for risk in problem.risks),
         records_digest=problem.digest,
         pilot=pilot,
+        stopped=problem.stopped,
         **settings,
     )
 
@@ -483,6 +502,17 @@ def _message(problem: Problem, chosen: pd.Series | None, test: str, epsilon: flo
         f"{max(needed, problem.n + 1)} {problem.unit} would certify it in four draws of five, if that is its true mean. "
         f"Testing these data again, or more of the same pool, is a new attempt that this epsilon does not cover."
     )
+
+
+def _end(table: pd.DataFrame, stopped: Stop | None) -> str:
+    """What a recording that stopped leaves open."""
+    if stopped is None:
+        return ""
+    end = (
+        f" Thresholds below {_plain(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
+        f"{_MEANING[stopped.objective]} had failed (delta {stopped.delta:g}, epsilon {stopped.epsilon:g}, {stopped.test})."
+    )
+    return end + " Here it did not fail, so that a lower one might do." * bool(table["certified"].iloc[-1])
 
 
 def _rises(problem: Problem) -> str:

@@ -101,6 +101,31 @@ class Sampling(_Frozen):
     seed: int = Field(default=0, ge=0)
 
 
+class Stop(_Frozen):
+    """When a recording may leave the lower thresholds out: once fixed-sequence testing has failed.
+
+    The thresholds are then tested from the highest down while they are recorded. A fixed sequence at these settings never
+    gets below its first failure, so that nothing is lost; at other settings, or over other losses of the same runs, it ends
+    at the lowest recorded threshold at the latest, so that nothing more is certified than on the whole grid.
+
+    Parameters
+    ----------
+    delta : float
+        Tolerated expected loss.
+    epsilon : float
+        In (0, 1): the probability that a false certificate is issued.
+    objective : {"textual", "risk", "risk_clipped"}
+        Which loss is tested.
+    test : str
+        As in `riskcal.calibrate`.
+    """
+
+    delta: FiniteFloat
+    epsilon: FiniteFloat = Field(default=0.05, gt=0, lt=1)
+    objective: Literal["textual", "risk", "risk_clipped"] = "textual"
+    test: str = "betting"
+
+
 class Certificate(_Frozen):
     """What was shown about a policy, on which records, by which test.
 
@@ -108,7 +133,8 @@ class Certificate(_Frozen):
     loss of a new prompt is at most ``delta``. It is about the mean over the population the prompts were drawn from, not
     about a single prompt or a stratum. With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is
     None where nothing could be certified and the policy is the full model, and where simultaneous bounds were used instead.
-    ``pilot_n`` units, whose ids hash to ``pilot_digest``, chose the order of the tests and were not tested.
+    ``pilot_n`` units, whose ids hash to ``pilot_digest``, chose the order of the tests and were not tested. ``stopped`` says
+    by which tests a recording left lower thresholds out, None if it did not.
     """
 
     delta: FiniteFloat | dict[str, FiniteFloat]
@@ -127,6 +153,7 @@ class Certificate(_Frozen):
     records_digest: str
     pilot_n: int = Field(default=0, ge=0)
     pilot_digest: str | None = None
+    stopped: Stop | None = None
     versions: dict[str, str]
 
 

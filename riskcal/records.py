@@ -68,6 +68,8 @@ class Runs:
         Whether each candidate really ran, or was read off one teacher-forced path.
     exact : bool
         Declares that replay is exact: the exit has no memory (classifiers, cascades of models).
+    stopped : str or None
+        The `riskcal.Stop` by which lower thresholds were left out, as JSON; None if the grid is whole.
     """
 
     prompts: NDArray[Any]
@@ -78,6 +80,7 @@ class Runs:
     labels: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     source: Literal["generated", "replayed"] = "generated"
     exact: bool = False
+    stopped: str | None = None
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], *, candidate_columns: Sequence[str] = ()) -> Self:
@@ -104,7 +107,8 @@ class Runs:
             Columns ``prompt``, ``threshold`` and at least one of ``dissimilarity`` and ``risk``; optional ``cluster``,
             ``group``, ``text``, ``temperature`` (of a decaying schedule, with its ``max_length`` and ``form``),
             ``min_layer``, ``measure``, ``policy`` (further fields of its `ExitPolicy`, as a JSON object), ``full_risk``,
-            ``source``, ``exact`` and the costs ``layers``, ``tokens``, ``seconds``, ``flops``. Other columns are left out.
+            ``source``, ``exact``, ``stopped`` (where a recording ended before its lowest threshold) and the costs ``layers``,
+            ``tokens``, ``seconds``, ``flops``. Other columns are left out.
         candidate_columns : sequence of str
             Further columns that tell candidates apart.
 
@@ -303,6 +307,8 @@ class Runs:
         columns["source"] = self.source
         if self.exact:
             columns["exact"] = True
+        if self.stopped is not None:
+            columns["stopped"] = self.stopped
         return pd.DataFrame(columns)
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -552,6 +558,7 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
         labels={name: label[order] for name, label in labels.items()},
         source=source,
         exact=exact,
+        stopped=_stopped(frame),
     )
 
 
@@ -670,6 +677,18 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
         if not isinstance(value, bool) or value != stated[0]:
             raise RiskcalError(f"exact: {value!r} at row {row}; it is true throughout or false throughout.")
     return kinds[0], bool(stated[0])
+
+
+def _stopped(frame: pd.DataFrame) -> str | None:
+    if "stopped" not in frame.columns:
+        return None
+    for row, value in enumerate(frame["stopped"]):
+        if not isinstance(value, str) or value != frame["stopped"].iloc[0]:
+            raise RiskcalError(
+                f"stopped: {plain(value)!r} at row {row}; it says how the recording of all rows ended. Keep recordings that "
+                "ended differently in separate tables."
+            )
+    return str(frame["stopped"].iloc[0])
 
 
 def _exit_columns(frame: pd.DataFrame, name: str) -> Any:

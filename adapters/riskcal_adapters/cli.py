@@ -21,9 +21,11 @@ from rich.console import Console
 
 from riskcal import _tables, _validate
 from riskcal._validate import RiskcalError
-from riskcal.policy import ExitPolicy
+from riskcal.policy import ExitPolicy, Stop
+from riskcal.records import Runs
 from riskcal.schedules import Constant, Decaying
 from riskcal_adapters import recording, texts
+from riskcal_adapters._prompts import check_prompts
 
 MOST_THRESHOLDS = 10_000
 
@@ -81,11 +83,27 @@ def record(
     ] = None,
     decay_length: Annotated[int, typer.Option(help="N of Eq. 5; only with --temperature.")] = 128,
     min_layer: Annotated[int, typer.Option(help="No exit before this layer.")] = 1,
+    template: Annotated[
+        Path | None,
+        typer.Option(
+            help="A policy file instead of these: also pruning, caches, batching and sampling.", show_default=False
+        ),
+    ] = None,
     loss: Annotated[
         str, typer.Option(help=f"What outputs are compared by: {', '.join(texts.LOSSES)}.")
     ] = "token-errors",
     risk: Annotated[bool, typer.Option("--risk", help="Also record the loss against references.")] = False,
     traces: Annotated[bool, typer.Option(help="Also record every exit along the full model's path.")] = False,
+    stop_delta: Annotated[
+        float | None,
+        typer.Option(
+            help="Generate no thresholds below the first whose expected loss fixed-sequence testing does not certify "
+            "to be at most this.",
+            show_default="all thresholds",
+        ),
+    ] = None,
+    stop_epsilon: Annotated[float, typer.Option(help="Error probability of that testing.")] = 0.05,
+    stop_objective: Annotated[str, typer.Option(help="Its loss: textual, risk or risk_clipped.")] = "textual",
     workers: Annotated[int, typer.Option(help="Processes; each loads the decoder.")] = 1,
 ) -> None:
     """Run a decoder over prompts at each threshold and with the full model, and write its losses and costs.
@@ -104,6 +122,14 @@ def record(
         raise RiskcalError(f"--loss: {missing}") from None
     schedule = Constant() if temperature is None else Decaying(temperature, decay_length)
     policy = ExitPolicy(measure=measure, schedule=schedule, min_layer=min_layer)
+    if template is not None:
+        if policy != ExitPolicy():
+            raise RiskcalError(
+                "--template: says the measure, the schedule and the first layer itself; give one or the other."
+            )
+        policy = ExitPolicy.load(template).model_copy(update={"threshold": math.inf})
+    settings: dict[str, Any] = {"delta": stop_delta, "epsilon": stop_epsilon, "objective": stop_objective}
+    stop = None if stop_delta is None else Stop(**settings)
     try:
         with _processes(workers) as pool:
             written = recording.record(
@@ -119,13 +145,14 @@ def record(
                 dissimilarity=distance,
                 risk=error if risk else None,
                 traces=traces,
+                stop=stop,
             )
     except BrokenProcessPool:
         raise RiskcalError(
             "--workers: a worker process died, often for lack of memory. Finished shards are kept: run the same "
             "command again, or with fewer workers."
         ) from None
-    _report(written, len(table), len(grid), traces=traces, risk=risk)
+    _report(written, len(table), len(grid), stop, traces=traces, risk=risk)
 
 
 def read_prompts(path: Path, *, references: bool = False) -> pd.DataFrame:
@@ -140,7 +167,7 @@ def read_prompts(path: Path, *, references: bool = False) -> pd.DataFrame:
     if path.suffix.lower() == ".csv" and "references" in table.columns:
         table["references"] = pd.Series([_split(value) for value in table["references"]], dtype=object)
     try:
-        recording.check_prompts(table, references=references)
+        check_prompts(table, references=references)
     except RiskcalError as error:
         raise RiskcalError(f"{path}: {error}") from None
     return table
@@ -220,11 +247,18 @@ def _share_cores(workers: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
-def _report(out: Path, n_prompts: int, n_thresholds: int, *, traces: bool, risk: bool) -> None:
+def _report(out: Path, n_prompts: int, n_thresholds: int, stop: Stop | None, *, traces: bool, risk: bool) -> None:
     say = functools.partial(Console(soft_wrap=True, highlight=False).print, markup=False)
     files = len(list(out.glob("runs-*.parquet")))
+    delta, objective = 0.1, "risk" if risk else "textual"
+    if stop is not None:
+        delta, objective = stop.delta, stop.objective
+        recorded = len(Runs.read(out).thresholds)
+        if recorded < n_thresholds:
+            say(f"Testing failed at threshold {recorded} of {n_thresholds}: lower ones were not generated.")
+        n_thresholds = recorded
     say(f"Recorded {n_prompts} prompts with the full model and {n_thresholds} thresholds; files in {out}: {files}")
     if traces:
         say(f"Traces of every exit: {out / 'traces'}")
-    objective = " --objective risk" if risk else ""
-    say(f"Next: riskcal calibrate {out} --delta 0.1{objective}")
+    option = "" if objective == "textual" else f" --objective {objective}"
+    say(f"Next: riskcal calibrate {out} --delta {delta:g}{option}")

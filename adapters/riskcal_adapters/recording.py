@@ -3,122 +3,30 @@
 Knows no framework: whatever offers `Decoder` can be recorded.
 """
 
-import functools
-import hashlib
-import json
+import math
 import os
-import re
 import threading
-import time
-import types
 import uuid
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from riskcal import _tables, _validate
 from riskcal._validate import RiskcalError
-from riskcal.policy import ExitPolicy
-from riskcal.records import Traces
-from riskcal.schedules import Decaying
-from riskcal_adapters import texts
+from riskcal.calibration import calibrate
+from riskcal.policy import ExitPolicy, Stop
+from riskcal.records import Runs
+from riskcal_adapters import _early, _grid, _plan, _prompts, texts
+from riskcal_adapters._grid import Run
+from riskcal_adapters._plan import Plan, Shard
+from riskcal_adapters._prompts import Prompt
+from riskcal_adapters.protocol import Decoder, Generation, Pool
 
-SETTINGS_FILE = "recording.json"
-
-
-class Generation(Protocol):
-    """What a decoder generated for a batch of B prompts; arrays of any framework that numpy can read."""
-
-    @property
-    def tokens(self) -> Any:
-        """(B, T) ids, padded after the end."""
-
-    @property
-    def exit_layers(self) -> Any:
-        """(B, T) layer at which each token left the decoder, 1..L; 0 where padded."""
-
-
-class Decoder(Protocol):
-    """What `record` asks of a decoder. It must be deterministic, and a row must not depend on its batch."""
-
-    @property
-    def n_layers(self) -> int:
-        """Exit layers L; L is the full model."""
-
-    def encode(self, texts: list[str]) -> tuple[Any, Any]:
-        """``input_ids`` and ``attention_mask`` of a batch, padded."""
-
-    def generate(self, input_ids: Any, attention_mask: Any, *, policy: ExitPolicy, max_new_tokens: int) -> Generation:
-        """Greedy generation under one policy."""
-
-    def decode(self, tokens: Any) -> list[str]:
-        """One text per row, without special tokens."""
-
-    def trace(self, input_ids: Any, attention_mask: Any, *, max_new_tokens: int, prompts: list[Any]) -> Traces:
-        """Confidence and agreement of every layer along the full model's path. Only needed for ``traces=True``."""
-
-
-class Pool(Protocol):
-    """Anything that maps: process and thread pools, executors, ``ray.util.multiprocessing.Pool``."""
-
-    def map(self, function: Callable[[Any], Any], iterable: Iterable[Any], /) -> Iterable[Any]:
-        """Results, not futures."""
-
-
-class Prompt(NamedTuple):
-    """One prompt, checked."""
-
-    text: str
-    prompt: int | str
-    references: tuple[str, ...] = ()
-    cluster: int | str | None = None
-    group: int | str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all shards of a recording share. Travels to the workers."""
-
-    out: Path
-    load: Callable[[], Decoder]
-    session: str
-    policies: tuple[ExitPolicy, ...]
-    max_new_tokens: int
-    batch_size: int
-    dissimilarity: Callable[[str, str], float]
-    risk: Callable[[str, Sequence[str]], float] | None
-    traces: bool
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One job: consecutive prompts that share a file."""
-
-    plan: Plan
-    index: int
-    prompts: tuple[Prompt, ...]
-
-    @property
-    def runs_path(self) -> Path:
-        """Where its rows go."""
-        return self.plan.out / f"runs-{self.index:05d}.parquet"
-
-    @property
-    def traces_path(self) -> Path:
-        """Where its traces go."""
-        return self.plan.out / "traces" / f"traces-{self.index:05d}.parquet"
-
-    @property
-    def finished(self) -> bool:
-        """Whether all its files are there."""
-        return self.runs_path.exists() and (not self.plan.traces or self.traces_path.exists())
+__all__ = ["Decoder", "Generation", "Pool", "record"]
 
 
 def record(
@@ -135,6 +43,7 @@ def record(
     dissimilarity: Callable[[str, str], float] = texts.token_distance,
     risk: Callable[[str, Sequence[str]], float] | None = None,
     traces: bool = False,
+    stop: Stop | None = None,
     progress: bool = True,
 ) -> Path:
     """Generate every prompt with the full model and at each threshold, and write the losses and costs to a folder.
@@ -144,6 +53,9 @@ def record(
     Shards appear whole or not at all. A recording that was interrupted, in whatever way, goes on where it stopped when
     the same call is made again, and ends in the same tables but for the column ``seconds``. One call per folder at a
     time.
+
+    Nothing is generated twice: a decoder that reports its refused confidences (`Generation`) is not asked again at a
+    threshold that none of them reaches.
 
     Parameters
     ----------
@@ -163,13 +75,16 @@ def record(
         Anything with ``.map(function, iterable)`` that returns results: ``multiprocessing.Pool``, the executors of
         ``concurrent.futures``, ``ray.util.multiprocessing.Pool``. Shards are its jobs. Default: this process.
     policy : ExitPolicy, optional
-        Template: its measure, schedule and ``min_layer`` are used; each threshold in turn replaces its own.
+        Template: each threshold in turn replaces its own. The full model it is compared with draws with the same noise
+        (``sampling``) and is otherwise plain. With ``batching="deepest"`` a row depends on its batch: prompts then run in
+        the order given, and ``batch_size`` is part of what is calibrated.
     max_new_tokens : int
         Length limit of every generation.
     batch_size : int
-        Prompts generated together, at one threshold, within a shard.
+        Prompts generated together, at one threshold, within a shard; those alike in length and depth.
     shard_prompts : int
-        Prompts per file: what an interruption costs each worker at most.
+        Prompts per file: what an interruption costs each worker at most. Several batches: some prompts need no run at a
+        threshold, and full batches are made of the others.
     dissimilarity : callable
         ``dissimilarity(early, full)`` in [0, 1] of two output texts; 0 by definition for the full model itself.
     risk : callable, optional
@@ -178,8 +93,11 @@ def record(
     traces : bool
         Also write each exit's confidence and agreement along the full model's path, one file per shard in
         ``out/traces``, which ``riskcal.Traces.read`` reads.
+    stop : Stop, optional
+        Test each threshold as soon as all prompts ran at it, as `riskcal.calibrate` will with a fixed sequence, and generate
+        no lower ones after the first that fails. The table then says so in a column ``stopped``, and its certificates do.
     progress : bool
-        Show a bar: prompts, or shards with a pool.
+        Show a bar: runs, shards with a pool, or thresholds with ``stop``.
 
     Returns
     -------
@@ -197,15 +115,19 @@ def record(
     Warns
     -----
     UserWarning
-        If one text stands under two ids of different clusters: such prompts are not independent.
+        If one text stands under two ids of different clusters: such prompts are not independent. If (of 20 prompts or more)
+        nothing ever exits early, or outputs from the lower half of the layers are about as far from the full model's as
+        other prompts' outputs are: the model was then hardly trained for early exit.
 
     Notes
     -----
     Columns: ``prompt``; ``cluster`` and ``group`` where given; ``threshold`` (``inf`` is the full model);
-    ``temperature``, ``max_length`` and ``form`` of a decaying schedule; ``min_layer``; ``measure``;
-    ``dissimilarity``; ``risk`` where asked for; ``layers`` (mean exit layer over the generated tokens, the end token
-    included); ``tokens``; ``seconds`` (wall-clock of ``generate``, a batch's divided by its rows); ``source``. Each
-    worker generates its first batch twice before the clock counts, as first calls are slow.
+    ``temperature``, ``max_length`` and ``form`` of a decaying schedule; ``min_layer``; ``measure``; ``policy`` (the other
+    fields, as JSON: with the length limit, the model's depth and its weights); ``dissimilarity``; ``risk`` where asked for;
+    ``layers`` (mean exit layer over the generated tokens, the end token included); ``tokens``; ``seconds`` (wall-clock of
+    ``generate``, a batch's divided by its rows; a row that needed no run has those of the run it equals); ``source``. Each
+    worker generates its first batch twice before the clock counts, as first calls are slow. For honest seconds of single
+    requests record with ``batch_size=1``.
 
     ``load``, ``dissimilarity`` and ``risk`` are known to a later call by their names only: after changing what stands
     behind a name, record to another folder.
@@ -217,336 +139,205 @@ def record(
     >>> load = partial(torch.load_example, "g2p")
     >>> record(["calm", "early", "exit"], load, [0.5, 0.7, 0.9], "runs")  # doctest: +SKIP
     """
-    rows = check_prompts(prompts, references=risk is not None)
-    template = ExitPolicy() if policy is None else policy
+    rows = _prompts.check_prompts(prompts, references=risk is not None)
     max_new_tokens = _validate.count(max_new_tokens, "max_new_tokens", least=1)
     shard_prompts = _validate.count(shard_prompts, "shard_prompts", least=1)
     plan = Plan(
         out=Path(out),
         load=load,
         session=uuid.uuid4().hex,
-        policies=_candidates(template, thresholds, max_new_tokens),
+        template=_plan.template(policy, max_new_tokens),
+        thresholds=_plan.descending(thresholds),
         max_new_tokens=max_new_tokens,
         batch_size=_validate.count(batch_size, "batch_size", least=1),
         dissimilarity=dissimilarity,
         risk=risk,
         traces=traces,
+        stop=stop,
     )
-    _warn_of_repeated_texts(rows)
-    _open_folder(plan, _settings(plan, rows, shard_prompts))
+    _plan.check_stop(plan, rows)
+    _prompts.warn_of_repeated_texts(rows)
+    _plan.open_folder(plan, rows, shard_prompts)
     shards = [Shard(plan, i, chunk) for i, chunk in enumerate(_chunks(rows, shard_prompts))]
-    pending = [shard for shard in shards if not shard.finished]
     try:
-        if pool is None:
-            _record_serially(pending, total=len(rows), progress=progress)
-        else:
-            _record_with(pool, pending, total=len(shards), progress=progress)
+        found = _record(shards, pool, progress) if stop is None else _record_until(stop, shards, pool, progress)
     finally:
         _release(plan.session)
+    _early.warn(found)
     return plan.out
 
 
-def check_prompts(prompts: Any, *, references: bool = False) -> tuple[Prompt, ...]:
-    """The prompts of `record` as rows, or a `RiskcalError` that names the column, the row (from 0) and the remedy.
-
-    Parameters
-    ----------
-    prompts : sequence of str, or table
-        As in `record`.
-    references : bool
-        Whether references are needed; if not, they are left out.
-    """
-    if isinstance(prompts, str):
-        raise RiskcalError("prompts: a single string; give a list of strings, or a table with a column 'text'.")
-    frame = _tables.from_object(prompts if _is_table(prompts) else _column(prompts))
-    _tables.require(frame, ["text", "references"] if references else ["text"])
-    for row, text in enumerate(frame["text"]):
-        if not isinstance(text, str) or not text.strip():
-            what = "is empty" if isinstance(text, str) else f"is {text!r}, not a string"
-            raise RiskcalError(f"text: row {row} {what}; give every prompt a text, or drop the row.")
-    columns: dict[str, list[Any]] = {"text": frame["text"].tolist(), "prompt": list(range(len(frame)))}
-    for name in ("prompt", "cluster", "group"):
-        if name in frame.columns:
-            columns[name] = _tables.identifiers(frame[name], name).tolist()
-    again = pd.Series(columns["prompt"]).duplicated().to_numpy()
-    if again.any():
-        row = int(again.argmax())
-        raise RiskcalError(
-            f"prompt: id {columns['prompt'][row]!r} stands twice, again at row {row}; give each prompt its own."
-        )
-    if references:
-        columns["references"] = [_references(value, row) for row, value in enumerate(frame["references"])]
-    return tuple(Prompt(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
-
-
-def _is_table(prompts: Any) -> bool:
-    return isinstance(prompts, pd.DataFrame | Mapping) or hasattr(prompts, "__arrow_c_stream__")
-
-
-def _column(prompts: Any) -> pd.DataFrame:
-    if not np.iterable(prompts):
-        kind = type(prompts).__name__
-        raise RiskcalError(f"prompts: a {kind}; give a list of strings, or a table with a column 'text'.")
-    return pd.DataFrame({"text": pd.Series(list(prompts), dtype=object)})
-
-
-def _references(value: Any, row: int) -> tuple[str, ...]:
-    given = [value] if isinstance(value, str) else list(value) if np.iterable(value) else []
-    if not given:
-        raise RiskcalError(f"references: row {row} has none; risk needs at least one for every prompt.")
-    for reference in given:
-        if not isinstance(reference, str) or not reference.strip():
-            raise RiskcalError(f"references: row {row} holds {reference!r}; give strings that are not empty.")
-    return tuple(given)
-
-
-def _warn_of_repeated_texts(prompts: Sequence[Prompt]) -> None:
-    seen: dict[str, Prompt] = {}
-    repeated = []
-    for row in prompts:
-        earlier = seen.setdefault(row.text, row)
-        if earlier is not row and (row.cluster is None or row.cluster != earlier.cluster):
-            repeated.append((earlier, row))
-    if repeated:
-        earlier, row = repeated[0]
-        warnings.warn(
-            f"text: prompt {row.prompt!r} repeats the text of prompt {earlier.prompt!r} (repeats: {len(repeated)}); "
-            "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
-            stacklevel=3,
-        )
-
-
-def _candidates(template: ExitPolicy, thresholds: ArrayLike, max_new_tokens: int) -> tuple[ExitPolicy, ...]:
-    """The full model, then the thresholds from the highest down."""
-    if template.thresholds is not None:
-        raise RiskcalError("policy: has thresholds per layer; give a template without, for thresholds= to fill in.")
-    if template.max_new_tokens not in (None, max_new_tokens):
-        raise RiskcalError(
-            f"max_new_tokens: {max_new_tokens}, but {template.max_new_tokens} in the policy; give the same to both."
-        )
-    try:
-        grid = _validate.threshold_grid(thresholds, allow_full=True)
-    except RiskcalError as error:
-        raise RiskcalError(f"{error} The full model is recorded beside them for every prompt.") from None
-    if np.isposinf(grid).any():
-        raise RiskcalError(
-            f"thresholds: inf at index {_validate.first(np.isposinf(grid))}; the full model is recorded for every "
-            "prompt anyway: leave it out."
-        )
-    ordered = [np.inf, *np.sort(grid)[::-1].tolist()]
-    return tuple(template.model_copy(update={"threshold": value, "certificate": None}) for value in ordered)
-
-
-def _settings(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> dict[str, Any]:
-    """What decides the recorded tables: a folder holds one recording, with one set of these."""
-    varying = {"threshold", "thresholds", "certificate", "max_new_tokens"}
-    return {
-        "format": 1,
-        "decoder": _name(plan.load),
-        "policy": plan.policies[0].model_dump(mode="json", exclude=varying),
-        "thresholds": [candidate.threshold for candidate in plan.policies[1:]],
-        "max_new_tokens": plan.max_new_tokens,
-        "batch_size": plan.batch_size,
-        "shard_prompts": shard_prompts,
-        "dissimilarity": _name(plan.dissimilarity),
-        "risk": None if plan.risk is None else _name(plan.risk),
-        "traces": plan.traces,
-        "n_prompts": len(prompts),
-        "prompts": hashlib.blake2b(json.dumps(prompts).encode(), digest_size=16).hexdigest(),
-    }
-
-
-def _name(function: Callable[..., Any]) -> str:
-    """A name that is the same in the next process."""
-    if isinstance(function, types.FunctionType | types.BuiltinFunctionType | type):
-        return f"{function.__module__}.{function.__qualname__}"
-    if isinstance(function, functools.partial):
-        arguments = [repr(value) for value in function.args] + [f"{k}={v!r}" for k, v in function.keywords.items()]
-        return _without_addresses(f"{_name(function.func)}({', '.join(arguments)})")
-    return _without_addresses(repr(function))
-
-
-def _without_addresses(text: str) -> str:
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
-
-
-def _open_folder(plan: Plan, settings: dict[str, Any]) -> None:
-    """Make sure that ``out`` holds this recording, new or begun, and nothing else."""
-    out, file = plan.out, plan.out / SETTINGS_FILE
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RiskcalError(f"{out}: cannot be used as a folder ({error.strerror}); give another path.") from None
-    found = _read_settings(file) if file.exists() else None
-    if found is not None:
-        _refuse_other_settings(out, found, settings)
-    elif any(not entry.name.startswith(".") for entry in out.iterdir()):
-        raise RiskcalError(f"{out}: is not empty and holds no recording (no {SETTINGS_FILE}); give a new folder.")
-    for folder in (out, out / "traces"):
-        for left_behind in folder.glob(".*.partial"):
-            left_behind.unlink(missing_ok=True)
-    if plan.traces:
-        (out / "traces").mkdir(exist_ok=True)
-    if found == settings:
-        return
-    with _validate.replacing(file) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _read_settings(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RiskcalError(f"{file}: cannot be read ({error}); give another folder.") from None
-    if not isinstance(found, dict):
-        raise RiskcalError(f"{file}: does not describe a recording; give another folder.")
+def _record(shards: Sequence[Shard], pool: Pool | None, progress: bool) -> list[_early.Evidence]:
+    """Shard by shard, each down the whole grid."""
+    plan = shards[0].plan
+    pending = [shard for shard in shards if not shard.finished]
+    if pool is None:
+        columns = 1 + len(plan.thresholds)
+        total, left = (columns * sum(len(shard.prompts) for shard in some) for some in (shards, pending))
+        with tqdm(total=total, initial=total - left, desc="record", unit="run", disable=not progress) as bar:
+            return [_record_shard(shard, bar.update) for shard in pending]
+    with tqdm(
+        total=len(shards), initial=len(shards) - len(pending), desc="record", unit="shard", disable=not progress
+    ) as bar:
+        found = []
+        for one in _mapped(pool, _record_shard, pending):
+            found.append(one)
+            bar.update()
+    _refuse_unwritten(shard.runs_path for shard in pending)
     return found
 
 
-def _refuse_other_settings(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if not any(out.glob("runs-*.parquet")) and not any(out.glob("traces/traces-*.parquet")):
-        return  # nothing was recorded with them: a first try that failed must not block the next
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            there, here = json.dumps(found.get(name)), json.dumps(value)
-            if name == "prompts":
-                there, here = "other texts, ids, references, clusters or groups", "these"
-            raise RiskcalError(
-                f"{name}: {there} in the recording that {out} holds, {here} now. Give the same to go on with it, or "
-                "another folder."
-            )
+def _record_until(stop: Stop, shards: Sequence[Shard], pool: Pool | None, progress: bool) -> list[_early.Evidence]:
+    """Threshold by threshold, each over all shards, until the test of one fails or none is left."""
+    plan = shards[0].plan
+    if all(shard.finished for shard in shards):
+        _remove_columns(shards)
+        return []
+    recorded: list[pd.DataFrame] = []
+    thresholds = [math.inf, *plan.thresholds]
+    for index in tqdm(range(len(thresholds)), desc="record", unit="threshold", disable=not progress):
+        jobs = [(shard, index) for shard in shards if not _has_column(shard, index)]
+        list(_mapped(pool, _record_column, jobs))
+        _refuse_unwritten(shard.column_path(index) for shard, _ in jobs)
+        recorded += [_column(shard, index, thresholds[index]) for shard in shards]
+        if index > 0 and _fails(stop, recorded):
+            break
+    stopped = stop if index < len(thresholds) - 1 else None
+    pending = [(shard, index, stopped) for shard in shards if not shard.finished]
+    found = list(_mapped(pool, _join_columns, pending))
+    _refuse_unwritten(shard.runs_path for shard, *_ in pending)
+    _remove_columns(shards)
+    return found
 
 
-def _record_serially(pending: Sequence[Shard], *, total: int, progress: bool) -> None:
-    left = sum(len(shard.prompts) for shard in pending)
-    with tqdm(total=total, initial=total - left, desc="record", unit="prompt", disable=not progress) as bar:
-        for shard in pending:
-            _record_shard(shard, bar.update)
-
-
-def _record_with(pool: Any, pending: Sequence[Shard], *, total: int, progress: bool) -> None:
+def _mapped(pool: Pool | None, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
+    if pool is None or not jobs:
+        return map(function, jobs)
     # multiprocessing's own map returns only when all is done; results are needed as they come, for the bar
-    results = getattr(pool, "imap_unordered", pool.map)(_record_shard, pending) if pending else ()
-    with tqdm(total=total, initial=total - len(pending), desc="record", unit="shard", disable=not progress) as bar:
-        for _ in results:
-            bar.update()
-    lacking = [shard for shard in pending if not shard.finished]
+    results: Iterable[Any] = getattr(pool, "imap_unordered", pool.map)(function, jobs)
+    return results
+
+
+def _refuse_unwritten(paths: Iterable[Path]) -> None:
+    lacking = [path.name for path in paths if not path.exists()]
     if lacking:
-        name = lacking[0].runs_path.name
-        raise RiskcalError(f"pool: returned before {name} was written; its map must give results, not futures.")
+        raise RiskcalError(f"pool: returned before {lacking[0]} was written; its map must give results, not futures.")
 
 
-def _record_shard(shard: Shard, advance: Callable[[int], Any] = lambda n: None) -> None:
-    """The job of a worker: generate one shard's prompts and write its files."""
+def _record_shard(shard: Shard, advance: Callable[[int], Any] = lambda n: None) -> _early.Evidence:
+    """Job: one shard's prompts down the whole grid, and all its files."""
     plan = shard.plan
-    decoder = _decoder(plan, shard.prompts[: plan.batch_size])
-    rows: list[dict[str, Any]] = []
-    paths: list[pd.DataFrame] = []
-    for batch in _chunks(shard.prompts, plan.batch_size):
-        encoded = decoder.encode([row.text for row in batch])
-        rows.extend(_runs(plan, batch, [_outcome(plan, decoder, encoded, policy, batch) for policy in plan.policies]))
-        if plan.traces:
-            ids: Any = [row.prompt for row in batch]
-            traced = decoder.trace(*encoded, max_new_tokens=plan.max_new_tokens, prompts=ids)
-            paths.append(traced.to_frame())
-        advance(len(batch))
+    decoder = _decoder(shard)
+    policies = plan.policies(decoder)
+    columns: list[list[Run]] = []
+    for policy in policies:
+        last = columns[-1] if columns else None
+        columns.append(_grid.next_runs(decoder, policy, shard.prompts, last, plan.batch_size))
+        advance(len(shard.prompts))
     if plan.traces:
-        place = {row.prompt: i for i, row in enumerate(shard.prompts)}  # Traces sorts within each batch: undo that
-        whole = pd.concat(paths).sort_values("prompt", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
-        _tables.write(whole, shard.traces_path)
-    _tables.write(pd.DataFrame(rows), shard.runs_path)
+        _write_traces(shard, decoder, policies[-1])
+    return _write_runs(shard, _table(shard, policies, columns, columns[0], template=policies[-1]))
 
 
-class Outcome(NamedTuple):
-    """A batch's generation under one policy, per row."""
-
-    texts: list[str]
-    layers: list[float]
-    tokens: list[int]
-    seconds: float
-
-
-def _outcome(
-    plan: Plan, decoder: Decoder, encoded: tuple[Any, Any], policy: ExitPolicy, batch: Sequence[Prompt]
-) -> Outcome:
-    started = time.perf_counter()
-    generation = decoder.generate(*encoded, policy=policy, max_new_tokens=plan.max_new_tokens)
-    exits = _numpy(generation.exit_layers)  # inside the clock: an accelerator works on until its result is asked for
-    seconds = (time.perf_counter() - started) / len(batch)
-    outputs = decoder.decode(generation.tokens)
-    if exits.ndim != 2 or not len(exits) == len(outputs) == len(batch):
-        raise RiskcalError(
-            f"decoder: gave exit_layers of shape {exits.shape} and {len(outputs)} texts for {len(batch)} prompts; "
-            "each needs one row."
-        )
-    generated = exits > 0
-    tokens = generated.sum(1)
-    if not tokens.all():
-        prompt = batch[int(tokens.argmin())].prompt
-        raise RiskcalError(f"decoder: gave no token for prompt {prompt!r}; the end token counts as one.")
-    if policy.is_full_model and (exits[generated] != decoder.n_layers).any():
-        raise RiskcalError(
-            f"decoder: left at layer {exits[generated].min()} of {decoder.n_layers} under the full model's policy; "
-            "without a full model's output there is nothing to compare with."
-        )
-    return Outcome(outputs, (exits.sum(1) / tokens).tolist(), tokens.tolist(), seconds)
+def _record_column(job: tuple[Shard, int]) -> None:
+    """Job: one shard's prompts at one threshold."""
+    shard, index = job
+    decoder = _decoder(shard)
+    policies = shard.plan.policies(decoder)
+    earlier = [_grid.runs_of(_tables.read(shard.column_path(i))) for i in (0, index - 1) if index > 0]
+    runs = _grid.next_runs(
+        decoder, policies[index], shard.prompts, earlier[-1] if earlier else None, shard.plan.batch_size
+    )
+    if index == 0 and shard.plan.traces:
+        _write_traces(shard, decoder, policies[-1])
+    full = earlier[0] if earlier else runs
+    rows = _table(shard, policies[index : index + 1], [runs], full, template=policies[-1])
+    shard.column_path(index).parent.mkdir(exist_ok=True)
+    _tables.write(rows, shard.column_path(index))
 
 
-def _runs(plan: Plan, batch: Sequence[Prompt], outcomes: Sequence[Outcome]) -> Iterator[dict[str, Any]]:
-    """Rows of the table: prompt by prompt, the full model first."""
-    for i, prompt in enumerate(batch):
-        reference = outcomes[0].texts[i]
-        for policy, outcome in zip(plan.policies, outcomes, strict=True):
-            output = outcome.texts[i]
-            row: dict[str, Any] = {"prompt": prompt.prompt}
-            row |= {name: getattr(prompt, name) for name in ("cluster", "group") if getattr(prompt, name) is not None}
-            row["threshold"] = policy.threshold
-            if isinstance(policy.schedule, Decaying):
-                schedule = policy.schedule
-                row["temperature"] = float(schedule.temperature)
-                row |= {"max_length": schedule.max_length, "form": schedule.form}
-            row |= {"min_layer": policy.min_layer, "measure": policy.measure}
-            distance = 0.0 if policy.is_full_model else plan.dissimilarity(output, reference)
-            row["dissimilarity"] = _in_unit(distance, "dissimilarity", prompt, policy)
-            if plan.risk is not None:
-                row["risk"] = _in_unit(plan.risk(output, prompt.references), "risk", prompt, policy)
-            row |= {"layers": outcome.layers[i], "tokens": outcome.tokens[i], "seconds": outcome.seconds}
-            yield row | {"source": "generated"}
+def _join_columns(job: tuple[Shard, int, Stop | None]) -> _early.Evidence:
+    """Job: the columns of one shard, up to the last that was recorded, as its file."""
+    shard, last, stopped = job
+    columns = [_tables.read(shard.column_path(i)) for i in range(last + 1)]
+    rows = pd.concat([column.assign(place=range(len(column))) for column in columns])
+    rows = rows.sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
+    if stopped is not None:
+        rows["stopped"] = stopped.model_dump_json()
+    return _write_runs(shard, rows)
 
 
-def _in_unit(value: Any, name: str, prompt: Prompt, policy: ExitPolicy) -> float:
-    loss = _validate.number(value, f"{name}: prompt {prompt.prompt!r}, threshold {policy.threshold:g}")
-    if not -_validate.TOLERANCE <= loss <= 1 + _validate.TOLERANCE:
-        raise RiskcalError(
-            f"{name}: {loss:g} for prompt {prompt.prompt!r} at threshold {policy.threshold:g} is outside [0, 1]; "
-            "scale or clip it."
-        )
-    return min(max(loss, 0.0), 1.0)
+def _table(shard: Shard, *runs: Any, template: ExitPolicy) -> pd.DataFrame:
+    losses: dict[str, Any] = {"dissimilarity": shard.plan.dissimilarity, "risk": shard.plan.risk}
+    return _grid.table(shard.prompts, *runs, template=template, **losses)
 
 
-def _numpy(values: Any) -> NDArray[np.int64]:
-    return np.asarray(values.cpu() if hasattr(values, "cpu") else values).astype(np.int64)
+def _write_runs(shard: Shard, rows: pd.DataFrame) -> _early.Evidence:
+    _tables.write(rows.drop(columns=list(_grid.WORKING)), shard.runs_path)
+    return _early.evidence(rows, shard.plan.dissimilarity)
+
+
+def _write_traces(shard: Shard, decoder: Decoder, policy: ExitPolicy) -> None:
+    paths = []
+    for batch in _chunks(shard.prompts, shard.plan.batch_size):
+        ids: list[Any] = [row.prompt for row in batch]
+        encoded = decoder.encode([row.text for row in batch])
+        traced = decoder.trace(*encoded, max_new_tokens=shard.plan.max_new_tokens, prompts=ids, policy=policy)
+        paths.append(traced.to_frame())
+    place = {row.prompt: i for i, row in enumerate(shard.prompts)}  # Traces sorts within each batch: undo that
+    whole = pd.concat(paths).sort_values("prompt", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
+    _tables.write(whole, shard.traces_path)
+
+
+def _has_column(shard: Shard, index: int) -> bool:
+    return shard.finished or shard.column_path(index).exists()
+
+
+def _column(shard: Shard, index: int, threshold: float) -> pd.DataFrame:
+    """A shard's rows at one threshold, from wherever they stand."""
+    if shard.column_path(index).exists():
+        return _tables.read(shard.column_path(index))
+    rows = _tables.read(shard.runs_path).drop(columns="stopped", errors="ignore")
+    return rows[rows["threshold"] == threshold]
+
+
+def _fails(stop: Stop, recorded: Sequence[pd.DataFrame]) -> bool:
+    """Whether a fixed sequence ends at the last threshold of the rows, or before."""
+    runs = Runs.from_frame(pd.concat(recorded, ignore_index=True))
+    calibration = calibrate(runs, **stop.model_dump(), procedure="fixed_sequence")
+    return not calibration.table["certified"].iloc[-1]
+
+
+def _remove_columns(shards: Sequence[Shard]) -> None:
+    folder = shards[0].column_path(0).parent
+    if folder.exists():
+        for path in folder.glob("runs-*.parquet"):
+            path.unlink()
+        folder.rmdir()
 
 
 _slot: tuple[tuple[int, str], Decoder] | None = None
 _slot_lock = threading.Lock()
 
 
-def _decoder(plan: Plan, batch: Sequence[Prompt]) -> Decoder:
+def _decoder(shard: Shard) -> Decoder:
     """Load the process's decoder, or find it loaded.
 
     Kept by process and call of `record`, not by ``load``: a partial is another object each time that a job brings it.
     One at a time, so that a second recording does not hold two models in memory.
     """
     global _slot
+    plan = shard.plan
     key = (os.getpid(), plan.session)
     with _slot_lock:
         if _slot is None or _slot[0] != key:
             _slot = None
             decoder = plan.load()
             _refuse_incomplete(decoder, plan)
-            encoded = decoder.encode([row.text for row in batch])
-            for policy in (plan.policies[0], plan.policies[-1]):
+            _plan.bind(plan, decoder)
+            policies = plan.policies(decoder)
+            encoded = decoder.encode([row.text for row in shard.prompts[: plan.batch_size]])
+            for policy in (policies[0], policies[-1]):
                 decoder.generate(*encoded, policy=policy, max_new_tokens=plan.max_new_tokens)
             _slot = key, decoder
         return _slot[1]

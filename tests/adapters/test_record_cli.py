@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 sys.path.insert(0, str(Path(__file__).parent))  # --decoder names the toy's module
 
 from riskcal._validate import RiskcalError
+from riskcal.policy import ExitPolicy
 from riskcal.records import Runs, Traces
 from riskcal_adapters import cli, texts
 
@@ -124,6 +125,32 @@ def test_again_it_says_the_same_and_generates_nothing(tmp_path, words, monkeypat
     again = run(words, "--out", tmp_path / "runs")
     assert again.exit_code == 0, again.exception
     assert again.stdout == first.stdout
+
+
+def test_stopped_where_testing_fails(tmp_path):
+    prompts = tmp_path / "many.txt"
+    prompts.write_text("".join(f"text {i}\n" for i in range(24)), encoding="utf-8")
+    out = tmp_path / "runs"
+    result = run(prompts, "--out", out, "--thresholds", "0:1:.1", "--stop-delta", 0.45, "--stop-epsilon", 0.2)
+    assert result.exit_code == 0, result.exception
+    runs = Runs.read(out)
+    assert json.loads(runs.stopped) == {"delta": 0.45, "epsilon": 0.2, "objective": "textual", "test": "betting"}
+    assert f"Testing failed at threshold {runs.k} of 11" in result.output
+    assert f"riskcal calibrate {out} --delta 0.45" in result.output
+    assert "epsilon" in refusal(prompts, "--out", tmp_path / "other", "--stop-delta", 0.45, "--stop-epsilon", 2)
+
+
+def test_a_template_says_what_no_option_does(tmp_path, words):
+    template = tmp_path / "template.json"
+    ExitPolicy(threshold=0.3, cache="deferred", max_pending=2, min_layer=2).save(template)
+    result = run(words, "--out", tmp_path / "runs", "--template", template, "--thresholds", ".5,.9")
+    assert result.exit_code == 0, result.exception
+    candidates = Runs.read(tmp_path / "runs").candidates
+    assert candidates["threshold"].tolist() == [0.9, 0.5]
+    assert set(candidates["min_layer"]) == {2}
+    assert {json.loads(fields)["cache"] for fields in candidates["policy"]} == {"deferred"}
+    arguments = ["--out", tmp_path / "other", "--template", template, "--min-layer", 2]
+    assert "--template" in refusal(words, *arguments)
 
 
 @pytest.mark.parametrize(

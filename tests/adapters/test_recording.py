@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import itertools
 import json
@@ -18,17 +19,21 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers import the toy by name, whatever pytest's import mode
 
 import toy_decoder
 
+import riskcal
 import riskcal_adapters
 from riskcal._validate import RiskcalError
-from riskcal.policy import ExitPolicy
+from riskcal.policy import ExitPolicy, Sampling, Stop
 from riskcal.records import Runs, Traces
-from riskcal.schedules import Decaying
-from riskcal_adapters import recording, texts
+from riskcal.schedules import Constant, Decaying
+from riskcal_adapters import _grid, _plan, recording, texts
 
 TEXTS = [f"prompt {chr(97 + i)}{'x' * (i % 3)}" for i in range(11)]
 GRID = [0.2, 0.9, 0.5, 0.0]
@@ -69,7 +74,7 @@ def test_every_row_is_what_a_plain_loop_over_prompts_and_thresholds_gives(undist
         for threshold in [math.inf, 0.9, 0.5, 0.2, 0.0]:
             policy = ExitPolicy.full_model() if math.isinf(threshold) else ExitPolicy(threshold=threshold)
             needed = policy.exit_thresholds(toy_decoder.LAYERS, 6)
-            tokens, exits, _ = toy_decoder.generate_alone(text, needed)
+            tokens, exits, *_ = toy_decoder.generate_alone(text, needed)
             output = " ".join(f"w{token}" for token in tokens if token > toy_decoder.END)
             full = output if full is None else full
             distance = texts.token_distance(output, full)
@@ -78,7 +83,8 @@ def test_every_row_is_what_a_plain_loop_over_prompts_and_thresholds_gives(undist
     pd.testing.assert_frame_equal(rows[columns], pd.DataFrame(expected, columns=columns), check_exact=True)
     assert rows["dissimilarity"].nunique() > 5  # the toy is not trivial
     assert list(rows.columns) == [
-        *("prompt", "threshold", "min_layer", "measure", "dissimilarity", "layers", "tokens", "seconds", "source")
+        *("prompt", "threshold", "min_layer", "measure", "policy"),
+        *("dissimilarity", "layers", "tokens", "seconds", "source"),
     ]
     assert (rows["seconds"] > 0).all()
     assert set(rows["source"]) == {"generated"}
@@ -114,10 +120,11 @@ def test_batches_do_not_change_the_tables(tmp_path, undisturbed, batch_size):
 
 
 def test_seconds_of_a_batch_are_shared_by_its_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__))
+    monkeypatch.setattr(_grid, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__))
     out = record(tmp_path / "out", batch_size=3)
-    seconds = pd.concat([pd.read_parquet(out / name) for name in shards(out)])["seconds"]
-    assert seconds.tolist() == np.repeat([1 / 3, 1, 1 / 3, 1, 1 / 3], np.multiply([3, 1, 3, 1, 3], 5)).tolist()
+    for name, expected in zip(shards(out), ([1 / 3] * 3 + [1], [1 / 3] * 3 + [1], [1 / 3] * 3), strict=True):
+        for _, rows in pd.read_parquet(out / name).groupby("threshold"):
+            assert sorted(rows["seconds"]) == expected
 
 
 def test_tables_bring_ids_labels_and_references(tmp_path):
@@ -139,7 +146,7 @@ def test_tables_bring_ids_labels_and_references(tmp_path):
     rows = pd.read_parquet(out / "runs-00000.parquet")
     assert list(rows.columns) == [
         *("prompt", "cluster", "group", "threshold", "temperature", "max_length", "form", "min_layer", "measure"),
-        *("dissimilarity", "risk", "layers", "tokens", "seconds", "source"),
+        *("policy", "dissimilarity", "risk", "layers", "tokens", "seconds", "source"),
     ]
     assert rows["prompt"].tolist() == np.repeat(table["prompt"], 5).tolist()
     assert rows["cluster"].tolist() == np.repeat(table["cluster"], 5).tolist()
@@ -268,6 +275,341 @@ def test_pools_that_only_give_futures_are_refused(tmp_path):
         record(tmp_path / "out", pool=Client())
 
 
+# Nothing twice
+
+SCHEDULES = {
+    "constant": Constant(),
+    "decaying": Decaying(temperature=3, max_length=6),
+    "t5x": Decaying(temperature=3, max_length=6, form="t5x"),
+}
+
+
+class Closed(toy_decoder.OpenDecoder):
+    """Keeps the confidences that it refused to itself."""
+
+    def generate(self, *encoded, **settings):
+        generation = super().generate(*encoded, **settings)
+        return toy_decoder.ToyGeneration(generation.tokens, generation.exit_layers, generation.confidence)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "min_layer", "batch_size"), [("constant", 1, 5), ("decaying", 1, 1), ("decaying", 2, 5), ("t5x", 1, 3)]
+)
+def test_what_is_not_run_again_is_what_running_it_again_gives(tmp_path, schedule, min_layer, batch_size):
+    policy = ExitPolicy(schedule=SCHEDULES[schedule], min_layer=min_layer)
+    grid, settings = [round(0.05 * i, 2) for i in range(22)], {"policy": policy, "shard_prompts": 8}
+    opened, closed = toy_decoder.OpenDecoder(), Closed()
+    record(tmp_path / "open", load=lambda: opened, thresholds=grid, batch_size=batch_size, **settings)
+    record(tmp_path / "closed", load=lambda: closed, thresholds=grid, **settings)
+    assert merged(tmp_path / "open") == merged(tmp_path / "closed")
+    assert len(closed.generated) == len(TEXTS) * (1 + len(grid)) + 2  # two to warm up
+    # what did run made a difference: no run of a prompt is the computation of the one before
+    ran = set(opened.generated[2 * batch_size :])
+    for text in TEXTS:
+        needed = [
+            policy.model_copy(update={"threshold": value}).exit_thresholds(toy_decoder.LAYERS, 6)
+            for value in sorted(grid, reverse=True)
+            if (text, value) in ran
+        ]
+        assert needed
+        exits = [toy_decoder.generate_alone(text, table, toy_decoder.rough_step)[1] for table in needed]
+        assert all(here != there for here, there in itertools.pairwise(exits))
+    assert len(ran) < 0.8 * len(TEXTS) * len(grid)
+
+
+def test_a_decoder_that_hides_what_it_refused_is_caught_by_the_comparison(tmp_path):
+    class Lying(toy_decoder.OpenDecoder):
+        def generate(self, *encoded, **settings):
+            generation = super().generate(*encoded, **settings)
+            generation.refused = np.where(generation.refused < 0.6, -np.inf, generation.refused)
+            return generation
+
+    lying, honest = record(tmp_path / "lying", load=Lying), record(tmp_path / "honest", load=toy_decoder.OpenDecoder)
+    assert merged(lying) != merged(honest)
+
+
+@given(
+    confidence=hnp.arrays(
+        np.float32,
+        (5, toy_decoder.LAYERS),
+        elements=st.one_of(st.sampled_from([np.nan, -1, 0, 0.1, 0.3, 0.7, 0.99, 1]), st.floats(-0.5, 1.5, width=32)),
+    ),
+    ran_at=st.integers(0, 300).map(lambda i: i / 200),
+    asked=st.integers(-20, 300).map(lambda i: i / 200),
+    schedule=st.sampled_from(list(SCHEDULES.values())),
+    min_layer=st.integers(1, toy_decoder.LAYERS),
+)
+def test_a_lower_threshold_is_skipped_if_and_only_if_no_exit_would_change(
+    confidence, ran_at, asked, schedule, min_layer
+):
+    def policy_at(threshold):
+        return ExitPolicy(threshold=threshold, schedule=schedule, min_layer=min_layer)
+
+    def exits(policy):
+        accepted = confidence >= policy.exit_thresholds(toy_decoder.LAYERS, len(confidence))
+        return np.column_stack([accepted[:, :-1], np.ones(len(confidence), bool)]).argmax(1)
+
+    policy = policy_at(ran_at)
+    needed, taken = policy.exit_thresholds(toy_decoder.LAYERS, len(confidence)), exits(policy)
+    before = np.arange(toy_decoder.LAYERS) < taken[:, None]
+    refused = (
+        np.where(before & np.isfinite(needed) & ~np.isnan(confidence), confidence, -np.inf).max(1).astype(np.float32)
+    )
+    generation = toy_decoder.OpenGeneration(None, None, None, refused[None])
+    (same_above,) = _grid._same_above(generation, policy, (1, len(confidence)))
+    assert same_above < ran_at
+    if asked <= ran_at:
+        assert np.array_equal(exits(policy_at(asked)), taken) == (same_above < asked)
+
+
+def test_where_rows_depend_on_their_batch_all_run_in_the_order_given(tmp_path):
+    decoder = toy_decoder.OpenDecoder()
+    policy = ExitPolicy(batching="deepest")
+    record(tmp_path / "out", load=lambda: decoder, policy=policy, batch_size=3)
+    rows = pd.concat([pd.read_parquet(tmp_path / "out" / name) for name in shards(tmp_path / "out")])
+    for threshold in GRID:
+        needed = policy.model_copy(update={"threshold": threshold}).exit_thresholds(toy_decoder.LAYERS, 6)
+        expected = []
+        for batch in (TEXTS[0:3], TEXTS[3:4], TEXTS[4:7], TEXTS[7:8], TEXTS[8:11]):
+            together = toy_decoder.generate_deepest(batch, needed, toy_decoder.rough_step)
+            expected += [sum(exits) / len(exits) for _, exits, *_ in together]
+        assert rows.loc[rows["threshold"] == threshold, "layers"].tolist() == expected
+    alone = record(tmp_path / "alone", load=toy_decoder.OpenDecoder, policy=policy)
+    assert merged(alone) != merged(tmp_path / "out")
+
+
+# What candidates and their reference are
+
+
+def test_the_reference_is_the_plain_full_model_with_the_template_s_noise(tmp_path):
+    asked = []
+
+    class Listening(toy_decoder.OpenDecoder):
+        def generate(self, *encoded, policy, max_new_tokens):
+            asked.append(policy)
+            return super().generate(*encoded, policy=policy, max_new_tokens=max_new_tokens)
+
+    template = ExitPolicy(
+        measure="entropy", min_layer=2, cache="deferred", max_pending=3, batching="deepest", sampling=Sampling(seed=5)
+    )
+    record(tmp_path / "out", load=Listening, policy=template)
+    bound = {"max_new_tokens": 6, "n_layers": toy_decoder.LAYERS, "weights": "toy"}
+    assert {policy.threshold for policy in asked} == {math.inf, *GRID}
+    for policy in asked:
+        full = ExitPolicy(sampling=Sampling(seed=5), **bound)
+        assert policy == (
+            full if policy.is_full_model else template.model_copy(update=bound | {"threshold": policy.threshold})
+        )
+
+
+def test_common_noise_leaves_the_full_model_at_distance_zero_from_a_threshold_that_nothing_reaches(tmp_path):
+    tables = []
+    for seed in (1, 2):
+        out = record(
+            tmp_path / str(seed),
+            load=toy_decoder.OpenDecoder,
+            policy=ExitPolicy(sampling=Sampling(seed=seed)),
+            thresholds=[2.0, 0.5],
+        )
+        runs = Runs.read(out)
+        assert (runs.losses()[:, 0] == 0).all()
+        assert runs.losses()[:, 1].any()
+        tables.append(merged(out))
+    assert tables[0] != tables[1]
+
+
+def test_calibrated_policies_are_bound_to_length_depth_and_weights(tmp_path):
+    template = ExitPolicy(cache="deferred", sampling=Sampling(temperature=0.5))
+    out = record(tmp_path / "out", load=toy_decoder.OpenDecoder, policy=template)
+    policy = riskcal.calibrate(Runs.read(out), delta=0.99).policy()
+    assert (policy.max_new_tokens, policy.n_layers, policy.weights) == (6, toy_decoder.LAYERS, "toy")
+    assert (policy.cache, policy.sampling) == ("deferred", Sampling(temperature=0.5))
+    plain = riskcal.calibrate(Runs.read(record(tmp_path / "plain")), delta=0.99).policy()
+    assert (plain.n_layers, plain.weights) == (toy_decoder.LAYERS, None)
+
+
+def test_other_weights_do_not_go_on_with_a_recording(tmp_path):
+    class Other(toy_decoder.OpenDecoder):
+        weights = "other"
+
+    out = record(tmp_path / "out", load=lambda: toy_decoder.OpenDecoder())
+    (out / "runs-00001.parquet").unlink()
+    with pytest.raises(RiskcalError, match=r'weights: "toy" in the recording that .*, "other" now'):
+        record(out, load=lambda: Other())
+    assert len(shards(out)) == 2
+    record(out, load=lambda: toy_decoder.OpenDecoder())
+    with pytest.raises(RiskcalError, match="weights: 'toy' in the policy, but the decoder has 'other'"):
+        record(tmp_path / "new", load=Other, policy=ExitPolicy(weights="toy"))
+    with pytest.raises(RiskcalError, match="n_layers: 3 in the policy, but the decoder has 4"):
+        record(tmp_path / "deep", load=Other, policy=ExitPolicy(n_layers=3))
+
+
+# Early exits that know nothing
+
+MANY = [f"text {i}" for i in range(24)]
+
+
+class Untrained(toy_decoder.ToyDecoder):
+    """Exits whose tokens have nothing to do with the last layer's."""
+
+    def generate(self, input_ids, attention_mask, *, policy, max_new_tokens):
+        generation = super().generate(input_ids, attention_mask, policy=policy, max_new_tokens=max_new_tokens)
+        early = (generation.exit_layers > 0) & (generation.exit_layers < toy_decoder.LAYERS)
+        return dataclasses.replace(generation, tokens=np.where(early, 90 + generation.tokens, generation.tokens))
+
+
+def test_exits_at_chance_level_are_warned_of(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"chance level: their mean dissimilarity is 1.00, .*train its early exits"
+    ) as caught:
+        record(tmp_path / "out", MANY, load=Untrained, shard_prompts=7)
+    assert caught[0].filename == __file__
+    with ThreadPoolExecutor(2) as pool, pytest.warns(UserWarning, match="chance level"):
+        record(tmp_path / "pool", MANY, load=Untrained, shard_prompts=7, pool=pool)
+
+
+def test_a_model_that_never_exits_is_warned_of(tmp_path):
+    with pytest.warns(UserWarning, match="no token of 24 prompts left before the last layer at any threshold"):
+        record(tmp_path / "out", MANY, thresholds=[1.5, 2])
+
+
+def test_exits_that_know_something_and_few_prompts_are_not_warned_of(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        record(tmp_path / "trained", MANY)
+        record(tmp_path / "few", MANY[:19], load=Untrained)
+        record(tmp_path / "never", MANY[:19], thresholds=[1.5])
+
+
+# Stopping where fixed-sequence testing fails
+
+STOP = Stop(delta=0.45, epsilon=0.2)
+FINE = [round(0.1 * i, 1) for i in range(11)]
+
+
+def outcome(runs, **settings):
+    calibration = riskcal.calibrate(runs, procedure="fixed_sequence", **settings)
+    return calibration.threshold, calibration.table.loc[calibration.table["certified"], "threshold"].tolist()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return record(tmp_path_factory.mktemp("whole") / "out", MANY, thresholds=FINE, traces=True)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    return record(
+        tmp_path_factory.mktemp("stopped") / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7
+    )
+
+
+def test_a_stopped_recording_is_the_whole_one_cut_off_below_the_first_failure(whole, stopped):
+    full, cut = Runs.read(whole), Runs.read(stopped)
+    threshold, certified = outcome(full, delta=STOP.delta, epsilon=STOP.epsilon)
+    assert 0 < len(certified) < len(FINE) - 1
+    assert cut.thresholds.tolist() == full.thresholds[: len(certified) + 1].tolist()
+    frame = full.to_frame().drop(columns="seconds")
+    frame = frame[frame["threshold"] >= cut.thresholds.min()].reset_index(drop=True)
+    assert json.loads(cut.stopped) == STOP.model_dump()
+    pd.testing.assert_frame_equal(cut.to_frame().drop(columns=["seconds", "stopped"]), frame)
+    assert merged(stopped, "traces/*.parquet") == merged(whole, "traces/*.parquet")
+    assert not (stopped / "unfinished").exists()
+    assert outcome(cut, delta=STOP.delta, epsilon=STOP.epsilon) == (threshold, certified)
+
+
+@pytest.mark.parametrize("test", ["betting", "hoeffding_bentkus"])
+@pytest.mark.parametrize("delta", [0.05, 0.3, 0.45, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("epsilon", [0.01, 0.2, 0.5])
+def test_on_a_stopped_recording_no_test_certifies_what_it_would_not_on_the_whole_grid(
+    whole, stopped, test, delta, epsilon
+):
+    _, ours = outcome(Runs.read(stopped), delta=delta, epsilon=epsilon, test=test)
+    _, theirs = outcome(Runs.read(whole), delta=delta, epsilon=epsilon, test=test)
+    assert ours == [value for value in theirs if value >= Runs.read(stopped).thresholds.min()]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"procedure": "holm"}, {"starts": 2}, {"order": range(3)}, {"delta": [0.3, 0.5]}, {"procedure": "pilot_order"}],
+)
+def test_procedures_that_need_the_whole_grid_are_refused_on_a_stopped_one(stopped, settings):
+    with pytest.raises(RiskcalError, match=r"procedure: the recording stopped .* only a fixed sequence"):
+        riskcal.calibrate(Runs.read(stopped), **({"delta": 0.5} | settings))
+
+
+def test_a_stop_is_in_the_message_the_certificate_and_every_file_format(tmp_path, stopped):
+    runs = Runs.read(stopped)
+    calibration = riskcal.calibrate(runs, delta=STOP.delta, epsilon=STOP.epsilon)
+    assert calibration.policy().certificate.stopped == STOP
+    lowest = runs.thresholds.min()
+    assert f"Thresholds below {lowest:g} were never run" in calibration.message
+    assert "a lower one might do" not in calibration.message
+    assert "a lower one might do" in riskcal.calibrate(runs, delta=0.99).message
+    calibration.policy().save(tmp_path / "policy.json")
+    assert ExitPolicy.load(tmp_path / "policy.json") == calibration.policy()
+    for ending in ("parquet", "csv", "jsonl"):
+        runs.write(tmp_path / f"runs.{ending}")
+        again = Runs.read(tmp_path / f"runs.{ending}")
+        assert (again.stopped, again.digest()) == (runs.stopped, runs.digest())
+    assert riskcal.calibrate(Runs.from_frame(runs.to_frame().drop(columns="stopped")), delta=0.5).stopped is None
+
+
+def test_a_recording_that_nothing_stops_has_the_whole_grid_and_says_nothing(tmp_path, whole):
+    out = record(tmp_path / "out", MANY, thresholds=FINE, stop=Stop(delta=0.99), traces=True)
+    assert merged(out) == merged(whole)
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 13, 23, 24, 27])
+def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(tmp_path, monkeypatch, stopped, cut):
+    write, written = recording._tables.write, []
+
+    def interrupted(frame, path):
+        if len(written) == cut:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(frame, path)
+
+    def again():
+        return record(tmp_path / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recording._tables, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    assert merged(again()) == merged(stopped)
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == sorted(p.name for p in stopped.rglob("*"))
+
+
+def test_stopped_recordings_go_on_in_pools_and_are_not_touched_when_finished(tmp_path, stopped):
+    with ThreadPoolExecutor(3) as pool:
+        out = record(tmp_path / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7, pool=pool)
+    assert merged(out) == merged(stopped)
+    settings = {"thresholds": FINE, "traces": True, "shard_prompts": 7}
+    record(out, MANY, load=toy_decoder.load, stop=STOP, **settings)
+    (out / "runs-00002.parquet").unlink()
+    assert merged(record(out, MANY, stop=STOP, **settings)) == merged(stopped)
+    with pytest.raises(RiskcalError, match=r'stop: .*"delta": 0.45.* in the recording .*, null now'):
+        record(out, MANY, **settings)
+
+
+@pytest.mark.parametrize(
+    ("stop", "message"),
+    [
+        (Stop(delta=1.5), "delta: 1.5 is not strictly between"),
+        (Stop(delta=0.1, test="sign"), "test: "),
+        (Stop(delta=0.1, objective="risk"), "stop: objective 'risk' is about a risk; give risk="),
+    ],
+)
+def test_bad_stops(tmp_path, stop, message):
+    with pytest.raises(RiskcalError, match=message):
+        record(tmp_path / "out", stop=stop)
+    with pytest.raises(RiskcalError, match="stop: a test needs at least two prompts"):
+        record(tmp_path / "out", ["one"], stop=STOP)
+    assert not (tmp_path / "out").exists()
+
+
 # Refusals
 
 
@@ -382,17 +724,17 @@ def test_other_folders_are_left_alone(tmp_path):
 def test_a_recording_with_other_settings_is_refused(tmp_path, undisturbed, change, message):
     out = tmp_path / "out"
     record(out)
-    before = (out / recording.SETTINGS_FILE).read_bytes()
+    before = (out / _plan.SETTINGS_FILE).read_bytes()
     with pytest.raises(RiskcalError, match=message):
         record(out, **change)
-    assert (out / recording.SETTINGS_FILE).read_bytes() == before
+    assert (out / _plan.SETTINGS_FILE).read_bytes() == before
     assert not (out / "traces").exists()
 
 
 def test_a_damaged_settings_file_is_refused(tmp_path):
     out = record(tmp_path / "out")
     for damage in ("{", "[]"):
-        (out / recording.SETTINGS_FILE).write_text(damage)
+        (out / _plan.SETTINGS_FILE).write_text(damage)
         with pytest.raises(RiskcalError, match=r"recording\.json"):
             record(out)
 
@@ -405,7 +747,7 @@ def test_a_first_try_that_recorded_nothing_does_not_block_the_next(tmp_path):
     with pytest.raises(RiskcalError, match="min_layer"):
         record(tmp_path / "out", policy=ExitPolicy(min_layer=9))
     assert len(shards(record(tmp_path / "out"))) == 3
-    assert json.loads((tmp_path / "out" / recording.SETTINGS_FILE).read_text())["policy"]["min_layer"] == 1
+    assert json.loads((tmp_path / "out" / _plan.SETTINGS_FILE).read_text())["policy"]["min_layer"] == 1
 
 
 def test_repeated_texts_warn_unless_they_share_a_cluster(tmp_path):

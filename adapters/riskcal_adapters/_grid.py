@@ -1,0 +1,170 @@
+"""Running prompts down a grid of thresholds without generating anything twice, and the table that comes of it.
+
+At one threshold prompts run in batches, those alike in length and depth together. A prompt is left out where its last run,
+at a higher threshold, is known to be what this threshold gives as well: where no confidence that was too low then is high
+enough now. The run would be the same computation, so it is the same row.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.policy import ExitPolicy
+from riskcal.schedules import Decaying
+from riskcal_adapters._prompts import Prompt
+from riskcal_adapters.protocol import Decoder, Generation
+
+#: Columns of `table` that a recording needs while it goes on, and leaves out of its files.
+WORKING = ("output", "same_above")
+
+
+class Run(NamedTuple):
+    """One prompt's generation under one policy."""
+
+    output: str
+    layers: float  # mean over its tokens
+    tokens: int
+    seconds: float
+    same_above: float  # every threshold above this one, up to the run's own, gives this very run
+
+
+def next_runs(
+    decoder: Decoder, policy: ExitPolicy, prompts: Sequence[Prompt], last: Sequence[Run] | None, batch_size: int
+) -> list[Run]:
+    """Each prompt's run under a policy.
+
+    ``last`` are the runs at the next higher threshold, before the first threshold the full model's; None for these.
+    """
+    if last is None:
+        changed = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
+    else:
+        changed = [i for i, run in enumerate(last) if run.same_above >= policy.threshold]
+        if policy.batching != "deepest":  # there a row depends on its batch: always all, in the order given
+            changed.sort(key=lambda i: (last[i].tokens, last[i].layers))
+    runs = dict(enumerate(last or ()))
+    for start in range(0, len(changed), batch_size):
+        batch = changed[start : start + batch_size]
+        runs |= zip(batch, _generate(decoder, policy, [prompts[i] for i in batch]), strict=True)
+    return [runs[i] for i in range(len(prompts))]
+
+
+def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> list[Run]:
+    encoded = decoder.encode([row.text for row in batch])
+    started = time.perf_counter()
+    generation = decoder.generate(*encoded, policy=policy, max_new_tokens=policy.max_new_tokens)
+    exits = _numpy(generation.exit_layers)  # inside the clock: an accelerator works on until its result is asked for
+    seconds = (time.perf_counter() - started) / len(batch)
+    outputs = decoder.decode(generation.tokens)
+    if exits.ndim != 2 or not len(exits) == len(outputs) == len(batch):
+        raise RiskcalError(
+            f"decoder: gave exit_layers of shape {exits.shape} and {len(outputs)} texts for {len(batch)} prompts; "
+            "each needs one row."
+        )
+    generated = exits > 0
+    tokens = generated.sum(1)
+    if not tokens.all():
+        prompt = batch[int(tokens.argmin())].prompt
+        raise RiskcalError(f"decoder: gave no token for prompt {prompt!r}; the end token counts as one.")
+    if policy.is_full_model and (exits[generated] != decoder.n_layers).any():
+        raise RiskcalError(
+            f"decoder: left at layer {exits[generated].min()} of {decoder.n_layers} under the full model's policy; "
+            "without a full model's output there is nothing to compare with."
+        )
+    same_above = _same_above(generation, policy, exits.shape)
+    return [
+        Run(output, layers, count, seconds, bound)
+        for output, layers, count, bound in zip(
+            outputs, (exits.sum(1) / tokens).tolist(), tokens.tolist(), same_above.tolist(), strict=True
+        )
+    ]
+
+
+def _same_above(generation: Generation, policy: ExitPolicy, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """The largest threshold below the policy's own at which a row would differ; its own where that is not known.
+
+    At one position what a token of some confidence needs is monotone in the threshold, so that the largest refused confidence
+    of each token decides. The full model looks at none.
+    """
+    unknown = np.full(shape[0], policy.threshold)
+    if policy.is_full_model or policy.batching == "deepest" or not hasattr(generation, "refused"):
+        return unknown
+    refused = _numpy(generation.refused).astype(np.float64)
+    if refused.shape != shape:
+        raise RiskcalError(f"decoder: gave refused of shape {refused.shape}, but exit_layers of shape {shape}.")
+    critical = policy.schedule.critical_threshold(refused, np.arange(shape[1]))
+    return np.minimum(critical.max(axis=1), unknown)
+
+
+def _numpy(values: Any) -> NDArray[Any]:
+    return np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+
+
+def table(
+    prompts: Sequence[Prompt],
+    policies: Sequence[ExitPolicy],
+    runs: Sequence[Sequence[Run]],
+    full: Sequence[Run],
+    *,
+    template: ExitPolicy,
+    dissimilarity: Callable[[str, str], float],
+    risk: Callable[[str, Sequence[str]], float] | None,
+) -> pd.DataFrame:
+    """One row per prompt and policy, prompt by prompt; ``runs`` (policies, prompts), ``full`` the full model's.
+
+    ``template`` is any candidate: they differ in their thresholds alone, and the full model's coordinates mean nothing. The
+    columns are those of `record`, and `WORKING`.
+    """
+    coordinates = _coordinates(template)
+    rows = []
+    for i, prompt in enumerate(prompts):
+        labels = {name: getattr(prompt, name) for name in ("cluster", "group") if getattr(prompt, name) is not None}
+        known: dict[tuple[str, bool], dict[str, float]] = {}  # most outputs of a prompt are the same
+        for policy, column in zip(policies, runs, strict=True):
+            run, threshold, is_full = column[i], policy.threshold, policy.is_full_model
+            losses = known.get((run.output, is_full))
+            if losses is None:
+                distance = 0.0 if is_full else dissimilarity(run.output, full[i].output)
+                losses = {"dissimilarity": _in_unit(distance, "dissimilarity", prompt, threshold)}
+                if risk is not None:
+                    losses["risk"] = _in_unit(risk(run.output, prompt.references), "risk", prompt, threshold)
+                known[run.output, is_full] = losses
+            costs = {"layers": run.layers, "tokens": run.tokens, "seconds": run.seconds, "source": "generated"}
+            working = {"output": run.output, "same_above": run.same_above}
+            rows.append(
+                {"prompt": prompt.prompt, **labels, "threshold": threshold, **coordinates, **losses, **costs, **working}
+            )
+    return pd.DataFrame(rows)
+
+
+def _coordinates(candidate: ExitPolicy) -> dict[str, Any]:
+    """What a table says of its candidates beyond their thresholds."""
+    coordinates: dict[str, Any] = {}
+    if isinstance(candidate.schedule, Decaying):
+        schedule = candidate.schedule
+        coordinates["temperature"] = float(schedule.temperature)
+        coordinates |= {"max_length": schedule.max_length, "form": schedule.form}
+    return coordinates | {
+        "min_layer": candidate.min_layer,
+        "measure": candidate.measure,
+        "policy": candidate.other_fields(),
+    }
+
+
+def _in_unit(value: Any, name: str, prompt: Prompt, threshold: float) -> float:
+    loss = _validate.number(value, f"{name}: prompt {prompt.prompt!r}, threshold {threshold:g}")
+    if not -_validate.TOLERANCE <= loss <= 1 + _validate.TOLERANCE:
+        raise RiskcalError(
+            f"{name}: {loss:g} for prompt {prompt.prompt!r} at threshold {threshold:g} is outside [0, 1]; scale or clip it."
+        )
+    return min(max(loss, 0.0), 1.0)
+
+
+def runs_of(rows: pd.DataFrame) -> list[Run]:
+    """The runs of one policy as `table` wrote them, prompts in its order."""
+    return [Run(*values) for values in rows[list(Run._fields)].itertuples(index=False)]
