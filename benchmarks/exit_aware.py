@@ -2,11 +2,13 @@
 
 ``python benchmarks/exit_aware.py --work FOLDER`` takes the plain stage of the spelling-to-phonemes recipe (trained first if
 ``FOLDER/start-checkpoint`` is not there), fine-tunes it for the same number of steps in every way of `stages`, trains two
-models from scratch, decodes development words with each, and writes ``benchmarks/results/exit_aware.json``. A run that was
-cut off goes on where it stopped; ``--scale`` shortens all of it.
+models from scratch and those for long outputs, decodes development words with each, and writes
+``benchmarks/results/exit_aware.json``. A run that was cut off goes on where it stopped; ``--scale`` shortens all of it.
+``benchmarks/exit_aware_figures.py`` draws the figures and prints the tables of docs/training.md.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import math
@@ -26,7 +28,9 @@ from riskcal.pruning import Pruning
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.g2p.train import STAGES, pairs
-from riskcal_adapters.torch import EarlyExitT5, load_t5
+from riskcal_adapters.numbers import data as numbers_data
+from riskcal_adapters.numbers import train as numbers
+from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
 from riskcal_adapters.torch.training import (
     ExitClassifier,
     classifier_confidence,
@@ -71,9 +75,13 @@ VARIANTS = {
     "pruned": dataclasses.replace(FINE, thresholds=THRESHOLDS, confidence=pruned_margin(KEPT)),
     "dropout": dataclasses.replace(FINE, largest_dropout=0.2),
     "dropout, exit-aware": dataclasses.replace(FINE, largest_dropout=0.2, thresholds=THRESHOLDS),
+    "12 layers, plain": FINE,
+    "12 layers, exit-aware": dataclasses.replace(FINE, thresholds=THRESHOLDS),
     "scratch, plain": SCRATCH,
     "scratch, exit-aware": dataclasses.replace(SCRATCH, thresholds=THRESHOLDS),
 }
+#: Stages of the whole recipe, for comparison: the start of all fine-tuning, and the shipped checkpoint.
+RECIPE = ("recipe, plain", "recipe, shipped")
 
 
 @torch.inference_mode()
@@ -140,31 +148,65 @@ class Study:
         """Where a model's checkpoint is."""
         return self.work / f"{name.replace(', ', '-').replace(' ', '-')}-checkpoint"
 
-    def variant(self, name: str, stage: Stage) -> transformers.T5ForConditionalGeneration:
+    def variant(self, name: str) -> transformers.T5ForConditionalGeneration:
         """The model of a variant, trained once, then read."""
+        if name in RECIPE:
+            return self.started() if name == "recipe, plain" else load_example("g2p").model
         folder = self.folder(name)
         if not folder.exists():
             model = new_t5(len(self.tokenizer), seed=1) if name.startswith("scratch") else self.started()
-            seconds = self.fit(model, stage)
+            if name.startswith("12 layers"):
+                model = deepened(model)
+            seconds = self.fit(model, stages(self)[name])
             write_checkpoint(model, self.tokenizer, folder)
             (folder / "cpu_seconds.json").write_text(json.dumps(round(seconds, 1)))
         return load_t5(folder)
 
-    def row(self, name: str, decoding: str, stage: Stage, asked: dict[str, ExitPolicy]) -> None:
+    def row(self, name: str, decoding: str, asked: dict[str, ExitPolicy]) -> None:
         """Errors and depth of each policy, and what the training took, unless the file has them."""
         if any((row["training"], row["decoding"]) == (name, decoding) for row in self.rows):
             return
-        model = self.variant(name, stage)
-        classifier = self.classifier(name, model) if decoding == "classifier" else None
-        decoder = EarlyExitT5(model, self.tokenizer, classifier=classifier)
-        table = evaluate(decoder, self.words, asked).round(5)
-        seconds = json.loads((self.folder(name) / "cpu_seconds.json").read_text())
+        if name.startswith("numbers"):
+            model = numbers.trained(name.removeprefix("numbers, "), self.work / "numbers", self.scale)
+            decoder = EarlyExitT5(model, numbers_data.tokenizer())
+            table = numbers.evaluate(decoder, numbers_data.draw("development", numbers.EVALUATED), asked)
+        else:
+            model = self.variant(name)
+            classifier = self.classifier(name, model) if decoding == "classifier" else None
+            table = evaluate(EarlyExitT5(model, self.tokenizer, classifier=classifier), self.words, asked)
+        taken = self.folder(name) / "cpu_seconds.json"
         self.rows.append(
-            {"training": name, "decoding": decoding, "cpu_seconds": seconds, "table": table.to_dict("records")}
+            {
+                "training": name,
+                "decoding": decoding,
+                "cpu_seconds": json.loads(taken.read_text()) if taken.exists() else None,
+                "table": table.round(5).to_dict("records"),
+            }
         )
         with replacing(self.results) as partial:
             partial.write_text(json.dumps(self.rows, indent=1) + "\n")
         print(name, decoding, flush=True)
+
+
+@torch.no_grad()
+def deepened(model: transformers.T5ForConditionalGeneration) -> transformers.T5ForConditionalGeneration:
+    """The model with a new layer after every second one of its decoder; at first it passes its input on."""
+    n_layers = model.config.num_decoder_layers
+    config = copy.deepcopy(model.config)
+    config.num_decoder_layers = n_layers + n_layers // 2
+    torch.manual_seed(0)
+    deeper = transformers.T5ForConditionalGeneration(config)
+    deeper.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    deeper.shared, deeper.encoder = model.shared, model.encoder
+    deeper.decoder.embed_tokens, deeper.decoder.final_layer_norm = model.shared, model.decoder.final_layer_norm
+    for place, block in enumerate(deeper.decoder.block):
+        if place % 3 < 2:
+            block.load_state_dict(model.decoder.block[place // 3 * 2 + place % 3].state_dict())
+        else:
+            self_layer, cross_layer, feed_forward = block.layer
+            for last in (self_layer.SelfAttention.o, cross_layer.EncDecAttention.o, feed_forward.DenseReluDense.wo):
+                last.weight.zero_()
+    return deeper
 
 
 def measured(study: Study) -> dict[str, tuple[Confidence, tuple[float, ...]]]:
@@ -186,14 +228,19 @@ def stages(study: Study) -> dict[str, Stage]:
 def decode_all(study: Study) -> None:
     """A row for every model and every way of decoding it that tells something."""
     every = stages(study)
-    for name, stage in every.items():
-        study.row(name, "softmax", stage, policies("softmax", SOFTMAX))
-    study.row("plain", "softmax, recomputed cache", VARIANTS["plain"], policies("softmax", SOFTMAX, cache="recompute"))
+    softmax = policies("softmax", SOFTMAX)
+    for name in every:
+        study.row(name, "softmax", softmax)
+    for name in RECIPE:
+        study.row(name, "softmax", softmax)
+    study.row("plain", "softmax, recomputed cache", policies("softmax", SOFTMAX, cache="recompute"))
     for measure, (_, thresholds) in measured(study).items():
         for name in ("plain", "exit-aware", f"exit-aware, {measure}"):
-            study.row(name, measure, every[name], policies(measure, thresholds))
+            study.row(name, measure, policies(measure, thresholds))
     for name in ("plain", "exit-aware", "pruned"):
-        study.row(name, f"softmax over {KEPT}", every[name], policies("softmax", SOFTMAX, pruning=PRUNING))
+        study.row(name, f"softmax over {KEPT}", policies("softmax", SOFTMAX, pruning=PRUNING))
+    for name in ("control", "exit-aware"):
+        study.row(f"numbers, {name}", "softmax", softmax)
 
 
 def main() -> None:
@@ -206,9 +253,8 @@ def main() -> None:
     torch.set_num_threads(1)
     study = Study(options.work, options.scale)
     if options.train:
-        known = stages(study)
         for name in options.train:
-            study.variant(name, known[name])
+            study.variant(name)
         return
     decode_all(study)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from rapidfuzz.distance import Levenshtein
+from transformers import T5ForConditionalGeneration
 
 from riskcal import ExitPolicy
 from riskcal_adapters.decoding_study import decode_policies, static_and_adaptive
@@ -59,6 +60,17 @@ def errors(outputs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     }
 
 
+def trained(name: str, out: Path, scale: float = 1.0) -> T5ForConditionalGeneration:
+    """The model after a stage, from its checkpoint in ``out`` if that is there; else trained, after the stages it follows."""
+    done = out / f"{name}-checkpoint"
+    if not done.exists():
+        model = new_t5(len(data.tokenizer())) if name == "plain" else trained("plain", out, scale)
+        stage = dataclasses.replace(STAGES[name], steps=math.ceil(STAGES[name].steps * scale))
+        train(model, pairs(data.draw("train", TRAINED)), out / name, stage, save_steps=150)
+        write_checkpoint(model, data.tokenizer(), done)
+    return load_t5(done)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
@@ -66,18 +78,10 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the recipe's steps, to try it out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tokenizer = data.tokenizer()
-    model = new_t5(len(tokenizer))
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in ("plain", "control" if options.control else "exit-aware"):
-        done = options.out / f"{name}-checkpoint"
-        if not done.exists():
-            stage = STAGES[name]
-            stage = dataclasses.replace(stage, steps=math.ceil(stage.steps * options.scale))
-            train(model, pairs(data.draw("train", TRAINED)), options.out / name, stage, save_steps=150)
-            write_checkpoint(model, tokenizer, done)
-        model = load_t5(done)
-    figures = evaluate(EarlyExitT5(model, tokenizer), data.draw("development", EVALUATED))
+    name = "control" if options.control else "exit-aware"
+    decoder = EarlyExitT5(trained(name, options.out, options.scale), data.tokenizer())
+    figures = evaluate(decoder, data.draw("development", EVALUATED))
     figures.to_csv(options.out / f"{name}-development.csv", index=False)
     print(figures.to_string(index=False, float_format="{:.4f}".format))
     card = {"torch": torch.__version__, "stages": repr(STAGES), "scale": options.scale}
