@@ -1,0 +1,97 @@
+"""The name of a model's weights: of their values, whatever their file's type, order and copies."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from t5_reference import LENGTH, prompts
+from transformers import T5ForConditionalGeneration
+
+from riskcal import ExitPolicy, RiskcalError
+from riskcal_adapters import fingerprint
+from riskcal_adapters.torch import EarlyExitT5
+
+
+def entries(model):
+    return {name: weight.float().numpy() for name, weight in model.state_dict().items()}
+
+
+def test_it_is_32_hexadecimal_digits_of_the_decoders_weights(tiny_t5):
+    name = EarlyExitT5(tiny_t5).weights
+    assert len(name) == 32
+    assert int(name, 16) > 0
+    assert name == fingerprint.of_weights(entries(tiny_t5).items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_short_file_has_the_name_of_its_values_in_float32(tiny_t5, dtype):
+    short = copy.deepcopy(tiny_t5).to(dtype)
+    widened = copy.deepcopy(short).float()
+    assert EarlyExitT5(short).weights == EarlyExitT5(widened).weights
+    assert EarlyExitT5(short).weights != EarlyExitT5(tiny_t5).weights, "rounded weights are other weights"
+    wide = copy.deepcopy(tiny_t5).double()
+    assert EarlyExitT5(wide).weights == EarlyExitT5(tiny_t5).weights
+
+
+def test_it_survives_a_file(tiny_t5, tmp_path):
+    tiny_t5.save_pretrained(tmp_path)
+    again = T5ForConditionalGeneration.from_pretrained(tmp_path)
+    if not tiny_t5.config.tie_word_embeddings:  # the library ties heads on loading whatever the config says
+        again.lm_head.weight = torch.nn.Parameter(tiny_t5.lm_head.weight.clone())
+    assert EarlyExitT5(again).weights == EarlyExitT5(tiny_t5).weights
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_one_weight_changes_it_and_order_does_not(tiny_t5, data):
+    weights = entries(tiny_t5)
+    before = fingerprint.of_weights(weights.items())
+    shuffled = data.draw(st.permutations(sorted(weights)))
+    assert fingerprint.of_weights([(name, weights[name]) for name in shuffled]) == before
+    name = data.draw(st.sampled_from(sorted(weights)))
+    changed = dict(weights) | {name: weights[name].copy()}
+    place = data.draw(st.integers(0, weights[name].size - 1))
+    flat = changed[name].reshape(-1)
+    flat[place] = np.nextafter(flat[place], np.float32(np.inf))
+    assert fingerprint.of_weights(changed.items()) != before
+
+
+def test_copies_of_the_embedding_may_be_there_or_not():
+    generator = np.random.default_rng(0)
+    weights = {name: generator.normal(size=(3, 4)).astype("<f4") for name in ("shared.weight", "decoder.x.weight")}
+    before = fingerprint.of_weights(weights.items())
+    names = ("lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    copies = dict.fromkeys(names, weights["shared.weight"])
+    assert fingerprint.of_weights((weights | copies).items()) == before
+    untied = {"lm_head.weight": weights["shared.weight"] + np.float32(1e-3)}
+    assert fingerprint.of_weights((weights | copies | untied).items()) != before
+    elsewhere = {"decoder.y.weight": weights["shared.weight"]}
+    assert fingerprint.of_weights((weights | elsewhere).items()) != before
+
+
+def test_names_and_shapes_are_part_of_it():
+    values = np.arange(6, dtype=np.float32)
+    named = {
+        fingerprint.of_weights([(name, values.reshape(shape))])
+        for name in ("a", "b")
+        for shape in ((6,), (2, 3), (3, 2))
+    }
+    assert len(named) == 6
+    square = values[:4].reshape(2, 2)
+    assert fingerprint.of_weights([("a", square)]) != fingerprint.of_weights([("a", square.T)])
+    assert fingerprint.of_weights([("a", square.T)]) == fingerprint.of_weights([("a", square.T.copy())])
+    joined = [("a", values[:2]), ("b", values[2:4])]
+    assert fingerprint.of_weights(joined) != fingerprint.of_weights([("a", values[2:4]), ("b", values[:2])])
+
+
+def test_row_32_a_policy_calibrated_on_other_weights_is_refused(tiny_t5):
+    other = copy.deepcopy(tiny_t5)
+    with torch.no_grad():
+        other.decoder.block[-1].layer[-1].DenseReluDense.wo.weight[0, 0] += 1e-3
+    policy = ExitPolicy(threshold=0.5, weights=EarlyExitT5(tiny_t5).weights)
+    EarlyExitT5(tiny_t5).generate(*prompts(2), policy=policy, max_new_tokens=LENGTH)
+    with pytest.raises(RiskcalError, match=r"^weights: the policy was made for weights \w{32}, the model has \w{32}"):
+        EarlyExitT5(other).generate(*prompts(2), policy=policy, max_new_tokens=LENGTH)
