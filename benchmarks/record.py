@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from riskcal_adapters.torch import EarlyExitT5, load_example
 
 GRID = np.round(np.arange(0, 1.0001, 0.05), 2)
 MAX_NEW_TOKENS = 64
+CLOCKS = {"seconds": time.perf_counter, "CPU seconds": time.process_time}
 COLUMNS = ["prompt", "threshold", "dissimilarity", "layers", "tokens"]
 
 
@@ -69,7 +71,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main() -> None:
-    """Measure, compare the tables, print, and write the figures if asked to."""
+    """Measure, compare the tables, print, and write the figures if asked to, turn by turn."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", type=int, default=2000)
     parser.add_argument("--turn", type=int, default=250, help="words per turn, and per file of the recording")
@@ -90,31 +92,36 @@ def main() -> None:
     names = list(ways)
     for way in ways.values():
         way(words[: min(8, len(words))])  # first calls are slow
-    clocks = {"seconds": time.perf_counter, "CPU seconds": time.process_time}
     rows, different = [], 0
     for turn, start in enumerate(range(0, len(words), options.turn)):
         chunk = words[start : start + options.turn]
         tables = {}
         for name in names[turn % 3 :] + names[: turn % 3]:
-            begun = {clock: read() for clock, read in clocks.items()}
+            begun = {clock: read() for clock, read in CLOCKS.items()}
             tables[name] = in_order(ways[name](chunk))
-            rows.append({"turn": turn, "way": name} | {clock: read() - begun[clock] for clock, read in clocks.items()})
+            rows.append({"turn": turn, "way": name} | {clock: read() - begun[clock] for clock, read in CLOCKS.items()})
         different += sum(int((tables[name] != tables["record"]).any(axis=1).sum()) for name in names)
-        print(pd.DataFrame(rows[-3:]).to_string(index=False, float_format="%.2f"), flush=True)
-    times = pd.DataFrame(rows).pivot_table(index="turn", columns="way", values=list(clocks))
-    figures = {"conditions": {**vars(options), "json": None, "torch": torch.__version__}, "rows that differ": different}
-    for clock in clocks:
-        sums = times[clock].sum()
-        figures[clock] = {name: round(float(sums[name]), 2) for name in names}
+        conditions = {"batch size": options.batch_size, "batching": options.batching, "threads": options.threads}
+        conditions |= {"words": start + len(chunk), "thresholds": len(GRID), "torch": torch.__version__}
+        text = json.dumps({"conditions": conditions, "rows that differ": different} | figures(rows, names), indent=2)
+        print(text, flush=True)
+        if options.json:  # after each turn: a run that is cut off leaves what it has
+            options.json.write_text(text + "\n", encoding="utf-8")
+
+
+def figures(rows: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Seconds of each way in all, and the recorder's share of them, in all and turn by turn."""
+    times = pd.DataFrame(rows).pivot_table(index="turn", columns="way", values=list(CLOCKS))
+    found: dict[str, Any] = {}
+    for clock in CLOCKS:
+        seconds = times[clock]
+        found[clock] = {name: round(float(seconds[name].sum()), 2) for name in names}
         for other in names[:2]:
-            paired = times[clock]["record"] / times[clock][other]
-            figures[clock][f"record / {other}"] = {
-                "of sums": round(float(sums["record"] / sums[other]), 4),
-                "turns": [round(float(ratio), 4) for ratio in paired],
+            found[clock][f"record / {other}"] = {
+                "of sums": round(float(seconds["record"].sum() / seconds[other].sum()), 4),
+                "turns": (seconds["record"] / seconds[other]).round(4).tolist(),
             }
-    print(json.dumps(figures, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return found
 
 
 if __name__ == "__main__":
