@@ -93,8 +93,7 @@ def test_logits_of_all_layers_are_the_same(in_torch, in_jax, words):
     assert difference <= 2e-4 * exact.std()
 
 
-@pytest.mark.parametrize("batch", [1, 8])
-def test_tokens_and_exits_are_the_same_on_300_words(in_torch, in_jax, words, batch):
+def test_tokens_and_exits_are_the_same_on_300_words(in_torch, in_jax, words):
     """A row may differ only from where a confidence was within 1e-4 of its threshold; on these words none does."""
     assert len(words) == 300
     near = 0
@@ -103,32 +102,28 @@ def test_tokens_and_exits_are_the_same_on_300_words(in_torch, in_jax, words, bat
         for start in range(0, 300, 8):
             ids, mask = in_jax.encode(words[start : start + 8])
             theirs = in_torch.generate(torch.as_tensor(ids), torch.as_tensor(mask), policy, LENGTH)
-            rows = [slice(0, len(ids))] if batch == 8 else [slice(i, i + 1) for i in range(len(ids))]
-            for part in rows:
-                ours = in_jax.generate(ids[part], mask[part], policy, LENGTH)
-                near += sum(map(len, compared(ours, theirs, part, needed)))
-    print(f"batch {batch}: rows that differ near a threshold: {near}")
+            for part in [slice(0, len(ids)), *(slice(i, i + 1) for i in range(len(ids)))]:  # in batches of 8, and alone
+                near += apart(in_jax.generate(ids[part], mask[part], policy, LENGTH), theirs, part, needed)
+    print(f"rows that differ near a threshold: {near}")
     assert near == 0
 
 
-def compared(ours, theirs, part, needed):
-    """Rows that part within 1e-4 of a threshold; any other that differs fails."""
+def apart(ours, theirs, part, needed):
+    """How many rows differ from where a confidence was within 1e-4 of its threshold; any other that differs fails."""
     length = ours.tokens.shape[1]
     tokens, exits, sure, refused = (
         getattr(theirs, name)[part].numpy() for name in ("tokens", "exit_layers", "confidence", "refused")
     )
     assert not exits[:, length:].any()
     same = (ours.tokens == tokens[:, :length]) & (ours.exit_layers == exits[:, :length])
-    apart = []
     for row in np.flatnonzero(~same.all(1)):
         at = int(np.flatnonzero(~same[row])[0])
         seen = np.array([sure[row, at], refused[row, at], ours.confidence[row, at], ours.refused[row, at]])
         assert np.nanmin(np.abs(seen - needed[at])) <= NEAR, (row, at, seen, needed[at])
-        apart.append(int(row))
     agreeing = same.all(1)
     np.testing.assert_allclose(ours.confidence[agreeing], sure[agreeing, :length], rtol=0, atol=NEAR)
     np.testing.assert_allclose(ours.refused[agreeing], refused[agreeing, :length], rtol=0, atol=NEAR)
-    return [apart]
+    return int((~agreeing).sum())
 
 
 def test_traces_are_the_same(in_torch, in_jax, words):
@@ -149,7 +144,8 @@ def test_records_are_interchangeable(in_torch, in_jax, words, tmp_path):
     pd.testing.assert_frame_equal(ours.to_frame().drop(columns="seconds"), theirs.to_frame().drop(columns="seconds"))
     assert ours.thresholds.tolist() == theirs.thresholds.tolist()
     first, second = (riskcal.calibrate(runs, delta=0.3).policy() for runs in (ours, theirs))
-    assert first == second
+    assert first.model_copy(update={"certificate": None}) == second.model_copy(update={"certificate": None})
+    assert first.certificate.pvalue == second.certificate.pvalue
     halves = [ours.to_frame(), theirs.to_frame()]
     mixed = pd.concat([half[half["prompt"] % 2 == i] for i, half in enumerate(halves)])
     assert riskcal.calibrate(Runs.from_frame(mixed), delta=0.3).policy().threshold == first.threshold

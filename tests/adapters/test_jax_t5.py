@@ -242,14 +242,13 @@ generation = decoder.generate(*prompts(7), policy=ExitPolicy(threshold=0.2), max
 ids, mask = prompts(7)
 _, *asked = decoder._asked(ExitPolicy(), 7, 12)
 request = decoder._request(ids, mask.astype(bool), *asked)
-compiled = program.generate.lower(*decoder._whole(False), request).compile().as_text()
-print(any(word in compiled for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all")))
-traces = decoder.trace(*prompts(3), max_new_tokens=4)
-print(len(traces.prompt), *generation.tokens.ravel(), *generation.exit_layers.ravel())
+lowered = program.generate.lower(*decoder._whole(False), request).as_text()
+assert "while" in lowered
+print(any(word in lowered for word in ("all_reduce", "all_gather", "collective", "all_to_all")))
+print(*generation.tokens.ravel(), *generation.exit_layers.ravel())
 """
-    talks, traced, *numbers = run(script, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    talks, *numbers = run(script, XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert talks == "False"
-    assert traced == "12"
     tokens, exits = np.array(numbers, dtype=int).reshape(2, 7, LENGTH)
     np.testing.assert_array_equal(tokens, expected.tokens)
     np.testing.assert_array_equal(exits, expected.exit_layers)

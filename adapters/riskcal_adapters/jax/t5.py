@@ -204,9 +204,9 @@ class EarlyExitT5:
         limit = _requests.length(max_new_tokens, [])
         ids = _requests.prompt_ids(prompts, len(tokens))
         [template] = self._policies(policy, len(tokens))
-        unlimited = template.model_copy(update={"max_new_tokens": None})
-        _, *asked = self._asked(unlimited, len(tokens), limit)
-        request = self._request(tokens, mask, *asked)
+        _, thresholds, codes, lengths = self._asked(ExitPolicy.full_model(), len(tokens), limit)
+        codes = np.full(codes.shape, measures.NAMES.index(template.measure), dtype=np.int32)
+        request = self._request(tokens, mask, thresholds, codes, lengths)
         said, confidence, going = jax.device_get(program.trace(*self._whole(False), request))
         positions, rows = np.nonzero(going.T)
         return Traces.from_arrays(
@@ -264,7 +264,8 @@ class EarlyExitT5:
         thresholds = np.full((batch, _round_tokens(limit), self.n_layers), np.inf, dtype=np.float32)
         thresholds[:rows, :limit] = _requests.exit_thresholds(asked, rows, self.n_layers, limit).transpose(2, 0, 1)
         codes = np.zeros(batch, dtype=np.int32)
-        codes[:rows] = [measures.NAMES.index(one.measure) for one in asked]
+        # a policy that never exits is the full model, whatever it would have looked at
+        codes[:rows] = [0 if one.is_full_model else measures.NAMES.index(one.measure) for one in asked]
         lengths = np.zeros(batch, dtype=np.int32)
         lengths[:rows] = limit
         place = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(program.ROWS))
