@@ -245,9 +245,18 @@ def test_the_best_draft_length_at_the_ends():
     assert [a > 24 for a in range(101) if lengths[a] > 0] == [True] * 75, "drafting one token pays where a L > E"
 
 
-def test_acceptance_is_estimated_from_what_was_judged():
-    row = speculation.Row(drafted=30, accepted=6, rejections=4)
-    assert row.acceptance == (4 + 6) / (5 + 10)
+def test_acceptance_is_estimated_from_what_was_judged(tiny_t5, monkeypatch):
+    """Accepted tokens and the first rejected one of each draft; the others stood on a wrong premise."""
+    decoder, rates = EarlyExitT5(weak_above(tiny_t5, 1, 0.15)), []
+    drafts, chosen = spied(monkeypatch, "_draft"), spied(monkeypatch, "_verify")
+    monkeypatch.setattr(speculation, "best_length", lambda rate, *_: rates.append(rate) or 3)
+    decoder.speculate(*prompts(1), draft_layer=1, max_new_tokens=30)
+    accepted = rejected = 0
+    for rate, (drafted, _), tokens in zip(rates, drafts, chosen, strict=True):
+        assert rate == (4 + accepted) / (5 + accepted + rejected)
+        accepted += len(tokens) - 1
+        rejected += len(tokens) <= len(drafted)
+    assert min(accepted, rejected) > 0
 
 
 def test_adaptive_drafts_grow_with_success_and_stop_with_failure(tiny_t5, monkeypatch):
