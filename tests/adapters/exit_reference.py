@@ -44,14 +44,16 @@ class Reference:
     @torch.inference_mode()
     def generate(self, prompts, policy, length=LENGTH):
         """Rows, decoded; with batching "deepest" they exit together, else each as if alone."""
-        thresholds = policy.exit_thresholds(self.n_layers, length)
         start = self.model.config.decoder_start_token_id
         rows = [Row(self.model.encoder(input_ids=prompt[None]).last_hidden_state, start) for prompt in prompts]
-        for needed in thresholds:
+        for position in range(length):
+            thresholds = needed(policy, self.n_layers, position)
             going = [row for row in rows if not self.ended(row)]
             steps = [self.full_step(row) for row in going]
-            seen = [self.judged(policy, row, needed, states) for row, (states, *_) in zip(going, steps, strict=True)]
-            depths = [self.first_passing(exits, needed) for exits in seen]
+            seen = [
+                self.judged(policy, row, thresholds, states) for row, (states, *_) in zip(going, steps, strict=True)
+            ]
+            depths = [self.first_passing(exits) for exits in seen]
             if policy.batching == "deepest" and going:
                 depths = [max(depths)] * len(going)
             for row, step, exits, depth in zip(going, steps, seen, depths, strict=True):
@@ -94,10 +96,10 @@ class Reference:
         scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
         return self.model.lm_head(normed * scale)[0, 0].numpy()
 
-    def judged(self, policy, row, needed, states):
+    def judged(self, policy, row, thresholds, states):
         """{layer: (confidence, threshold, logits with -inf for what pruning took away)}, of the layers that are looked at."""
         forced = policy.max_pending is not None and row.pending >= policy.max_pending
-        looked = [] if forced else [i + 1 for i in range(self.n_layers - 1) if needed[i] != math.inf]
+        looked = [] if forced else [i + 1 for i in range(self.n_layers - 1) if thresholds[i] != math.inf]
         looked.append(self.n_layers)
         target = self.logits(states[-1]).argmax()
         judged, order, before = {}, None, None
@@ -123,10 +125,10 @@ class Reference:
             else:
                 amateurs = {m: only(self.logits(states[m]), kept) for m in range(1, layer)}
                 before = contrast(policy.measure, policy.contrast, layer, looked[0], compared, amateurs)
-            judged[layer] = before, needed[layer - 1], compared
+            judged[layer] = before, thresholds[layer - 1], compared
         return judged
 
-    def first_passing(self, judged, needed):
+    def first_passing(self, judged):
         passing = [layer for layer, (confidence, threshold, _) in judged.items() if confidence >= threshold]
         return min([*passing, self.n_layers])
 
@@ -149,6 +151,22 @@ class Reference:
         row.confidences.append(confidence)
         row.refused.append(max([c for layer, (c, *_) in judged.items() if layer < depth], default=-math.inf))
         row.pending = 0 if depth == self.n_layers else row.pending + 1
+
+
+def needed(policy, n_layers, position):
+    """The confidence needed at each layer; position 0 is the first generated token (CALM, Eq. 5, and its code's form)."""
+    given = policy.thresholds or {}
+    table = []
+    for layer in range(1, n_layers):
+        value = policy.threshold if policy.thresholds is None else given.get(layer, math.inf)
+        if layer < policy.min_layer or value == math.inf:
+            value = math.inf
+        elif policy.schedule.kind == "decaying":
+            decay = math.exp(-policy.schedule.temperature * position / policy.schedule.max_length)
+            paper = policy.schedule.form == "paper"
+            value = min(max(0.9 * value + 0.1 * decay, 0.0), 1.0) if paper else value * (0.9 + 0.1 * decay)
+        table.append(value)
+    return [*table, -math.inf]
 
 
 def only(logits, kept):
@@ -300,11 +318,12 @@ def truncated(model, n_layers):
     return cut
 
 
-def middling(model, **fields):
-    """A policy at whose threshold some tokens exit early and some late: three quarters of confidences are below it."""
+def middling(model, quantile=0.75, **fields):
+    """A policy at whose threshold some tokens exit early and some late: it is a quantile of early layers' confidences."""
     if fields.get("measure") == "oracle":
         return ExitPolicy(threshold=1.0, **fields)
     template = ExitPolicy(**fields)
-    traces = EarlyExitT5(model, classifier=CLASSIFIER).trace(*prompts(3), max_new_tokens=4, policy=template)
+    decoder = EarlyExitT5(model, classifier=CLASSIFIER if template.measure == "classifier" else None)
+    traces = decoder.trace(*prompts(3), max_new_tokens=4, policy=template)
     early = np.asarray(traces.confidence)[:, fields.get("min_layer", 1) - 1 : -1]
-    return template.model_copy(update={"threshold": float(np.quantile(early, 0.75)) + 1e-4})
+    return template.model_copy(update={"threshold": float(np.quantile(early, quantile)) + 1e-4})

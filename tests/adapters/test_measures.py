@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from exit_reference import CLASSIFIER, OF_LOGITS, assert_agrees, cosine, expected, middling, truncated
+from exit_reference import CLASSIFIER, OF_LOGITS, Reference, assert_agrees, cosine, expected, middling, truncated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from t5_reference import FULL, LENGTH, ending_early, hugging_face, prompts
@@ -15,7 +15,7 @@ from riskcal import ExitPolicy
 from riskcal.policy import Contrast
 from riskcal.pruning import Pruning
 from riskcal_adapters.torch import EarlyExitT5, measures
-from riskcal_adapters.torch.judging import MEASURES
+from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES
 
 PRUNED = Pruning("adaptive", largest=30, smallest=4)
 
@@ -98,6 +98,56 @@ def test_row_3_decoding_with_each_measure_is_its_definition(ending, measure):
     late = middling(ending, measure=measure, min_layer=2)
     exits += assert_agrees(ending, late, classifier=CLASSIFIER, batch=2, side="left", length=5)
     assert len(set(exits)) > 2, "every token exited at one or two layers: the threshold tests little"
+
+
+class Noting(Reference):
+    """Notes what every layer of the full model's path says."""
+
+    def __init__(self, model):
+        super().__init__(model, CLASSIFIER)
+        self.confidences, self.agrees = [], []
+
+    def judged(self, policy, row, thresholds, states):
+        exits = super().judged(policy, row, thresholds, states)
+        best = [self.logits(state).argmax() for state in states[1:]]
+        kept = {layer: logits.argmax() for layer, (*_, logits) in exits.items()}
+        best = [kept.get(layer + 1, token) for layer, token in enumerate(best[:-1])] + [best[-1]]
+        self.confidences.append([exits[i + 1][0] if i + 1 in exits else math.nan for i in range(self.n_layers)])
+        self.agrees.append([token == best[-1] for token in best])
+        return exits
+
+    def commit(self, policy, row, step, judged, depth):
+        super().commit(policy.model_copy(update={"emits": "last"}), row, step, judged, self.n_layers)
+
+
+@pytest.mark.parametrize("pruning", [None, PRUNED], ids=["full head", "pruned head"])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_row_3_traces_hold_every_layers_confidence_along_the_full_models_path(ending, measure, pruning):
+    min_layer = 2 if pruning is not None or measure in CONTRASTIVE else 1  # else layers before it are told all the same
+    policy = ExitPolicy(measure=measure, threshold=9.0, min_layer=min_layer, pruning=pruning)
+    decoder = EarlyExitT5(ending, classifier=CLASSIFIER)
+    input_ids, mask = prompts(1)
+    traces = decoder.trace(input_ids, mask, max_new_tokens=5, policy=policy)
+    reference = Noting(ending)
+    reference.generate([input_ids[0]], policy, length=5)
+    np.testing.assert_allclose(traces.confidence, reference.confidences, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(traces.agrees, reference.agrees)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("pruning", [None, PRUNED], ids=["full head", "pruned head"])
+def test_row_3_measures_of_other_types_stay_close_to_float32(tiny_t5, dtype, pruning):
+    converted = copy.deepcopy(tiny_t5).to(dtype)
+    for measure in MEASURES:
+        policy = ExitPolicy(thresholds={1: 99.0, 2: -99.0}, measure=measure, pruning=pruning)
+        one, other = (
+            EarlyExitT5(model, classifier=CLASSIFIER).generate(*prompts(5), policy=policy, max_new_tokens=1)
+            for model in (tiny_t5, converted)
+        )
+        assert other.confidence.dtype == torch.float32
+        if measure not in ("oracle", "jsd", "jsd-code"):  # these choose: a tiny difference may change all
+            tolerance = 0.2 if dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(other.confidence, one.confidence, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("measure", MEASURES)

@@ -236,7 +236,9 @@ class EarlyExitT5:
                     self._special,
                     limit,
                 )
-                for row, (real, key) in enumerate(zip(mask, choosing.noise_keys(tokens.cpu().numpy(), mask), strict=True))
+                for row, (real, key) in enumerate(
+                    zip(mask, choosing.noise_keys(tokens.cpu().numpy(), mask), strict=True)
+                )
             ]
         return speculation.together(rows, self._special.pad, self._backbone.tensor)
 
@@ -525,30 +527,24 @@ class EarlyExitT5:
         policy, cache, judge = run.policy, run.cache, run.judge
         begins = policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
         everyone = list(range(cache.batch))
-        state = self._backbone.embed(previous)
-        judge.begin()
+        states = [self._backbone.embed(previous)]
+        for index in range(self.n_layers):
+            states.append(self._backbone.layer(index, states[-1], cache))
+        last = Scores(self._backbone.logits(states[-1]))
+        judge.begin(last.best() if policy.measure == "oracle" else None)
         confidence, best = [], []
         scores: Scores | None
-        for index in range(self.n_layers):
-            before = state if index else None
-            state = self._backbone.layer(index, state, cache)
-            unknown = np.full(cache.batch, np.float32(math.nan))
-            if index + 1 < begins:
+        for layer, state in enumerate(states[1:], start=1):
+            if layer < begins:
                 judge.pass_by(state)
-                sure, scores = unknown, Scores(self._backbone.logits(state))
-            elif policy.measure == "oracle":
-                sure, scores = unknown, judge.scores(index + 1, state)
+                sure, scores = np.full(cache.batch, np.float32(math.nan)), Scores(self._backbone.logits(state))
             else:
-                sure, scores = judge.look(index + 1, state, before)
+                sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
             confidence.append(sure)
-            best.append(self._choose(run, scores or judge.scores(index + 1, state), everyone, everyone))
-        if policy.pruning is not None:
-            best[-1] = self._choose(run, Scores(self._backbone.logits(state)), everyone, everyone)
-        cache.states.append(state)
-        tokens = np.array(best).T
-        if policy.measure == "oracle":
-            return (tokens == tokens[:, -1:]).astype(np.float32), tokens
-        return np.stack(confidence, axis=1), tokens
+            best.append(self._choose(run, scores or judge.scores(layer, state), everyone, everyone))
+        best[-1] = self._choose(run, last, everyone, everyone)
+        cache.states.append(states[-1])
+        return np.stack(confidence, axis=1), np.array(best).T
 
     def _column(self, rows: list[int], cache: Cache) -> Tensor | None:
         """(B, 1), true at these rows; None if these are all."""
