@@ -179,7 +179,9 @@ def main() -> None:
     print(fast.to_string(index=False, float_format="%.3f"), end="\n\n")
     print(accepted.to_string(index=False, float_format="%.3f"))
     if options.json:
-        figures = {"conditions": conditions, "time": fast.to_dict("records"), "accepted": accepted.to_dict("records")}
+        tables = {"time": fast, "accepted": accepted}
+        figures = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}  # NaN as null
+        figures["conditions"] = conditions
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
