@@ -13,7 +13,7 @@ from riskcal import ExitPolicy, RiskcalError
 from riskcal.policy import Sampling
 from riskcal.pruning import Pruning
 from riskcal_adapters import cli
-from riskcal_adapters.jax import EarlyExitT5, from_torch, load_example, load_t5
+from riskcal_adapters.jax import EarlyExitT5, from_torch, load_classifier, load_example, load_t5
 from riskcal_adapters.jax.weights import arrange
 
 FULL = ExitPolicy.full_model()
@@ -103,6 +103,8 @@ def test_other_arguments_are_refused():
         EarlyExitT5(random_t5(), dtype="float16")
     with pytest.raises(RiskcalError, match="classifier: has 5 weights and 1 biases; this model's states need 32 and 1"):
         EarlyExitT5(random_t5(), classifier=SimpleNamespace(weight=np.ones(5), bias=0.0))
+    with pytest.raises(RiskcalError, match="devices: is empty"):
+        EarlyExitT5(random_t5(), devices=[])
     with pytest.raises(RiskcalError, match="name: 'poems' is unknown"):
         load_example("poems")
     with pytest.raises(RiskcalError, match="model: dict is not a T5ForConditionalGeneration"):
@@ -209,6 +211,19 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(RiskcalError, match=r"model.safetensors: cannot be read"):
         load_t5(tmp_path)
+
+
+def test_classifiers_are_read(tmp_path):
+    weight, path = np.linspace(-1, 1, 32, dtype=np.float32), tmp_path / "classifier.safetensors"
+    save_file({"weight": weight, "bias": np.array(0.5, dtype=np.float32)}, path)
+    made = EarlyExitT5(random_t5(), classifier=load_classifier(path)).params.classifier
+    np.testing.assert_array_equal(made.weight, weight)
+    assert made.bias == 0.5
+    save_file({"weight": weight}, path)
+    with pytest.raises(RiskcalError, match="does not hold weight"):
+        load_classifier(path)
+    with pytest.raises(RiskcalError, match="cannot be read"):
+        load_classifier(tmp_path / "nowhere")
 
 
 def test_the_command_line_knows_the_shipped_model_in_both_frameworks():

@@ -126,10 +126,12 @@ def apart(ours, theirs, part, needed):
     return int((~agreeing).sum())
 
 
-def test_traces_are_the_same(in_torch, in_jax, words):
+@pytest.mark.parametrize("measure", ["softmax", "classifier"])
+def test_traces_are_the_same(in_torch, in_jax, words, measure):
     ids, mask = in_jax.encode(words[:8])
-    ours = in_jax.trace(ids, mask, LENGTH).to_frame()
-    theirs = in_torch.trace(torch.as_tensor(ids), torch.as_tensor(mask), LENGTH).to_frame()
+    asked = ExitPolicy(measure=measure)
+    ours = in_jax.trace(ids, mask, LENGTH, policy=asked).to_frame()
+    theirs = in_torch.trace(torch.as_tensor(ids), torch.as_tensor(mask), LENGTH, policy=asked).to_frame()
     pd.testing.assert_frame_equal(ours, theirs, check_exact=False, atol=NEAR, rtol=0)
 
 

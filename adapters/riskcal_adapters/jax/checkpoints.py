@@ -17,7 +17,7 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal_adapters.jax import weights
 from riskcal_adapters.jax.t5 import EarlyExitT5
-from riskcal_adapters.jax.weights import T5
+from riskcal_adapters.jax.weights import T5, Classifier
 
 
 def load_t5(folder: str | os.PathLike[str]) -> T5:
@@ -48,6 +48,20 @@ def from_torch(model: Any) -> T5:
     return _checked(named, model.config.to_dict(), generation, "model.config", "model")
 
 
+def load_classifier(path: str | os.PathLike[str]) -> Classifier:
+    """A linear exit classifier as `riskcal_adapters.torch.training` saves it.
+
+    Raises
+    ------
+    RiskcalError
+        If the file cannot be read or does not hold exactly ``weight`` (d,) and ``bias`` ().
+    """
+    found = _read_file(Path(path), "give a file written by save_classifier")
+    if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
+        raise RiskcalError(f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier.")
+    return Classifier(**found)
+
+
 def load_example(name: str = "g2p") -> EarlyExitT5:
     """A trained early-exit model that ships with the package, as a ready decoder.
 
@@ -55,7 +69,8 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     ----------
     name : {"g2p"}
         Spelling in, phonemes out: a T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits on the CMU
-        Pronouncing Dictionary.
+        Pronouncing Dictionary. Its exit classifier, for policies with measure ``"classifier"``, is the one that the PyTorch
+        decoder has.
 
     Examples
     --------
@@ -65,7 +80,9 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     """
     _validate.choice(name, "name", ("g2p",))
     with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
-        return EarlyExitT5(load_t5(folder), Tokenizer.from_file(str(folder / "tokenizer.json")))
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        classifier = load_classifier(folder / "classifier-independent.safetensors")
+        return EarlyExitT5(load_t5(folder), tokenizer, classifier=classifier)
 
 
 def _checked(
@@ -90,11 +107,16 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_weights(folder: Path) -> dict[str, NDArray[Any]]:
     named: dict[str, NDArray[Any]] = {}
     for path in sorted(folder.glob("model*.safetensors")) or [folder / "model.safetensors"]:
-        try:
-            named |= load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None
+        named |= _read_file(path, "give the folder of a T5 checkpoint")
     return named
+
+
+def _read_file(path: Path, remedy: str) -> dict[str, NDArray[Any]]:
+    try:
+        found: dict[str, NDArray[Any]] = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RiskcalError(f"{path}: cannot be read ({error}); {remedy}.") from None
+    return found
 
 
 def _from_tensor(tensor: Any) -> NDArray[Any]:

@@ -88,7 +88,7 @@ class EarlyExitT5:
     ------
     RiskcalError
         If the model is no `T5`, lacks its padding, end or start id, if its generation config asks for anything but greedy
-        decoding, if the classifier does not fit it, or for another dtype.
+        decoding, if the classifier does not fit it, for another dtype, or for no devices.
     """
 
     def __init__(
@@ -113,10 +113,12 @@ class EarlyExitT5:
         self.n_layers = model.shape.decoder_layers
         self._special = _requests.special_tokens(model.generation_config)
         self._measures = [name for name in measures.NAMES if name != "classifier" or classifier is not None]
+        if devices is not None and not len(devices):
+            raise RiskcalError("devices: is empty; give at least one, jax.devices() for all, or leave it out.")
         self._mesh = None if devices is None else Mesh(np.array(devices), (program.ROWS,))
         place = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
         if stacked is None:
-            stacked = jax.default_backend() != "cpu"
+            stacked = (jax.default_backend() if devices is None else devices[0].platform) != "cpu"
         arranged = weights.arrange(model, dtype, stacked=stacked)
         if classifier is not None:
             arranged = arranged._replace(classifier=_linear(classifier, model.shape.width))
