@@ -184,6 +184,18 @@ def _hedge_table() -> FloatArray:
     return table
 
 
+@njit(cache=True, inline="always")
+def next_bet(short_of_target, variance, cap, hedge):  # type: ignore[no-untyped-def]
+    """The stake of the option's hedge at this log capital (less the target's), over the deviation of all rows left."""
+    place = -64.0 * short_of_target
+    if place <= 0.0:
+        return 0.0
+    index = min(int(place), hedge.size - 2)
+    share = min(place - index, 1.0)
+    stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
+    return min(stake / math.sqrt(variance), cap)
+
+
 @njit(cache=True)
 def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
     """Largest log capital of the option-hedged bettor against each column's null, along the rows in order.
@@ -205,14 +217,7 @@ def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ig
         while t < n:
             left = n - t
             for j in range(width):
-                place = -64.0 * (log_capital[j] + target)
-                if place <= 0.0:
-                    bet[j] = 0.0
-                    continue
-                index = min(int(place), hedge.size - 2)
-                share = min(place - index, 1.0)
-                stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
-                bet[j] = min(stake / math.sqrt(left * spread[j] / (weight + t)), cap)
+                bet[j] = next_bet(log_capital[j] + target, left * spread[j] / (weight + t), cap, hedge)
             until = t + min(max(left // 20, 1), 16)
             for i in range(t, until):
                 for j in range(width):
@@ -242,52 +247,67 @@ _HEDGE = _hedge_table()
 
 
 @njit(cache=True)
-def rejected_deltas(columns, deltas, upper, level, priors, hedge):  # type: ignore[no-untyped-def]
-    """Per row of ``columns`` (k, n), how many leading ``deltas`` the bettor of `betting_log_capital` rejects at ``level``.
+def wins(column, rows, delta, lower, upper, level, prior, hedge):  # type: ignore[no-untyped-def]
+    """Whether the bettor of `betting_log_capital` reaches ``1 / level`` on one column (n,), its ``rows`` in tested order.
 
-    The deltas descend; a column is done at its first delta that is not rejected. One column and delta at a time, so that
-    each walk ends where the capital reaches ``1 / level``: far above the mean that takes a small part of the rows.
+    The walk ends where he does, or where even winning every bet that is left would not bring him there: mostly after a
+    small part of the rows.
     """
-    k, n = columns.shape
-    needed, target, weight = -math.log(level), math.log(level / 1.03), 8.0
-    rejected = np.zeros(k, dtype=np.int64)
-    for j in range(k):
+    m, weight = rows.size, 8.0
+    needed, target, cap = -math.log(level), math.log(level / 1.03), 0.99 / (upper - delta)
+    fastest = math.log1p(cap * (delta - lower))
+    log_capital, spread, t = 0.0, weight * prior, 0
+    while t < m:
+        left = m - t
+        if log_capital + left * fastest < needed - 1e-6:
+            return False
+        bet = next_bet(log_capital + target, left * spread / (weight + t), cap, hedge)
+        until = t + min(max(left // 20, 1), 16)
+        factor, peak = 1.0, 1.0
+        for i in range(t, until):
+            gap = delta - column[rows[i]]
+            factor *= 1.0 + bet * gap
+            spread += gap * gap
+            peak = max(peak, factor)
+        if bet > 0.0:
+            if math.exp(-(log_capital + math.log(peak))) <= level:
+                return True
+            log_capital += math.log(factor)
+        t = until
+    return False
+
+
+@njit(cache=True, fastmath={"reassoc"})
+def sum_of(column, rows):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for i in range(rows.size):
+        total += column[rows[i]]
+    return total
+
+
+@njit(cache=True)
+def rejected_deltas(columns, deltas, lower, upper, level, priors, hedge):  # type: ignore[no-untyped-def]
+    """Per row of ``columns`` (k, n), how many leading ``deltas`` (descending) betting rejects before one that it does not.
+
+    As in `riskcal.pvalues.betting`, a mean that is not below delta is not rejected, whatever the capital.
+    """
+    n = columns.shape[1]
+    rejected = np.zeros(columns.shape[0], dtype=np.int64)
+    rows = np.arange(n)
+    for j in range(columns.shape[0]):
+        total = sum_of(columns[j], rows)
         for d in range(deltas.size):
-            delta, cap = deltas[d], 0.99 / (upper - deltas[d])
-            log_capital, best, spread = 0.0, 0.0, weight * priors[d]
-            t = 0
-            while t < n and best < needed:
-                left = n - t
-                place = -64.0 * (log_capital + target)
-                bet = 0.0
-                if place > 0.0:
-                    index = min(int(place), hedge.size - 2)
-                    share = min(place - index, 1.0)
-                    stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
-                    bet = min(stake / math.sqrt(left * spread / (weight + t)), cap)
-                until = t + min(max(left // 20, 1), 16)
-                factor, peak = 1.0, 1.0
-                for i in range(t, until):
-                    gap = delta - columns[j, i]
-                    factor *= 1.0 + bet * gap
-                    spread += gap * gap
-                    peak = max(peak, factor)
-                if bet > 0.0:
-                    if peak > 1.0:
-                        best = max(best, log_capital + math.log(peak))
-                    log_capital += math.log(factor)
-                t = until
-            if best < needed:
+            if total >= n * deltas[d] or not wins(columns[j], rows, deltas[d], lower, upper, level, priors[d], hedge):
                 break
             rejected[j] += 1
     return rejected
 
 
 def count_rejected(
-    columns: FloatArray, deltas: FloatArray, *, upper: float, level: float, priors: FloatArray
+    columns: FloatArray, deltas: FloatArray, *, lower: float, upper: float, level: float, priors: FloatArray
 ) -> NDArray[np.int64]:
     """Leading ``deltas`` (descending) that betting rejects, per row of ``columns`` (k, n); see `riskcal.bounds.betting`."""
-    result: NDArray[np.int64] = rejected_deltas(columns, deltas, upper, level, priors, _HEDGE)
+    result: NDArray[np.int64] = rejected_deltas(columns, deltas, lower, upper, level, priors, _HEDGE)
     return result
 
 
@@ -353,44 +373,18 @@ def watch(losses, weights, delta, bets, growth, totals, restarts, limit):  # typ
 
 @njit(cache=True)
 def betting_prefix(columns, splits, deltas, lower, upper, level, priors, hedge):  # type: ignore[no-untyped-def]
-    """Per delta and split: how many leading columns the bettor of `betting_log_capital` certifies before one that he does not.
+    """Per delta and split: how many leading columns betting certifies before one that it does not.
 
-    ``columns`` is (k, n), ``splits`` (T, m) holds the rows of each split in the order in which they are tested. A walk ends
-    where the capital reaches ``1 / level``, or where even winning every bet that is left would not bring it there.
+    ``columns`` is (k, n), ``splits`` (T, m) holds the rows of each split in the order in which they are tested. As in
+    `riskcal.pvalues.betting`, a mean that is not below delta is not rejected, whatever the capital.
     """
-    k = columns.shape[0]
-    n_splits, m = splits.shape
-    needed, target, weight = -math.log(level), math.log(level / 1.03), 8.0
-    certified = np.zeros((deltas.size, n_splits), dtype=np.int64)
+    certified = np.zeros((deltas.size, len(splits)), dtype=np.int64)
     for d in range(deltas.size):
-        delta, cap = deltas[d], 0.99 / (upper - deltas[d])
-        fastest = math.log1p(cap * (delta - lower))
-        for s in range(n_splits):
-            for j in range(k):
-                log_capital, spread = 0.0, weight * priors[d]
-                t, reached = 0, False
-                while t < m and not reached:
-                    left = m - t
-                    if log_capital + left * fastest < needed - 1e-6:
-                        break
-                    bet, place = 0.0, -64.0 * (log_capital + target)
-                    if place > 0.0:
-                        index = min(int(place), hedge.size - 2)
-                        share = min(place - index, 1.0)
-                        stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
-                        bet = min(stake / math.sqrt(left * spread / (weight + t)), cap)
-                    until = t + min(max(left // 20, 1), 16)
-                    factor, peak = 1.0, 1.0
-                    for i in range(t, until):
-                        gap = delta - columns[j, splits[s, i]]
-                        factor *= 1.0 + bet * gap
-                        spread += gap * gap
-                        peak = max(peak, factor)
-                    if bet > 0.0:
-                        reached = math.exp(-(log_capital + math.log(peak))) <= level
-                        log_capital += math.log(factor)
-                    t = until
-                if not reached:
+        for s in range(len(splits)):
+            for j in range(len(columns)):
+                if not wins(columns[j], splits[s], deltas[d], lower, upper, level, priors[d], hedge):
+                    break
+                if sum_of(columns[j], splits[s]) >= splits.shape[1] * deltas[d]:
                     break
                 certified[d, s] += 1
     return certified

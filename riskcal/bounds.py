@@ -164,7 +164,7 @@ def betting(
     points = np.unique(points)[::-1]
     priors = (points - low) * (high - points) * (0.05 if low < 0.0 < high else 1.0)
     columns = np.ascontiguousarray(matrix.T)
-    rejected = _kernels.count_rejected(columns, points, upper=high, level=level, priors=priors)
+    rejected = _kernels.count_rejected(columns, points, lower=low, upper=high, level=level, priors=priors)
     return _shaped(np.append(high, points)[rejected], losses)
 
 

@@ -121,16 +121,18 @@ def betting(losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0
     ``p = W level / 1.03``, z its normal quantile, r the rows left and s2 the running variance about delta; it is at most
     ``0.99 / (upper - delta)``, never negative, and renewed every ``clip(r / 20, 1, 16)`` rows, always from earlier rows.
     The variance starts from 8 pseudo-observations at delta (1 - delta), or a twentieth of it where the bounds straddle
-    zero (differences, mostly ties).
+    zero (differences, mostly ties). Where the observed mean is not below delta, 1 is returned: only an order that follows the
+    losses makes a bettor rich there, and a higher p-value is never wrong.
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)
-    matrix, _ = _matrix(losses, low, high)
+    matrix, total = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
     prior = max((tolerated - low) * (high - tolerated) * (0.05 if low < 0.0 < high else 1.0), _TINY**0.5)
     from riskcal import _kernels
 
     pvalues = np.exp(-_kernels.option_hedged_betting(matrix, tolerated, level=level, upper=high, prior=prior))
+    pvalues[total >= len(matrix) * tolerated] = 1.0
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
