@@ -138,14 +138,15 @@ def from_arrays(
         raise RiskcalError(
             f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
         )
+    descending = np.argsort(-grid, kind="stable")
     if prompts is None:
         units = np.random.default_rng(0).permutation(len(matrix))
-        matrix = matrix[units]
+        matrix = matrix[np.ix_(units, descending)]
     else:
         matrix, units = _average_within(matrix, prompts)
-    descending = np.argsort(-grid, kind="stable")
-    matrix = np.ascontiguousarray(matrix[:, descending])
-    digest = hashlib.blake2b(matrix.tobytes() + grid[descending].tobytes(), digest_size=16).hexdigest()
+        matrix = np.ascontiguousarray(matrix[:, descending])
+    hasher = hashlib.blake2b(matrix.data, digest_size=16)
+    hasher.update(grid[descending].data)
     return Problem(
         risks=(Risk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
         candidates=pd.DataFrame({"threshold": grid[descending]}),
@@ -153,7 +154,7 @@ def from_arrays(
         full_costs={},
         units=units,
         unit="rows" if prompts is None else "prompts",
-        digest=digest,
+        digest=hasher.hexdigest(),
     )
 
 

@@ -84,8 +84,9 @@ def binary(values: ArrayLike) -> Floats:
     """Losses (n,) or (n, k), each 0 or 1 up to rounding, as exact counts (n, k)."""
     matrix = losses(values, lower=0.0, upper=1.0)
     counts: Floats = np.rint(matrix)
-    fractional = np.abs(matrix - counts) > TOLERANCE
-    if fractional.any():
+    error = matrix - counts
+    if max(error.max(), -error.min()) > TOLERANCE:
+        fractional = np.abs(error) > TOLERANCE
         where = first(fractional if np.ndim(values) == 2 else fractional[:, 0])
         raise RiskcalError(
             f"losses: {matrix[fractional][0]:g} at row {where} is neither 0 nor 1; "

@@ -42,6 +42,14 @@ PROCEDURES = (
 )
 #: Procedures that walk down a sequence; the last two make theirs from a pilot split of their own.
 _SEQUENCES = ("fixed_sequence", "pilot_order", "pareto")
+#: Options that only some procedures use, with what they are when not given.
+USED_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "starts": (1, ("fixed_sequence",)),
+    "order": (None, ("fixed_sequence", "fallback", "graphical")),
+    "weights": (None, ("fallback", "graphical")),
+    "transitions": (None, ("graphical",)),
+    "pilot_fraction": (0.1, ("pilot_order", "pareto")),
+}
 _MEANING = {
     "textual": "dissimilarity to the full model's output",
     "risk": "increase in risk over the full model",
@@ -240,8 +248,8 @@ def calibrate(
     Raises
     ------
     RiskcalError
-        For invalid input, replayed runs that are not exact, token rows without ``prompts``, and any procedure but a fixed
-        sequence from the highest threshold down for runs that were ``stopped``.
+        For invalid input, options that the procedure does not use, replayed runs that are not exact, token rows without
+        ``prompts``, and any procedure but a fixed sequence from the highest threshold down for runs that were ``stopped``.
 
     Notes
     -----
@@ -268,9 +276,18 @@ def calibrate(
             "procedure: the recording stopped where a fixed sequence failed, so that which thresholds there are depends on "
             "the losses; only a fixed sequence from the highest threshold down, with one start, is sound on them."
         )
+    options = {
+        "starts": starts,
+        "order": order,
+        "weights": weights,
+        "transitions": transitions,
+        "pilot_fraction": pilot_fraction,
+        "cost": cost,
+    }
     if several_deltas:
         if procedure is not None:
             raise RiskcalError(f"procedure: a list of deltas is served by simultaneous bounds, not by {procedure!r}.")
+        refuse_unused(None, problem.several, options)
         return _simultaneous(problem, deltas, cost, common)
     procedure = procedure or ("holm" if problem.several else "fixed_sequence")
     _validate.choice(procedure, "procedure", PROCEDURES)
@@ -280,8 +297,7 @@ def calibrate(
             "numbers of runs.candidates), fixed before the data were seen; or use procedure='holm'."
         )
     starts = _validate.count(starts, "starts", least=1)
-    if starts > 1 and procedure != "fixed_sequence":
-        raise RiskcalError(f"starts: {starts} starts belong to the fixed sequence, not to {procedure}.")
+    refuse_unused(procedure, problem.several, options)
     problem, pilot = _ordered(problem, procedure, order, cost, pilot_fraction)
     weights = np.full(problem.k, 1 / problem.k) if weights is None else weights
     levels = _levels(procedure, spent, problem.k, starts, weights, transitions)
@@ -319,6 +335,21 @@ def calibrate_groups(
     return {str(name): calibrate(runs.of_group(name), delta=delta, epsilon=share, **options) for name in groups}
 
 
+def refuse_unused(procedure: str | None, several: bool, options: Mapping[str, Any]) -> None:
+    """Refuse an option that would change nothing; ``procedure=None`` are the simultaneous bounds of a list of deltas."""
+    for name, (default, users) in USED_BY.items():
+        value = options.get(name, default)
+        if procedure not in users and (value is not None if default is None else value != default):
+            told = "a list of deltas" if procedure is None else f"procedure {procedure!r}"
+            raise RiskcalError(f"{name}: {told} does not use it, only {' and '.join(users)}; leave it out.")
+    cost = options.get("cost", "layers")
+    if cost != "layers" and not several and procedure != "pareto":
+        raise RiskcalError(
+            f"cost: {cost!r} chooses among candidates of several coordinates; where only the threshold varies, the lowest "
+            "certified one is chosen. Leave it out."
+        )
+
+
 def _deltas(deltas: Any) -> list[float]:
     values = [_validate.number(delta, "delta") for delta in deltas]
     if not values:
@@ -328,6 +359,13 @@ def _deltas(deltas: Any) -> list[float]:
 
 def _pose(runs: Any, delta: Any, objective: str, **arrays: Any) -> Problem:
     _validate.choice(objective, "objective", records.OBJECTIVES)
+    if objective != "textual" and (isinstance(delta, Mapping) or not isinstance(runs, Runs)):
+        given = (
+            "a mapping of deltas names the objectives"
+            if isinstance(delta, Mapping)
+            else "an array is the losses itself"
+        )
+        raise RiskcalError(f"objective: {given}, so {objective!r} would not be used; leave it out.")
     if not isinstance(runs, Runs):
         if isinstance(delta, Mapping):
             raise RiskcalError("delta: several risks at once need Runs, which name them; an array has one delta.")
@@ -388,7 +426,8 @@ def _test(test: str, risk: Risk, levels: Floats) -> Floats:
     p = np.empty(len(levels))
     for level in np.unique(levels):
         tuned = levels == level
-        p[tuned] = pvalues.betting(risk.losses[:, tuned], risk.delta, level=float(level), **known)
+        losses = risk.losses if tuned.all() else np.compress(tuned, risk.losses, axis=1)
+        p[tuned] = pvalues.betting(losses, risk.delta, level=float(level), **known)
     return p
 
 

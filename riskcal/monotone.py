@@ -156,8 +156,11 @@ def risk_rises(
     level /= sum(k - distance for distance in distances)
     mean, found = matrix.mean(0), []
     for distance in distances:
-        difference = matrix[:, distance:] - matrix[:, :-distance]  # the lower threshold's loss minus the higher one's
-        p = np.atleast_1d(pvalues.betting(difference, 0.0, level=level, lower=low - high, upper=high - low))
+        p = np.atleast_1d(
+            pvalues.betting(  # of the lower threshold's loss minus the higher one's
+                matrix[:, distance:] - matrix[:, :-distance], 0.0, level=level, lower=low - high, upper=high - low
+            )
+        )
         for j in np.flatnonzero(p <= level):
             i = j + distance
             found.append((grid[i], grid[j], mean[i], mean[j], mean[j] - mean[i], p[j]))
@@ -175,7 +178,8 @@ def _descending(losses: ArrayLike, thresholds: ArrayLike, lower: float, upper: f
             f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
         )
     order = np.argsort(-grid, kind="stable")
-    return matrix[:, order], grid[order]
+    in_order = bool((np.diff(order) == 1).all())  # as `calibrate` keeps them: no copy then
+    return matrix if in_order else np.take(matrix, order, axis=1), grid[order]
 
 
 def _falling(losses: ArrayLike, thresholds: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floats]:

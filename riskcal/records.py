@@ -5,7 +5,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
@@ -276,40 +276,45 @@ class Runs:
     def digest(self) -> str:
         """A hash of everything recorded, the same for any order of rows and any file format."""
         hasher = hashlib.blake2b(digest_size=16)
-        frame = self.to_frame()
-        for name in frame.columns:
-            column = frame[name]
-            raw = (
-                column.to_numpy(dtype=np.float64).tobytes()
-                if pd.api.types.is_numeric_dtype(column) and name not in ("prompt", *self.labels)
-                else "\x1f".join(map(str, column)).encode()
-            )
-            hasher.update(name.encode() + b"\x00" + raw)
+        rows = len(self.prompts) * (self.k + bool(self.full))
+        for name, value in self._columns():
+            column = np.broadcast_to(value, rows)
+            hasher.update(name.encode() + b"\x00")
+            if column.dtype.kind in "biuf" and name not in ("prompt", *self.labels):
+                hasher.update(np.ascontiguousarray(column, dtype=np.float64).data)
+                continue
+            for first in range(0, rows, 4096):  # in parts: the text of a long table is many times its size
+                text = "\x1f".join(map(str, column[first : first + 4096].tolist()))
+                hasher.update((("\x1f" if first else "") + text).encode())
         return hasher.hexdigest()
 
     def to_frame(self) -> pd.DataFrame:
         """The long table of the contract, prompts in tested order, the full model's row first in each."""
+        return pd.DataFrame(dict(self._columns()))
+
+    def _columns(self) -> Iterator[tuple[str, Any]]:
+        """The long table's columns, made one at a time."""
         n, k, has_full = len(self.prompts), self.k, bool(self.full)
-        columns: dict[str, Any] = {"prompt": np.repeat(self.prompts, k + has_full)}
-        columns |= {name: np.repeat(label, k + has_full) for name, label in self.labels.items()}
+        yield "prompt", np.repeat(self.prompts, k + has_full)
+        for name, label in self.labels.items():
+            yield name, np.repeat(label, k + has_full)
         coordinates = self.candidates
         if has_full:
             reference = self.candidates.iloc[[0]].assign(threshold=math.inf)
             coordinates = pd.concat([reference, self.candidates], ignore_index=True)
         for name in coordinates.columns:
-            columns[name] = np.tile(coordinates[name].to_numpy(), n)
+            yield name, np.tile(coordinates[name].to_numpy(), n)
         for name, value in self.values.items():
             whole = np.column_stack([self.full[name], value]) if has_full else value
             whole = whole.astype(np.int64) if name == "tokens" and not (whole % 1).any() else whole
-            columns[name] = whole.ravel()
+            yield name, whole.ravel()
         if not has_full and self.full_risk is not None:
-            columns["full_risk"] = np.repeat(self.full_risk, k)
-        columns["source"] = self.source
+            yield "full_risk", np.repeat(self.full_risk, k)
+        yield "source", self.source
         if self.exact:
-            columns["exact"] = True
+            yield "exact", True
         if self.stopped is not None:
-            columns["stopped"] = self.stopped
-        return pd.DataFrame(columns)
+            yield "stopped", self.stopped
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `to_frame` as Parquet, CSV or JSON lines, by the path's ending; replaced whole or not at all."""
@@ -338,7 +343,8 @@ class Runs:
 class Traces:
     """Confidence and correctness of every exit, for each token of the full model's own path.
 
-    Rows stand by prompt in tested order, then by position. Exactly one of ``agrees`` and ``loss`` is given.
+    Build them with `read`, `from_frame` or `from_arrays`, which put rows by prompt in tested order, then by position; the
+    replay relies on it. Exactly one of ``agrees`` and ``loss`` is given.
 
     Attributes
     ----------
@@ -405,7 +411,10 @@ class Traces:
             raise RiskcalError("agrees, loss: give exactly one of the two.")
         ids = _tables.identifiers(pd.Series(np.asarray(prompt)), "prompt").to_numpy()
         levels = _validate.float_matrix(confidence, "confidence")
-        outcome = _validate.float_matrix(agrees if loss is None else loss, "agrees" if loss is None else "loss")
+        outcome_name = "agrees" if loss is None else "loss"
+        outcome: NDArray[Any] = np.asarray(agrees)
+        if loss is not None or outcome.dtype != bool or outcome.ndim != 2:
+            outcome = _validate.float_matrix(agrees if loss is None else loss, outcome_name)
         if outcome.shape != levels.shape:
             raise RiskcalError(f"confidence: has shape {levels.shape}, but the outcomes have {outcome.shape}.")
         for name, column in (("prompt", ids), ("position", position), ("group", group)):
@@ -413,14 +422,14 @@ class Traces:
                 raise RiskcalError(
                     f"{name}: has shape {np.shape(column)}; expected ({len(levels)},), one entry per token."
                 )
-        outcome_name = "agrees" if loss is None else "loss"
         if np.isnan(outcome).any():
             raise RiskcalError(
                 f"{outcome_name}: NaN at index {_validate.first(np.isnan(outcome))}; every outcome must be known."
             )
-        _validate.in_range(outcome, outcome_name, 0.0, 1.0)
+        if outcome.dtype != bool:
+            _validate.in_range(outcome, outcome_name, 0.0, 1.0)
         if loss is None:
-            fractional = (outcome != 0) & (outcome != 1)
+            fractional = np.zeros(0, dtype=bool) if outcome.dtype == bool else (outcome != 0) & (outcome != 1)
             if fractional.any():
                 raise RiskcalError(
                     f"agrees: {outcome[fractional][0]:g} at index {_validate.first(fractional)}; it is true or false. "
@@ -449,7 +458,7 @@ class Traces:
             prompt=ids[order],
             position=where[order].astype(np.int64),
             confidence=levels[order],
-            agrees=outcome[order].astype(bool) if loss is None else None,
+            agrees=outcome[order].astype(bool, copy=False) if loss is None else None,
             loss=outcome[order] if loss is not None else None,
             group=None if group is None else np.asarray(group)[order],
         )

@@ -85,6 +85,7 @@ def run_trials(
     procedure = procedure or ("holm" if len(runs.coordinates) > 1 else "fixed_sequence")
     _validate.choice(procedure, "procedure", calibration.PROCEDURES)
     pool = _pool(runs, objective, cost)
+    calibration.refuse_unused(procedure, pool.cost is not None, options | {"cost": cost})
     tolerated = [
         _validate.tolerance(d, pool.lower, pool.upper) for d in np.atleast_1d(np.asarray(deltas, dtype=object))
     ]
@@ -156,7 +157,7 @@ def compare(
         Names of procedures; the default is those that need no further argument: ``"holm"``, ``"bonferroni"`` and, with one
         coordinate, ``"fixed_sequence"``.
     epsilon, objective, **options
-        As in `riskcal.calibrate`; options such as ``order`` or ``weights`` go to every procedure.
+        As in `riskcal.calibrate`; options such as ``order`` or ``weights`` go to the procedures that use them.
 
     Returns
     -------
@@ -170,12 +171,19 @@ def compare(
     for delta in np.atleast_1d(np.asarray(deltas, dtype=object)):
         for test in tests:
             for procedure in procedures:
-                given = options | {"epsilon": epsilon, "objective": objective, "test": test, "procedure": procedure}
+                given = {name: value for name, value in options.items() if _uses(procedure, name, procedures)}
+                given |= {"epsilon": epsilon, "objective": objective, "test": test, "procedure": procedure}
                 rows.append({"delta": delta, "test": test, "procedure": procedure} | _outcome(runs, delta, given))
     return pd.DataFrame(rows)
 
 
 _ONE_COORDINATE = ("fixed_sequence", "holm", "bonferroni")
+
+
+def _uses(procedure: str, option: str, procedures: Sequence[str]) -> bool:
+    """Whether a procedure is given an option; one that none of them uses goes to all, to be refused."""
+    users = calibration.USED_BY.get(option, (None, (procedure,)))[1]
+    return procedure in users or not set(users) & set(procedures)
 
 
 def split_pilot(runs: Runs, fraction: float = 0.2) -> tuple[Runs, Runs]:

@@ -534,7 +534,7 @@ def test_there_is_no_seed_to_choose():
         ({"objective": "nonsense"}, "objective: 'nonsense' is unknown; choose one of 'textual', 'risk', 'risk_clipped'"),
         ({"starts": 0}, "starts: 0"),
         ({"starts": 6}, "starts: 6 exceeds"),
-        ({"starts": 2, "procedure": "holm"}, "starts: 2 starts belong to the fixed sequence"),
+        ({"starts": 2, "procedure": "holm"}, "starts: procedure 'holm' does not use it"),
         ({"attempt": 0}, "attempt: 0"),
         ({"attempt": 1.0}, "attempt: 1.0"),
         ({"attempt": True}, "attempt: True"),

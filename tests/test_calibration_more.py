@@ -202,3 +202,57 @@ def test_one_bad_value_is_found_wherever_it_stands(bad, shape):
 def test_a_delta_read_from_a_file_is_one_number():
     alone = riskcal.calibrate(runs(n=100), delta=0.1)
     assert riskcal.calibrate(runs(n=100), delta=np.array(0.1)).threshold == alone.threshold
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"cost": "tokens"}, "cost: 'tokens' chooses among candidates of several coordinates"),
+        (
+            {"weights": [1.0] + [0.0] * 10},
+            "weights: procedure 'fixed_sequence' does not use it, only fallback and graphical",
+        ),
+        (
+            {"transitions": np.zeros((11, 11)), "procedure": "fallback"},
+            "transitions: procedure 'fallback' does not use it",
+        ),
+        (
+            {"pilot_fraction": 0.2},
+            "pilot_fraction: procedure 'fixed_sequence' does not use it, only pilot_order and pareto",
+        ),
+        ({"starts": 2, "procedure": "holm"}, "starts: procedure 'holm' does not use it, only fixed_sequence"),
+        ({"order": list(range(11)), "procedure": "holm"}, "order: procedure 'holm' does not use it"),
+        ({"delta": [0.1, 0.2], "starts": 2}, "starts: a list of deltas does not use it"),
+        ({"delta": [0.1, 0.2], "order": list(range(11))}, "order: a list of deltas does not use it"),
+        ({"delta": {"textual": 0.1}, "objective": "risk"}, "objective: a mapping of deltas names the objectives"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused(options, named):
+    with pytest.raises(RiskcalError) as refusal:
+        riskcal.calibrate(runs(n=100), **({"delta": 0.1} | options))
+    assert str(refusal.value).startswith(named)
+
+
+def test_an_array_has_no_objective():
+    with pytest.raises(RiskcalError, match=r"^objective: an array is the losses itself"):
+        riskcal.calibrate(np.zeros((50, 1)), thresholds=[0.5], delta=0.1, objective="risk")
+
+
+def test_options_that_are_used_are_not_refused():
+    recorded = runs(n=200)
+    for options in (
+        {"procedure": "pareto", "cost": "layers", "pilot_fraction": 0.2},
+        {"procedure": "fallback", "weights": np.full(11, 1 / 11), "order": list(range(11))},
+        {"procedure": "fixed_sequence", "starts": 2},
+    ):
+        riskcal.calibrate(recorded, delta=0.2, **options)
+
+
+def test_comparing_gives_an_option_to_the_procedures_that_use_it_and_trials_refuse_what_theirs_does_not():
+    recorded = runs(n=200)
+    table = riskcal.compare(recorded, 0.2, procedures=("fixed_sequence", "holm"), starts=2)
+    assert set(table["procedure"]) == {"fixed_sequence", "holm"}
+    with pytest.raises(RiskcalError, match=r"^pilot_fraction: "):
+        riskcal.compare(recorded, 0.2, procedures=("fixed_sequence", "holm"), pilot_fraction=0.2)
+    with pytest.raises(RiskcalError, match=r"^cost: 'tokens' chooses"):
+        riskcal.run_trials(recorded, 0.2, n_trials=2, cost="tokens")
