@@ -1,0 +1,36 @@
+"""Train the spelling-to-phonemes model without any early-exit loss: what a checkpoint that was never meant to exit looks like.
+
+``python benchmarks/studies/without_exits.py --out FOLDER`` gives FOLDER/checkpoint, which `ranks.py` takes beside others. The
+stage is the recipe's plain one, shortened, with the last layer's loss alone.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from riskcal_adapters.g2p import data
+from riskcal_adapters.g2p.train import pairs
+from riskcal_adapters.torch.training import trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=1200)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tokenizer = data.tokenizer()
+    model = trainer.new_t5(len(tokenizer))
+    words = data.splits(data.read_dictionary(data.dictionary_path()))["train"]
+    arguments = trainer._arguments(options.out, options.steps, 2e-3, 128, 0, save_steps=200)
+    fitted = trainer._LengthSorted(
+        model, arguments, train_dataset=pairs(words), data_collator=trainer.collate
+    )  # the model's own loss is the last layer's
+    options.out.mkdir(parents=True, exist_ok=True)
+    fitted.train(resume_from_checkpoint=trainer.get_last_checkpoint(str(options.out)))
+    trainer.write_checkpoint(model, tokenizer, options.out / "checkpoint")
+
+
+if __name__ == "__main__":
+    main()
