@@ -19,9 +19,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import torch
+from jax import lax
 from tqdm.auto import tqdm
 
 import riskcal
@@ -29,11 +31,12 @@ import riskcal_adapters.jax
 import riskcal_adapters.torch
 from riskcal import ExitPolicy
 from riskcal_adapters.g2p import data
-from riskcal_adapters.jax import T5, EarlyExitT5, measures, program
+from riskcal_adapters.jax import T5, EarlyExitT5, layers, measures, program
 from riskcal_adapters.jax.weights import expected_shapes, read_shape
 
 LENGTH = 32
 FULL = "JAX, full model"
+BARE = "JAX, full model, nothing for exits"
 LARGE = {
     "model_type": "t5",
     "d_model": 512,
@@ -50,6 +53,28 @@ LARGE = {
 }
 
 
+@partial(jax.jit, static_argnums=0)
+def without_machinery(static: Any, params: Any, special: Any, request: program.Request) -> jax.Array:
+    """Greedy decoding with a cache and nothing for exits, layer after layer: what our own full decode is compared with."""
+    batch, length, _ = request.thresholds.shape
+    context = layers.read_prompt(static.shape, params, request.input_ids, request.mask, length)
+
+    def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        position, previous, going, own, said = carry
+        seen = layers.at_position(static.shape, params, context, position, own)
+        states, memory = layers.all_layers(static.shape, params, seen, params.embedding[previous])
+        best = layers.logits(static.shape, params, states[-1]).argmax(-1).astype(jnp.int32)
+        token = jnp.where(going, best, special.pad)
+        going = going & (token[:, None] != special.ends).all(-1) & (position + 1 < request.lengths)
+        own = lax.dynamic_update_index_in_dim(own, memory, position, -2)
+        return position + 1, token, going, own, lax.dynamic_update_index_in_dim(said, token, position, 1)
+
+    start = jnp.broadcast_to(special.start, (batch,))
+    said = jnp.broadcast_to(special.pad, (batch, length))
+    carry = jnp.int32(0), start, request.lengths > 0, context.own, said
+    return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
+
+
 def timings(ways: dict[str, Callable[..., Any]], prompts: list[tuple[Any, ...]], rounds: int) -> pd.DataFrame:
     """Seconds per round (rows) and setting; settings take turns on every prompt, and a first round warms up."""
     seconds = pd.DataFrame(0.0, index=range(rounds + 1), columns=list(ways))
@@ -63,14 +88,14 @@ def timings(ways: dict[str, Callable[..., Any]], prompts: list[tuple[Any, ...]],
     return seconds.iloc[1:]
 
 
-def summary(seconds: pd.DataFrame, layers: dict[str, float], prompts: int) -> pd.DataFrame:
+def summary(seconds: pd.DataFrame, depth: dict[str, float], prompts: int) -> pd.DataFrame:
     """Milliseconds per prompt, speed over our own full decode, and layers per token."""
     return pd.DataFrame(
         {
-            "setting": list(layers),
-            "ms/prompt": [1000 * seconds[name].median() / prompts for name in layers],
-            "x own full": [(seconds[FULL] / seconds[name]).median() for name in layers],
-            "layers": list(layers.values()),
+            "setting": list(depth),
+            "ms/prompt": [1000 * seconds[name].median() / prompts for name in depth],
+            "x own full": [(seconds[FULL] / seconds[name]).median() for name in depth],
+            "layers": list(depth.values()),
         }
     )
 
@@ -99,13 +124,21 @@ def on_the_shipped_model(words: int, rounds: int) -> tuple[str, pd.DataFrame, np
     taken = compile_seconds(partial(in_jax.generate, max_new_tokens=LENGTH), *prompts[0])
     ways = {name: partial(in_jax.generate, policy=one, max_new_tokens=LENGTH) for name, one in policies.items()}
     exits = {name: np.concatenate([way(*p).exit_layers[0] for p in prompts]) for name, way in ways.items()}
-    layers = {name: float(some.mean()) for name, some in exits.items()}
+    depth = {name: float(some.mean()) for name, some in exits.items()}
     for name in (FULL, "JAX, certified, delta 0.1"):
         other = name.replace("JAX", "PyTorch")
-        ways[other], layers[other] = _in_torch(in_torch, policies[name]), layers[name]
-    table = summary(timings(ways, prompts, rounds), layers, words)
+        ways[other], depth[other] = _in_torch(in_torch, policies[name]), depth[name]
+    ways[BARE], depth[BARE] = partial(_bare, in_jax), float(in_jax.n_layers)
+    assert in_jax.decode(_bare(in_jax, *prompts[0])[:1]) == in_jax.decode(ways[FULL](*prompts[0]).tokens)
+    table = summary(timings(ways, prompts, rounds), depth, words)
     said = f"certified thresholds: {', '.join(f'delta {d:g}: {p.threshold:g}' for d, p in certified.items())}"
     return f"{said}; compiled in {taken:.1f} s", table, exits["JAX, certified, delta 0.1"]
+
+
+def _bare(decoder: EarlyExitT5, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    _, *asked = decoder._asked(ExitPolicy.full_model(), len(ids), LENGTH)
+    request = decoder._request(ids, mask.astype(bool), *asked)
+    return np.asarray(without_machinery(*decoder._whole(oracle=False), request))
 
 
 def _in_torch(decoder: riskcal_adapters.torch.EarlyExitT5, policy: ExitPolicy) -> Callable[..., Any]:
@@ -127,7 +160,7 @@ def random_model(seed: int) -> T5:
 
 def forced(measure: str, depths: np.ndarray, n_layers: int) -> np.ndarray:
     """(1, T, L) thresholds that no confidence reaches before, and every one at, the given depths (T,)."""
-    never = np.inf if measure == "full" else 1e30  # finite: the confidence has to be computed
+    never = np.inf if measure in ("full", "bare") else 1e30  # finite: the confidence has to be computed
     return np.where(np.arange(1, n_layers + 1) < depths[:, None], never, -1e30)[None].astype(np.float32)
 
 
@@ -141,21 +174,23 @@ def on_a_large_vocabulary(exits: np.ndarray, prompts: int, rounds: int) -> tuple
     batch = [(rng.integers(2, 32128, (1, 32), np.int32), rng.choice(exits, LENGTH)) for _ in range(prompts)]
     codes = {name: np.array([measures.NAMES.index(name)], np.int32) for name in ("softmax", "state", "classifier")}
 
-    def decode(measure: str, ids: np.ndarray, depths: np.ndarray) -> np.ndarray:
-        thresholds = forced(measure, np.full(LENGTH, 8) if measure == "full" else depths, 8)
+    def decode(measure: str, ids: np.ndarray, depths: np.ndarray) -> None:
+        thresholds = forced(measure, depths if measure in codes else np.full(LENGTH, 8), 8)
         real, limit = np.ones(ids.shape, bool), np.array([LENGTH], np.int32)
         request = program.Request(ids, real, thresholds, codes.get(measure, codes["softmax"]), limit)
-        made: np.ndarray = jax.device_get(program.generate(static, params, unending, request)).exit_layers
+        if measure == "bare":
+            without_machinery(static, params, unending, request).block_until_ready()
+            return
+        made = jax.device_get(program.generate(static, params, unending, request)).exit_layers
         assert (made == (8 if measure == "full" else depths)).all()
-        return made
 
     taken = compile_seconds(partial(decode, "full"), *batch[0])
-    names = {FULL: "full", **{f"JAX, {name}": name for name in codes}}
+    names = {FULL: "full", **{f"JAX, {name}": name for name in codes}, BARE: "bare"}
     ways = {name: partial(decode, measure) for name, measure in names.items()}
     mean = float(np.mean([depths.mean() for _, depths in batch]))
-    layers = {name: 8.0 if name == FULL else mean for name in names}
+    depth = {name: mean if measure in codes else 8.0 for name, measure in names.items()}
     bytes_ = sum(array.nbytes for array in jax.tree.leaves(params))
-    table = summary(timings(ways, batch, rounds), layers, prompts)
+    table = summary(timings(ways, batch, rounds), depth, prompts)
     return f"{LENGTH} tokens per prompt; weights of {bytes_ / 1e6:.0f} MB; compiled in {taken:.1f} s", table
 
 

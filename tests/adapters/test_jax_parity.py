@@ -14,7 +14,7 @@ import riskcal_adapters.jax
 import riskcal_adapters.torch
 from riskcal import Decaying, ExitPolicy, Runs
 from riskcal_adapters import record
-from riskcal_adapters.jax import layers, program
+from riskcal_adapters.jax import layers
 from riskcal_adapters.torch.training import teacher_forced
 
 LENGTH = 32  # one size for all programs here
@@ -79,7 +79,7 @@ def test_logits_of_all_layers_are_the_same(in_torch, in_jax, words):
         def step(own, at):
             position, token = at
             seen = layers.at_position(static.shape, params, context, position, own)
-            states, memory = program.all_layers(static, params, seen, params.embedding[token])
+            states, memory = layers.all_layers(static.shape, params, seen, params.embedding[token])
             written = jax.lax.dynamic_update_index_in_dim(own, memory, position, -2)
             return written, layers.logits(static.shape, params, states)
 

@@ -75,6 +75,25 @@ def decoder_layer(shape: Shape, params: Params, context: Context, index: Array, 
     return chosen
 
 
+def all_layers(shape: Shape, params: Params, context: Context, state: Array) -> tuple[Array, Array]:
+    """States (L, B, d) after every layer, and the position's keys and values (L, 2, B, heads, k)."""
+    if isinstance(params.decoder, Layer):
+
+        def run(state: Array, chosen: tuple[Layer, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            state, memory = _block(shape, context, *chosen, state)
+            return state, (state, memory)
+
+        stacked = (params.decoder, context.own, context.prompt)
+        both: tuple[Array, Array] = lax.scan(run, state, stacked)[1]
+        return both
+    states, memories = [], []
+    for i, layer in enumerate(params.decoder):
+        state, memory = _block(shape, context, layer, context.own[i], context.prompt[i], state)
+        states.append(state)
+        memories.append(memory)
+    return jnp.stack(states), jnp.stack(memories)
+
+
 def memory_of(shape: Shape, params: Params, state: Array) -> Array:
     """Keys and values (L, 2, B, heads, k) that every decoder layer makes of states (B, d)."""
     projected = product(normed(shape, state), params.self_memory)

@@ -19,7 +19,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from riskcal_adapters.jax import measures
-from riskcal_adapters.jax.layers import Context, at_position, decoder_layer, logits, memory_of, read_prompt
+from riskcal_adapters.jax.layers import Context, all_layers, at_position, decoder_layer, logits, memory_of, read_prompt
 from riskcal_adapters.jax.weights import Params, Shape
 
 #: The axis of devices among which rows are dealt out.
@@ -198,7 +198,7 @@ def _trace(static: Static, params: Params, special: Special, request: Request) -
         position, previous, going, own, traced = carry
         seen = at_position(shape, params, context, position, own)
         state = params.embedding[previous]
-        states, memory = all_layers(static, params, seen, state)
+        states, memory = all_layers(shape, params, seen, state)
         sure = measures.of_states(jnp.stack([state, *states[:-1]]), states, first, request.measures, params.classifier)
         values = logits(shape, params, states)
         target = values[-1].argmax(-1)
@@ -216,19 +216,9 @@ def _trace(static: Static, params: Params, special: Special, request: Request) -
     return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
 
 
-def all_layers(static: Static, params: Params, context: Context, state: Array) -> tuple[Array, Array]:
-    """States (L, B, d) after every layer of a position, and its keys and values (L, 2, B, heads, k)."""
-
-    def run(state: Array, index: Array) -> tuple[Array, tuple[Array, Array]]:
-        state, memory = decoder_layer(static.shape, params, context, index, state)
-        return state, (state, memory)
-
-    return lax.scan(run, state, jnp.arange(static.shape.decoder_layers))[1]
-
-
 def _last_tokens(static: Static, params: Params, context: Context, state: Array) -> Array:
     """The last layer's tokens on the cache as it is."""
-    states, _ = all_layers(static, params, context, state)
+    states, _ = all_layers(static.shape, params, context, state)
     return logits(static.shape, params, states[-1]).argmax(-1)
 
 
