@@ -68,13 +68,26 @@ def test_parts_share_no_number_whatever_the_language():
     assert data.draw("test", 300, seed=1) != drawn["test"]
 
 
-def test_texts_come_back_from_their_tokens():
+def test_names_come_back_from_their_tokens():
     tokenizer = data.tokenizer()
-    split = data.draw("development", 50)
-    for texts in split:
-        ids = tokenizer(list(texts))["input_ids"]
-        assert all(row[-1] == tokenizer.eos_token_id and 0 not in row for row in ids)
-        assert tokenizer.batch_decode(ids, skip_special_tokens=True) == texts
+    names = data.draw("development", 50).names
+    ids = tokenizer(names)["input_ids"]
+    assert all(row[-1] == tokenizer.eos_token_id and 0 not in row for row in ids)
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == names
+
+
+@given(st.integers(100, 10**7 - 1), st.integers(100, 10**7 - 1))
+def test_a_digit_is_one_token_that_says_its_place(one, other):
+    tokenizer = data.tokenizer()
+    mine, others = (tokenizer([f"de:{number}"])["input_ids"][0][3:-1] for number in (one, other))
+    assert len(mine) == len(str(one))
+    for a, x in zip(reversed(mine), reversed(str(one)), strict=True):
+        assert a != 0
+        assert (a == tokenizer.convert_tokens_to_ids("0")) == (x == "0")
+    for a, b, x, y in zip(mine[::-1], others[::-1], str(one)[::-1], str(other)[::-1], strict=False):
+        assert (a == b) == (x == y)  # in the same place
+    nonzero = [token for token, x in zip(mine, str(one), strict=True) if x != "0"]
+    assert len(set(nonzero)) == len(nonzero)  # in different places
 
 
 def test_errors_count_edits_over_all_characters():

@@ -24,7 +24,7 @@ from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training.trainer import THRESHOLDS, Pairs, Stage, new_t5, train, write_checkpoint
 
 STAGES = {
-    "plain": Stage(steps=450, learning_rate=2e-3, batch_size=32),
+    "plain": Stage(steps=400, learning_rate=2e-3, batch_size=32),
     "exit-aware": Stage(steps=250, learning_rate=1e-3, batch_size=32, thresholds=THRESHOLDS, seed=1),
     "control": Stage(steps=250, learning_rate=1e-3, batch_size=32, seed=1),
 }
