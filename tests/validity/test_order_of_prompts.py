@@ -59,7 +59,9 @@ def test_from_clusters_whose_ids_follow_their_difficulty(draws):
     assert false <= 0.088 * DRAWS
 
 
-def test_rows_tested_as_they_stand_would_be_wrong_nearly_always(draws):
-    """The negative control: sorted rows, as a collector by difficulty would write them."""
+def test_rows_tested_as_they_stand_would_be_wrong_ten_times_too_often(draws):
+    """The negative control: sorted rows, as a collector by difficulty would write them; all that saves is the mean seen."""
     sorted_rows = np.column_stack(draws)
-    assert (pvalues.betting(sorted_rows, 0.1, level=0.05) <= 0.05).mean() > 0.95
+    certified = pvalues.betting(sorted_rows, 0.1, level=0.05) <= 0.05
+    assert certified.mean() > 0.4
+    assert (certified == (sorted_rows.sum(0) < 0.1 * N)).all()
