@@ -64,4 +64,6 @@ def test_rows_tested_as_they_stand_would_be_wrong_ten_times_too_often(draws):
     sorted_rows = np.column_stack(draws)
     certified = pvalues.betting(sorted_rows, 0.1, level=0.05) <= 0.05
     assert certified.mean() > 0.4
-    assert (certified == (sorted_rows.sum(0) < 0.1 * N)).all()
+    hard = (sorted_rows > 0).sum(0)
+    assert not certified[hard > N // 2].any()
+    assert certified[hard < N // 2].mean() > 0.9
