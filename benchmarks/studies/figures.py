@@ -175,34 +175,39 @@ def calibration(found: dict[str, Any]) -> Figure:
 
 
 def ranks(found: dict[str, Any]) -> Figure:
-    """One column per model: ranks of the final token, agreement and confidence by layer."""
+    """One column per model: ranks of the final token and shares by layer, and agreement over confidence."""
     models = found["models"]
     figure, axes = plt.subplots(
-        2, len(models), figsize=(3.4 * len(models) + 1, 5.8), squeeze=False, sharey="row", layout="constrained"
+        3, len(models), figsize=(3.8 * len(models) + 1, 8.4), squeeze=False, sharey="row", layout="constrained"
     )
+    names = ("whislo", "q1", "med", "q3", "whishi")
     for column, (name, of_model) in zip(axes.T, models.items(), strict=True):
         layers = of_model["layers"]
-        boxes = [dict(zip(("whislo", "q1", "med", "q3", "whishi"), one["rank"], strict=True)) for one in layers]
-        column[0].bxp(boxes, positions=[one["layer"] for one in layers], showfliers=False, widths=0.6)
-        column[0].plot(
-            [o["layer"] for o in layers], [o["mean_rank"] for o in layers], "x", color="#b3261e", label="mean"
-        )
-        column[0].set_yscale("log")
-        column[0].set_title(f"trained {name}", fontsize=9)
         numbers = [one["layer"] for one in layers]
+        boxes = [dict(zip(names, one["rank"], strict=True)) for one in layers]
+        column[0].bxp(boxes, positions=numbers, showfliers=False, widths=0.6)
+        column[0].plot(numbers, [one["mean_rank"] for one in layers], "x", color="#b3261e", label="mean")
+        column[0].set_title(f"trained {name}", fontsize=9)
         for key, style, colour, what in (
             ("agreement", "o-", "#1f5a96", "agrees with the last layer"),
             ("margin", "s--", "#e08e0b", "mean softmax margin"),
-            ("static_accuracy", "^:", "#2f7d32", "1 - error, all exits here"),
+            ("static_accuracy", "^:", "#2f7d32", "1 - mean error, all exits here"),
         ):
-            column[1].plot(
-                numbers, [max(0.0, one[key]) for one in layers], style, color=colour, markersize=4, label=what
-            )
-        column[1].set_xlabel("layer")
+            column[1].plot(numbers, [one[key] for one in layers], style, color=colour, markersize=4, label=what)
+        for i, colour in ((0, "#b3261e"), (1, "#e08e0b"), (3, "#1f5a96")):
+            margin = [m for m, n in zip(layers[i]["bin_margin"], layers[i]["bin_counts"], strict=True) if n >= 10]
+            agrees = [m for m, n in zip(layers[i]["bin_agreement"], layers[i]["bin_counts"], strict=True) if n >= 10]
+            column[2].plot(margin, agrees, "o-", color=colour, markersize=4, label=f"layer {i + 1}")
+        column[2].plot([0, 1], [0, 1], "k--", linewidth=0.8)
+        for ax in column[:2]:
+            ax.set_xticks(numbers)
+            ax.set_xlabel("layer")
+        column[2].set_xlabel("softmax margin, in tenths")
     axes[0][0].set_ylabel(f"rank of the final token, of {found['vocabulary']}")
-    axes[0][0].legend(fontsize=8)
     axes[1][0].set_ylabel("share")
-    axes[1][0].legend(fontsize=8)
+    axes[2][0].set_ylabel("agrees with the last layer")
+    for row in axes:
+        row[0].legend(fontsize=8, loc="best")
     figure.suptitle(f"{_title(found)}: boxes are quartiles, whiskers 5% and 95% of tokens", fontsize=10)
     return figure
 
