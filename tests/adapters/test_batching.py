@@ -104,7 +104,7 @@ policies = (
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=24, deadline=None, derandomize=True)
 @given(
     template=policies,
     others=st.lists(st.none() | policies | st.just(FULL), min_size=1, max_size=4),

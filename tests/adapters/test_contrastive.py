@@ -120,7 +120,7 @@ settings_of_contrast = st.builds(
 )
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     measure=st.sampled_from(CONTRASTIVE),
     contrasting=settings_of_contrast,
@@ -237,9 +237,8 @@ def test_row_21_layers_without_an_amateur_fall_back_to_the_softmax_margin(measur
     [
         {"contrast": Contrast(alpha=0.3, alpha_decay=1.0), "min_layer": 2},
         {"contrast": Contrast(plausible="kept"), "pruning": Pruning("decaying", largest=30, smallest=4)},
-        {"contrast": Contrast(alpha=0.2), "pruning": Pruning("adaptive", largest=30, smallest=4), "cache": "deferred"},
     ],
-    ids=["alpha schedule", "mixed", "alpha over the kept"],
+    ids=["alpha schedule", "mixed"],
 )
 def test_row_21_decoding_is_the_definition(tiny_t5, measure, fields):
     ending = ending_early(tiny_t5)

@@ -44,7 +44,7 @@ def test_it_survives_a_file(tiny_t5, tmp_path):
     assert EarlyExitT5(again).weights == EarlyExitT5(tiny_t5).weights
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_any_one_weight_changes_it_and_order_does_not(tiny_t5, data):
     weights = entries(tiny_t5)

@@ -271,7 +271,7 @@ def test_row_7_noisy_cache_emits_the_last_layers_token_on_the_exits_cache(ending
 # -- static depth ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cache", ["project", "deferred", "copy"])
+@pytest.mark.parametrize("cache", ["project", "deferred"])
 def test_row_8_static_k_is_the_model_without_its_upper_layers(ending, cache):
     decoder = EarlyExitT5(ending)
     input_ids, mask = prompts(7, "left")
@@ -285,7 +285,7 @@ def test_row_8_static_k_is_the_model_without_its_upper_layers(ending, cache):
 # -- what was refused --------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     measure=st.sampled_from(["softmax", "state", "jsd"]),
     quantiles=st.tuples(st.floats(0, 1), st.floats(0, 1)),

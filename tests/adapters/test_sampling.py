@@ -47,7 +47,7 @@ LAWS = [
 
 @pytest.mark.parametrize("sampling", LAWS, ids=str)
 def test_draws_follow_the_next_tokens_law(sampling):
-    n = 3000
+    n = 2000
     logits = torch.tensor([LOGITS])
     counts = np.bincount(draw(Scores(logits), [0] * n, list(range(n)), 0, sampling, 7), minlength=7)
     p = law(LOGITS, sampling)
@@ -85,7 +85,7 @@ def distinct_prompts(n, seed=0):
 @pytest.mark.parametrize("exits", [False, True], ids=["full model", "early exits"])
 def test_sampled_decoding_follows_the_law_at_every_prompt_and_position(tiny_t5, sampling, exits):
     """Each draw, put into its own law's distribution function, is uniform, and those of two positions are independent."""
-    n = 800
+    n = 500
     input_ids = distinct_prompts(n)
     policy = ExitPolicy.static(2, sampling=sampling) if exits else ExitPolicy(sampling=sampling)
     generation = EarlyExitT5(tiny_t5).generate(input_ids, policy=policy, max_new_tokens=2)
@@ -201,7 +201,7 @@ def test_cold_sampling_and_a_narrow_nucleus_are_greedy(ending):
         generation = decoder.generate(*prompts(7), policy=ExitPolicy(sampling=sampling), max_new_tokens=LENGTH)
         assert generation.tokens.equal(hugging_face(ending, *prompts(7)))
         greedy, sampled = (
-            decoder.generate(*prompts(5), policy=middling(ending, sampling=s), max_new_tokens=LENGTH)
+            decoder.generate(*prompts(3), policy=middling(ending, sampling=s), max_new_tokens=8)
             for s in (None, sampling)
         )
         assert greedy.tokens.equal(sampled.tokens)
