@@ -25,6 +25,7 @@ import transformers
 from riskcal import ExitPolicy
 from riskcal._validate import replacing
 from riskcal.pruning import Pruning
+from riskcal_adapters import g2p
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.g2p.train import STAGES, pairs
@@ -136,6 +137,8 @@ class Study:
 
     def classifier(self, name: str, model: transformers.T5ForConditionalGeneration) -> ExitClassifier:
         """A classifier of independent exits for these weights, trained once, then read."""
+        if name == "recipe, shipped":
+            return load_classifier(Path(g2p.__file__).parent / "checkpoint" / "classifier-independent.safetensors")
         path = self.folder(name) / "classifier.safetensors"
         if not path.exists():
             with TemporaryDirectory() as folder:
@@ -145,6 +148,8 @@ class Study:
 
     def folder(self, name: str) -> Path:
         """Where a model's checkpoint is."""
+        if name == "recipe, plain":
+            return self.start
         return self.work / f"{name.replace(', ', '-').replace(' ', '-')}-checkpoint"
 
     def variant(self, name: str) -> transformers.T5ForConditionalGeneration:

@@ -1,4 +1,4 @@
-"""Reading T5 checkpoints as they were written, and the example that ships with the package."""
+"""Reading T5 checkpoints as they were written, and the examples that ship with the package."""
 
 import json
 import os
@@ -51,21 +51,26 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
 
     Parameters
     ----------
-    name : {"g2p"}
-        Spelling in, phonemes out: a T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits on the CMU
-        Pronouncing Dictionary. Its exit classifier, for policies with measure ``"classifier"``, is the one trained with
-        `independent_loss`.
+    name : {"g2p", "numbers"}
+        Both are T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits. ``"g2p"``: spelling in, phonemes
+        out, from the CMU Pronouncing Dictionary, 7 tokens on average; with an exit classifier, trained with
+        `independent_loss`, for policies with measure ``"classifier"``. ``"numbers"``: numbers of 3 to 7 digits written out in
+        English, French or German, letter by letter, 45 tokens on average; without a classifier.
 
     Examples
     --------
     >>> decoder = load_example("g2p")
     >>> decoder.decode(decoder.generate(*decoder.encode(["phoneme"])).tokens)
     ['F OW N IY M']
+    >>> decoder = load_example("numbers")
+    >>> decoder.decode(decoder.generate(*decoder.encode(["fr:1980"])).tokens)
+    ['mille neuf cent quatre-vingts']
     """
-    _validate.choice(name, "name", ("g2p",))
+    _validate.choice(name, "name", ("g2p", "numbers"))
     with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
         model, tokenizer = load_t5(folder), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
-        return EarlyExitT5(model, tokenizer, classifier=load_classifier(folder / "classifier-independent.safetensors"))
+        classifier = folder / "classifier-independent.safetensors"
+        return EarlyExitT5(model, tokenizer, classifier=load_classifier(classifier) if classifier.is_file() else None)
 
 
 def _read_config(path: Path) -> dict[str, object]:
