@@ -75,29 +75,35 @@ def without_machinery(static: Any, params: Any, special: Any, request: program.R
     return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
 
 
-def timings(ways: dict[str, Callable[..., Any]], prompts: list[tuple[Any, ...]], rounds: int) -> pd.DataFrame:
-    """Seconds per round (rows) and setting; settings take turns on every prompt, and a first round warms up."""
-    seconds = pd.DataFrame(0.0, index=range(rounds + 1), columns=list(ways))
+def timings(
+    ways: dict[str, Callable[..., Any]], prompts: list[tuple[Any, ...]], rounds: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Seconds by the wall and of the processor, per round (rows) and setting.
+
+    Settings take turns on every prompt, and a first round warms up.
+    """
+    wall, processor = (pd.DataFrame(0.0, index=range(rounds + 1), columns=list(ways)) for _ in range(2))
     for turn in tqdm(range(rounds + 1), desc="rounds"):
         for i, prompt in enumerate(prompts):
             first = (turn + i) % len(ways)
             for name in [*list(ways)[first:], *list(ways)[:first]]:
-                started = time.perf_counter()
+                started, busy = time.perf_counter(), time.process_time()
                 ways[name](*prompt)
-                seconds.loc[turn, name] += time.perf_counter() - started
-    return seconds.iloc[1:]
+                wall.loc[turn, name] += time.perf_counter() - started
+                processor.loc[turn, name] += time.process_time() - busy
+    return wall.iloc[1:], processor.iloc[1:]
 
 
-def summary(seconds: pd.DataFrame, depth: dict[str, float], prompts: int) -> pd.DataFrame:
-    """Milliseconds per prompt, speed over our own full decode, and layers per token."""
-    return pd.DataFrame(
-        {
-            "setting": list(depth),
-            "ms/prompt": [1000 * seconds[name].median() / prompts for name in depth],
-            "x own full": [(seconds[FULL] / seconds[name]).median() for name in depth],
-            "layers": list(depth.values()),
-        }
-    )
+def summary(times: tuple[pd.DataFrame, pd.DataFrame], depth: dict[str, float], prompts: int) -> pd.DataFrame:
+    """Milliseconds per prompt, speed over our own full decode, and layers per token.
+
+    On a machine that has other work to do the wall clock mostly says how long a call waits for its turn; processor time does not.
+    """
+    columns: dict[str, list[Any]] = {"setting": list(depth)}
+    for clock, seconds in zip(("", "CPU "), times, strict=True):
+        columns[f"{clock}ms/prompt"] = [1000 * seconds[name].median() / prompts for name in depth]
+        columns[f"{clock}x own full"] = [(seconds[FULL] / seconds[name]).median() for name in depth]
+    return pd.DataFrame(columns | {"layers": list(depth.values())})
 
 
 def compile_seconds(first: Callable[..., Any], *arguments: Any) -> float:
