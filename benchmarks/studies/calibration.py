@@ -18,7 +18,7 @@ import riskcal
 from riskcal import ExitPolicy, efficiency
 
 MEASURES = ("softmax", "state", "classifier")
-SIZE = 9  # thresholds of each measure
+SIZE = 12  # thresholds of each measure
 DELTAS = (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 TABLE = {"textual": (0.1, 0.25), "risk": (0.02, 0.05)}
 PROTOCOLS = {
@@ -93,7 +93,7 @@ def speeds(task: common.Task, decoder: Any, policies: dict[str, ExitPolicy]) -> 
 def main() -> None:
     parser = common.parser(__doc__)
     options = parser.parse_args()
-    options.words = options.words or (400 if options.model == "g2p" else 100)
+    options.words = options.words or (1000 if options.model == "g2p" else 300)
     task, decoder = common.load(options)
     full = common.decode(decoder, task, ExitPolicy())
     trials, table, policies = [], [], {"full": ExitPolicy()}

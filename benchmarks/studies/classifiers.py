@@ -17,14 +17,14 @@ from riskcal_adapters.g2p.classifiers import OBJECTIVES, f1_by_layer
 from riskcal_adapters.g2p.train import pairs
 from riskcal_adapters.torch.training import ExitClassifier
 
-F1_WORDS = 600
+F1_WORDS = 1500
 
 
 def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--classifiers", type=Path, required=True)
     options = parser.parse_args()
-    options.words = options.words or 200
+    options.words = options.words or 500
     task, decoder = common.load(options)
     classifiers = {}
     for objective in OBJECTIVES:

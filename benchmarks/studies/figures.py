@@ -169,7 +169,7 @@ def calibration(found: dict[str, Any]) -> Figure:
         axes[1][j].set_xlabel("delta")
     axes[0][0].set_ylabel("held-out loss")
     axes[1][0].set_ylabel("mean layers")
-    axes[0][0].legend(fontsize=8)
+    axes[1][0].legend(fontsize=8)
     figure.suptitle(f"{_title(found)}: 50 trials, epsilon .05; bands are a standard deviation over trials", fontsize=10)
     return figure
 
@@ -213,27 +213,26 @@ def ranks(found: dict[str, Any]) -> Figure:
 
 
 def pruning(found: dict[str, Any]) -> Figure:
-    """Over the minimum exit layer: mean exit, error and FLOPs, contrasts above, prunings below."""
+    """Over the minimum exit layer: layers beyond it, error and FLOPs, contrasts above, prunings below."""
     rows = pd.DataFrame(found["rows"])
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), sharex=True, layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.6), sharex=True, layout="constrained")
     large = next(name for name in rows.columns if name.startswith("head_flops_32"))
-    rows["giga"] = (rows[large] + rows[large.replace("head", "body")]) / 1e6
-    contrasts = rows[rows["pruning"] == "none"].groupby("measure", sort=False)
-    for measure, one in contrasts:
-        code = measure.endswith("-code")
-        _over_min_layer(axes[0], one, COLOURS[measure], ":" if code else "-", "x" if code else "o", measure)
+    rows["mega"] = (rows[large] + rows[large.replace("head", "body")]) / 1e6
+    rows["beyond"] = rows["layers"] - rows["min_layer"]
+    for measure, one in rows[rows["pruning"] == "none"].groupby("measure", sort=False):
+        _over_min_layer(axes[0], one, measure, ":" if measure.endswith("-code") else "-", measure)
     pruned = rows[rows["measure"].isin(["softmax", "jsd"])]
     for (measure, form), one in pruned.groupby(["measure", "pruning"], sort=False):
         line = {"none": "-", "fixed": "--", "decaying": "-.", "adaptive": ":"}[form]
-        _over_min_layer(axes[1], one, COLOURS[measure], line, "o", f"{measure}, {form}")
+        _over_min_layer(axes[1], one, measure, line, f"{measure}, {form}")
     full = found["full"]
     unit = found["conditions"]["unit"]
     for row in axes:
-        row[0].set_ylabel("mean exit layer")
+        row[0].set_ylabel("mean exit minus minimum exit layer")
         row[1].set_ylabel(f"mean {unit} error")
         row[1].axhline(full["risk"], color="black", linewidth=0.8)
         row[2].set_ylabel("MFLOPs per token, 32,128-token head")
-        row[2].set_yscale("log")
+        row[2].set_ylim(bottom=0)
         row[0].legend(fontsize=7)
     for ax in axes[1]:
         ax.set_xlabel("minimum exit layer")
@@ -241,10 +240,20 @@ def pruning(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def _over_min_layer(axes: Any, one: pd.DataFrame, colour: str, line: str, marker: str, label: str) -> None:
-    for ax, value in zip(axes, ("layers", "risk", "giga"), strict=True):
+def _over_min_layer(axes: Any, one: pd.DataFrame, measure: str, line: str, label: str) -> None:
+    marker = {"softmax": "o", "weighted": "^", "jsd": ".", "jsd-code": "x"}[measure]
+    colour = COLOURS[measure]
+    for ax, value in zip(axes, ("beyond", "risk", "mega"), strict=True):
         ax.plot(
-            one["min_layer"], one[value], line, marker=marker, markersize=3, color=colour, label=label, linewidth=1.2
+            one["min_layer"],
+            one[value],
+            line,
+            marker=marker,
+            markersize=7 if measure == "softmax" else 5,
+            markerfacecolor="none" if measure == "softmax" else colour,
+            color=colour,
+            label=label,
+            linewidth=1.2,
         )
 
 

@@ -37,7 +37,7 @@ def lengths(tokens: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     options = common.parser(__doc__).parse_args()
-    options.words = options.words or (750 if options.model == "g2p" else 40)
+    options.words = options.words or (750 if options.model == "g2p" else 100)
     task, decoder = common.load(options)
     full = common.decode(decoder, task, ExitPolicy())
     rows = []

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--also", action="append", default=[], metavar="TRAINING=FOLDER")
     parser.add_argument("--training", default="exit-aware", help="how the first model was trained")
     options = parser.parse_args()
-    options.words = options.words or (200 if options.model == "g2p" else 50)
+    options.words = options.words or (200 if options.model == "g2p" else 100)
     task, decoder = common.load(options)
     models = {options.training: of_model(decoder, task)}
     for given in options.also:
