@@ -1,8 +1,8 @@
 """What exit-aware training buys, and which of its choices matter: an ablation by real early-exit decoding.
 
-``python benchmarks/exit_aware.py --work FOLDER`` takes the plain stage of the spelling-to-phonemes recipe (trained first if
-``FOLDER/start-checkpoint`` is not there), fine-tunes it for the same number of steps in every way of `stages`, trains two
-models from scratch and those for long outputs, decodes development words with each, and writes
+``python benchmarks/exit_aware.py`` takes the plain stage of the spelling-to-phonemes recipe (trained first if
+``start-checkpoint`` is not in the ``--work`` folder), fine-tunes it for the same number of steps in every way of `stages`,
+trains two models from scratch and those for long outputs, decodes development words with each, and writes
 ``benchmarks/results/exit_aware.json``. A run that was cut off goes on where it stopped; ``--scale`` shortens all of it.
 ``benchmarks/exit_aware_figures.py`` draws the figures and prints the tables of docs/training.md.
 """
@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -121,7 +122,23 @@ class Study:
             self.fit(model, STAGES["plain"])
             write_checkpoint(model, self.tokenizer, self.start)
         self.results = work / "results.json"
-        self.rows = json.loads(self.results.read_text()) if self.results.exists() else []
+        self.rows = json.loads(self.results.read_text())["rows"] if self.results.exists() else []
+        git = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+        self.conditions = {
+            "commit": git.stdout.strip(),
+            "words": WORDS,
+            "numbers": numbers.EVALUATED,
+            "steps": STEPS,
+            "batch": FINE.batch_size,
+            "scale": scale,
+            "seeds": 1,
+            "threads": 1,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        }
 
     def started(self) -> transformers.T5ForConditionalGeneration:
         """The model that fine-tuning starts from, read anew."""
@@ -188,7 +205,7 @@ class Study:
             }
         )
         with replacing(self.results) as partial:
-            partial.write_text(json.dumps(self.rows, indent=1) + "\n")
+            partial.write_text(json.dumps({**self.conditions, "rows": self.rows}, indent=1) + "\n")
         print(name, decoding, flush=True)
 
 
@@ -230,34 +247,30 @@ def stages(study: Study) -> dict[str, Stage]:
 
 
 def decode_all(study: Study) -> None:
-    """A row for every model and every way of decoding it that tells something."""
+    """A row for every model and every way of decoding it that tells something, the most telling first."""
     softmax = policies("softmax", SOFTMAX)
     pruned = policies("softmax", SOFTMAX, pruning=PRUNING)
     for name in RECIPE:
         study.row(name, "softmax", softmax)
     study.row("recipe, plain", "softmax, recomputed cache", policies("softmax", SOFTMAX, cache="recompute"))
-    thresholds = {measure: values for measure, (_, values) in measured(study).items()}
-    for name in RECIPE:
-        study.row(name, f"softmax over {KEPT}", pruned)
-        for measure, values in thresholds.items():
+    for name in ("exit-aware", "control"):
+        study.row(f"numbers, {name}", "softmax", softmax)
+    for name in ("plain", "exit-aware", "only .9", "12 layers, plain", "12 layers, exit-aware"):
+        study.row(name, "softmax", softmax)
+    for measure, (_, values) in measured(study).items():
+        for name in ("plain", "exit-aware", f"exit-aware, {measure}", *RECIPE):
             study.row(name, measure, policies(measure, values))
     for name in stages(study):
         study.row(name, "softmax", softmax)
-    for measure, values in thresholds.items():
-        for name in ("plain", "exit-aware", f"exit-aware, {measure}"):
-            study.row(name, measure, policies(measure, values))
-    for name in ("plain", "exit-aware", "pruned"):
+    for name in ("plain", "exit-aware", "pruned", *RECIPE):
         study.row(name, f"softmax over {KEPT}", pruned)
-    for name in ("control", "exit-aware"):
-        study.row(f"numbers, {name}", "softmax", softmax)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
+    parser.add_argument("--work", type=Path, default=Path("build/exit-aware"), help="folder for checkpoints")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
     parser.add_argument("--train", nargs="+", help="train these variants only, beside other processes, and decode none")
-    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(options.work, options.scale)
@@ -266,21 +279,7 @@ def main() -> None:
             study.variant(name)
         return
     decode_all(study)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    conditions = {
-        "words": WORDS,
-        "steps": STEPS,
-        "scratch_steps": SCRATCH_STEPS,
-        "scale": options.scale,
-        "seeds": 1,
-        "commit": commit,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "threads": 1,
-    }
-    with replacing(options.out) as partial:
-        partial.write_text(json.dumps({"conditions": conditions, "rows": study.rows}, indent=1) + "\n")
+    shutil.copy(study.results, RESULTS)
 
 
 if __name__ == "__main__":

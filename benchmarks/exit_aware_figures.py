@@ -75,7 +75,7 @@ def main() -> None:
     mpl.rcParams["svg.hashsalt"] = "riskcal"  # the same figure is the same file
     results = json.loads(RESULTS.read_text())
     rows = {(row["training"], row["decoding"]): pd.DataFrame(row["table"]) for row in results["rows"]}
-    print(json.dumps(results["conditions"]))
+    print(json.dumps({key: value for key, value in results.items() if key != "rows"}))
     print(summary(results["rows"]).to_string(index=False, float_format="{:.1f}".format))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     trained = {name: (name, "softmax") for name in ("plain", "exit-aware", "recipe, shipped")}
