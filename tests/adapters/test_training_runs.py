@@ -83,7 +83,8 @@ def test_a_stage_draws_its_thresholds_and_dropped_layers(tiny_t5, tmp_path, monk
 
 
 def test_a_written_checkpoint_decodes_alike(tmp_path):
-    model, tokenizer = new_t5(47, decoder_layers=3), data.tokenizer()
+    tokenizer = data.tokenizer()
+    model = new_t5(len(tokenizer), decoder_layers=3)
     write_checkpoint(model.half().float(), tokenizer, tmp_path / "made")
     before, after = EarlyExitT5(model.eval(), tokenizer), EarlyExitT5(load_t5(tmp_path / "made"), tokenizer)
     encoded = before.encode(["en:12", "fr:3456"])
