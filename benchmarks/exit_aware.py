@@ -253,7 +253,7 @@ def decode_all(study: Study) -> None:
     for name in RECIPE:
         study.row(name, "softmax", softmax)
     study.row("recipe, plain", "softmax, recomputed cache", policies("softmax", SOFTMAX, cache="recompute"))
-    for name in ("exit-aware", "control"):
+    for name in ("plain", "exit-aware", "control"):
         study.row(f"numbers, {name}", "softmax", softmax)
     for name in ("plain", "exit-aware", "only .9", "12 layers, plain", "12 layers, exit-aware"):
         study.row(name, "softmax", softmax)

@@ -78,7 +78,9 @@ def main() -> None:
     print(json.dumps({key: value for key, value in results.items() if key != "rows"}))
     print(summary(results["rows"]).to_string(index=False, float_format="{:.1f}".format))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    trained = {name: (name, "softmax") for name in ("plain", "exit-aware", "recipe, shipped")}
+    trained = {name: (name, "softmax") for name in ("recipe, plain", "recipe, shipped", "plain", "exit-aware")} | {
+        "recipe, plain, recomputed": ("recipe, plain", "softmax, recomputed cache")
+    }
     for ax, column, title in zip(
         axes, ("error", "distance"), ("phoneme error, %", "distance to the full model, %"), strict=True
     ):
@@ -88,15 +90,23 @@ def main() -> None:
     axes[1].set_ylim(0, 25)
     axes[0].legend()
     figure.savefig(IMAGES / "exit-aware.svg", metadata={"Date": None})
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     carried = {
-        "numbers": {"plain": ("numbers, control", "softmax"), "exit-aware": ("numbers, exit-aware", "softmax")},
-        "12 layers": {"plain": ("12 layers, plain", "softmax"), "exit-aware": ("12 layers, exit-aware", "softmax")},
+        "numbers": {
+            "plain stage": ("numbers, plain", "softmax"),
+            "exit-aware": ("numbers, exit-aware", "softmax"),
+            "plain, as many steps": ("numbers, control", "softmax"),
+        },
+        "12 layers": {
+            "plain": ("12 layers, plain", "softmax"),
+            "exit-aware": ("12 layers, exit-aware", "softmax"),
+        },
     }
-    for ax, (name, chosen) in zip(axes, carried.items(), strict=True):
+    carried = {name: chosen for name, chosen in carried.items() if rows.keys() & set(chosen.values())}
+    figure, axes = plt.subplots(1, len(carried), figsize=(4.5 * len(carried), 3.6), layout="constrained", squeeze=False)
+    for ax, (name, chosen) in zip(axes[0], carried.items(), strict=True):
         draw(ax, rows, chosen, "distance")
         ax.set(title=f"{name}: distance to the full model, %", xlim=(1, 6), ylim=(0, 30))
-    axes[0].legend()
+        ax.legend()
     figure.savefig(IMAGES / "exit-aware-carried.svg", metadata={"Date": None})
 
 
