@@ -18,7 +18,7 @@ import riskcal
 from riskcal import ExitPolicy, efficiency
 
 MEASURES = ("softmax", "state", "classifier")
-SIZE = 12  # thresholds of each measure
+SIZE = 9  # thresholds of each measure
 DELTAS = (0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 TABLE = {"textual": (0.1, 0.25), "risk": (0.02, 0.05)}
 PROTOCOLS = {

@@ -36,7 +36,9 @@ def lengths(tokens: np.ndarray) -> dict[str, float]:
 
 
 def main() -> None:
-    options = common.parser(__doc__).parse_args()
+    parser = common.parser(__doc__)
+    parser.add_argument("--series", nargs="+", default=[*ORACLES, *MEASURES], help="measures and oracles; default: all")
+    options = parser.parse_args()
     options.words = options.words or (750 if options.model == "g2p" else 100)
     task, decoder = common.load(options)
     full = common.decode(decoder, task, ExitPolicy())
@@ -58,9 +60,9 @@ def main() -> None:
     row("full", None, ExitPolicy(), "static")
     for k in range(1, decoder.n_layers):
         row("static", k, ExitPolicy.static(k), "static")
-    for name, settings in ORACLES.items():
+    for name, settings in ((name, ORACLES[name]) for name in options.series if name in ORACLES):
         row(name, 1.0, ExitPolicy(measure="oracle", threshold=1.0, **settings), "oracle")
-    for measure in common.available(decoder, MEASURES):
+    for measure in common.available(decoder, [name for name in MEASURES if name in options.series]):
         for threshold in common.thresholds(decoder, task, measure, SIZE):
             row(measure, threshold, ExitPolicy(measure=measure, threshold=threshold), measure)
         print(measure, flush=True)
