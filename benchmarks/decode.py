@@ -39,12 +39,12 @@ from riskcal_adapters.torch import EarlyExitT5, load_example
 CHUNK = 20
 BATCH = 64
 REFERENCE, STATIC, FULL, BARE = "generate, dynamic cache", "generate, static cache", "full model", "no exit machinery"
-GRID = np.round(np.arange(0.95, 0.04, -0.05), 2)
+GRID = np.round(np.arange(0.975, 0.02, -0.025), 3)
 #: What is certified: a template and the thresholds that are tested, from the highest down.
 CERTIFIED = {
     "softmax": (ExitPolicy(), GRID),
     "max": (ExitPolicy(measure="max"), GRID),
-    "entropy": (ExitPolicy(measure="entropy"), np.round(np.arange(-0.1, -3.0, -0.15), 2)),
+    "entropy": (ExitPolicy(measure="entropy"), np.round(np.arange(-0.1, -3.0, -0.05), 2)),
     "state": (ExitPolicy(measure="state"), np.round(np.arange(0.99, 0.5, -0.025), 3)),
     "classifier": (
         ExitPolicy(measure="classifier"),
@@ -234,7 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("g2p", "numbers"), default="g2p")
     parser.add_argument("--delta", type=float, default=0.1, help="textual tolerance of the certified policies")
-    parser.add_argument("--calibration", type=int, default=1000, help="prompts that policies are certified on")
+    parser.add_argument("--calibration", type=int, default=3000, help="prompts that policies are certified on")
     parser.add_argument("--prompts", type=int, default=100, help="prompts timed, of the held-out ones")
     parser.add_argument("--judged", type=int, default=1000, help="held-out prompts on which quality is measured")
     parser.add_argument("--rounds", type=int, default=5)

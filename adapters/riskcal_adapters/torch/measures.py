@@ -39,9 +39,8 @@ def max_probability(logits: Tensor) -> Confidences:
 
 def negative_entropy(logits: Tensor) -> Confidences:
     """Minus the entropy of the next token, in nats: from -ln V to 0."""
-    log = torch.log_softmax(logits, -1, dtype=torch.float32)
-    # a token of probability 0 adds nothing, though its logarithm is minus infinity
-    return np.asarray((log.exp() * log.clamp_min(torch.finfo(torch.float32).min)).sum(-1).cpu().numpy())
+    probabilities = torch.softmax(logits, -1, dtype=torch.float32)
+    return np.asarray(torch.special.entr(probabilities).sum(-1).neg().cpu().numpy())
 
 
 def saturation(state: Tensor, before: Tensor | None) -> Confidences:

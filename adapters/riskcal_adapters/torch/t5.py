@@ -76,6 +76,7 @@ class _Run:
     layer: Callable[[int, Tensor, Cache], Tensor]
     keys: list[int]  # of each row's noise
     pending: list[int]  # each row's early exits in a row
+    opens: list[bool]  # whether any row may ever exit at a layer
     embedded: list[Tensor] = field(default_factory=list)  # of all positions, where they are run again
 
     @property
@@ -360,6 +361,7 @@ class EarlyExitT5:
             layer=backbone.layer_exact if policy.cache in ("deferred", "recompute") else backbone.layer,
             keys=choosing.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
+            opens=[True] * self.n_layers,
         )
 
     def _decode(
@@ -368,6 +370,7 @@ class EarlyExitT5:
         """The positions of rows that share ``policy``, but for the ``thresholds`` (T, L, B)."""
         batch = len(tokens)
         run = self._run(policy, tokens, mask, len(thresholds))
+        run.opens = np.isfinite(thresholds).any((0, 2)).tolist()
         chosen, going = [self._special.start] * batch, list(range(batch))
         advance = self._step_of_rows if policy.batching == "regroup" else self._step
         steps = []
@@ -404,7 +407,7 @@ class EarlyExitT5:
             if index == 0:
                 first = state
             last = index == self.n_layers - 1
-            if not last and all(needed[row] == math.inf for row in active):
+            if not last and (not run.opens[index] or all(needed[row] == math.inf for row in active)):
                 judge.pass_by(state)
                 continue
             confidence, scores = judge.look(index + 1, state, before)
@@ -444,7 +447,7 @@ class EarlyExitT5:
             before = state if index else None
             state = self._backbone.layer_of_rows(index, state, rows, cache)
             last = index == self.n_layers - 1
-            if not last and all(needed[row] == math.inf for row in rows):
+            if not last and (not run.opens[index] or all(needed[row] == math.inf for row in rows)):
                 judge.pass_by(state)
                 continue
             confidence, scores = judge.look(index + 1, state, before)
