@@ -140,7 +140,9 @@ def column_summary(losses):  # type: ignore[no-untyped-def]
     Four rows at a time: the running sums and extremes would else be read and written as often as the matrix is.
     """
     n, k = losses.shape
-    total, low, high = np.zeros(k), losses[0].copy(), losses[0].copy()
+    total, low, high = np.zeros(k), np.empty(k), np.empty(k)
+    for j in range(k):
+        low[j] = high[j] = losses[0, j]
     for i in range(0, n - 3, 4):
         for j in range(k):
             a, b, c, d = losses[i, j], losses[i + 1, j], losses[i + 2, j], losses[i + 3, j]
@@ -152,7 +154,9 @@ def column_summary(losses):  # type: ignore[no-untyped-def]
             total[j] += losses[i, j]
             low[j] = min(losses[i, j], low[j])
             high[j] = max(losses[i, j], high[j])
-    return total, low.min(), high.max()
+    for j in range(1, k):  # a loop: numba takes a second to compile each of numpy's own min and max
+        low[0], high[0] = min(low[j], low[0]), max(high[j], high[0])
+    return total, low[0], high[0]
 
 
 @njit(cache=True)
@@ -211,8 +215,9 @@ def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ig
     for first in range(0, k, tile):
         width = min(tile, k - first)
         log_capital, best, bet = np.zeros(width), np.zeros(width), np.zeros(width)
-        factor, peak = np.ones(width), np.ones(width)
-        spread = np.full(width, weight * prior)
+        factor, peak, spread = np.empty(width), np.empty(width), np.empty(width)
+        for j in range(width):
+            factor[j], peak[j], spread[j] = 1.0, 1.0, weight * prior
         t = 0
         while t < n:
             left = n - t
@@ -233,7 +238,10 @@ def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ig
                     log_capital[j] += math.log(factor[j])
                     factor[j] = 1.0
             t = until
-        largest[first : first + width] = best
+        for j in range(
+            width
+        ):  # a loop: the check of shapes in a slice's assignment takes longer to compile than all else
+            largest[first + j] = best[j]
     return largest
 
 
