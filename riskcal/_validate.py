@@ -28,6 +28,13 @@ def first(mask: NDArray[np.bool_]) -> str:
 
 def array(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
     """Finite float64 array of one of the allowed numbers of dimensions, none of them empty."""
+    result = shaped(values, name, ndim=ndim)
+    finite(result, name)
+    return result
+
+
+def shaped(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
+    """As `array`, but NaN and infinities are let through."""
     if np.ma.is_masked(values):
         raise RiskcalError(
             f"{name}: masked at index {first(np.ma.getmaskarray(np.ma.asarray(values)))}; every value must be given."
@@ -44,7 +51,6 @@ def array(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
         raise RiskcalError(f"{name}: has shape {result.shape}; give a {wanted} array.")
     if result.size == 0:
         raise RiskcalError(f"{name}: is empty (shape {result.shape}); give at least one value.")
-    finite(result, name)
     return result
 
 

@@ -306,10 +306,7 @@ class AdaptiveCalibration:
                 "by what they contain would make the certificate wrong."
             )
         needed = self.needed
-        try:
-            row = np.asarray(losses, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise RiskcalError(f"losses: not an array of numbers ({error}).") from None
+        row = _validate.shaped(losses, "losses", ndim=(1,))
         if row.shape != needed.shape:
             raise RiskcalError(f"losses: has shape {row.shape}; give ({needed.size},), one loss per threshold.")
         row = np.where(needed, row, self.delta)  # nothing is won or lost at delta

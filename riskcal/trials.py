@@ -261,7 +261,7 @@ def _splits(n: int, n_trials: int, fraction: float, seed: int) -> NDArray[np.int
             f"calibration_fraction: {share:g} of {n} units leaves {size} to calibrate on and {n - size} to hold out; "
             "at least two and one are needed."
         )
-    keys = np.random.default_rng(seed).random((n_trials, n))
+    keys = np.random.default_rng(_validate.count(seed, "seed", least=0)).random((n_trials, n))
     return np.argpartition(keys, n - size, axis=1)[:, : n - size]
 
 

@@ -55,6 +55,10 @@ class World:
     lower: float = 0.0
     upper: float = 1.0
 
+    def __post_init__(self) -> None:
+        _validate.tolerance(self.delta, self.lower, self.upper)
+        _validate.finite(self.risk, "risk")  # a comparison with NaN would count every violation as none
+
     @property
     def k(self) -> int:
         """Candidates."""
@@ -70,7 +74,7 @@ class World:
 
     def oracle(self, delta: float | None = None) -> float:
         """The largest saving whose expected loss is at most delta; 0, the full model's, if there is none."""
-        valid = self.risk <= (self.delta if delta is None else delta)
+        valid = self.risk <= (self.delta if delta is None else _validate.number(delta, "delta"))
         return float(self.saving[valid].max(initial=0.0))
 
     def __repr__(self) -> str:
@@ -254,10 +258,10 @@ def validity(
         A trial counts as a violation if any certified candidate's expected loss is above delta. A procedure that holds
         epsilon has a rate of at most epsilon, so that an interval wholly above it is evidence of a defect.
     """
-    trials = _validate.count(trials, "trials", least=1)
+    n, trials = _validate.count(n, "n", least=1), _validate.count(trials, "trials", least=1)
     level = _validate.level(confidence, "confidence")
-    wrong = world.risk > (world.delta if delta is None else delta)
-    rng = np.random.default_rng(seed)
+    wrong = world.risk > (world.delta if delta is None else _validate.number(delta, "delta"))
+    rng = np.random.default_rng(_validate.count(seed, "seed", least=0))
     violations = 0
     for _ in range(trials):
         certified = np.asarray(decide(world.sample(n, rng)))
@@ -408,7 +412,7 @@ def efficiency(
         Of the cheapest certified candidate, whose saving counts at most as much as the best safe one's: a false
         certificate earns nothing extra.
     """
-    tolerated = world.delta if delta is None else delta
+    tolerated = world.delta if delta is None else _validate.number(delta, "delta")
     chosen = np.asarray(certified, dtype=bool)
     if chosen.ndim != 2 or chosen.shape[1] != world.k or not len(chosen):
         raise RiskcalError(f"certified: has shape {chosen.shape}; expected (draws, {world.k}).")

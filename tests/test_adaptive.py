@@ -245,6 +245,8 @@ def test_arguments_are_checked(arguments, message):
         ([[0.1, 0.1, 0.1]], r"losses: has shape \(1, 3\)"),
         (["a", 0, 0], "losses: not an array of numbers"),
         (0.5, r"losses: has shape \(\)"),
+        (["0.1", "0.1", "0.1"], "losses: not an array of numbers"),
+        (np.ma.masked_greater([0.1, 0.2, 0.1], 0.15), "losses: masked at index 1"),
     ],
 )
 def test_a_refused_update_changes_nothing(losses, message):

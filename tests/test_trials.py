@@ -195,6 +195,7 @@ def test_lazy_betting_agrees_with_the_test_on_every_kind_of_loss():
         ({"calibration_fraction": 0.999}, "calibration_fraction: 0.999 of 80 units leaves 80"),
         ({"calibration_fraction": 0.01}, "calibration_fraction"),
         ({"n_trials": 0}, "n_trials"),
+        ({"seed": math.nan}, "seed"),
         ({"epsilon": 0}, "epsilon"),
         ({"deltas": []}, "deltas"),
         ({"deltas": [0.1, 1.5]}, "delta"),

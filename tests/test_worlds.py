@@ -248,6 +248,24 @@ def test_certificates_hold_in_the_eight_worlds(name):
     assert max(rates.values()) <= limit(EPSILON, DRAWS), rates
 
 
+NAN = {
+    "a world's delta": lambda: worlds.monotone(delta=math.nan),
+    "risk": lambda: worlds.bump(math.nan),
+    "the oracle's delta": lambda: worlds.binary().oracle(math.nan),
+    "the limit's delta": lambda: worlds.power_limit(worlds.binary(), 100, math.nan),
+    "validity's delta": lambda: worlds.validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, delta=math.nan),
+    "n": lambda: worlds.validity(worlds.binary(), lambda x: x.mean(0) < 1, n=math.nan),
+    "seed": lambda: worlds.validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, seed=math.nan),
+    "efficiency's delta": lambda: worlds.efficiency(worlds.binary(), np.ones((2, 8), bool), n=5, delta=math.nan),
+}
+
+
+@pytest.mark.parametrize("name", NAN)
+def test_nan_is_refused_and_never_counts_as_no_violation(name):
+    with pytest.raises(RiskcalError, match=f"^{name.split()[-1]}: .*(?i:nan)"):
+        NAN[name]()
+
+
 # Records as a world --------------------------------------------------------------------------------------------------
 
 
