@@ -165,7 +165,41 @@ def test_no_observed_loss_is_not_a_bound_of_zero(method):
     assert 0.0023 <= bounds.betting(np.zeros(1000), epsilon=0.1) <= 0.0026
 
 
-# 7. A product's calibrated rule, data and test split that differ from what it ships is not about these functions.
+# 7. Figures on "the test split" that are of all rows, and a rule that is deployed otherwise than it was calibrated
+
+
+def test_held_out_losses_are_of_prompts_that_were_not_calibrated_on():
+    """Every prompt's loss is its own power of two, so that a mean of them says which prompts it is of."""
+    losses = 2.0 ** -np.arange(1, 41)[:, None]
+    runs = riskcal.Runs.from_arrays(thresholds=[0.5], dissimilarity=losses)
+    table = riskcal.run_trials(runs, [0.9], n_trials=20, test="hoeffding")
+    assert table["certified"].all()
+    total = losses.sum()
+    for row in table.itertuples():
+        calibrated, heldout = row.calibration_loss * 32, row.heldout_loss * 8
+        assert calibrated + heldout == pytest.approx(total, abs=1e-13)
+        assert bin(round(calibrated * 2**40)).count("1") == 32
+        assert bin(round(heldout * 2**40)).count("1") == 8
+
+
+def test_the_rule_that_was_calibrated_is_the_one_that_is_deployed(tmp_path):
+    """Measure, schedule, first layer and length limit of the certified rows, through the file, to the letter."""
+    schedule = riskcal.Decaying(4.0, 32)
+    recorded = {"temperature": 4.0, "max_length": 32, "form": "paper", "min_layer": 2, "measure": "entropy"}
+    frame = riskcal.Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=np.zeros((80, 2))).to_frame()
+    runs = riskcal.Runs.from_frame(frame.assign(**recorded, policy='{"max_new_tokens": 16}'))
+    policy = riskcal.calibrate(runs, delta=0.1).policy()
+    wanted = riskcal.ExitPolicy(
+        threshold=0.5,
+        measure="entropy",
+        schedule=schedule,
+        min_layer=2,
+        max_new_tokens=16,
+        certificate=policy.certificate,
+    )
+    assert policy == wanted
+    policy.save(tmp_path / "policy.json")
+    assert riskcal.ExitPolicy.load(tmp_path / "policy.json") == wanted
 
 
 # 8. Freed level moved to the smallest remaining p-value (family-wise error .41), and a z-test that says 0 to five zeros
@@ -281,3 +315,11 @@ def test_numpy_numbers_are_numbers():
     calibration = riskcal.calibrate(losses, thresholds=np.array([1, 0]), delta=np.float64(0.5))
     assert type(calibration.certified) is bool
     assert type(calibration.threshold) is float
+
+
+def test_a_policy_is_saved_although_its_risk_rises_with_the_threshold(tmp_path):
+    losses = (np.random.default_rng(11).random((500, 3)) < [0.0, 0.4, 0.02]) * 1.0
+    calibration = riskcal.calibrate(losses, thresholds=[0.9, 0.7, 0.5], delta=0.1, procedure="holm")
+    assert "does not fall steadily" in calibration.message
+    calibration.policy().save(tmp_path / "policy.json")
+    assert riskcal.ExitPolicy.load(tmp_path / "policy.json").threshold == 0.5
