@@ -151,3 +151,14 @@ def test_records_are_interchangeable(in_torch, in_jax, words, tmp_path):
     halves = [ours.to_frame(), theirs.to_frame()]
     mixed = pd.concat([half[half["prompt"] % 2 == i] for i, half in enumerate(halves)])
     assert riskcal.calibrate(Runs.from_frame(mixed), delta=0.3).policy().threshold == first.threshold
+
+
+def test_the_shipped_model_with_long_outputs_is_the_same_in_both():
+    ours, theirs = (framework.load_example("numbers") for framework in (riskcal_adapters.jax, riskcal_adapters.torch))
+    assert ours.weights == theirs.weights
+    texts = ["fr:1980", "de:7431", "en:90817"]
+    policy = ExitPolicy(threshold=0.9)
+    mine = ours.generate(*ours.encode(texts), policy=policy, max_new_tokens=96)
+    other = theirs.generate(*theirs.encode(texts), policy=policy, max_new_tokens=96)
+    np.testing.assert_array_equal(mine.tokens, other.tokens.numpy())
+    np.testing.assert_array_equal(mine.exit_layers, other.exit_layers.numpy())

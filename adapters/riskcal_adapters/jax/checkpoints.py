@@ -67,10 +67,11 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
 
     Parameters
     ----------
-    name : {"g2p"}
-        Spelling in, phonemes out: a T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits on the CMU
-        Pronouncing Dictionary. Its exit classifier, for policies with measure ``"classifier"``, is the one that the PyTorch
-        decoder has.
+    name : {"g2p", "numbers"}
+        Both are T5 v1.1 of 2.2 million weights with 8 decoder layers, trained with exits: the same files as those of the
+        PyTorch decoder. ``"g2p"``: spelling in, phonemes out, from the CMU Pronouncing Dictionary; with an exit classifier,
+        for policies with measure ``"classifier"``. ``"numbers"``: numbers written out in English, French or German, letter
+        by letter.
 
     Examples
     --------
@@ -78,11 +79,12 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     >>> decoder.decode(decoder.generate(*decoder.encode(["phoneme"])).tokens)
     ['F OW N IY M']
     """
-    _validate.choice(name, "name", ("g2p",))
+    _validate.choice(name, "name", ("g2p", "numbers"))
     with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        classifier = load_classifier(folder / "classifier-independent.safetensors")
-        return EarlyExitT5(load_t5(folder), tokenizer, classifier=classifier)
+        classifier = folder / "classifier-independent.safetensors"
+        learned = load_classifier(classifier) if classifier.is_file() else None
+        return EarlyExitT5(load_t5(folder), tokenizer, classifier=learned)
 
 
 def _checked(

@@ -104,6 +104,8 @@ class EarlyExitT5:
         The model given.
     n_layers : int
         Decoder layers L; exits are numbered 1..L, and L is the full model.
+    measures : list of str
+        The measures that a policy may name.
 
     Raises
     ------
@@ -128,7 +130,7 @@ class EarlyExitT5:
         self._backbone = Backbone(model)
         self.n_layers: int = self._backbone.n_layers
         self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
-        self._measures = [name for name in MEASURES if name != "classifier" or classifier is not None]
+        self.measures: list[str] = [name for name in MEASURES if name != "classifier" or classifier is not None]
         self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
 
     @functools.cached_property
@@ -274,7 +276,7 @@ class EarlyExitT5:
         batch = len(tokens)
         limit = _requests.length(max_new_tokens, [])
         ids = _requests.prompt_ids(prompts, batch)
-        [template] = _requests.policies(policy, batch, self._measures)
+        [template] = _requests.policies(policy, batch, self.measures)
         rows, positions, confidence, agrees = [], [], [], []
         with torch.inference_mode():
             run = self._run(template, tokens, mask, limit)
@@ -326,7 +328,7 @@ class EarlyExitT5:
         known, *size, groups, table = self._last_asked
         if known is policy and size == [batch, max_new_tokens]:
             return groups, table
-        asked = _requests.policies(policy, batch, self._measures)
+        asked = _requests.policies(policy, batch, self.measures)
         if any(one.weights is not None for one in asked):
             _requests.same_weights(asked, self.weights)
         limit = _requests.length(max_new_tokens, asked)
