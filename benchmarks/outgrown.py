@@ -27,7 +27,7 @@ def outgrown(script: Path) -> str | None:
     if not result.exists():
         return "was never run"
     commit = json.loads(result.read_text())["commit"]
-    changed = git("diff", "--stat", commit, "--", "riskcal", "adapters", str(script))
+    changed = git("diff", "--stat", commit, "--", ":/riskcal", ":/adapters", str(script))
     if changed.returncode:
         return f"was run on {commit[:12]}, which this checkout does not know"
     return f"was run on {commit[:12]}; the code has changed since" if changed.stdout else None

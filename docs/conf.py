@@ -25,7 +25,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # a busy machine is slow, not wrong
 
 autodoc_typehints = "none"
 numpydoc_show_class_members = False

@@ -15,7 +15,7 @@ from riskcal_adapters.torch.training.confidence import Confidence
 
 
 class ExitClassifier(torch.nn.Module):
-    """Confidence ``sigmoid(weight . state + bias)`` that a layer's token is the last layer's (CALM, section 3.5).
+    """Linear confidence that a layer's token is the last layer's: ``sigmoid(dot(weight, state) + bias)`` (CALM, section 3.5).
 
     Parameters
     ----------
