@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -120,6 +121,8 @@ def from_arrays(
     losses: Any, delta: Any, *, thresholds: Any, lower: float, upper: float, prompts: ArrayLike | None
 ) -> Problem:
     """The problem of controlling plain losses (n, k): rows are units, or tokens where ``prompts`` groups them."""
+    if isinstance(losses, str | os.PathLike):
+        raise RiskcalError(f"runs: {str(losses)!r} is a path; read it first, with Runs.read(path).")
     if isinstance(losses, Traces | pd.DataFrame):
         raise RiskcalError(
             "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; Traces hold token rows of one "

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _problem, _validate, bounds, fwer, monotone, pvalues, records
 from riskcal._problem import Problem, Risk
 from riskcal._validate import Floats, RiskcalError
-from riskcal.policy import Certificate, ExitPolicy, Stop
+from riskcal.policy import COLUMNS, Certificate, ExitPolicy, Stop
 from riskcal.records import Runs
 from riskcal.schedules import Decaying
 
@@ -79,6 +79,9 @@ class Calibration:
         The outcome in plain words, with what to do next if nothing was certified.
     pilot : tuple
         Ids of the units that chose the order and were not tested; empty for an order fixed beforehand.
+    preregistered : str or None
+        Digest of the ``order``, ``weights`` and ``transitions`` that were given: nothing here can know when they were fixed,
+        but whoever wrote them down before the data were seen can show that they are the same.
     stopped : Stop or None
         Why lower thresholds were never run; None if the recorded grid is whole.
     """
@@ -104,6 +107,7 @@ class Calibration:
     records_digest: str
     pilot: tuple[Any, ...] = ()
     stopped: Stop | None = None
+    preregistered: str | None = None
 
     def policy(self, **fields: Any) -> ExitPolicy:
         """The policy to deploy, with its certificate.
@@ -148,6 +152,7 @@ class Calibration:
             pilot_n=len(self.pilot),
             pilot_digest=_digest(self.pilot) if self.pilot else None,
             stopped=self.stopped,
+            preregistered=self.preregistered,
             versions=_versions(),
         )
         return ExitPolicy(**(given | fields | {"certificate": certificate}))
@@ -305,7 +310,8 @@ def calibrate(
     rejected = _select(procedure, p, spent, starts, weights, transitions)
     table = _table(problem).assign(pvalue=p, certified=rejected)
     found: dict[str, Any] = {"procedure": procedure, "starts": starts, "level": levels[0], "pilot": pilot}
-    return _result(problem, table, cost, rises=_rises(problem), **found, **common)
+    result = _result(problem, table, cost, rises=_rises(problem), **found, **common)
+    return replace(result, preregistered=_preregistered(options))
 
 
 def calibrate_groups(
@@ -543,6 +549,14 @@ def _message(problem: Problem, chosen: pd.Series | None, test: str, epsilon: flo
     )
 
 
+def _preregistered(options: Mapping[str, Any]) -> str | None:
+    given = {name: options[name] for name in ("order", "weights", "transitions") if options[name] is not None}
+    if not given:
+        return None
+    text = json.dumps({name: np.asarray(value, dtype=np.float64).tolist() for name, value in given.items()})
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _end(table: pd.DataFrame, stopped: Stop | None) -> str:
     """What a recording that stopped leaves open."""
     if stopped is None:
@@ -594,6 +608,12 @@ def _recorded_fields(text: str) -> dict[str, Any]:
         raise RiskcalError(
             f"policy: the records hold {text!r}, which is not an object of policy fields ({error})."
         ) from None
+    own = [name for name in fields if name in COLUMNS]
+    if own:
+        raise RiskcalError(
+            f"policy: the records' column holds {own[0]!r}, which has a column of its own or is what calibration finds; "
+            "leave it out there."
+        )
     return {name: getattr(recorded, name) for name in fields}
 
 

@@ -48,7 +48,7 @@ Threshold = Annotated[
 
 
 #: What a table of records has columns for, or what differs from candidate to candidate.
-_COLUMNS = {"schema_version", "threshold", "thresholds", "measure", "schedule", "min_layer", "certificate"}
+COLUMNS = {"schema_version", "threshold", "thresholds", "measure", "schedule", "min_layer", "certificate"}
 
 
 class _Frozen(BaseModel):
@@ -154,6 +154,9 @@ class Certificate(_Frozen):
     pilot_n: int = Field(default=0, ge=0)
     pilot_digest: str | None = None
     stopped: Stop | None = None
+    preregistered: str | None = Field(
+        default=None, description="digest of an order, weights and transitions that were given"
+    )
     versions: dict[str, str]
 
 
@@ -260,7 +263,7 @@ class ExitPolicy(_Frozen):
 
     def other_fields(self) -> str:
         """The fields that have no column of their own in a table of runs, as its column ``policy`` holds them: JSON."""
-        return self.model_dump_json(exclude=_COLUMNS, exclude_defaults=True)
+        return self.model_dump_json(exclude=COLUMNS, exclude_defaults=True)
 
     def exit_thresholds(self, n_layers: int, length: int) -> NDArray[np.float32]:
         """The confidence needed to exit, for every position and layer: all that a decoder has to know of a policy.

@@ -256,3 +256,25 @@ def test_comparing_gives_an_option_to_the_procedures_that_use_it_and_trials_refu
         riskcal.compare(recorded, 0.2, procedures=("fixed_sequence", "holm"), pilot_fraction=0.2)
     with pytest.raises(RiskcalError, match=r"^cost: 'tokens' chooses"):
         riskcal.run_trials(recorded, 0.2, n_trials=2, cost="tokens")
+
+
+def test_the_certificate_tells_an_order_from_another_and_from_none():
+    losses, thresholds = np.zeros((200, 3)), [0.9, 0.5, 0.1]
+    digests = [
+        riskcal.calibrate(losses, thresholds=thresholds, delta=0.1, **options).policy().certificate.preregistered
+        for options in (
+            {},
+            {"order": [0, 1, 2]},
+            {"order": [1, 0, 2]},
+            {"order": np.array([1, 0, 2])},
+            {"procedure": "fallback", "weights": [0.5, 0.25, 0.25]},
+        )
+    ]
+    assert digests[0] is None
+    assert digests[2] == digests[3]
+    assert len(set(digests)) == 4
+
+
+def test_a_path_is_told_to_be_read_first(tmp_path):
+    with pytest.raises(RiskcalError, match=r"is a path; read it first, with Runs.read"):
+        riskcal.calibrate(str(tmp_path / "runs.parquet"), delta=0.1)

@@ -373,3 +373,20 @@ def test_records_carry_the_fields_that_have_no_column():
         calibrate(Runs.from_frame(table), delta=0.1).policy(max_new_tokens=30)
     with pytest.raises(RiskcalError, match="policy: the records hold 'nonsense'"):
         calibrate(Runs.from_frame(table.assign(policy="nonsense")), delta=0.1).policy()
+
+
+@pytest.mark.parametrize("field", ["threshold", "thresholds", "measure", "min_layer", "certificate", "schedule"])
+def test_records_cannot_smuggle_in_what_was_not_tested(field):
+    value = {"threshold": 0.01, "thresholds": {"1": 0.0}, "measure": "max", "min_layer": 1}.get(field)
+    smuggled = json.dumps(
+        {field: value if value is not None else {"kind": "constant"} if field == "schedule" else None}
+    )
+    table = pd.DataFrame(
+        [
+            {"prompt": i, "threshold": t, "policy": smuggled, "dissimilarity": 0.0}
+            for i in range(100)
+            for t in (0.5, 0.7)
+        ]
+    )
+    with pytest.raises(RiskcalError, match=f"policy: the records' column holds '{field}'"):
+        calibrate(Runs.from_frame(table), delta=0.1).policy()

@@ -21,6 +21,9 @@ _GREEDY: dict[str, tuple[Any, ...]] = {
     "num_beams": (None, 1),
     "do_sample": (None, False),
     "num_return_sequences": (None, 1),
+    "num_beam_groups": (None, 1),
+    "diversity_penalty": (None, 0.0),
+    "token_healing": (None, False),
     "repetition_penalty": (None, 1.0),
     "encoder_repetition_penalty": (None, 1.0),
     "guidance_scale": (None, 1.0),
@@ -32,6 +35,8 @@ _GREEDY: dict[str, tuple[Any, ...]] = {
         (
             "bad_words_ids",
             "begin_suppress_tokens",
+            "constraints",
+            "dola_layers",
             "exponential_decay_length_penalty",
             "forced_bos_token_id",
             "forced_eos_token_id",
@@ -65,15 +70,32 @@ def greedy_only(config: Any) -> None:
             )
 
 
-def special_tokens(config: Any) -> SpecialTokens:
-    """Padding, end and start ids of a generation config, none of them missing."""
+def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
+    """Padding, end and start ids of a generation config: none of them missing, and all in the vocabulary."""
+    found: dict[str, list[int]] = {}
     for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-        if getattr(config, name, None) in (None, []):
+        value = getattr(config, name, None)
+        if value in (None, []):
             raise RiskcalError(
                 f"generation_config.{name}: is missing; set model.generation_config.{name} (T5: pad 0, eos 1, start 0)."
             )
-    ends = config.eos_token_id if isinstance(config.eos_token_id, Sequence) else [config.eos_token_id]
-    return SpecialTokens(int(config.pad_token_id), tuple(int(end) for end in ends), int(config.decoder_start_token_id))
+        found[name] = [int(one) for one in (value if isinstance(value, Sequence) else [value])]
+        foreign = [one for one in found[name] if not 0 <= one < vocabulary]
+        if foreign:
+            raise RiskcalError(
+                f"generation_config.{name}: {foreign[0]} is not in the model's vocabulary of {vocabulary}."
+            )
+    return SpecialTokens(found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0])
+
+
+def classifier_parts(classifier: Any) -> tuple[Any, Any]:
+    """Weight and bias of an exit classifier, as its framework holds them."""
+    lacking = [name for name in ("weight", "bias") if not hasattr(classifier, name)]
+    if lacking:
+        raise RiskcalError(
+            f"classifier: a {type(classifier).__name__} without .{lacking[0]}; read a file with load_classifier(path) first."
+        )
+    return classifier.weight, classifier.bias
 
 
 def prompt_mask(

@@ -67,7 +67,7 @@ def record(
     decoder: Annotated[
         str,
         typer.Option(
-            help="MODULE:FUNCTION that returns a decoder, or the name of a shipped one: g2p, or jax:g2p for JAX.",
+            help="MODULE:FUNCTION that returns a decoder, or the name of a shipped one: g2p or numbers, jax:g2p for JAX.",
             show_default=False,
         ),
     ],

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from importlib import resources
 
 import numpy as np
@@ -189,3 +190,37 @@ def made_up_words(count: int) -> list[str]:
         "w" + "".join(rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(rng.integers(1, 4)))
         for _ in range(count)
     ]
+
+
+@pytest.mark.parametrize("name", ["eos_token_id", "decoder_start_token_id", "pad_token_id"])
+def test_special_tokens_outside_the_vocabulary_are_refused(tiny_t5, name):
+    model = copy.deepcopy(tiny_t5)
+    setattr(model.generation_config, name, 5000)
+    with pytest.raises(RiskcalError, match=rf"generation_config.{name}: 5000 is not in the model's vocabulary"):
+        EarlyExitT5(model)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "message"),
+    [
+        ("classifier.safetensors", r"classifier: a str without .weight; read a file with load_classifier"),
+        (torch.nn.Linear(3, 1), r"classifier: has 3 weights"),
+    ],
+)
+def test_what_is_no_classifier_of_this_model_is_refused(tiny_t5, classifier, message):
+    with pytest.raises(RiskcalError, match=message):
+        EarlyExitT5(tiny_t5, classifier=classifier)
+
+
+def test_a_classifier_that_is_not_a_number_is_refused(tiny_t5):
+    broken = torch.nn.Linear(tiny_t5.config.d_model, 1)
+    torch.nn.init.constant_(broken.weight, math.nan)
+    with pytest.raises(RiskcalError, match="classifier: has weights that are not finite"):
+        EarlyExitT5(tiny_t5, classifier=broken)
+
+
+def test_settings_of_generate_that_change_tokens_are_refused_also_the_rare_ones(tiny_t5):
+    model = copy.deepcopy(tiny_t5)
+    model.generation_config.dola_layers = "high"
+    with pytest.raises(RiskcalError, match=r"generation_config.dola_layers: 'high'"):
+        EarlyExitT5(model)

@@ -111,7 +111,7 @@ class EarlyExitT5:
         self.model = model
         self.tokenizer = tokenizer
         self.n_layers = model.shape.decoder_layers
-        self._special = _requests.special_tokens(model.generation_config)
+        self._special = _requests.special_tokens(model.generation_config, model.shape.vocabulary)
         self._measures = [name for name in measures.NAMES if name != "classifier" or classifier is not None]
         if devices is not None and not len(devices):
             raise RiskcalError("devices: is empty; give at least one, jax.devices() for all, or leave it out.")
@@ -292,7 +292,7 @@ class EarlyExitT5:
 
 
 def _linear(classifier: Any, width: int) -> Classifier:
-    weight, bias = (np.asarray(_detached(part), dtype=np.float32) for part in (classifier.weight, classifier.bias))
+    weight, bias = (np.asarray(_detached(part), dtype=np.float32) for part in _requests.classifier_parts(classifier))
     if weight.size != width or bias.size != 1:
         raise RiskcalError(
             f"classifier: has {weight.size} weights and {bias.size} biases; this model's states need {width} and 1."

@@ -126,7 +126,7 @@ class EarlyExitT5:
         _requests.greedy_only(model.generation_config)
         self.model = model
         self.tokenizer = tokenizer
-        self._special = _requests.special_tokens(model.generation_config)
+        self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
         self._backbone = Backbone(model)
         self.n_layers: int = self._backbone.n_layers
         self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
@@ -155,7 +155,10 @@ class EarlyExitT5:
         attention_mask : (B, S), optional
             1 for real tokens, 0 for padding. Default: all are real, as in Hugging Face's ``generate``.
         policy : ExitPolicy or sequence of B of them
-            Default: the full model, whose tokens are those of ``model.generate(do_sample=False, num_beams=1)``. A policy
+            Default: the full model, whose tokens are those of ``model.generate(do_sample=False, num_beams=1)`` (where encoder
+            and decoder differ in depth, transformers needs ``past_key_values=EncoderDecoderCache(DynamicCache(),
+            DynamicCache())`` for it). In bfloat16 sums round differently with the batch and the order of operations, so that
+            tokens can differ where two logits nearly tie. A policy
             that never exits is the full model, whatever it says of pruning and caches. Rows whose policies differ in more
             than thresholds and schedules are generated in batches of their own.
         max_new_tokens : int, optional
@@ -570,11 +573,13 @@ class _Linear:
     @classmethod
     def of(cls, classifier: Classifier, backbone: Backbone) -> "_Linear":
         width = len(backbone.head)
-        weight, bias = torch.as_tensor(classifier.weight).detach(), torch.as_tensor(classifier.bias).detach()
+        weight, bias = (torch.as_tensor(part).detach() for part in _requests.classifier_parts(classifier))
         if weight.numel() != width or bias.numel() != 1:
             raise RiskcalError(
                 f"classifier: has {weight.numel()} weights and {bias.numel()} biases; this model's states need {width} and 1."
             )
+        if not (weight.isfinite().all() and bias.isfinite().all()):
+            raise RiskcalError("classifier: has weights that are not finite; train it again, or load another.")
         where = {"dtype": torch.float32, "device": backbone.device}
         return cls(weight.reshape(-1).to(**where), bias.reshape(()).to(**where))
 

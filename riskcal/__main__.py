@@ -1,0 +1,5 @@
+"""``python -m riskcal``: the command line."""
+
+from riskcal.cli import main
+
+main()
