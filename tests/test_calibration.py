@@ -581,7 +581,7 @@ def test_bad_arguments_for_arrays_are_refused_by_name(change, named):
         (np.array([[0.1]]), "losses: one row only"),
         (np.ma.masked_array([[0.1], [0.1]], mask=[[0], [1]]), "losses: masked at index [1, 0]"),
         (pd.DataFrame({"prompt": [1, 2], "threshold": 0.5, "dissimilarity": 0.0}), "runs: give Runs or an array"),
-        ("runs.parquet", "losses: not an array of numbers"),
+        ("runs.parquet", "runs: 'runs.parquet' is a path"),
         (None, "losses: "),
     ],
 )
