@@ -270,17 +270,8 @@ def calibrate(
     problem = _pose(runs, deltas[0], objective, thresholds=thresholds, lower=lower, upper=upper, prompts=prompts)
     spent = epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
     common: dict[str, Any] = {"epsilon": epsilon, "epsilon_spent": spent, "attempt": attempt, "test": test}
-    if problem.stopped is not None and (
-        several_deltas
-        or procedure not in (None, "fixed_sequence")
-        or problem.several
-        or order is not None
-        or starts != 1
-    ):
-        raise RiskcalError(
-            "procedure: the recording stopped where a fixed sequence failed, so that which thresholds there are depends on "
-            "the losses; only a fixed sequence from the highest threshold down, with one start, is sound on them."
-        )
+    plain = not several_deltas and procedure in (None, "fixed_sequence") and not problem.several
+    refuse_cut_grid(problem.stopped, one_sequence=plain and order is None and starts == 1)
     options = {
         "starts": starts,
         "order": order,
@@ -339,6 +330,15 @@ def calibrate_groups(
     groups = np.unique(runs.group)
     share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
     return {str(name): calibrate(runs.of_group(name), delta=delta, epsilon=share, **options) for name in groups}
+
+
+def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
+    """Refuse all but one fixed sequence from the top where a recording stopped: it ended by what the losses were."""
+    if stopped is not None and not one_sequence:
+        raise RiskcalError(
+            "procedure: the recording stopped where a fixed sequence failed, so that which thresholds there are depends on "
+            "the losses; only a fixed sequence from the highest threshold down, with one start, is sound on them."
+        )
 
 
 def refuse_unused(procedure: str | None, several: bool, options: Mapping[str, Any]) -> None:

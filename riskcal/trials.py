@@ -85,6 +85,10 @@ def run_trials(
     procedure = procedure or ("holm" if len(runs.coordinates) > 1 else "fixed_sequence")
     _validate.choice(procedure, "procedure", calibration.PROCEDURES)
     pool = _pool(runs, objective, cost)
+    one = (
+        procedure == "fixed_sequence" and pool.cost is None and options.get("starts", 1) == 1 and "order" not in options
+    )
+    calibration.refuse_cut_grid(runs.stopped, one_sequence=one)
     calibration.refuse_unused(procedure, pool.cost is not None, options | {"cost": cost})
     tolerated = [
         _validate.tolerance(d, pool.lower, pool.upper) for d in np.atleast_1d(np.asarray(deltas, dtype=object))

@@ -245,7 +245,7 @@ def test_options_that_are_used_are_not_refused():
         {"procedure": "fallback", "weights": np.full(11, 1 / 11), "order": list(range(11))},
         {"procedure": "fixed_sequence", "starts": 2},
     ):
-        riskcal.calibrate(recorded, delta=0.2, **options)
+        assert riskcal.calibrate(recorded, delta=0.2, **options).procedure == options["procedure"]
 
 
 def test_comparing_gives_an_option_to_the_procedures_that_use_it_and_trials_refuse_what_theirs_does_not():

@@ -255,3 +255,21 @@ def test_a_pilot_shares_no_unit_with_the_rest_and_follows_from_the_ids():
     np.testing.assert_array_equal(Runs.from_frame(rest.to_frame()).losses("risk"), rest.losses("risk"))
     with pytest.raises(RiskcalError, match="fraction"):
         trials.split_pilot(runs, 0.99)
+
+
+@pytest.mark.parametrize("options", [{"procedure": "holm"}, {"procedure": "bonferroni"}, {"starts": 2}])
+def test_a_recording_that_stopped_is_split_for_one_fixed_sequence_only(options):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        [
+            {"prompt": i, "threshold": t, "dissimilarity": float(rng.random() < 0.05), "layers": 4 * t}
+            for i in range(60)
+            for t in (0.9, 0.5)
+        ]
+    )
+    whole = Runs.from_frame(table)
+    cut = Runs.from_frame(table.assign(stopped='{"delta": 0.2}'))
+    trials.run_trials(whole, [0.3], n_trials=2, **options)
+    with pytest.raises(RiskcalError, match="procedure: the recording stopped where a fixed sequence failed"):
+        trials.run_trials(cut, [0.3], n_trials=2, **options)
+    assert len(trials.run_trials(cut, [0.3], n_trials=2)) == 2
