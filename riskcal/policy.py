@@ -202,13 +202,15 @@ class ExitPolicy(_Frozen):
         Decoder layers of the model that the policy was calibrated on.
     weights : str, optional
         Fingerprint of that model's weights, as its decoder gives it. A decoder refuses a policy made for other weights.
+    classifier_weights : str, optional
+        The same of the exit classifier that the measure ``"classifier"`` reads.
     certificate : Certificate, optional
         What calibration showed; None for a policy written by hand.
 
     Raises
     ------
     RiskcalError
-        For unknown fields, a NaN threshold, or both ``threshold`` and ``thresholds``.
+        For unknown fields, a NaN threshold, both ``threshold`` and ``thresholds``, or settings that do not fit together.
     """
 
     schema_version: Literal[1] = 1
@@ -227,6 +229,7 @@ class ExitPolicy(_Frozen):
     max_new_tokens: int | None = Field(default=None, ge=1)
     n_layers: int | None = Field(default=None, ge=1)
     weights: str | None = Field(default=None, min_length=1)
+    classifier_weights: str | None = Field(default=None, min_length=1)
     certificate: Certificate | None = None
 
     @model_validator(mode="after")

@@ -40,15 +40,16 @@ class Plan:
     traces: bool
     stop: Stop | None
 
+    def model(self, decoder: Decoder) -> dict[str, Any]:
+        """What a policy says of the model that it is for, where the decoder offers it."""
+        read = ("weights", "classifier_weights") if self.template.measure == "classifier" else ("weights",)
+        return {"n_layers": int(decoder.n_layers), **{name: getattr(decoder, name, None) for name in read}}
+
     def policies(self, decoder: Decoder) -> list[ExitPolicy]:
         """The full model, then the candidates from the highest threshold down, bound to the decoder and the length limit."""
-        bound = {
-            "max_new_tokens": self.max_new_tokens,
-            "n_layers": decoder.n_layers,
-            "weights": getattr(decoder, "weights", None),
-        }
-        full = ExitPolicy(sampling=self.template.sampling, **bound)
+        bound = {"max_new_tokens": self.max_new_tokens, **self.model(decoder)}
         candidate = self.template.model_copy(update=bound)
+        full = ExitPolicy(sampling=self.template.sampling, **bound | {"classifier_weights": None})
         return [full, *(candidate.model_copy(update={"threshold": value}) for value in self.thresholds)]
 
 
@@ -143,7 +144,7 @@ def open_folder(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> No
 
 def bind(plan: Plan, decoder: Decoder) -> None:
     """Note in the settings which model records, and refuse another one than began."""
-    loaded = {"n_layers": int(decoder.n_layers), "weights": getattr(decoder, "weights", None)}
+    loaded = plan.model(decoder)
     for name, value in loaded.items():
         asked = getattr(plan.template, name)
         if asked not in (None, value):
@@ -153,10 +154,9 @@ def bind(plan: Plan, decoder: Decoder) -> None:
             )
     file = plan.out / SETTINGS_FILE
     found = _read_settings(file)
+    _refuse_other_settings(plan.out, found, {name: value for name, value in loaded.items() if name in found})
     if not loaded.keys() <= found.keys():
         _write_settings(file, found | loaded)
-    else:
-        _refuse_other_settings(plan.out, found, loaded)
 
 
 def _settings(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> dict[str, Any]:

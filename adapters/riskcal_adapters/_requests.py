@@ -1,7 +1,7 @@
 """What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,14 +88,33 @@ def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
     return SpecialTokens(found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0])
 
 
-def classifier_parts(classifier: Any) -> tuple[Any, Any]:
-    """Weight and bias of an exit classifier, as its framework holds them."""
+def finite_weights(named: Iterable[tuple[str, bool]]) -> None:
+    """Refuse a model if any of its weights, by name, is said not to be finite: it would decode nonsense without a word."""
+    for name, finite in named:
+        if not finite:
+            raise RiskcalError(
+                f"model: its weight {name!r} holds NaN or infinite values; load a checkpoint from before they arose."
+            )
+
+
+def classifier_parts(classifier: Any, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights (d,) and bias () of an exit classifier of any framework, for states of this width."""
     lacking = [name for name in ("weight", "bias") if not hasattr(classifier, name)]
     if lacking:
         raise RiskcalError(
             f"classifier: a {type(classifier).__name__} without .{lacking[0]}; read a file with load_classifier(path) first."
         )
-    return classifier.weight, classifier.bias
+    held = (classifier.weight, classifier.bias)
+    weight, bias = (
+        np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values) for values in held
+    )
+    if weight.size != width or bias.size != 1:
+        raise RiskcalError(
+            f"classifier: has {weight.size} weights and {bias.size} biases; this model's states need {width} and 1."
+        )
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise RiskcalError("classifier: has weights that are not finite; train it again, or load another.")
+    return weight.reshape(width).astype(np.float32), bias.reshape(()).astype(np.float32)
 
 
 def prompt_mask(
@@ -183,19 +202,24 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
                 raise RiskcalError(f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out.")
 
 
-def same_weights(asked: Sequence[ExitPolicy], weights: str) -> None:
-    """Refuse policies that were made for other weights."""
+def same_weights(asked: Sequence[ExitPolicy], decoder: Any) -> None:
+    """Refuse policies that were made for other weights than the decoder's, or for another exit classifier."""
     for row, one in enumerate(asked):
-        if one.weights not in (None, weights):
-            where = "" if len(asked) == 1 else f" of row {row}"
-            raise RiskcalError(
-                f"weights: the policy{where} was made for weights {one.weights}, the model has {weights}; calibrate anew on "
-                "records of this model."
-            )
+        for name, whose in (("weights", "model"), ("classifier_weights", "classifier")):
+            made_for = getattr(one, name)
+            if made_for is not None and made_for != (has := getattr(decoder, name)):
+                where = "" if len(asked) == 1 else f" of row {row}"
+                raise RiskcalError(
+                    f"{name}: the policy{where} was made for weights {made_for}, the {whose} has {has}; calibrate anew on "
+                    f"records of this {whose}."
+                )
 
 
 #: Fields in which the rows of one batch may differ.
-_OF_A_ROW = {"threshold", "thresholds", "schedule", "certificate", "max_new_tokens", "n_layers", "weights", "min_layer"}
+_OF_A_ROW = {
+    *("threshold", "thresholds", "schedule", "min_layer"),
+    *("certificate", "max_new_tokens", "n_layers", "weights", "classifier_weights"),
+}
 
 
 def rows_by_settings(

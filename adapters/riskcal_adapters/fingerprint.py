@@ -33,3 +33,8 @@ def of_weights(named: Iterable[tuple[str, Any]]) -> str:
         hasher.update(f"{name}\x00{weights[name].shape}\x00".encode())
         hasher.update(weights[name].data)
     return hasher.hexdigest()
+
+
+def of_classifier(weight: Any, bias: Any) -> str:
+    """The same for an exit classifier's parameters, d weights and a bias of any shape, as numpy can read them."""
+    return of_weights((name, np.ravel(np.asarray(values))) for name, values in (("bias", bias), ("weight", weight)))

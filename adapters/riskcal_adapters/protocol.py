@@ -28,8 +28,9 @@ class Generation(Protocol):
 class Decoder(Protocol):
     """What `record` asks of a decoder. It must be deterministic, and a row must not depend on its batch.
 
-    The exception is ``batching="deepest"``. A decoder may also offer ``weights``, a string that tells its weights from
-    others: policies are then bound to them, and a recording is not resumed with another model.
+    The exception is ``batching="deepest"``. A decoder may also offer ``weights`` and ``classifier_weights``, strings that tell
+    its weights and its exit classifier's from others: policies are then bound to them, and a recording is not resumed with
+    another model.
     """
 
     @property

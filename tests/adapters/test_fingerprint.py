@@ -95,3 +95,16 @@ def test_row_32_a_policy_calibrated_on_other_weights_is_refused(tiny_t5):
     EarlyExitT5(tiny_t5).generate(*prompts(2), policy=policy, max_new_tokens=LENGTH)
     with pytest.raises(RiskcalError, match=r"^weights: the policy was made for weights \w{32}, the model has \w{32}"):
         EarlyExitT5(other).generate(*prompts(2), policy=policy, max_new_tokens=LENGTH)
+
+
+def test_a_policy_calibrated_on_another_classifier_is_refused(tiny_t5):
+    own, other = (torch.nn.Linear(tiny_t5.config.d_model, 1) for _ in range(2))
+    decoder = EarlyExitT5(tiny_t5, classifier=own)
+    assert decoder.classifier_weights == fingerprint.of_classifier(own.weight.detach(), own.bias.detach())
+    assert EarlyExitT5(tiny_t5).classifier_weights is None
+    policy = ExitPolicy(threshold=0.5, measure="classifier", classifier_weights=decoder.classifier_weights)
+    decoder.generate(*prompts(2), policy=policy, max_new_tokens=LENGTH)
+    with pytest.raises(
+        RiskcalError, match=r"^classifier_weights: the policy was made for weights \w{32}, the classifier"
+    ):
+        EarlyExitT5(tiny_t5, classifier=other).generate(*prompts(2), policy=policy, max_new_tokens=LENGTH)

@@ -1,5 +1,6 @@
 """What the JAX decoder refuses, as the PyTorch one does, and the checkpoints that it reads."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 from riskcal import ExitPolicy, RiskcalError
 from riskcal.policy import Sampling
 from riskcal.pruning import Pruning
-from riskcal_adapters import cli
+from riskcal_adapters import cli, fingerprint
 from riskcal_adapters.jax import EarlyExitT5, from_torch, load_classifier, load_example, load_t5
 from riskcal_adapters.jax.weights import arrange
 
@@ -109,6 +110,24 @@ def test_other_arguments_are_refused():
         load_example("poems")
     with pytest.raises(RiskcalError, match="model: dict is not a T5ForConditionalGeneration"):
         from_torch({})
+
+
+def test_weights_that_are_not_numbers_are_refused_by_name():
+    weights = random_weights()
+    weights["shared.weight"][3, 1] = np.inf
+    broken = dataclasses.replace(random_t5(), weights=weights)
+    with pytest.raises(RiskcalError, match=r"model: its weight 'shared.weight' holds NaN or infinite"):
+        EarlyExitT5(broken)
+
+
+def test_a_policy_calibrated_on_another_classifier_is_refused():
+    own, other = (SimpleNamespace(weight=np.full(CONFIG["d_model"], value), bias=[0.0]) for value in (0.1, 0.2))
+    decoder = EarlyExitT5(random_t5(), classifier=own)
+    assert decoder.classifier_weights == fingerprint.of_classifier(own.weight, own.bias)
+    policy = ExitPolicy(threshold=0.5, measure="classifier", classifier_weights=decoder.classifier_weights)
+    decoder.generate(*prompts(2), policy=policy, max_new_tokens=2)
+    with pytest.raises(RiskcalError, match="classifier_weights: the policy was made for weights"):
+        EarlyExitT5(random_t5(), classifier=other).generate(*prompts(2), policy=policy, max_new_tokens=2)
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------

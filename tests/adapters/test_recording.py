@@ -428,6 +428,22 @@ def test_calibrated_policies_are_bound_to_length_depth_and_weights(tmp_path):
     assert (plain.n_layers, plain.weights) == (toy_decoder.LAYERS, None)
 
 
+def test_a_classifier_is_named_where_the_measure_reads_it_and_nowhere_else(tmp_path):
+    out = record(tmp_path / "out", load=toy_decoder.OpenDecoder, policy=ExitPolicy(measure="classifier"))
+    calibration = riskcal.calibrate(Runs.read(out), delta=0.99)
+    assert calibration.policy().classifier_weights == "linear toy"
+    other = record(tmp_path / "other", load=toy_decoder.OpenDecoder)
+    assert riskcal.calibrate(Runs.read(other), delta=0.99).policy().classifier_weights is None
+
+    class Retrained(toy_decoder.OpenDecoder):
+        classifier_weights = "linear, trained longer"
+
+    (out / "runs-00001.parquet").unlink()
+    with pytest.raises(RiskcalError, match='classifier_weights: "linear toy" in the recording'):
+        record(out, load=Retrained, policy=ExitPolicy(measure="classifier"))
+    record(other, load=Retrained)
+
+
 def test_other_weights_do_not_go_on_with_a_recording(tmp_path):
     class Other(toy_decoder.OpenDecoder):
         weights = "other"

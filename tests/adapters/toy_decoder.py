@@ -140,7 +140,7 @@ class ToyDecoder:
 class OpenDecoder(ToyDecoder):
     """Says which confidences it refused and what its weights are, samples, and knows the batch mode in which rows depend."""
 
-    weights = "toy"
+    weights, classifier_weights = "toy", "linear toy"
 
     def __init__(self):
         super().__init__()

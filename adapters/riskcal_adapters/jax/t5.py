@@ -107,6 +107,7 @@ class EarlyExitT5:
                 "from_torch(model)."
             )
         _requests.greedy_only(model.generation_config)
+        _requests.finite_weights((name, bool(np.isfinite(held).all())) for name, held in model.weights.items())
         _validate.choice(dtype, "dtype", ("float32", "bfloat16"))
         self.model = model
         self.tokenizer = tokenizer
@@ -121,7 +122,9 @@ class EarlyExitT5:
             stacked = (jax.default_backend() if devices is None else devices[0].platform) != "cpu"
         arranged = weights.arrange(model, dtype, stacked=stacked)
         if classifier is not None:
-            arranged = arranged._replace(classifier=_linear(classifier, model.shape.width))
+            arranged = arranged._replace(
+                classifier=Classifier(*_requests.classifier_parts(classifier, model.shape.width))
+            )
         self.params = jax.device_put(arranged, place)
         ids = (
             np.array(values, dtype=np.int32) for values in (self._special.pad, self._special.start, self._special.ends)
@@ -133,6 +136,12 @@ class EarlyExitT5:
     def weights(self) -> str:
         """Fingerprint of the model's weights, by which a policy knows the model that it was calibrated on."""
         return fingerprint.of_weights(self.model.weights.items())
+
+    @functools.cached_property
+    def classifier_weights(self) -> str | None:
+        """Fingerprint of the exit classifier, None without one."""
+        own = self.params.classifier
+        return None if own is None else fingerprint.of_classifier(own.weight, own.bias)
 
     def generate(
         self,
@@ -248,8 +257,7 @@ class EarlyExitT5:
     def _policies(self, policy: Any, rows: int) -> list[ExitPolicy]:
         asked = _requests.policies(policy, rows, self._measures)
         _requests.defaults_only(asked, _DEFAULTS_ONLY)
-        if any(one.weights is not None for one in asked):
-            _requests.same_weights(asked, self.weights)
+        _requests.same_weights(asked, self)
         return asked
 
     def _asked(
@@ -289,15 +297,6 @@ class EarlyExitT5:
 
     def _whole(self, oracle: bool) -> tuple[Static, Params, Special]:
         return Static(self.model.shape, oracle, self._mesh), self.params, self._framing
-
-
-def _linear(classifier: Any, width: int) -> Classifier:
-    weight, bias = (np.asarray(_detached(part), dtype=np.float32) for part in _requests.classifier_parts(classifier))
-    if weight.size != width or bias.size != 1:
-        raise RiskcalError(
-            f"classifier: has {weight.size} weights and {bias.size} biases; this model's states need {width} and 1."
-        )
-    return Classifier(weight.reshape(width), bias.reshape(()))
 
 
 def _detached(values: Any) -> Any:

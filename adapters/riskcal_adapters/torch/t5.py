@@ -128,6 +128,7 @@ class EarlyExitT5:
         self.tokenizer = tokenizer
         self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
         self._backbone = Backbone(model)
+        _requests.finite_weights((name, bool(held.isfinite().all())) for name, held in model.state_dict().items())
         self.n_layers: int = self._backbone.n_layers
         self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
         self.measures: list[str] = [name for name in MEASURES if name != "classifier" or classifier is not None]
@@ -138,6 +139,12 @@ class EarlyExitT5:
         """Fingerprint of the model's weights, by which a policy knows the model that it was calibrated on."""
         named = self.model.state_dict().items()
         return fingerprint.of_weights((name, weight.float().cpu().numpy()) for name, weight in named)
+
+    @functools.cached_property
+    def classifier_weights(self) -> str | None:
+        """Fingerprint of the exit classifier, None without one."""
+        own = self._classifier
+        return None if own is None else fingerprint.of_classifier(own.weight.cpu().numpy(), own.bias.cpu().numpy())
 
     def generate(
         self,
@@ -332,8 +339,7 @@ class EarlyExitT5:
         if known is policy and size == [batch, max_new_tokens]:
             return groups, table
         asked = _requests.policies(policy, batch, self.measures)
-        if any(one.weights is not None for one in asked):
-            _requests.same_weights(asked, self.weights)
+        _requests.same_weights(asked, self)
         limit = _requests.length(max_new_tokens, asked)
         table = _requests.exit_thresholds(asked, batch, self.n_layers, limit)
         groups = _requests.rows_by_settings(asked, table)
@@ -572,16 +578,8 @@ class _Linear:
 
     @classmethod
     def of(cls, classifier: Classifier, backbone: Backbone) -> "_Linear":
-        width = len(backbone.head)
-        weight, bias = (torch.as_tensor(part).detach() for part in _requests.classifier_parts(classifier))
-        if weight.numel() != width or bias.numel() != 1:
-            raise RiskcalError(
-                f"classifier: has {weight.numel()} weights and {bias.numel()} biases; this model's states need {width} and 1."
-            )
-        if not (weight.isfinite().all() and bias.isfinite().all()):
-            raise RiskcalError("classifier: has weights that are not finite; train it again, or load another.")
-        where = {"dtype": torch.float32, "device": backbone.device}
-        return cls(weight.reshape(-1).to(**where), bias.reshape(()).to(**where))
+        weight, bias = map(torch.from_numpy, _requests.classifier_parts(classifier, len(backbone.head)))
+        return cls(weight.to(backbone.device), bias.to(backbone.device))
 
 
 def _given(values: Any, name: str) -> Tensor:
