@@ -429,10 +429,11 @@ def test_calibrated_policies_are_bound_to_length_depth_and_weights(tmp_path):
 
 
 def test_a_classifier_is_named_where_the_measure_reads_it_and_nowhere_else(tmp_path):
-    out = record(tmp_path / "out", load=toy_decoder.OpenDecoder, policy=ExitPolicy(measure="classifier"))
+    policy = ExitPolicy(measure="classifier")
+    out = record(tmp_path / "out", load=lambda: toy_decoder.OpenDecoder(), policy=policy)
     calibration = riskcal.calibrate(Runs.read(out), delta=0.99)
     assert calibration.policy().classifier_weights == "linear toy"
-    other = record(tmp_path / "other", load=toy_decoder.OpenDecoder)
+    other = record(tmp_path / "other", load=lambda: toy_decoder.OpenDecoder())
     assert riskcal.calibrate(Runs.read(other), delta=0.99).policy().classifier_weights is None
 
     class Retrained(toy_decoder.OpenDecoder):
@@ -440,8 +441,9 @@ def test_a_classifier_is_named_where_the_measure_reads_it_and_nowhere_else(tmp_p
 
     (out / "runs-00001.parquet").unlink()
     with pytest.raises(RiskcalError, match='classifier_weights: "linear toy" in the recording'):
-        record(out, load=Retrained, policy=ExitPolicy(measure="classifier"))
-    record(other, load=Retrained)
+        record(out, load=lambda: Retrained(), policy=policy)
+    (other / "runs-00001.parquet").unlink()
+    record(other, load=lambda: Retrained())
 
 
 def test_other_weights_do_not_go_on_with_a_recording(tmp_path):
