@@ -1,8 +1,8 @@
 """Batches whose rows exit at different depths: what each mode costs, and whether the cost model of `riskcal.efficiency` knows.
 
 Held-out words are decoded in batches of several sizes and thresholds, with every mode. From the exits that ``"diverge"``
-recorded the work of all three modes is predicted; three costs (of calling a layer, of a row in it, of a step) are fitted to
-the times of half of the batches and held against the clock on the other half.
+recorded the work of all three modes is predicted; the costs of a step and of calling a layer on so many rows are fitted to
+the times of half of the batches, for each mode and for the full model, and held against the clock on the other half.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def seconds(decoder: EarlyExitT5, prompt: tuple[torch.Tensor, ...], policy: Exit
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.45, 0.85])
     parser.add_argument("--batches", type=int, default=6, help="batches of each size; half of them are fitted")
     parser.add_argument("--rounds", type=int, default=5)
@@ -67,17 +67,17 @@ def main() -> None:
                     took = seconds(decoder, prompt, policy, options.rounds)
                     rows.append((size, number, threshold, mode, work, took))
     table = pd.DataFrame(rows, columns=["batch", "number", "threshold", "mode", "work", "seconds"])
+    table["kind"] = table["mode"].where(np.isfinite(table["threshold"]), table["mode"] + ", full model")
     fitted = {
-        mode: efficiency.fit_batch_costs(half["work"].tolist(), half["seconds"])
-        for mode, half in table[table["number"] % 2 == 0].groupby("mode")
+        kind: efficiency.fit_batch_costs(half["work"].tolist(), half["seconds"])
+        for kind, half in table[table["number"] % 2 == 0].groupby("kind")
     }
-    for mode, costs in fitted.items():
-        print(
-            f"{mode}: {1e6 * costs.call:.0f} us a layer, {1e6 * costs.row:.2f} us a row in it, {1e6 * costs.step:.0f} us a step"
-        )
+    for kind, costs in fitted.items():
+        calls = ", ".join(f"{1e6 * call:.0f} ({size})" for size, call in zip(costs.sizes, costs.call, strict=True))
+        print(f"{kind}: {1e6 * costs.step:.0f} us a step; a call of a layer, by rows: {calls}")
     held_out = table[table["number"] % 2 == 1].copy()
     held_out["predicted"] = [
-        fitted[mode].seconds(work) for mode, work in zip(held_out["mode"], held_out["work"], strict=True)
+        fitted[kind].seconds(work) for kind, work in zip(held_out["kind"], held_out["work"], strict=True)
     ]
     held_out["off"] = (held_out["predicted"] / held_out["seconds"] - 1).abs()
     means = held_out.groupby(["batch", "threshold", "mode"])[["seconds", "predicted", "off"]].mean().reset_index()
@@ -90,6 +90,7 @@ def main() -> None:
     means[["seconds", "predicted"]] *= 1000
     means["off"] *= 100
     renamed = means.rename(columns={"seconds": "ms", "predicted": "predicted ms", "off": "off by %"})
+    print("\nOff by, %:", (100 * held_out["off"]).quantile([0.5, 0.9, 1.0]).round(1).to_dict())
     print("\nBatches that were not fitted, encoding not counted:")
     print(renamed.to_string(index=False, float_format="%.2f"))
 

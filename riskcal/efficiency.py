@@ -5,6 +5,7 @@ The token that ends an output counts, the prompt does not. Layers and FLOPs are 
 clock.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -437,15 +438,17 @@ class BatchWork:
     ----------
     steps : int
         Positions generated, until the last row ended.
-    calls : int
-        Layers called: each step goes to its deepest row's exit.
-    rows : int
-        Rows computed in these calls.
+    rows : tuple of int
+        Rows computed in each call of a layer, in the order of the calls: each step goes to its deepest row's exit.
     """
 
     steps: int
-    calls: int
-    rows: int
+    rows: tuple[int, ...]
+
+    @property
+    def calls(self) -> int:
+        """Layers called."""
+        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -454,21 +457,34 @@ class BatchCosts:
 
     Attributes
     ----------
-    call : float
-        Of calling a layer, whatever the number of rows: launching kernels, reading weights.
-    row : float
-        Of a row in a called layer, its confidence included.
+    sizes : tuple of m int
+        Numbers of rows, ascending.
+    call : tuple of m float
+        Seconds of calling a layer on so many rows, its confidence included. It is no straight line from one row on: one row
+        is read against all weights, many are a product of matrices. Between sizes and beyond the last it is interpolated;
+        fewer rows than the first size cost as much as that.
     step : float
         Of a step: embedding, choosing tokens, bookkeeping.
     """
 
-    call: float
-    row: float
-    step: float = 0.0
+    sizes: tuple[int, ...]
+    call: tuple[float, ...]
+    step: float
 
     def seconds(self, work: BatchWork) -> float:
         """Predicted time of a batch, its encoding not included."""
-        return self.call * work.calls + self.row * work.rows + self.step * work.steps
+        steps = np.diff(self.call, prepend=0.0)
+        return float(_call_shares(work, self.sizes) @ steps) + self.step * work.steps
+
+
+def _call_shares(work: BatchWork, sizes: Sequence[int]) -> NDArray[np.float64]:
+    """(m,) of what a piecewise linear cost adds from one size to the next, how often this work pays it."""
+    rows = np.asarray(work.rows, dtype=np.float64)
+    shares = [float(rows.size)]
+    for place, (low, high) in enumerate(itertools.pairwise(sizes)):
+        last = place == len(sizes) - 2
+        shares.append(float(np.clip((rows - low) / (high - low), 0.0, None if last else 1.0).sum()))
+    return np.array(shares)
 
 
 def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
@@ -489,9 +505,12 @@ def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
     """
     exits = _exits(exit_layers)
     _validate.choice(mode, "mode", BATCH_MODES)
-    calls = int(exits.max(0).sum())
-    rows = int(exits.sum()) if mode == "regroup" else len(exits) * calls
-    return BatchWork(steps=exits.shape[1], calls=calls, rows=rows)
+    layers = np.arange(1, exits.max(initial=0) + 1)[:, None]
+    waiting = np.array([(step >= layers).sum(1) for step in exits.T])  # (T, layers): rows that go so deep
+    rows = waiting[waiting > 0]
+    if mode != "regroup":
+        rows[:] = len(exits)
+    return BatchWork(steps=exits.shape[1], rows=tuple(rows.tolist()))
 
 
 def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCosts:
@@ -500,19 +519,21 @@ def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCost
     Parameters
     ----------
     works : sequence of n BatchWork
-        From `batch_work`. Fit modes apart: a regrouped call costs more, as it gathers its rows first.
+        From `batch_work`, of batches of the sizes that will be served, several batches of each. Fit modes apart, as a
+        regrouped call gathers its rows first, and the full model apart, as it never looks at a confidence.
     seconds : (n,)
         Measured times of these batches, encoding not included; medians over repetitions serve best.
 
     Returns
     -------
     BatchCosts
-        None negative, of least squared relative error.
+        For the sizes of the largest calls of these works. None negative, none falling with the size, of least squared
+        relative error.
 
     Raises
     ------
     RiskcalError
-        If times are not above 0, or the works do not tell the three costs apart: batches of several sizes and depths do.
+        If times are not above 0, or the works do not tell the costs apart: batches of several depths do.
     """
     from scipy import optimize
 
@@ -521,15 +542,16 @@ def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCost
         raise RiskcalError(f"seconds: {times.size} given for {len(works)} batches; give one time per batch.")
     if (bad := times <= 0).any():
         raise RiskcalError(f"seconds: {times[bad][0]:g} at index {_validate.first(bad)}; a time is above 0.")
-    counts = np.array([[work.calls, work.rows, work.steps] for work in works], dtype=np.float64)
+    sizes = sorted({max(work.rows) for work in works})
+    counts = np.array([[*_call_shares(work, sizes), work.steps] for work in works], dtype=np.float64)
     relative = counts / times[:, None]
-    if np.linalg.matrix_rank(relative / np.linalg.norm(relative, axis=0)) < 3:
+    if np.linalg.matrix_rank(relative / np.linalg.norm(relative, axis=0)) < counts.shape[1]:
         raise RiskcalError(
-            f"works: {len(works)} batches do not tell the costs of calls, rows and steps apart; time batches of at least two "
-            "sizes, at policies that exit at different depths."
+            f"works: {len(works)} batches do not tell the costs of steps and of calls of {len(sizes)} sizes apart; time more "
+            "batches, at policies that exit at different depths."
         )
-    costs, _ = optimize.nnls(relative, np.ones(times.size))
-    return BatchCosts(*map(float, costs))
+    (*increments, step), _ = optimize.nnls(relative, np.ones(times.size))
+    return BatchCosts(tuple(sizes), tuple(np.cumsum(increments).tolist()), float(step))
 
 
 # ---- Time

@@ -282,18 +282,16 @@ def test_a_rare_deep_exit_shows_in_the_deepest_path_only():
 
 
 def decode(exits, mode):
-    """A decoder that only counts: steps, layer calls, and rows computed in them."""
-    steps = calls = rows = 0
+    """A decoder that only counts: steps, and the rows computed in each call of a layer."""
+    rows = []
     for position in range(exits.shape[1]):
-        steps += 1
         waiting = {row for row in range(len(exits)) if exits[row, position]}
         for layer in itertools.count(1):
-            calls += 1
-            rows += len(waiting) if mode == "regroup" else len(exits)
+            rows.append(len(waiting) if mode == "regroup" else len(exits))
             waiting -= {row for row in waiting if exits[row, position] == layer}
             if not waiting:
                 break
-    return BatchWork(steps, calls, rows)
+    return BatchWork(exits.shape[1], tuple(rows))
 
 
 @given(exit_arrays(), st.sampled_from(efficiency.BATCH_MODES))
@@ -305,39 +303,51 @@ def test_batch_work_is_what_a_counting_decoder_does(exits, mode):
 def test_regrouping_never_computes_more_rows_in_as_many_calls(exits):
     diverge, regroup, deepest = (efficiency.batch_work(exits, mode) for mode in efficiency.BATCH_MODES)
     assert regroup.calls == diverge.calls
-    assert regroup.rows <= diverge.rows
+    assert sum(regroup.rows) <= sum(diverge.rows)
     assert deepest == diverge
     if len(exits) == 1:
         assert regroup == diverge
 
 
-def measured_batches(seed=0):
+SIZES = (1, 4, 8, 16)
+COSTS = BatchCosts(sizes=SIZES, call=(1e-4, 3e-4, 3.2e-4, 5e-4), step=3e-4)  # far from a straight line
+
+
+def measured_batches(seed=0, sizes=SIZES):
     rng = np.random.default_rng(seed)
-    batches = [rng.integers(1, depth + 1, (rows, 12)) for rows in (1, 4, 8, 16) for depth in (2, 5, 8)]
+    batches = [rng.integers(1, depth + 1, (rows, 12)) for rows in sizes for depth in (2, 5, 8)]
     return [efficiency.batch_work(exits, mode) for exits in batches for mode in ("diverge", "regroup")]
 
 
+@given(st.integers(1, 40))
+def test_a_call_costs_what_lies_on_the_line_through_the_sizes(rows):
+    beyond = 5e-4 + (rows - 16) * (5e-4 - 3.2e-4) / 8
+    expected = beyond if rows > 16 else np.interp(rows, SIZES, COSTS.call)
+    assert COSTS.seconds(BatchWork(2, (rows, 4))) == pytest.approx(expected + 3e-4 + 2 * 3e-4)
+
+
 def test_fit_recovers_the_costs_of_times_without_noise():
-    costs, works = BatchCosts(call=1e-4, row=2e-5, step=3e-4), measured_batches()
-    found = efficiency.fit_batch_costs(works, [costs.seconds(work) for work in works])
-    assert found.call == pytest.approx(costs.call)
-    assert found.row == pytest.approx(costs.row)
-    assert found.step == pytest.approx(costs.step)
+    works = measured_batches()
+    found = efficiency.fit_batch_costs(works, [COSTS.seconds(work) for work in works])
+    assert found.sizes == COSTS.sizes
+    assert found.call == pytest.approx(COSTS.call)
+    assert found.step == pytest.approx(COSTS.step)
 
 
 def test_fit_predicts_fresh_batches_within_the_noise():
-    costs, works = BatchCosts(call=1e-4, row=2e-5), measured_batches()
+    works = measured_batches()
     noise = np.random.default_rng(1).lognormal(0, 0.05, len(works))
-    found = efficiency.fit_batch_costs(works, [costs.seconds(w) * e for w, e in zip(works, noise, strict=True)])
-    fresh = measured_batches(seed=2)
-    errors = [found.seconds(work) / costs.seconds(work) - 1 for work in fresh]
-    assert np.abs(errors).max() < 0.05
-    assert min(found.call, found.row, found.step) >= 0
+    found = efficiency.fit_batch_costs(works, [COSTS.seconds(w) * e for w, e in zip(works, noise, strict=True)])
+    fresh = measured_batches(seed=2, sizes=(1, 2, 6, 12, 20))
+    errors = [found.seconds(work) / COSTS.seconds(work) - 1 for work in fresh]
+    assert np.abs(errors).max() < 0.1
+    assert (np.diff(found.call, prepend=0) >= 0).all()
+    assert found.step >= 0
 
 
-def test_batches_of_one_row_cannot_tell_calls_from_rows():
-    works = [efficiency.batch_work([[q] * 4], "diverge") for q in (1, 2, 3)]
-    with pytest.raises(RiskcalError, match="at least two sizes"):
+def test_batches_of_one_depth_cannot_tell_calls_from_steps():
+    works = [efficiency.batch_work([[2] * length], "diverge") for length in (1, 2, 3)]
+    with pytest.raises(RiskcalError, match="different depths"):
         efficiency.fit_batch_costs(works, [1.0, 2.0, 3.0])
     with pytest.raises(RiskcalError, match="seconds: 0 at index 1"):
         efficiency.fit_batch_costs(works, [1.0, 0.0, 3.0])
