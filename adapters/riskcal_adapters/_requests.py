@@ -1,7 +1,7 @@
 """What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -86,15 +86,6 @@ def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
                 f"generation_config.{name}: {foreign[0]} is not in the model's vocabulary of {vocabulary}."
             )
     return SpecialTokens(found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0])
-
-
-def finite_weights(named: Iterable[tuple[str, bool]]) -> None:
-    """Refuse a model if any of its weights, by name, is said not to be finite: it would decode nonsense without a word."""
-    for name, finite in named:
-        if not finite:
-            raise RiskcalError(
-                f"model: its weight {name!r} holds NaN or infinite values; load a checkpoint from before they arose."
-            )
 
 
 def classifier_parts(classifier: Any, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -1,5 +1,6 @@
 """Batches: rows as if alone in "diverge" and "regroup", all as deep as the deepest in "deepest"; and what is refused."""
 
+import copy
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from riskcal.policy import Contrast, Sampling
 from riskcal.pruning import Pruning
 from riskcal_adapters import _requests
 from riskcal_adapters.torch import EarlyExitT5
+from riskcal_adapters.torch.backbone import Cache
 from riskcal_adapters.torch.judging import MEASURES
 
 
@@ -155,6 +157,37 @@ def test_row_9_what_a_layer_does_depends_on_no_other_row(tiny_t5, fields):
         assert_row(
             together, row, decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH)
         )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"sampling": Sampling(seed=1)},
+        {"batching": "regroup", "measure": "jsd"},
+        {"cache": "deferred", "max_pending": 2},
+        {"cache": "recompute", "pruning": Pruning("fixed", 20, 3)},
+        {"emits": "last"},
+        {"measure": "oracle"},
+    ],
+    ids=str,
+)
+def test_row_9_rows_go_on_as_alone_without_those_that_ended(tiny_t5, fields, monkeypatch):
+    model = copy.deepcopy(tiny_t5)
+    model.generation_config.eos_token_id = list(range(1, tiny_t5.config.vocab_size, 5))  # rows end one after the other
+    decoder, kept = EarlyExitT5(model), []
+    keep = Cache.keep
+    monkeypatch.setattr(Cache, "keep", lambda cache, rows: kept.append((cache.batch, len(rows))) or keep(cache, rows))
+    input_ids, mask = prompts(24, "left")
+    policy = ExitPolicy(threshold=0.2, **fields)
+    together = decoder.generate(input_ids, mask, policy=policy, max_new_tokens=20)
+    assert kept
+    assert all(1 <= after <= before / 2 for before, after in kept)
+    for row, real in enumerate(mask.bool()):
+        alone = decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=20)
+        assert_row(together, row, alone)
+        size = alone.tokens.shape[1]
+        torch.testing.assert_close(together.refused[row, :size], alone.refused[0], rtol=0, atol=1e-5)
 
 
 def test_row_9_rows_that_look_at_other_layers_prune_by_their_own(tiny_t5):

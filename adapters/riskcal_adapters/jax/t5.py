@@ -107,7 +107,6 @@ class EarlyExitT5:
                 "from_torch(model)."
             )
         _requests.greedy_only(model.generation_config)
-        _requests.finite_weights((name, bool(np.isfinite(held).all())) for name, held in model.weights.items())
         _validate.choice(dtype, "dtype", ("float32", "bfloat16"))
         self.model = model
         self.tokenizer = tokenizer

@@ -40,6 +40,20 @@ class LayerCache:
     filled_rows: NDArray[np.int64]  # (B,), where rows have gaps of their own
     filled: int = 0
 
+    @classmethod
+    def on(cls, rows: Tensor, prompt_keys: Tensor, prompt_values: Tensor) -> "LayerCache":
+        """An empty one on ``rows``' memory."""
+        batch, heads, _, width = prompt_keys.shape
+        own = rows.view(-1, batch, 3, heads, width).permute(2, 1, 3, 0, 4).unbind(0)
+        return cls(rows, *own, prompt_keys, prompt_values, filled_rows=np.zeros(batch, dtype=np.int64))
+
+    def of(self, kept: Tensor, batch: int) -> "LayerCache":
+        """The same for some rows of the batch."""
+        rows = self.rows.view(-1, batch, self.rows.shape[1]).index_select(1, kept).flatten(0, 1)
+        part = LayerCache.on(rows, self.prompt_keys.index_select(0, kept), self.prompt_values.index_select(0, kept))
+        part.filled, part.filled_rows = self.filled, self.filled_rows[kept.cpu().numpy()]
+        return part
+
 
 @dataclass(eq=False)
 class Cache:
@@ -53,6 +67,16 @@ class Cache:
     layers: dict[int, LayerCache] = field(default_factory=dict)
     states: list[Tensor] = field(default_factory=list)  # (B, d) each, by position: the state that later layers build on
     causal_bias: Tensor | None = None  # (1, heads, T, T), -inf ahead; made when first needed
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows of the batch, (A,) in this order."""
+        self.memory = self.memory.view(self.batch, -1, self.memory.shape[1]).index_select(0, rows).flatten(0, 1)
+        if self.prompt_bias is not None:
+            self.prompt_bias = self.prompt_bias.index_select(0, rows)
+        self.states[:] = [state.index_select(0, rows) for state in self.states]
+        for index, own in self.layers.items():
+            self.layers[index] = own.of(rows, self.batch)
+        self.batch = len(rows)
 
     def rewind(self, position: int) -> None:
         """Forget what layers hold from this position on."""
@@ -231,9 +255,8 @@ class Backbone:
         """Memory for a layer's keys and values, and the prompt's projected for it."""
         layer = self._decoder[index]
         rows = cache.memory.new_empty(cache.length * cache.batch, layer.self_in.shape[1])
-        own = rows.view(cache.length, cache.batch, 3, self._heads, -1).permute(2, 1, 3, 0, 4).unbind(0)
         prompt = self._split_heads(torch.mm(cache.memory, layer.cross_memory), cache.batch, 2).unbind(0)
-        cache.layers[index] = LayerCache(rows, *own, *prompt, filled_rows=np.zeros(cache.batch, dtype=np.int64))
+        cache.layers[index] = LayerCache.on(rows, *prompt)
         return cache.layers[index]
 
     def _causal_bias(self, cache: Cache) -> Tensor:

@@ -65,6 +65,13 @@ class _Step:
     def blank(cls, batch: int, pad: int) -> "_Step":
         return cls([pad] * batch, [0] * batch, [math.nan] * batch, [-math.inf] * batch)
 
+    def spread(self, rows: list[int], blank: "_Step") -> "_Step":
+        """``blank``, of a larger batch, with this at its ``rows``."""
+        for place, row in enumerate(rows):
+            blank.tokens[row], blank.exits[row] = self.tokens[place], self.exits[place]
+            blank.confidence[row], blank.refused[row] = self.confidence[place], self.refused[place]
+        return blank
+
 
 @dataclass(eq=False)
 class _Run:
@@ -82,6 +89,14 @@ class _Run:
     @property
     def position(self) -> int:
         return len(self.cache.states)
+
+    def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
+        """Go on with some rows of the batch."""
+        kept = as_tensor(np.array(rows))
+        self.cache.keep(kept)
+        self.keys = [self.keys[row] for row in rows] if self.keys else []
+        self.pending = [self.pending[row] for row in rows]
+        self.embedded = [state.index_select(0, kept) for state in self.embedded]
 
 
 class EarlyExitT5:
@@ -128,7 +143,6 @@ class EarlyExitT5:
         self.tokenizer = tokenizer
         self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
         self._backbone = Backbone(model)
-        _requests.finite_weights((name, bool(held.isfinite().all())) for name, held in model.state_dict().items())
         self.n_layers: int = self._backbone.n_layers
         self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
         self.measures: list[str] = [name for name in MEASURES if name != "classifier" or classifier is not None]
@@ -384,14 +398,19 @@ class EarlyExitT5:
         run.opens = np.isfinite(thresholds).any((0, 2)).tolist()
         chosen, going = [self._special.start] * batch, list(range(batch))
         advance = self._step_of_rows if policy.batching == "regroup" else self._step
-        steps = []
-        for needed in thresholds:
-            step = advance(run, chosen, going, needed.tolist())
-            steps.append(step)
+        steps, rows = [], going  # rows: which of the batch's those of the run are
+        for position in range(len(thresholds)):
+            step = advance(run, chosen, going, thresholds[position].tolist())
+            steps.append(step if len(rows) == batch else step.spread(rows, _Step.blank(batch, self._special.pad)))
             chosen = step.tokens
             going = [row for row in going if chosen[row] not in self._special.ends]
             if not going:
                 break
+            if 2 * len(going) <= len(rows):  # half of the batch has ended: go on with the others alone
+                run.keep(going, self._backbone.tensor)
+                thresholds = thresholds[:, :, going]
+                rows, chosen = [rows[row] for row in going], [chosen[row] for row in going]
+                going = list(range(len(rows)))
         return steps
 
     def _step(self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]) -> _Step:
