@@ -167,13 +167,26 @@ def flops(
 
 
 def quality(task: Task, decoded: Decoded, full: Decoded) -> dict[str, float]:
-    """Against the references: corpus error, mean error of prompts (at most 1 each), exact outputs; distance to the full model."""
-    edits = np.array([task.edits(*pair) for pair in zip(decoded.texts, task.references, strict=True)])
+    """Against the references: corpus error, mean error of prompts (at most 1 each), exact outputs; distance to the full model.
+
+    Standard errors are over prompts: of the corpus error (a ratio, by its residuals), of the distance, and of the
+    difference between the mean error and the full model's, prompt by prompt.
+    """
+    edits, whole = (
+        np.array([task.edits(*pair) for pair in zip(of.texts, task.references, strict=True)]) for of in (decoded, full)
+    )
+    distances = np.array([task.distance(*pair) for pair in zip(decoded.texts, full.texts, strict=True)])
+    error = edits[:, 0].sum() / edits[:, 1].sum()
+    risks, risks_full = (np.minimum(of[:, 0] / of[:, 1], 1) for of in (edits, whole))
+    root = len(edits) ** 0.5
     return {
-        "error": edits[:, 0].sum() / edits[:, 1].sum(),
-        "risk": float(np.minimum(edits[:, 0] / edits[:, 1], 1).mean()),
+        "error": error,
+        "error_se": root * (edits[:, 0] - error * edits[:, 1]).std() / edits[:, 1].sum(),
+        "risk": risks.mean(),
+        "excess_se": (risks - risks_full).std() / root,
         "exact": float((edits[:, 0] == 0).mean()),
-        "distance": float(np.mean([task.distance(*pair) for pair in zip(decoded.texts, full.texts, strict=True)])),
+        "distance": distances.mean(),
+        "distance_se": distances.std() / root,
         "layers": decoded.layers,
         "tokens": float(decoded.tokens.mean()),
     }
@@ -216,6 +229,7 @@ def save(study: str, options: argparse.Namespace, decoder: EarlyExitT5, task: Ta
         "command": " ".join([f"python benchmarks/studies/{study}.py", *arguments]),
         "commit": commit.strip(),
         "model": options.model,
+        "label": label(options),
         "checkpoint": "shipped" if options.checkpoint is None else options.checkpoint.name,
         "weights": decoder.weights,
         "layers": decoder.n_layers,

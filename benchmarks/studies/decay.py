@@ -21,7 +21,7 @@ def schedules(length: int) -> dict[str, Constant | Decaying]:
 
 def main() -> None:
     options = common.parser(__doc__).parse_args()
-    options.words = options.words or (500 if options.model == "g2p" else 100)
+    options.words = options.words or (500 if options.model == "g2p" else 200)
     task, decoder = common.load(options)
     full = common.decode(decoder, task, ExitPolicy())
     rows, courses = [], {}

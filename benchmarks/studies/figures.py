@@ -299,7 +299,7 @@ def classifiers(found: dict[str, Any]) -> Figure:
 
 def _title(found: dict[str, Any]) -> str:
     known = found["conditions"]
-    return f"{known['model']}, {known['layers']} layers, {known['prompts']} prompts"
+    return f"{known.get('label', known['model'])}, {known['layers']} layers, {known['prompts']} prompts"
 
 
 DRAW: dict[str, Callable[[dict[str, Any]], Figure]] = {

@@ -39,7 +39,7 @@ def main() -> None:
     parser = common.parser(__doc__)
     parser.add_argument("--series", nargs="+", default=[*ORACLES, *MEASURES], help="measures and oracles; default: all")
     options = parser.parse_args()
-    options.words = options.words or (750 if options.model == "g2p" else 100)
+    options.words = options.words or (750 if options.model == "g2p" else 200)
     task, decoder = common.load(options)
     full = common.decode(decoder, task, ExitPolicy())
     rows = []

@@ -69,7 +69,7 @@ def scaled(pruning: Pruning | None) -> Pruning | None:
 
 def main() -> None:
     options = common.parser(__doc__).parse_args()
-    options.words = options.words or (200 if options.model == "g2p" else 50)
+    options.words = options.words or 200
     task, decoder = common.load(options)
     layers, d = decoder.n_layers, decoder.model.config.d_model
     full = common.decode(decoder, task, ExitPolicy())
