@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "studies"
@@ -71,6 +72,11 @@ def measures(found: dict[str, Any]) -> Figure:
         for ax, group in zip(axes[i], groups, strict=True):
             static = rows[rows["series"] == "static"].sort_values("layers")
             ax.plot(static["layers"], static[value], "s--", color=COLOURS["static"], markersize=4, label="static")
+            for name in ("static", "softmax"):  # the others' standard errors are alike
+                one = rows[rows["series"] == name]
+                ax.errorbar(
+                    one["layers"], one[value], one[f"{value}_se"], fmt="none", color=COLOURS[name], elinewidth=0.9
+                )
             for name in group:
                 one = rows[rows["series"] == name].sort_values("layers")
                 if len(one):
@@ -96,7 +102,7 @@ def measures(found: dict[str, Any]) -> Figure:
         axes[i][0].set_ylabel(f"{unit} error" if value == "error" else "distance to the full model")
     for ax in axes[0]:
         ax.legend(fontsize=8, ncol=2)
-    figure.suptitle(f"{_title(found)}: exits by every measure; the line is the full model", fontsize=10)
+    figure.suptitle(f"{_title(found)}: the line is the full model, bars are a standard error", fontsize=10)
     return figure
 
 
@@ -111,7 +117,10 @@ def decay(found: dict[str, Any]) -> Figure:
     left.set_xlabel(f"position of the token, of at most {found['length']}")
     left.set_ylabel(f"local threshold, of {found['threshold']:g}")
     left.legend(fontsize=8)
-    right.set_xlabel("mean layers per token")
+    one = rows[rows["schedule"] == "constant"]
+    right.errorbar(one["layers"], one["distance"], one["distance_se"], fmt="none", color="black", elinewidth=0.9)
+    right.set_xlim(0.95 * rows["layers"].min(), 4.2)  # beyond it, the full model alone
+    right.set_xlabel("mean layers per token; bars are a standard error")
     right.set_ylabel("distance to the full model")
     figure.suptitle(f"{_title(found)}: decaying thresholds", fontsize=10)
     return figure
@@ -135,7 +144,7 @@ def perturbation(found: dict[str, Any]) -> Figure:
             one["position"], one["similarity"], one["error"], fmt="o-", color=colour, markersize=4, label=name
         )
         left.plot(one["position"], one["alone"], ":", color=colour, label=f"{name}, were it the only change")
-        right.plot(one["position"], one["edits"], "o-", color=colour, markersize=4, label=name)
+        right.errorbar(one["position"], one["edits"], one["edits_se"], fmt="o-", color=colour, markersize=4, label=name)
     right.axhline(1, color="black", linewidth=0.8)
     left.set_ylabel("similarity to the undisturbed output")
     right.set_ylabel("edits per token that was replaced by another")
@@ -178,7 +187,12 @@ def ranks(found: dict[str, Any]) -> Figure:
     """One column per model: ranks of the final token and shares by layer, and agreement over confidence."""
     models = found["models"]
     figure, axes = plt.subplots(
-        3, len(models), figsize=(3.8 * len(models) + 1, 8.4), squeeze=False, sharey="row", layout="constrained"
+        3,
+        len(models),
+        figsize=(max(6.5, 3.8 * len(models) + 1), 8.4),
+        squeeze=False,
+        sharey="row",
+        layout="constrained",
     )
     names = ("whislo", "q1", "med", "q3", "whishi")
     for column, (name, of_model) in zip(axes.T, models.items(), strict=True):
@@ -187,6 +201,10 @@ def ranks(found: dict[str, Any]) -> Figure:
         boxes = [dict(zip(names, one["rank"], strict=True)) for one in layers]
         column[0].bxp(boxes, positions=numbers, showfliers=False, widths=0.6)
         column[0].plot(numbers, [one["mean_rank"] for one in layers], "x", color="#b3261e", label="mean")
+        column[0].set_yscale("log")
+        column[0].yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+        column[0].yaxis.set_major_formatter("{x:g}")
+        column[0].yaxis.set_minor_locator(NullLocator())
         column[0].set_title(f"trained {name}", fontsize=9)
         for key, style, colour, what in (
             ("agreement", "o-", "#1f5a96", "agrees with the last layer"),
@@ -236,7 +254,10 @@ def pruning(found: dict[str, Any]) -> Figure:
         row[0].legend(fontsize=7)
     for ax in axes[1]:
         ax.set_xlabel("minimum exit layer")
-    figure.suptitle(f"{_title(found)}: threshold {found['threshold']:g}; the line is the full model", fontsize=10)
+    figure.suptitle(
+        f"{_title(found)}: threshold {found['threshold']:g}; the line is the full model, bars are a standard error of the difference from it",
+        fontsize=10,
+    )
     return figure
 
 
@@ -255,6 +276,7 @@ def _over_min_layer(axes: Any, one: pd.DataFrame, measure: str, line: str, label
             label=label,
             linewidth=1.2,
         )
+    axes[1].errorbar(one["min_layer"], one["risk"], one["excess_se"], fmt="none", color=colour, elinewidth=0.6)
 
 
 def second_thread(found: dict[str, Any]) -> Figure:

@@ -42,7 +42,7 @@ def greedy(
 @torch.inference_mode()
 def main() -> None:
     options = common.parser(__doc__).parse_args()
-    options.words = options.words or (200 if options.model == "g2p" else 80)
+    options.words = options.words or (200 if options.model == "g2p" else 200)
     task, decoder = common.load(options)
     model = decoder.model
     backbone = Backbone(model)
@@ -76,6 +76,7 @@ def main() -> None:
                     "error": away.std() / len(away) ** 0.5,
                     "changed": changed.mean(),
                     "edits": edits[changed].mean() if changed.any() else 0.0,
+                    "edits_se": edits[changed].std() / changed.sum() ** 0.5 if changed.any() else 0.0,
                     "alone": 1 - (changed / (lengths[some].numpy() - 1).clip(1)).mean(),
                 }
             )
