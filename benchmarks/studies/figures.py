@@ -255,7 +255,7 @@ def pruning(found: dict[str, Any]) -> Figure:
     for ax in axes[1]:
         ax.set_xlabel("minimum exit layer")
     figure.suptitle(
-        f"{_title(found)}: threshold {found['threshold']:g}; the line is the full model, bars are a standard error of the difference from it",
+        f"{_title(found)}: threshold {found['threshold']:g}; the line is the full model, bars: standard error of the difference",
         fontsize=10,
     )
     return figure

@@ -42,7 +42,7 @@ def greedy(
 @torch.inference_mode()
 def main() -> None:
     options = common.parser(__doc__).parse_args()
-    options.words = options.words or (200 if options.model == "g2p" else 200)
+    options.words = options.words or 200
     task, decoder = common.load(options)
     model = decoder.model
     backbone = Backbone(model)
