@@ -2,8 +2,8 @@
 
 ``python benchmarks/decode.py`` records the test words of the shipped spelling-to-phonemes model under every measure,
 certifies each for a textual delta of .1 (epsilon .05), and times the certified policies on words that no policy has seen:
-beside Hugging Face's ``generate`` with its dynamic and static cache, our full decode, the same loop without any exit
-machinery, static exits and self-speculation. ``--model numbers`` does so for outputs of some 45 tokens.
+beside Hugging Face's ``generate`` with its dynamic and static cache and with a compiled decoder, our full decode, the same
+loop without any exit machinery, static exits and self-speculation. ``--model numbers`` does so for outputs of some 45 tokens.
 
 The settings take turns on the same few prompts, so that a machine's drift meets them all alike; ratios are medians over
 rounds, of seconds for the same prompts. Quality is measured on more prompts, in batches: a row decodes as if alone.
@@ -38,7 +38,8 @@ from riskcal_adapters.torch import EarlyExitT5, load_example
 
 CHUNK = 20
 BATCH = 64
-REFERENCE, STATIC, FULL, BARE = "generate, dynamic cache", "generate, static cache", "full model", "no exit machinery"
+REFERENCE, STATIC, COMPILED = "generate, dynamic cache", "generate, static cache", "generate, compiled decoder"
+FULL, BARE = "full model", "no exit machinery"
 GRID = np.round(np.arange(0.975, 0.02, -0.025), 3)
 #: What is certified: a template and the thresholds that are tested, from the highest down.
 CERTIFIED = {
@@ -102,13 +103,18 @@ def certify(work: Task, template: ExitPolicy, grid: Sequence[float], delta: floa
 # -- ways to decode a batch, each giving its number of tokens
 
 
-def hugging_face(work: Task, static: bool, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+def hugging_face(
+    model: transformers.T5ForConditionalGeneration,
+    limit: int,
+    static: bool,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+) -> int:
     """Decode as Hugging Face does; its own caches are sized by the encoder's depth, so they are given."""
-    model = work.decoder.model
     if static:
         config = copy.copy(model.config)
         config.num_hidden_layers = config.num_layers = model.config.num_decoder_layers
-        sizes = work.max_new_tokens + 1, input_ids.shape[1]
+        sizes = limit + 1, input_ids.shape[1]
         cache = EncoderDecoderCache(*(StaticCache(config=config, max_cache_len=size) for size in sizes))
     else:
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -117,11 +123,18 @@ def hugging_face(work: Task, static: bool, input_ids: torch.Tensor, attention_ma
         attention_mask=attention_mask,
         do_sample=False,
         num_beams=1,
-        max_new_tokens=work.max_new_tokens,
+        max_new_tokens=limit,
         use_cache=True,
         past_key_values=cache,
     )
     return int((tokens[:, 1:] != model.generation_config.pad_token_id).sum())
+
+
+def compiled(model: transformers.T5ForConditionalGeneration) -> transformers.T5ForConditionalGeneration:
+    """The model with ``torch.compile`` over its decoder, for any length: compiled in the first calls, a minute or two."""
+    model = copy.deepcopy(model)
+    model.decoder.forward = torch.compile(model.decoder.forward, dynamic=True)
+    return model
 
 
 def ours(work: Task, policy: ExitPolicy, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
@@ -280,8 +293,9 @@ def main() -> None:
     print(pd.DataFrame(rows).to_string(index=False, float_format="%.2f"))
 
     ways: dict[str, Callable[..., int]] = {
-        REFERENCE: partial(hugging_face, work, False),
-        STATIC: partial(hugging_face, work, True),
+        REFERENCE: partial(hugging_face, work.decoder.model, work.max_new_tokens, False),
+        STATIC: partial(hugging_face, work.decoder.model, work.max_new_tokens, True),
+        COMPILED: partial(hugging_face, compiled(work.decoder.model), work.max_new_tokens, False),
         BARE: partial(without_machinery, work),
     }
     ways |= {name: partial(ours, work, policy) for name, policy in policies.items()}

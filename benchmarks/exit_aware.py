@@ -56,8 +56,8 @@ from riskcal_adapters.torch.training.trainer import (
 
 RESULTS = Path(__file__).parent / "results" / "exit_aware.json"
 WORDS = 1500
-STEPS = 150
-SCRATCH_STEPS = 600
+STEPS = 400
+SCRATCH_STEPS = 1600
 CLASSIFIER_STEPS = 150
 KEPT = 8
 #: Shares of exits below the last that a measure's drawn and decoded thresholds refuse, on the plain model's training data.
