@@ -2,9 +2,12 @@
 
 ``python benchmarks/studies/ranks.py [--model g2p|numbers] [--checkpoint FOLDER] [--also "TRAINING=FOLDER" ...]``
 
-Along each full model's own outputs; ``--also`` adds models that were trained otherwise.
+Along each full model's own outputs; ``--also`` adds models that were trained otherwise. Each is also recorded, to see whether
+`record` warns of exits at chance level.
 """
 
+import tempfile
+import warnings
 from pathlib import Path
 
 import common
@@ -13,6 +16,7 @@ import numpy as np
 import torch
 
 from riskcal import ExitPolicy
+from riskcal_adapters import record
 from riskcal_adapters.torch.training import teacher_forced
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -51,7 +55,24 @@ def of_model(decoder, task: common.Task) -> dict:
                 "static_accuracy": 1 - common.quality(task, static, full)["risk"],
             }
         )
-    return {"tokens": int(real.sum()), "layers": layers}
+    return {"tokens": int(real.sum()), "layers": layers, "record_warns": warnings_of_recording(decoder, task)}
+
+
+def warnings_of_recording(decoder, task: common.Task) -> list[str]:
+    """What `record` says of a model on the same prompts."""
+    thresholds = common.thresholds(decoder, task, "softmax", 10)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        record(
+            task.prompts,
+            lambda: decoder,
+            thresholds,
+            Path(folder) / "runs",
+            max_new_tokens=task.max_new_tokens,
+            dissimilarity=task.distance,
+            progress=False,
+        )
+    return [str(one.message) for one in caught]
 
 
 def main() -> None:
