@@ -79,7 +79,8 @@ def norm_offset(model: T5ForConditionalGeneration, dtype: torch.dtype) -> Tensor
 def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
     """T5's norm without its gain, over ``sqrt(d)``; both are in the weights that follow. Three operations, not nine."""
     length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=offset.dtype)
-    return (state / torch.hypot(length, offset)).to(state.dtype)
+    normed = state / torch.hypot(length, offset)
+    return normed if normed.dtype == state.dtype else normed.to(state.dtype)  # asking is dearer than looking
 
 
 def activation(model: T5ForConditionalGeneration) -> Callable[[Tensor], Tensor]:
