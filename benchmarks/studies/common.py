@@ -7,6 +7,8 @@ Every study is one command, ``python benchmarks/studies/NAME.py``, that decodes 
 import argparse
 import json
 import platform
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -224,9 +226,9 @@ def save(study: str, options: argparse.Namespace, decoder: EarlyExitT5, task: Ta
     """Write a study's numbers with the conditions they were measured under."""
     code = Path(riskcal.__file__).parent
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=code, capture_output=True, text=True, check=False).stdout
-    arguments = [Path(given).name if "/" in given else given for given in sys.argv[1:]]
+    arguments = [re.sub("[^=]*/", "", given) for given in sys.argv[1:]]  # files and folders by their names
     conditions = {
-        "command": " ".join([f"python benchmarks/studies/{study}.py", *arguments]),
+        "command": f"python benchmarks/studies/{study}.py {shlex.join(arguments)}".strip(),
         "commit": commit.strip(),
         "model": options.model,
         "label": label(options),

@@ -202,7 +202,7 @@ def ranks(found: dict[str, Any]) -> Figure:
         column[0].bxp(boxes, positions=numbers, showfliers=False, widths=0.6)
         column[0].plot(numbers, [one["mean_rank"] for one in layers], "x", color="#b3261e", label="mean")
         column[0].set_yscale("log")
-        column[0].yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 50, 100]))
+        column[0].yaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20, 50, 100]))
         column[0].yaxis.set_major_formatter("{x:g}")
         column[0].yaxis.set_minor_locator(NullLocator())
         column[0].set_title(f"trained {name}", fontsize=9)
