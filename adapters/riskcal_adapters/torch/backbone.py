@@ -139,7 +139,9 @@ class Backbone:
         return Cache(self._norm(state), prompt_bias, self._decoder_bias.rows(length), batch, length)
 
     def embed(self, tokens: list[int]) -> Tensor:
-        """(B, d)."""
+        """(B, d), not to be written to: of one token it is the weights themselves, since looking it up takes longer."""
+        if len(tokens) == 1:
+            return self._embedding.narrow(0, tokens[0], 1)
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
 
     def logits(self, state: Tensor) -> Tensor:

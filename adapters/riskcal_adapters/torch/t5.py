@@ -368,8 +368,8 @@ class EarlyExitT5:
         exits = np.zeros((batch, length), dtype=np.int64)
         confidence = np.full((batch, length), math.nan, dtype=np.float32)
         refused = np.full((batch, length), -math.inf, dtype=np.float32)
-        for own, steps in zip(rows, parts, strict=True):
-            size = len(steps)
+        for some, steps in zip(rows, parts, strict=True):
+            own, size = slice(None) if len(some) == batch else some, len(steps)
             tokens[own, :size] = np.array([step.tokens for step in steps]).T
             exits[own, :size] = np.array([step.exits for step in steps]).T
             confidence[own, :size] = np.array([step.confidence for step in steps], dtype=np.float32).T
