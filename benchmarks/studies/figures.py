@@ -276,7 +276,8 @@ def _over_min_layer(axes: Any, one: pd.DataFrame, measure: str, line: str, label
             label=label,
             linewidth=1.2,
         )
-    axes[1].errorbar(one["min_layer"], one["risk"], one["excess_se"], fmt="none", color=colour, elinewidth=0.6)
+    if label == "softmax":  # the others' are alike
+        axes[1].errorbar(one["min_layer"], one["risk"], one["excess_se"], fmt="none", color=colour, elinewidth=0.9)
 
 
 def second_thread(found: dict[str, Any]) -> Figure:

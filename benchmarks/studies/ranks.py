@@ -55,12 +55,12 @@ def of_model(decoder, task: common.Task) -> dict:
                 "static_accuracy": 1 - common.quality(task, static, full)["risk"],
             }
         )
-    return {"tokens": int(real.sum()), "layers": layers, "record_warns": warnings_of_recording(decoder, task)}
+    warns = {str(grid): warnings_of_recording(decoder, task, grid) for grid in ((0.5, 0.7, 0.9), (0.05,))}
+    return {"tokens": int(real.sum()), "layers": layers, "record_warns": warns}
 
 
-def warnings_of_recording(decoder, task: common.Task) -> list[str]:
+def warnings_of_recording(decoder, task: common.Task, thresholds: tuple[float, ...]) -> list[str]:
     """What `record` says of a model on the same prompts."""
-    thresholds = common.thresholds(decoder, task, "softmax", 10)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         record(
