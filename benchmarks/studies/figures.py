@@ -61,10 +61,14 @@ def measures(found: dict[str, Any]) -> Figure:
     """Quality over layers: probabilities and the like on the left, contrasts on the right, the same baselines in both."""
     rows = pd.DataFrame(found["rows"])
     unit = found["conditions"]["unit"]
-    figure, axes = plt.subplots(2, 2, figsize=(9.5, 6.6), sharex=True, sharey="row", layout="constrained")
-    groups = (
+    groups = [
         ("softmax", "max", "entropy", "state", "classifier"),
         ("softmax", "weighted", "contrastive", "contrastive-code", "jsd", "jsd-code"),
+    ]
+    groups = [group for group in groups if rows["series"].isin(group[1:]).any()]
+    size = (4.75 * max(len(groups), 1.5), 6.6)
+    figure, axes = plt.subplots(
+        2, len(groups), figsize=size, sharex=True, sharey="row", squeeze=False, layout="constrained"
     )
     full = rows[rows["series"] == "full"].iloc[0]
     adaptive = rows[rows["series"].isin(COLOURS) & ~rows["series"].isin(["static", "oracle"])]
