@@ -18,7 +18,7 @@ def result(name: str) -> dict:
 def test_every_result_says_how_it_was_measured(path):
     conditions = json.loads(path.read_text())["conditions"]
     assert {"command", "commit", "model", "weights", "prompts", "seed"} <= set(conditions)
-    assert (BENCHMARKS / "studies" / f"{path.stem.rpartition('-')[0]}.py").exists()
+    assert (BENCHMARKS / "studies" / f"{path.stem.partition('-')[0]}.py").exists()
     assert (BENCHMARKS.parent / "docs" / "images" / "studies" / f"{path.stem}.png").exists()
 
 
