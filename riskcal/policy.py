@@ -173,7 +173,7 @@ class ExitPolicy(_Frozen):
     measure : str
         Name of the confidence measure, as the adapter knows it.
     schedule : Constant or Decaying
-        How the threshold depends on the token's position.
+        How the threshold depends on the token's position. Decay is for measures from 0 to 1.
     min_layer : int
         No exit before this layer.
     pruning : Pruning, optional

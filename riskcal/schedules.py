@@ -32,7 +32,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class Decaying:
-    """A threshold that grows more permissive as the generation proceeds.
+    """A threshold that grows more permissive as the generation proceeds: for measures from 0 to 1.
 
     Parameters
     ----------

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy
+from riskcal.schedules import Decaying
 
 DEFAULT_LENGTH = 64
 #: Measures that look at one exit at a time.
@@ -170,6 +171,11 @@ def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy
             raise RiskcalError(
                 f"measure: {one.measure!r}{where} is not known to this decoder{needed}; choose one of "
                 f"{', '.join(map(repr, measures))}."
+            )
+        if one.measure == "entropy" and isinstance(one.schedule, Decaying) and not one.is_full_model:
+            raise RiskcalError(
+                f"schedule: decays thresholds from 0 to 1, but the measure 'entropy'{where} is never above 0; give Constant(), "
+                "or another measure."
             )
         if one.measure == "oracle" and one.sampling is not None:
             raise RiskcalError(

@@ -116,9 +116,10 @@ def threshold(confidence: ArrayLike, agrees: ArrayLike, *, agreement: float = 0.
     Returns
     -------
     float
-        One of ten, 0.3 to 0.9.
+        One of ten, 0.3 to 0.9; the largest if no token agrees, of which the released code makes the smallest.
     """
-    return fit(confidence, agrees).threshold(agreement)
+    mixture = fit(confidence, agrees)
+    return mixture.threshold(agreement) if np.any(agrees) else float(GRID[-1])
 
 
 def running_thresholds(

@@ -81,7 +81,9 @@ def record(
         float | None,
         typer.Option(help="Let thresholds decay with the position: tau of CALM's Eq. 5.", show_default="no decay"),
     ] = None,
-    decay_length: Annotated[int, typer.Option(help="N of Eq. 5; only with --temperature.")] = 128,
+    decay_length: Annotated[
+        int | None, typer.Option(help="N of Eq. 5; only with --temperature.", show_default="--max-new-tokens")
+    ] = None,
     min_layer: Annotated[int, typer.Option(help="No exit before this layer.")] = 1,
     template: Annotated[
         Path | None,
@@ -120,7 +122,7 @@ def record(
         distance("a", "b")  # so must a missing library
     except ImportError as missing:
         raise RiskcalError(f"--loss: {missing}") from None
-    schedule = Constant() if temperature is None else Decaying(temperature, decay_length)
+    schedule = Constant() if temperature is None else Decaying(temperature, decay_length or max_new_tokens)
     policy = ExitPolicy(measure=measure, schedule=schedule, min_layer=min_layer)
     if template is not None:
         if policy != ExitPolicy():

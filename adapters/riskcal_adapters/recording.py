@@ -142,6 +142,12 @@ def record(
     rows = _prompts.check_prompts(prompts, references=risk is not None)
     max_new_tokens = _validate.count(max_new_tokens, "max_new_tokens", least=1)
     shard_prompts = _validate.count(shard_prompts, "shard_prompts", least=1)
+    if not callable(load):
+        raise RiskcalError(
+            f"load: a {type(load).__name__} cannot be called; give a function that returns it, as workers load their own."
+        )
+    if pool is not None and not hasattr(pool, "map"):
+        raise RiskcalError(f"pool: a {type(pool).__name__} has no .map; give a pool of processes, or None.")
     plan = Plan(
         out=Path(out),
         load=load,

@@ -55,14 +55,13 @@ class Risk:
     Raises
     ------
     RiskcalError
-        When called, if the score is not in [0, 1].
+        When called, if the score is not in [0, 1] or there is no reference.
     """
 
     score: Score
 
     def __call__(self, output: str, references: str | Sequence[str]) -> float:
-        given = [references] if isinstance(references, str) else references
-        return 1.0 - max(_checked(self.score, output, reference) for reference in given)
+        return 1.0 - max(_checked(self.score, output, reference) for reference in _several(references))
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,13 @@ def sentence_bleu(candidate: str, reference: str, *, tokenize: str = "13a") -> f
 
     Raises
     ------
+    RiskcalError
+        If sacrebleu has no such tokenizer.
     ImportError
         If sacrebleu is not installed.
     """
+    names = _library("sacrebleu.metrics", "sacrebleu").BLEU.TOKENIZERS
+    _validate.choice(tokenize, "tokenize", [name for name in names if name])
     return _sacrebleu("BLEU", candidate, reference, tokenize=tokenize, effective_order=True)
 
 
@@ -302,14 +305,22 @@ def token_error_rate(output: str, references: str | Sequence[str]) -> float:
 
     Raises
     ------
+    RiskcalError
+        If there is no reference.
     ImportError
         If rapidfuzz is not installed.
     """
     levenshtein = _levenshtein()
     said = output.split()
-    wanted = [reference.split() for reference in ([references] if isinstance(references, str) else references)]
+    wanted = [reference.split() for reference in _several(references)]
     rates: list[float] = [levenshtein.distance(said, tokens) / max(1, len(tokens)) for tokens in wanted]
     return min(1.0, min(rates))
+
+
+def _several(references: str | Sequence[str]) -> Sequence[str]:
+    if not references and not isinstance(references, str):
+        raise RiskcalError("references: there is none; give at least one text to compare with.")
+    return [references] if isinstance(references, str) else references
 
 
 def _levenshtein() -> types.ModuleType:

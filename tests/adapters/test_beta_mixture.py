@@ -94,6 +94,13 @@ def test_an_outcome_never_seen_has_the_moments_of_all():
         assert found.agreement([0.1, 0.6]) == pytest.approx([0.5, 0.5])
 
 
+def test_a_shallow_model_that_is_never_right_gets_the_largest_threshold():
+    assert beta_mixture.threshold([0.2, 0.5, 0.9], [False] * 3) == GRID[-1]
+    assert (
+        beta_mixture.running_thresholds([0.2, 0.5, 0.9, 0.4], [0, 0, 0, 1], [0, 0, 1, 2])[:2].tolist() == [GRID[-1]] * 2
+    )
+
+
 def test_one_outcomes_ties_are_fitted():
     found = beta_mixture.fit([1.0, 1.0, 1.0, 0.2, 0.4], [1, 1, 1, 0, 0])
     assert np.isfinite([*found.agree, *found.disagree]).all()

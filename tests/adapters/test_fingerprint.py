@@ -108,3 +108,19 @@ def test_a_policy_calibrated_on_another_classifier_is_refused(tiny_t5):
         RiskcalError, match=r"^classifier_weights: the policy was made for weights \w{32}, the classifier"
     ):
         EarlyExitT5(tiny_t5, classifier=other).generate(*prompts(2), policy=policy, max_new_tokens=LENGTH)
+
+
+@pytest.mark.parametrize("change", ["written to", "replaced"])
+def test_a_model_that_changed_since_has_no_name(tiny_t5, change):
+    model = copy.deepcopy(tiny_t5)
+    decoder, unasked = EarlyExitT5(model), EarlyExitT5(model)
+    name = decoder.weights
+    with torch.no_grad():
+        if change == "written to":
+            model.shared.weight[3] += 1
+        else:
+            model.decoder.block[2] = copy.deepcopy(model.decoder.block[1])
+    assert decoder.weights == name, "it decodes with what it read"
+    with pytest.raises(RiskcalError, match="model: its weights changed after this decoder read them"):
+        _ = unasked.weights
+    assert EarlyExitT5(model).weights != name

@@ -787,6 +787,8 @@ def test_repeated_texts_warn_unless_they_share_a_cluster(tmp_path):
         ),
         ({"dissimilarity": lambda early, full: math.nan}, "dissimilarity: prompt 0, threshold 0.9: is NaN"),
         ({"load": toy_decoder.load_nothing}, r"load: returned a object without \.n_layers"),
+        ({"load": toy_decoder.ToyDecoder()}, "load: a ToyDecoder cannot be called"),
+        ({"pool": 3}, "pool: a int has no .map"),
     ],
 )
 def test_bad_callables(tmp_path, settings, message):

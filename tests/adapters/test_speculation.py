@@ -121,6 +121,17 @@ def test_all_end_tokens_of_a_list_end(decoder):
     assert not speculated.tokens.equal(hugging_face(decoder.model, *prompts(7)))
 
 
+@pytest.mark.parametrize("pad", [0, 1])
+def test_generation_goes_on_after_a_start_token_that_is_also_an_end(tiny_t5, pad):
+    model = copy.deepcopy(tiny_t5)
+    for config in (model.config, model.generation_config):
+        config.eos_token_id, config.decoder_start_token_id, config.pad_token_id = 1, 1, pad
+    decoder = EarlyExitT5(model)
+    speculated = decoder.speculate(*prompts(3), draft_layer=2, max_new_tokens=LENGTH)
+    assert speculated.tokens.shape[1] > 1
+    assert speculated.tokens.equal(decoder.generate(*prompts(3), max_new_tokens=LENGTH).tokens)
+
+
 # -- the work ----------------------------------------------------------------------------------------------------------
 
 

@@ -295,3 +295,14 @@ def test_token_distance_by_hand(early, full, expected):
 )
 def test_token_error_rate_by_hand(output, references, expected):
     assert texts.token_error_rate(output, references) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("risk", [texts.Risk(texts.token_f1), texts.token_error_rate])
+def test_no_reference_is_refused(risk):
+    with pytest.raises(RiskcalError, match="references: there is none"):
+        risk("a", [])
+
+
+def test_a_tokenizer_that_sacrebleu_does_not_know_is_refused():
+    with pytest.raises(RiskcalError, match="tokenize: 'foo' is unknown"):
+        texts.sentence_bleu("a", "b", tokenize="foo")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from t5_reference import FULL, assert_row, hugging_face, prompts
 
-from riskcal import ExitPolicy, RiskcalError
+from riskcal import Decaying, ExitPolicy, RiskcalError
 from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
 
 # -- bad input ---------------------------------------------------------------------------------------------------------
@@ -71,6 +71,14 @@ def test_other_models_are_refused(tiny_t5):
         EarlyExitT5(tiny_t5.encoder)
     with pytest.raises(RiskcalError, match="model: weights on meta"):
         EarlyExitT5(copy.deepcopy(tiny_t5).to("meta"))
+
+
+def test_what_is_never_above_0_does_not_decay(tiny_t5):
+    decaying = ExitPolicy(threshold=-0.3, measure="entropy", schedule=Decaying(4.0, 8))
+    with pytest.raises(RiskcalError, match="schedule: decays thresholds from 0 to 1, but the measure 'entropy'"):
+        EarlyExitT5(tiny_t5).generate(*prompts(2), policy=decaying)
+    full = decaying.model_copy(update={"threshold": math.inf})
+    EarlyExitT5(tiny_t5).generate(*prompts(2), policy=full, max_new_tokens=2)
 
 
 def test_texts_need_a_tokenizer(tiny_t5):

@@ -154,7 +154,7 @@ def speculate(
     """Generate for one prompt (1, S) without padding; at most ``limit`` tokens."""
     cache = backbone.start(prompt, np.ones(prompt.shape, dtype=bool), limit)
     row, token = Row(), special.start
-    while len(row.tokens) < limit and token not in special.ends:
+    while len(row.tokens) < limit and not (row.tokens and token in special.ends):
         most = drafting.length
         if most is None:
             most = best_length(row.acceptance, drafting.layer, backbone.n_layers)

@@ -21,7 +21,7 @@ from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import _requests, fingerprint
-from riskcal_adapters.torch import choosing, speculation
+from riskcal_adapters.torch import choosing, speculation, weights
 from riskcal_adapters.torch.backbone import Backbone, Cache
 from riskcal_adapters.torch.heads import Scores
 from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES, Judge
@@ -143,6 +143,7 @@ class EarlyExitT5:
         self.tokenizer = tokenizer
         self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
         self._backbone = Backbone(model)
+        self._as_read = weights.versions(model)
         self.n_layers: int = self._backbone.n_layers
         self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
         self.measures: list[str] = [name for name in MEASURES if name != "classifier" or classifier is not None]
@@ -151,6 +152,8 @@ class EarlyExitT5:
     @functools.cached_property
     def weights(self) -> str:
         """Fingerprint of the model's weights, by which a policy knows the model that it was calibrated on."""
+        if weights.versions(self.model) != self._as_read:
+            raise RiskcalError("model: its weights changed after this decoder read them; make a new decoder.")
         named = self.model.state_dict().items()
         return fingerprint.of_weights((name, weight.float().cpu().numpy()) for name, weight in named)
 

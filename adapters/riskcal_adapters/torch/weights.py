@@ -76,6 +76,12 @@ def norm_offset(model: T5ForConditionalGeneration, dtype: torch.dtype) -> Tensor
     return torch.tensor(value, dtype=torch.promote_types(dtype, torch.float32), device=model.device)
 
 
+def versions(model: T5ForConditionalGeneration) -> list[tuple[str, int, int]]:
+    """What changes when a weight is replaced or written to, short of reading them all."""
+    named = model.state_dict().items()
+    return [(name, held.data_ptr(), 0 if held.is_inference() else held._version) for name, held in named]
+
+
 def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
     """T5's norm without its gain, over ``sqrt(d)``; both are in the weights that follow. Three operations, not nine."""
     length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=offset.dtype)
