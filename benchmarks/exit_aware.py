@@ -193,7 +193,7 @@ class Study:
             table = numbers.evaluate(decoder, numbers_data.draw("development", numbers.EVALUATED), asked)
         else:
             model = self.variant(name)
-            classifier = self.classifier(name, model) if decoding == "classifier" else None
+            classifier = self.classifier(name, model) if decoding.startswith("classifier") else None
             table = evaluate(EarlyExitT5(model, self.tokenizer, classifier=classifier), self.words, asked)
         taken = self.folder(name) / "cpu_seconds.json"
         self.rows.append(
@@ -260,6 +260,7 @@ def decode_all(study: Study) -> None:
     for measure, (_, values) in measured(study).items():
         for name in ("plain", "exit-aware", f"exit-aware, {measure}", *RECIPE):
             study.row(name, measure, policies(measure, values))
+        study.row("plain", f"{measure}, recomputed cache", policies(measure, values, cache="recompute"))
     for name in stages(study):
         study.row(name, "softmax", softmax)
     for name in ("plain", "exit-aware", "pruned", *RECIPE):
