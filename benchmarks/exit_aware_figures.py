@@ -5,6 +5,7 @@ and measures are not alike, so models are compared at equal depth: errors are in
 the full model being the last one.
 """
 
+import argparse
 import json
 from pathlib import Path
 
@@ -72,14 +73,19 @@ def draw(
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     mpl.rcParams["svg.hashsalt"] = "riskcal"  # the same figure is the same file
     results = json.loads(RESULTS.read_text())
     rows = {(row["training"], row["decoding"]): pd.DataFrame(row["table"]) for row in results["rows"]}
     print(json.dumps({key: value for key, value in results.items() if key != "rows"}))
     print(summary(results["rows"]).to_string(index=False, float_format="{:.1f}".format))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    trained = {name: (name, "softmax") for name in ("recipe, plain", "recipe, shipped", "plain", "exit-aware")} | {
-        "recipe, plain, recomputed": ("recipe, plain", "softmax, recomputed cache")
+    trained = {
+        "plain stage": ("recipe, plain", "softmax"),
+        "plain stage, recomputed cache": ("recipe, plain", "softmax, recomputed cache"),
+        "400 steps more, plain": ("plain", "softmax"),
+        "400 steps more, exit-aware": ("exit-aware", "softmax"),
+        "shipped: 6,000 more, exit-aware": ("recipe, shipped", "softmax"),
     }
     for ax, column, title in zip(
         axes, ("error", "distance"), ("phoneme error, %", "distance to the full model, %"), strict=True
