@@ -2,7 +2,7 @@
 
 Held-out words are decoded in batches of several sizes and thresholds, with every mode. From the exits that ``"diverge"``
 recorded the work of all three modes is predicted; the costs of a step and of calling a layer on so many rows are fitted to
-the times of half of the batches, for each mode and for the full model, and held against the clock on the other half.
+the times of half of the batches, mode by mode, and held against the clock on the other half.
 """
 
 import argparse
@@ -67,17 +67,19 @@ def main() -> None:
                     took = seconds(decoder, prompt, policy, options.rounds)
                     rows.append((size, number, threshold, mode, work, took))
     table = pd.DataFrame(rows, columns=["batch", "number", "threshold", "mode", "work", "seconds"])
-    table["kind"] = table["mode"].where(np.isfinite(table["threshold"]), table["mode"] + ", full model")
+    exiting = table[np.isfinite(table["threshold"])]
     fitted = {
-        kind: efficiency.fit_batch_costs(half["work"].tolist(), half["seconds"])
-        for kind, half in table[table["number"] % 2 == 0].groupby("kind")
+        mode: efficiency.fit_batch_costs(half["work"].tolist(), half["seconds"])
+        for mode, half in exiting[exiting["number"] % 2 == 0].groupby("mode")
     }
-    for kind, costs in fitted.items():
+    for mode, costs in fitted.items():
         calls = ", ".join(f"{1e6 * call:.0f} ({size})" for size, call in zip(costs.sizes, costs.call, strict=True))
-        print(f"{kind}: {1e6 * costs.step:.0f} us a step; a call of a layer, by rows: {calls}")
+        print(f"{mode}: {1e6 * costs.step:.0f} us a step; a call of a layer, by rows: {calls}")
     held_out = table[table["number"] % 2 == 1].copy()
+    # the full model looks at no confidence, so that it has no costs of its own here
     held_out["predicted"] = [
-        fitted[kind].seconds(work) for kind, work in zip(held_out["kind"], held_out["work"], strict=True)
+        fitted[mode].seconds(work) if math.isfinite(threshold) else math.nan
+        for mode, work, threshold in zip(held_out["mode"], held_out["work"], held_out["threshold"], strict=True)
     ]
     held_out["off"] = (held_out["predicted"] / held_out["seconds"] - 1).abs()
     means = held_out.groupby(["batch", "threshold", "mode"])[["seconds", "predicted", "off"]].mean().reset_index()

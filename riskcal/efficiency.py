@@ -495,9 +495,10 @@ def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
     exit_layers : (B, T) int
         Of the rows that were, or would be, decoded together.
     mode : {"diverge", "regroup", "deepest"}
-        ``"diverge"``: every call computes all B rows, those that exited or ended ride along. ``"regroup"``: a call computes
-        the rows that have not exited. ``"deepest"``: the work of ``"diverge"``, but all rows emit at the deepest exit: the
-        tokens differ, and with them later exits, so that from other modes' exits this is an estimate.
+        ``"diverge"``: a call computes all rows, those that exited ride along; those that ended do until half of the rows
+        have, and the others go on alone. ``"regroup"``: a call computes the rows that have not exited. ``"deepest"``: the
+        work of ``"diverge"``, but all rows emit at the deepest exit: the tokens differ, and with them later exits, so that
+        from other modes' exits this is an estimate.
 
     Returns
     -------
@@ -507,10 +508,14 @@ def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
     _validate.choice(mode, "mode", BATCH_MODES)
     layers = np.arange(1, exits.max(initial=0) + 1)[:, None]
     waiting = np.array([(step >= layers).sum(1) for step in exits.T])  # (T, layers): rows that go so deep
-    rows = waiting[waiting > 0]
+    rows = waiting
     if mode != "regroup":
-        rows[:] = len(exits)
-    return BatchWork(steps=exits.shape[1], rows=tuple(rows.tolist()))
+        size, sizes = len(exits), []
+        for going in waiting[:, 0].tolist():
+            size = going if 2 * going <= size else size
+            sizes.append(size)
+        rows = np.broadcast_to(np.array(sizes)[:, None], waiting.shape)
+    return BatchWork(steps=exits.shape[1], rows=tuple(rows[waiting > 0].tolist()))
 
 
 def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCosts:
@@ -520,7 +525,7 @@ def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCost
     ----------
     works : sequence of n BatchWork
         From `batch_work`, of batches of the sizes that will be served, several batches of each. Fit modes apart, as a
-        regrouped call gathers its rows first, and the full model apart, as it never looks at a confidence.
+        regrouped call gathers its rows first, and without the full model, which never looks at a confidence.
     seconds : (n,)
         Measured times of these batches, encoding not included; medians over repetitions serve best.
 

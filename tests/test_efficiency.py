@@ -283,11 +283,13 @@ def test_a_rare_deep_exit_shows_in_the_deepest_path_only():
 
 def decode(exits, mode):
     """A decoder that only counts: steps, and the rows computed in each call of a layer."""
-    rows = []
+    rows, kept = [], len(exits)
     for position in range(exits.shape[1]):
         waiting = {row for row in range(len(exits)) if exits[row, position]}
+        if len(waiting) <= kept / 2:
+            kept = len(waiting)
         for layer in itertools.count(1):
-            rows.append(len(waiting) if mode == "regroup" else len(exits))
+            rows.append(len(waiting) if mode == "regroup" else kept)
             waiting -= {row for row in waiting if exits[row, position] == layer}
             if not waiting:
                 break

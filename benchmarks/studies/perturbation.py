@@ -40,10 +40,8 @@ def greedy(
 
 
 @torch.inference_mode()
-def main() -> None:
-    options = common.parser(__doc__).parse_args()
-    options.words = options.words or 200
-    task, decoder = common.load(options)
+def disturbed(decoder, task: common.Task) -> list[dict]:
+    """A row for each position and kind of wrong token."""
     model = decoder.model
     backbone = Backbone(model)
     ids, mask = decoder.encode(task.prompts)
@@ -80,7 +78,15 @@ def main() -> None:
                     "alone": 1 - (changed / (lengths[some].numpy() - 1).clip(1)).mean(),
                 }
             )
-    figures.save(common.save("perturbation", options, decoder, task, {"rows": rows, "rank": RANK}))
+    return rows
+
+
+def main() -> None:
+    options = common.parser(__doc__).parse_args()
+    options.words = options.words or 200
+    task, decoder = common.load(options)
+    found = {"rows": disturbed(decoder, task), "rank": RANK}
+    figures.save(common.save("perturbation", options, decoder, task, found))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""Rows 18 and 23 of the acceptance table: what the committed studies must show, and that their measurements are right."""
+"""Rows 18 and 23 of the acceptance table: what the committed studies must show, and their measurements on a few words."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results" / "studies").glob("*.json"))
@@ -62,3 +66,91 @@ def test_fig_3_the_margin_beats_static_exits_of_its_depth_in_distance(label):
         if row["series"] == "softmax" and 2 <= row["layers"] <= 4:
             at_its_depth = np.interp(row["layers"], *np.transpose(static))
             assert at_its_depth - row["distance"] > 2 * row["distance_se"]
+
+
+# -- the measurements, on a few words, against Hugging Face's modules ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def few_words():
+    """The scripts, which import one another by name, and five words for the shipped model."""
+    sys.path.insert(0, str(BENCHMARKS / "studies"))
+    try:
+        scripts = {name: importlib.import_module(name) for name in ("common", "perturbation", "ranks")}
+    finally:
+        sys.path.remove(str(BENCHMARKS / "studies"))
+    options = scripts["common"].parser(None).parse_args(["--words", "5"])
+    yield scripts, *scripts["common"].load(options)
+    for name in (*scripts, "figures"):
+        sys.modules.pop(name, None)
+
+
+@torch.inference_mode()
+def layers_logits(model, ids, mask, inputs):
+    """(L, B, T, V) by Hugging Face's forward pass; its last hidden state is normed already."""
+    run = model(
+        input_ids=ids, attention_mask=mask, decoder_input_ids=inputs, output_hidden_states=True, use_cache=False
+    )
+    early = [model.decoder.final_layer_norm(state) for state in run.decoder_hidden_states[1:-1]]
+    scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
+    return torch.stack([model.lm_head(state * scale) for state in early] + [run.logits])
+
+
+def generated(model, ids, mask, prefix, limit):
+    """(B, T) by Hugging Face's generate, after a prefix of chosen tokens."""
+    start = torch.full((len(ids), 1), model.config.decoder_start_token_id)
+    said = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        decoder_input_ids=torch.cat([start, prefix], 1),
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=limit - prefix.shape[1],
+        past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+    )
+    return said[:, 1:]
+
+
+def test_row_23_ranks_are_those_of_all_layers_logits(few_words):
+    scripts, task, decoder = few_words
+    found = scripts["ranks"].of_model(decoder, task)
+    ids, mask = decoder.encode(task.prompts)
+    tokens = generated(decoder.model, ids, mask, ids[:, :0], task.max_new_tokens)
+    start = torch.full((len(ids), 1), decoder.model.config.decoder_start_token_id)
+    logits = layers_logits(decoder.model, ids, mask, torch.cat([start, tokens[:, :-1]], 1))
+    real = tokens != 0
+    assert found["tokens"] == real.sum()
+    for layer, of_layer in zip(found["layers"], logits, strict=True):
+        order = of_layer[real].argsort(-1, descending=True)
+        rank = 1 + (order == tokens[real][:, None]).int().argmax(-1).numpy()
+        assert layer["mean_rank"] == pytest.approx(rank.mean())
+        assert layer["agreement"] == pytest.approx((rank == 1).mean())
+        assert list(layer["rank"]) == np.quantile(rank, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+        top = of_layer[real].softmax(-1).topk(2).values
+        assert layer["margin"] == pytest.approx(float((top[:, 0] - top[:, 1]).mean()), abs=1e-5)
+
+
+def test_row_18_a_disturbed_output_is_what_generate_says_after_the_wrong_token(few_words):
+    scripts, task, decoder = few_words
+    rows = scripts["perturbation"].disturbed(decoder, task)
+    ids, mask = decoder.encode(task.prompts)
+    tokens = generated(decoder.model, ids, mask, ids[:, :0], task.max_new_tokens)
+    start = torch.full((len(ids), 1), decoder.model.config.decoder_start_token_id)
+    logits = layers_logits(decoder.model, ids, mask, torch.cat([start, tokens[:, :-1]], 1))
+    wrong = {
+        "sampling-based": logits[-1].argsort(-1, descending=True)[..., 9],
+        "layer-based": logits[0].argmax(-1),
+    }
+    full = decoder.decode(tokens)
+    assert {row["kind"] for row in rows} == set(wrong)
+    for row in rows:
+        t, away = row["position"], []
+        for i in torch.nonzero((tokens != 0).sum(1) > t).flatten().tolist():
+            prefix = torch.cat([tokens[i : i + 1, :t], wrong[row["kind"]][i : i + 1, t : t + 1]], 1)
+            if prefix[0, -1] == decoder.model.generation_config.eos_token_id:
+                said = prefix
+            else:
+                said = generated(decoder.model, ids[i : i + 1], mask[i : i + 1], prefix, task.max_new_tokens)
+            away.append(task.distance(decoder.decode(said)[0], full[i]))
+        assert row["outputs"] == len(away)
+        assert row["similarity"] == pytest.approx(1 - np.mean(away))
