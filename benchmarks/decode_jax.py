@@ -34,7 +34,7 @@ from riskcal_adapters.g2p import data
 from riskcal_adapters.jax import T5, EarlyExitT5, layers, measures, program
 from riskcal_adapters.jax.weights import expected_shapes, read_shape
 
-LENGTH = 32
+LENGTH = 24  # what the shipped records were made with
 FULL = "JAX, full model"
 BARE = "JAX, full model, nothing for exits"
 LARGE = {
