@@ -422,7 +422,7 @@ class AdaptiveCalibration:
             records_digest=self._digest,
             versions=calibration._versions(),
         )
-        return ExitPolicy(**({"threshold": self.threshold} | fields | {"certificate": certificate}))
+        return ExitPolicy(**({"threshold": self.threshold} | fields)).certified(certificate)
 
     def to_json(self) -> str:
         """The whole state as JSON, from which `from_json` goes on exactly where this one stands."""

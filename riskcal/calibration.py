@@ -155,7 +155,7 @@ class Calibration:
             preregistered=self.preregistered,
             versions=_versions(),
         )
-        return ExitPolicy(**(given | fields | {"certificate": certificate}))
+        return ExitPolicy(**(given | fields)).certified(certificate)
 
     @property
     def coordinates(self) -> list[str]:

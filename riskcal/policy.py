@@ -1,5 +1,6 @@
 """`ExitPolicy`: the one thing that changes which tokens an early-exit decoder emits, with the certificate it was given."""
 
+import hashlib
 import json
 import math
 import os
@@ -134,7 +135,8 @@ class Certificate(_Frozen):
     about a single prompt or a stratum. With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is
     None where nothing could be certified and the policy is the full model, and where simultaneous bounds were used instead.
     ``pilot_n`` units, whose ids hash to ``pilot_digest``, chose the order of the tests and were not tested. ``stopped`` says
-    by which tests a recording left lower thresholds out, None if it did not.
+    by which tests a recording left lower thresholds out, None if it did not. ``policy_digest`` names the policy that was
+    certified: a file in which a setting was changed since is refused.
     """
 
     delta: FiniteFloat | dict[str, FiniteFloat]
@@ -157,6 +159,7 @@ class Certificate(_Frozen):
     preregistered: str | None = Field(
         default=None, description="digest of an order, weights and transitions that were given"
     )
+    policy_digest: str | None = Field(default=None, description="digest of the certified policy's settings")
     versions: dict[str, str]
 
 
@@ -248,6 +251,14 @@ class ExitPolicy(_Frozen):
             raise ValueError(f"batching: 'regroup' works with cache 'project', not {self.cache!r}")
         return self
 
+    @model_validator(mode="after")
+    def _certified_as_it_is(self) -> Self:
+        if self.certificate is not None and self.certificate.policy_digest not in (None, self.digest()):
+            raise ValueError(
+                "certificate: was issued for other settings than these; calibrate what you run, or leave the certificate out"
+            )
+        return self
+
     @classmethod
     def full_model(cls) -> Self:
         """The policy that never exits early."""
@@ -263,6 +274,18 @@ class ExitPolicy(_Frozen):
         """Whether no token can exit before the last layer."""
         heads = self.thresholds.values() if self.thresholds is not None else [self.threshold]
         return all(math.isinf(value) for value in heads)
+
+    def digest(self) -> str:
+        """BLAKE2b of all settings that change tokens, 32 hexadecimal digits; the certificate is not among them."""
+        settings = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        if self.batching == "regroup":  # the tokens of "diverge"
+            del settings["batching"]
+        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def certified(self, certificate: Certificate) -> Self:
+        """The policy with a certificate that was issued for it."""
+        named = certificate.model_copy(update={"policy_digest": self.digest()})
+        return self.model_copy(update={"certificate": named})
 
     def other_fields(self) -> str:
         """The fields that have no column of their own in a table of runs, as its column ``policy`` holds them: JSON."""

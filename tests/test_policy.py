@@ -19,6 +19,7 @@ from riskcal import (
     Sampling,
     _validate,
     calibrate,
+    load_example,
 )
 
 thresholds = st.floats(0, 1) | st.floats(-100, 100) | st.sampled_from([0.0, 1.0, math.inf, 5e-324, 1e300, -1e300])
@@ -390,3 +391,25 @@ def test_records_cannot_smuggle_in_what_was_not_tested(field):
     )
     with pytest.raises(RiskcalError, match=f"policy: the records' column holds '{field}'"):
         calibrate(Runs.from_frame(table), delta=0.1).policy()
+
+
+def test_a_certificate_holds_for_the_settings_it_was_issued_for(tmp_path):
+    policy = calibrate(load_example("g2p"), delta=0.1).policy(measure="softmax")
+    path = tmp_path / "policy.json"
+    policy.save(path)
+    assert ExitPolicy.load(path) == policy
+    changed = json.loads(path.read_text()) | {"threshold": 0.01}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(RiskcalError, match="certificate: was issued for other settings than these"):
+        ExitPolicy.load(path)
+    path.write_text(json.dumps(changed | {"certificate": None}))
+    assert ExitPolicy.load(path).threshold == 0.01
+
+
+@given(policies())
+def test_the_digest_of_a_policy_is_that_of_what_changes_tokens(policy):
+    again = ExitPolicy(**json.loads(policy.model_dump_json()))
+    assert again.digest() == policy.digest() == policy.model_copy(update={"certificate": None}).digest()
+    assert policy.model_copy(update={"min_layer": policy.min_layer + 1}).digest() != policy.digest()
+    assert policy.model_copy(update={"batching": "regroup"}).digest() == policy.digest()
+    assert policy.model_copy(update={"batching": "deepest"}).digest() != policy.digest()
