@@ -461,8 +461,8 @@ class BatchCosts:
         Numbers of rows, ascending.
     call : tuple of m float
         Seconds of calling a layer on so many rows, its confidence included. It is no straight line from one row on: one row
-        is read against all weights, many are a product of matrices. Between sizes and beyond the last it is interpolated;
-        fewer rows than the first size cost as much as that.
+        is read against all weights, many are a product of matrices. It is a straight line from size to size, and beyond the
+        last as between the last two; fewer rows than the first size cost as much as that, and with one size so do all.
     step : float
         Of a step: embedding, choosing tokens, bookkeeping.
     """

@@ -111,13 +111,19 @@ def generated(model, ids, mask, prefix, limit):
     return said[:, 1:]
 
 
-def test_row_23_ranks_are_those_of_all_layers_logits(few_words):
-    scripts, task, decoder = few_words
-    found = scripts["ranks"].of_model(decoder, task)
+def along_outputs(decoder, task):
+    """Prompts and their mask, the full model's outputs (B, T), and all layers' logits along them."""
     ids, mask = decoder.encode(task.prompts)
     tokens = generated(decoder.model, ids, mask, ids[:, :0], task.max_new_tokens)
     start = torch.full((len(ids), 1), decoder.model.config.decoder_start_token_id)
     logits = layers_logits(decoder.model, ids, mask, torch.cat([start, tokens[:, :-1]], 1))
+    return ids, mask, tokens, logits
+
+
+def test_row_23_ranks_are_those_of_all_layers_logits(few_words):
+    scripts, task, decoder = few_words
+    found = scripts["ranks"].of_model(decoder, task)
+    *_, tokens, logits = along_outputs(decoder, task)
     real = tokens != 0
     assert found["tokens"] == real.sum()
     for layer, of_layer in zip(found["layers"], logits, strict=True):
@@ -133,10 +139,7 @@ def test_row_23_ranks_are_those_of_all_layers_logits(few_words):
 def test_row_18_a_disturbed_output_is_what_generate_says_after_the_wrong_token(few_words):
     scripts, task, decoder = few_words
     rows = scripts["perturbation"].disturbed(decoder, task)
-    ids, mask = decoder.encode(task.prompts)
-    tokens = generated(decoder.model, ids, mask, ids[:, :0], task.max_new_tokens)
-    start = torch.full((len(ids), 1), decoder.model.config.decoder_start_token_id)
-    logits = layers_logits(decoder.model, ids, mask, torch.cat([start, tokens[:, :-1]], 1))
+    ids, mask, tokens, logits = along_outputs(decoder, task)
     wrong = {
         "sampling-based": logits[-1].argsort(-1, descending=True)[..., 9],
         "layer-based": logits[0].argmax(-1),
