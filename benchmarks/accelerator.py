@@ -43,13 +43,16 @@ class Report:
 
     @property
     def left(self) -> float:
+        """Seconds."""
         return self.seconds - (time.monotonic() - self.started)
 
     @property
     def failed(self) -> list[str]:
+        """Checks that did not hold."""
         return [check["check"] for check in self.found["checks"] if not check["holds"]]
 
     def check(self, name: str, holds: bool, seen: str) -> None:
+        """Print and keep a check."""
         self.found["checks"].append({"check": name, "holds": bool(holds), "seen": seen})
         print(
             f"[{time.monotonic() - self.started:5.0f} s] {'holds ' if holds else 'FAILED'} {name}: {seen}", flush=True
@@ -57,6 +60,7 @@ class Report:
         self.write()
 
     def timing(self, row: dict[str, Any]) -> None:
+        """Print and keep a measurement."""
         self.found["timings"].append(row)
         shown = ", ".join(
             f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
@@ -65,6 +69,7 @@ class Report:
         self.write()
 
     def write(self) -> None:
+        """Put all that was found into the file, whole."""
         if self.path is not None:
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self.found, indent=1) + "\n")
@@ -279,7 +284,7 @@ def measure_random(
             device
         )
         prompt = ids, torch.ones_like(ids)
-        each = [int(depth) for depth in scaled[:size]] if size > 1 else [int(round(scaled.mean()))]
+        each = [int(depth) for depth in scaled[:size]] if size > 1 else [round(float(scaled.mean()))]
         static = [ExitPolicy.static(depth, measure="softmax") for depth in each]
         grouped = [ExitPolicy.static(depth, measure="softmax", batching="regroup") for depth in each]
         ways: dict[str, Callable[[], int]] = {
