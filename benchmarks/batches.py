@@ -1,4 +1,4 @@
-"""Batches whose rows exit at different depths: what each mode costs, and whether the cost model of `riskcal.efficiency` knows.
+"""Batches whose rows exit at different depths: what each mode costs, and whether the cost model of `timing.py` knows.
 
 Held-out words are decoded in batches of several sizes and thresholds, with every mode. From the exits that ``"diverge"``
 recorded the work of all three modes is predicted; the costs of a step and of calling a layer on so many rows are fitted to
@@ -18,6 +18,7 @@ from tqdm.auto import trange
 from riskcal import ExitPolicy, efficiency
 from riskcal_adapters.g2p import data
 from riskcal_adapters.torch import EarlyExitT5, load_example
+from timing import fit_batch_costs
 
 MODES = ("diverge", "regroup", "deepest")
 
@@ -65,7 +66,7 @@ def main() -> None:
     table["seconds"] = np.min(rounds[1:], axis=0)
     exiting = table[np.isfinite(table["threshold"])]
     fitted = {
-        mode: efficiency.fit_batch_costs(half["work"].tolist(), half["seconds"])
+        mode: fit_batch_costs(half["work"].tolist(), half["seconds"])
         for mode, half in exiting[exiting["number"] % 2 == 0].groupby("mode")
     }
     for mode, costs in fitted.items():

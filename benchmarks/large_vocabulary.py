@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from decode import timings
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
 import riskcal
+from decode import timings
 from riskcal import ExitPolicy, Pruning, efficiency
 from riskcal_adapters.g2p import data
 from riskcal_adapters.torch import EarlyExitT5, load_example

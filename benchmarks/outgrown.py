@@ -13,7 +13,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 #: Measures nothing, or nothing anew.
-OTHERS = ("outgrown", "exit_aware_figures")
+OTHERS = ("outgrown", "exit_aware_figures", "timing")
+#: What measurements are made with, beside the script itself.
+SHARED = (":/riskcal", ":/adapters", ":/benchmarks/timing.py", ":/benchmarks/laboratory")
 SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in OTHERS)
 
 
@@ -27,7 +29,7 @@ def outgrown(script: Path) -> str | None:
     if not result.exists():
         return "was never run"
     commit = json.loads(result.read_text())["commit"]
-    changed = git("diff", "--stat", commit, "--", ":/riskcal", ":/adapters", str(script))
+    changed = git("diff", "--stat", commit, "--", *SHARED, str(script))
     if changed.returncode:
         return f"was run on {commit[:12]}, which this checkout does not know"
     return f"was run on {commit[:12]}; the code has changed since" if changed.stdout else None

@@ -1,4 +1,4 @@
-"""FLOPs against the documents' integers and a loop over tokens and blocks; batches against a simulated decoder; exact fits."""
+"""FLOPs against the documents' integers and a loop over tokens and blocks; batches against a simulated decoder; paired times."""
 
 import itertools
 from dataclasses import replace
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from riskcal import RiskcalError, efficiency
-from riskcal.efficiency import BatchCosts, BatchWork, DecoderDimensions
+from riskcal.efficiency import BatchWork, DecoderDimensions
 from riskcal.pruning import Pruning
 
 T5_SMALL = DecoderDimensions(d_model=512, d_ff=1024, vocabulary=32128, n_layers=8)
@@ -309,52 +309,6 @@ def test_regrouping_never_computes_more_rows_in_as_many_calls(exits):
     assert deepest == diverge
     if len(exits) == 1:
         assert regroup == diverge
-
-
-SIZES = (1, 4, 8, 16)
-COSTS = BatchCosts(sizes=SIZES, call=(1e-4, 3e-4, 3.2e-4, 5e-4), step=3e-4)  # far from a straight line
-
-
-def measured_batches(seed=0, sizes=SIZES):
-    rng = np.random.default_rng(seed)
-    batches = [rng.integers(1, depth + 1, (rows, 12)) for rows in sizes for depth in (2, 5, 8)]
-    return [efficiency.batch_work(exits, mode) for exits in batches for mode in ("diverge", "regroup")]
-
-
-@given(st.integers(1, 40))
-def test_a_call_costs_what_lies_on_the_line_through_the_sizes(rows):
-    beyond = 5e-4 + (rows - 16) * (5e-4 - 3.2e-4) / 8
-    expected = beyond if rows > 16 else np.interp(rows, SIZES, COSTS.call)
-    assert COSTS.seconds(BatchWork(2, (rows, 4))) == pytest.approx(expected + 3e-4 + 2 * 3e-4)
-
-
-def test_fit_recovers_the_costs_of_times_without_noise():
-    works = measured_batches()
-    found = efficiency.fit_batch_costs(works, [COSTS.seconds(work) for work in works])
-    assert found.sizes == COSTS.sizes
-    assert found.call == pytest.approx(COSTS.call)
-    assert found.step == pytest.approx(COSTS.step)
-
-
-def test_fit_predicts_fresh_batches_within_the_noise():
-    works = measured_batches()
-    noise = np.random.default_rng(1).lognormal(0, 0.05, len(works))
-    found = efficiency.fit_batch_costs(works, [COSTS.seconds(w) * e for w, e in zip(works, noise, strict=True)])
-    fresh = measured_batches(seed=2, sizes=(1, 2, 6, 12, 20))
-    errors = [found.seconds(work) / COSTS.seconds(work) - 1 for work in fresh]
-    assert np.abs(errors).max() < 0.1
-    assert (np.diff(found.call, prepend=0) >= 0).all()
-    assert found.step >= 0
-
-
-def test_batches_of_one_depth_cannot_tell_calls_from_steps():
-    works = [efficiency.batch_work([[2] * length], "diverge") for length in (1, 2, 3)]
-    with pytest.raises(RiskcalError, match="different depths"):
-        efficiency.fit_batch_costs(works, [1.0, 2.0, 3.0])
-    with pytest.raises(RiskcalError, match="seconds: 0 at index 1"):
-        efficiency.fit_batch_costs(works, [1.0, 0.0, 3.0])
-    with pytest.raises(RiskcalError, match="one time per batch"):
-        efficiency.fit_batch_costs(works, [1.0])
 
 
 # ---- Time

@@ -5,20 +5,18 @@ The token that ends an output counts, the prompt does not. Layers and FLOPs are 
 clock.
 """
 
-from riskcal.efficiency.flops import BATCH_MODES as BATCH_MODES
 from riskcal.efficiency.flops import PREDICTORS as PREDICTORS
-from riskcal.efficiency.flops import BatchCosts as BatchCosts
-from riskcal.efficiency.flops import BatchWork as BatchWork
 from riskcal.efficiency.flops import DecoderDimensions as DecoderDimensions
 from riskcal.efficiency.flops import Flops as Flops
-from riskcal.efficiency.flops import Work as Work
-from riskcal.efficiency.flops import batch_work as batch_work
 from riskcal.efficiency.flops import decoder_flops as decoder_flops
-from riskcal.efficiency.flops import exit_shares as exit_shares
-from riskcal.efficiency.flops import expected_work as expected_work
-from riskcal.efficiency.flops import fit_batch_costs as fit_batch_costs
 from riskcal.efficiency.flops import head_ratio as head_ratio
 from riskcal.efficiency.flops import head_sizes as head_sizes
-from riskcal.efficiency.flops import layers_per_token as layers_per_token
-from riskcal.efficiency.flops import speed_table as speed_table
 from riskcal.efficiency.flops import token_flops as token_flops
+from riskcal.efficiency.layers import exit_shares as exit_shares
+from riskcal.efficiency.layers import layers_per_token as layers_per_token
+from riskcal.efficiency.times import speed_table as speed_table
+from riskcal.efficiency.work import BATCH_MODES as BATCH_MODES
+from riskcal.efficiency.work import BatchWork as BatchWork
+from riskcal.efficiency.work import Work as Work
+from riskcal.efficiency.work import batch_work as batch_work
+from riskcal.efficiency.work import expected_work as expected_work

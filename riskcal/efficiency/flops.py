@@ -1,82 +1,20 @@
-"""What exits cost: layers per token, decoder FLOPs, expected and worst work, batches, and measured times.
+"""Decoder FLOPs of recorded exits and of the full model, with what deciding on an exit costs."""
 
-Counted from recorded exit layers (B, T): prompts by generated tokens, each 1..L, with 0 after the last token of a prompt.
-The token that ends an output counts, the prompt does not. Layers and FLOPs are no time: `speed_table` holds them against a
-clock.
-"""
-
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from riskcal import _tables, _validate
-from riskcal._validate import Floats, RiskcalError
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.efficiency.layers import Integers, exit_array
 
 if TYPE_CHECKING:
     from riskcal.pruning import Pruning
 
-Integers = NDArray[np.int64]
-
 #: What deciding on an exit costs: nothing to speak of, a linear classifier, or the language-model head.
 PREDICTORS = ("none", "classifier", "head")
-BATCH_MODES = ("diverge", "regroup", "deepest")
-
-
-# ---- Layers
-
-
-def layers_per_token(exit_layers: ArrayLike, *, average: str = "token") -> float:
-    """Mean exit layer.
-
-    Parameters
-    ----------
-    exit_layers : (B, T) int
-        1..L, 0 after the last token of a prompt.
-    average : {"token", "sequence"}
-        ``"token"``: over all tokens, so that long outputs count for more. ``"sequence"``: over the prompts' own means.
-
-    Returns
-    -------
-    float
-
-    Raises
-    ------
-    RiskcalError
-        For exit layers of another form, and a prompt without tokens.
-    """
-    exits = _exits(exit_layers)
-    _validate.choice(average, "average", ("token", "sequence"))
-    if average == "token":
-        return float(exits.sum() / np.count_nonzero(exits))
-    return float((exits.sum(1) / np.count_nonzero(exits, axis=1)).mean())
-
-
-def exit_shares(exit_layers: ArrayLike, n_layers: int) -> Floats:
-    """The exit distribution: which share of the tokens left at each layer.
-
-    Parameters
-    ----------
-    exit_layers : (B, T) int
-    n_layers : int
-        L.
-
-    Returns
-    -------
-    (L,)
-        Shares of layers 1..L, one in total.
-    """
-    exits = _exits(exit_layers, n_layers)
-    counts = np.bincount(exits[exits > 0], minlength=n_layers + 1)[1:]
-    shares: Floats = counts / counts.sum()
-    return shares
-
-
-# ---- FLOPs
 
 
 @dataclass(frozen=True)
@@ -267,7 +205,7 @@ def decoder_flops(
     that. With d = a this is Elbayad et al., Depth-Adaptive Transformer (2020), appendix B. A multiplication and an addition
     count as two; norms, biases, the softmax and embeddings are not counted, as there.
     """
-    exits = _exits(exit_layers, dimensions.n_layers)
+    exits = exit_array(exit_layers, dimensions.n_layers)
     least = _validate.count(min_layer, "min_layer", least=1)
     early = (exits > 0) & (exits < least)
     if early.any():
@@ -340,7 +278,7 @@ def head_ratio(exit_layers: ArrayLike, sizes: ArrayLike, vocabulary: int) -> flo
     float
         At least 1. The head calls made times V, over the rows multiplied in them.
     """
-    exits = _exits(exit_layers)
+    exits = exit_array(exit_layers)
     rows = _sizes(sizes, exits, vocabulary)
     at_exit = np.maximum(exits - 1, 0)[..., None]
     called = np.take_along_axis(np.cumsum(rows > 0, axis=-1), at_exit, -1)[..., 0]
@@ -349,300 +287,6 @@ def head_ratio(exit_layers: ArrayLike, sizes: ArrayLike, vocabulary: int) -> flo
     if not multiplied[present].sum():
         raise RiskcalError("sizes: the head is called at no layer that a token reaches; give the sizes of the run.")
     return int(called[present].sum()) * vocabulary / int(multiplied[present].sum())
-
-
-# ---- Expected work
-
-
-@dataclass(frozen=True)
-class Work:
-    """What to expect, and what to plan for.
-
-    Attributes
-    ----------
-    expected : float
-        Mean cost of a token.
-    quantile : float
-        The least cost that covers the wanted share of tokens.
-    deepest : float
-        Cost at the deepest layer that has any share: memory must suffice for it, however rare.
-    """
-
-    expected: float
-    quantile: float
-    deepest: float
-
-
-def expected_work(shares: ArrayLike, cost: ArrayLike | None = None, *, rows: int = 1, quantile: float = 0.99) -> Work:
-    """Work under an exit distribution.
-
-    Parameters
-    ----------
-    shares : (L,)
-        Share of tokens that exit at each layer, one in total; `exit_shares` counts them.
-    cost : (L,), optional
-        Cost of a token that exits there, not falling with the layer: FLOPs (`token_flops`), seconds, bytes. Default: the
-        layers, 1 to L.
-    rows : int
-        Rows that a step computes together and to its deepest one, drawn independently: the more, the deeper the step.
-    quantile : float
-        Share of steps that ``Work.quantile`` covers.
-
-    Returns
-    -------
-    Work
-        In units of ``cost``.
-
-    Raises
-    ------
-    RiskcalError
-        For shares that are negative or do not sum to one, and costs that fall or do not fit.
-
-    Examples
-    --------
-    >>> shares = np.zeros(32)
-    >>> shares[[15, 31]] = 0.5
-    >>> riskcal.efficiency.expected_work(shares).expected
-    24.0
-    """
-    share = _validate.array(shares, "shares", ndim=(1,))
-    bad = share < 0
-    if bad.any():
-        raise RiskcalError(f"shares: {share[bad][0]:g} at index {_validate.first(bad)} is negative; a share is not.")
-    if abs(share.sum() - 1.0) > _validate.TOLERANCE:
-        raise RiskcalError(f"shares: sum to {share.sum():.12g}, not to 1; divide them by their sum.")
-    price = np.arange(1.0, share.size + 1) if cost is None else _validate.array(cost, "cost", ndim=(1,))
-    if price.size != share.size:
-        raise RiskcalError(f"cost: {price.size} given for {share.size} layers; give one per layer.")
-    if (falls := np.diff(price) < 0).any():
-        raise RiskcalError(f"cost: falls after index {_validate.first(falls)}; a deeper exit cannot cost less.")
-    wanted = _validate.level(quantile, "quantile")
-    reached = np.minimum(np.cumsum(share), 1.0) ** _validate.count(rows, "rows", least=1)
-    used = np.flatnonzero(share > 0)
-    reached[used[-1] :] = 1.0
-    return Work(
-        expected=float(np.diff(reached, prepend=0.0) @ price),
-        quantile=float(price[np.argmax(reached >= wanted - _validate.TOLERANCE)]),
-        deepest=float(price[used[-1]]),
-    )
-
-
-# ---- Batches
-
-
-@dataclass(frozen=True)
-class BatchWork:
-    """What a batch made the decoder do.
-
-    Attributes
-    ----------
-    steps : int
-        Positions generated, until the last row ended.
-    rows : tuple of int
-        Rows computed in each call of a layer, in the order of the calls: each step goes to its deepest row's exit.
-    """
-
-    steps: int
-    rows: tuple[int, ...]
-
-    @property
-    def calls(self) -> int:
-        """Layers called."""
-        return len(self.rows)
-
-
-@dataclass(frozen=True)
-class BatchCosts:
-    """Seconds that decoding a batch costs.
-
-    Attributes
-    ----------
-    sizes : tuple of m int
-        Numbers of rows, ascending.
-    call : tuple of m float
-        Seconds of calling a layer on so many rows, its confidence included. It is no straight line from one row on: one row
-        is read against all weights, many are a product of matrices. It is a straight line from size to size, and beyond the
-        last as between the last two; fewer rows than the first size cost as much as that, and with one size so do all.
-    step : float
-        Of a step: embedding, choosing tokens, bookkeeping.
-    """
-
-    sizes: tuple[int, ...]
-    call: tuple[float, ...]
-    step: float
-
-    def seconds(self, work: BatchWork) -> float:
-        """Predicted time of a batch, its encoding not included."""
-        steps = np.diff(self.call, prepend=0.0)
-        return float(_call_shares(work, self.sizes) @ steps) + self.step * work.steps
-
-
-def _call_shares(work: BatchWork, sizes: Sequence[int]) -> NDArray[np.float64]:
-    """(m,) of what a piecewise linear cost adds from one size to the next, how often this work pays it."""
-    rows = np.asarray(work.rows, dtype=np.float64)
-    shares = [float(rows.size)]
-    for place, (low, high) in enumerate(itertools.pairwise(sizes)):
-        last = place == len(sizes) - 2
-        shares.append(float(np.clip((rows - low) / (high - low), 0.0, None if last else 1.0).sum()))
-    return np.array(shares)
-
-
-def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
-    """The work of one batch, from its rows' exits.
-
-    Parameters
-    ----------
-    exit_layers : (B, T) int
-        Of the rows that were, or would be, decoded together.
-    mode : {"diverge", "regroup", "deepest"}
-        ``"diverge"``: a call computes all rows, those that exited ride along; those that ended do until half of the rows
-        have, and the others go on alone. ``"regroup"``: a call computes the rows that have not exited. ``"deepest"``: the
-        work of ``"diverge"``, but all rows emit at the deepest exit: the tokens differ, and with them later exits, so that
-        from other modes' exits this is an estimate.
-
-    Returns
-    -------
-    BatchWork
-    """
-    exits = _exits(exit_layers)
-    _validate.choice(mode, "mode", BATCH_MODES)
-    layers = np.arange(1, exits.max(initial=0) + 1)[:, None]
-    waiting = np.array([(step >= layers).sum(1) for step in exits.T])  # (T, layers): rows that go so deep
-    rows = waiting
-    if mode != "regroup":
-        size, sizes = len(exits), []
-        for going in waiting[:, 0].tolist():
-            size = going if 2 * going <= size else size
-            sizes.append(size)
-        rows = np.broadcast_to(np.array(sizes)[:, None], waiting.shape)
-    return BatchWork(steps=exits.shape[1], rows=tuple(rows[waiting > 0].tolist()))
-
-
-def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCosts:
-    """Costs that explain measured times best.
-
-    Parameters
-    ----------
-    works : sequence of n BatchWork
-        From `batch_work`, of batches of the sizes that will be served, several batches of each. Fit modes apart, as a
-        regrouped call gathers its rows first, and without the full model, which never looks at a confidence.
-    seconds : (n,)
-        Measured times of these batches, encoding not included; medians over repetitions serve best.
-
-    Returns
-    -------
-    BatchCosts
-        For the sizes of the largest calls of these works. None negative, none falling with the size, of least squared
-        relative error.
-
-    Raises
-    ------
-    RiskcalError
-        If times are not above 0, or the works do not tell the costs apart: batches of several depths do.
-    """
-    from scipy import optimize
-
-    times = _validate.array(seconds, "seconds", ndim=(1,))
-    if len(works) != times.size:
-        raise RiskcalError(f"seconds: {times.size} given for {len(works)} batches; give one time per batch.")
-    if (bad := times <= 0).any():
-        raise RiskcalError(f"seconds: {times[bad][0]:g} at index {_validate.first(bad)}; a time is above 0.")
-    sizes = sorted({max(work.rows) for work in works})
-    counts = np.array([[*_call_shares(work, sizes), work.steps] for work in works], dtype=np.float64)
-    relative = counts / times[:, None]
-    if np.linalg.matrix_rank(relative / np.linalg.norm(relative, axis=0)) < counts.shape[1]:
-        raise RiskcalError(
-            f"works: {len(works)} batches do not tell the costs of steps and of calls of {len(sizes)} sizes apart; time more "
-            "batches, at policies that exit at different depths."
-        )
-    (*increments, step), _ = optimize.nnls(relative, np.ones(times.size))
-    return BatchCosts(tuple(sizes), tuple(np.cumsum(increments).tolist()), float(step))
-
-
-# ---- Time
-
-
-def speed_table(times: pd.DataFrame, baselines: Sequence[str], *, warm_up: int = 1) -> pd.DataFrame:
-    """Measured times of several settings on the same runs, and their speed-ups over each baseline.
-
-    Take turns: in every round decode each run (a prompt, or a few) with all settings before the next run, in rotating
-    order, so that a machine's drift meets all settings alike. Time the encoder along with the decoder. Two baselines tell
-    what is gained from what was lost: a decoder without exit conditions and with a cache of keys and values, and the own
-    decoder with its exits disabled.
-
-    Parameters
-    ----------
-    times : DataFrame
-        One row per measurement: ``round``, ``run``, ``setting``, ``seconds``, and optionally the ``tokens`` generated.
-    baselines : sequence of str
-        Settings that the others are compared with.
-    warm_up : int
-        First rounds that are dropped; first calls are slow.
-
-    Returns
-    -------
-    DataFrame
-        One row per setting, in the order of their first appearance: ``p50``, ``p95`` and ``mean`` of the seconds per run;
-        with tokens, ``tokens_per_second`` (the median round's); and for each baseline the speed-up ``x <baseline>``, the
-        median over rounds of the baseline's seconds over the setting's, with its smallest and largest round (``... low``,
-        ``... high``). Ratios are of time for the same prompts: of time per token they would flatter a setting that rambles.
-
-    Raises
-    ------
-    RiskcalError
-        If columns are missing, seconds are not above 0, a baseline was not measured, no round is left, or a setting was
-        measured not exactly once on each run of each round.
-    """
-    _tables.require(times, ["round", "run", "setting", "seconds"])
-    seconds = _validate.array(times["seconds"].to_numpy(), "seconds", ndim=(1,))
-    if (bad := seconds <= 0).any():
-        raise RiskcalError(f"seconds: {seconds[bad][0]:g} at row {_validate.first(bad)}; a time is above 0.")
-    settings = list(times["setting"].unique())
-    for baseline in baselines:
-        if baseline not in settings:
-            raise RiskcalError(f"baselines: {baseline!r} was not measured; settings: {', '.join(map(str, settings))}.")
-    rounds = np.sort(times["round"].unique())[_validate.count(warm_up, "warm_up", least=0) :]
-    if not rounds.size:
-        raise RiskcalError(f"warm_up: {warm_up} drops every round; measure more, or drop fewer.")
-    kept = times[times["round"].isin(rounds)]
-    counts = kept.pivot_table(index=["round", "run"], columns="setting", values="seconds", aggfunc="size")
-    if not (counts.reindex(columns=settings) == 1).to_numpy().all():
-        raise RiskcalError("times: measure every setting exactly once on each run of each round; ratios are paired.")
-    columns = kept.groupby("setting")["seconds"]
-    table = pd.DataFrame({"p50": columns.quantile(0.5), "p95": columns.quantile(0.95), "mean": columns.mean()})
-    total = kept.pivot_table(index="round", columns="setting", values="seconds", aggfunc="sum")
-    if "tokens" in kept.columns:
-        tokens = kept.pivot_table(index="round", columns="setting", values="tokens", aggfunc="sum")
-        table["tokens_per_second"] = (tokens / total).median()
-    for baseline in baselines:
-        ratios = total.rdiv(total[baseline], axis=0)
-        table[f"x {baseline}"] = ratios.median()
-        table[f"x {baseline} low"], table[f"x {baseline} high"] = ratios.min(), ratios.max()
-    return table.reindex(settings).rename_axis("setting").reset_index()
-
-
-# ---- Checks and sums
-
-
-def _exits(exit_layers: ArrayLike, n_layers: int | None = None) -> Integers:
-    """Exit layers (B, T) as integers: 1..L, then zeros."""
-    values = _validate.array(exit_layers, "exit_layers", ndim=(2,))
-    exits = values.astype(np.int64)
-    top = np.inf if n_layers is None else n_layers
-    bad = (exits != values) | (exits < 0) | (exits > top)
-    if bad.any():
-        remedy = (
-            "give whole numbers from 1" + ("" if n_layers is None else f" to {n_layers}") + ", 0 after the last token"
-        )
-        raise RiskcalError(f"exit_layers: {values[bad][0]:g} at index {_validate.first(bad)}; {remedy}.")
-    if (empty := exits[:, 0] == 0).any():
-        raise RiskcalError(f"exit_layers: row {_validate.first(empty)} has no token; drop the row.")
-    if (holes := (exits[:, 1:] > 0) & (exits[:, :-1] == 0)).any():
-        row, before = np.argwhere(holes)[0]
-        raise RiskcalError(
-            f"exit_layers: a token follows a 0 at index [{row}, {before}]; 0 is for what follows the last."
-        )
-    return exits
 
 
 def _source_lengths(given: ArrayLike, batch: int) -> Integers:

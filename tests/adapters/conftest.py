@@ -1,11 +1,6 @@
 """Models that the adapters' tests share: tiny random T5s of both versions, deeper in the decoder than in the encoder."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # helper modules are imported by name, whatever pytest's import mode
 
 
 @pytest.fixture(scope="session", params=["v1.0", "v1.1"])

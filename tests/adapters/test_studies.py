@@ -1,12 +1,13 @@
 """Rows 18 and 23 of the acceptance table: what the committed studies must show, and their measurements on a few words."""
 
-import importlib
 import json
-import sys
 from pathlib import Path
 
+import common
 import numpy as np
+import perturbation
 import pytest
+import ranks
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
 
@@ -73,16 +74,8 @@ def test_fig_3_the_margin_beats_static_exits_of_its_depth_in_distance(label):
 
 @pytest.fixture(scope="module")
 def few_words():
-    """The scripts, which import one another by name, and five words for the shipped model."""
-    sys.path.insert(0, str(BENCHMARKS / "studies"))
-    try:
-        scripts = {name: importlib.import_module(name) for name in ("common", "perturbation", "ranks")}
-    finally:
-        sys.path.remove(str(BENCHMARKS / "studies"))
-    options = scripts["common"].parser(None).parse_args(["--words", "5"])
-    yield scripts, *scripts["common"].load(options)
-    for name in (*scripts, "figures"):
-        sys.modules.pop(name, None)
+    """Five words for the shipped model."""
+    return common.load(common.parser(None).parse_args(["--words", "5"]))
 
 
 @torch.inference_mode()
@@ -121,8 +114,8 @@ def along_outputs(decoder, task):
 
 
 def test_row_23_ranks_are_those_of_all_layers_logits(few_words):
-    scripts, task, decoder = few_words
-    found = scripts["ranks"].of_model(decoder, task)
+    task, decoder = few_words
+    found = ranks.of_model(decoder, task)
     *_, tokens, logits = along_outputs(decoder, task)
     real = tokens != 0
     assert found["tokens"] == real.sum()
@@ -137,8 +130,8 @@ def test_row_23_ranks_are_those_of_all_layers_logits(few_words):
 
 
 def test_row_18_a_disturbed_output_is_what_generate_says_after_the_wrong_token(few_words):
-    scripts, task, decoder = few_words
-    rows = scripts["perturbation"].disturbed(decoder, task)
+    task, decoder = few_words
+    rows = perturbation.disturbed(decoder, task)
     ids, mask, tokens, logits = along_outputs(decoder, task)
     wrong = {
         "sampling-based": logits[-1].argsort(-1, descending=True)[..., 9],

@@ -1,0 +1,76 @@
+"""Recorded exit layers, what is counted from them alone: the mean layer and the shares of the layers."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+
+Integers = NDArray[np.int64]
+
+
+def layers_per_token(exit_layers: ArrayLike, *, average: str = "token") -> float:
+    """Mean exit layer.
+
+    Parameters
+    ----------
+    exit_layers : (B, T) int
+        1..L, 0 after the last token of a prompt.
+    average : {"token", "sequence"}
+        ``"token"``: over all tokens, so that long outputs count for more. ``"sequence"``: over the prompts' own means.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    RiskcalError
+        For exit layers of another form, and a prompt without tokens.
+    """
+    exits = exit_array(exit_layers)
+    _validate.choice(average, "average", ("token", "sequence"))
+    if average == "token":
+        return float(exits.sum() / np.count_nonzero(exits))
+    return float((exits.sum(1) / np.count_nonzero(exits, axis=1)).mean())
+
+
+def exit_shares(exit_layers: ArrayLike, n_layers: int) -> Floats:
+    """The exit distribution: which share of the tokens left at each layer.
+
+    Parameters
+    ----------
+    exit_layers : (B, T) int
+    n_layers : int
+        L.
+
+    Returns
+    -------
+    (L,)
+        Shares of layers 1..L, one in total.
+    """
+    exits = exit_array(exit_layers, n_layers)
+    counts = np.bincount(exits[exits > 0], minlength=n_layers + 1)[1:]
+    shares: Floats = counts / counts.sum()
+    return shares
+
+
+def exit_array(exit_layers: ArrayLike, n_layers: int | None = None) -> Integers:
+    """Exit layers (B, T) as integers, checked: 1..L, then zeros."""
+    values = _validate.array(exit_layers, "exit_layers", ndim=(2,))
+    exits = values.astype(np.int64)
+    top = np.inf if n_layers is None else n_layers
+    bad = (exits != values) | (exits < 0) | (exits > top)
+    if bad.any():
+        remedy = (
+            "give whole numbers from 1" + ("" if n_layers is None else f" to {n_layers}") + ", 0 after the last token"
+        )
+        raise RiskcalError(f"exit_layers: {values[bad][0]:g} at index {_validate.first(bad)}; {remedy}.")
+    if (empty := exits[:, 0] == 0).any():
+        raise RiskcalError(f"exit_layers: row {_validate.first(empty)} has no token; drop the row.")
+    if (holes := (exits[:, 1:] > 0) & (exits[:, :-1] == 0)).any():
+        row, before = np.argwhere(holes)[0]
+        raise RiskcalError(
+            f"exit_layers: a token follows a 0 at index [{row}, {before}]; 0 is for what follows the last."
+        )
+    return exits

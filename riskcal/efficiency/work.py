@@ -1,0 +1,137 @@
+"""Work to plan for: of a token under an exit distribution, and of a batch whose rows exit at different depths."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.efficiency.layers import exit_array
+
+BATCH_MODES = ("diverge", "regroup", "deepest")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to expect, and what to plan for.
+
+    Attributes
+    ----------
+    expected : float
+        Mean cost of a token.
+    quantile : float
+        The least cost that covers the wanted share of tokens.
+    deepest : float
+        Cost at the deepest layer that has any share: memory must suffice for it, however rare.
+    """
+
+    expected: float
+    quantile: float
+    deepest: float
+
+
+def expected_work(shares: ArrayLike, cost: ArrayLike | None = None, *, rows: int = 1, quantile: float = 0.99) -> Work:
+    """Work under an exit distribution.
+
+    Parameters
+    ----------
+    shares : (L,)
+        Share of tokens that exit at each layer, one in total; `exit_shares` counts them.
+    cost : (L,), optional
+        Cost of a token that exits there, not falling with the layer: FLOPs (`token_flops`), seconds, bytes. Default: the
+        layers, 1 to L.
+    rows : int
+        Rows that a step computes together and to its deepest one, drawn independently: the more, the deeper the step.
+    quantile : float
+        Share of steps that ``Work.quantile`` covers.
+
+    Returns
+    -------
+    Work
+        In units of ``cost``.
+
+    Raises
+    ------
+    RiskcalError
+        For shares that are negative or do not sum to one, and costs that fall or do not fit.
+
+    Examples
+    --------
+    >>> shares = np.zeros(32)
+    >>> shares[[15, 31]] = 0.5
+    >>> riskcal.efficiency.expected_work(shares).expected
+    24.0
+    """
+    share = _validate.array(shares, "shares", ndim=(1,))
+    bad = share < 0
+    if bad.any():
+        raise RiskcalError(f"shares: {share[bad][0]:g} at index {_validate.first(bad)} is negative; a share is not.")
+    if abs(share.sum() - 1.0) > _validate.TOLERANCE:
+        raise RiskcalError(f"shares: sum to {share.sum():.12g}, not to 1; divide them by their sum.")
+    price = np.arange(1.0, share.size + 1) if cost is None else _validate.array(cost, "cost", ndim=(1,))
+    if price.size != share.size:
+        raise RiskcalError(f"cost: {price.size} given for {share.size} layers; give one per layer.")
+    if (falls := np.diff(price) < 0).any():
+        raise RiskcalError(f"cost: falls after index {_validate.first(falls)}; a deeper exit cannot cost less.")
+    wanted = _validate.level(quantile, "quantile")
+    reached = np.minimum(np.cumsum(share), 1.0) ** _validate.count(rows, "rows", least=1)
+    used = np.flatnonzero(share > 0)
+    reached[used[-1] :] = 1.0
+    return Work(
+        expected=float(np.diff(reached, prepend=0.0) @ price),
+        quantile=float(price[np.argmax(reached >= wanted - _validate.TOLERANCE)]),
+        deepest=float(price[used[-1]]),
+    )
+
+
+@dataclass(frozen=True)
+class BatchWork:
+    """What a batch made the decoder do.
+
+    Attributes
+    ----------
+    steps : int
+        Positions generated, until the last row ended.
+    rows : tuple of int
+        Rows computed in each call of a layer, in the order of the calls: each step goes to its deepest row's exit.
+    """
+
+    steps: int
+    rows: tuple[int, ...]
+
+    @property
+    def calls(self) -> int:
+        """Layers called."""
+        return len(self.rows)
+
+
+def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
+    """The work of one batch, from its rows' exits.
+
+    Parameters
+    ----------
+    exit_layers : (B, T) int
+        Of the rows that were, or would be, decoded together.
+    mode : {"diverge", "regroup", "deepest"}
+        ``"diverge"``: a call computes all rows, those that exited ride along; those that ended do until half of the rows
+        have, and the others go on alone. ``"regroup"``: a call computes the rows that have not exited. ``"deepest"``: the
+        work of ``"diverge"``, but all rows emit at the deepest exit: the tokens differ, and with them later exits, so that
+        from other modes' exits this is an estimate.
+
+    Returns
+    -------
+    BatchWork
+    """
+    exits = exit_array(exit_layers)
+    _validate.choice(mode, "mode", BATCH_MODES)
+    layers = np.arange(1, exits.max(initial=0) + 1)[:, None]
+    waiting = np.array([(step >= layers).sum(1) for step in exits.T])  # (T, layers): rows that go so deep
+    rows = waiting
+    if mode != "regroup":
+        size, sizes = len(exits), []
+        for going in waiting[:, 0].tolist():
+            size = going if 2 * going <= size else size
+            sizes.append(size)
+        rows = np.broadcast_to(np.array(sizes)[:, None], waiting.shape)
+    return BatchWork(steps=exits.shape[1], rows=tuple(rows[waiting > 0].tolist()))
