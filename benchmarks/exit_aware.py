@@ -47,7 +47,7 @@ from riskcal_adapters.torch.training.trainer import (
     THRESHOLDS,
     Pairs,
     Stage,
-    collate,
+    collator,
     new_t5,
     train,
     train_classifier,
@@ -88,7 +88,7 @@ RECIPE = ("recipe, plain", "recipe, shipped")
 @torch.inference_mode()
 def quantile_thresholds(model: torch.nn.Module, confidence: Confidence, some: Pairs) -> tuple[float, ...]:
     """The measure's quantiles over real positions and over the exits below the last, in plain teacher forcing."""
-    batch = collate(some)
+    batch = collator(model)(some)
     states, logits = decoder_pass(model, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
     values = [confidence(states[:i], logits[:i])[batch["labels"] != -100] for i in range(1, len(states))]
     return tuple(np.quantile(torch.cat(values).numpy(), QUANTILES).tolist())

@@ -11,7 +11,7 @@ import torch
 
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.train import pairs
-from riskcal_adapters.torch.training import trainer
+from riskcal_adapters.torch.training import folders, trainer
 
 
 def main() -> None:
@@ -20,14 +20,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    folders.note_settings(options.out, {"steps": options.steps}, file="recipe.json")
+    if (options.out / "checkpoint").exists():
+        raise SystemExit(f"{options.out / 'checkpoint'}: is there already; give another folder, or delete it")
     tokenizer = data.tokenizer()
     model = trainer.new_t5(len(tokenizer))
     words = data.splits(data.read_dictionary(data.dictionary_path()))["train"]
     arguments = trainer._arguments(options.out, options.steps, 2e-3, 128, 0, save_steps=200)
     fitted = trainer._LengthSorted(
-        model, arguments, train_dataset=pairs(words), data_collator=trainer.collate
+        model, arguments, train_dataset=pairs(words), data_collator=trainer.collator(model)
     )  # the model's own loss is the last layer's
-    options.out.mkdir(parents=True, exist_ok=True)
     fitted.train(resume_from_checkpoint=trainer.get_last_checkpoint(str(options.out)))
     trainer.write_checkpoint(model, tokenizer, options.out / "checkpoint")
 

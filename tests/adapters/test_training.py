@@ -1,5 +1,6 @@
 """Objectives of early-exit training: losses against sums by hand, passes against the decoder, and known bugs as mutants."""
 
+import copy
 import math
 
 import numpy as np
@@ -217,6 +218,40 @@ def test_no_gradient_flows_through_the_decision(tiny_t5):
 def test_pruned_margin_needs_two_tokens():
     with pytest.raises(RiskcalError, match="kept: 1"):
         pruned_margin(1)
+
+
+# -- dropout ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("threshold", [math.inf, 2.0])
+def test_dropout_acts_where_hugging_face_has_it(tiny_t5, monkeypatch, threshold):
+    """In training mode the last layer's logits are those of the model's own forward, dropout for dropout."""
+    model = copy.deepcopy(tiny_t5).train()
+    model.set_attn_implementation("eager")
+    for module in model.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.3
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.3
+    calls = []
+
+    def striped(values, p=0.5, training=True, inplace=False):
+        assert (p, training) == (0.3, True)
+        calls.append(tuple(values.shape))
+        dropped = torch.arange(values.numel()).view(values.shape) % 3 == 0
+        return values.masked_fill(dropped, 0.0) / (1 - p)
+
+    monkeypatch.setattr(torch.nn.functional, "dropout", striped)
+    input_ids, mask = prompts(3)
+    mask[0, -2:] = 0
+    given = shifted(torch.randint(2, 41, (3, 6), generator=torch.Generator().manual_seed(1)))
+    with torch.no_grad():
+        own = model(input_ids=input_ids, attention_mask=mask, decoder_input_ids=given).logits
+        of_the_model, calls[:] = sorted(calls), []
+        _, logits = decoder_pass(model, input_ids, mask, given, threshold)
+    torch.testing.assert_close(logits[-1], own, rtol=0, atol=2e-5)
+    heads = [(*given.shape, model.config.d_model)] * (len(logits) - 1)  # every layer has one, dropped out anew
+    assert sorted(calls) == sorted(of_the_model + heads)
 
 
 # -- layer dropout -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from riskcal_adapters.torch.training import (
     do_not_exit_f1,
     save_classifier,
 )
-from riskcal_adapters.torch.training.trainer import Pairs, collate, train_classifier
+from riskcal_adapters.torch.training.trainer import Pairs, collator, train_classifier
 
 OBJECTIVES = ("independent", "balanced", "geometric")
 EVALUATED = 1500
@@ -32,7 +32,7 @@ EVALUATED = 1500
 @torch.inference_mode()
 def f1_by_layer(model: T5ForConditionalGeneration, classifiers: dict[str, ExitClassifier], some: Pairs) -> pd.DataFrame:
     """F1 of "do not exit" at confidence one half, one row per layer below the last, and the share of inconsistent tokens."""
-    batch = collate(some)
+    batch = collator(model)(some)
     states, logits = decoder_pass(model, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
     consistent, labels = consistency_labels(logits), batch["labels"]
     real = labels != -100

@@ -2,7 +2,8 @@
 
 ``python -m riskcal_adapters.g2p.train --out g2p-training`` trains three stages (layer-weighted loss, then exit-aware twice),
 evaluates every exit after each, and writes the checkpoint in half precision. A run that was cut off goes on where its last
-saved step stands. The exit classifiers of the finished checkpoint are trained by ``riskcal_adapters.g2p.classifiers``.
+saved step stands; a folder begun under other options is refused. The exit classifiers of the finished checkpoint are trained
+by ``riskcal_adapters.g2p.classifiers``.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.torch import EarlyExitT5, load_t5
+from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.trainer import THRESHOLDS, Pairs, Stage, new_t5, train, write_checkpoint
 
 STAGES = {
@@ -45,7 +47,8 @@ def main() -> None:
     parts = data.splits(data.read_dictionary(data.dictionary_path()), seed=options.seed)
     train_pairs = pairs(parts["train"])
     model = new_t5(len(tokenizer), decoder_layers=options.decoder_layers, seed=options.seed)
-    options.out.mkdir(parents=True, exist_ok=True)
+    names = ("seed", "scale", "decoder_layers")
+    folders.note_settings(options.out, {name: getattr(options, name) for name in names}, file="recipe.json")
     for name, stage in STAGES.items():
         done = options.out / f"{name}-checkpoint"
         if done.exists():

@@ -21,6 +21,7 @@ from riskcal import ExitPolicy
 from riskcal_adapters.decoding_study import decode_policies, static_and_adaptive
 from riskcal_adapters.numbers import data
 from riskcal_adapters.torch import EarlyExitT5, load_t5
+from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.trainer import THRESHOLDS, Pairs, Stage, new_t5, train, write_checkpoint
 
 STAGES = {
@@ -78,7 +79,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the recipe's steps, to try it out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    options.out.mkdir(parents=True, exist_ok=True)
+    folders.note_settings(options.out, {"scale": options.scale}, file="recipe.json")
     name = "control" if options.control else "exit-aware"
     decoder = EarlyExitT5(trained(name, options.out, options.scale), data.tokenizer())
     figures = evaluate(decoder, data.draw("development", EVALUATED))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.confidence import Confidence
 
 
@@ -41,7 +42,7 @@ class ExitClassifier(torch.nn.Module):
 
 def save_classifier(classifier: ExitClassifier, path: str | os.PathLike[str]) -> None:
     """Write ``weight`` and ``bias`` as safetensors; an existing file is replaced whole or not at all."""
-    with _validate.replacing(path) as partial:
+    with folders.written(Path(path)), _validate.replacing(path) as partial:
         save_file({name: value.detach().contiguous() for name, value in classifier.state_dict().items()}, partial)
 
 

@@ -2,6 +2,9 @@
 
 Exit-aware: a position that reaches a threshold has exited, and from there on the *other* positions see its state at that
 layer, projected by each later layer, which is what decoding leaves in the cache. The model so learns to read copied states.
+
+In training mode dropout acts wherever Hugging Face's own forward has it. The final norm's output is dropped out anew for
+every layer's head.
 """
 
 import math
@@ -54,11 +57,11 @@ def decoder_pass(
     encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     decoder = model.decoder
     length = decoder_input_ids.shape[1]
-    state = decoder.embed_tokens(decoder_input_ids)
+    state = decoder.dropout(decoder.embed_tokens(decoder_input_ids))
     bias = decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
     causal = torch.ones(length, length, dtype=torch.bool, device=bias.device).tril()
     self_bias = bias.masked_fill(~causal, -math.inf)
-    cross_mask = attention_mask[:, None, None, :].bool()
+    cross_bias = torch.where(attention_mask[:, None, None, :].bool(), 0.0, -math.inf)
     exited = torch.zeros(decoder_input_ids.shape, dtype=torch.bool, device=bias.device)
     frozen = state
     states: list[Tensor] = []
@@ -68,7 +71,7 @@ def decoder_pass(
         entering = state
         self_layer, cross_layer, feed_forward = block.layer
         state = state + _self_attention(self_layer, state, seen, self_bias)
-        state = state + _cross_attention(cross_layer, state, encoded, cross_mask)
+        state = state + _cross_attention(cross_layer, state, encoded, cross_bias)
         state = feed_forward(state)
         if dropped is not None:
             state = torch.where(dropped[index, :, None, None], entering, state)
@@ -113,7 +116,7 @@ def dropout_rates(n_layers: int, largest: float, progress: float = 1.0) -> Tenso
 
 
 def _head(model: T5ForConditionalGeneration, state: Tensor) -> Tensor:
-    normed = model.decoder.final_layer_norm(state)
+    normed = model.decoder.dropout(model.decoder.final_layer_norm(state))
     if model.config.scale_decoder_outputs:
         normed = normed * model.config.d_model**-0.5
     return model.lm_head(normed)
@@ -127,25 +130,34 @@ def _self_attention(layer: torch.nn.Module, state: Tensor, seen: Tensor, bias: T
     attention = layer.SelfAttention
     normed = layer.layer_norm(state)
     query = _heads(attention.q(normed), attention)
+    own_key, own_value = _heads(attention.k(normed), attention), _heads(attention.v(normed), attention)
     if seen is state:
-        key, value = _heads(attention.k(normed), attention), _heads(attention.v(normed), attention)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=1.0)
+        attended = _attend(attention, query, own_key, own_value, bias)
     else:
-        own_key, own_value = _heads(attention.k(normed), attention), _heads(attention.v(normed), attention)
         seen_normed = layer.layer_norm(seen)
         key, value = _heads(attention.k(seen_normed), attention), _heads(attention.v(seen_normed), attention)
         diagonal = torch.eye(query.shape[2], dtype=torch.bool, device=query.device)
         scores = query @ key.transpose(-1, -2)
         own_scores = (query * own_key).sum(-1, keepdim=True)
-        weights = (torch.where(diagonal, own_scores, scores) + bias).float().softmax(-1).to(value.dtype)
+        weights = _weights(attention, torch.where(diagonal, own_scores, scores) + bias).to(value.dtype)
         own_weights = weights.diagonal(dim1=-2, dim2=-1)[..., None]
         attended = weights.masked_fill(diagonal, 0) @ value + own_weights * own_value
-    return attention.o(attended.transpose(1, 2).flatten(2))
+    return layer.dropout(attention.o(attended.transpose(1, 2).flatten(2)))
 
 
-def _cross_attention(layer: torch.nn.Module, state: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
+def _cross_attention(layer: torch.nn.Module, state: Tensor, encoded: Tensor, bias: Tensor) -> Tensor:
     attention = layer.EncDecAttention
     query = _heads(attention.q(layer.layer_norm(state)), attention)
     key, value = _heads(attention.k(encoded), attention), _heads(attention.v(encoded), attention)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
-    return attention.o(attended.transpose(1, 2).flatten(2))
+    attended = _attend(attention, query, key, value, bias)
+    return layer.dropout(attention.o(attended.transpose(1, 2).flatten(2)))
+
+
+def _attend(attention: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    if attention.training and attention.dropout:
+        return _weights(attention, query @ key.transpose(-1, -2) + bias).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=1.0)
+
+
+def _weights(attention: torch.nn.Module, scores: Tensor) -> Tensor:
+    return F.dropout(scores.float().softmax(-1), p=attention.dropout, training=attention.training)

@@ -1,14 +1,19 @@
 """Hugging Face's trainer with the losses of this package, and the one way in which recipes use it."""
 
+import dataclasses
+import functools
 import math
 import os
 import shutil
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
@@ -22,6 +27,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from riskcal._validate import RiskcalError
+from riskcal_adapters import _requests, fingerprint
+from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.classifier import ExitClassifier
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
 from riskcal_adapters.torch.training.forward import decoder_pass, dropout_rates
@@ -107,16 +115,32 @@ class Batches(torch.utils.data.Sampler):
         yield from (chunks[i] for i in self.rng.permutation(len(chunks)))
 
 
-def collate(pairs: Pairs) -> dict[str, Tensor]:
-    """One batch, padded on the right with id 0; labels are -100 there."""
-    sources = pad_sequence([torch.tensor(source) for source, _ in pairs], batch_first=True)
-    targets = pad_sequence([torch.tensor(target) for _, target in pairs], batch_first=True)
+def collate(pairs: Pairs, *, start: int = 0, pad: int = 0) -> dict[str, Tensor]:
+    """One batch, padded on the right; labels are -100 there.
+
+    Parameters
+    ----------
+    pairs
+        Token ids of prompts and of targets.
+    start, pad
+        The ids that open and pad the decoder's input: 0 and 0 are T5's own. `collator` takes those of a model.
+    """
+    padded = functools.partial(pad_sequence, batch_first=True)
+    sources = [torch.tensor(source) for source, _ in pairs]
+    targets = [torch.tensor(target) for _, target in pairs]
+    given = padded(targets, padding_value=pad)
     return {
-        "input_ids": sources,
-        "attention_mask": (sources != 0).long(),
-        "decoder_input_ids": torch.nn.functional.pad(targets[:, :-1], (1, 0)),
-        "labels": targets.masked_fill(targets == 0, -100),
+        "input_ids": padded(sources, padding_value=pad),
+        "attention_mask": padded([torch.ones_like(source) for source in sources]),
+        "decoder_input_ids": torch.nn.functional.pad(given[:, :-1], (1, 0), value=start),
+        "labels": padded(targets, padding_value=-100),
     }
+
+
+def collator(model: T5ForConditionalGeneration) -> Callable[[Pairs], dict[str, Tensor]]:
+    """`collate` with the start and padding ids that decoding this model begins and pads with."""
+    special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
+    return functools.partial(collate, start=special.start, pad=special.pad)
 
 
 class _LengthSorted(Trainer):
@@ -162,21 +186,100 @@ def train(
     model
         As from `new_t5` or `riskcal_adapters.torch.load_t5`.
     pairs
-        Token ids of prompts and of targets, both with their end token.
+        Token ids of prompts and of targets, both with their end token. The decoder's input begins with the model's own
+        ``decoder_start_token_id``.
     folder
-        For Hugging Face's own checkpoints.
+        For Hugging Face's own checkpoints. One folder holds one stage: where it is finished, the model gets its weights and
+        no step is made.
     stage
         Objective and length.
     save_steps, callbacks
         As Hugging Face's trainer has them.
+
+    Raises
+    ------
+    RiskcalError
+        If the folder was begun with another stage, other pairs or a model of another shape or start token, or cannot be
+        written; if there are no pairs, or a token is not in the model's vocabulary.
+
+    Warns
+    -----
+    UserWarning
+        If the folder's run began with other weights than the model's: these are then replaced.
     """
+    folder = Path(folder)
+    _check_pairs(pairs, model.config.vocab_size)
+    shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
+    special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
+    settings = {
+        "stage": dataclasses.asdict(stage),
+        "pairs": folders.digest([[list(map(int, source)), list(map(int, target))] for source, target in pairs]),
+        "model": folders.digest([shapes, special.start, special.pad]),
+    }
+    begun = folders.note_settings(folder, settings, beside={"begun_with": _weights(model)})["begun_with"]
+    last = get_last_checkpoint(str(folder))
+    if last is not None:
+        saved = Path(last) / "model.safetensors"
+        if begun != (given := _weights(model)) and given != _weights_of_file(saved, model):
+            warnings.warn(
+                f"{folder}: the run there began with other weights than the given model has, which are now replaced by its "
+                f"own at {Path(last).name}; to train this model, give another folder.",
+                stacklevel=2,
+            )
+        if _steps_of(Path(last)) >= stage.steps:
+            _load_weights(model, saved)
+            return
     arguments = _arguments(
-        folder, stage.steps, stage.learning_rate, stage.batch_size, stage.seed, save_steps=save_steps
+        folder, stage.steps, stage.learning_rate, stage.batch_size, stage.seed, save_steps=min(save_steps, stage.steps)
     )
     trainer = EarlyExitTrainer(
-        model, arguments, train_dataset=pairs, data_collator=collate, stage=stage, callbacks=callbacks
+        model, arguments, train_dataset=pairs, data_collator=collator(model), stage=stage, callbacks=callbacks
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    with folders.written(folder):
+        trainer.train(resume_from_checkpoint=last)
+
+
+def _weights(model: T5ForConditionalGeneration) -> str:
+    return fingerprint.of_weights((name, weight.detach().float().cpu()) for name, weight in model.state_dict().items())
+
+
+def _weights_of_file(path: Path, model: T5ForConditionalGeneration) -> str:
+    found = dict(model.state_dict()) | _read_weights(path)
+    return fingerprint.of_weights((name, weight.float().cpu()) for name, weight in found.items())
+
+
+def _load_weights(model: T5ForConditionalGeneration, path: Path) -> None:
+    found = _read_weights(path)
+    copies = {name for name, weight in model.state_dict(keep_vars=True).items() if weight is model.shared.weight}
+    lacking = sorted(set(model.state_dict()) - copies - set(found))
+    if lacking:
+        raise RiskcalError(f"{path}: lacks {lacking[0]}; delete the folder {path.parent} and train again.")
+    model.load_state_dict(found, strict=False)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RiskcalError(
+            f"{path}: cannot be read ({error}); delete the folder {path.parent} and train again."
+        ) from None
+
+
+def _steps_of(checkpoint: Path) -> int:
+    state = folders.read_settings(checkpoint / "trainer_state.json")
+    return int(state["global_step"])
+
+
+def _check_pairs(pairs: Pairs, vocabulary: int) -> None:
+    if not len(pairs):
+        raise RiskcalError("pairs: there is none; give token ids of at least one prompt and its target.")
+    for row, pair in enumerate(pairs):
+        for what, ids in zip(("prompt", "target"), pair, strict=True):
+            foreign = [one for one in ids if not 0 <= one < vocabulary]
+            if foreign or not len(ids):
+                said = f"holds {foreign[0]}, not in the model's vocabulary of {vocabulary}" if foreign else "is empty"
+                raise RiskcalError(f"pairs: the {what} at row {row} {said}; give token ids with their end token.")
 
 
 class _ClassifierTrainer(_LengthSorted):
@@ -218,27 +321,36 @@ def train_classifier(
     objective : {"independent", "balanced", "geometric"}
         `independent_loss`, the same with balanced classes, or `geometric_loss`.
     """
+    _check_pairs(pairs, backbone.config.vocab_size)
     classifier = ExitClassifier(backbone.config.d_model)
     arguments = _arguments(folder, steps, learning_rate, batch_size, seed, save_steps=steps + 1)
     trainer = _ClassifierTrainer(
-        classifier, arguments, train_dataset=pairs, data_collator=collate, backbone=backbone.eval(), objective=objective
+        classifier,
+        arguments,
+        train_dataset=pairs,
+        data_collator=collator(backbone),
+        backbone=backbone.eval(),
+        objective=objective,
     )
-    trainer.train()
+    with folders.written(Path(folder)):
+        trainer.train()
     return classifier
 
 
 def write_checkpoint(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Half-precision weights, each stored once, with the config and tokenizer that reads them back."""
+    """Half-precision weights, each stored once, with the configs and tokenizer that read them back."""
     staging = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    tokenizer.save_pretrained(staging)
-    model.config.use_cache = True  # the trainer turns it off, and generate() with a given cache then goes wrong
-    model.config.save_pretrained(staging)
-    skip = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}  # the shared embedding again
-    weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k not in skip}
-    save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staging, folder)
+    with folders.written(folder):
+        shutil.rmtree(staging, ignore_errors=True)
+        tokenizer.save_pretrained(staging)
+        model.config.use_cache = True  # the trainer turns it off, and generate() with a given cache then goes wrong
+        model.config.save_pretrained(staging)
+        model.generation_config.save_pretrained(staging)
+        skip = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}  # the shared embedding again
+        weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k not in skip}
+        save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(staging, folder)
 
 
 def _arguments(
