@@ -224,11 +224,12 @@ class Backbone:
         states = torch.cat([*cache.states[first:], state])  # (m * B, d), position by position
         torch.mm(self._norm(states), layer.self_in, out=own.rows[first * batch : (position + 1) * batch])
         own.filled = position + 1
+        bias = self._causal_bias(cache)[:, :, first : position + 1, : position + 1]
         attended = scaled_dot_product_attention(
             own.queries.narrow(2, first, m),
             own.keys.narrow(2, 0, position + 1),
             own.values.narrow(2, 0, position + 1),
-            attn_mask=self._causal_bias(cache)[:, :, first : position + 1, : position + 1],
+            attn_mask=bias.clone(memory_format=torch.contiguous_format),  # a part may begin anywhere: weights.ALIGNMENT
             scale=1.0,
         )
         states = torch.addmm(states, attended.permute(2, 0, 1, 3).reshape(m * batch, -1), layer.self_out)

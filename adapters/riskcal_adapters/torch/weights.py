@@ -95,6 +95,10 @@ def activation(model: T5ForConditionalGeneration) -> Callable[[Tensor], Tensor]:
     return fused.get(model.config.dense_act_fn, model.decoder.block[0].layer[-1].DenseReluDense.act)
 
 
+#: Entries: attention's kernels read a bias in pieces of 16 bytes, of which none may begin in the middle of another.
+ALIGNMENT = 8
+
+
 class PositionBias:
     """The bias on attention between two positions that all layers of a stack share, by their distance."""
 
@@ -111,13 +115,22 @@ class PositionBias:
         """(1, heads, length, length): of every position to every other. Kept for the longest length asked for."""
         if self._square.shape[-1] < length:
             self._square = self._between(0, length)
-        return self._square[:, :, :length, :length]
+        return self._square[:, :, :length, :length].contiguous()  # a part's rows may begin anywhere
 
     def rows(self, length: int) -> list[Tensor]:
-        """(1, heads, 1, n) for n = 1 to at least ``length``: of the last of n positions to all of them."""
+        """(1, heads, 1, n) for n = 1 to at least ``length``: of the last of n positions to all of them.
+
+        All begin at an address that attention on a GPU can read (`ALIGNMENT`; elsewhere it ends in "misaligned address"):
+        they are views of as many copies as there are remainders, not copies of their own.
+        """
         if len(self._rows) < length:
             last = self._between(length - 1, length)
-            self._rows = [last[..., length - n :] for n in range(1, length + 1)]
+            room = (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT  # for any shift, rows apart by whole pieces
+            copies = [last.new_zeros(*last.shape[:-1], room) for _ in range(ALIGNMENT)]
+            for shift, copy in enumerate(copies):
+                copy[..., shift : shift + length] = last
+            starts = [(length - n, -(length - n) % ALIGNMENT) for n in range(1, length + 1)]
+            self._rows = [copies[shift][..., start + shift : length + shift] for start, shift in starts]
         return self._rows
 
     def _between(self, first: int, length: int) -> Tensor:
