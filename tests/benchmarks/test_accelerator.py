@@ -18,8 +18,11 @@ def test_smoke_checks_and_measures_every_part(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stdout + run.stderr
     found = json.loads(figures.read_text())
-    assert found["device"] and found["smoke"] and not found["left_out"]
-    assert len(found["checks"]) >= 13 and all(check["holds"] for check in found["checks"])
+    assert found["device"]
+    assert found["smoke"]
+    assert not found["left_out"]
+    assert len(found["checks"]) >= 13
+    assert all(check["holds"] for check in found["checks"])
     measured = {(row["model"].split(",")[0], row["setting"]) for row in found["timings"]}
     assert {("g2p", "certified"), ("g2p", "generate"), ("random T5", "forced depths, regrouped")} <= measured
     assert any(model.startswith("g2p in JAX") for model, _ in measured)
