@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet
 
-from riskcal import _validate
+from riskcal import _parquet, _validate
 from riskcal._validate import RiskcalError
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
@@ -40,7 +39,7 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     kind = _kind(target)
     with _validate.replacing(target) as partial:
         if kind == "parquet":
-            pa.parquet.write_table(pa.Table.from_pandas(frame, preserve_index=False), partial, compression="zstd")
+            _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), partial)
         elif kind == "csv":
             frame.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC)  # a bare carriage return ends a row
         else:
@@ -143,9 +142,7 @@ def _read_file(path: Path) -> pd.DataFrame:
         raise RiskcalError(f"{path}: the file is empty.")
     try:
         if kind == "parquet":
-            table = pa.parquet.read_table(path, partitioning=None)
-            table.validate(full=True)  # text that is not UTF-8 would fail later, without the file's name
-            return _to_pandas(table)
+            return _to_pandas(_parquet.read(path))
         if kind == "csv":
             text = pa.csv.ConvertOptions(
                 column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import RiskcalError, Runs, Traces, _validate, calibrate, records, replay_traces
+from riskcal import RiskcalError, Runs, Traces, _tables, _validate, calibrate, records, replay_traces
 
 FILES = ("parquet", "csv", "jsonl")
 TABLES = ("pandas", "pyarrow", "polars", "duckdb")
@@ -868,7 +868,7 @@ def test_a_write_that_breaks_half_way_leaves_the_old_file_untouched(ending, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pa.parquet, "write_table", half)
+        patch.setattr(_tables._parquet, "write", half)
         patch.setattr(pd.DataFrame, "to_csv", half)
         patch.setattr(json, "dumps", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,54 @@
+"""Parquet files that tell when they were damaged: checksums of their pages, and one of the whole file in its own footer."""
+
+import hashlib
+import mmap
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from riskcal._validate import RiskcalError
+
+#: Stands in the file's own metadata, not in the schema's: what other programs make of the table does not inherit it.
+KEY = b"riskcal.blake2b"
+_SIZE = 16
+_BLANK = b"0" * 2 * _SIZE
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write a table; page checksums alone would leave names, types and counts of rows unprotected."""
+    with pa.parquet.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({KEY: _BLANK})
+    with path.open("r+b") as file:
+        content = file.read()
+        place = content.rindex(_BLANK, content.rindex(KEY))
+        file.seek(place)
+        file.write(hashlib.blake2b(content, digest_size=_SIZE).hexdigest().encode())
+
+
+def read(path: Path) -> pa.Table:
+    """The table in a file, unless its checksums, if it has any, say that a bit is not what was written."""
+    _refuse_damaged(path)
+    table = pa.parquet.read_table(path, partitioning=None, page_checksum_verification=True)
+    table.validate(full=True)  # text that is not UTF-8 would fail later, without the file's name
+    return table
+
+
+def _refuse_damaged(path: Path) -> None:
+    try:
+        recorded = (pa.parquet.read_metadata(path).metadata or {}).get(KEY)
+    except (OSError, pa.ArrowException):  # the reader proper says why
+        return
+    if recorded is None:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.rfind(recorded)
+        hasher = hashlib.blake2b(content[:place], digest_size=_SIZE)
+        hasher.update(_BLANK)
+        hasher.update(content[place + len(_BLANK) :])
+    if hasher.hexdigest().encode() != recorded:
+        raise RiskcalError(
+            f"{path}: is damaged: its content is not what was written (checksum). Restore it from a copy, or delete it and "
+            "make it again."
+        )
