@@ -1,6 +1,6 @@
 """Certification efficiency: which share of the largest possible saving is certified, by the default test and by others.
 
-Simulated: the monotone world of `riskcal.worlds`, 20 candidates, epsilon .05, delta .1, every test in the same fixed
+Simulated: the monotone world of `laboratory.worlds`, 20 candidates, epsilon .05, delta .1, every test in the same fixed
 sequence on the same draws; the yardstick is the information limit, which no valid procedure exceeds. Recorded: samples drawn
 from the shipped records with replacement; there the yardstick is the records' own cheapest candidate with a mean loss of at
 most delta, and of a risk CALM's tests see the clipped differences. Standard errors are over draws. The default's ends are
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 import riskcal
-from riskcal import pvalues, worlds
+from laboratory import worlds
+from riskcal import pvalues
 
 EPSILON, DELTA = 0.05, 0.1
 ENDS = {100: 0.91, 500: 0.975, 2000: 0.985}

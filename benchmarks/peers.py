@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 import riskcal
-from riskcal import fwer, pvalues, records, trials, worlds
+from laboratory import worlds
+from riskcal import fwer, pvalues, records, trials
 
 with contextlib.suppress(ImportError):
     from riskgate import multirisk

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from riskcal import RiskcalError, Runs, calibrate, pvalues, trials, worlds
+from laboratory import worlds
+from riskcal import RiskcalError, Runs, calibrate, pvalues, trials
 
 THRESHOLDS = np.array([0.9, 0.7, 0.5, 0.3, 0.1])
 

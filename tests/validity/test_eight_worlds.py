@@ -12,7 +12,8 @@ import pytest
 from scipy import stats
 
 import riskcal
-from riskcal import RiskMonitor, Runs, fwer, monotone, pvalues, worlds
+from laboratory import worlds
+from riskcal import RiskMonitor, Runs, fwer, monotone, pvalues
 from riskcal.adaptive import rows_to_certify
 
 EPSILON, N, DRAWS = 0.1, 120, 3000

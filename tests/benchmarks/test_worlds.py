@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from riskcal import RiskcalError, Runs, fwer, pvalues, worlds
+from laboratory import worlds
+from riskcal import RiskcalError, Runs, fwer, pvalues
 from riskcal.calibration import TESTS
 
 EPSILON, DRAWS, N = 0.1, 3000, 120
