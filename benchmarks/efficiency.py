@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 import riskcal
-from laboratory import worlds
+from laboratory.limit import efficiency, power_limit
+from laboratory.worlds import World, monotone, recorded
 from riskcal import pvalues
 
 EPSILON, DELTA = 0.05, 0.1
@@ -57,7 +58,7 @@ TESTS: dict[str, Callable[..., Any]] = {
 CALM = [name for name in TESTS if "CALM" in name]
 
 
-def certified(world: worlds.World, n: int, draws: int, seed: int) -> dict[str, NDArray[np.bool_]]:
+def certified(world: World, n: int, draws: int, seed: int) -> dict[str, NDArray[np.bool_]]:
     """What each test certifies in fixed sequence, (draws, k), all on the same samples."""
     rng = np.random.default_rng(seed)
     chunk = max(CELLS // (n * world.k), 1)
@@ -71,11 +72,11 @@ def certified(world: worlds.World, n: int, draws: int, seed: int) -> dict[str, N
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def rows_of(world: worlds.World, found: dict[str, NDArray[np.bool_]], n: int, limit: float) -> list[dict[str, Any]]:
+def rows_of(world: World, found: dict[str, NDArray[np.bool_]], n: int, limit: float) -> list[dict[str, Any]]:
     """One row per test."""
     rows = []
     for name, chosen in found.items():
-        result = worlds.efficiency(world, chosen, n=n, epsilon=EPSILON, limit=limit)
+        result = efficiency(world, chosen, n=n, epsilon=EPSILON, limit=limit)
         of_oracle = result.saving / result.oracle if result.oracle else math.nan
         rows.append(
             {
@@ -92,10 +93,10 @@ def rows_of(world: worlds.World, found: dict[str, NDArray[np.bool_]], n: int, li
 
 def simulated(draws: int, seed: int) -> pd.DataFrame:
     """The standard world against the information limit."""
-    world = worlds.monotone(20, delta=DELTA)
+    world = monotone(20, delta=DELTA)
     rows = []
     for n in ENDS:
-        limit = worlds.power_limit(world, n, epsilon=EPSILON)
+        limit = power_limit(world, n, epsilon=EPSILON)
         found = certified(world, n, draws, seed)
         of_oracle = limit.saving / limit.oracle
         rows += [row | {"limit/oracle": of_oracle} for row in rows_of(world, found, n, limit.saving)]
@@ -107,7 +108,7 @@ def from_records(draws: int, seed: int) -> pd.DataFrame:
     runs = riskcal.load_example("g2p")
     rows = []
     for objective, delta in (("textual", 0.1), ("textual", 0.05), ("risk", 0.05), ("risk", 0.02)):
-        world = worlds.recorded(runs, delta=delta, objective=objective)
+        world = recorded(runs, delta=delta, objective=objective)
         if world.oracle() <= 0.0:
             continue
         for n in ENDS:
@@ -115,7 +116,7 @@ def from_records(draws: int, seed: int) -> pd.DataFrame:
                 continue
             found = certified(world, n, draws, seed)
             if objective == "risk":  # the same seed draws the same prompts
-                clipped = certified(worlds.recorded(runs, delta=delta, objective="risk_clipped"), n, draws, seed)
+                clipped = certified(recorded(runs, delta=delta, objective="risk_clipped"), n, draws, seed)
                 found |= {name: clipped[name] for name in CALM}
             found_rows = rows_of(world, found, n, world.oracle())
             rows += [{"objective": objective, "delta": delta} | row for row in found_rows]

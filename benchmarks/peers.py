@@ -25,6 +25,7 @@ from scipy import special, stats
 
 import riskcal
 from laboratory import worlds
+from laboratory.validity import Validity, clopper_pearson, validity
 from riskcal import fwer, pvalues, records, trials
 
 with contextlib.suppress(ImportError):
@@ -276,7 +277,7 @@ def validity_table(draws: int, n: int = 100) -> pd.DataFrame:
             found["MAPIE: WSR bound (rcps)"] = np.concatenate(bounds) <= DELTA + 1e-12
         rows += [row_of_rate(name, call, rejected) for call, rejected in found.items()]
     for name, decide in procedures(CURVE).items():
-        result = worlds.validity(CURVE, decide, n=n, trials=min(draws, 2000), seed=5)
+        result = validity(CURVE, decide, n=n, trials=min(draws, 2000), seed=5)
         rows.append(row_of_rate(CURVE.name, name, result))
     return pd.DataFrame(rows)
 
@@ -308,11 +309,11 @@ def procedures(world: worlds.World) -> dict[str, Callable[[Array], NDArray[np.bo
 
 def row_of_rate(null: str, name: str, result: Any) -> dict[str, Any]:
     """Rate, interval, and the verdict."""
-    if isinstance(result, worlds.Validity):
+    if isinstance(result, Validity):
         count, trials_, low, high = result.violations, result.trials, result.low, result.high
     else:
         count, trials_ = int(np.sum(result)), len(result)
-        low, high = worlds.clopper_pearson(count, trials_)
+        low, high = clopper_pearson(count, trials_)
     verdict = "INVALID" if low > EPSILON else "ok"
     return {"null": null, "call": name, "rate": count / trials_, "low": low, "high": high, "at .05": verdict}
 

@@ -76,8 +76,9 @@ def run_trials(
     This is the protocol of repeated 80/20 splits (Schuster et al. 2022). It shows how large the savings are and how much they
     depend on the draw of the calibration prompts. It is no proof of validity: the splits overlap, so that trials are far
     from independent and their thresholds spread less than those of fresh samples would, and a trial's held-out loss is a
-    noisy mean that may exceed delta by chance. Validity is a matter of proof, and of simulated worlds whose truth
-    is known (``benchmarks/laboratory``). Choosing delta, test or procedure by this table and then calibrating on the same runs is a second look at them.
+    noisy mean that may exceed delta by chance. Validity is a matter of proof, and of simulated worlds whose truth is
+    known (``benchmarks/laboratory``). Choosing delta, test or procedure by this table and then calibrating on the same
+    runs is a second look at them.
     """
     _validate.choice(test, "test", calibration.TESTS)
     n_trials = _validate.count(n_trials, "n_trials", least=1)

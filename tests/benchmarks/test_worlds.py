@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from helpers import allowed
 from laboratory import worlds
+from laboratory.limit import _best_bet, efficiency, neyman_pearson_power, power_limit
+from laboratory.validity import clopper_pearson, validity
 from riskcal import RiskcalError, Runs, fwer, pvalues
 from riskcal.calibration import TESTS
 
@@ -22,10 +25,6 @@ EVERY = worlds.WORLDS | {
 @pytest.fixture(scope="module", params=EVERY.values(), ids=EVERY)
 def world(request):
     return request.param()
-
-
-def limit(level, draws):
-    return level + 3 * math.sqrt(level * (1 - level) / draws)
 
 
 def test_the_stated_risk_is_the_mean_of_a_large_sample(world):
@@ -94,7 +93,7 @@ def test_the_limit_for_binary_losses_is_the_exact_randomised_binomial_test(make,
     share = (0.05 - below) / stats.binom.pmf(last, n, world.delta)
     safe = world.risk[world.risk < world.delta]
     expected = stats.binom.cdf(last - 1, n, safe) + share * stats.binom.pmf(last, n, safe)
-    found = worlds.power_limit(world, n)
+    found = power_limit(world, n)
     np.testing.assert_allclose(found.power[: safe.size], expected, rtol=1e-9)
     assert np.isnan(found.power[safe.size :]).all()
     steps = np.diff(world.saving[: safe.size], prepend=0.0)
@@ -108,7 +107,7 @@ def test_the_tilt_has_mean_delta_inside_the_interval_and_at_its_end():
         (np.array([0.0, 0.3]), np.array([0.9, 0.1])),
         (np.array([0.02, 0.05, 0.08]), np.array([0.2, 0.5, 0.3])),
     ]:
-        bet = worlds._best_bet(values, weights, 0.1)
+        bet = _best_bet(values, weights, 0.1)
         null = weights / (1 + bet * (0.1 - values))
         missing = 1 - null.sum()
         assert missing >= -1e-9
@@ -118,17 +117,17 @@ def test_the_tilt_has_mean_delta_inside_the_interval_and_at_its_end():
 def test_the_limit_of_constant_losses_is_known_in_closed_form():
     """All losses are 0: the null puts delta on 1, so that n zeros have probability (1 - delta)^n."""
     for n, expected in [(10, 0.05 / 0.9**10), (40, 1.0)]:
-        assert worlds.neyman_pearson_power(np.zeros(1), np.ones(1), n, 0.1, 0.05) == pytest.approx(expected)
+        assert neyman_pearson_power(np.zeros(1), np.ones(1), n, 0.1, 0.05) == pytest.approx(expected)
 
 
 def test_the_limit_grows_with_n_epsilon_and_delta_and_stays_below_the_oracle():
     world = worlds.monotone()
-    by_n = [worlds.power_limit(world, n).saving for n in (50, 200, 800)]
+    by_n = [power_limit(world, n).saving for n in (50, 200, 800)]
     assert by_n == sorted(by_n)
     assert by_n[-1] < world.oracle()
-    assert worlds.power_limit(world, 200, epsilon=0.2).saving > by_n[1]
-    assert worlds.power_limit(world, 200, delta=0.2).saving > by_n[1]
-    power = worlds.power_limit(world, 200).power
+    assert power_limit(world, 200, epsilon=0.2).saving > by_n[1]
+    assert power_limit(world, 200, delta=0.2).saving > by_n[1]
+    power = power_limit(world, 200).power
     assert (np.diff(power[~np.isnan(power)]) <= 0).all()
 
 
@@ -137,7 +136,7 @@ def test_no_test_exceeds_the_limit():
     world = worlds.monotone()
     p = pvalues.betting(world.sample_many(100, 2000, np.random.default_rng(4)), world.delta, level=0.05)
     rejected = (p <= 0.05).reshape(2000, world.k).mean(axis=0)
-    power = worlds.power_limit(world, 100).power
+    power = power_limit(world, 100).power
     safe = world.risk < world.delta
     assert (rejected[safe] <= power[safe] + 4 * np.sqrt(0.25 / 2000)).all()
 
@@ -145,22 +144,22 @@ def test_no_test_exceeds_the_limit():
 @pytest.mark.parametrize("make", [worlds.non_monotone, worlds.dependent, lambda: worlds.bump(0.075)])
 def test_the_limit_is_refused_where_its_argument_fails(make):
     with pytest.raises(RiskcalError, match="monotone kind"):
-        worlds.power_limit(make(), 100)
+        power_limit(make(), 100)
 
 
 def test_efficiency_counts_a_false_certificate_as_no_more_than_the_oracle():
     world = worlds.monotone()
     safe = world.risk <= world.delta
     everything, nothing = np.ones((1, world.k), dtype=bool), np.zeros((1, world.k), dtype=bool)
-    found = worlds.efficiency(world, np.r_[everything, nothing, safe[None], nothing], n=200)
+    found = efficiency(world, np.r_[everything, nothing, safe[None], nothing], n=200)
     assert found.saving == pytest.approx(world.oracle() / 2)
-    assert found.efficiency == pytest.approx(found.saving / worlds.power_limit(world, 200).saving)
+    assert found.efficiency == pytest.approx(found.saving / power_limit(world, 200).saving)
     assert found.violation_rate == 0.25
     assert found.standard_error == pytest.approx(world.oracle() * math.sqrt(1 / 3) / 2 / found.limit)
-    own = worlds.efficiency(world, safe[None], n=200, limit=world.oracle())
+    own = efficiency(world, safe[None], n=200, limit=world.oracle())
     assert own.efficiency == 1
     with pytest.raises(RiskcalError, match="certified"):
-        worlds.efficiency(world, safe, n=200)
+        efficiency(world, safe, n=200)
 
 
 def test_the_default_reaches_its_certification_efficiency():
@@ -168,10 +167,10 @@ def test_the_default_reaches_its_certification_efficiency():
     world = worlds.monotone()
     losses = world.sample_many(100, 1500, np.random.default_rng(12))
     p = pvalues.betting(losses, world.delta, level=0.05).reshape(1500, world.k)
-    found = worlds.efficiency(world, np.logical_and.accumulate(p <= 0.05, axis=1), n=100)
+    found = efficiency(world, np.logical_and.accumulate(p <= 0.05, axis=1), n=100)
     assert found.efficiency + 3 * found.standard_error >= 0.91
     assert found.efficiency - 3 * found.standard_error <= 1
-    assert found.violation_rate <= limit(0.05, 1500)
+    assert found.violation_rate <= allowed(0.05, 1500)
 
 
 # Validity ------------------------------------------------------------------------------------------------------------
@@ -185,7 +184,7 @@ def in_sequence(losses, world, test="betting"):
 
 def test_validity_counts_what_a_loop_counts():
     world = worlds.binary()
-    found = worlds.validity(world, lambda x: x.mean(axis=0) <= world.delta, n=40, trials=200, seed=9)
+    found = validity(world, lambda x: x.mean(axis=0) <= world.delta, n=40, trials=200, seed=9)
     rng = np.random.default_rng(9)
     wrong = world.risk > world.delta
     expected = sum(bool((world.sample(40, rng).mean(axis=0) <= world.delta)[wrong].any()) for _ in range(200))
@@ -197,7 +196,7 @@ def test_validity_counts_what_a_loop_counts():
 
 @pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, None), (30, None, 1.0), (7, None, None)])
 def test_the_interval_is_clopper_and_pearsons(count, low, high):
-    found = worlds.clopper_pearson(count, 30, 0.99)
+    found = clopper_pearson(count, 30, 0.99)
     exact = stats.binomtest(count, 30).proportion_ci(0.99, method="exact")
     assert found == (pytest.approx(exact.low), pytest.approx(exact.high))
     assert low is None or found[0] == low
@@ -207,8 +206,8 @@ def test_the_interval_is_clopper_and_pearsons(count, low, high):
 def test_validity_finds_the_naive_rule_out_and_clears_the_default():
     for make in worlds.WORLDS.values():
         world = make()
-        naive = worlds.validity(world, lambda x, w=world: x.mean(axis=0) <= w.delta, n=N, trials=150)
-        ours = worlds.validity(world, lambda x, w=world: in_sequence(x, w), n=N, trials=150)
+        naive = validity(world, lambda x, w=world: x.mean(axis=0) <= w.delta, n=N, trials=150)
+        ours = validity(world, lambda x, w=world: in_sequence(x, w), n=N, trials=150)
         assert naive.low > EPSILON, world
         assert ours.low <= EPSILON, world
 
@@ -218,7 +217,7 @@ def test_validity_finds_the_naive_rule_out_and_clears_the_default():
 )
 def test_a_decision_of_the_wrong_kind_is_refused(decide, message):
     with pytest.raises(RiskcalError, match=message):
-        worlds.validity(worlds.binary(), decide, n=10, trials=2)
+        validity(worlds.binary(), decide, n=10, trials=2)
 
 
 @pytest.mark.parametrize("name", worlds.WORLDS)
@@ -246,18 +245,18 @@ def test_certificates_hold_in_the_eight_worlds(name):
                     certified[i] = procedure(p[i], EPSILON)
                 found[test, level, procedure.__name__] = certified
     rates = {key: float((certified & wrong).any(axis=1).mean()) for key, certified in found.items()}
-    assert max(rates.values()) <= limit(EPSILON, DRAWS), rates
+    assert max(rates.values()) <= allowed(EPSILON, DRAWS), rates
 
 
 NAN = {
     "a world's delta": lambda: worlds.monotone(delta=math.nan),
     "risk": lambda: worlds.bump(math.nan),
     "the oracle's delta": lambda: worlds.binary().oracle(math.nan),
-    "the limit's delta": lambda: worlds.power_limit(worlds.binary(), 100, math.nan),
-    "validity's delta": lambda: worlds.validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, delta=math.nan),
-    "n": lambda: worlds.validity(worlds.binary(), lambda x: x.mean(0) < 1, n=math.nan),
-    "seed": lambda: worlds.validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, seed=math.nan),
-    "efficiency's delta": lambda: worlds.efficiency(worlds.binary(), np.ones((2, 8), bool), n=5, delta=math.nan),
+    "the limit's delta": lambda: power_limit(worlds.binary(), 100, math.nan),
+    "validity's delta": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, delta=math.nan),
+    "n": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=math.nan),
+    "seed": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, seed=math.nan),
+    "efficiency's delta": lambda: efficiency(worlds.binary(), np.ones((2, 8), bool), n=5, delta=math.nan),
 }
 
 
