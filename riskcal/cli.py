@@ -338,9 +338,6 @@ def _refuse_row(block: list[tuple[int, float, float]], watch: RiskMonitor, log: 
             raise RiskcalError(f"{log}: row {number}: {reason}") from None
 
 
-# ---- paste to here
-
-
 def main() -> None:
     """Entry point: bad input ends with one line on stderr and status 2, whatever the command."""
     for command in metadata.entry_points(group="riskcal.commands"):

@@ -48,6 +48,9 @@ Threshold = Annotated[
 ]
 
 
+#: A setting of a model's config, as JSON has it.
+Setting = bool | int | FiniteFloat | str | list[int] | None
+
 #: What a table of records has columns for, or what differs from candidate to candidate.
 COLUMNS = {"schema_version", "threshold", "thresholds", "measure", "schedule", "min_layer", "certificate"}
 
@@ -207,6 +210,14 @@ class ExitPolicy(_Frozen):
         Fingerprint of that model's weights, as its decoder gives it. A decoder refuses a policy made for other weights.
     classifier_weights : str, optional
         The same of the exit classifier that the measure ``"classifier"`` reads.
+    dtype : str, optional
+        The type that the decoder's layers computed in, ``"float32"`` for instance; others round confidences and tokens
+        elsewhere. A policy that names weights and no type was made before types were named, and is one of float32.
+    tokenizer : str, optional
+        Fingerprint of the tokenizer that made the prompts' ids.
+    config : dict, optional
+        The decoder's settings beside its weights that change tokens, by the names of Hugging Face's configs: end, padding
+        and start ids, the norms' epsilon, activation and so on. All three are refused by a decoder that has others.
     certificate : Certificate, optional
         What calibration showed; None for a policy written by hand.
 
@@ -233,6 +244,9 @@ class ExitPolicy(_Frozen):
     n_layers: int | None = Field(default=None, ge=1)
     weights: str | None = Field(default=None, min_length=1)
     classifier_weights: str | None = Field(default=None, min_length=1)
+    dtype: str | None = Field(default=None, min_length=1)
+    tokenizer: str | None = Field(default=None, min_length=1)
+    config: dict[str, Setting] | None = None
     certificate: Certificate | None = None
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from riskcal.calibration import TESTS
 from riskcal.policy import ExitPolicy, Stop
 from riskcal.records import OBJECTIVES
 from riskcal_adapters._prompts import Prompt
-from riskcal_adapters.protocol import Decoder
+from riskcal_adapters.protocol import BINDING, Decoder, binding
 
 SETTINGS_FILE = "recording.json"
 
@@ -42,8 +42,8 @@ class Plan:
 
     def model(self, decoder: Decoder) -> dict[str, Any]:
         """What a policy says of the model that it is for, where the decoder offers it."""
-        read = ("weights", "classifier_weights") if self.template.measure == "classifier" else ("weights",)
-        return {"n_layers": int(decoder.n_layers), **{name: getattr(decoder, name, None) for name in read}}
+        read = [name for name in BINDING if name != "classifier_weights" or self.template.measure == "classifier"]
+        return {"n_layers": int(decoder.n_layers), **{name: binding(decoder, name) for name in read}}
 
     def policies(self, decoder: Decoder) -> list[ExitPolicy]:
         """The full model, then the candidates from the highest threshold down, bound to the decoder and the length limit."""
@@ -163,7 +163,7 @@ def _settings(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> dict
     """What decides the recorded tables: a folder holds one recording, with one set of these."""
     elsewhere = {"threshold", "thresholds", "certificate", "max_new_tokens"}
     return {
-        "format": 2,
+        "format": 3,
         "decoder": _name(plan.load),
         "policy": plan.template.model_dump(mode="json", exclude=elsewhere),
         "thresholds": list(plan.thresholds),
@@ -211,7 +211,18 @@ def _write_settings(file: Path, settings: dict[str, Any]) -> None:
 def _refuse_other_settings(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
-            there, here = json.dumps(found.get(name)), json.dumps(value)
+            held, wants = found.get(name), value
+            if (
+                name == "config" and isinstance(held, dict) and isinstance(wants, dict)
+            ):  # say what differs in them, and no more
+                keys = [key for key in (*held, *wants) if held.get(key, ...) != wants.get(key, ...)]
+                held, wants = ({key: one[key] for key in keys if key in one} for one in (held, wants))
+            there, here = json.dumps(held), json.dumps(wants)
+            if name == "format":
+                raise RiskcalError(
+                    f"{out}: holds a recording that another version of riskcal began (format {there}, now {here}); read it, or "
+                    "finish it with that version, and record to another folder with this one."
+                )
             if name == "prompts":
                 there, here = "other texts, ids, references, clusters or groups", "these"
             raise RiskcalError(

@@ -1,7 +1,7 @@
 """What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy
 from riskcal.schedules import Decaying
+from riskcal_adapters.protocol import BINDING, binding
 
 DEFAULT_LENGTH = 64
 #: Measures that look at one exit at a time.
@@ -199,23 +200,86 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
                 raise RiskcalError(f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out.")
 
 
-def same_weights(asked: Sequence[ExitPolicy], decoder: Any) -> None:
-    """Refuse policies that were made for other weights than the decoder's, or for another exit classifier."""
+def settings(
+    special: SpecialTokens,
+    *,
+    epsilon: float,
+    activation: str,
+    gated: bool,
+    reach: int,
+    scaled: bool,
+    logits: str,
+) -> dict[str, Any]:
+    """What changes a T5's tokens beside its weights and the type of its layers, by the names of Hugging Face's configs.
+
+    ``logits`` is the type of logits and attention weights, which decoders of one compute type may have in another.
+    """
+    return {
+        "decoder_start_token_id": special.start,
+        "eos_token_id": sorted(special.ends),
+        "pad_token_id": special.pad,
+        "layer_norm_epsilon": float(epsilon),
+        "dense_act_fn": activation,
+        "is_gated_act": gated,
+        "relative_attention_max_distance": reach,
+        "scale_decoder_outputs": scaled,
+        "logits_dtype": logits,
+    }
+
+
+#: The type of policies that name weights and no type: their fingerprints were taken in it.
+_UNNAMED_DTYPE = "float32"
+
+
+def same_model(asked: Sequence[ExitPolicy], decoder: Any) -> None:
+    """Refuse policies that were made for another model than the decoder's, naming what differs."""
     for row, one in enumerate(asked):
-        for name, whose in (("weights", "model"), ("classifier_weights", "classifier")):
+        where = "" if len(asked) == 1 else f" of row {row}"
+        for name in BINDING:
             made_for = getattr(one, name)
-            if made_for is not None and made_for != (has := getattr(decoder, name)):
-                where = "" if len(asked) == 1 else f" of row {row}"
-                raise RiskcalError(
-                    f"{name}: the policy{where} was made for weights {made_for}, the {whose} has {has}; calibrate anew on "
-                    f"records of this {whose}."
-                )
+            unnamed = name == "dtype" and made_for is None and one.weights is not None
+            if unnamed:
+                made_for = _UNNAMED_DTYPE
+            if made_for is None or made_for == (has := binding(decoder, name)):
+                continue
+            if name == "tokenizer" and has is None:
+                continue  # ids are then made elsewhere, and nothing can be told of them here
+            if name == "config":
+                _same_settings(made_for, has or {}, where)
+            else:
+                raise RiskcalError(f"{name}: the policy{where} {_difference(name, made_for, has, unnamed=unnamed)}")
+
+
+def _difference(name: str, made_for: str, has: Any, *, unnamed: bool) -> str:
+    if name == "dtype":
+        old = " (it names weights and no type, as policies once did)" if unnamed else ""
+        return (
+            f"was made for a decoder that computes in {made_for}{old}, this one computes in {has}, where other tokens exit; "
+            f"make the decoder in {made_for}, or calibrate anew on records of this one."
+        )
+    if name == "tokenizer":
+        return (
+            f"was made for prompts read by the tokenizer {made_for}, the decoder's is {has}; make the decoder with that "
+            "tokenizer, or calibrate anew on records of this one."
+        )
+    whose = "classifier" if name == "classifier_weights" else "model"
+    return f"was made for weights {made_for}, the {whose} has {has}; calibrate anew on records of this {whose}."
+
+
+def _same_settings(made_for: Mapping[str, Any], has: Mapping[str, Any], where: str) -> None:
+    for name, value in made_for.items():
+        if name not in has or has[name] != value:
+            own = repr(has[name]) if name in has else "none"
+            raise RiskcalError(
+                f"config: {name} is {value!r} in the model that the policy{where} was made for, and {own} in the decoder's; "
+                "load the model with the same setting, or calibrate anew on records of this one."
+            )
 
 
 #: Fields in which the rows of one batch may differ.
 _OF_A_ROW = {
     *("threshold", "thresholds", "schedule", "min_layer"),
-    *("certificate", "max_new_tokens", "n_layers", "weights", "classifier_weights"),
+    *("certificate", "max_new_tokens", "n_layers", *BINDING),
 }
 
 

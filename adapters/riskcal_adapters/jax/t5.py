@@ -83,6 +83,9 @@ class EarlyExitT5:
         Its weights as a pytree on the devices.
     n_layers : int
         Decoder layers L; exits are numbered 1..L, and L is the full model.
+    weights, classifier_weights, tokenizer_digest, dtype, settings
+        By what a policy knows the decoder that it was calibrated on: fingerprints, the type that layers compute in, and what
+        else of the model's configs changes tokens. A policy that names another is refused.
 
     Raises
     ------
@@ -112,6 +115,18 @@ class EarlyExitT5:
         self.tokenizer = tokenizer
         self.n_layers = model.shape.decoder_layers
         self._special = _requests.special_tokens(model.generation_config, model.shape.vocabulary)
+        self.dtype = dtype
+        shape = model.shape
+        #: What changes tokens beside the weights, which a policy is bound to.
+        self.settings = _requests.settings(
+            self._special,
+            epsilon=shape.epsilon,
+            activation=shape.activation,
+            gated=shape.gated,
+            reach=shape.reach,
+            scaled=shape.tied,
+            logits="float32",
+        )
         self._measures = [name for name in measures.NAMES if name != "classifier" or classifier is not None]
         if devices is not None and not len(devices):
             raise RiskcalError("devices: is empty; give at least one, jax.devices() for all, or leave it out.")
@@ -130,6 +145,11 @@ class EarlyExitT5:
         )
         self._framing = jax.device_put(Special(*ids), place)
         self._last_asked: tuple[Any, ...] = (None, 0, None, None)
+
+    @functools.cached_property
+    def tokenizer_digest(self) -> str | None:
+        """Fingerprint of the tokenizer, None without one."""
+        return None if self.tokenizer is None else fingerprint.of_tokenizer(self.tokenizer)
 
     @functools.cached_property
     def weights(self) -> str:
@@ -256,7 +276,7 @@ class EarlyExitT5:
     def _policies(self, policy: Any, rows: int) -> list[ExitPolicy]:
         asked = _requests.policies(policy, rows, self._measures)
         _requests.defaults_only(asked, _DEFAULTS_ONLY)
-        _requests.same_weights(asked, self)
+        _requests.same_model(asked, self)
         return asked
 
     def _asked(

@@ -98,11 +98,13 @@ class Backbone:
         Decoder layers L.
     vocabulary : int
         V.
+    dtype : torch.dtype
+        The type of states.
     """
 
     def __init__(self, model: T5ForConditionalGeneration) -> None:
         self.device = weights.device(model)
-        dtype = weights.compute_dtype(model)
+        self.dtype = dtype = weights.compute_dtype(model)
         self.n_layers: int = model.config.num_decoder_layers
         self._embedding = model.shared.weight.detach().to(dtype)
         self.vocabulary = len(self._embedding)

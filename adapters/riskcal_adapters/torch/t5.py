@@ -121,6 +121,9 @@ class EarlyExitT5:
         Decoder layers L; exits are numbered 1..L, and L is the full model.
     measures : list of str
         The measures that a policy may name.
+    weights, classifier_weights, tokenizer_digest, dtype, settings
+        By what a policy knows the decoder that it was calibrated on: fingerprints, the type that layers compute in, and what
+        else of the model's configs changes tokens. A policy that names another is refused.
 
     Raises
     ------
@@ -144,10 +147,30 @@ class EarlyExitT5:
         self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
         self._backbone = Backbone(model)
         self._as_read = weights.versions(model)
+        #: What changes tokens beside the weights, which a policy is bound to.
+        self.settings = _requests.settings(
+            self._special,
+            epsilon=model.config.layer_norm_epsilon,
+            activation=model.config.dense_act_fn,
+            gated=model.config.is_gated_act,
+            reach=model.config.relative_attention_max_distance,
+            scaled=bool(model.config.scale_decoder_outputs),
+            logits=self.dtype,
+        )
         self.n_layers: int = self._backbone.n_layers
         self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
         self.measures: list[str] = [name for name in MEASURES if name != "classifier" or classifier is not None]
         self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
+
+    @property
+    def dtype(self) -> str:
+        """The type that layers compute in."""
+        return str(self._backbone.dtype).removeprefix("torch.")
+
+    @functools.cached_property
+    def tokenizer_digest(self) -> str | None:
+        """Fingerprint of the tokenizer, None without one."""
+        return None if self.tokenizer is None else fingerprint.of_tokenizer(self.tokenizer)
 
     @functools.cached_property
     def weights(self) -> str:
@@ -356,7 +379,7 @@ class EarlyExitT5:
         if known is policy and size == [batch, max_new_tokens]:
             return groups, table
         asked = _requests.policies(policy, batch, self.measures)
-        _requests.same_weights(asked, self)
+        _requests.same_model(asked, self)
         limit = _requests.length(max_new_tokens, asked)
         table = _requests.exit_thresholds(asked, batch, self.n_layers, limit)
         groups = _requests.rows_by_settings(asked, table)
