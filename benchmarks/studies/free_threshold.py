@@ -177,7 +177,5 @@ def _moments(confidence: Floats, weights: Floats) -> tuple[float, float]:
 
 
 def _log_density(confidence: Floats, alpha: float, beta: float) -> Floats:
-    density: Floats = (
-        special.xlogy(alpha - 1.0, confidence) + special.xlog1py(beta - 1.0, -confidence) - special.betaln(alpha, beta)
-    )
-    return density
+    powers = special.xlogy(alpha - 1.0, confidence) + special.xlog1py(beta - 1.0, -confidence)
+    return np.asarray(powers - special.betaln(alpha, beta), dtype=np.float64)
