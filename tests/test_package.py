@@ -58,6 +58,15 @@ def test_versions_agree() -> None:
     assert riskcal.__version__ == metadata.version("riskcal-ltt")
 
 
+def test_ci_calls_make_test_on_every_python_that_the_package_names() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.+)\]", workflow)
+    named = re.findall(r"Python :: (3\.\d+)", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert re.findall(r"[\d.]+", matrix) == named
+    assert metadata.metadata("riskcal-ltt")["Requires-Python"] == f">={named[0]}"
+    assert re.search(r"run: make .*PYTHON=python test$", workflow, re.MULTILINE)
+
+
 @pytest.mark.parametrize("package", [riskcal, riskcal_adapters], ids=["riskcal", "riskcal_adapters"])
 def test_packages_are_typed(package: ModuleType) -> None:
     assert (resources.files(package) / "py.typed").is_file()
