@@ -97,6 +97,19 @@ def test_api_page_lists_every_public_name() -> None:
     assert public - listed == set()
 
 
+def test_the_guarantee_page_says_when_to_use_each_test_and_procedure() -> None:
+    page = (ROOT / "docs" / "guarantee.md").read_text(encoding="utf-8")
+    section = page.partition("## Which test, which procedure")[2].partition("\n## ")[0]
+    firsts = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = {name for first in firsts for name in re.findall(r"`(\w+)`", first)}
+    offered = {*riskcal.calibration.TESTS, *riskcal.calibration.PROCEDURES}
+    for module, takes in ((riskcal.pvalues, "losses"), (riskcal.fwer, "pvalues")):
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if not name.startswith("_") and takes in inspect.signature(function).parameters:
+                offered.add(name)
+    assert offered - named == set()
+
+
 def test_no_file_names_a_machine_or_a_registry(tracked_files: list[Path]) -> None:
     folder = re.compile(r"(?<![\w.:/-])/(?:work|root|opt|farm|home)/\w|\.\./(?:shared)\b")
     host = re.compile(r"(?:pypi|pythonhosted|pytorch|npmjs|debian)\.(?:org|com|net)\b")
