@@ -354,9 +354,9 @@ def watch(losses, weights, delta, bets, growth, totals, restarts, limit):  # typ
     """Multiply each bettor's capital by ``1 + bet weight (loss - delta)``, loss by loss, and return the first alarm.
 
     Updated in place: ``growth`` (m,), the logarithms of the capitals, and ``totals`` (2,), the sums of weight times loss and
-    of weights. With ``restarts`` each bettor is given one unit more before every loss (Shiryaev-Roberts), and ``growth``
-    includes the next unit. Returned is the first loss after which the mean of ``exp(growth)`` is at least ``exp(limit)``,
-    or -1.
+    of weights. With ``restarts`` each bettor starts with one unit and is given the weight of every loss after it, to bet with
+    from the next on (Shiryaev-Roberts). Returned is the first loss after which the mean of ``exp(growth)`` is at least
+    ``exp(limit)``, or -1.
     """
     alarm = -1
     for t in range(losses.size):
@@ -365,7 +365,8 @@ def watch(losses, weights, delta, bets, growth, totals, restarts, limit):  # typ
         for b in range(bets.size):
             grown = growth[b] + math.log1p(bets[b] * gap)
             if restarts:
-                grown = max(grown, 0.0) + math.log1p(math.exp(-abs(grown)))
+                fresh = math.log(weights[t])
+                grown = max(grown, fresh) + math.log1p(math.exp(-abs(grown - fresh)))
             growth[b] = grown
             largest = max(largest, grown)
         if alarm < 0 and largest >= limit:

@@ -53,9 +53,9 @@ class RiskMonitor:
     epsilon : float
         Without ``average_run_length``: the probability that a false alarm is *ever* raised.
     average_run_length : float, optional
-        If given, the mean number of losses until a false alarm is at least this, and epsilon is not used. The monitor then
-        stays as quick after a long good time as it was at the start, at the price that a false alarm comes some day:
-        right for a deployment that runs for months.
+        If given, the mean number of losses until a false alarm is at least this, and that of requests at least this over
+        ``sampling_rate``; epsilon is not used. The monitor then stays as quick after a long good time as it was at the
+        start, at the price that a false alarm comes some day: right for a deployment that runs for months.
     lower, upper : float
         Known bounds of the losses.
     sampling_rate : float
@@ -80,15 +80,22 @@ class RiskMonitor:
     stake a constant bet b on losses above delta: b is a share of ``1 / (delta - lower)``, beyond which a loss of ``lower``
     would leave a debt, and the shares are spaced geometrically from ``0.2 d`` to 0.5, d being delta on the unit interval. (In
     the e-detector from at least ``2 / average_run_length``: smaller bets would let it drift to an alarm on losses of
-    ``lower`` alone.)
+    ``lower`` alone.) A loss that was sampled at a rate p counts with the weight ``w = sampling_rate / p``, 1 at a constant rate.
 
-    *Ville's alarm.* ``W_t = mean over b of prod_{i <= t} (1 + b (x_i - delta))`` starts at 1, is never negative, and its
-    conditional mean does not grow under H. So ``P(W_t >= 1 / epsilon for some t) <= epsilon`` (Ville 1939).
+    *Ville's alarm.* ``W_t = mean over b of prod_{i <= t} (1 + b w_i (x_i - delta))`` starts at 1, is never negative, and its
+    conditional mean does not grow under H. So ``P(W_t >= 1 / epsilon for some t) <= epsilon`` (Ville 1939). With rates, H is
+    about all requests and time goes from request to request: one that is not sampled (probability ``1 - p``) leaves W as it
+    is, one that is sampled adds ``b w (x - delta)`` times W, in the mean ``p b (sampling_rate / p) (E x - delta) <= 0``.
 
-    *E-detector of the Shiryaev-Roberts type* (Shin, Ramdas and Rinaldo 2023). ``M_t = mean over b of M_{t,b}`` with ``M_{t,b}
-    = (M_{t-1,b} + 1) (1 + b (x_t - delta))`` from 0, and the alarm at ``average_run_length`` = A. Under H ``M_t - t`` is a
-    supermartingale, so ``E[M_min(T,t)] <= E[min(T,t)]`` for the time T of the alarm, and t to infinity gives ``A <= E[M_T] <=
-    E[T]`` (Fatou) where T is finite; where it may be infinite, so is its mean.
+    *E-detector of the Shiryaev-Roberts type* (Shin, Ramdas and Rinaldo 2023). ``M_t = mean over b of N_{t,b} - 1`` with
+    ``N_{t,b} = N_{t-1,b} (1 + b w_t (x_t - delta)) + w_t`` from 1, and the alarm at ``average_run_length`` = A. What a loss
+    adds bets from the next one on: at its own it would depend on what was sampled. Let R count the requests. A request adds
+    ``p w = sampling_rate`` in the mean, whatever its rate, so under H ``M - sampling_rate R`` is a supermartingale from 0, and
+    with R of the alarm ``A <= E[M] <= sampling_rate E[R]`` (stop at ``min(R, r)``, let r to infinity, Fatou; where there may
+    be no alarm the mean is infinite): ``A / sampling_rate`` requests or more on average. Of these ``E[sum of p] >=
+    sampling_rate E[R] >= A`` are seen. The weight is what must be added: a whole unit per loss, beside bets that w has made
+    small, would let M drift to the alarm on losses of ``lower`` alone. As it is, these leave ``N <= 1 / share <= A / 2`` where
+    it stood so before (``N (1 - share w) + w <= 1 / share``), for any rates.
 
     Examples
     --------
@@ -130,8 +137,8 @@ class RiskMonitor:
         rates : float or (n,), optional
             Where requests are sampled at rates that vary, perhaps with what they contain: the probability with which each
             of these was sampled, at least ``sampling_rate`` and known before its loss was. Bets are then scaled by
-            ``sampling_rate / rate``, so that the claim is about all requests, not about those that are sampled more often:
-            a sampled request's bet has, before the coin falls, the mean ``sampling_rate (x - delta)``.
+            ``sampling_rate / rate``, so that the claim is about all requests, not about those that are sampled more often,
+            and an average run length counts requests times ``sampling_rate``.
 
         Returns
         -------
@@ -160,7 +167,7 @@ class RiskMonitor:
 
     @property
     def alarm(self) -> bool:
-        """Whether the alarm has been raised; it stays so."""
+        """Whether the alarm has been raised; it stays so. False means nothing before the first loss (``n`` is 0)."""
         return self.alarm_at is not None
 
     @property
@@ -170,7 +177,9 @@ class RiskMonitor:
 
     @property
     def evalue(self) -> float:
-        """The capital W as it stands (an e-value at any stopping time), or the e-detector's M (whose mean is at most n).
+        """The capital W as it stands (an e-value at any stopping time), or the e-detector's M.
+
+        Under H the mean of M is at most the number of requests times ``sampling_rate``.
 
         Kept as a logarithm inside; as a float it ends at the largest there is.
         """
@@ -209,7 +218,7 @@ class RiskMonitor:
             ``"mean"``: the mean of the capitals, much less powerful. It suffices that each loss's expectation is at most
             delta given all that came strictly before, so losses of one moment may depend on each other.
             ``"sum"`` (the only one with ``average_run_length``): the sum of the detectors. Needs what ``"mean"`` needs; the
-            average run length is counted in losses of all shards together.
+            average run length is counted in losses (or requests) of all shards together.
 
         Returns
         -------
@@ -224,7 +233,8 @@ class RiskMonitor:
         Notes
         -----
         The product and the mean of the shards' capitals are nonnegative supermartingales of the joint past, the sum of the
-        e-detectors is one after subtraction of the joint n, and a mixture over bets remains one; the class's proofs apply.
+        e-detectors is one after subtraction of ``sampling_rate`` times the joint number of requests, and a mixture over bets
+        remains one; the class's proofs apply.
         The merged Ville alarm is judged by the merged capital alone: alarms that the shards raised themselves are further
         tests, each at its own epsilon, and are not taken over. In the e-detector they are, since whenever a part has reached
         the limit, so has the sum.
@@ -307,8 +317,8 @@ class RiskMonitor:
         """Bets as shares of the largest."""
         least = 0.2 * self._unit(self.delta)
         if self.average_run_length is not None:
-            least = min(max(least, 2.0 / self.average_run_length), 0.5)
-        return np.geomspace(least, 0.5, _BETS)
+            least = min(max(least, 2.0 / self.average_run_length), 0.75)
+        return np.geomspace(least, max(least, 0.5), _BETS)
 
     def _unit(self, value: Any) -> Any:
         return (value - self.lower) / (self.upper - self.lower)
@@ -333,17 +343,23 @@ class RiskMonitor:
         return f"<p{style}>{html.escape(self._sentence())}</p>"
 
     def _sentence(self) -> str:
+        if self.n == 0:
+            return f"no losses yet, so that nothing is known; tolerated {self.delta:g}; {self._claim()}."
         state = f"ALARM, raised after {self.alarm_at:,} losses" if self.alarm else "no alarm"
         seen = f"{self.n:,} losses seen"
         if self.sampling_rate < 1:
             seen += f" (about {self.requests:,.0f} requests)"
-        if self.n:
-            seen += f", mean {self.mean_loss:.4g}"
+        seen += f", mean {self.mean_loss:.4g}"
+        evidence = f"evidence {self.evalue:.4g} of {self.limit:g}"
+        return f"{state}; {seen}; tolerated {self.delta:g}; {evidence}; {self._claim()}."
+
+    def _claim(self) -> str:
         if self.average_run_length is None:
-            claim = f"a false alarm is ever raised with probability at most {self.epsilon:g}"
-        else:
-            claim = f"a false alarm comes after {self.average_run_length:,.0f} losses or more on average"
-        return f"{state}; {seen}; tolerated {self.delta:g}; evidence {self.evalue:.4g} of {self.limit:g}; {claim}."
+            return f"a false alarm is ever raised with probability at most {self.epsilon:g}"
+        length = f"{self.average_run_length:,.0f} losses"
+        if self.sampling_rate < 1:
+            length += f" ({self.average_run_length / self.sampling_rate:,.0f} requests)"
+        return f"a false alarm comes after {length} or more on average"
 
 
 def _product(growth: Floats) -> Floats:

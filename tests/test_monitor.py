@@ -23,10 +23,11 @@ def by_definition(losses, delta, restarts, weights=None):
     """The class's formulas, word by word: the value after every loss (for runs of at least 5000)."""
     bets = np.geomspace(max(0.2 * delta, 2 / 5000 if restarts else 0), 0.5, 6) / delta
     capital = np.zeros(6) if restarts else np.ones(6)
-    values = []
+    fresh, values = 1.0, []
     for loss, weight in zip(losses, np.ones(len(losses)) if weights is None else weights, strict=True):
-        capital = (capital + restarts) * (1 + bets * weight * (loss - delta))
-        values.append(capital.mean())
+        capital = (capital + restarts * fresh) * (1 + bets * weight * (loss - delta))
+        fresh = weight
+        values.append(capital.mean() + restarts * (fresh - 1))
     return np.array(values)
 
 
@@ -82,6 +83,16 @@ def test_perfect_losses_never_drift_to_an_alarm(length, delta):
     assert not RiskMonitor(delta, average_run_length=length).update(np.zeros(100_000)).alarm
 
 
+@pytest.mark.parametrize(
+    "rates", [1.0, np.r_[np.full(20_000, 0.01), np.ones(20_000)], np.random.default_rng(1).uniform(0.01, 1, 40_000)]
+)
+@pytest.mark.parametrize(("delta", "length"), [(0.02, 5000), (0.1, 20), (1e-6, 300), (0.9, 1), (0.3, 1.5)])
+def test_perfect_losses_never_drift_to_an_alarm_at_any_rates(rates, delta, length):
+    monitor = RiskMonitor(delta, average_run_length=length, sampling_rate=0.01).update(np.zeros(40_000), rates=rates)
+    assert not monitor.alarm
+    assert monitor.evalue <= max(length / 2, 1 / 3)
+
+
 @KINDS
 @pytest.mark.parametrize("delta", [1e-6, 0.1, 0.999])
 @pytest.mark.parametrize("loss", [0.0, 1.0])
@@ -133,6 +144,48 @@ def test_rates():
     assert RiskMonitor(0.1, sampling_rate=0.2).update(losses, rates=0.2).to_json() == constant.to_json()
     assert constant.evalue == RiskMonitor(0.1).update(losses).evalue  # a constant rate changes no decision
     assert constant.requests == 2000
+
+
+def test_rates_of_the_detector():
+    losses = stream(400, 0.15)
+    rates = np.where(losses > 0.1, 1.0, 0.2)
+    monitor = RiskMonitor(0.1, sampling_rate=0.2, **DETECTOR).update(losses, rates=rates)
+    assert monitor.evalue == pytest.approx(by_definition(losses, 0.1, True, 0.2 / rates)[-1])
+    constant = RiskMonitor(0.1, sampling_rate=0.2, **DETECTOR).update(losses)
+    same = RiskMonitor(0.1, sampling_rate=0.2, **DETECTOR).update(losses, rates=0.2)
+    assert same.to_json() == constant.to_json()
+    assert constant.evalue == RiskMonitor(0.1, **DETECTOR).update(losses).evalue
+
+
+@pytest.mark.parametrize("sampled_more", ["hard", "easy"])
+def test_the_run_length_is_kept_where_rates_follow_the_losses(sampled_more):
+    """At a mean of delta over all requests. 400 streams; the standard error of each mean is about a twentieth of it."""
+    rng, length, rate = np.random.default_rng(5), 100.0, 0.1
+    requests, seen = [], []
+    for _ in range(400):
+        hard = rng.random(40_000) < 0.2
+        losses = (rng.random(40_000) < np.where(hard, 0.4, 0.025)).astype(float)
+        rates = np.where(hard == (sampled_more == "hard"), 1.0, rate)
+        taken = np.flatnonzero(rng.random(40_000) < rates)
+        monitor = RiskMonitor(0.1, average_run_length=length, sampling_rate=rate).update(
+            losses[taken], rates=rates[taken]
+        )
+        requests.append(taken[monitor.alarm_at - 1] + 1 if monitor.alarm else 40_000)
+        seen.append(monitor.alarm_at or taken.size)
+    for lengths, promise in ((requests, length / rate), (seen, length)):
+        assert np.mean(lengths) >= promise - 3 * np.std(lengths) / math.sqrt(400)
+
+
+def test_states_of_older_monitors_go_on():
+    """Written before restarts had weights, after 200 losses at a constant rate."""
+    text = (
+        '{"kind":"riskcal.RiskMonitor","schema_version":1,"parameters":{"delta":0.1,"epsilon":0.05,"average_run_length":5000.0,"lower":0.0,"upper":1.0,"sampling_rate":0.25},"n":200,"alarm_at":40,'
+        '"growth":[8.879149433418856,12.569277651569257,18.896407564817824,28.27317791996485,39.176122396162675,42.95914706413059],"totals":[48.24693872628411,200.0]}'
+    )
+    old = RiskMonitor.from_json(text)
+    new = RiskMonitor(0.1, sampling_rate=0.25, **DETECTOR).update(stream(200, 0.2))
+    assert old.evalue == pytest.approx(new.evalue, rel=1e-12)
+    assert (old.n, old.alarm_at) == (200, new.alarm_at)
 
 
 def test_nothing_and_rounding_are_accepted():
@@ -315,13 +368,20 @@ def test_memory_is_constant():
 def test_it_says_how_it_stands():
     quiet = RiskMonitor(0.1, average_run_length=5000, sampling_rate=0.01).update(np.full(1500, 0.05))
     assert repr(quiet).startswith("RiskMonitor: no alarm; 1,500 losses seen (about 150,000 requests), mean 0.05;")
-    assert "after 5,000 losses or more on average" in repr(quiet)
+    assert "after 5,000 losses (500,000 requests) or more on average" in repr(quiet)
     loud = RiskMonitor(0.1).update(np.ones(100))
     assert f"ALARM, raised after {loud.alarm_at} losses; 100 losses seen, mean 1;" in repr(loud)
     assert "probability at most 0.05" in repr(loud)
     assert "ALARM" in loud._repr_html_()
     assert "bold" not in quiet._repr_html_()
-    assert "no alarm; 0 losses seen; tolerated" in repr(RiskMonitor(0.1))
+
+
+@KINDS
+def test_no_losses_are_not_an_all_clear(kind):
+    for untouched in (RiskMonitor(0.1, **kind), RiskMonitor(0.1, **kind).update([])):
+        assert "no losses yet" in repr(untouched)
+        assert "no alarm" not in repr(untouched) + untouched._repr_html_()
+    assert "no alarm; 1 losses seen" in repr(RiskMonitor(0.1, **kind).update(0.0))
 
 
 def test_examples_in_the_documentation():
