@@ -1,21 +1,19 @@
 """The command line. Exit status: 0 done, 1 nothing certified, 2 bad input, 3 alarm."""
 
-import csv
 import itertools
-import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from riskcal import _tables, _validate, plots
+from riskcal import _loss_log, _tables, _validate, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.examples import load_example
@@ -151,7 +149,7 @@ def demo(
 
 @app.command()
 def monitor(
-    log: Annotated[str, typer.Argument(help="JSON lines or CSV with a column loss, oldest first; - reads stdin.")],
+    log: Annotated[str, typer.Argument(help="CSV, JSON lines or a JSON array of losses, oldest first; - reads stdin.")],
     policy: Annotated[
         Path | None, typer.Option(help="Policy whose certificate says delta and the losses' bounds.")
     ] = None,
@@ -183,10 +181,13 @@ def monitor(
     )
     if state is not None and state.exists():
         watch = _restored(state, watch)
+    before = watch.n
     try:
-        row = _feed(watch, log)
+        row = _feed(watch, log, None)
     except KeyboardInterrupt:  # the usual end of a stream
         row = None
+    if watch.n == before and not watch.alarm:
+        raise RiskcalError(f"{log}: was left before its first loss, so that nothing can be said of the requests.")
     if state is not None:
         with _validate.replacing(state) as partial:
             partial.write_text(watch.to_json() + "\n", encoding="utf-8")
@@ -286,49 +287,24 @@ def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
     return saved
 
 
-def _feed(watch: RiskMonitor, log: str) -> int | None:
+def _feed(watch: RiskMonitor, log: str, counted: Callable[[float, float], float] | None) -> int | None:
     """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None
-    try:
-        with sys.stdin if log == "-" else Path(log).open(encoding="utf-8-sig", newline="") as file:
-            rows = _losses(file, log, watch.sampling_rate)
-            while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
-                before = watch.n
-                try:
-                    watch.update([loss for _, loss, _ in block], rates=[rate for *_, rate in block])
-                except RiskcalError:
-                    _refuse_row(block, watch, log)
-                if watch.alarm_at is not None:
-                    return block[watch.alarm_at - before - 1][0]
-    except OSError as error:
-        raise RiskcalError(f"{log}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError:
-        raise RiskcalError(f"{log}: is not UTF-8 text.") from None
+    with _loss_log.opened(log) as file:
+        rows = _loss_log.entries(file, log, watch.sampling_rate, counted)
+        while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
+            before = watch.n
+            try:
+                watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
+            except RiskcalError:
+                _refuse_row(block, watch, log)
+            if watch.alarm_at is not None:
+                return block[watch.alarm_at - before - 1].row
     return None
 
 
-def _losses(file: TextIO, name: str, sampling_rate: float) -> Iterator[tuple[int, float, float]]:
-    """Row number, loss, and sampling rate of each line of JSON, or of CSV under a header."""
-    start = next((line for line in file if line.strip()), "")
-    lines = itertools.chain([start], file)
-    json_lines = start.lstrip().startswith("{")
-    rows: Iterator[Any] = (json.loads(line) for line in lines if line.strip()) if json_lines else csv.DictReader(lines)
-    for number in itertools.count():
-        try:
-            row = next(rows, None)
-            if row is None:
-                return
-            yield number, float(row["loss"]), float(row.get("rate", sampling_rate))
-        except KeyError:
-            raise RiskcalError(
-                f"{name}: row {number} has no loss; give JSON lines or CSV with a column loss."
-            ) from None
-        except (ValueError, TypeError, AttributeError, csv.Error) as error:
-            raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
-
-
-def _refuse_row(block: list[tuple[int, float, float]], watch: RiskMonitor, log: str) -> None:
+def _refuse_row(block: list[_loss_log.Entry], watch: RiskMonitor, log: str) -> None:
     """Say which row of a refused block is to blame."""
     for number, loss, rate in block:
         try:

@@ -75,10 +75,28 @@ def test_monitor_goes_on_from_its_state(tmp_path):
         ("loss\n0.1\nnan\n", "row 1: losses: nan"),
         ("loss\n0.1\n1.5\n", "row 1: losses: 1.5 is outside [0, 1]"),
         ("loss\n0.1\n\n\nabc\n", "row 1 cannot be read"),
-        ("risk\n0.1\n", "row 0 has no loss"),
+        ("risk\n0.1\n", "no column loss; its columns are 'risk'"),
         ('{"loss": 0.1}\n{"loss": 0.1\n', "row 1 cannot be read"),
         ('{"loss": 0.1}\n[1]\n', "row 1 cannot be read"),
         ('{"loss": null}\n', "row 0 cannot be read"),
+        ("", "holds no loss"),
+        ("\n \r\n\n", "holds no loss"),
+        ("\ufeff", "holds no loss"),
+        ("loss\n", "holds no loss"),
+        ("loss,rate\n\n\n", "holds no loss"),
+        ("[]", "holds no loss"),
+        ("[", "begins like a JSON array but is none"),
+        ("[0.1]\n[0.2]\n", "begins like a JSON array but is none"),
+        ("[[0.1], [0.2]]", "row 0 cannot be read"),
+        ("[0.1, null]", "row 1 cannot be read"),
+        ('[{"loss": 0.1}, {"risk": 0.1}]', "row 1 has no loss; it has 'risk'"),
+        ('{"losses": [0.1]}\n', "row 0 has no loss; it has 'losses'"),
+        ("{}\n", "row 0 has no loss; it has nothing"),
+        ("0.1\n0.2\n", "no column loss; its columns are '0.1'"),
+        ("id;loss\n", "no column loss; its columns are 'id;loss'"),
+        ("id;loss\n1;0.5\n", "no column loss; its columns are 'id;loss'"),
+        ("Loss\n0.1\n", "no column loss; its columns are 'Loss'"),
+        ("loss,loss\n0.1,1\n", "has the column loss 2 times"),
         ("loss,rate\n0.1,1\n0.1,0.2\n", "row 1: rates: 0.2 is outside [1, 1]"),
     ],
 )
@@ -105,3 +123,44 @@ def test_monitor_reads_a_stream(tmp_path):
         .exception.args[0]
         .endswith("cannot be read (No such file or directory).")
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff\n\r\n", "\n  \n"])
+@pytest.mark.parametrize(
+    "log",
+    [
+        "loss\n{0}\n{0}\n{0}\n",  # the remedies that the refusals name
+        '{{"loss": {0}}}\n{{"loss": {0}}}\r\n\n{{"loss": {0}}}',
+        "[{0}, {0},\n {0}]",
+        '[{{"loss": {0}}}, {{"loss": {0}, "rate": 1}}, {{"loss": {0}}}]\n',
+        '[\n  {{\n    "loss": {0}\n  }},\n{0},\n{0}\n]',
+    ],
+)
+def test_monitor_reads_every_form(tmp_path, log, mark, stream):
+    path = tmp_path / "log"
+    for loss, status in ((0.25, 0), (1, 3)):
+        text = mark + log.format(loss)
+        path.write_bytes(text.encode())
+        result = monitor(
+            "-" if stream else path, "--delta", 0.3, "--epsilon", 0.5, stdin=text.encode() if stream else None
+        )
+        assert (result.exit_code, "ALARM" in result.output) == (status, status == 3)
+        assert "losses seen, mean" in result.output
+
+
+def test_monitor_refuses_an_empty_log_after_an_earlier_one(tmp_path):
+    state, log = tmp_path / "state.json", write_log(tmp_path / "log.csv", GOOD)
+    assert monitor(log, "--delta", 0.1, "--state", state).exit_code == 0
+    before = state.read_text()
+    log.write_text("loss\n")
+    assert "holds no loss" in str(monitor(log, "--delta", 0.1, "--state", state).exception)
+    assert state.read_text() == before
+
+
+def test_monitor_refuses_a_stream_that_is_left_before_its_first_loss(monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli._loss_log, "entries", interrupted)
+    assert "left before its first loss" in str(monitor("-", "--delta", 0.1, stdin="").exception)

@@ -1,0 +1,105 @@
+"""The losses in a log, oldest first: CSV, JSON lines, or one JSON array, from a file or a stream. Silence is refused too."""
+
+import csv
+import io
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from riskcal._validate import RiskcalError
+
+_REMEDY = 'Give CSV (commas) with a column loss, JSON lines such as {"loss": 0.1}, or one JSON array of either.'
+_END: Any = object()
+
+
+class Entry(NamedTuple):
+    """One loss: its row, counted from 0 without the header, and the rate at which the request was sampled."""
+
+    row: int
+    loss: float
+    rate: float
+
+
+@contextmanager
+def opened(log: str) -> Iterator[TextIO]:
+    """A log as text, ``-`` being standard input; a byte-order mark is no part of it."""
+    try:
+        if log == "-":
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="")
+            yield sys.stdin
+        else:
+            with Path(log).open(encoding="utf-8-sig", newline="") as file:
+                yield file
+    except OSError as error:
+        raise RiskcalError(f"{log}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise RiskcalError(f"{log}: is not UTF-8 text.") from None
+
+
+def entries(
+    file: TextIO, name: str, sampling_rate: float, counted: Callable[[float, float], float] | None = None
+) -> Iterator[Entry]:
+    """Every loss of a log, one at a time as its lines come; a log without any is refused.
+
+    ``counted`` makes a loss of the columns ``exits`` and ``errors``, where there is no column ``loss``.
+    """
+    rows = _rows(file, name, ("loss",) if counted is None else ("loss", "exits"))
+
+    for number in itertools.count():
+        try:
+            row = next(rows, _END)
+            if row is _END:
+                break
+            record = row if isinstance(row, Mapping) else {"loss": row}
+            if "loss" not in record and counted is not None and {"exits", "errors"} <= record.keys():
+                loss = counted(float(record["exits"]), float(record["errors"]))
+            else:
+                loss = float(record["loss"])
+            yield Entry(number, loss, float(record.get("rate", sampling_rate)))
+        except KeyError:
+            wanted = "loss" if counted is None else "loss, and not both of exits and errors"
+            raise RiskcalError(f"{name}: row {number} has no {wanted}; it has {_listed(record)}. {_REMEDY}") from None
+        except RiskcalError as error:
+            raise RiskcalError(f"{name}: row {number}: {error}") from None
+        except (ValueError, TypeError, csv.Error) as error:
+            raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
+    if number == 0:
+        raise RiskcalError(f"{name}: holds no loss, so that nothing can be said of the requests. {_REMEDY}")
+
+
+def _rows(file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
+    start = next((text for line in file if (text := line.lstrip("\ufeff")).strip()), "")
+    lines = itertools.chain([start], file)
+    opening = start.lstrip()[:1]
+    if opening == "{":
+        return (json.loads(line) for line in lines if line.strip())
+    if opening == "[":
+        return _array(start + file.read(), name)
+    return _table(lines, name, wanted)
+
+
+def _array(text: str, name: str) -> Iterator[Any]:
+    try:
+        return iter(json.loads(text))
+    except ValueError as error:
+        raise RiskcalError(f"{name}: begins like a JSON array but is none ({error}). {_REMEDY}") from None
+
+
+def _table(lines: Iterator[str], name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
+    table = csv.DictReader(lines)
+    header = list(table.fieldnames or [])
+    if header and not any(column in header for column in wanted):
+        raise RiskcalError(f"{name}: has no column {' or '.join(wanted)}; its columns are {_listed(header)}. {_REMEDY}")
+    twice = [column for column in (*wanted, "rate") if header.count(column) > 1]
+    if twice:
+        raise RiskcalError(f"{name}: has the column {twice[0]} {header.count(twice[0])} times; keep one.")
+    return table
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(repr(name) for name in list(names)[:8]) or "nothing"
