@@ -42,7 +42,7 @@ def opened(log: str) -> Iterator[TextIO]:
 
 
 def entries(
-    file: TextIO, name: str, sampling_rate: float, counted: Callable[[float, float], float] | None = None
+    file: TextIO, name: str, sampling_rate: float, counted: Callable[[float, float], Any] | None = None
 ) -> Iterator[Entry]:
     """Every loss of a log, one at a time as its lines come; a log without any is refused.
 
@@ -65,7 +65,7 @@ def entries(
             wanted = "loss" if counted is None else "loss, and not both of exits and errors"
             raise RiskcalError(f"{name}: row {number} has no {wanted}; it has {_listed(record)}. {_REMEDY}") from None
         except RiskcalError as error:
-            raise RiskcalError(f"{name}: row {number}: {error}") from None
+            raise RiskcalError(f"{name}: row {number}: {str(error).replace(' at index 0', '')}") from None
         except (ValueError, TypeError, csv.Error) as error:
             raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
     if number == 0:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import special
 
-from riskcal import _tables, _validate, calibration, policy, records
+from riskcal import _tables, _validate, policy, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Certificate, ExitPolicy
 
@@ -420,9 +420,12 @@ class AdaptiveCalibration:
             k=self.thresholds.size,
             pvalue=lowest,
             records_digest=self._digest,
-            versions=calibration._versions(),
+            versions=policy.versions(),
         )
-        return ExitPolicy(**({"threshold": self.threshold} | fields)).certified(certificate)
+        for name in ("threshold", "thresholds", "certificate"):
+            if name in fields:
+                raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
+        return ExitPolicy(threshold=self.threshold, **fields).certified(certificate)
 
     def to_json(self) -> str:
         """The whole state as JSON, from which `from_json` goes on exactly where this one stands."""

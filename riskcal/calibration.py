@@ -4,10 +4,8 @@ import hashlib
 import html
 import json
 import math
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _problem, _validate, bounds, fwer, monotone, pvalues, records
 from riskcal._problem import Problem, Risk
 from riskcal._validate import Floats, RiskcalError
-from riskcal.policy import COLUMNS, Certificate, ExitPolicy, Stop
+from riskcal.policy import COLUMNS, Certificate, ExitPolicy, Stop, ids_digest, versions
 from riskcal.records import Runs
 from riskcal.schedules import Decaying
 
@@ -150,10 +148,10 @@ class Calibration:
             pvalue=pvalue,
             records_digest=self.records_digest,
             pilot_n=len(self.pilot),
-            pilot_digest=_digest(self.pilot) if self.pilot else None,
+            pilot_digest=ids_digest(self.pilot) if self.pilot else None,
             stopped=self.stopped,
             preregistered=self.preregistered,
-            versions=_versions(),
+            versions=versions(),
         )
         return ExitPolicy(**(given | fields)).certified(certificate)
 
@@ -619,18 +617,3 @@ def _recorded_fields(text: str) -> dict[str, Any]:
 
 def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
-
-
-def _digest(ids: tuple[Any, ...]) -> str:
-    return hashlib.blake2b("\x1f".join(map(str, ids)).encode(), digest_size=16).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    packages = ("riskcal-ltt", "numpy", "scipy", "numba")
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a checkout that was never installed
-            found[package] = "not installed"
-    return found

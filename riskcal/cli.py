@@ -4,16 +4,17 @@ import itertools
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from riskcal import _loss_log, _tables, _validate, plots
+from riskcal import _loss_log, _tables, _validate, heads, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.examples import load_example
@@ -109,8 +110,8 @@ def trials(
         _tables.write(table, out)
         print(f"Trials written to {out}")
     if figure is not None and plot is not None:
-        with _validate.replacing(plot) as partial:
-            figure.savefig(partial, dpi=120, format=plot.suffix[1:])
+        with _validate.replacing(plot) as temporary:
+            figure.savefig(temporary, dpi=120, format=plot.suffix[1:])
         print(f"Picture written to {plot}")
 
 
@@ -141,8 +142,8 @@ def demo(
         title=f"Early exit calibrated on {calibration.n} words: expected distance to the full model at most {delta:g},\n"
         f"with probability at least {1 - calibration.epsilon:g} over the draw of the words",
     )
-    with _validate.replacing(picture) as partial:
-        figure.savefig(partial, dpi=120, format="png")
+    with _validate.replacing(picture) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     print(f"Written: {policy} (read it with riskcal.ExitPolicy.load) and {picture}")
     raise typer.Exit(0 if calibration.certified else 1)
 
@@ -165,7 +166,11 @@ def monitor(
         Path | None, typer.Option(help="Go on from here if it exists, and leave the new state here.")
     ] = None,
 ) -> None:
-    """Watch the losses in LOG, and stop with exit status 3 as soon as they exceed the policy's delta."""
+    """Watch the losses in LOG, and stop with exit status 3 as soon as they exceed the policy's delta.
+
+    For a policy of certified heads the log may have columns exits and errors instead: tokens that left early, and those of
+    them that are not the full model's.
+    """
     certificate = None if policy is None else ExitPolicy.load(policy).certificate
     if delta is None:
         if certificate is None or isinstance(certificate.delta, dict):
@@ -179,19 +184,27 @@ def monitor(
         sampling_rate=sampling_rate,
         **bounds,
     )
+    counted = None
+    if certificate is not None and certificate.max_tokens is not None:
+        counted = partial(heads.request_loss, agreement=1.0 - delta, max_tokens=certificate.max_tokens)
     if state is not None and state.exists():
         watch = _restored(state, watch)
     before = watch.n
     try:
-        row = _feed(watch, log, None)
+        row = _feed(watch, log, counted)
     except KeyboardInterrupt:  # the usual end of a stream
         row = None
     if watch.n == before and not watch.alarm:
         raise RiskcalError(f"{log}: was left before its first loss, so that nothing can be said of the requests.")
     if state is not None:
-        with _validate.replacing(state) as partial:
-            partial.write_text(watch.to_json() + "\n", encoding="utf-8")
+        with _validate.replacing(state) as temporary:
+            temporary.write_text(watch.to_json() + "\n", encoding="utf-8")
     print(watch)
+    if counted is not None and certificate is not None:
+        print(
+            f"Loss of a request: {delta:g} + (errors - {delta:g} exits) / {certificate.max_tokens}. Its mean is at most "
+            f"{delta:g} exactly where at least {1 - delta:g} of the tokens that left early are the full model's."
+        )
     if watch.alarm:
         where = f"row {row} of {log} (counted from 0)" if row is not None else "an earlier log"
         print(f"Alarm at {where}. Serve the full model, and calibrate afresh on requests of today.")
@@ -287,7 +300,7 @@ def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
     return saved
 
 
-def _feed(watch: RiskMonitor, log: str, counted: Callable[[float, float], float] | None) -> int | None:
+def _feed(watch: RiskMonitor, log: str, counted: Callable[[float, float], Any] | None) -> int | None:
     """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None

@@ -5,10 +5,13 @@ A head is an exit with a threshold of its own. A token leaves at the first head 
 that leave there over the expected number of tokens that leave there: long prompts count for more.
 """
 
+import hashlib
 import html
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -95,6 +98,10 @@ class HeadCalibration:
         Calibration prompts, the pilot not counted.
     agreement, epsilon : float
     max_tokens : int
+    layers_given : bool
+        Whether the heads' layers were said; if not, the columns were taken for layers 1 to K.
+    records_digest : str
+        Of the arrays that were given, the tokens prompt by prompt.
     message : str
         The outcome in plain words, with what to do next if nothing was certified.
     """
@@ -108,21 +115,78 @@ class HeadCalibration:
     agreement: float
     epsilon: float
     max_tokens: int
+    layers_given: bool
+    records_digest: str
     message: str
 
     def policy(self, **fields: Any) -> "ExitPolicy":
-        """The policy to deploy: one threshold per head's layer.
+        """The policy to deploy: one threshold per head's layer, with its certificate (objective ``"agreement"``).
 
         Parameters
         ----------
         **fields
-            Fields of `riskcal.ExitPolicy` that the arrays do not say (``measure``, ``max_new_tokens``).
+            Fields of `riskcal.ExitPolicy` that the arrays do not say (``measure``, ``n_layers``, ``max_new_tokens``).
+
+        Raises
+        ------
+        RiskcalError
+            For ``threshold``, ``thresholds`` and ``certificate``, which calibration finds; and, where the heads' layers were
+            not given, for an ``n_layers`` that shows that the columns are not the first of them.
+
+        Warns
+        -----
+        UserWarning
+            If heads are used and nobody said after which layers they stand: neither ``layers=`` nor an ``n_layers`` of one
+            more than there are heads.
+            The certificate says so too (``layers_given``).
         """
         # Policies stand above heads in the order of modules; only here does the result of one become the other.
-        from riskcal.policy import ExitPolicy
+        from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
 
+        for name in ("threshold", "thresholds", "certificate"):
+            if name in fields:
+                raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
+        self._mind_the_layers(fields.get("n_layers"))
         by_layer = {int(layer): float(threshold) for layer, threshold in zip(self.layers, self.thresholds, strict=True)}
-        return ExitPolicy(**({"thresholds": by_layer} | fields))
+        chosen = self.table["pvalue"][self.table["certified"]]
+        certificate = Certificate(
+            delta=float(1 - Decimal(repr(self.agreement))),  # .1 for .9, which binary fractions do not give
+            epsilon=self.epsilon,
+            epsilon_spent=self.epsilon,
+            attempt=None,
+            objective="agreement",
+            lower=0.0,
+            upper=1.0,
+            test="betting",
+            procedure="fixed_sequence",
+            starts=1,
+            n=self.n,
+            k=len(self.table),
+            pvalue=float(chosen.iloc[-1]) if len(chosen) else None,
+            records_digest=self.records_digest,
+            pilot_n=len(self.pilot),
+            pilot_digest=ids_digest(self.pilot),
+            max_tokens=self.max_tokens,
+            layers_given=self.layers_given,
+            versions=versions(),
+        )
+        return ExitPolicy(thresholds=by_layer, **fields).certified(certificate)
+
+    def _mind_the_layers(self, n_layers: Any) -> None:
+        heads = len(self.layers)
+        if self.layers_given or n_layers == heads + 1 or not self.certified:
+            return
+        if n_layers is None:
+            warnings.warn(
+                f"layers: were not given, so the {heads} columns are taken for layers 1 to {heads}. If the heads stand after "
+                "others, say which with layers= in certified.",
+                stacklevel=3,
+            )
+        else:
+            raise RiskcalError(
+                f"n_layers: {heads} heads of a model with {n_layers} layers are not all but its last, and layers= was not given; "
+                "say in certified after which layers they stand."
+            )
 
     def __repr__(self) -> str:
         head = f"HeadCalibration: {len(self.layers)} heads, agreement {self.agreement:g}, epsilon {self.epsilon:g}"
@@ -176,8 +240,54 @@ class _Counts(NamedTuple):
 
     def losses(self, goal: _Goal) -> Floats:
         """Per prompt and head in [0, 1], with mean at most 1 - agreement exactly where the pooled agreement is reached."""
-        tolerated = 1.0 - goal.agreement
-        return tolerated + (self.errors - tolerated * self.exits) / goal.max_tokens
+        return _loss(self.exits, self.errors, 1.0 - goal.agreement, goal.max_tokens)
+
+
+def request_loss(exits: ArrayLike, errors: ArrayLike, *, agreement: float, max_tokens: int) -> float | Floats:
+    """The loss of a request that `certified` controls: feed it to `riskcal.RiskMonitor` with ``delta = 1 - agreement``.
+
+    Parameters
+    ----------
+    exits : float or (n,)
+        Tokens of each request that left at a head (or at one head, to watch that one), 0 to ``max_tokens``.
+    errors : float or (n,)
+        Those of them that are not the full model's token.
+    agreement, max_tokens
+        As certified: ``1 - certificate.delta`` and ``certificate.max_tokens``.
+
+    Returns
+    -------
+    float or (n,)
+        ``1 - agreement + (errors - (1 - agreement) exits) / max_tokens``, in [0, 1]. Its mean is at most ``1 - agreement``
+        exactly where the pooled agreement, agreeing over exited tokens of all requests, is at least ``agreement``. A mean of
+        each request's own share of errors would count a short request's tokens for more.
+
+    Raises
+    ------
+    RiskcalError
+        For counts that cannot be: negative, more errors than exits, more exits than ``max_tokens``.
+    """
+    tolerated, most_tokens = 1.0 - _agreement(agreement), _most(max_tokens)
+    left = np.atleast_1d(_validate.array(exits, "exits", ndim=(0, 1)))
+    wrong = np.atleast_1d(_validate.array(errors, "errors", ndim=(0, 1)))
+    if left.shape != wrong.shape:
+        raise RiskcalError(f"errors: {wrong.size} given for {left.size} exits; give one per request.")
+    for name, values, most, why in (
+        ("exits", left, float(most_tokens), f"0 to max_tokens ({most_tokens})"),
+        ("errors", wrong, left, "0 to the request's exits"),
+    ):
+        bad = (values < 0) | (values > most) | (values % 1 != 0)
+        if bad.any():
+            raise RiskcalError(
+                f"{name}: {values[bad][0]:g} at index {_validate.first(bad)}; give a whole number of tokens, {why}."
+            )
+    losses = _loss(left, wrong, tolerated, most_tokens)
+    return float(losses[0]) if np.ndim(exits) == 0 else losses
+
+
+def _loss(exits: NDArray[Any], errors: NDArray[Any], tolerated: float, max_tokens: int) -> Floats:
+    losses: Floats = tolerated + (errors - tolerated * exits) / max_tokens
+    return losses
 
 
 def certified(
@@ -211,8 +321,10 @@ def certified(
         Probability, over the draw of the calibration prompts, that a false certificate is issued.
     pilot_fraction : float
         Share of the prompts that choose the path of thresholds and are not tested.
-    layers : (K,) ints, optional
-        The heads' layers, ascending; default 1 to K.
+    layers : (K,) ints
+        The layers after which the heads stand, ascending, from 1: ``layers=[2, 4, 6]`` for columns of heads after layers 2, 4
+        and 6. Without it the columns are taken for layers 1 to K, which is right only if every layer from the first on has a
+        head; the policy warns of it.
 
     Returns
     -------
@@ -271,6 +383,8 @@ def certified(
         agreement=goal.agreement,
         epsilon=goal.level,
         max_tokens=goal.max_tokens,
+        layers_given=layers is not None,
+        records_digest=_digest(recorded, numbers),
         message=message or _failure_message(recorded, numbers, goal),
     )
 
@@ -507,6 +621,19 @@ def _records(
             "test; each needs at least two."
         )
     return _Records(confidence, agrees, rank[code], ids[order], n_pilot)
+
+
+def _digest(recorded: _Records, layers: NDArray[np.int64]) -> str:
+    """A hash of the ids and of their tokens, the same however prompts are interleaved."""
+    hasher = hashlib.blake2b("\x1f".join(map(str, recorded.ids.tolist())).encode(), digest_size=16)
+    hasher.update(layers.data)
+    order = np.argsort(recorded.prompt, kind="stable")
+    for first in range(0, len(order), 65536):  # in parts: a copy of the whole is as large as the arrays
+        rows = order[first : first + 65536]
+        hasher.update(recorded.prompt[rows].astype(np.int64).data)
+        hasher.update(recorded.confidence[rows].astype(np.float64).data)
+        hasher.update(recorded.agrees[rows].data)
+    return hasher.hexdigest()
 
 
 def _agreement(value: Any) -> float:

@@ -326,3 +326,12 @@ def test_rows_to_certify_checks_its_arguments(arguments, message):
 
 def test_examples_in_the_documentation():
     assert doctest.testmod(adaptive).failed == 0
+
+
+@pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])
+def test_what_was_calibrated_is_not_overridden(name):
+    calibration = AdaptiveCalibration(range(50), [0.5], delta=0.5)
+    for prompt in calibration:
+        calibration.update(prompt, [0.0])
+    with pytest.raises(RiskcalError, match=f"{name}: is what was calibrated"):
+        calibration.policy(**{name: 0.1})

@@ -231,6 +231,97 @@ def test_float32_confidences_are_compared_as_they_are():
     pd.testing.assert_frame_equal(certify((narrow, agrees, prompt)).table, wide.table)
 
 
+def test_the_policy_carries_its_certificate(tmp_path):
+    found = certify(sample(), layers=[2, 4, 6])
+    policy = found.policy(n_layers=8)
+    certificate = policy.certificate
+    assert (certificate.delta, certificate.objective, certificate.lower, certificate.upper) == (0.1, "agreement", 0, 1)
+    assert (certificate.test, certificate.procedure, certificate.epsilon_spent) == ("betting", "fixed_sequence", 0.05)
+    assert (certificate.n, certificate.k, certificate.max_tokens) == (640, len(found.table), 12)
+    assert certificate.pvalue == found.table["pvalue"][found.table["certified"]].iloc[-1] <= 0.05
+    assert (certificate.pilot_n, certificate.layers_given) == (160, True)
+    assert certificate.records_digest == found.records_digest
+    policy.save(tmp_path / "policy.json")
+    assert ExitPolicy.load(tmp_path / "policy.json") == policy
+    other = policy.model_dump(mode="json") | {"thresholds": {2: 0.1}}
+    with pytest.raises(RiskcalError, match="issued for other settings"):
+        ExitPolicy(**other)
+
+
+def test_the_digest_is_of_what_was_given():
+    confidence, agrees, prompts = sample(60)
+    first = certify((confidence, agrees, prompts)).records_digest
+    backwards = np.argsort(-prompts, kind="stable")
+    assert certify((confidence[backwards], agrees[backwards], prompts[backwards])).records_digest == first
+    changed = confidence.copy()
+    changed[3, 1] += 1e-9
+    assert certify((changed, agrees, prompts)).records_digest != first
+    assert certify((confidence, ~agrees, prompts)).records_digest != first
+    assert certify((confidence, agrees, prompts), layers=[1, 2, 4]).records_digest != first
+
+
+def test_a_policy_of_nothing_certified_says_so():
+    found = certify(sample(), agreement=0.999, layers=[2, 4, 6])
+    policy = found.policy()
+    assert not found.certified
+    assert policy.is_full_model
+    assert policy.certificate.pvalue is None
+
+
+def test_columns_become_layers_only_where_somebody_says_which(recwarn):
+    found = certify(sample())
+    assert not found.layers_given
+    with pytest.warns(UserWarning, match="3 columns are taken for layers 1 to 3.*layers= in certified"):
+        policy = found.policy()
+    assert sorted(policy.thresholds) == [1, 2, 3]
+    assert policy.certificate.layers_given is False
+    with pytest.raises(RiskcalError, match="n_layers: 3 heads of a model with 8 layers"):
+        found.policy(n_layers=8)
+    recwarn.clear()
+    assert found.policy(n_layers=4).n_layers == 4
+    said = certify(sample(), layers=[2, 4, 6])  # the remedy
+    assert sorted(said.policy().thresholds) == sorted(said.policy(n_layers=8).thresholds) == [2, 4, 6]
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])
+def test_what_was_calibrated_is_not_overridden(found, name):
+    with pytest.raises(RiskcalError, match=f"{name}: is what was calibrated"):
+        found.policy(**{name: None})
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=9), st.floats(0.05, 0.95))
+def test_the_loss_of_a_request_is_at_most_delta_in_the_mean_where_the_pooled_agreement_is(pairs, agreement):
+    errors, exits = (np.array(column) for column in zip(*map(sorted, pairs), strict=True))
+    losses = heads.request_loss(exits, errors, agreement=agreement, max_tokens=20)
+    assert losses.min() >= 0
+    assert losses.max() <= 1
+    excess = (errors - (1 - agreement) * exits).sum() / 20 / len(pairs)
+    assert losses.mean() - (1 - agreement) == pytest.approx(excess, abs=1e-12)
+    assert heads.request_loss(int(exits[0]), int(errors[0]), agreement=agreement, max_tokens=20) == losses[0]
+
+
+@pytest.mark.parametrize(
+    ("exits", "errors", "message"),
+    [
+        ([3, 21], [0, 0], "exits: 21 at index 1; give a whole number of tokens, 0 to max_tokens"),
+        ([3, 4], [0, 5], "errors: 5 at index 1; give a whole number of tokens, 0 to the request's exits"),
+        ([3, -1], [0, 0], "exits: -1 at index 1"),
+        ([3, 4], [0.5, 0], "errors: 0.5 at index 0"),
+        ([3, 4], [0], "errors: 1 given for 2 exits"),
+        ([3, math.nan], [0, 0], "exits: nan at index 1"),
+    ],
+)
+def test_counts_that_cannot_be_are_refused(exits, errors, message):
+    with pytest.raises(RiskcalError, match=message):
+        heads.request_loss(exits, errors, agreement=0.9, max_tokens=20)
+
+
+def test_the_rule_makes_no_certificate():
+    thresholds = heads.self_supervised(*VECTOR)
+    assert ExitPolicy(thresholds=dict(zip([2], thresholds, strict=True))).certificate is None
+
+
 def test_the_policy_has_one_threshold_per_layer():
     found = certify(sample(), layers=[6, 12, 18])
     policy = found.policy(measure="margin")

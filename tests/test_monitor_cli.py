@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from riskcal import ExitPolicy, RiskcalError, calibrate, cli
+from riskcal import ExitPolicy, RiskcalError, calibrate, cli, heads
 from riskcal.monitor import RiskMonitor
 
 rng = np.random.default_rng(0)
@@ -164,3 +164,46 @@ def test_monitor_refuses_a_stream_that_is_left_before_its_first_loss(monkeypatch
 
     monkeypatch.setattr(cli._loss_log, "entries", interrupted)
     assert "left before its first loss" in str(monitor("-", "--delta", 0.1, stdin="").exception)
+
+
+@pytest.fixture(scope="module")
+def heads_policy(tmp_path_factory):
+    confidence = rng.random((4000, 2))
+    agrees = rng.random((4000, 2)) < 0.6 + 0.5 * confidence
+    prompts = np.repeat(np.arange(400), 10)
+    found = heads.certified(confidence, agrees, prompts=prompts, max_tokens=10, agreement=0.8, layers=[2, 4])
+    path = tmp_path_factory.mktemp("heads") / "policy.json"
+    found.policy().save(path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_monitor_takes_the_policy_of_certified_heads(tmp_path, heads_policy, ending):
+    exits = rng.integers(0, 11, 600)
+    for share, status in ((0.1, 0), (0.5, 3)):
+        errors = rng.binomial(exits, share)
+        log = tmp_path / f"log.{ending}"
+        table = pd.DataFrame({"exits": exits, "errors": errors})
+        table.to_csv(log, index=False) if ending == "csv" else table.to_json(log, orient="records", lines=True)
+        losses = heads.request_loss(exits, errors, agreement=0.8, max_tokens=10)
+        result = monitor(log, "--policy", heads_policy)
+        assert result.exit_code == status
+        assert "Loss of a request: 0.2 + (errors - 0.2 exits) / 10." in result.output
+        as_losses = monitor(write_log(tmp_path / f"losses.{ending}", losses), "--policy", heads_policy)
+        assert as_losses.output.replace(f"losses.{ending}", f"log.{ending}") == result.output
+        assert RiskMonitor(0.2).update(losses).alarm == (status == 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("errors\n1\n", "no column loss or exits"),
+        ("exits\n1\n", "row 0 has no loss, and not both of exits and errors; it has 'exits'"),
+        ("exits,errors\n1,0\n11,0\n", "row 1: exits: 11"),
+        ("exits,errors\n1,2\n", "row 0: errors: 2"),
+    ],
+)
+def test_monitor_refuses_counts_that_cannot_be(tmp_path, heads_policy, text, message):
+    log = tmp_path / "log.csv"
+    log.write_text(text)
+    assert message in str(monitor(log, "--policy", heads_policy).exception)
