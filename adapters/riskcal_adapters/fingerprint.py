@@ -2,38 +2,60 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: Names under which a T5's token embedding may stand again.
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 
 
-def of_weights(named: Iterable[tuple[str, Any]]) -> str:
+#: Numbers that are converted at a time: the whole of a large model in float32 may not fit beside it.
+_PART = 1 << 22
+
+
+def of_weights(named: Iterable[tuple[str, Any]], read: Callable[[Any], Any] = np.asarray) -> str:
     """32 hexadecimal digits: BLAKE2b over names, shapes and values in float32, in the order of the names.
 
     Parameters
     ----------
     named : iterable of (str, array_like)
-        A Hugging Face state dict's entries, as numpy can read them. Copies of one weight under several names may be there
-        or not: what equals the token embedding is left out.
+        A Hugging Face state dict's entries. Copies of one weight under several names may be there or not: what equals the
+        token embedding is left out.
+    read : callable
+        Makes a part of an entry, one-dimensional, readable by numpy.
 
     Notes
     -----
     float16 and bfloat16 weights have the fingerprint of their values in float32; weights that were rounded to a shorter
     type are other weights.
     """
-    weights = {name: np.ascontiguousarray(values, dtype="<f4") for name, values in named}
+    weights = {name: values if hasattr(values, "reshape") else np.asarray(values) for name, values in named}
     shared = weights.get("shared.weight")
     hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
-        if name in _COPIES and shared is not None and np.array_equal(weights[name], shared):
+        values = weights[name]
+        if name in _COPIES and shared is not None and _equal(values, shared, read):
             continue
-        hasher.update(f"{name}\x00{weights[name].shape}\x00".encode())
-        hasher.update(weights[name].data)
+        hasher.update(f"{name}\x00{tuple(values.shape) or (1,)}\x00".encode())
+        for part in _parts(values, read):
+            hasher.update(part.data)
     return hasher.hexdigest()
+
+
+def _parts(values: Any, read: Callable[[Any], Any]) -> Iterator[NDArray[np.float32]]:
+    flat = values.reshape(-1)
+    for start in range(0, flat.shape[0], _PART):
+        yield np.ascontiguousarray(read(flat[start : start + _PART]), dtype="<f4")
+
+
+def _equal(one: Any, other: Any, read: Callable[[Any], Any]) -> bool:
+    if one is other:
+        return True
+    parts = zip(_parts(one, read), _parts(other, read), strict=False)
+    return tuple(one.shape) == tuple(other.shape) and all(np.array_equal(a, b) for a, b in parts)
 
 
 def of_classifier(weight: Any, bias: Any) -> str:

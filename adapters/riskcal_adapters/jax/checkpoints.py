@@ -40,9 +40,19 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
 
 
 def from_torch(model: Any) -> T5:
-    """Take over a Hugging Face T5 in PyTorch, ``transformers.T5ForConditionalGeneration``, with a copy of its weights."""
+    """Take over a Hugging Face T5 in PyTorch, ``transformers.T5ForConditionalGeneration``, with a copy of its weights.
+
+    Raises
+    ------
+    RiskcalError
+        For other models, and for one to which more is attached than its weights say: adapters, hooks and so on.
+    """
     if not hasattr(model, "state_dict") or not hasattr(model, "generation_config"):
         raise RiskcalError(f"model: {type(model).__name__} is not a T5ForConditionalGeneration.")
+    # only where there is a model of PyTorch's: everything else here works without it
+    from riskcal_adapters.torch import selfcheck
+
+    selfcheck.read(model)
     named = {name: _from_tensor(tensor) for name, tensor in model.state_dict().items()}
     generation = model.generation_config.to_dict()
     return _checked(named, model.config.to_dict(), generation, "model.config", "model")

@@ -21,10 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import T5ForConditionalGeneration
 
 from riskcal_adapters.torch import weights
-from riskcal_adapters.torch.weights import Layer, rms_norm
+from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
 
 
 @dataclass(eq=False)
@@ -49,7 +48,12 @@ class LayerCache:
 
     def of(self, kept: Tensor, batch: int) -> "LayerCache":
         """The same for some rows of the batch."""
-        rows = self.rows.view(-1, batch, self.rows.shape[1]).index_select(1, kept).flatten(0, 1)
+        all_rows = self.rows.view(-1, batch, self.rows.shape[1])
+        # positions beyond what any row has filled hold nothing yet: the length limit may be far away
+        filled = max(self.filled, int(self.filled_rows.max()))
+        rows = self.rows.new_empty(len(all_rows) * len(kept), self.rows.shape[1])
+        chosen = rows.view(-1, len(kept), self.rows.shape[1])
+        torch.index_select(all_rows[:filled], 1, kept, out=chosen[:filled])
         part = LayerCache.on(rows, self.prompt_keys.index_select(0, kept), self.prompt_values.index_select(0, kept))
         part.filled, part.filled_rows = self.filled, self.filled_rows[kept.cpu().numpy()]
         return part
@@ -61,12 +65,12 @@ class Cache:
 
     memory: Tensor  # (B * S, d), the encoder's normed output
     prompt_bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
-    position_bias: list[Tensor]  # (1, heads, 1, n) for n = 1..T
+    position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
     batch: int
     length: int
     layers: dict[int, LayerCache] = field(default_factory=dict)
     states: list[Tensor] = field(default_factory=list)  # (B, d) each, by position: the state that later layers build on
-    causal_bias: Tensor | None = None  # (1, heads, T, T), -inf ahead; made when first needed
+    causal_bias: dict[PositionBias, Tensor] = field(default_factory=dict)  # (1, heads, T, T), -inf ahead; where needed
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows of the batch, (A,) in this order."""
@@ -89,7 +93,7 @@ class Backbone:
 
     Parameters
     ----------
-    model : T5ForConditionalGeneration
+    model : T5ForConditionalGeneration, or MT5's or UMT5's
         On one device; not modified.
 
     Attributes
@@ -102,7 +106,7 @@ class Backbone:
         The type of states.
     """
 
-    def __init__(self, model: T5ForConditionalGeneration) -> None:
+    def __init__(self, model: T5) -> None:
         self.device = weights.device(model)
         self.dtype = dtype = weights.compute_dtype(model)
         self.n_layers: int = model.config.num_decoder_layers
@@ -114,8 +118,8 @@ class Backbone:
         self._activation = weights.activation(model)
         self._gated: bool = model.config.is_gated_act
         self._heads: int = model.config.num_heads
-        self._encoder_bias = weights.PositionBias(model.encoder, dtype)
-        self._decoder_bias = weights.PositionBias(model.decoder, dtype)
+        self._encoder_bias = PositionBias(model.encoder, dtype)
+        self._decoder_bias = PositionBias(model.decoder, dtype)
 
     @functools.cached_property
     def head_by_token(self) -> Tensor:
@@ -125,20 +129,23 @@ class Backbone:
     def start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Cache:
         """Encode prompts (B, S) for generations of up to ``length`` tokens."""
         batch, width = tokens.shape
-        bias = self._encoder_bias.square(width)
+        biases = [bias.square(width) for bias in self._encoder_bias.layers]
         prompt_bias = None
         if not mask.all():
             additive = np.where(mask, 0.0, -math.inf)[:, None, None, :]
-            prompt_bias = torch.as_tensor(additive, dtype=bias.dtype, device=self.device)
-            bias = bias + prompt_bias
+            prompt_bias = torch.as_tensor(additive, dtype=self.dtype, device=self.device)
+            biases = [bias + prompt_bias for bias in biases]
         state = self._embedding.index_select(0, tokens.flatten())
-        for layer in self._encoder:
+        for index, layer in enumerate(self._encoder):
             projected = torch.mm(self._norm(state), layer.self_in)
             queries, keys, values = self._split_heads(projected, batch, 3).unbind(0)
-            attended = scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+            attended = scaled_dot_product_attention(
+                queries, keys, values, attn_mask=_of_layer(biases, index), scale=1.0
+            )
             state = torch.addmm(state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out)
             state = self._feed_forward(layer, state)
-        return Cache(self._norm(state), prompt_bias, self._decoder_bias.rows(length), batch, length)
+        rows = [bias.rows(length) for bias in self._decoder_bias.layers]
+        return Cache(self._norm(state), prompt_bias, rows, batch, length)
 
     def embed(self, tokens: list[int]) -> Tensor:
         """(B, d), not to be written to: of one token it is the weights themselves, since looking it up takes longer."""
@@ -168,7 +175,7 @@ class Backbone:
             own.queries.narrow(2, position, 1),
             own.keys.narrow(2, 0, position + 1),
             own.values.narrow(2, 0, position + 1),
-            attn_mask=cache.position_bias[position],
+            attn_mask=_of_layer(cache.position_bias, index)[position],
             scale=1.0,
         )
         state = torch.addmm(state, attended.flatten(1), layer.self_out)
@@ -200,7 +207,7 @@ class Backbone:
             queries,
             of_rows(own.keys.narrow(2, 0, position + 1)),
             of_rows(own.values.narrow(2, 0, position + 1)),
-            attn_mask=cache.position_bias[position],
+            attn_mask=_of_layer(cache.position_bias, index)[position],
             scale=1.0,
         )
         state = torch.addmm(state, attended.flatten(1), layer.self_out)
@@ -226,7 +233,7 @@ class Backbone:
         states = torch.cat([*cache.states[first:], state])  # (m * B, d), position by position
         torch.mm(self._norm(states), layer.self_in, out=own.rows[first * batch : (position + 1) * batch])
         own.filled = position + 1
-        bias = self._causal_bias(cache)[:, :, first : position + 1, : position + 1]
+        bias = self._causal_bias(cache, index)[:, :, first : position + 1, : position + 1]
         attended = scaled_dot_product_attention(
             own.queries.narrow(2, first, m),
             own.keys.narrow(2, 0, position + 1),
@@ -264,12 +271,13 @@ class Backbone:
         cache.layers[index] = LayerCache.on(rows, *prompt)
         return cache.layers[index]
 
-    def _causal_bias(self, cache: Cache) -> Tensor:
-        if cache.causal_bias is None:
-            bias = self._decoder_bias.square(cache.length)
+    def _causal_bias(self, cache: Cache, index: int) -> Tensor:
+        own = _of_layer(self._decoder_bias.layers, index)
+        if own not in cache.causal_bias:
+            bias = own.square(cache.length)
             ahead = torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1)
-            cache.causal_bias = bias.masked_fill(ahead, -math.inf)
-        return cache.causal_bias
+            cache.causal_bias[own] = bias.masked_fill(ahead, -math.inf)
+        return cache.causal_bias[own]
 
     def _feed_forward(self, layer: Layer, state: Tensor) -> Tensor:
         hidden = torch.mm(self._norm(state), layer.ff_in)
@@ -287,3 +295,8 @@ class Backbone:
         """(B * S, parts * h) to (parts, B, heads, S, d_kv)."""
         width = projected.shape[1] // (parts * self._heads)
         return projected.view(batch, -1, parts, self._heads, width).permute(2, 0, 3, 1, 4)
+
+
+def _of_layer(biases: list[Any], index: int) -> Any:
+    """A layer's own, or the one that all share."""
+    return biases[index if len(biases) > 1 else 0]

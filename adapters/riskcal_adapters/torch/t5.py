@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerBase
 
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import _requests, fingerprint
-from riskcal_adapters.torch import choosing, speculation, weights
+from riskcal_adapters.torch import choosing, selfcheck, speculation, weights
 from riskcal_adapters.torch.backbone import Backbone, Cache
 from riskcal_adapters.torch.heads import Scores
 from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES, Judge
@@ -105,8 +105,9 @@ class EarlyExitT5:
     Parameters
     ----------
     model : T5ForConditionalGeneration
-        T5 v1.0 or v1.1 in any floating type, on one device. It is read once, here, and not modified: the decoder keeps
-        rearranged copies of the weights, so make a new one after changing or moving the model. float16 is computed in
+        T5 v1.0 or v1.1, or an ``MT5ForConditionalGeneration`` or ``UMT5ForConditionalGeneration``, in any floating type, on
+        one device. It is read once, here, and not modified: the decoder keeps rearranged copies of the weights, so make a
+        new one after changing or moving the model. float16 is computed in
         float32 (T5 overflows it), other types as they are; confidences always in float32.
     tokenizer : PreTrainedTokenizerBase, optional
         Needed by `encode` and `decode` only.
@@ -129,23 +130,24 @@ class EarlyExitT5:
     ------
     RiskcalError
         If the model is no T5, has weights that are not floating-point or are spread over devices, lacks its padding, end
-        or start id, if its generation config asks for anything but greedy decoding, or if the classifier does not fit it.
+        or start id, if its generation config asks for anything but greedy decoding, if the classifier does not fit it, or
+        if its own forward gives other logits than its weights in a T5: adapters, hooks, added biases, replaced norms and
+        other embeddings are not decoded with, and so not ignored.
     """
 
     def __init__(
         self,
-        model: T5ForConditionalGeneration,
+        model: weights.T5,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         classifier: Classifier | None = None,
     ) -> None:
-        if not isinstance(model, T5ForConditionalGeneration):
-            raise RiskcalError(f"model: {type(model).__name__} is not a T5ForConditionalGeneration.")
+        backbone = selfcheck.read(model)
         _requests.greedy_only(model.generation_config)
         self.model = model
         self.tokenizer = tokenizer
         self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
-        self._backbone = Backbone(model)
+        self._backbone = backbone
         self._as_read = weights.versions(model)
         #: What changes tokens beside the weights, which a policy is bound to.
         self.settings = _requests.settings(
@@ -154,7 +156,7 @@ class EarlyExitT5:
             activation=model.config.dense_act_fn,
             gated=model.config.is_gated_act,
             reach=model.config.relative_attention_max_distance,
-            scaled=bool(model.config.scale_decoder_outputs),
+            scaled=weights.scales_outputs(model),
             logits=self.dtype,
         )
         self.n_layers: int = self._backbone.n_layers
@@ -178,7 +180,7 @@ class EarlyExitT5:
         if weights.versions(self.model) != self._as_read:
             raise RiskcalError("model: its weights changed after this decoder read them; make a new decoder.")
         named = self.model.state_dict().items()
-        return fingerprint.of_weights((name, weight.float().cpu().numpy()) for name, weight in named)
+        return fingerprint.of_weights(named, lambda part: part.float().cpu().numpy())
 
     @functools.cached_property
     def classifier_weights(self) -> str | None:

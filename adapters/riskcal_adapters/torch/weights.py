@@ -12,9 +12,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import T5ForConditionalGeneration
+from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration, UMT5ForConditionalGeneration
 
 from riskcal._validate import RiskcalError
+
+#: A T5 of any of these classes. mT5 is T5 v1.1; UMT5 has a bias on positions in each layer, where the others share one.
+T5 = T5ForConditionalGeneration | MT5ForConditionalGeneration | UMT5ForConditionalGeneration
 
 
 class Layer(NamedTuple):
@@ -29,7 +32,7 @@ class Layer(NamedTuple):
     cross_out: Tensor | None = None  #: (h, d)
 
 
-def layers(model: T5ForConditionalGeneration, dtype: torch.dtype) -> tuple[list[Layer], list[Layer]]:
+def layers(model: T5, dtype: torch.dtype) -> tuple[list[Layer], list[Layer]]:
     """The encoder's and the decoder's layers."""
     memory_norm = model.encoder.final_layer_norm
     encoder = [_self_and_feed_forward(block, dtype) for block in model.encoder.block]
@@ -46,13 +49,39 @@ def layers(model: T5ForConditionalGeneration, dtype: torch.dtype) -> tuple[list[
     return encoder, decoder
 
 
-def head(model: T5ForConditionalGeneration, dtype: torch.dtype) -> Tensor:
+def head(model: T5, dtype: torch.dtype) -> Tensor:
     """(d, V): the output projection after the decoder's final norm."""
-    scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
+    scale = model.config.d_model**-0.5 if scales_outputs(model) else 1.0
     return _after_norm(model.decoder.final_layer_norm, [model.lm_head], dtype, scale)
 
 
-def compute_dtype(model: T5ForConditionalGeneration) -> torch.dtype:
+def scales_outputs(model: T5) -> bool:
+    """Whether the class divides the head's input by sqrt(d)."""
+    if isinstance(model, UMT5ForConditionalGeneration):
+        return bool(model.config.tie_word_embeddings)
+    return bool(getattr(model.config, "scale_decoder_outputs", False))
+
+
+def refuse_other(model: object) -> None:
+    """Refuse what is no T5, and a checkpoint in a class that has no place for all of its position biases."""
+    if not isinstance(model, T5):
+        raise RiskcalError(
+            f"model: {type(model).__name__} is not a T5ForConditionalGeneration (nor MT5 or UMT5). Take the model out of what "
+            "wraps it; adapters are merged first (peft: merge_and_unload())."
+        )
+    written = getattr(model.config, "architectures", None) or []
+    own = isinstance(model, UMT5ForConditionalGeneration)
+    foreign = [
+        name for name in written if name.endswith("T5ForConditionalGeneration") and name.startswith("UMT5") != own
+    ]
+    if foreign:
+        raise RiskcalError(
+            f"model: {type(model).__name__}, but the checkpoint is of class {foreign[0]}, whose layers "
+            f"{'share one bias' if own else 'each have a bias'} on positions; load it with {foreign[0]}.from_pretrained."
+        )
+
+
+def compute_dtype(model: T5) -> torch.dtype:
     """The widest of the weights' types, and at least bfloat16's range: T5's feed-forward layers overflow float16."""
     dtypes = {parameter.dtype for parameter in model.parameters()}
     foreign = [dtype for dtype in dtypes if not dtype.is_floating_point]
@@ -62,7 +91,7 @@ def compute_dtype(model: T5ForConditionalGeneration) -> torch.dtype:
     return torch.float32 if widest is torch.float16 else widest
 
 
-def device(model: T5ForConditionalGeneration) -> torch.device:
+def device(model: T5) -> torch.device:
     """Where all the weights are."""
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or torch.device("meta") in devices:
@@ -70,13 +99,13 @@ def device(model: T5ForConditionalGeneration) -> torch.device:
     return devices.pop()
 
 
-def norm_offset(model: T5ForConditionalGeneration, dtype: torch.dtype) -> Tensor:
+def norm_offset(model: T5, dtype: torch.dtype) -> Tensor:
     """What `rms_norm` needs to know of the model: the square root of ``d * epsilon``, in float32 or wider."""
     value = math.sqrt(model.config.d_model * model.config.layer_norm_epsilon)
     return torch.tensor(value, dtype=torch.promote_types(dtype, torch.float32), device=model.device)
 
 
-def versions(model: T5ForConditionalGeneration) -> list[tuple[str, int, int]]:
+def versions(model: T5) -> list[tuple[str, int, int]]:
     """What changes when a weight is replaced or written to, short of reading them all."""
     named = model.state_dict().items()
     return [(name, held.data_ptr(), 0 if held.is_inference() else held._version) for name, held in named]
@@ -89,7 +118,7 @@ def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
     return normed if normed.dtype == state.dtype else normed.to(state.dtype)  # asking is dearer than looking
 
 
-def activation(model: T5ForConditionalGeneration) -> Callable[[Tensor], Tensor]:
+def activation(model: T5) -> Callable[[Tensor], Tensor]:
     """The feed-forward layers' nonlinearity, as one operation where there is one."""
     fused = {"relu": torch.relu, "gelu_new": functools.partial(F.gelu, approximate="tanh")}
     return fused.get(model.config.dense_act_fn, model.decoder.block[0].layer[-1].DenseReluDense.act)
@@ -100,22 +129,30 @@ ALIGNMENT = 8
 
 
 class PositionBias:
-    """The bias on attention between two positions that all layers of a stack share, by their distance."""
+    """The bias on attention between two positions, by their distance, of a stack's first layer.
 
-    def __init__(self, stack: torch.nn.Module, dtype: torch.dtype) -> None:
-        attention = stack.block[0].layer[0].SelfAttention
+    All layers share it in a T5; ``layers`` are those of each layer where they have their own (UMT5), else this one alone.
+    Threads may share a decoder, and replace what is kept here: each call reads it once.
+    """
+
+    def __init__(self, stack: torch.nn.Module, dtype: torch.dtype, layer: int = 0) -> None:
+        own = [block.layer[0].SelfAttention for block in stack.block]
+        attention = own[layer]
         self._reach: int = attention.relative_attention_max_distance  # beyond it the bias stays the same
         with torch.no_grad():
             around = attention.compute_bias(1, 2 * self._reach + 1, past_seen_tokens=self._reach)
         self._by_offset = around[0, :, 0].to(dtype)  # (heads, 2 * reach + 1)
         self._square = self._between(0, 0)
         self._rows: list[Tensor] = []
+        others = [i for i, one in enumerate(own) if i and one.has_relative_attention_bias] if layer == 0 else []
+        self.layers = [self, *(PositionBias(stack, dtype, i) for i in others)]
 
     def square(self, length: int) -> Tensor:
         """(1, heads, length, length): of every position to every other. Kept for the longest length asked for."""
-        if self._square.shape[-1] < length:
-            self._square = self._between(0, length)
-        return self._square[:, :, :length, :length].contiguous()  # a part's rows may begin anywhere
+        square = self._square
+        if square.shape[-1] < length:
+            self._square = square = self._between(0, length)
+        return square[:, :, :length, :length].contiguous()  # a part's rows may begin anywhere
 
     def rows(self, length: int) -> list[Tensor]:
         """(1, heads, 1, n) for n = 1 to at least ``length``: of the last of n positions to all of them.
@@ -123,15 +160,16 @@ class PositionBias:
         All begin at an address that attention on a GPU can read (`ALIGNMENT`; elsewhere it ends in "misaligned address"):
         they are views of as many copies as there are remainders, not copies of their own.
         """
-        if len(self._rows) < length:
+        rows = self._rows
+        if len(rows) < length:
             last = self._between(length - 1, length)
             room = (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT  # for any shift, rows apart by whole pieces
             copies = [last.new_zeros(*last.shape[:-1], room) for _ in range(ALIGNMENT)]
             for shift, copy in enumerate(copies):
                 copy[..., shift : shift + length] = last
             starts = [(length - n, -(length - n) % ALIGNMENT) for n in range(1, length + 1)]
-            self._rows = [copies[shift][..., start + shift : length + shift] for start, shift in starts]
-        return self._rows
+            self._rows = rows = [copies[shift][..., start + shift : length + shift] for start, shift in starts]
+        return rows
 
     def _between(self, first: int, length: int) -> Tensor:
         """(1, heads, length - first, length): of the positions from ``first`` on to all."""
@@ -153,13 +191,26 @@ def _self_and_feed_forward(block: torch.nn.Module, dtype: torch.dtype) -> Layer:
 
 
 def _after_norm(
-    norm: torch.nn.Module, linears: Iterable[torch.nn.Linear], dtype: torch.dtype, scale: float = 1.0
+    norm: torch.nn.Module, linears: Iterable[torch.nn.Module], dtype: torch.dtype, scale: float = 1.0
 ) -> Tensor:
     fine = torch.promote_types(dtype, torch.float32)
-    gain = norm.weight.detach().to(fine) * (math.sqrt(norm.weight.shape[0]) * scale)
-    joined = torch.cat([linear.weight.detach().to(fine) for linear in linears])
+    weight = _weight(norm)
+    gain = weight.to(fine) * (math.sqrt(weight.shape[0]) * scale)
+    joined = torch.cat([_weight(linear).to(fine) for linear in linears])
     return (joined * gain).to(dtype).t().contiguous()
 
 
-def _plain(linear: torch.nn.Linear, dtype: torch.dtype) -> Tensor:
-    return linear.weight.detach().to(dtype).t().contiguous()
+def _plain(linear: torch.nn.Module, dtype: torch.dtype) -> Tensor:
+    return _weight(linear).to(dtype).t().contiguous()
+
+
+def _weight(module: torch.nn.Module) -> Tensor:
+    """A module's weight as numbers; quantized modules pack theirs, and adapters put it elsewhere."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        raise RiskcalError(
+            f"model: holds a {kind}, which has no floating-point weight; load the model without quantization, and merge "
+            "adapters into its weights (peft: merge_and_unload())."
+        )
+    return weight.detach()

@@ -1,0 +1,145 @@
+"""Whether a decoder computes what its model does: weights alone do not say what else is attached to a model."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from riskcal._validate import RiskcalError
+from riskcal_adapters.torch import weights
+from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.weights import T5
+
+#: How far logits may be from the model's own, as a share of its largest. Measured on random and trained models of up to 8
+#: encoder and 12 decoder layers: 5e-7 (its norms are float32), 3e-6, .02, .003.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.03}
+_PROMPT, _LENGTH = 9, 4
+_REMEDY = (
+    "Early-exit decoding runs a T5's weights and nothing else: merge adapters into them (peft: merge_and_unload()), remove "
+    "hooks and replaced modules, and make the decoder anew."
+)
+
+
+def read(model: object) -> Backbone:
+    """A T5's weights, after making sure that they are all there is to it."""
+    weights.refuse_other(model)
+    try:
+        backbone = Backbone(model)
+    except AttributeError as error:
+        raise RiskcalError(f"model: has not the modules of a T5 ({error}). {_REMEDY}") from error
+    refuse_attachments(model, backbone)
+    return backbone
+
+
+def refuse_attachments(model: T5, backbone: Backbone) -> None:
+    """Compare one teacher-forced forward of the backbone with the model's own, and refuse a model whose own says otherwise.
+
+    Neither random numbers nor the model's mode are touched. In types shorter than float32, whose rounding hides small
+    differences, whatever looks attached is refused as well.
+    """
+    for name in ("encoder", "decoder"):  # a few ids would not tell where only some rows differ
+        own, shared = getattr(model, name).embed_tokens.weight, model.shared.weight
+        if own.data_ptr() != shared.data_ptr() and not torch.equal(own, shared):
+            raise RiskcalError(
+                f"model: {name}.embed_tokens is not the shared embedding; a T5 has one: set model.{name}.embed_tokens.weight = "
+                "model.shared.weight if it should be."
+            )
+    unusual = attachments(model)
+    precise = backbone.dtype in (torch.float32, torch.float64) and all(
+        weight.dtype in (torch.float32, torch.float64) for weight in model.parameters()
+    )
+    if unusual and not precise:
+        raise RiskcalError(f"model: {_listed(unusual)}. {_REMEDY}")
+    error = _error(model, backbone)
+    least = min((weight.dtype for weight in model.parameters()), key=lambda dtype: -_TOLERANCE[dtype])
+    if error > _TOLERANCE[least]:
+        cause = (
+            _listed(unusual)
+            if unusual
+            else (
+                f"{type(model).__name__} may have a forward of its own, or its config was changed after its modules were made"
+            )
+        )
+        raise RiskcalError(
+            f"model: its own forward gives other logits than its weights in a T5 (by {error:.1g} of the largest): {cause}. "
+            f"{_REMEDY}"
+        )
+
+
+def attachments(model: torch.nn.Module) -> list[str]:
+    """What a plain T5 does not have, each as a part of a sentence."""
+    found = []
+    for name, module in model.named_modules():
+        place = name or "the model"
+        if module._forward_hooks or module._forward_pre_hooks:
+            found.append(f"{place} has a forward hook")
+        if "forward" in vars(module):
+            found.append(f"{place} has a forward of its own")
+        if not type(module).__module__.startswith(("torch.nn.modules.", "transformers.")):
+            found.append(f"{place} is a {type(module).__module__}.{type(module).__qualname__}")
+        elif isinstance(module, torch.nn.Linear) and module.bias is not None:
+            found.append(f"{place} has a bias")
+    return found
+
+
+def _listed(found: list[str]) -> str:
+    more = len(found) - 2
+    return "; ".join(found[:2]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _error(model: T5, backbone: Backbone) -> float:
+    """The largest difference of logits, as a share of the largest of the model's own."""
+    device, vocabulary = backbone.device, backbone.vocabulary
+    # spread over the vocabulary by a step that shares no factor with it; one row is padded
+    step = next(step for step in (7919, 7907, 7901, 1) if math.gcd(step, vocabulary) == 1)
+    ids = torch.arange(1, 2 * (_PROMPT + _LENGTH) + 1, device=device).mul(step).remainder(vocabulary).view(2, -1)
+    prompt, forced = ids[:, :_PROMPT].contiguous(), ids[:, _PROMPT:].contiguous()
+    mask = torch.ones_like(prompt)
+    mask[1, -3:] = 0
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with _evaluating(model):
+            try:
+                own = model(input_ids=prompt, attention_mask=mask, decoder_input_ids=forced, use_cache=False).logits
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+                raise RiskcalError(f"model: its own forward fails ({error}). {_REMEDY}") from error
+        ours = _teacher_forced(backbone, prompt, mask.cpu().numpy().astype(bool), forced)
+    own, ours = own.double(), ours.double()
+    if own.shape != ours.shape:
+        return math.inf
+    finite = own.isfinite()  # float16 overflows where decoding, in float32, does not
+    if backbone.dtype in (torch.float32, torch.float64) and not (ours.isfinite() | ~finite).all():
+        return math.inf
+    finite &= ours.isfinite()
+    if not finite.any():
+        return 0.0
+    scale = own[finite].abs().max().item()
+    return (own - ours)[finite].abs().max().item() / max(scale, torch.finfo(torch.float32).tiny)
+
+
+def _teacher_forced(backbone: Backbone, prompt: Tensor, mask: np.ndarray, forced: Tensor) -> Tensor:
+    """The last layer's logits (B, T, V)."""
+    cache = backbone.start(prompt, mask, forced.shape[1])
+    logits = []
+    for column in forced.T.tolist():
+        state = backbone.embed(column)
+        for index in range(backbone.n_layers):
+            state = backbone.layer(index, state, cache)
+        cache.states.append(state)
+        logits.append(backbone.logits(state))
+    return torch.stack(logits, dim=1)
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and after that in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
