@@ -64,6 +64,11 @@ class Problem:
         """Whether candidates differ in more than one coordinate."""
         return len(self.coordinates) > 1
 
+    def name(self, candidate: int) -> str:
+        """A candidate, as messages name it: what it is in each coordinate."""
+        row = self.candidates.iloc[candidate]
+        return ", ".join(f"{name} {plain(row[name])}" for name in self.coordinates)
+
     def rows(self, which: slice) -> Self:
         """The same problem on some of the units."""
         return replace(
@@ -81,6 +86,11 @@ class Problem:
             candidates=self.candidates.iloc[which].reset_index(drop=True),
             costs={name: cost[:, which] for name, cost in self.costs.items()},
         )
+
+
+def plain(value: Any) -> str:
+    """A coordinate's value, as messages write it."""
+    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
 
 
 def from_runs(runs: Runs, deltas: Mapping[str, Any]) -> Problem:

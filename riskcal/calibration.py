@@ -6,13 +6,14 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _problem, _validate, bounds, fwer, monotone, pvalues, records
+from riskcal import _problem, _validate, bounds, fwer, monotone, planning, pvalues, records
 from riskcal._problem import Problem, Risk
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import COLUMNS, Certificate, ExitPolicy, Stop, ids_digest, versions
@@ -74,7 +75,8 @@ class Calibration:
     full_costs : dict
         Mean costs of the full model, where recorded.
     message : str
-        The outcome in plain words, with what to do next if nothing was certified.
+        The outcome in plain words; if nothing was certified, what would help, such as the size of a fresh sample. That size
+        is simulated where the message is first read, which takes up to a second or so.
     pilot : tuple
         Ids of the units that chose the order and were not tested; empty for an order fixed beforehand.
     preregistered : str or None
@@ -89,7 +91,7 @@ class Calibration:
     chosen: pd.Series | None
     table: pd.DataFrame
     full_costs: dict[str, float]
-    message: str
+    _told: Callable[[], str]
     delta: float | dict[str, float]
     epsilon: float
     epsilon_spent: float
@@ -106,6 +108,11 @@ class Calibration:
     pilot: tuple[Any, ...] = ()
     stopped: Stop | None = None
     preregistered: str | None = None
+
+    @cached_property
+    def message(self) -> str:
+        """The outcome in plain words."""
+        return self._told()
 
     def policy(self, **fields: Any) -> ExitPolicy:
         """The policy to deploy, with its certificate.
@@ -292,13 +299,25 @@ def calibrate(
         )
     starts = _validate.count(starts, "starts", least=1)
     refuse_unused(procedure, problem.several, options)
+    whole = problem
     problem, pilot = _ordered(problem, procedure, order, cost, pilot_fraction)
     weights = np.full(problem.k, 1 / problem.k) if weights is None else weights
     levels = _levels(procedure, spent, problem.k, starts, weights, transitions)
     p = np.max([_test(test, risk, levels) for risk in problem.risks], axis=0)
     rejected = _select(procedure, p, spent, starts, weights, transitions)
     table = _table(problem).assign(pvalue=p, certified=rejected)
-    found: dict[str, Any] = {"procedure": procedure, "starts": starts, "level": levels[0], "pilot": pilot}
+    if pilot:  # a fresh sample has its own pilot, which may choose any candidate first; of equal ones the cheapest
+        ties = (
+            np.argsort(_problem.mean_cost(whole, cost), kind="stable") if procedure == "pareto" else np.arange(whole.k)
+        )
+        whole, levels = whole.columns(ties), np.full(whole.k, spent)
+    else:
+        whole = problem
+    design = planning.Design.of(
+        test, procedure, spent, levels, starts=starts, weights=weights, pilot_fraction=pilot_fraction
+    )
+    outlook = partial(planning.outlook, whole, design, _MEANING)
+    found: dict[str, Any] = {"procedure": procedure, "starts": starts, "outlook": outlook, "pilot": pilot}
     result = _result(problem, table, cost, rises=_rises(problem), **found, **common)
     return replace(result, preregistered=_preregistered(options))
 
@@ -457,11 +476,13 @@ def _simultaneous(problem: Problem, deltas: list[float], cost: str, common: dict
     bound = bounds.simultaneous(
         risk.losses, epsilon=common["epsilon_spent"], method=method, lower=risk.lower, upper=risk.upper, **options
     )
-    level, rises, results = common["epsilon_spent"] / problem.k, _rises(problem), []
+    levels, rises, results = np.full(problem.k, common["epsilon_spent"] / problem.k), _rises(problem), []
+    design = planning.Design.of(common["test"], "simultaneous", common["epsilon_spent"], levels)
     for delta in deltas:
         posed = replace(problem, risks=(risk._replace(delta=delta),))
         table = _table(posed).assign(bound=bound, certified=bound <= delta)
-        found: dict[str, Any] = {"procedure": "simultaneous", "starts": 1, "level": level, "pilot": ()}
+        outlook = partial(planning.outlook, posed, design, _MEANING)
+        found: dict[str, Any] = {"procedure": "simultaneous", "starts": 1, "outlook": outlook, "pilot": ()}
         results.append(_result(posed, table, cost, rises=rises, **found, **common))
     return results
 
@@ -479,7 +500,7 @@ def _result(
     table: pd.DataFrame,
     cost: str,
     *,
-    level: float,
+    outlook: Callable[[], str],
     pilot: tuple[Any, ...],
     rises: str,
     **settings: Any,
@@ -492,6 +513,7 @@ def _result(
             _problem.mean_cost(problem, cost) if problem.several else table["threshold"].to_numpy(dtype=np.float64)
         )
         chosen = table.iloc[int(np.where(table["certified"], spending, math.inf).argmin())]
+    opening = _opening(problem, chosen, settings["epsilon_spent"])
     single = problem.risks[0]
     return Calibration(
         threshold=math.inf if chosen is None else float(chosen["threshold"]),
@@ -499,9 +521,7 @@ def _result(
         chosen=chosen,
         table=table,
         full_costs=problem.full_costs,
-        message=_message(problem, chosen, settings["test"], settings["epsilon_spent"], float(level))
-        + rises
-        + _end(table, problem.stopped),
+        _told=partial(_message, opening, None if chosen is not None else outlook, rises + _end(table, problem.stopped)),
         delta=single.delta if len(problem.risks) == 1 else {risk.name: risk.delta for risk in problem.risks},
         objective="+".join(risk.name for risk in problem.risks),
         n=problem.n,
@@ -515,35 +535,23 @@ def _result(
     )
 
 
-def _message(problem: Problem, chosen: pd.Series | None, test: str, epsilon: float, level: float) -> str:
-    if chosen is not None:
-        where = ", ".join(f"{name} {_plain(chosen[name])}" for name in problem.coordinates)
-        loss = "loss" if len(problem.risks) == 1 else "loss_{}"
-        claims = " and ".join(
-            f"the expected {_MEANING[risk.name]} is at most {risk.delta:g} "
-            f"(observed {chosen[loss.format(risk.name)]:.4g})"
-            for risk in problem.risks
-        )
-        return (
-            f"Certified: with probability at least {1 - epsilon:.6g} over the draw of the {problem.n} calibration "
-            f"{problem.unit}, at {where} {claims}."
-        )
-    safest = int(np.argmin(np.max([(r.losses.mean(0) - r.delta) / r.width for r in problem.risks], axis=0)))
-    risk = max(problem.risks, key=lambda r: (r.losses[:, safest].mean() - r.delta) / r.width)
-    mean, deviation = float(risk.losses[:, safest].mean()), float(risk.losses[:, safest].std(ddof=1))
-    opening = f"Nothing was certified at delta {risk.delta:g}: run the full model. "
-    if mean >= risk.delta:
-        return opening + (
-            f"Even the safest candidate's observed {_MEANING[risk.name]} is {mean:.4g}, so more {problem.unit} alone "
-            "will not help: raise delta, record higher thresholds, or train the model for early exit."
-        )
-    needed = pvalues.sample_size(
-        test, (mean - risk.lower) / risk.width, deviation / risk.width, (risk.delta - risk.lower) / risk.width, level
+def _message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> str:
+    return opening + ("" if outlook is None else outlook()) + remarks
+
+
+def _opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
+    if chosen is None:
+        deltas = " and ".join(f"{risk.delta:g}" for risk in problem.risks)
+        return f"Nothing was certified at delta {deltas}: run the full model. "
+    where = ", ".join(f"{name} {_problem.plain(chosen[name])}" for name in problem.coordinates)
+    loss = "loss" if len(problem.risks) == 1 else "loss_{}"
+    claims = " and ".join(
+        f"the expected {_MEANING[risk.name]} is at most {risk.delta:g} (observed {chosen[loss.format(risk.name)]:.4g})"
+        for risk in problem.risks
     )
-    return opening + (
-        f"The safest candidate's observed {_MEANING[risk.name]} is {mean:.4g}; a fresh sample of about "
-        f"{max(needed, problem.n + 1)} {problem.unit} would certify it in four draws of five, if that is its true mean. "
-        f"Testing these data again, or more of the same pool, is a new attempt that this epsilon does not cover."
+    return (
+        f"Certified: with probability at least {1 - epsilon:.6g} over the draw of the {problem.n} calibration "
+        f"{problem.unit}, at {where} {claims}."
     )
 
 
@@ -560,7 +568,7 @@ def _end(table: pd.DataFrame, stopped: Stop | None) -> str:
     if stopped is None:
         return ""
     end = (
-        f" Thresholds below {_plain(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
+        f" Thresholds below {_problem.plain(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
         f"{_MEANING[stopped.objective]} had failed (delta {stopped.delta:g}, epsilon {stopped.epsilon:g}, {stopped.test})."
     )
     return end + " Here it did not fail, so that a lower one might do." * bool(table["certified"].iloc[-1])
@@ -613,7 +621,3 @@ def _recorded_fields(text: str) -> dict[str, Any]:
             "leave it out there."
         )
     return {name: getattr(recorded, name) for name in fields}
-
-
-def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)

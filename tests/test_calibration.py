@@ -130,7 +130,7 @@ def test_a_mean_just_below_delta_or_a_tiny_delta_still_gets_an_answer(test):
     for losses, delta in ((near, 0.0990001), (np.zeros((20, 1)), 1e-12), (near, 0.0990000000000001)):
         calibration = calibrate(losses, thresholds=[0.5], delta=delta, test=test)
         assert not calibration.certified
-        assert "fresh sample of about" in calibration.message
+        assert "more than a million fresh rows" in calibration.message
 
 
 # The level and the order at which betting is tuned

@@ -1,0 +1,409 @@
+"""Sample sizes come true: drawn from what the message or the plan states, so many units certify as often as it says.
+
+Monte Carlo throughout: 250 draws with fixed seeds, so a share near .8 has a standard error of .025. What is claimed is .05
+around the share; asserted is that plus two and a half standard errors.
+"""
+
+import math
+import pickle
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import riskcal
+from riskcal import RiskcalError, Runs, _simulation, calibrate, pvalues
+
+DRAWS = 250
+SLACK = 0.05 + 2.5 * 0.025
+TESTS = ["betting", "convex_order", "hoeffding_bentkus", "empirical_bernstein"]
+
+
+def coins(*rates):
+    """0/1 losses; a candidate's failures are among those of every riskier one."""
+    return lambda rng, n: (rng.random((n, 1)) < np.array(rates)).astype(float)
+
+
+def unrelated(*rates):
+    """0/1 losses, independent from candidate to candidate."""
+    return lambda rng, n: (rng.random((n, len(rates))) < np.array(rates)).astype(float)
+
+
+def mostly_zero(rate, mean):
+    return lambda rng, n: np.where(rng.random((n, 1)) < rate, np.minimum(1.0, rng.gamma(2, mean / 2, (n, 1))), 0.0)
+
+
+def close_together(mean, deviation):
+    return lambda rng, n: np.clip(rng.normal(mean, deviation, (n, 1)), 0.0, 1.0)
+
+
+def differences(rng, n):
+    """Mostly ties, losses as often as gains."""
+    return np.where(rng.random((n, 1)) < 0.2, rng.uniform(-1.0, 1.0, (n, 1)), 0.0)
+
+
+def grid_for(k):
+    return np.linspace(0.9, 0.1, k) if k > 1 else [0.5]
+
+
+def a_failure(draw, **options):
+    """A sample that certifies nothing, its mean below delta, and its calibration; the first of a seeded series."""
+    for seed in range(500):
+        rng = np.random.default_rng(seed)
+        losses = draw(rng, (60, 150, 300, 1000)[seed // 125])
+        found = calibrate(losses, thresholds=grid_for(losses.shape[1]), **options)
+        if losses.any() and not found.certified and "fresh sample of about" in found.message:
+            return losses, found
+    raise AssertionError("no seed fails with a number")
+
+
+def promised(message):
+    """The number of fresh units and in what share of draws they certify."""
+    size = int(re.search(r"fresh sample of about (\d+)", message)[1])
+    share = re.search(r"in (\d+) draws of 100", message)
+    return size, 0.8 if share is None else int(share[1]) / 100
+
+
+def share_certified(losses, size, **options):
+    certified = 0
+    for seed in range(DRAWS):
+        rows = np.random.default_rng(10_000 + seed).integers(0, len(losses), size)
+        certified += calibrate(losses[rows], thresholds=grid_for(losses.shape[1]), **options).certified
+    return certified / DRAWS
+
+
+@pytest.mark.parametrize("test", ["betting", "convex_order"])
+@pytest.mark.parametrize(
+    ("draw", "delta", "lower"),
+    [
+        (coins(0.003), 0.01, 0.0),
+        (coins(0.008), 0.02, 0.0),
+        (coins(0.05), 0.1, 0.0),
+        (coins(0.2), 0.3, 0.0),
+        (mostly_zero(0.2, 0.3), 0.1, 0.0),
+        (close_together(0.28, 0.05), 0.3, 0.0),
+        (differences, 0.05, -1.0),
+    ],
+    ids=["coins .01", "coins .02", "coins .1", "coins .3", "mostly zero .1", "close together .3", "signed"],
+)
+def test_the_fresh_sample_that_a_message_names_certifies_as_often_as_it_says(draw, delta, lower, test):
+    options = {"delta": delta, "lower": lower, "test": test}
+    losses, failed = a_failure(draw, **options)
+    size, share = promised(failed.message)
+    assert abs(share_certified(losses, size, **options) - share) <= SLACK
+
+
+@pytest.mark.parametrize(
+    ("draw", "options"),
+    [
+        (coins(*np.linspace(0.01, 0.2, 20)), {"procedure": "holm"}),
+        (unrelated(*np.full(20, 0.05)), {"procedure": "holm"}),
+        (unrelated(*np.full(20, 0.05)), {"procedure": "bonferroni"}),
+        (unrelated(*np.full(8, 0.05)), {"procedure": "hochberg"}),
+        (unrelated(0.08, 0.07, 0.06, 0.05, 0.05, 0.05), {"starts": 3}),
+        (unrelated(0.08, 0.05, 0.05, 0.3), {"procedure": "fallback"}),
+        (
+            unrelated(0.08, 0.05, 0.05),
+            {"procedure": "graphical", "weights": [0.5, 0.5, 0], "transitions": np.roll(np.eye(3), 1, 1)},
+        ),
+        (unrelated(0.05, 0.07, 0.09, 0.2), {"procedure": "pilot_order"}),
+        (unrelated(0.05, 0.07, 0.09, 0.2), {"procedure": "pareto", "pilot_fraction": 0.3}),
+        (unrelated(0.09, 0.05), {"order": [1, 0]}),
+        (coins(0.05), {"attempt": 2}),
+        (coins(0.05), {"test": "hoeffding_bentkus"}),
+        (mostly_zero(0.2, 0.3), {"test": "empirical_bernstein"}),
+        (unrelated(0.05, 0.05, 0.05), {"test": "binomial", "procedure": "holm"}),
+    ],
+    ids=[
+        "holm, nested",
+        "holm",
+        "bonferroni",
+        "hochberg",
+        "starts",
+        "fallback",
+        "graphical",
+        "pilot",
+        "pareto",
+        "order",
+        "attempt",
+        "hoeffding_bentkus",
+        "empirical_bernstein",
+        "binomial",
+    ],
+)
+def test_so_it_does_under_every_procedure_and_order(draw, options):
+    options = {"delta": 0.1} | options
+    losses, failed = a_failure(draw, **options)
+    size, share = promised(failed.message)
+    assert abs(share_certified(losses, size, **options) - share) <= SLACK
+
+
+def test_so_it_does_for_a_list_of_deltas():
+    deltas = [0.1, 0.15, 0.2]
+    losses = coins(0.02, 0.06, 0.07)(np.random.default_rng(2), 40)
+    for which, failed in enumerate(calibrate(losses, thresholds=grid_for(3), delta=deltas)):
+        if failed.certified:
+            continue
+        size, share = promised(failed.message)
+        certified = [
+            calibrate(losses[rows], thresholds=grid_for(3), delta=deltas)[which].certified
+            for rows in np.random.default_rng(which).integers(0, 40, (DRAWS, size))
+        ]
+        assert abs(np.mean(certified) - share) <= SLACK
+
+
+def runs_of(losses, **columns):
+    """Runs of one threshold, 0/1 dissimilarity and risk."""
+    n = len(losses)
+    one = pd.DataFrame({"prompt": np.arange(n), "threshold": 0.5, "dissimilarity": losses[:, 0], "risk": losses[:, 1]})
+    one["full_risk"] = 0.0
+    return Runs.from_frame(one.assign(**columns))
+
+
+def test_so_it_does_for_two_risks_at_once():
+    losses = unrelated(0.05, 0.1)(np.random.default_rng(0), 60)
+    delta = {"textual": 0.15, "risk": 0.2}
+    failed = calibrate(runs_of(losses), delta=delta)
+    size, share = promised(failed.message)
+    certified = [
+        calibrate(runs_of(losses[rows]), delta=delta).certified
+        for rows in np.random.default_rng(1).integers(0, 60, (100, size))
+    ]
+    assert abs(np.mean(certified) - share) <= 0.05 + 2.5 * 0.04  # 100 draws
+
+
+def test_clusters_are_counted_and_drawn_whole():
+    rng = np.random.default_rng(4)
+    difficulty = np.repeat(rng.random((40, 1)) < 0.1, 5, axis=0)
+    losses = (rng.random((200, 2)) < np.where(difficulty, 0.6, 0.02)).astype(float)
+    failed = calibrate(runs_of(losses, cluster=np.repeat(np.arange(40), 5)), delta=0.12)
+    assert re.search(r"fresh sample of about \d+ clusters", failed.message)
+    size, share = promised(failed.message)
+    certified = []
+    for clusters in np.random.default_rng(5).integers(0, 40, (100, size)):
+        rows = (clusters[:, None] * 5 + np.arange(5)).ravel()
+        runs = runs_of(losses[rows], cluster=np.repeat(np.arange(size), 5))
+        certified.append(calibrate(runs, delta=0.12).certified)
+    assert abs(np.mean(certified) - share) <= 0.05 + 2.5 * 0.04  # 100 draws
+
+
+def test_losses_that_do_not_vary_need_what_the_test_needs_and_no_more():
+    failed = calibrate(np.zeros((8, 1)), thresholds=[0.5], delta=0.05)
+    size, share = promised(failed.message)
+    assert share == 1.0
+    assert calibrate(np.zeros((size, 1)), thresholds=[0.5], delta=0.05).certified
+    assert not calibrate(np.zeros((size - 1, 1)), thresholds=[0.5], delta=0.05).certified
+
+
+def test_a_size_beyond_a_million_is_not_named():
+    failed = calibrate(np.zeros((20, 1)), thresholds=[0.5], delta=1e-12)
+    assert "more than a million fresh rows" in failed.message
+    assert "fresh sample of about" not in failed.message
+    assert calibrate(np.zeros((20, 1)), thresholds=[0.5], delta=0.2).certified  # "raise delta"
+
+
+# Where a fresh sample would not help
+
+
+LOW_IS_STRICT = np.array([0.1, 0.3, 0.5, 0.8, 1.2])
+RISING = np.array([0.0, 0.01, 0.03, 0.2, 0.5])
+
+
+def entropies(seed, n):
+    return (np.random.default_rng(seed).random((n, 5)) < RISING).astype(float)
+
+
+def test_a_sequence_that_begins_at_a_risky_candidate_is_told_so_and_every_remedy_helps():
+    failed = calibrate(entropies(0, 400), thresholds=LOW_IS_STRICT, delta=0.1)
+    assert "fresh sample of about" not in failed.message
+    assert "Testing begins at threshold 1.2" in failed.message
+    assert "more rows in this order will not help" in failed.message
+    assert not calibrate(entropies(1, 20_000), thresholds=LOW_IS_STRICT, delta=0.1).certified
+    assert "negate the thresholds" in failed.message
+    assert calibrate(entropies(1, 400), thresholds=-LOW_IS_STRICT, delta=0.1).threshold == -0.5
+    assert "order=" in failed.message
+    assert calibrate(entropies(1, 400), thresholds=LOW_IS_STRICT, delta=0.1, order=[4, 3, 2, 1, 0]).certified
+    assert "procedure='holm'" in failed.message
+    assert calibrate(entropies(1, 400), thresholds=LOW_IS_STRICT, delta=0.1, procedure="holm").certified
+
+
+def test_so_are_starts_that_are_all_risky_and_one_that_is_risky_by_chance_alone():
+    starts = calibrate(entropies(0, 400), thresholds=LOW_IS_STRICT, delta=0.1, starts=2, epsilon=0.01)
+    if not starts.certified:
+        assert "Testing begins at" in starts.message
+    by_chance = np.zeros((30, 2))
+    by_chance[:4, 0] = 1.0
+    failed = calibrate(by_chance, thresholds=[0.9, 0.5], delta=0.1)
+    assert "by no more than chance" in failed.message
+    assert "will not help" not in failed.message
+    assert "negate" in failed.message
+
+
+def test_a_middle_candidate_that_is_safest_is_no_reason_to_turn_the_grid_round():
+    losses = unrelated(0.4, 0.01, 0.5)(np.random.default_rng(0), 300)
+    failed = calibrate(losses, thresholds=[0.9, 0.5, 0.1], delta=0.1)
+    assert "negate" not in failed.message
+    assert "order=" in failed.message
+
+
+def test_a_mean_above_delta_by_chance_alone_is_not_called_hopeless():
+    rng = np.random.default_rng(3)
+    losses = next(x for x in (coins(0.09)(rng, 100) for _ in range(99)) if 0.1 <= x.mean() <= 0.13)
+    failed = calibrate(losses, thresholds=[0.5], delta=0.1)
+    assert "will not help" not in failed.message
+    assert "by no more than chance explains in 100 rows" in failed.message
+    assert "fresh sample of about" not in failed.message
+    clearly = calibrate(coins(0.3)(rng, 300), thresholds=[0.5], delta=0.1)
+    assert "more rows alone will not help" in clearly.message
+
+
+def test_the_mean_of_what_is_called_hopeless_is_seldom_below_delta():
+    """At a true mean just below delta, "will not help" is said in at most .05 of draws: 1,000 draws, SE .007."""
+    rng = np.random.default_rng(8)
+    said = ["will not help" in calibrate(x, thresholds=[0.5], delta=0.1).message for x in above(rng)]
+    assert np.sum(said) <= (0.05 + 3 * 0.007) * 1000
+
+
+def above(rng):
+    """Of 1,000 samples of 80 coins of .0999, those with a mean of at least delta, .1: no other says anything of the kind."""
+    return [x for x in (coins(0.0999)(rng, 80) for _ in range(1000)) if x.mean() >= 0.1]
+
+
+def test_the_size_is_sought_where_the_message_is_first_read_and_a_calibration_can_be_pickled():
+    losses = coins(0.05)(np.random.default_rng(0), 60)
+    failed = calibrate(losses, thresholds=[0.5], delta=0.1)
+    assert "message" not in vars(failed)
+    again = pickle.loads(pickle.dumps(failed))
+    assert again.message == failed.message
+    assert failed.message == calibrate(losses, thresholds=[0.5], delta=0.1).message
+
+
+# plan
+
+
+def drawn(law, rng, shape):
+    mean, deviation = law
+    if deviation is None:
+        return (rng.random(shape) < mean).astype(float)
+    both = mean * (1 - mean) / deviation**2 - 1
+    return rng.beta(mean * both, (1 - mean) * both, shape)
+
+
+@pytest.mark.parametrize("test", TESTS)
+@pytest.mark.parametrize(
+    ("law", "delta"),
+    [
+        ((0.003, None), 0.01),
+        ((0.008, None), 0.02),
+        ((0.05, None), 0.1),
+        ((0.05, 0.13), 0.1),
+        ((0.29, 0.1), 0.3),
+        ((0.28, 0.02), 0.3),
+        ((0.0, 0.0), 0.02),
+    ],
+)
+def test_a_planned_sample_certifies_as_often_as_the_plan_says(law, delta, test):
+    mean, deviation = law
+    plan = riskcal.plan(delta, mean=mean, deviation=deviation, test=test)
+    assert plan.share >= 0.74
+    if plan.prompts > 20_000:
+        pytest.skip("too many rows for a test")
+    if mean == 0.0:
+        losses = np.zeros((plan.prompts, 2))
+    else:
+        losses = drawn(law, np.random.default_rng(11), (plan.prompts, DRAWS))
+    level = {"level": 0.05} if test == "betting" else {}
+    share = (getattr(pvalues, test)(losses, delta, **level) <= 0.05).mean()
+    assert abs(share - plan.share) <= SLACK
+    if deviation is None or deviation > 0.0:
+        size = pvalues.sample_size(test, mean, plan.deviation, delta, 0.05)
+        assert size == pytest.approx(plan.prompts, rel=0.03)
+
+
+def test_a_plan_in_other_units_is_the_same_plan():
+    plain, stretched = riskcal.plan(0.1, mean=0.05, n=500), riskcal.plan(10.0, mean=5.0, n=500, upper=100.0)
+    assert stretched.prompts == pytest.approx(plain.prompts, rel=0.03)
+    assert stretched.smallest_delta == pytest.approx(100 * plain.smallest_delta, rel=0.03)
+    signed = riskcal.plan(0.05, mean=0.0, deviation=0.26, lower=-1.0)
+    rng = np.random.default_rng(1)
+    both = 1 / 0.26**2 - 1
+    losses = 2 * rng.beta(both / 2, both / 2, (signed.prompts, DRAWS)) - 1
+    assert abs((pvalues.betting(losses, 0.05, level=0.05, lower=-1.0) <= 0.05).mean() - signed.share) <= SLACK
+
+
+def test_a_plan_from_a_pilot_draws_from_it():
+    pilot = mostly_zero(0.2, 0.3)(np.random.default_rng(1), 80)[:, 0]
+    plan = riskcal.plan(0.1, losses=pilot)
+    losses = np.random.default_rng(2).choice(pilot, (plan.prompts, DRAWS))
+    assert abs((pvalues.betting(losses, 0.1, level=0.05) <= 0.05).mean() - plan.share) <= SLACK
+    assert "distributed as the 80 given" in str(plan)
+
+
+def test_the_smallest_delta_is_what_the_prompts_at_hand_certify():
+    smallest = riskcal.plan(0.1, mean=0.05, n=500).smallest_delta
+    losses = coins(0.05)(np.random.default_rng(1), 500 * DRAWS).reshape(500, DRAWS)
+    assert abs((pvalues.betting(losses, smallest, level=0.05) <= 0.05).mean() - 0.8) <= SLACK
+
+
+def test_a_plan_says_what_the_losses_were_drawn_from_and_names_no_size_beyond_a_million():
+    assert "0 or 1 with mean 0.05" in str(riskcal.plan(0.1, mean=0.05))
+    assert "beta distributed" in str(riskcal.plan(0.1, mean=0.05, deviation=0.1))
+    beyond = riskcal.plan(0.1, mean=0.09999)
+    assert beyond.prompts is None
+    assert math.isnan(beyond.share)
+    assert str(beyond).startswith("More than a million prompts")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "mean, losses: give one"),
+        ({"mean": 0.05, "losses": [0.0, 0.1]}, "mean, losses: give one"),
+        ({"losses": [0.0, 0.1], "deviation": 0.1}, "deviation: the pilot"),
+        ({"losses": [[0.0, 0.1]]}, r"losses: has shape \(1, 2\)"),
+        ({"losses": [0.0, 0.3]}, "losses: 0.15 is not in"),
+        ({"mean": 0.1}, "mean: 0.1 is not in"),
+        ({"mean": -0.1}, "mean: -0.1 is not in"),
+        ({"mean": 0.05, "deviation": 0.3}, "deviation: 0.3 is not possible .* at most 0.2179"),
+        ({"mean": 0.05, "deviation": 0.1, "test": "binomial"}, "deviation: 'binomial'"),
+        ({"mean": 0.05, "test": "binomial", "upper": 2.0}, "test: 'binomial'"),
+        ({"mean": 0.05, "test": "clt"}, "test: 'clt'"),
+    ],
+)
+def test_bad_plans_are_refused_by_name(options, message):
+    with pytest.raises(RiskcalError, match=message):
+        riskcal.plan(0.1, **options)
+
+
+# The simulation
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.05, 0.13), (0.3, 0.01), (1e-4, 0.0099), (1e-3, 0.01), (0.9, 0.2)])
+def test_a_law_has_the_mean_and_deviation_that_were_asked_for(mean, deviation):
+    law = _simulation.of_moments(mean, deviation)
+    assert law.mean[0] == pytest.approx(mean, rel=1e-3)
+    assert law.deviation[0] == pytest.approx(deviation, rel=0.01)
+
+
+def test_a_law_of_rows_is_their_distribution():
+    rows = np.array([[0.0, 0.0]] * 6 + [[1.0, 0.5], [0.5, 0.5], [1.0, 0.5]])
+    law = _simulation.of_rows(rows)
+    assert law.share == pytest.approx(1 / 3)
+    np.testing.assert_allclose(law.mean, rows.mean(0))
+    np.testing.assert_allclose(law.deviation, rows.std(0))
+    for ordered in (True, False):
+        totals = np.concatenate([s.totals(0) for _, s in law.samples(1000, ordered=ordered)])
+        assert totals.mean() == pytest.approx(1000 * rows[:, 0].mean(), abs=4 * math.sqrt(1000 / len(totals)) * 0.4)
+
+
+@pytest.mark.parametrize(("mean", "delta"), [(0.294, 0.3), (0.096, 0.1), (0.004, 0.005)])
+def test_large_samples_are_mapped_to_small_ones_of_nearly_the_same_power(mean, delta):
+    """On 200 draws of the whole sample, SE .028."""
+    law = _simulation.of_moments(mean, math.sqrt(mean * (1 - mean)))
+    n = int(pvalues._rough_size(mean, float(law.deviation[0]), delta, 0.05, 0.8))
+    assert n > 2 * _simulation._ROWS
+    assert _simulation.scaled(law, np.array([delta]), n, np.array([1.0]))[2] <= _simulation._ROWS
+    share = pvalues._share_rejected("betting", law, n, delta, 0.05, lower=0.0, upper=1.0)
+    losses = (np.random.default_rng(3).random((n, 200), dtype=np.float32) < mean).astype(float)
+    assert abs((pvalues.betting(losses, delta, level=0.05) <= 0.05).mean() - share) <= 0.05 + 2.5 * 0.028
