@@ -6,7 +6,8 @@ enough now. The run would be the same computation, so it is the same row.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +33,16 @@ class Run(NamedTuple):
     tokens: int
     seconds: float
     same_above: float  # every threshold above this one, up to the run's own, gives this very run
+    failed: bool | None = None  # whether it is no output at all; None where the decoder does not say
 
 
 def next_runs(
-    decoder: Decoder, policy: ExitPolicy, prompts: Sequence[Prompt], last: Sequence[Run] | None, batch_size: int
+    decoder: Decoder,
+    policy: ExitPolicy,
+    prompts: Sequence[Prompt],
+    last: Sequence[Run] | None,
+    batch_size: int,
+    batch_done: Callable[[], object] = lambda: None,
 ) -> list[Run]:
     """Each prompt's run under a policy.
 
@@ -51,16 +58,20 @@ def next_runs(
     for start in range(0, len(changed), batch_size):
         batch = changed[start : start + batch_size]
         runs |= zip(batch, _generate(decoder, policy, [prompts[i] for i in batch]), strict=True)
+        batch_done()
     return [runs[i] for i in range(len(prompts))]
 
 
 def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> list[Run]:
-    encoded = decoder.encode([row.text for row in batch])
-    started = time.perf_counter()
-    generation = decoder.generate(*encoded, policy=policy, max_new_tokens=policy.max_new_tokens)
-    exits = _numpy(generation.exit_layers)  # inside the clock: an accelerator works on until its result is asked for
-    seconds = (time.perf_counter() - started) / len(batch)
-    outputs = decoder.decode(generation.tokens)
+    with noting(batch, policy):
+        encoded = decoder.encode([row.text for row in batch])
+        started = time.perf_counter()
+        generation = decoder.generate(*encoded, policy=policy, max_new_tokens=policy.max_new_tokens)
+        exits = _numpy(
+            generation.exit_layers
+        )  # inside the clock: an accelerator works on until its result is asked for
+        seconds = (time.perf_counter() - started) / len(batch)
+        outputs = decoder.decode(generation.tokens)
     if exits.ndim != 2 or not len(exits) == len(outputs) == len(batch):
         raise RiskcalError(
             f"decoder: gave exit_layers of shape {exits.shape} and {len(outputs)} texts for {len(batch)} prompts; "
@@ -68,21 +79,55 @@ def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> 
         )
     generated = exits > 0
     tokens = generated.sum(1)
-    if not tokens.all():
-        prompt = batch[int(tokens.argmin())].prompt
-        raise RiskcalError(f"decoder: gave no token for prompt {prompt!r}; the end token counts as one.")
+    failed = _failed(generation, len(batch))
+    empty = (tokens == 0) & ~np.array([bool(one) for one in failed])
+    if empty.any():
+        prompt = batch[int(empty.argmax())].prompt
+        raise RiskcalError(
+            f"decoder: gave no token for prompt {prompt!r}; the end token counts as one. If its output failed, say so in the "
+            "generation's `failed`."
+        )
     if policy.is_full_model and (exits[generated] != decoder.n_layers).any():
         raise RiskcalError(
             f"decoder: left at layer {exits[generated].min()} of {decoder.n_layers} under the full model's policy; "
             "without a full model's output there is nothing to compare with."
         )
+    layers = np.where(tokens > 0, exits.sum(1) / np.maximum(tokens, 1), decoder.n_layers)  # no token: nothing was saved
     same_above = _same_above(generation, policy, exits.shape)
     return [
-        Run(output, layers, count, seconds, bound)
-        for output, layers, count, bound in zip(
-            outputs, (exits.sum(1) / tokens).tolist(), tokens.tolist(), same_above.tolist(), strict=True
+        Run(output, depth, count, seconds, policy.threshold if lost else bound, lost)  # a time-out may not come again
+        for output, depth, count, bound, lost in zip(
+            outputs, layers.tolist(), tokens.tolist(), same_above.tolist(), failed, strict=True
         )
     ]
+
+
+@contextmanager
+def noting(batch: Sequence[Prompt], policy: ExitPolicy) -> Iterator[None]:
+    """Where a decoder raises, say at which prompts, and what is no way out."""
+    try:
+        yield
+    except RiskcalError:
+        raise
+    except Exception as error:
+        ids = ", ".join(repr(row.prompt) for row in batch[:5]) + (", ..." if len(batch) > 5 else "")
+        error.add_note(
+            f"while recording prompt {ids} at threshold {policy.threshold:g}. Do not drop prompts that fail: the losses of what "
+            "is left say nothing of new prompts. Let the decoder say `failed` of such a row, which counts as the worst loss."
+        )
+        raise
+
+
+def _failed(generation: Generation, rows: int) -> list[bool | None]:
+    if not hasattr(generation, "failed"):
+        return [None] * rows
+    failed = _numpy(generation.failed)
+    if failed.shape != (rows,) or failed.dtype.kind != "b":
+        raise RiskcalError(
+            f"decoder: gave failed of shape {failed.shape} and type {failed.dtype} for {rows} prompts; each needs one true or "
+            "false."
+        )
+    return list(map(bool, failed))
 
 
 def _same_above(generation: Generation, policy: ExitPolicy, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -124,20 +169,36 @@ def table(
     rows = []
     for i, prompt in enumerate(prompts):
         labels = {name: getattr(prompt, name) for name in ("cluster", "group") if getattr(prompt, name) is not None}
-        known: dict[tuple[str, bool], dict[str, float]] = {}  # most outputs of a prompt are the same
+        known: dict[tuple[str, bool, bool], dict[str, float]] = {}  # most outputs of a prompt are the same
         for policy, column in zip(policies, runs, strict=True):
             run, threshold, is_full = column[i], policy.threshold, policy.is_full_model
-            losses = known.get((run.output, is_full))
+            lost = bool(run.failed)
+            losses = known.get((run.output, is_full, lost))
             if losses is None:
-                distance = 0.0 if is_full else dissimilarity(run.output, full[i].output)
-                losses = {"dissimilarity": _in_unit(distance, "dissimilarity", prompt, threshold)}
+                losses = {
+                    "dissimilarity": 0.0 if is_full else 1.0
+                }  # the worst, if it or what it is compared with failed
+                if not (is_full or lost or full[i].failed):
+                    distance = dissimilarity(run.output, full[i].output)
+                    losses["dissimilarity"] = _in_unit(distance, "dissimilarity", prompt, threshold)
                 if risk is not None:
-                    losses["risk"] = _in_unit(risk(run.output, prompt.references), "risk", prompt, threshold)
-                known[run.output, is_full] = losses
+                    value = 1.0 if lost else risk(run.output, prompt.references)
+                    losses["risk"] = _in_unit(value, "risk", prompt, threshold)
+                known[run.output, is_full, lost] = losses
+            marks = {} if run.failed is None else {"failed": run.failed}
             costs = {"layers": run.layers, "tokens": run.tokens, "seconds": run.seconds, "source": "generated"}
             working = {"output": run.output, "same_above": run.same_above}
             rows.append(
-                {"prompt": prompt.prompt, **labels, "threshold": threshold, **coordinates, **losses, **costs, **working}
+                {
+                    "prompt": prompt.prompt,
+                    **labels,
+                    "threshold": threshold,
+                    **coordinates,
+                    **losses,
+                    **marks,
+                    **costs,
+                    **working,
+                }
             )
     return pd.DataFrame(rows)
 
@@ -167,4 +228,5 @@ def _in_unit(value: Any, name: str, prompt: Prompt, threshold: float) -> float:
 
 def runs_of(rows: pd.DataFrame) -> list[Run]:
     """The runs of one policy as `table` wrote them, prompts in its order."""
+    rows = rows if "failed" in rows else rows.assign(failed=None)
     return [Run(*values) for values in rows[list(Run._fields)].itertuples(index=False)]

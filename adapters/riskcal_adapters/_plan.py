@@ -3,17 +3,21 @@
 import functools
 import hashlib
 import json
+import math
 import re
+import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
-from riskcal import _validate
+from riskcal import _tables, _validate
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.policy import ExitPolicy, Stop
@@ -39,6 +43,18 @@ class Plan:
     risk: Callable[[str, Sequence[str]], float] | None
     traces: bool
     stop: Stop | None
+    patience: float | None = None  # seconds; None where no pool has to be watched
+
+    @property
+    def pulse(self) -> Path:
+        """A file that workers touch whenever a batch is done."""
+        return self.out / ".pulse"
+
+    def beat(self) -> None:
+        """Tell who waits that this process goes on."""
+        if self.patience is not None:
+            with suppress(OSError):  # what is written next will say why
+                self.pulse.touch()
 
     def model(self, decoder: Decoder) -> dict[str, Any]:
         """What a policy says of the model that it is for, where the decoder offers it."""
@@ -120,26 +136,112 @@ def check_stop(plan: Plan, prompts: Sequence[Prompt]) -> None:
         raise RiskcalError("stop: a test needs at least two prompts (or clusters of them).")
 
 
-def open_folder(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> None:
-    """Make sure that ``out`` holds this recording, new or begun, and nothing else."""
+#: Seconds after which a half-written file of another process is thought to be left behind.
+_STALE = 3600
+
+
+def open_folder(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> list[Path]:
+    """Make sure that ``out`` holds this recording, new or begun, and nothing else; gives the folders that had to be made."""
     out, file, settings = plan.out, plan.out / SETTINGS_FILE, _settings(plan, prompts, shard_prompts)
+    with writing(out):
+        made = [folder for folder in (out, *out.parents) if not folder.exists()]
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            found = _read_settings(file) if file.exists() else None
+            if found is None and any(not entry.name.startswith(".") for entry in out.iterdir()):
+                raise RiskcalError(
+                    f"{out}: is not empty and holds no recording (no {SETTINGS_FILE}); give a new folder."
+                )
+            remove_leftovers(plan, older_than=_STALE)
+            if found is not None and _begun(out):
+                _refuse_other_settings(out, found, settings)
+            else:  # a first try that recorded nothing must not block the next
+                _write_settings(file, settings)
+            if plan.traces:
+                (out / "traces").mkdir(exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RiskcalError(f"{out}: cannot be used as a folder ({error.strerror}); give another path.") from None
+        except BaseException:
+            _remove_empty(made)
+            raise
+    return made
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _begun(out: Path) -> bool:
+    return any(next(out.glob(pattern), None) for pattern in ("runs-*", "traces/traces-*", "unfinished/runs-*"))
+
+
+def close_folder(plan: Plan, made: Sequence[Path]) -> None:
+    """After a call that failed: a folder in which nothing was recorded is left as it was found."""
+    with suppress(OSError):
+        if _begun(plan.out):
+            plan.pulse.unlink(missing_ok=True)
+            return
+        remove_leftovers(plan)
+        (plan.out / SETTINGS_FILE).unlink(missing_ok=True)
+    _remove_empty(folder for folder in (plan.out / "traces", plan.out / "unfinished", *made) if folder.exists())
+
+
+def remove_leftovers(plan: Plan, older_than: float = -math.inf) -> None:
+    """Remove half-written files, which a process that was killed left behind, of some age in seconds."""
+    for folder in (plan.out, plan.out / "traces", plan.out / "unfinished"):
+        for path in folder.glob(".*.partial"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > older_than:
+                    path.unlink()
+    plan.pulse.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system refuses there is a `RiskcalError` that names it."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise RiskcalError(f"{out}: cannot be used as a folder ({error.strerror}); give another path.") from None
-    found = _read_settings(file) if file.exists() else None
-    if found is None and any(not entry.name.startswith(".") for entry in out.iterdir()):
-        raise RiskcalError(f"{out}: is not empty and holds no recording (no {SETTINGS_FILE}); give a new folder.")
-    for folder in (out, out / "traces", out / "unfinished"):
-        for left_behind in folder.glob(".*.partial"):
-            left_behind.unlink(missing_ok=True)
-    begun = any(next(out.glob(pattern), None) for pattern in ("runs-*", "traces/traces-*", "unfinished/runs-*"))
-    if found is not None and begun:
-        _refuse_other_settings(out, found, settings)
-    else:  # a first try that recorded nothing must not block the next
-        _write_settings(file, settings)
-    if plan.traces:
-        (out / "traces").mkdir(exist_ok=True)
+        raise RiskcalError(
+            f"{error.filename or path}: cannot be written ({error.strerror or error}); make room, or give a folder that can be."
+        ) from None
+
+
+def read_shard(path: Path) -> pd.DataFrame:
+    """A file of the recording; one that was damaged since is refused with what to do."""
+    try:
+        return _tables.read(path)
+    except RiskcalError as error:
+        raise RiskcalError(f"{error} {_AGAIN}") from None
+
+
+_AGAIN = "To record it again, delete it and make the same call: only its prompts are generated anew."
+
+
+def refuse_damaged(shards: Sequence[Shard]) -> None:
+    """Read what is there already: existence does not say that it is whole, nor that it is of these prompts."""
+    for shard in shards:
+        ids = [row.prompt for row in shard.prompts]
+        if shard.runs_path.exists():
+            rows = read_shard(shard.runs_path)
+            grid = [np.inf, *shard.plan.thresholds]
+            if "stopped" in rows:
+                grid = grid[: max(1, len(rows) // len(ids))]
+            wanted = {"prompt": np.repeat(np.array(ids, dtype=object), len(grid)), "threshold": grid * len(ids)}
+            _refuse_other_rows(shard.runs_path, rows, wanted)
+        if shard.plan.traces and shard.traces_path.exists():
+            rows = read_shard(shard.traces_path)
+            if "prompt" in rows:
+                rows = rows.drop_duplicates("prompt")
+            _refuse_other_rows(shard.traces_path, rows, {"prompt": ids})
+
+
+def _refuse_other_rows(path: Path, rows: pd.DataFrame, wanted: dict[str, Any]) -> None:
+    for name, values in wanted.items():
+        if name not in rows or rows[name].tolist() != list(values):
+            raise RiskcalError(f"{path}: holds other rows than were recorded there (column {name}). {_AGAIN}")
 
 
 def bind(plan: Plan, decoder: Decoder) -> None:

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -132,28 +131,22 @@ def record(
         policy = ExitPolicy.load(template).model_copy(update={"threshold": math.inf})
     settings: dict[str, Any] = {"delta": stop_delta, "epsilon": stop_epsilon, "objective": stop_objective}
     stop = None if stop_delta is None else Stop(**settings)
-    try:
-        with _processes(workers) as pool:
-            written = recording.record(
-                table,
-                load,
-                grid,
-                out,
-                pool=pool,
-                policy=policy,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                shard_prompts=shard_prompts,
-                dissimilarity=distance,
-                risk=error if risk else None,
-                traces=traces,
-                stop=stop,
-            )
-    except BrokenProcessPool:
-        raise RiskcalError(
-            "--workers: a worker process died, often for lack of memory. Finished shards are kept: run the same "
-            "command again, or with fewer workers."
-        ) from None
+    with _processes(workers) as pool:
+        written = recording.record(
+            table,
+            load,
+            grid,
+            out,
+            pool=pool,
+            policy=policy,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            shard_prompts=shard_prompts,
+            dissimilarity=distance,
+            risk=error if risk else None,
+            traces=traces,
+            stop=stop,
+        )
     _report(written, len(table), len(grid), stop, traces=traces, risk=risk)
 
 

@@ -31,6 +31,9 @@ class Generation(Protocol):
     what the policy asked of it there, ``-inf`` where there was none, and where padded. A NaN confidence is left out. A lower
     threshold changes nothing until it reaches one of these, so that `record` generates the same tokens once. This is so for
     a decoder into which the threshold enters by that comparison alone.
+
+    And ``failed`` (B,), true for each row that is no output: it ran into a time limit, came back empty, did not end. Such a row
+    is recorded at the worst loss, and needs no tokens.
     """
 
     @property

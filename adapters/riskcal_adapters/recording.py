@@ -7,7 +7,8 @@ import math
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from riskcal._validate import RiskcalError
 from riskcal.calibration import calibrate
 from riskcal.policy import ExitPolicy, Stop
 from riskcal.records import Runs
-from riskcal_adapters import _early, _grid, _plan, _prompts, texts
+from riskcal_adapters import _early, _grid, _plan, _pools, _prompts, texts
 from riskcal_adapters._grid import Run
 from riskcal_adapters._plan import Plan, Shard
 from riskcal_adapters._prompts import Prompt
@@ -45,14 +46,20 @@ def record(
     traces: bool = False,
     stop: Stop | None = None,
     progress: bool = True,
+    patience: float | None = 1800.0,
 ) -> Path:
     """Generate every prompt with the full model and at each threshold, and write the losses and costs to a folder.
 
     The folder holds ``runs-00000.parquet``, ``runs-00001.parquet``, ... with one row per prompt and candidate: the full
     model's first in each prompt, then the thresholds from the highest down. ``riskcal.Runs.read(out)`` reads them.
     Shards appear whole or not at all. A recording that was interrupted, in whatever way, goes on where it stopped when
-    the same call is made again, and ends in the same tables but for the column ``seconds``. One call per folder at a
-    time.
+    the same call is made again, and ends in the same tables but for the column ``seconds``. Shards that are there already
+    are read, and one that was damaged since is refused by its name: delete it, and only its prompts are generated anew. A
+    call that fails before anything was recorded leaves nothing behind. Make one call per folder at a time: two do each other
+    no harm, but the same work.
+
+    No prompt is ever left out. An output that failed (`Generation`) is recorded at the worst loss, 1, with a column
+    ``failed`` that says so; so is every output that would have to be compared with a full model's output that failed.
 
     Nothing is generated twice: a decoder that reports its refused confidences (`Generation`) is not asked again at a
     threshold that none of them reaches.
@@ -72,8 +79,8 @@ def record(
     out : path
         A new or empty folder, or one that holds a recording with the same settings.
     pool : optional
-        Anything with ``.map(function, iterable)`` that returns results: ``multiprocessing.Pool``, the executors of
-        ``concurrent.futures``, ``ray.util.multiprocessing.Pool``. Shards are its jobs. Default: this process.
+        Anything with ``.map(function, iterable)`` that returns results: the executors of ``concurrent.futures``,
+        ``multiprocessing.Pool``, ``ray.util.multiprocessing.Pool``. Shards are its jobs. Default: this process.
     policy : ExitPolicy, optional
         Template: each threshold in turn replaces its own. The full model it is compared with draws with the same noise
         (``sampling``) and is otherwise plain. With ``batching="deepest"`` a row depends on its batch: prompts then run in
@@ -98,6 +105,11 @@ def record(
         no lower ones after the first that fails. The table then says so in a column ``stopped``, and its certificates do.
     progress : bool
         Show a bar: runs, shards with a pool, or thresholds with ``stop``.
+    patience : float, optional
+        Seconds after which a pool whose workers have finished no batch is given up; None waits for ever. The job of a worker
+        that was killed is never done, and ``multiprocessing.Pool`` does not say so (where its processes can be seen, a
+        killed one is noticed within seconds). The executors of ``concurrent.futures`` notice it themselves. Give more than
+        loading the decoder takes, and one batch.
 
     Returns
     -------
@@ -109,8 +121,9 @@ def record(
     RiskcalError
         Naming the column, the first offending row (from 0) and the remedy, for prompts that are missing, empty or not
         text, ids that repeat, a ``risk`` without references, thresholds that are none, not finite or not distinct, and
-        a folder that holds something else or a recording with other settings; later, for a loss outside [0, 1] and a
-        decoder that does not keep to the protocol.
+        a folder that holds something else, a recording with other settings or a damaged file, or cannot be written; later,
+        for a loss outside [0, 1], a decoder that does not keep to the protocol, and a pool that lost a worker. What a
+        decoder raises itself is passed on, with a note that says at which prompts.
 
     Warns
     -----
@@ -148,6 +161,8 @@ def record(
         )
     if pool is not None and not hasattr(pool, "map"):
         raise RiskcalError(f"pool: a {type(pool).__name__} has no .map; give a pool of processes, or None.")
+    if patience is not None and not _validate.number(patience, "patience") > 0:
+        raise RiskcalError(f"patience: {patience:g} is not above 0; give seconds, or None to wait for ever.")
     plan = Plan(
         out=Path(out),
         load=load,
@@ -160,16 +175,23 @@ def record(
         risk=risk,
         traces=traces,
         stop=stop,
+        patience=None if pool is None else patience,
     )
     _plan.check_stop(plan, rows)
     _prompts.warn_of_repeated_texts(rows)
-    _plan.open_folder(plan, rows, shard_prompts)
+    made = _plan.open_folder(plan, rows, shard_prompts)
     shards = [Shard(plan, i, chunk) for i, chunk in enumerate(_chunks(rows, shard_prompts))]
     try:
+        _plan.refuse_damaged(shards)
         found = _record(shards, pool, progress) if stop is None else _record_until(stop, shards, pool, progress)
+        with _plan.writing(plan.out):
+            _plan.remove_leftovers(plan)
+    except BaseException:
+        _plan.close_folder(plan, made)
+        raise
     finally:
         _release(plan.session)
-    _early.warn(found)
+    _early.warn([one for one in found if isinstance(one, _early.Evidence)])
     return plan.out
 
 
@@ -186,10 +208,10 @@ def _record(shards: Sequence[Shard], pool: Pool | None, progress: bool) -> list[
         total=len(shards), initial=len(shards) - len(pending), desc="record", unit="shard", disable=not progress
     ) as bar:
         found = []
-        for one in _mapped(pool, _record_shard, pending):
+        for one in _pools.mapped(pool, _record_shard, pending, plan):
             found.append(one)
             bar.update()
-    _refuse_unwritten(shard.runs_path for shard in pending)
+    _pools.refuse_unwritten((shard.runs_path for shard in pending), found)
     return found
 
 
@@ -203,31 +225,17 @@ def _record_until(stop: Stop, shards: Sequence[Shard], pool: Pool | None, progre
     thresholds = [math.inf, *plan.thresholds]
     for index in tqdm(range(len(thresholds)), desc="record", unit="threshold", disable=not progress):
         jobs = [(shard, index) for shard in shards if not _has_column(shard, index)]
-        list(_mapped(pool, _record_column, jobs))
-        _refuse_unwritten(shard.column_path(index) for shard, _ in jobs)
+        done = list(_pools.mapped(pool, _record_column, jobs, plan))
+        _pools.refuse_unwritten((shard.column_path(index) for shard, _ in jobs if not shard.finished), done)
         recorded += [_column(shard, index, thresholds[index]) for shard in shards]
         if index > 0 and _fails(stop, recorded):
             break
     stopped = stop if index < len(thresholds) - 1 else None
     pending = [(shard, index, stopped) for shard in shards if not shard.finished]
-    found = list(_mapped(pool, _join_columns, pending))
-    _refuse_unwritten(shard.runs_path for shard, *_ in pending)
+    found = list(_pools.mapped(pool, _join_columns, pending, plan))
+    _pools.refuse_unwritten((shard.runs_path for shard, *_ in pending), found)
     _remove_columns(shards)
     return found
-
-
-def _mapped(pool: Pool | None, function: Callable[[Any], Any], jobs: Sequence[Any]) -> Iterable[Any]:
-    if pool is None or not jobs:
-        return map(function, jobs)
-    # multiprocessing's own map returns only when all is done; results are needed as they come, for the bar
-    results: Iterable[Any] = getattr(pool, "imap_unordered", pool.map)(function, jobs)
-    return results
-
-
-def _refuse_unwritten(paths: Iterable[Path]) -> None:
-    lacking = [path.name for path in paths if not path.exists()]
-    if lacking:
-        raise RiskcalError(f"pool: returned before {lacking[0]} was written; its map must give results, not futures.")
 
 
 def _record_shard(shard: Shard, advance: Callable[[int], Any] = lambda n: None) -> _early.Evidence:
@@ -238,7 +246,7 @@ def _record_shard(shard: Shard, advance: Callable[[int], Any] = lambda n: None) 
     columns: list[list[Run]] = []
     for policy in policies:
         last = columns[-1] if columns else None
-        columns.append(_grid.next_runs(decoder, policy, shard.prompts, last, plan.batch_size))
+        columns.append(_grid.next_runs(decoder, policy, shard.prompts, last, plan.batch_size, plan.beat))
         advance(len(shard.prompts))
     if plan.traces:
         _write_traces(shard, decoder, policies[-1])
@@ -246,31 +254,50 @@ def _record_shard(shard: Shard, advance: Callable[[int], Any] = lambda n: None) 
 
 
 def _record_column(job: tuple[Shard, int]) -> None:
-    """Job: one shard's prompts at one threshold."""
+    """Job: one shard's prompts at one threshold; nothing where another process has finished the shard meanwhile."""
     shard, index = job
+    if shard.finished:
+        return
+    plan = shard.plan
     decoder = _decoder(shard)
-    policies = shard.plan.policies(decoder)
-    earlier = [_grid.runs_of(_tables.read(shard.column_path(i))) for i in (0, index - 1) if index > 0]
-    runs = _grid.next_runs(
-        decoder, policies[index], shard.prompts, earlier[-1] if earlier else None, shard.plan.batch_size
-    )
-    if index == 0 and shard.plan.traces:
-        _write_traces(shard, decoder, policies[-1])
-    full = earlier[0] if earlier else runs
-    rows = _table(shard, policies[index : index + 1], [runs], full, template=policies[-1])
-    shard.column_path(index).parent.mkdir(exist_ok=True)
-    _tables.write(rows, shard.column_path(index))
+    policies = plan.policies(decoder)
+    with _unless_finished(shard):
+        earlier = [_grid.runs_of(_plan.read_shard(shard.column_path(i))) for i in (0, index - 1) if index > 0]
+        last = earlier[-1] if earlier else None
+        runs = _grid.next_runs(decoder, policies[index], shard.prompts, last, plan.batch_size, plan.beat)
+        if index == 0 and plan.traces:
+            _write_traces(shard, decoder, policies[-1])
+        full = earlier[0] if earlier else runs
+        rows = _table(shard, policies[index : index + 1], [runs], full, template=policies[-1])
+        path = shard.column_path(index)
+        with _plan.writing(path):
+            path.parent.mkdir(exist_ok=True)
+        _write(rows, path)
 
 
-def _join_columns(job: tuple[Shard, int, Stop | None]) -> _early.Evidence:
+def _join_columns(job: tuple[Shard, int, Stop | None]) -> _early.Evidence | None:
     """Job: the columns of one shard, up to the last that was recorded, as its file."""
     shard, last, stopped = job
-    columns = [_tables.read(shard.column_path(i)) for i in range(last + 1)]
-    rows = pd.concat([column.assign(place=range(len(column))) for column in columns])
-    rows = rows.sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
-    if stopped is not None:
-        rows["stopped"] = stopped.model_dump_json()
-    return _write_runs(shard, rows)
+    if shard.finished:
+        return None
+    with _unless_finished(shard):
+        columns = [_plan.read_shard(shard.column_path(i)) for i in range(last + 1)]
+        rows = pd.concat([column.assign(place=range(len(column))) for column in columns])
+        rows = rows.sort_values("place", kind="stable", ignore_index=True).drop(columns="place")
+        if stopped is not None:
+            rows["stopped"] = stopped.model_dump_json()
+        return _write_runs(shard, rows)
+    return None
+
+
+@contextmanager
+def _unless_finished(shard: Shard) -> Iterator[None]:
+    """Columns go when their shard is finished: that another process did so first is no failure."""
+    try:
+        yield
+    except RiskcalError:
+        if not shard.finished:
+            raise
 
 
 def _table(shard: Shard, *runs: Any, template: ExitPolicy) -> pd.DataFrame:
@@ -279,7 +306,7 @@ def _table(shard: Shard, *runs: Any, template: ExitPolicy) -> pd.DataFrame:
 
 
 def _write_runs(shard: Shard, rows: pd.DataFrame) -> _early.Evidence:
-    _tables.write(rows.drop(columns=list(_grid.WORKING)), shard.runs_path)
+    _write(rows.drop(columns=list(_grid.WORKING)), shard.runs_path)
     return _early.evidence(rows, shard.plan.dissimilarity)
 
 
@@ -290,9 +317,18 @@ def _write_traces(shard: Shard, decoder: Decoder, policy: ExitPolicy) -> None:
         encoded = decoder.encode([row.text for row in batch])
         traced = decoder.trace(*encoded, max_new_tokens=shard.plan.max_new_tokens, prompts=ids, policy=policy)
         paths.append(traced.to_frame())
+        shard.plan.beat()
     place = {row.prompt: i for i, row in enumerate(shard.prompts)}  # Traces sorts within each batch: undo that
     whole = pd.concat(paths).sort_values("prompt", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
-    _tables.write(whole, shard.traces_path)
+    _write(whole, shard.traces_path)
+
+
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    try:
+        _tables.write(rows, path)
+    except RiskcalError:
+        if not path.exists():  # if it does, another process has recorded the same
+            raise
 
 
 def _has_column(shard: Shard, index: int) -> bool:
@@ -301,9 +337,10 @@ def _has_column(shard: Shard, index: int) -> bool:
 
 def _column(shard: Shard, index: int, threshold: float) -> pd.DataFrame:
     """A shard's rows at one threshold, from wherever they stand."""
-    if shard.column_path(index).exists():
-        return _tables.read(shard.column_path(index))
-    rows = _tables.read(shard.runs_path).drop(columns="stopped", errors="ignore")
+    if not shard.finished:
+        with _unless_finished(shard):
+            return _plan.read_shard(shard.column_path(index))
+    rows = _plan.read_shard(shard.runs_path).drop(columns="stopped", errors="ignore")
     return rows[rows["threshold"] == threshold]
 
 
@@ -316,9 +353,10 @@ def _fails(stop: Stop, recorded: Sequence[pd.DataFrame]) -> bool:
 
 def _remove_columns(shards: Sequence[Shard]) -> None:
     folder = shards[0].column_path(0).parent
-    if folder.exists():
-        for path in folder.glob("runs-*.parquet"):
-            path.unlink()
+    with _plan.writing(folder):
+        for path in folder.glob("*"):
+            path.unlink(missing_ok=True)
+    with suppress(OSError):  # not there, or another process still writes to it
         folder.rmdir()
 
 
@@ -342,9 +380,12 @@ def _decoder(shard: Shard) -> Decoder:
             _refuse_incomplete(decoder, plan)
             _plan.bind(plan, decoder)
             policies = plan.policies(decoder)
-            encoded = decoder.encode([row.text for row in shard.prompts[: plan.batch_size]])
+            batch = shard.prompts[: plan.batch_size]
+            encoded = decoder.encode([row.text for row in batch])
             for policy in (policies[0], policies[-1]):
-                decoder.generate(*encoded, policy=policy, max_new_tokens=plan.max_new_tokens)
+                with _grid.noting(batch, policy):
+                    decoder.generate(*encoded, policy=policy, max_new_tokens=plan.max_new_tokens)
+            plan.beat()
             _slot = key, decoder
         return _slot[1]
 

@@ -4,6 +4,7 @@ As in a real one, a token depends on the tokens before it, so an early exit that
 """
 
 import os
+import signal
 import time
 import zlib
 from dataclasses import dataclass
@@ -169,3 +170,21 @@ def load(log=None, delay=0.0):
 
 def load_nothing():
     return object()
+
+
+class KilledDecoder(ToyDecoder):
+    """Its process is killed at a call of generate, the first time only: the flag goes with it."""
+
+    def __init__(self, flag, call):
+        super().__init__()
+        self.flag, self.last = Path(flag), call
+
+    def generate(self, *encoded, **settings):
+        if self.calls == self.last and self.flag.exists():
+            self.flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().generate(*encoded, **settings)
+
+
+def load_killed(flag=None, call=7):
+    return KilledDecoder(os.environ["TOY_FLAG"] if flag is None else flag, call)
