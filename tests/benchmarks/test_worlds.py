@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from helpers import allowed
+from helpers import COINS, allowed
 from laboratory import worlds
 from laboratory.limit import _best_bet, efficiency, neyman_pearson_power, power_limit
 from laboratory.validity import clopper_pearson, validity
@@ -229,7 +229,7 @@ def test_certificates_hold_in_the_eight_worlds(name):
     wrong = world.risk > world.delta
     found = {}
     for test in TESTS:
-        if test == "binomial" and name not in ("sparse", "binary", "dependent"):
+        if test == "binomial" and name not in COINS:
             continue
         levels = (EPSILON, EPSILON / world.k) if test == "betting" else (EPSILON,)
         for level in levels:

@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from helpers import allowed
 from riskcal import bounds, pvalues
 
 N, DRAWS, LEVEL = 60, 4000, 0.1
 FEWER = 1500  # draws of worlds with six candidates
 METHODS = [name for name in bounds.METHODS if name not in ("clt", "clopper_pearson")]
-
-
-def limit(level, draws):
-    return level + 3 * np.sqrt(level * (1 - level) / draws)
 
 
 class World(NamedTuple):
@@ -93,20 +90,20 @@ def below_the_mean(method, world, level):
 def test_each_bound_misses_in_at_most_its_share_of_draws(method, world):
     """4,000 draws (1,500 of six candidates) at level .1: SE .0047 (.0077)."""
     misses = below_the_mean(method, world, LEVEL)
-    assert (misses.mean(0) <= limit(LEVEL, len(misses))).all(), misses.mean(0)
+    assert (misses.mean(0) <= allowed(LEVEL, len(misses))).all(), misses.mean(0)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bounds_at_a_shared_level_hold_for_all_candidates_at_once(method, world):
     """`simultaneous` takes each bound at epsilon / k, as is done here for all draws in one call."""
     misses = below_the_mean(method, world, LEVEL / world.means.size).any(1)
-    assert misses.mean() <= limit(LEVEL, misses.size)
+    assert misses.mean() <= allowed(LEVEL, misses.size)
 
 
 @pytest.mark.parametrize("make", [sparse, binary, dependent_candidates], ids=lambda world: world.__name__)
 def test_clopper_pearson_misses_in_at_most_its_share_of_draws(make):
     misses = below_the_mean("clopper_pearson", make(np.random.default_rng(8)), LEVEL)
-    assert (misses.mean(0) <= limit(LEVEL, len(misses))).all()
+    assert (misses.mean(0) <= allowed(LEVEL, len(misses))).all()
 
 
 @pytest.mark.parametrize("method", ["convex_order", "betting"])
@@ -118,8 +115,8 @@ def test_a_choice_made_after_looking_is_covered_by_simultaneous_bounds_alone(met
         losses = world.losses[:, i]
         misses["simultaneous"] += bounds.simultaneous(losses, epsilon=LEVEL, method=method).min() < 0.15
         misses["one by one"] += bounds.METHODS[method](losses, epsilon=LEVEL).min() < 0.15
-    assert misses["simultaneous"] / draws <= limit(LEVEL, draws)
-    assert misses["one by one"] / draws > limit(LEVEL, draws)
+    assert misses["simultaneous"] / draws <= allowed(LEVEL, draws)
+    assert misses["one by one"] / draws > allowed(LEVEL, draws)
 
 
 def test_the_asymptotic_bound_misses_too_often_so_that_this_file_can_fail():
@@ -164,7 +161,7 @@ def test_no_two_point_null_breaks_an_order_dependent_test(test, level):
 
     laws = list(two_point_nulls(np.random.default_rng(33), 150))
     suspects = sorted(laws, key=lambda law: rate(law, 1500))[-5:]
-    assert max(rate(law, 40_000) for law in suspects) <= limit(level, 40_000)
+    assert max(rate(law, 40_000) for law in suspects) <= allowed(level, 40_000)
 
 
 @pytest.mark.parametrize("test", ["betting", "predictable_bernstein", "convex_order", "empirical_bernstein"])
@@ -175,4 +172,4 @@ def test_pooled_p_values_are_super_uniform_at_the_null(test, world):
         losses = world.losses[:, :, j]
         p = getattr(pvalues, test)(losses, mean, lower=world.lower, upper=world.upper, **tuned)
         for level in (0.005, 0.02, 0.05, 0.1, 0.2):
-            assert (p <= level).mean() <= limit(level, p.size)
+            assert (p <= level).mean() <= allowed(level, p.size)

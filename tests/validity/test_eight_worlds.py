@@ -12,23 +12,12 @@ import pytest
 from scipy import stats
 
 import riskcal
+from helpers import COINS, TUNED_TESTS, VALID_TESTS
 from laboratory import worlds
-from riskcal import RiskMonitor, Runs, fwer, monotone, pvalues
+from riskcal import RiskMonitor, Runs, fwer, monotone
 from riskcal.adaptive import rows_to_certify
 
 EPSILON, N, DRAWS = 0.1, 120, 3000
-COINS = ("sparse", "binary", "dependent")  # the worlds of 0/1 losses
-TESTS = {
-    "hoeffding": pvalues.hoeffding,
-    "bentkus": pvalues.bentkus,
-    "hoeffding_bentkus": pvalues.hoeffding_bentkus,
-    "convex_order": pvalues.convex_order,
-    "empirical_bernstein": pvalues.empirical_bernstein,
-    "predictable_bernstein": pvalues.predictable_bernstein,
-    "betting": pvalues.betting,
-    "binomial": pvalues.binomial,
-}
-TUNED = ("betting", "predictable_bernstein")
 
 
 @pytest.fixture(scope="module", params=worlds.WORLDS)
@@ -54,7 +43,7 @@ def most(level, draws):
 
 def available(world):
     coins = world.name in {worlds.WORLDS[name]().name for name in COINS}
-    return [name for name in TESTS if coins or name != "binomial"]
+    return [name for name in VALID_TESTS if coins or name != "binomial"]
 
 
 def evaluated(name, world, losses, levels):
@@ -64,9 +53,9 @@ def evaluated(name, world, losses, levels):
     for level in np.unique(levels):
         chosen = levels == level
         options = {} if name == "binomial" else {"lower": world.lower, "upper": world.upper}
-        options |= {"level": float(level)} if name in TUNED else {}
+        options |= {"level": float(level)} if name in TUNED_TESTS else {}
         columns = by_draw[:, :, chosen].reshape(len(losses), -1)
-        p[:, chosen] = TESTS[name](columns, world.delta, **options).reshape(-1, chosen.sum())
+        p[:, chosen] = VALID_TESTS[name](columns, world.delta, **options).reshape(-1, chosen.sum())
     return p
 
 
@@ -74,7 +63,7 @@ def test_every_p_value_is_super_uniform_at_every_level(world, losses):
     """At each candidate whose risk is above delta: 3,000 draws, six levels, betting tuned at two of them."""
     above, found = world.risk > world.delta, {}
     for name in available(world):
-        for tuned in (0.1, 0.02) if name in TUNED else (0.1,):
+        for tuned in (0.1, 0.02) if name in TUNED_TESTS else (0.1,):
             p = evaluated(name, world, losses, np.full(world.k, tuned))[:, above]
             for level in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5):
                 count = int((p <= level).sum(0).max())

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from helpers import allowed
 from riskcal import Runs, calibrate, pvalues
 
 DELTA, EPSILON = 0.1, 0.1
@@ -37,10 +38,6 @@ def violations(world, draws, n, seed, **options):
     return count / draws
 
 
-def allowed(draws):
-    return EPSILON + 3 * math.sqrt(EPSILON * (1 - EPSILON) / draws)
-
-
 @pytest.mark.parametrize(
     ("world", "options", "draws"),
     [
@@ -56,7 +53,7 @@ def allowed(draws):
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_false_certificates_are_at_most_epsilon(world, options, draws):
-    assert violations(world, draws, 300, 5, **options) <= allowed(draws)
+    assert violations(world, draws, 300, 5, **options) <= allowed(EPSILON, draws)
 
 
 def test_the_guarantee_holds_from_records_too():
@@ -66,7 +63,7 @@ def test_the_guarantee_holds_from_records_too():
         names = [f"q{i}" for i in np.argsort(losses.sum(1))]  # ids that follow difficulty
         runs = Runs.from_arrays(thresholds=GRID, dissimilarity=losses, prompts=names)
         count += calibrate(runs, delta=DELTA, epsilon=EPSILON).threshold <= GRID[RISKS > DELTA][0]
-    assert count / draws <= allowed(draws)
+    assert count / draws <= allowed(EPSILON, draws)
 
 
 def test_the_world_uses_the_guarantee_up_so_that_errors_of_a_factor_would_be_seen():
@@ -78,8 +75,8 @@ def test_the_world_uses_the_guarantee_up_so_that_errors_of_a_factor_would_be_see
     best_of_ten = honest.copy()
     for _ in range(9):
         best_of_ten |= pvalues.betting(losses[rng.permutation(300)], DELTA, level=EPSILON) <= EPSILON
-    assert 0.06 < honest.mean() <= allowed(draws)
-    assert best_of_ten.mean() > allowed(draws)
+    assert 0.06 < honest.mean() <= allowed(EPSILON, draws)
+    assert best_of_ten.mean() > allowed(EPSILON, draws)
     assert (losses.mean(0) <= DELTA).mean() > 0.4
 
 
@@ -91,7 +88,7 @@ def test_retries_that_pay_for_themselves_stay_below_epsilon_together():
         options = {"thresholds": [0.5], "delta": DELTA, "epsilon": EPSILON}
         paid += any(calibrate(s, attempt=j + 1, **options).certified for j, s in enumerate(samples))
         unpaid += any(calibrate(s, **options).certified for s in samples)
-    assert paid / draws <= allowed(draws)
+    assert paid / draws <= allowed(EPSILON, draws)
     assert unpaid / draws > 2 * EPSILON
 
 
@@ -102,5 +99,5 @@ def test_signed_risk_that_is_truly_delta_is_certified_at_most_epsilon_of_the_tim
         change = rng.choice([0.25, -0.25, 0.0], 200, p=[0.2, 0.12, 0.68])  # mean .02
         runs = Runs.from_arrays(thresholds=[0.5, math.inf], risk=np.c_[full + change, full])
         count += calibrate(runs, delta=0.02, epsilon=EPSILON, objective="risk").certified
-    assert count / draws <= allowed(draws)
+    assert count / draws <= allowed(EPSILON, draws)
     assert count / draws > 0.03
