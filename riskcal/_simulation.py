@@ -178,3 +178,35 @@ def smallest(share: Callable[[int], float], wanted: float, guess: float) -> tupl
             place = float(np.clip((aim - z_low) / (z_high - z_low), 0.1, 0.9))
             n = int(np.clip(round(low * (high / low) ** place), low + 1, high - 1))
     return (low, share_low) if wanted - share_low < share_high - wanted else (high, share_high)
+
+
+def smallest_fitted(share: Callable[[int, int, int], float], wanted: float, guess: float, largest: int) -> int | None:
+    """As `smallest`, where a draw is dear: few draws, ``share(n, draws, seed)``, at each of many sizes.
+
+    A logistic curve in log n is fitted to all of them, and the next size is where it has the share that is wanted. Some 300
+    draws near there place the share to about .03, or, where it is steep, the size to a few hundredths.
+    """
+    tried: list[float] = []
+    found: list[float] = []
+    draws = 30
+    x, last = math.log(min(max(guess, 2.0), largest)), math.log(largest)
+    while len(tried) < 12 or not min(found) < wanted <= max(found):
+        n = min(round(math.exp(x)), largest)
+        tried.append(math.log(n))
+        found.append(share(n, draws, len(tried)))
+        if (found[-1] < wanted and n == largest) or (found[-1] >= wanted and n <= 2):
+            break
+        if min(found) >= wanted or max(found) < wanted:  # all too large, or all too small
+            x = min(max(x + math.copysign(0.4, wanted - found[-1]), math.log(2.0)), last)
+        else:
+            x = _crossing(np.array(tried), np.array(found), wanted)
+    return None if max(found) < wanted else math.ceil(math.exp(x))
+
+
+def _crossing(x: Floats, share: Floats, wanted: float) -> float:
+    """Where the likeliest logistic curve through shares of equally many draws at ``x`` (m,) has the share wanted."""
+    place = np.linspace(x.min(), x.max(), 201)[:, None, None]
+    slope = 2.0 ** np.arange(8)[:, None]
+    logit = special.logit(wanted) + slope * (x - place)
+    likelihood = (share * special.log_expit(logit) + (1.0 - share) * special.log_expit(-logit)).sum(-1)
+    return float(place[np.unravel_index(likelihood.argmax(), likelihood.shape)[0], 0, 0])

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from riskcal import _tables, _validate, fwer, pvalues, records
+from riskcal import _simulation, _tables, _validate, fwer, pvalues, records
 from riskcal._validate import Floats, RiskcalError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _LEVELS = 50
 #: The steps of a path: how many standard errors the pilot's projection leaves each head, from cautious to bold.
 _MARGINS = np.arange(4.0, -2.25, -0.25)
+#: In how many draws the sample that a message names certifies, and how many tokens it may have to be simulated.
+_POWER, _TOKENS = 0.8, 100_000
 #: A surplus of agreement below this is none.
 _ROUNDING = 1e-9
 
@@ -103,7 +105,8 @@ class HeadCalibration:
     records_digest : str
         Of the arrays that were given, the tokens prompt by prompt.
     message : str
-        The outcome in plain words, with what to do next if nothing was certified.
+        The outcome in plain words, with what to do next if nothing was certified. The number of prompts that it names is
+        simulated where the message is first read, which takes some seconds.
     """
 
     thresholds: Floats
@@ -117,7 +120,12 @@ class HeadCalibration:
     max_tokens: int
     layers_given: bool
     records_digest: str
-    message: str
+    _told: Callable[[], str]
+
+    @cached_property
+    def message(self) -> str:
+        """The outcome in plain words."""
+        return self._told()
 
     def policy(self, **fields: Any) -> "ExitPolicy":
         """The policy to deploy: one threshold per head's layer, with its certificate (objective ``"agreement"``).
@@ -364,15 +372,16 @@ def certified(
     for thresholds in _path(recorded, numbers, goal):
         steps.append(thresholds)
         counts.append(_count(recorded, thresholds))
-        used = np.isfinite(thresholds)
-        losses = counts[-1].losses(goal)[:, used]
-        tested.append(float(np.max(pvalues.betting(losses, 1.0 - goal.agreement, level=goal.level))))
+        tested.append(_pvalue(counts[-1], thresholds, goal))
         if tested[-1] > goal.level:
             break
     rejected = fwer.fixed_sequence(tested, goal.level) if tested else np.zeros(0, dtype=bool)
     table = _table(steps, counts, tested, rejected, numbers, tokens=int(np.sum(recorded.prompt >= recorded.n_pilot)))
     last = int(rejected.sum()) - 1
-    message = _certified_message(recorded, table, numbers, goal, last) if last >= 0 else None
+    if last >= 0:
+        told = partial(_certified_message, recorded, table, numbers, goal, last)
+    else:
+        told = partial(_failure_message, recorded, numbers, goal, _validate.level(pilot_fraction, "pilot_fraction"))
     return HeadCalibration(
         thresholds=steps[last] if last >= 0 else np.full(len(numbers), math.inf),
         layers=numbers,
@@ -385,7 +394,7 @@ def certified(
         max_tokens=goal.max_tokens,
         layers_given=layers is not None,
         records_digest=_digest(recorded, numbers),
-        message=message or _failure_message(recorded, numbers, goal),
+        _told=told,
     )
 
 
@@ -526,30 +535,63 @@ def _certified_message(
     )
 
 
-def _failure_message(recorded: _Records, layers: NDArray[np.int64], goal: _Goal) -> str:
+def _failure_message(recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float) -> str:
     opening = f"Nothing was certified at agreement {goal.agreement:g}: run the full model. "
     everyone = _pilot(recorded._replace(n_pilot=len(recorded.ids)), layers)  # planning may look at all of them
-    by_head = [_prompts_needed(_losses_alone(everyone, k, goal), goal) for k in range(len(layers))]
-    size = float(min(by_head))
+    size = min(_prompts_needed(_losses_alone(everyone, k, goal), goal) for k in range(len(layers)))
     if math.isinf(size):
         return opening + (
             "At no head do the exits clearly agree often enough, whatever the threshold, so more prompts alone may not help: "
             "lower the agreement, or train the heads."
         )
-    total = math.ceil(max(size, recorded.n + 1) * len(recorded.ids) / recorded.n)
+    largest = max(2 * len(recorded.ids), _TOKENS * len(recorded.ids) // len(recorded.prompt))
+    share = partial(_share_certified, recorded, layers, goal, pilot_fraction)
+    total = _simulation.smallest_fitted(share, _POWER, size / (1.0 - pilot_fraction), largest)
+    condition = "if confidences and agreement are distributed as those observed"
+    if total is None:
+        return opening + (
+            f"More than {largest} fresh prompts would be needed, {condition}: lower the agreement, or train the heads."
+        )
     return opening + (
-        f"The exits at layer {layers[int(np.argmin(by_head))]}, used alone, would be certified with about {total} prompts, "
-        "pilot included, if they agree as often as was observed. The prompts must be fresh: testing these data again, or more "
-        "of the same pool, is a new attempt that this epsilon does not cover. A max_tokens nearer to the usual length also "
-        "helps, if it is fixed beforehand."
+        f"A fresh sample of about {total} prompts, pilot included, certifies some exits in four draws of five, {condition}. "
+        "Testing these data again, or more of the same pool, is a new attempt that this epsilon does not cover. A max_tokens "
+        "nearer to the usual length also helps, if it is fixed beforehand."
     )
 
 
-def _prompts_needed(losses: Floats, goal: _Goal) -> float:
-    """About how many calibration prompts let one column of losses (n, k) pass, the easiest; ``inf`` if none can.
+def _share_certified(
+    recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float, n: int, draws: int, seed: int
+) -> float:
+    """Of samples of n prompts, drawn whole from those recorded, the share in which the first step of the path is certified."""
+    n_pilot = math.ceil(pilot_fraction * n)
+    if n_pilot < 2 or n - n_pilot < 2:
+        return 0.0
+    by_prompt, tokens = np.argsort(recorded.prompt, kind="stable"), np.bincount(recorded.prompt)
+    start, certified = np.cumsum(tokens) - tokens, 0
+    for of in np.random.default_rng(seed).integers(0, len(tokens), (draws, n)):
+        length = tokens[of]
+        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        rows = by_prompt[np.repeat(start[of], length) + within]
+        drawn = _Records(
+            recorded.confidence[rows], recorded.agrees[rows], np.repeat(np.arange(n), length), np.arange(n), n_pilot
+        )
+        first = next(_path(drawn, layers, goal), None)
+        certified += first is not None and _pvalue(_count(drawn, first), first, goal) <= goal.level
+    return certified / draws
 
-    Enough for the noise in four draws of five, and for the largest bet, which it takes the bettor a fifth of the way to dare,
-    to reach the level. As the column is the best of many, its surplus is taken for a standard error less than observed.
+
+def _pvalue(count: _Counts, thresholds: Floats, goal: _Goal) -> float:
+    """Of a step of the path: the largest of the used heads'."""
+    losses = count.losses(goal)[:, np.isfinite(thresholds)]
+    return float(np.max(pvalues.betting(losses, 1.0 - goal.agreement, level=goal.level)))
+
+
+def _prompts_needed(losses: Floats, goal: _Goal) -> float:
+    """Roughly how many calibration prompts let one column of losses (n, k) pass, the easiest; ``inf`` if none can.
+
+    The simulation begins there. Enough for the noise in four draws of five, and for the largest bet, which it takes the
+    bettor a fifth of the way to dare, to reach the level. As the column is the best of many, its surplus is taken for a
+    standard error less than observed.
     """
     deviation = losses.std(0)
     surplus = 1.0 - goal.agreement - losses.mean(0) - deviation / math.sqrt(len(losses))
