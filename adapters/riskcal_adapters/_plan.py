@@ -23,6 +23,7 @@ from riskcal.calibration import TESTS
 from riskcal.policy import ExitPolicy, Stop
 from riskcal.records import OBJECTIVES
 from riskcal_adapters._prompts import Prompt
+from riskcal_adapters._requests import DEFAULT_LENGTH
 from riskcal_adapters.protocol import BINDING, Decoder, binding
 
 SETTINGS_FILE = "recording.json"
@@ -44,6 +45,7 @@ class Plan:
     traces: bool
     stop: Stop | None
     patience: float | None = None  # seconds; None where no pool has to be watched
+    length_given: bool = True  # whether the caller named the length limit
 
     @property
     def pulse(self) -> Path:
@@ -95,6 +97,13 @@ class Shard:
     def finished(self) -> bool:
         """Whether all its files are there."""
         return self.runs_path.exists() and (not self.plan.traces or self.traces_path.exists())
+
+
+def length(given: int | None, policy: ExitPolicy | None) -> int:
+    """The length limit: the caller's, else the policy's, else the decoders' default."""
+    if given is not None:
+        return _validate.count(given, "max_new_tokens", least=1)
+    return DEFAULT_LENGTH if policy is None or policy.max_new_tokens is None else policy.max_new_tokens
 
 
 def template(given: ExitPolicy | None, max_new_tokens: int) -> ExitPolicy:
@@ -254,6 +263,12 @@ def bind(plan: Plan, decoder: Decoder) -> None:
                 f"{name}: {asked!r} in the policy, but the decoder has {value!r}; load the model that the policy is for, or "
                 f"leave {name} out of it."
             )
+    own = getattr(decoder, "default_length", None)
+    if not plan.length_given and isinstance(own, int) and own != plan.max_new_tokens:
+        raise RiskcalError(
+            f"max_new_tokens: none is given, and {plan.max_new_tokens} would be taken, but the model's generation config says "
+            f"{own}; give max_new_tokens={own}, or the limit that you mean."
+        )
     file = plan.out / SETTINGS_FILE
     found = _read_settings(file)
     _refuse_other_settings(plan.out, found, {name: value for name, value in loaded.items() if name in found})

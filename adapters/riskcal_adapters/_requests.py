@@ -1,7 +1,7 @@
 """What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,8 +40,10 @@ _GREEDY: dict[str, tuple[Any, ...]] = {
             "constraints",
             "dola_layers",
             "exponential_decay_length_penalty",
+            "force_words_ids",
             "forced_bos_token_id",
             "forced_eos_token_id",
+            "max_time",
             "penalty_alpha",
             "sequence_bias",
             "stop_strings",
@@ -51,6 +53,10 @@ _GREEDY: dict[str, tuple[Any, ...]] = {
         (None,),
     ),
 }
+
+
+#: All that is read of a generation config.
+GENERATION = ("pad_token_id", "eos_token_id", "decoder_start_token_id", "max_new_tokens", "max_length", *_GREEDY)
 
 
 class SpecialTokens(NamedTuple):
@@ -65,9 +71,12 @@ def greedy_only(config: Any) -> None:
     """Refuse a generation config that asks for anything but greedy decoding: it would silently be ignored."""
     for name, neutral in _GREEDY.items():
         value = getattr(config, name, None)
+        if isinstance(value, Sized) and not len(value):
+            continue  # no tokens to suppress, no strings to stop at
         if value not in neutral:
+            why = "does not look at the clock" if name == "max_time" else "is greedy"
             raise RiskcalError(
-                f"generation_config.{name}: {value!r}, but early-exit decoding is greedy; "
+                f"generation_config.{name}: {value!r}, but early-exit decoding {why}; "
                 f"set model.generation_config.{name} = {neutral[-1]!r}."
             )
 
@@ -77,17 +86,35 @@ def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
     found: dict[str, list[int]] = {}
     for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
         value = getattr(config, name, None)
-        if value in (None, []):
+        if value is None or (isinstance(value, Sized) and not len(value)):
             raise RiskcalError(
                 f"generation_config.{name}: is missing; set model.generation_config.{name} (T5: pad 0, eos 1, start 0)."
             )
-        found[name] = [int(one) for one in (value if isinstance(value, Sequence) else [value])]
+        found[name] = list(dict.fromkeys(int(one) for one in (value if isinstance(value, Iterable) else [value])))
         foreign = [one for one in found[name] if not 0 <= one < vocabulary]
         if foreign:
             raise RiskcalError(
                 f"generation_config.{name}: {foreign[0]} is not in the model's vocabulary of {vocabulary}."
             )
+        if len(found[name]) > 1 and name != "eos_token_id":
+            raise RiskcalError(
+                f"generation_config.{name}: {found[name]}, but all rows of this decoder have one; set "
+                f"model.generation_config.{name} to one id, and make a decoder for each."
+            )
     return SpecialTokens(found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0])
+
+
+def default_length(config: Any) -> int:
+    """Tokens at most where neither caller nor policy says.
+
+    A generation config's ``max_new_tokens``, else its ``max_length`` less the start token, which that counts, else 64.
+    """
+    new, whole = getattr(config, "max_new_tokens", None), getattr(config, "max_length", None)
+    if new is not None:
+        return _validate.count(new, "generation_config.max_new_tokens", least=1)
+    if whole is not None:
+        return _validate.count(whole, "generation_config.max_length", least=2) - 1
+    return DEFAULT_LENGTH
 
 
 def classifier_parts(classifier: Any, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -311,11 +338,11 @@ def _settings(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> tuple[Exit
     return policy, key, differ and policy.batching != "deepest"
 
 
-def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy]) -> int:
-    """The length limit: the caller's, else the policies', else 64. One that a policy was not calibrated for is refused."""
+def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy], default: int) -> int:
+    """The length limit: the caller's, else the policies', else the default. One that a policy was not made for is refused."""
     calibrated = [one.max_new_tokens for one in asked if one.max_new_tokens is not None]
     if max_new_tokens is None:
-        limit = calibrated[0] if calibrated else DEFAULT_LENGTH
+        limit = calibrated[0] if calibrated else default
     else:
         limit = _validate.count(max_new_tokens, "max_new_tokens", least=1)
     other = [value for value in calibrated if value != limit]

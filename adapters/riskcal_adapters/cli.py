@@ -25,6 +25,7 @@ from riskcal.records import Runs
 from riskcal.schedules import Constant, Decaying
 from riskcal_adapters import recording, texts
 from riskcal_adapters._prompts import check_prompts
+from riskcal_adapters._requests import DEFAULT_LENGTH
 
 MOST_THRESHOLDS = 10_000
 
@@ -72,7 +73,9 @@ def record(
     ],
     out: Annotated[Path, typer.Option(help="Folder for the records; goes on with one begun.", show_default=False)],
     thresholds: Annotated[str, typer.Option(help="START:STOP:STEP with both ends, or a list: .5,.8,.9")] = "0:1:.05",
-    max_new_tokens: Annotated[int, typer.Option(help="Length limit of each generation.")] = 64,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length limit of each generation.", show_default="the template's, else 64")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts generated together.")] = 1,
     shard_prompts: Annotated[int, typer.Option(help="Prompts per file.")] = 64,
     measure: Annotated[str, typer.Option(help="Confidence measure, as the decoder knows it.")] = "softmax",
@@ -121,7 +124,9 @@ def record(
         distance("a", "b")  # so must a missing library
     except ImportError as missing:
         raise RiskcalError(f"--loss: {missing}") from None
-    schedule = Constant() if temperature is None else Decaying(temperature, decay_length or max_new_tokens)
+    schedule = (
+        Constant() if temperature is None else Decaying(temperature, decay_length or max_new_tokens or DEFAULT_LENGTH)
+    )
     policy = ExitPolicy(measure=measure, schedule=schedule, min_layer=min_layer)
     if template is not None:
         if policy != ExitPolicy():

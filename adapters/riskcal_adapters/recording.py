@@ -38,7 +38,7 @@ def record(
     *,
     pool: Pool | None = None,
     policy: ExitPolicy | None = None,
-    max_new_tokens: int = 64,
+    max_new_tokens: int | None = None,
     batch_size: int = 1,
     shard_prompts: int = 64,
     dissimilarity: Callable[[str, str], float] = texts.token_distance,
@@ -85,8 +85,9 @@ def record(
         Template: each threshold in turn replaces its own. The full model it is compared with draws with the same noise
         (``sampling``) and is otherwise plain. With ``batching="deepest"`` a row depends on its batch: prompts then run in
         the order given, and ``batch_size`` is part of what is calibrated.
-    max_new_tokens : int
-        Length limit of every generation.
+    max_new_tokens : int, optional
+        Length limit of every generation. Default: the policy's, else 64; a decoder whose generation config has another limit is
+        then refused, which asks for one of the two.
     batch_size : int
         Prompts generated together, at one threshold, within a shard; those alike in length and depth.
     shard_prompts : int
@@ -153,7 +154,7 @@ def record(
     >>> record(["calm", "early", "exit"], load, [0.5, 0.7, 0.9], "runs")  # doctest: +SKIP
     """
     rows = _prompts.check_prompts(prompts, references=risk is not None)
-    max_new_tokens = _validate.count(max_new_tokens, "max_new_tokens", least=1)
+    length = _plan.length(max_new_tokens, policy)
     shard_prompts = _validate.count(shard_prompts, "shard_prompts", least=1)
     if not callable(load):
         raise RiskcalError(
@@ -167,15 +168,16 @@ def record(
         out=Path(out),
         load=load,
         session=uuid.uuid4().hex,
-        template=_plan.template(policy, max_new_tokens),
+        template=_plan.template(policy, length),
         thresholds=_plan.descending(thresholds),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=length,
         batch_size=_validate.count(batch_size, "batch_size", least=1),
         dissimilarity=dissimilarity,
         risk=risk,
         traces=traces,
         stop=stop,
         patience=None if pool is None else patience,
+        length_given=max_new_tokens is not None,
     )
     _plan.check_stop(plan, rows)
     _prompts.warn_of_repeated_texts(rows)

@@ -1,6 +1,5 @@
 """T5 checkpoints for JAX: read from Hugging Face's files without its libraries, or taken from a PyTorch model."""
 
-import json
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -9,19 +8,22 @@ from types import SimpleNamespace
 from typing import Any
 
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal_adapters import _checkpoints
 from riskcal_adapters.jax import weights
 from riskcal_adapters.jax.t5 import EarlyExitT5
 from riskcal_adapters.jax.weights import T5, Classifier
 
 
 def load_t5(folder: str | os.PathLike[str]) -> T5:
-    """A T5 from a folder with ``config.json`` and ``model.safetensors`` (or its parts, as large models are stored).
+    """A T5 or mT5 from a folder as Hugging Face writes it.
+
+    Read are ``config.json``, ``generation_config.json`` where there is one, and ``model.safetensors`` or the parts that its
+    index names.
 
     A checkpoint that has a head of its own (``lm_head.weight``) keeps it, whatever its config says of tied embeddings:
     transformers 5 writes ``tie_word_embeddings: true`` always. Copies of the embedding may be left out of the file.
@@ -32,10 +34,9 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
         If a file is missing, cannot be read, or lacks weights that the config asks for, which are named by their key.
     """
     folder = Path(folder)
-    config = _read_json(folder / "config.json")
-    asked = folder / "generation_config.json"
-    generation = {**config, **(_read_json(asked) if asked.exists() else {})}
-    named = _read_weights(folder)
+    config, generation = _checkpoints.read_config(folder)
+    weights.read_shape(config, str(folder / "config.json"))  # before gigabytes are read
+    named = _checkpoints.read_weights(folder, load_file)
     return _checked(named, config, generation, str(folder / "config.json"), str(folder / "model.safetensors"))
 
 
@@ -66,7 +67,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     RiskcalError
         If the file cannot be read or does not hold exactly ``weight`` (d,) and ``bias`` ().
     """
-    found = _read_file(Path(path), "give a file written by save_classifier")
+    found = _checkpoints.read_file(Path(path), load_file, "give a file written by save_classifier")
     if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
         raise RiskcalError(f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier.")
     return Classifier(**found)
@@ -102,33 +103,7 @@ def _checked(
 ) -> T5:
     shape = weights.read_shape(config, asked)
     weights.check(named, shape, given)
-    defaults = {"pad_token_id": 0, "eos_token_id": 1}  # a T5's, which its config may leave out
-    return T5(shape, named, SimpleNamespace(**defaults | dict(generation)))
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None
-    if not isinstance(content, dict):
-        raise RiskcalError(f"{path}: is not one JSON object; give the folder of a T5 checkpoint.")
-    return content
-
-
-def _read_weights(folder: Path) -> dict[str, NDArray[Any]]:
-    named: dict[str, NDArray[Any]] = {}
-    for path in sorted(folder.glob("model*.safetensors")) or [folder / "model.safetensors"]:
-        named |= _read_file(path, "give the folder of a T5 checkpoint")
-    return named
-
-
-def _read_file(path: Path, remedy: str) -> dict[str, NDArray[Any]]:
-    try:
-        found: dict[str, NDArray[Any]] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RiskcalError(f"{path}: cannot be read ({error}); {remedy}.") from None
-    return found
+    return T5(shape, named, SimpleNamespace(**generation))
 
 
 def _from_tensor(tensor: Any) -> NDArray[Any]:

@@ -111,6 +111,13 @@ class EarlyExitT5:
             )
         _requests.greedy_only(model.generation_config)
         _validate.choice(dtype, "dtype", ("float32", "bfloat16"))
+        if tokenizer is not None and not hasattr(_backend(tokenizer), "encode_batch"):
+            raise RiskcalError(
+                f"tokenizer: a {type(tokenizer).__name__} has no fast tokenizer (tokenizers.Tokenizer) behind it; leave it out, "
+                "and give generate the ids that it makes."
+            )
+        #: Tokens at most where neither caller nor policy says: the generation config's limit, else 64.
+        self.default_length = _requests.default_length(model.generation_config)
         self.model = model
         self.tokenizer = tokenizer
         self.n_layers = model.shape.decoder_layers
@@ -181,7 +188,8 @@ class EarlyExitT5:
             Default: the full model. Any measure of one exit at a time, threshold, schedule and minimum layer, which may
             differ from row to row; everything else as it is by default.
         max_new_tokens : int, optional
-            Length limit. Default: the one the policy was calibrated with, else 64.
+            Length limit. Default: the one the policy was calibrated with, else the generation config's ``max_new_tokens``, else
+            its ``max_length`` less the start token, else 64.
 
         Returns
         -------
@@ -208,7 +216,7 @@ class EarlyExitT5:
         self,
         input_ids: ArrayLike,
         attention_mask: ArrayLike | None = None,
-        max_new_tokens: int = _requests.DEFAULT_LENGTH,
+        max_new_tokens: int | None = None,
         prompts: ArrayLike | None = None,
         policy: ExitPolicy = ExitPolicy.full_model(),
     ) -> Traces:
@@ -218,8 +226,8 @@ class EarlyExitT5:
         ----------
         input_ids, attention_mask : (B, S)
             As in `generate`.
-        max_new_tokens : int
-            Length limit.
+        max_new_tokens : int, optional
+            Length limit. Default: as in `generate`.
         prompts : (B,) array_like, optional
             Ids of the prompts. Default: 0 to B - 1.
         policy : ExitPolicy
@@ -231,7 +239,7 @@ class EarlyExitT5:
             One row per generated token, the end token included.
         """
         tokens, mask = self._checked(input_ids, attention_mask)
-        limit = _requests.length(max_new_tokens, [])
+        limit = _requests.length(max_new_tokens, [], self.default_length)
         ids = _requests.prompt_ids(prompts, len(tokens))
         [template] = self._policies(policy, len(tokens))
         _, thresholds, codes, lengths = self._asked(ExitPolicy.full_model(), len(tokens), limit)
@@ -250,7 +258,7 @@ class EarlyExitT5:
         """Token ids and attention mask of texts, each (B, S)."""
         if isinstance(texts, str) or not len(texts):
             raise RiskcalError("texts: give a list of at least one string.")
-        encoded = self._need_tokenizer().encode_batch(list(texts))
+        encoded = self._reader.encode_batch(list(texts))
         width = max(len(one.ids) for one in encoded)
         ids = np.full((len(encoded), width), self._special.pad, dtype=np.int32)
         mask = np.zeros_like(ids)
@@ -266,7 +274,16 @@ class EarlyExitT5:
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise RiskcalError("tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer).")
-        return getattr(self.tokenizer, "backend_tokenizer", self.tokenizer)
+        return _backend(self.tokenizer)
+
+    @functools.cached_property
+    def _reader(self) -> Any:
+        """The tokenizer without the truncation and padding that its file, or whoever used it last, asked of it."""
+        given = self._need_tokenizer()
+        whole = type(given).from_str(given.to_str())
+        whole.no_truncation()
+        whole.no_padding()
+        return whole
 
     def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         tokens = _given(input_ids, "input_ids")
@@ -288,7 +305,7 @@ class EarlyExitT5:
         if known is policy and size == [rows, max_new_tokens]:
             return found
         asked = self._policies(policy, rows)
-        limit = _requests.length(max_new_tokens, asked)
+        limit = _requests.length(max_new_tokens, asked, self.default_length)
         batch = _round_rows(rows, 1 if self._mesh is None else self._mesh.size)
         thresholds = np.full((batch, _round_tokens(limit), self.n_layers), np.inf, dtype=np.float32)
         thresholds[:rows, :limit] = _requests.exit_thresholds(asked, rows, self.n_layers, limit).transpose(2, 0, 1)
@@ -316,6 +333,10 @@ class EarlyExitT5:
 
     def _whole(self, oracle: bool) -> tuple[Static, Params, Special]:
         return Static(self.model.shape, oracle, self._mesh), self.params, self._framing
+
+
+def _backend(tokenizer: Any) -> Any:
+    return getattr(tokenizer, "backend_tokenizer", tokenizer)
 
 
 def _detached(values: Any) -> Any:

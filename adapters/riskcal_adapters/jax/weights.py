@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskcal._validate import RiskcalError
+from riskcal_adapters._checkpoints import MODEL_TYPES, UNUSED
 
 #: Feed-forward nonlinearities by the names that configs use.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -24,9 +25,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
     "silu": jax.nn.silu,
 }
-
-#: In old checkpoints; Hugging Face leaves it aside as well.
-_UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 class Shape(NamedTuple):
@@ -100,8 +98,14 @@ class Params(NamedTuple):
 
 def read_shape(config: Mapping[str, Any], where: str) -> Shape:
     """Read what matters of a Hugging Face config; ``where`` names it in errors."""
-    if config.get("model_type") != "t5":
-        raise RiskcalError(f"{where}: does not describe a T5 (model_type 't5').")
+    kind = config.get("model_type")
+    if kind == "umt5":
+        raise RiskcalError(
+            f"{where}: is a UMT5, whose layers each have a bias on positions, which this decoder does not know; decode it with "
+            "riskcal_adapters.torch."
+        )
+    if kind not in MODEL_TYPES:
+        raise RiskcalError(f"{where}: does not describe a T5 (model_type 't5' or 'mt5').")
     for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size"):
         if not isinstance(config.get(name), int) or config[name] < 1:
             raise RiskcalError(f"{where}: {name} is {config.get(name)!r}; give the config of a whole T5 checkpoint.")
@@ -124,7 +128,7 @@ def read_shape(config: Mapping[str, Any], where: str) -> Shape:
         reach=config.get("relative_attention_max_distance", 128),
         epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
         # transformers 5 writes tie_word_embeddings: true whatever the head, and tells by this whether to scale
-        tied=bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)),
+        tied=kind == "t5" and bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)),
     )
 
 
@@ -140,7 +144,7 @@ def check(weights: Mapping[str, NDArray[Any]], shape: Shape, where: str) -> None
             raise RiskcalError(f"{where}: {name} has shape {weights[name].shape}, but the config asks for {size}.")
         if not jnp.issubdtype(weights[name].dtype, jnp.floating):
             raise RiskcalError(f"{where}: {name} holds {weights[name].dtype}; give floating-point weights.")
-    copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", _UNUSED}
+    copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", UNUSED}
     for name in weights:
         if name not in expected and name not in copies:
             raise RiskcalError(

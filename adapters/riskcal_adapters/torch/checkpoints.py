@@ -1,26 +1,43 @@
 """Reading T5 checkpoints as they were written, and the examples that ship with the package."""
 
-import json
 import os
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    MT5Config,
+    MT5ForConditionalGeneration,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+)
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal_adapters import _checkpoints
 from riskcal_adapters.torch.t5 import EarlyExitT5
 from riskcal_adapters.torch.training.classifier import load_classifier
+from riskcal_adapters.torch.weights import T5
+
+#: By the model type that a config names.
+_CLASSES: dict[str, tuple[Any, Any]] = {
+    "t5": (T5ForConditionalGeneration, T5Config),
+    "mt5": (MT5ForConditionalGeneration, MT5Config),
+    "umt5": (UMT5ForConditionalGeneration, UMT5Config),
+}
 
 
-def load_t5(folder: str | os.PathLike[str]) -> T5ForConditionalGeneration:
-    """A T5 in float32 and evaluation mode, from a folder with ``config.json`` and ``model.safetensors``.
+def load_t5(folder: str | os.PathLike[str]) -> T5:
+    """A T5, mT5 or UMT5 in float32 and evaluation mode, from a folder as Hugging Face writes it.
 
-    A checkpoint that has a head of its own (``lm_head.weight``) keeps it, whatever its config says of tied embeddings:
-    transformers 5 writes ``tie_word_embeddings: true`` always. Copies of the embedding may be left out of the file.
+    Read are ``config.json``, ``generation_config.json`` where there is one, and ``model.safetensors`` or the parts that its
+    index names. A checkpoint that has a head of its own (``lm_head.weight``) keeps it, whatever its config says of tied
+    embeddings: transformers 5 writes ``tie_word_embeddings: true`` always. Copies of the embedding may be left out of the file.
 
     Raises
     ------
@@ -28,8 +45,13 @@ def load_t5(folder: str | os.PathLike[str]) -> T5ForConditionalGeneration:
         If a file is missing, cannot be read, or lacks weights that the config asks for.
     """
     folder = Path(folder)
-    weights = {name: weight.float() for name, weight in _read_weights(folder / "model.safetensors").items()}
-    model = T5ForConditionalGeneration(T5Config(**_read_config(folder / "config.json")))
+    weights = {name: weight.float() for name, weight in _checkpoints.read_weights(folder, load_file).items()}
+    config, generation = _checkpoints.read_config(folder)
+    weights.pop(_checkpoints.UNUSED, None)
+    model_class, config_class = _CLASSES[config["model_type"]]
+    model = model_class(config_class(**config))
+    for name, value in generation.items():
+        setattr(model.generation_config, name, value)
     if "lm_head.weight" in weights:
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     try:
@@ -41,9 +63,12 @@ def load_t5(folder: str | os.PathLike[str]) -> T5ForConditionalGeneration:
     copies = {name for name, weight in model.state_dict(keep_vars=True).items() if weight is model.shared.weight}
     lacking = sorted(set(absent) - copies if "shared.weight" in weights else set(absent))
     if lacking or unknown:
-        what = f"lacks {lacking[0]}" if lacking else f"holds {unknown[0]}, which is no weight of a T5"
+        what = (
+            f"lacks {lacking[0]}" if lacking else f"holds {unknown[0]}, which is no weight of a {model_class.__name__}"
+        )
         raise RiskcalError(f"{folder / 'model.safetensors'}: {what}; give the folder of a whole T5 checkpoint.")
-    return model.eval()
+    loaded: T5 = model.eval()
+    return loaded
 
 
 def load_example(name: str = "g2p") -> EarlyExitT5:
@@ -71,20 +96,3 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
         model, tokenizer = load_t5(folder), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
         classifier = folder / "classifier-independent.safetensors"
         return EarlyExitT5(model, tokenizer, classifier=load_classifier(classifier) if classifier.is_file() else None)
-
-
-def _read_config(path: Path) -> dict[str, object]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None
-    if not isinstance(config, dict) or config.get("model_type") != "t5":
-        raise RiskcalError(f"{path}: does not describe a T5 (model_type 't5').")
-    return config
-
-
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RiskcalError(f"{path}: cannot be read ({error}); give the folder of a T5 checkpoint.") from None

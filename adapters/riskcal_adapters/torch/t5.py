@@ -7,6 +7,7 @@ later tokens attend to it there; what they see is the policy's ``cache``, and ma
 
 import functools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,6 +28,9 @@ from riskcal_adapters.torch.heads import Scores
 from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES, Judge
 from riskcal_adapters.torch.measures import Classifier
 from riskcal_adapters.torch.speculation import Drafting, Speculation
+
+#: A fast tokenizer notes how it pads before it reads, which threads that share it must not do at once.
+_TOKENIZING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +148,8 @@ class EarlyExitT5:
     ) -> None:
         backbone = selfcheck.read(model)
         _requests.greedy_only(model.generation_config)
+        #: Tokens at most where neither caller nor policy says: the generation config's limit, else 64.
+        self.default_length = _requests.default_length(model.generation_config)
         self.model = model
         self.tokenizer = tokenizer
         self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
@@ -211,7 +217,8 @@ class EarlyExitT5:
             that never exits is the full model, whatever it says of pruning and caches. Rows whose policies differ in more
             than thresholds and schedules are generated in batches of their own.
         max_new_tokens : int, optional
-            Length limit. Default: the one the policy was calibrated with, else 64.
+            Length limit. Default: the one the policy was calibrated with, else the generation config's ``max_new_tokens``, else
+            its ``max_length`` less the start token, else 64.
 
         Returns
         -------
@@ -244,7 +251,7 @@ class EarlyExitT5:
         draft_length: int | Literal["adaptive"] = "adaptive",
         draft_confidence: float | None = None,
         sampling: Sampling | None = None,
-        max_new_tokens: int = _requests.DEFAULT_LENGTH,
+        max_new_tokens: int | None = None,
     ) -> Speculation:
         """Decode as the full model does, drafting with the early layers and verifying drafts with the others.
 
@@ -264,8 +271,8 @@ class EarlyExitT5:
             In [0, 1]: a draft also stops where the draft layer's softmax margin is below it.
         sampling : riskcal.Sampling, optional
             Default: greedy.
-        max_new_tokens : int
-            Length limit.
+        max_new_tokens : int, optional
+            Length limit. Default: as in `generate`.
 
         Returns
         -------
@@ -280,7 +287,7 @@ class EarlyExitT5:
         drafting = Drafting.checked(draft_layer, draft_length, draft_confidence, self.n_layers)
         if sampling is not None and not isinstance(sampling, Sampling):
             raise RiskcalError(f"sampling: {sampling!r} is no riskcal.Sampling; leave it out to decode greedily.")
-        limit = _requests.length(max_new_tokens, [])
+        limit = _requests.length(max_new_tokens, [], self.default_length)
         with torch.inference_mode():
             rows = [
                 speculation.speculate(
@@ -301,7 +308,7 @@ class EarlyExitT5:
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        max_new_tokens: int = _requests.DEFAULT_LENGTH,
+        max_new_tokens: int | None = None,
         prompts: ArrayLike | None = None,
         policy: ExitPolicy = ExitPolicy.full_model(),
     ) -> Traces:
@@ -311,8 +318,8 @@ class EarlyExitT5:
         ----------
         input_ids, attention_mask : (B, S)
             As in `generate`.
-        max_new_tokens : int
-            Length limit.
+        max_new_tokens : int, optional
+            Length limit. Default: as in `generate`.
         prompts : (B,) array_like, optional
             Ids of the prompts. Default: 0 to B - 1.
         policy : ExitPolicy
@@ -326,7 +333,7 @@ class EarlyExitT5:
         """
         tokens, mask = self._checked(input_ids, attention_mask)
         batch = len(tokens)
-        limit = _requests.length(max_new_tokens, [])
+        limit = _requests.length(max_new_tokens, [], self.default_length)
         ids = _requests.prompt_ids(prompts, batch)
         [template] = _requests.policies(policy, batch, self.measures)
         rows, positions, confidence, agrees = [], [], [], []
@@ -354,7 +361,8 @@ class EarlyExitT5:
         """Token ids and attention mask of texts, each (B, S), on the model's device."""
         if isinstance(texts, str) or not len(texts):
             raise RiskcalError("texts: give a list of at least one string.")
-        encoded = self._need_tokenizer()(list(texts), padding=True, return_tensors="pt")
+        with _TOKENIZING:
+            encoded = self._need_tokenizer()(list(texts), padding=True, return_tensors="pt")
         return encoded["input_ids"].to(self._backbone.device), encoded["attention_mask"].to(self._backbone.device)
 
     def decode(self, tokens: Tensor) -> list[str]:
@@ -382,7 +390,7 @@ class EarlyExitT5:
             return groups, table
         asked = _requests.policies(policy, batch, self.measures)
         _requests.same_model(asked, self)
-        limit = _requests.length(max_new_tokens, asked)
+        limit = _requests.length(max_new_tokens, asked, self.default_length)
         table = _requests.exit_thresholds(asked, batch, self.n_layers, limit)
         groups = _requests.rows_by_settings(asked, table)
         if isinstance(policy, ExitPolicy):
