@@ -177,7 +177,7 @@ def record(
         traces=traces,
         stop=stop,
         patience=None if pool is None else patience,
-        length_given=max_new_tokens is not None,
+        length_given=max_new_tokens is not None or (policy is not None and policy.max_new_tokens is not None),
     )
     _plan.check_stop(plan, rows)
     _prompts.warn_of_repeated_texts(rows)

@@ -182,8 +182,9 @@ def test_record_asks_which_limit_is_meant(tmp_path):
     record(["calm", "exit"], lambda: short, [0.5], tmp_path / "a", max_new_tokens=10, **settings)
     record(["calm", "exit"], lambda: short, [0.5], tmp_path / "b", policy=ExitPolicy(max_new_tokens=10), **settings)
     record(["calm", "exit"], lambda: decoder, [0.5], tmp_path / "c", **settings)
-    held = [json.loads((tmp_path / name / "recording.json").read_text())["max_new_tokens"] for name in "abc"]
-    assert held == [10, 10, 64]
+    record(["calm", "exit"], lambda: short, [0.5], tmp_path / "d", policy=ExitPolicy(max_new_tokens=12), **settings)
+    held = [json.loads((tmp_path / name / "recording.json").read_text())["max_new_tokens"] for name in "abcd"]
+    assert held == [10, 10, 64, 12]
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
