@@ -1,13 +1,10 @@
 import json
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parent))  # --decoder names the toy's module
 
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy

@@ -19,13 +19,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+import toy_decoder
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-
-sys.path.insert(0, str(Path(__file__).parent))  # workers import the toy by name, whatever pytest's import mode
-
-import toy_decoder
 
 import riskcal
 import riskcal_adapters

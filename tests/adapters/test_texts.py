@@ -7,17 +7,14 @@ import re
 import string
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+import text_scores
+import toy_decoder
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
-
-sys.path.insert(0, str(Path(__file__).parent))  # pickled functions name this module
-import text_scores
-import toy_decoder
 
 from riskcal import RiskcalError
 from riskcal_adapters import record, texts
