@@ -4,9 +4,10 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,9 @@ from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
 from riskcal.records import Runs, Traces
 from riskcal.replay import TokenLosses
+
+#: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
+Weighting = Literal["prompts", "clusters", "requests"]
 
 
 class Risk(NamedTuple):
@@ -45,6 +49,9 @@ class Problem:
     unit: str  # what a row is, in the plural
     digest: str
     stopped: Stop | None = None  # why lower thresholds were never run
+    weighting: Weighting = "prompts"  # what the mean is taken over
+    sizes: NDArray[np.intp] | None = None  # requests of each unit, where these count and not the clusters
+    max_cluster: int | None = None
 
     @property
     def n(self) -> int:
@@ -61,8 +68,15 @@ class Problem:
 
     @property
     def several(self) -> bool:
-        """Whether candidates differ in more than one coordinate."""
-        return len(self.coordinates) > 1
+        """Whether candidates differ in anything but their thresholds, which alone have an order that is known beforehand."""
+        return not records.only_threshold(self.candidates)
+
+    def mean(self, risk: Risk) -> Floats:
+        """Each candidate's observed mean loss (k,), over what it is certified for."""
+        if self.sizes is None or self.max_cluster is None:
+            mean: Floats = risk.losses.mean(0)
+            return mean
+        return risk.delta + (risk.losses - risk.delta).sum(0) * (self.max_cluster / self.sizes.sum())
 
     def name(self, candidate: int) -> str:
         """A candidate, as messages name it: what it is in each coordinate."""
@@ -76,6 +90,7 @@ class Problem:
             risks=tuple(risk._replace(losses=risk.losses[which]) for risk in self.risks),
             costs={name: cost[which] for name, cost in self.costs.items()},
             units=self.units[which],
+            sizes=None if self.sizes is None else self.sizes[which],
         )
 
     def columns(self, which: NDArray[np.intp]) -> Self:
@@ -93,29 +108,81 @@ def plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
 
 
-def from_runs(runs: Runs, deltas: Mapping[str, Any]) -> Problem:
+def from_runs(
+    runs: Runs, deltas: Mapping[str, Any], *, weighting: str | None = None, max_cluster: int | None = None
+) -> Problem:
     """The problem of controlling each objective of recorded runs at its delta."""
     if runs.source == "replayed" and not runs.exact:
         raise RiskcalError(
             "runs: they were replayed on the full model's path, but after a first early exit a real decoder's states differ. "
             "Record real generations, or declare a memoryless exit with replay_traces(..., exact=True)."
         )
+    sizes = _sizes(runs, weighting, max_cluster)
     risks = []
     for objective, delta in deltas.items():
         _validate.choice(objective, "objective", records.OBJECTIVES)
         lower, upper = records.OBJECTIVES[objective]
         tolerated = _validate.tolerance(delta, lower, upper)
-        risks.append(Risk(objective, runs.losses(objective), tolerated, lower, upper))
+        losses = runs.losses(objective)
+        if sizes is not None and max_cluster is not None:
+            losses = tolerated + (losses - tolerated) * (sizes / max_cluster)[:, None]
+        risks.append(Risk(objective, losses, tolerated, lower, upper))
+
+    def cost(per_prompt: Floats) -> Floats:
+        """Rows whose mean is the mean over clusters, or over requests."""
+        means = runs.unit_means(per_prompt)
+        return means if sizes is None else means * (sizes * (runs.n / sizes.sum())).reshape(-1, *[1] * (means.ndim - 1))
+
     return Problem(
         risks=tuple(risks),
         candidates=runs.candidates,
-        costs={name: runs.unit_means(runs.values[name]) for name in records.COSTS if name in runs.values},
-        full_costs={n: float(runs.unit_means(runs.full[n]).mean()) for n in records.COSTS if n in runs.full},
+        costs={name: cost(runs.values[name]) for name in records.COSTS if name in runs.values},
+        full_costs={name: float(cost(runs.full[name]).mean()) for name in records.COSTS if name in runs.full},
         units=runs.units,
         unit="clusters" if "cluster" in runs.labels else "prompts",
         digest=runs.digest(),
         stopped=None if runs.stopped is None else _stop(runs.stopped),
+        weighting="requests" if sizes is not None else "clusters" if "cluster" in runs.labels else "prompts",
+        sizes=sizes,
+        max_cluster=max_cluster,
     )
+
+
+def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArray[np.intp] | None:
+    """Requests of each cluster where the mean over requests is wanted; None where units count alike."""
+    if weighting is not None:
+        _validate.choice(weighting, "weighting", ("clusters", "requests"))
+        if "cluster" not in runs.labels:
+            raise RiskcalError(
+                f"weighting: {weighting!r} is for runs with clusters, and these have none; leave it out."
+            )
+    if weighting != "requests":
+        if max_cluster is not None:
+            raise RiskcalError("max_cluster: belongs to weighting='requests'; give that too, or leave it out.")
+        if weighting is None and "cluster" in runs.labels and len(np.unique(runs.unit_sizes)) > 1:
+            sizes = runs.unit_sizes
+            warnings.warn(
+                f"cluster: sizes differ, from {sizes.min()} to {sizes.max()} prompts, and every cluster counts alike: the mean "
+                "that is certified is that of a random cluster, not of a random prompt. Give weighting='requests' and "
+                "max_cluster=, a bound on sizes fixed beforehand, for the mean over prompts; weighting='clusters' if it is right "
+                "as it is.",
+                stacklevel=5,
+            )
+        return None
+    if max_cluster is None:
+        raise RiskcalError(
+            "max_cluster: weighting='requests' needs the most prompts that a cluster may have, fixed before the data were seen "
+            "(a cap of the service, say)."
+        )
+    most, sizes = _validate.count(max_cluster, "max_cluster", least=1), runs.unit_sizes
+    if (sizes > most).any():
+        which = int((sizes > most).argmax())
+        raise RiskcalError(
+            f"max_cluster: cluster {_tables.plain(runs.units[which])!r} has {sizes[which]} prompts ({int((sizes > most).sum())} "
+            f"clusters exceed {most}); give a bound that holds for all that will be served, or keep {most} prompts of each "
+            "cluster, drawn at random before their losses are known."
+        )
+    return sizes
 
 
 def _stop(text: str) -> Stop:
@@ -128,7 +195,14 @@ def _stop(text: str) -> Stop:
 
 
 def from_arrays(
-    losses: Any, delta: Any, *, thresholds: Any, lower: float, upper: float, prompts: ArrayLike | None
+    losses: Any,
+    delta: Any,
+    *,
+    thresholds: Any,
+    lower: float,
+    upper: float,
+    prompts: ArrayLike | None,
+    exact: bool = False,
 ) -> Problem:
     """The problem of controlling plain losses (n, k): rows are units, or tokens where ``prompts`` groups them."""
     if isinstance(losses, str | os.PathLike):
@@ -140,7 +214,8 @@ def from_arrays(
         )
     if isinstance(losses, TokenLosses) and prompts is None:
         raise RiskcalError(
-            "losses: these rows are tokens, which depend on each other within a prompt; give prompts= to average them."
+            "losses: these rows were replayed, and may be tokens, which depend on each other within a prompt; give prompts= to "
+            "average them, or prompts=np.arange(n) where each row is a request of its own (a classifier's, a cascade's)."
         )
     low, high = _validate.bounds(lower, upper)
     if thresholds is None:
@@ -156,7 +231,13 @@ def from_arrays(
         units = np.random.default_rng(0).permutation(len(matrix))
         matrix = matrix[np.ix_(units, descending)]
     else:
+        rows = len(matrix)
         matrix, units = _average_within(matrix, prompts)
+        if isinstance(losses, TokenLosses) and len(units) < rows and not exact:
+            raise RiskcalError(
+                f"losses: {rows} rows of {len(units)} prompts were replayed on the full model's path, but after a first early "
+                "exit a real decoder's states differ. Record real generations, or declare a memoryless exit with exact=True."
+            )
         matrix = np.ascontiguousarray(matrix[:, descending])
     hasher = hashlib.blake2b(matrix.data, digest_size=16)
     hasher.update(grid[descending].data)
@@ -175,12 +256,18 @@ def split_pilot(problem: Problem, fraction: float) -> tuple[Problem, Problem]:
     """The first units in tested order as a pilot, whose losses may choose an order, and the rest, which are tested."""
     share = _validate.level(fraction, "pilot_fraction")
     size = math.ceil(share * problem.n)
-    if size < 2 or problem.n - size < 2:
+    if not pilot_fits(problem.n, share):
         raise RiskcalError(
             f"pilot_fraction: {share:g} of {problem.n} {problem.unit} leaves {size} for the pilot and {problem.n - size} for "
             "the test; each needs at least two."
         )
     return problem.rows(slice(None, size)), problem.rows(slice(size, None))
+
+
+def pilot_fits(n: int, fraction: float) -> bool:
+    """Whether a pilot of this share of n units leaves two for itself, and two to test."""
+    size = math.ceil(_validate.level(fraction, "pilot_fraction") * n)
+    return size >= 2 and n - size >= 2
 
 
 def pilot_order(pilot: Problem) -> NDArray[np.intp]:
@@ -208,7 +295,7 @@ def mean_cost(problem: Problem, cost: str) -> Floats:
 
 def _excess(pilot: Problem) -> Floats:
     """Mean loss above tolerance, relative to the loss's range; of several risks the worst."""
-    worst: Floats = np.max([(risk.losses.mean(0) - risk.delta) / risk.width for risk in pilot.risks], axis=0)
+    worst: Floats = np.max([(pilot.mean(risk) - risk.delta) / risk.width for risk in pilot.risks], axis=0)
     return worst
 
 

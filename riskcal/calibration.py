@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _problem, _validate, bounds, fwer, monotone, planning, pvalues, records
 from riskcal._problem import Problem, Risk
 from riskcal._validate import Floats, RiskcalError
-from riskcal.policy import COLUMNS, Certificate, ExitPolicy, Stop, ids_digest, versions
+from riskcal.policy import COLUMNS, DEFAULTS, Certificate, ExitPolicy, Stop, ids_digest, versions
 from riskcal.records import Runs
 from riskcal.schedules import Decaying
 
@@ -39,8 +39,10 @@ PROCEDURES = (
     "pilot_order",
     "pareto",
 )
-#: Procedures that walk down a sequence; the last two make theirs from a pilot split of their own.
-_SEQUENCES = ("fixed_sequence", "pilot_order", "pareto")
+#: Procedures that make their order from a pilot split of their own.
+PILOTS = ("pilot_order", "pareto")
+#: Procedures that walk down a sequence.
+_SEQUENCES = ("fixed_sequence", *PILOTS)
 #: Options that only some procedures use, with what they are when not given.
 USED_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
     "starts": (1, ("fixed_sequence",)),
@@ -48,6 +50,12 @@ USED_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
     "weights": (None, ("fallback", "graphical")),
     "transitions": (None, ("graphical",)),
     "pilot_fraction": (0.1, ("pilot_order", "pareto")),
+}
+#: What a certified mean is taken over, where that is not plain.
+_OVER = {
+    "prompts": "",
+    "clusters": ", as the mean over clusters, each cluster counting alike whatever its size",
+    "requests": ", as the mean over requests",
 }
 _MEANING = {
     "textual": "dissimilarity to the full model's output",
@@ -79,6 +87,10 @@ class Calibration:
         is simulated where the message is first read, which takes up to a second or so.
     pilot : tuple
         Ids of the units that chose the order and were not tested; empty for an order fixed beforehand.
+    weighting : {"prompts", "clusters", "requests"}
+        What the certified mean is taken over; with clusters, each counts alike.
+    max_cluster : int or None
+        The bound on a cluster's requests that weighting by requests was given.
     preregistered : str or None
         Digest of the ``order``, ``weights`` and ``transitions`` that were given: nothing here can know when they were fixed,
         but whoever wrote them down before the data were seen can show that they are the same.
@@ -108,6 +120,8 @@ class Calibration:
     pilot: tuple[Any, ...] = ()
     stopped: Stop | None = None
     preregistered: str | None = None
+    weighting: _problem.Weighting = "prompts"
+    max_cluster: int | None = None
 
     @cached_property
     def message(self) -> str:
@@ -120,19 +134,17 @@ class Calibration:
         Parameters
         ----------
         **fields
-            Fields of `ExitPolicy` that the records do not say (``max_new_tokens``; a decaying schedule's length, if the
-            records have its temperature alone).
+            Fields of `ExitPolicy` that the records do not say (``max_new_tokens``; ``measure``, ``cache`` and ``batching`` of
+            records from elsewhere; a decaying schedule's length, if the records have its temperature alone).
+
+        Returns
+        -------
+        ExitPolicy
+            With every coordinate that the records told candidates apart by, and nothing that they do not say. What has no
+            field of its own (``candidate_columns``) stands in ``coordinates``.
         """
-        given: dict[str, Any] = {"threshold": self.threshold}
-        row = self.table.iloc[0] if self.chosen is None else self.chosen
-        for name, convert in (("measure", str), ("min_layer", int)):
-            if name in self.table.columns:
-                given[name] = convert(row[name])
-        if self.chosen is not None and not pd.isna(row.get("temperature", math.nan)):
-            given["schedule"] = _recorded_schedule(row, fields.get("schedule"))
-        if isinstance(row.get("policy"), str):
-            given |= _recorded_fields(row["policy"])
-        for name in ("threshold", "thresholds", "certificate"):
+        given = _recorded_policy(self.table, self.chosen, fields.get("schedule"))
+        for name in ("threshold", "thresholds", "coordinates", "certificate"):
             if name in fields:
                 raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
         for name, value in given.items():
@@ -158,6 +170,8 @@ class Calibration:
             pilot_digest=ids_digest(self.pilot) if self.pilot else None,
             stopped=self.stopped,
             preregistered=self.preregistered,
+            weighting=self.weighting,
+            max_cluster=self.max_cluster,
             versions=versions(),
         )
         return ExitPolicy(**(given | fields)).certified(certificate)
@@ -171,12 +185,17 @@ class Calibration:
     def plot(self, ax: Any = None) -> Any:
         """Mean loss against the threshold, with delta and the certified thresholds; returns the matplotlib axes.
 
-        For one controlled loss and one coordinate.
+        For one controlled loss, and candidates that differ in their thresholds alone.
         """
         from riskcal import plots
 
         if isinstance(self.delta, dict):
             raise RiskcalError("plot: one curve needs one delta; plot the loss_... columns of the table instead.")
+        if self.coordinates != ["threshold"]:
+            raise RiskcalError(
+                f"plot: candidates differ in {', '.join(self.coordinates)}, which one curve over thresholds cannot show; plot "
+                "columns of calibration.table, where calibration.chosen is the row to mark."
+            )
         return plots.risk_curve(self.table, delta=self.delta, threshold=self.threshold, ax=ax)
 
     def to_frame(self) -> pd.DataFrame:
@@ -210,6 +229,9 @@ def calibrate(
     lower: float = 0.0,
     upper: float = 1.0,
     prompts: ArrayLike | None = None,
+    exact: bool = False,
+    weighting: str | None = None,
+    max_cluster: int | None = None,
 ) -> Any:  # a Calibration; a list of them where delta is a list
     """Find the cheapest candidate whose expected loss is at most delta, with probability at least 1 - epsilon.
 
@@ -250,6 +272,14 @@ def calibrate(
         For arrays: one threshold per column, and the losses' known bounds.
     prompts : (n,), optional
         For arrays: the prompt that each row belongs to; rows are averaged within it.
+    exact : bool
+        For arrays that `riskcal.replay_arrays` made with several rows per prompt: declares that the exit has no memory, as
+        ``replay_traces(..., exact=True)`` does for Runs.
+    weighting : {"clusters", "requests"}, optional
+        For runs with clusters: whether each cluster counts alike (the default, with a warning where their sizes differ) or
+        each of its prompts. The second certifies ``E[sum of a cluster's losses] / E[its size]``, the mean over requests.
+    max_cluster : int, optional
+        With ``weighting="requests"``: the most prompts that a cluster may have, fixed before the data were seen.
 
     Returns
     -------
@@ -265,14 +295,27 @@ def calibrate(
     -----
     Assumes i.i.d. units from the population that will be served, candidates and order fixed before the data were seen, and
     bounded losses. Prompts are tested in a pseudo-random order that depends on their ids alone (arrays: a fixed
-    permutation), never in the order they stand in. Nothing is said about a single prompt or a stratum. Sources: Learn then
-    Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto Testing (Laufer-Goldshtein et al. 2023).
+    permutation), never in the order they stand in. Nothing is said about a single prompt or a stratum. With
+    ``u = delta + sum of (loss - delta) over a cluster / max_cluster``, which has the losses' bounds, the mean of u is at most
+    delta exactly where the mean over requests is: that is what ``weighting="requests"`` tests. Sources: Learn then Test
+    (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto Testing (Laufer-Goldshtein et al. 2023).
     """
     epsilon = _validate.level(epsilon, "epsilon")
     _validate.choice(test, "test", TESTS)
     several_deltas = np.ndim(delta) > 0 and not isinstance(delta, Mapping)
     deltas = _deltas(delta) if several_deltas else [delta]
-    problem = _pose(runs, deltas[0], objective, thresholds=thresholds, lower=lower, upper=upper, prompts=prompts)
+    given: dict[str, Any] = {
+        "thresholds": thresholds,
+        "lower": lower,
+        "upper": upper,
+        "prompts": prompts,
+        "exact": exact,
+    }
+    problem = _pose(runs, deltas[0], objective, weighting, max_cluster, **given)
+    if several_deltas and problem.weighting == "requests":
+        raise RiskcalError(
+            "weighting: 'requests' is for one delta at a time, by which a cluster's losses are summed; give one."
+        )
     spent = epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
     common: dict[str, Any] = {"epsilon": epsilon, "epsilon_spent": spent, "attempt": attempt, "test": test}
     plain = not several_deltas and procedure in (None, "fixed_sequence") and not problem.several
@@ -342,11 +385,50 @@ def calibrate_groups(
     Returns
     -------
     dict of group to Calibration
-        The pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
+        A stratum with too few prompts for a test gets the full model, and does not stand in the way of the others. The
+        pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
     """
     groups = np.unique(runs.group)
     share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
-    return {str(name): calibrate(runs.of_group(name), delta=delta, epsilon=share, **options) for name in groups}
+    found = {}
+    for name in groups:
+        stratum = runs.of_group(name)
+        few = stratum.n < 2 or (
+            options.get("procedure") in PILOTS
+            and not _problem.pilot_fits(stratum.n, options.get("pilot_fraction", 0.1))
+        )
+        found[str(name)] = (
+            _too_few(stratum, delta, share, options)
+            if few
+            else calibrate(stratum, delta=delta, epsilon=share, **options)
+        )
+    return found
+
+
+def _too_few(runs: Runs, delta: float, epsilon: float, options: Mapping[str, Any]) -> Calibration:
+    """The full model for a stratum that is too small for any test, so that it does not stand in the way of the others."""
+    given: dict[str, Any] = {"thresholds": None, "lower": 0.0, "upper": 1.0, "prompts": None, "exact": False}
+    objective, weighting, bound = (options.get(name) for name in ("objective", "weighting", "max_cluster"))
+    problem = _pose(runs, delta, objective or "textual", weighting, bound, **given)
+    result = _result(
+        problem,
+        _table(problem).assign(pvalue=1.0, certified=False),
+        options.get("cost", "layers"),
+        outlook=partial(
+            "{} {} are too few for a test: record more of this group, or fix beforehand that it is pooled with another.".format,
+            problem.n,
+            problem.unit,
+        ),
+        pilot=(),
+        rises="",
+        epsilon=epsilon,
+        epsilon_spent=epsilon,
+        attempt=options.get("attempt"),
+        test=options.get("test", "betting"),
+        procedure=options.get("procedure") or ("holm" if problem.several else "fixed_sequence"),
+        starts=1,
+    )
+    return result
 
 
 def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
@@ -380,7 +462,9 @@ def _deltas(deltas: Any) -> list[float]:
     return values
 
 
-def _pose(runs: Any, delta: Any, objective: str, **arrays: Any) -> Problem:
+def _pose(
+    runs: Any, delta: Any, objective: str, weighting: str | None, max_cluster: int | None, **arrays: Any
+) -> Problem:
     _validate.choice(objective, "objective", records.OBJECTIVES)
     if objective != "textual" and (isinstance(delta, Mapping) or not isinstance(runs, Runs)):
         given = (
@@ -392,23 +476,28 @@ def _pose(runs: Any, delta: Any, objective: str, **arrays: Any) -> Problem:
     if not isinstance(runs, Runs):
         if isinstance(delta, Mapping):
             raise RiskcalError("delta: several risks at once need Runs, which name them; an array has one delta.")
+        for name, value in (("weighting", weighting), ("max_cluster", max_cluster)):
+            if value is not None:
+                raise RiskcalError(
+                    f"{name}: is for Runs with clusters; the rows of an array count alike. Leave it out."
+                )
         return _problem.from_arrays(runs, delta, **arrays)
-    for name in ("thresholds", "prompts"):
-        if arrays[name] is not None:
+    for name in ("thresholds", "prompts", "exact"):
+        if arrays[name] is not None and arrays[name] is not False:
             raise RiskcalError(f"{name}: Runs carry their own; leave it out.")
     if (arrays["lower"], arrays["upper"]) not in ((0.0, 1.0), records.OBJECTIVES[objective]):
         raise RiskcalError(f"lower, upper: objective {objective!r} of Runs has its own bounds; leave them out.")
     deltas = delta if isinstance(delta, Mapping) else {objective: delta}
     if not deltas:
         raise RiskcalError("delta: the mapping is empty; give at least one objective.")
-    return _problem.from_runs(runs, deltas)
+    return _problem.from_runs(runs, deltas, weighting=weighting, max_cluster=max_cluster)
 
 
 def _ordered(
     problem: Problem, procedure: str, order: Sequence[int] | None, cost: str, pilot_fraction: float
 ) -> tuple[Problem, tuple[Any, ...]]:
     """The problem in the order in which it is tested, and the units that chose that order."""
-    if procedure in ("pilot_order", "pareto"):
+    if procedure in PILOTS:
         if order is not None:
             raise RiskcalError(f"order: {procedure} makes its own from the pilot split; leave it out.")
         pilot, rest = _problem.split_pilot(problem, pilot_fraction)
@@ -488,7 +577,7 @@ def _simultaneous(problem: Problem, deltas: list[float], cost: str, common: dict
 
 
 def _table(problem: Problem) -> pd.DataFrame:
-    losses = {f"loss_{risk.name}": risk.losses.mean(0) for risk in problem.risks}
+    losses = {f"loss_{risk.name}": problem.mean(risk) for risk in problem.risks}
     if len(losses) == 1:
         losses = {"loss": next(iter(losses.values()))}
     costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
@@ -521,7 +610,12 @@ def _result(
         chosen=chosen,
         table=table,
         full_costs=problem.full_costs,
-        _told=partial(_message, opening, None if chosen is not None else outlook, rises + _end(table, problem.stopped)),
+        _told=partial(
+            _message,
+            opening,
+            None if chosen is not None else outlook,
+            _worth(problem, table, chosen) + rises + _end(table, problem.stopped),
+        ),
         delta=single.delta if len(problem.risks) == 1 else {risk.name: risk.delta for risk in problem.risks},
         objective="+".join(risk.name for risk in problem.risks),
         n=problem.n,
@@ -531,6 +625,8 @@ def _result(
         records_digest=problem.digest,
         pilot=pilot,
         stopped=problem.stopped,
+        weighting=problem.weighting,
+        max_cluster=problem.max_cluster,
         **settings,
     )
 
@@ -551,8 +647,32 @@ def _opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     )
     return (
         f"Certified: with probability at least {1 - epsilon:.6g} over the draw of the {problem.n} calibration "
-        f"{problem.unit}, at {where} {claims}."
+        f"{problem.unit}, at {where} {claims}{_OVER[problem.weighting]}."
     )
+
+
+def _worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
+    """What a certificate alone would leave unsaid: settings that change nothing, and savings that are none."""
+    said = ""
+    recorded = [risk.losses for risk in problem.risks] + [
+        problem.costs[n] for n in ("layers", "tokens") if n in problem.costs
+    ]
+    if problem.k > 1 and all((matrix == matrix[:, :1]).all() for matrix in recorded):
+        said += (
+            f" All {problem.k} candidates gave the same losses and costs on each of the {problem.unit}: the setting made no "
+            "difference. Make sure that it reached the decoder."
+        )
+    if chosen is None:
+        return said
+    full = problem.full_costs
+    if "layers" in full and chosen["layers"] >= full["layers"] - 1e-9:
+        said += f" It saves nothing: {chosen['layers']:.4g} layers a token, where the full model takes {full['layers']:.4g}."
+    if "seconds" in full and chosen["seconds"] > full["seconds"]:
+        said += (
+            f" It is slower than the full model that was recorded beside it: {chosen['seconds']:.4g} seconds a prompt, where "
+            f"that takes {full['seconds']:.4g}."
+        )
+    return said
 
 
 def _preregistered(options: Mapping[str, Any]) -> str | None:
@@ -605,8 +725,39 @@ def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
     return given
 
 
-def _recorded_fields(text: str) -> dict[str, Any]:
-    """The fields of a policy that a candidate ran with, beyond those that records have columns for."""
+def _recorded_policy(table: pd.DataFrame, chosen: pd.Series | None, schedule: Any) -> dict[str, Any]:
+    """The fields of `ExitPolicy` that a calibrated candidate's row of records holds, every coordinate in one of them."""
+    row = table.iloc[0] if chosen is None else chosen
+    columns = [str(name) for name in table.columns[: table.columns.get_loc("n")]]
+    given: dict[str, Any] = {"threshold": math.inf if chosen is None else float(row["threshold"])}
+    if "measure" in columns:
+        given["measure"] = str(row["measure"])
+    if "min_layer" in columns:
+        given["min_layer"] = int(row["min_layer"])
+    if chosen is not None and not pd.isna(row.get("temperature", math.nan)):
+        given["schedule"] = _recorded_schedule(row, schedule)
+    if "policy" in columns:
+        vectors = table["policy"].nunique() == table["threshold"].nunique()
+        given |= _recorded_fields(str(row["policy"]), vectors=vectors, tested=chosen is not None)
+    free = [name for name in columns if name not in ("threshold", *records.COORDINATES)]
+    if chosen is not None and free:
+        given["coordinates"] = {name: _held(row[name]) for name in free}
+    return given
+
+
+def _held(value: Any) -> Any:
+    """A coordinate as JSON holds it."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return "full" if isinstance(plain, float) and math.isinf(plain) else plain
+
+
+def _recorded_fields(text: str, *, vectors: bool, tested: bool) -> dict[str, Any]:
+    """The fields of a policy that a candidate ran with, beyond those that records have columns for.
+
+    Whoever writes that column names everything: what it leaves out had its default. Where each threshold has a text of its own
+    (``vectors``), thresholds per exit layer may stand there, of which ``threshold`` is then but the name; the full model (not
+    ``tested``) has none.
+    """
     try:
         fields = json.loads(text)
         recorded = ExitPolicy(**fields)
@@ -614,10 +765,14 @@ def _recorded_fields(text: str) -> dict[str, Any]:
         raise RiskcalError(
             f"policy: the records hold {text!r}, which is not an object of policy fields ({error})."
         ) from None
-    own = [name for name in fields if name in COLUMNS]
+    own = [name for name in fields if name in COLUMNS and not (vectors and name == "thresholds")]
     if own:
         raise RiskcalError(
             f"policy: the records' column holds {own[0]!r}, which has a column of its own or is what calibration finds; "
             "leave it out there."
         )
-    return {name: getattr(recorded, name) for name in fields}
+    named = {name: getattr(recorded, name) or DEFAULTS[name] for name in ("cache", "batching")}
+    given = named | {name: getattr(recorded, name) for name in fields}
+    if "thresholds" in given:
+        return given | {"threshold": math.inf} if tested else {n: v for n, v in given.items() if n != "thresholds"}
+    return given

@@ -247,7 +247,7 @@ def outlook(problem: Problem, design: Design, meaning: dict[str, str]) -> str:
     risk = problem.risks[int(excess[:, named].argmax())]
     subject = (
         f"{'The first candidate tested' if sequence else 'The safest candidate'}, {problem.name(named)}, has an observed "
-        f"{meaning[risk.name]} of {risk.losses[:, named].mean():.4g}; "
+        f"{meaning[risk.name]} of {problem.mean(risk)[named]:.4g}; "
     )
     condition = "if losses are distributed as those observed"
     if found is None:
@@ -372,7 +372,7 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_], meaning: 
     """What to say where no candidate that could be certified first is observed below delta."""
     first = int(np.where(begins, worst, math.inf).argmin())
     risk = max(problem.risks, key=lambda r: (r.losses[:, first].mean() - r.delta) / r.width)
-    observed = f"observed {meaning[risk.name]} is {risk.losses[:, first].mean():.4g}"
+    observed = f"observed {meaning[risk.name]} is {problem.mean(risk)[first]:.4g}"
     beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(begins).tolist())
     chance = f"not below delta, but by no more than chance explains in {problem.n} {problem.unit}"
     if not (worst < 0.0).any():

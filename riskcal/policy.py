@@ -54,8 +54,23 @@ Threshold = Annotated[
 #: A setting of a model's config, as JSON has it.
 Setting = bool | int | FiniteFloat | str | list[int] | None
 
+#: What a candidate may be told apart by that has no field of its own.
+Coordinate = bool | int | FiniteFloat | str
+
 #: What a table of records has columns for, or what differs from candidate to candidate.
-COLUMNS = {"schema_version", "threshold", "thresholds", "measure", "schedule", "min_layer", "certificate"}
+COLUMNS = {
+    "schema_version",
+    "threshold",
+    "thresholds",
+    "measure",
+    "schedule",
+    "min_layer",
+    "coordinates",
+    "certificate",
+}
+
+#: What a decoder takes where a policy that no certificate vouches for leaves it open; digests have left them out from the start.
+DEFAULTS = {"measure": "softmax", "cache": "project", "batching": "diverge"}
 
 
 class _Frozen(BaseModel):
@@ -138,15 +153,21 @@ class Certificate(_Frozen):
 
     The statement: with probability at least ``1 - epsilon_spent`` over the draw of the calibration prompts, the expected
     loss of a new prompt is at most ``delta``. It is about the mean over the population the prompts were drawn from, not
-    about a single prompt or a stratum. Objective ``"agreement"`` (`riskcal.heads.certified`) is about each head that is used, and
-    about all of them together: ``delta`` is 1 - agreement, and the loss of a prompt of at most ``max_tokens`` tokens is that
-    of `riskcal.heads.request_loss`, whose mean is at most delta exactly where of all tokens that exit a share of at least
-    1 - delta agrees with the full model. Where ``layers_given`` is false nobody said after which layers the heads stand, and
-    the columns were taken for layers 1 to K. With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is
-    None where nothing could be certified and the policy is the full model, and where simultaneous bounds were used instead.
-    ``pilot_n`` units, whose ids hash to ``pilot_digest``, chose the order of the tests and were not tested. ``stopped`` says
-    by which tests a recording left lower thresholds out, None if it did not. ``policy_digest`` names the policy that was
-    certified: a file in which a setting was changed since is refused.
+    about a single prompt or a stratum. ``weighting`` says which mean: over ``"prompts"``, over ``"clusters"`` of them, each
+    counting alike whatever its size, or over the ``"requests"`` of clusters of at most ``max_cluster``; None in certificates
+    from before this was said (prompts, or clusters where the records had them).
+
+    Objective ``"agreement"`` (`riskcal.heads.certified`) is about each head that is used, and about all of them together:
+    ``delta`` is 1 - agreement, and the loss of a prompt of at most ``max_tokens`` tokens is that of
+    `riskcal.heads.request_loss`, whose mean is at most delta exactly where of all tokens that exit a share of at least 1 - delta
+    agrees with the full model. Where ``layers_given`` is false nobody said after which layers the heads stand, and the columns
+    were taken for layers 1 to K.
+
+    With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is None where nothing could be certified
+    and the policy is the full model, and where simultaneous bounds were used instead. ``pilot_n`` units, whose ids hash to
+    ``pilot_digest``, chose the order of the tests and were not tested. ``stopped`` says by which tests a recording left lower
+    thresholds out, None if it did not. ``policy_digest`` names the policy that was certified: a file in which a setting was
+    changed since is refused.
     """
 
     delta: FiniteFloat | dict[str, FiniteFloat]
@@ -159,7 +180,7 @@ class Certificate(_Frozen):
     test: str
     procedure: str
     starts: int = Field(ge=1)
-    n: int = Field(ge=2, description="independent units: prompts, or clusters of prompts")
+    n: int = Field(ge=1, description="independent units: prompts, or clusters of prompts")
     k: int = Field(ge=0, description="candidates tested, the full model not counted")
     pvalue: FiniteFloat | None
     records_digest: str
@@ -172,6 +193,10 @@ class Certificate(_Frozen):
     policy_digest: str | None = Field(default=None, description="digest of the certified policy's settings")
     max_tokens: int | None = Field(default=None, ge=1, description="of heads: the most tokens that a prompt can have")
     layers_given: bool | None = Field(default=None, description="of heads: whether their layers were said, or counted")
+    weighting: Literal["prompts", "clusters", "requests"] | None = Field(
+        default=None, description="what the certified mean is taken over"
+    )
+    max_cluster: int | None = Field(default=None, ge=1, description="most requests of a cluster, fixed beforehand")
     versions: dict[str, str]
 
 
@@ -185,8 +210,10 @@ class ExitPolicy(_Frozen):
         full model; no finite number is. Default: the full model.
     thresholds : dict of int to float, optional
         One threshold per exit layer (1-based) instead; layers that are not listed never exit.
-    measure : str
-        Name of the confidence measure, as the adapter knows it.
+    measure : str, optional
+        Name of the confidence measure, as the adapter knows it. Like ``cache`` and ``batching`` it is None where nobody named
+        it: a policy written by hand then means ``"softmax"``, ``"project"`` and ``"diverge"``; a certified one says no more
+        than its records did, and a decoder refuses it (see `named`).
     schedule : Constant or Decaying
         How the threshold depends on the token's position. Decay is for measures from 0 to 1.
     min_layer : int
@@ -195,7 +222,7 @@ class ExitPolicy(_Frozen):
         A head that looks at part of the vocabulary after ``min_layer``.
     contrast : Contrast
         Of a contrastive measure; other measures do not look at it.
-    cache : {"project", "deferred", "recompute", "copy", "first"}
+    cache : {"project", "deferred", "recompute", "copy", "first"}, optional
         What later tokens see of a token in the layers that it skipped. ``"project"``: the keys and values that these layers
         make of the state at its exit. ``"deferred"``: exact ones; the layers are made up for, all positions at once, when a
         later token runs them. ``"recompute"``: exact ones as well, by running all tokens since the last full pass again.
@@ -206,7 +233,7 @@ class ExitPolicy(_Frozen):
     emits : {"exit", "last"}
         ``"last"`` emits the last layer's token although the cache holds the exit's states: it tells what exits cost through
         the cache from what they cost through the token. It saves nothing.
-    batching : {"diverge", "regroup", "deepest"}
+    batching : {"diverge", "regroup", "deepest"}, optional
         ``"diverge"``: every row as if alone; rows that exited ride along. ``"regroup"``: the same tokens, only rows that go
         deeper are computed. ``"deepest"``: the whole batch exits where its last row does, so that tokens depend on the batch.
     sampling : Sampling, optional
@@ -227,6 +254,9 @@ class ExitPolicy(_Frozen):
     config : dict, optional
         The decoder's settings beside its weights that change tokens, by the names of Hugging Face's configs: end, padding
         and start ids, the norms' epsilon, activation and so on. All three are refused by a decoder that has others.
+    coordinates : dict of str to number, text or bool, optional
+        Whatever else told the calibrated candidates apart, by the names of the records: a cascade's further thresholds, a
+        variant. For the system that made the records to read; riskcal's decoders refuse a policy that has any.
     certificate : Certificate, optional
         What calibration showed; None for a policy written by hand.
 
@@ -239,15 +269,15 @@ class ExitPolicy(_Frozen):
     schema_version: Literal[1] = 1
     threshold: Threshold = math.inf
     thresholds: dict[Annotated[int, Field(ge=1)], Threshold] | None = None
-    measure: str = Field(default="softmax", min_length=1)
+    measure: str | None = Field(default=None, min_length=1)
     schedule: Annotated[Constant | Decaying, Field(discriminator="kind")] = Constant()
     min_layer: int = Field(default=1, ge=1)
     pruning: Pruning | None = None
     contrast: Contrast = Contrast()
-    cache: Literal["project", "deferred", "recompute", "copy", "first"] = "project"
+    cache: Literal["project", "deferred", "recompute", "copy", "first"] | None = None
     max_pending: int | None = Field(default=None, ge=1)
     emits: Literal["exit", "last"] = "exit"
-    batching: Literal["diverge", "regroup", "deepest"] = "diverge"
+    batching: Literal["diverge", "regroup", "deepest"] | None = None
     sampling: Sampling | None = None
     max_new_tokens: int | None = Field(default=None, ge=1)
     n_layers: int | None = Field(default=None, ge=1)
@@ -256,6 +286,7 @@ class ExitPolicy(_Frozen):
     dtype: str | None = Field(default=None, min_length=1)
     tokenizer: str | None = Field(default=None, min_length=1)
     config: dict[str, Setting] | None = None
+    coordinates: dict[Annotated[str, Field(min_length=1)], Coordinate] | None = None
     certificate: Certificate | None = None
 
     @model_validator(mode="after")
@@ -270,7 +301,7 @@ class ExitPolicy(_Frozen):
             raise ValueError(f"max_pending: means nothing to cache {self.cache!r}; leave it out")
         if self.contrast.plausible == "kept" and self.pruning is None:
             raise ValueError("contrast: plausible 'kept' is what pruning keeps; give pruning= too")
-        if self.batching == "regroup" and self.cache != "project":
+        if self.batching == "regroup" and self.cache not in (None, "project"):
             raise ValueError(f"batching: 'regroup' works with cache 'project', not {self.cache!r}")
         return self
 
@@ -301,9 +332,39 @@ class ExitPolicy(_Frozen):
     def digest(self) -> str:
         """BLAKE2b of all settings that change tokens, 32 hexadecimal digits; the certificate is not among them."""
         settings = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        for name, default in DEFAULTS.items():
+            if settings.get(name) == default:
+                del settings[name]
         if self.batching == "regroup":  # the tokens of "diverge"
             del settings["batching"]
+        unnamed = [name for name in DEFAULTS if getattr(self, name) is None]
+        if unnamed and not self.is_full_model:
+            settings["unnamed"] = unnamed
         return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def named(self) -> Self:
+        """The policy as a decoder runs it: with ``measure``, ``cache`` and ``batching``.
+
+        Raises
+        ------
+        RiskcalError
+            If a certificate vouches for a policy that does not name one of them, or that has ``coordinates``: what the decoder
+            would take instead was not certified. The full model needs none.
+        """
+        open_ = [name for name in DEFAULTS if getattr(self, name) is None]
+        if open_ and self.certificate is not None and not self.is_full_model:
+            raise RiskcalError(
+                f"{open_[0]}: the certified policy does not name it, as its records did not. If they were made with one that "
+                "this decoder has, say so where the policy is made: calibration.policy("
+                + ", ".join(f"{name}={DEFAULTS[name]!r}" for name in open_)
+                + ")."
+            )
+        if self.coordinates and not self.is_full_model:
+            raise RiskcalError(
+                f"coordinates: {next(iter(self.coordinates))!r} is no setting of this decoder; the policy belongs to the system "
+                "whose records it was calibrated on."
+            )
+        return self.model_copy(update={name: DEFAULTS[name] for name in open_}) if open_ else self
 
     def certified(self, certificate: Certificate) -> Self:
         """The policy with a certificate that was issued for it."""
@@ -311,8 +372,12 @@ class ExitPolicy(_Frozen):
         return self.model_copy(update={"certificate": named})
 
     def other_fields(self) -> str:
-        """The fields that have no column of their own in a table of runs, as its column ``policy`` holds them: JSON."""
-        return self.model_dump_json(exclude=COLUMNS, exclude_defaults=True)
+        """The fields that have no column of their own in a table of runs, as its column ``policy`` holds them: JSON.
+
+        What it leaves out had its default: a table with that column names everything.
+        """
+        usual = {name for name, default in DEFAULTS.items() if getattr(self, name) == default}
+        return self.model_dump_json(exclude=COLUMNS | usual, exclude_defaults=True)
 
     def exit_thresholds(self, n_layers: int, length: int) -> NDArray[np.float32]:
         """The confidence needed to exit, for every position and layer: all that a decoder has to know of a policy.

@@ -6,6 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
@@ -20,7 +21,9 @@ from riskcal._validate import Floats, RiskcalError
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
 COSTS = ("layers", "tokens", "seconds", "flops")
-_COORDINATES = ("temperature", "max_length", "form", "min_layer", "measure", "policy")
+#: Columns of a candidate's coordinates that an `ExitPolicy` has fields for.
+_SCHEDULE = ("temperature", "max_length", "form")
+COORDINATES = (*_SCHEDULE, "min_layer", "measure", "policy")
 _ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
 
 _R = TypeVar("_R", bound="Runs")
@@ -35,6 +38,11 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
     """
     digests = [hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest() for i in np.asarray(identifiers)]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
+
+
+def only_threshold(candidates: pd.DataFrame) -> bool:
+    """Whether candidates differ in their thresholds alone, which have an order of their own."""
+    return varying(candidates) == ["threshold"]
 
 
 def varying(candidates: pd.DataFrame) -> list[str]:
@@ -211,6 +219,13 @@ class Runs:
         return distinct[tested_order(distinct)]
 
     @property
+    def unit_sizes(self) -> NDArray[np.intp]:
+        """Prompts of each independent unit, in tested order: ones, where there are no clusters."""
+        if "cluster" not in self.labels:
+            return np.ones(len(self.prompts), dtype=np.intp)
+        return np.bincount(self._unit_of_prompt(), minlength=self.n)
+
+    @property
     def group(self) -> NDArray[Any]:
         """The stratum of each prompt, (n,)."""
         if "group" not in self.labels:
@@ -220,8 +235,10 @@ class Runs:
     def of_group(self, name: Any) -> Self:
         """The runs of one stratum's prompts."""
         kept = self.group == name
-        if kept.sum() < 2:
-            raise RiskcalError(f"group: {name!r} has {int(kept.sum())} prompts; a calibration needs at least two.")
+        if not kept.any():
+            raise RiskcalError(
+                f"group: no prompt is of {name!r}; choose one of {', '.join(map(repr, np.unique(self.group).tolist()))}."
+            )
         return replace(
             self,
             prompts=self.prompts[kept],
@@ -249,9 +266,13 @@ class Runs:
         RiskcalError
             If the objective is unknown or its columns were not recorded.
         """
+        return self.unit_means(self.prompt_losses(objective))
+
+    def prompt_losses(self, objective: str = "textual") -> Floats:
+        """As `losses`, one row for each prompt, (n prompts, k), whatever its cluster."""
         _validate.choice(objective, "objective", OBJECTIVES)
         if objective == "textual":
-            return self.unit_means(self._recorded("dissimilarity", objective))
+            return self._recorded("dissimilarity", objective)
         risk = self._recorded("risk", objective)
         if self.full_risk is None:
             raise RiskcalError(
@@ -259,19 +280,23 @@ class Runs:
                 "for every prompt, or a full_risk column."
             )
         difference = risk - self.full_risk[:, None]
-        return self.unit_means(np.maximum(difference, 0.0) if objective == "risk_clipped" else difference)
+        return np.maximum(difference, 0.0) if objective == "risk_clipped" else difference
 
     def unit_means(self, per_prompt: Floats) -> Floats:
         """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
         if "cluster" not in self.labels:
             return per_prompt
+        code = self._unit_of_prompt()
+        counts = np.bincount(code)
+        sums = np.zeros((len(counts), *per_prompt.shape[1:]))
+        np.add.at(sums, code, per_prompt)
+        return sums / counts.reshape(-1, *[1] * (per_prompt.ndim - 1))
+
+    def _unit_of_prompt(self) -> NDArray[np.intp]:
+        """The row in `units` of each prompt's cluster."""
         units = self.units
         sorter = np.argsort(units)
-        code = sorter[np.searchsorted(units, self.labels["cluster"], sorter=sorter)]
-        sums = np.zeros((len(units), *per_prompt.shape[1:]))
-        np.add.at(sums, code, per_prompt)
-        counts = np.bincount(code, minlength=len(units))
-        return sums / counts.reshape(-1, *[1] * (per_prompt.ndim - 1))
+        return sorter[np.searchsorted(units, self.labels["cluster"], sorter=sorter)]
 
     def digest(self) -> str:
         """A hash of everything recorded, the same for any order of rows and any file format."""
@@ -502,7 +527,7 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     _tables.require(frame, ["prompt", "threshold", *candidate_columns])
     frame = frame.assign(threshold=_thresholds(frame["threshold"]))
     prompt = _tables.identifiers(frame["prompt"], "prompt")
-    coordinates = ["threshold", *(c for c in (*_COORDINATES, *candidate_columns) if c in frame.columns)]
+    coordinates = ["threshold", *(c for c in (*COORDINATES, *candidate_columns) if c in frame.columns)]
     coordinates = list(dict.fromkeys(coordinates))
     measured = [name for name in ("dissimilarity", "risk") if name in frame.columns]
     if not measured:
@@ -529,6 +554,8 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     rank[order] = np.arange(n)
     row_of_prompt = rank[code]
 
+    for name in coordinates[1:]:
+        _refuse_coordinate(frame.loc[~is_full, name], name)
     candidates = frame.loc[~is_full, coordinates].drop_duplicates()
     if candidates.empty:
         raise RiskcalError("threshold: every row is the full model (inf); record at least one finite threshold.")
@@ -613,6 +640,38 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
                 stacklevel=4,
             )
     return label
+
+
+def _refuse_coordinate(column: pd.Series, name: str) -> None:
+    """Refuse what cannot tell candidates apart, or would be rounded on its way into a policy; rows keep their numbers.
+
+    A schedule's columns alone may be empty: such a candidate's threshold does not decay.
+    """
+    missing = column.isna().to_numpy()
+    if missing.any() and name not in _SCHEDULE:
+        raise RiskcalError(
+            f"{name}: missing at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every candidate "
+            f"has one. Fill it in, or leave the column {name} out if nothing is known of it."
+        )
+    given = column[~missing]
+    with suppress(TypeError):  # a list has no hash, and is refused below
+        given = given.drop_duplicates()
+    for row, value in given.items():
+        if not isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating):
+            raise RiskcalError(
+                f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
+                "of several a column of its own, and name it in candidate_columns."
+            )
+        if name in ("measure", "form", "policy") and not isinstance(value, str):
+            raise RiskcalError(f"{name}: {plain(value)!r} at row {row} is not a text; write its name.")
+        if name in ("min_layer", "max_length") and (isinstance(value, str) or value % 1 or value < 1):
+            raise RiskcalError(f"{name}: {plain(value)!r} at row {row} is not a whole number of at least 1; repair it.")
+    text = np.array([isinstance(value, str) for value in given])
+    if text.any() and not text.all():
+        row = given.index[int((text != text[0]).argmax())]
+        raise RiskcalError(
+            f"{name}: {plain(given[row])!r} at row {row} is of another type than row 0; give numbers throughout, or texts."
+        )
 
 
 def _candidate_code(

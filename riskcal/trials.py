@@ -83,7 +83,9 @@ def run_trials(
     _validate.choice(test, "test", calibration.TESTS)
     n_trials = _validate.count(n_trials, "n_trials", least=1)
     level = _validate.level(epsilon, "epsilon")
-    procedure = procedure or ("holm" if len(runs.coordinates) > 1 else "fixed_sequence")
+    if "weighting" in options or "max_cluster" in options:
+        raise RiskcalError("weighting: trials count every cluster alike; leave weighting and max_cluster out.")
+    procedure = procedure or ("fixed_sequence" if records.only_threshold(runs.candidates) else "holm")
     _validate.choice(procedure, "procedure", calibration.PROCEDURES)
     pool = _pool(runs, objective, cost)
     one = (
@@ -171,7 +173,7 @@ def compare(
         ``certified`` (the share of the k candidates that were), the mean ``loss`` and costs of the chosen candidate, and the
         full model's costs. A pilot is smaller than the calibration set, so expect less than it will certify.
     """
-    procedures = procedures or (("holm", "bonferroni") if len(runs.coordinates) > 1 else _ONE_COORDINATE)
+    procedures = procedures or (_ONE_COORDINATE if records.only_threshold(runs.candidates) else ("holm", "bonferroni"))
     rows = []
     for delta in np.atleast_1d(np.asarray(deltas, dtype=object)):
         for test in tests:
@@ -243,7 +245,7 @@ def _pool(runs: Runs, objective: str, cost: str) -> _Pool:
         )
     losses = runs.losses(objective)
     lower, upper = records.OBJECTIVES[objective]
-    several = len(runs.coordinates) > 1
+    several = not records.only_threshold(runs.candidates)
     if several and cost not in runs.values:
         raise RiskcalError(f"cost: {cost!r} was not recorded; choosing among several coordinates needs it.")
     return _Pool(
@@ -446,7 +448,7 @@ def _outcome(runs: Runs, delta: Any, settings: dict[str, Any]) -> dict[str, Any]
     result = calibration.calibrate(runs, delta=delta, **settings)
     row: dict[str, Any] = {"threshold": math.inf}
     if result.chosen is not None:
-        row |= {name: result.chosen[name] for name in ("threshold", *runs.coordinates)}
+        row |= {name: result.chosen[name] for name in dict.fromkeys(["threshold", *runs.coordinates])}
     row["certified"] = float(result.table["certified"].sum()) / runs.k
     row["loss"] = 0.0 if result.chosen is None else float(result.chosen["loss"])
     for name in records.COSTS:

@@ -180,6 +180,8 @@ def test_the_rule_that_was_calibrated_is_the_one_that_is_deployed(tmp_path):
         schedule=schedule,
         min_layer=2,
         max_new_tokens=16,
+        cache="project",
+        batching="diverge",
         certificate=policy.certificate,
     )
     assert policy == wanted

@@ -67,7 +67,7 @@ class Plan:
         """The full model, then the candidates from the highest threshold down, bound to the decoder and the length limit."""
         bound = {"max_new_tokens": self.max_new_tokens, **self.model(decoder)}
         candidate = self.template.model_copy(update=bound)
-        full = ExitPolicy(sampling=self.template.sampling, **bound | {"classifier_weights": None})
+        full = ExitPolicy(sampling=self.template.sampling, **bound | {"classifier_weights": None}).named()
         return [full, *(candidate.model_copy(update={"threshold": value}) for value in self.thresholds)]
 
 
@@ -115,7 +115,8 @@ def template(given: ExitPolicy | None, max_new_tokens: int) -> ExitPolicy:
         raise RiskcalError(
             f"max_new_tokens: {max_new_tokens}, but {policy.max_new_tokens} in the policy; give the same to both."
         )
-    return policy.model_copy(update={"certificate": None, "threshold": np.inf, "max_new_tokens": max_new_tokens})
+    shared = policy.model_copy(update={"certificate": None, "threshold": np.inf, "max_new_tokens": max_new_tokens})
+    return shared.named()
 
 
 def descending(thresholds: ArrayLike) -> tuple[float, ...]:
@@ -278,7 +279,7 @@ def bind(plan: Plan, decoder: Decoder) -> None:
 
 def _settings(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> dict[str, Any]:
     """What decides the recorded tables: a folder holds one recording, with one set of these."""
-    elsewhere = {"threshold", "thresholds", "certificate", "max_new_tokens"}
+    elsewhere = {"threshold", "thresholds", "coordinates", "certificate", "max_new_tokens"}
     return {
         "format": 3,
         "decoder": _name(plan.load),

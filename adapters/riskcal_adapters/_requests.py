@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.policy import ExitPolicy
+from riskcal.policy import DEFAULTS, ExitPolicy
 from riskcal.schedules import Decaying
 from riskcal_adapters.protocol import BINDING, binding
 
@@ -192,7 +192,8 @@ def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy
         raise RiskcalError(f"policy: {policy!r} is neither an ExitPolicy nor a list of them.")
     if given is policy and len(given) != rows:
         raise RiskcalError(f"policy: {len(given)} policies for {rows} prompts; give one, or one per row.")
-    for row, one in enumerate(given):
+    named = [one.named() for one in given]
+    for row, one in enumerate(named):
         where = "" if len(given) == 1 else f" of row {row}"
         if one.measure not in measures:
             needed = " (it needs a decoder made with classifier=)" if one.measure == "classifier" else ""
@@ -214,7 +215,7 @@ def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy
                 f"batching: 'regroup'{where} skips layers, but measure 'oracle' and emits 'last' look at the last one; "
                 "give 'diverge'."
             )
-    return list(given)
+    return named
 
 
 def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
@@ -222,7 +223,7 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
     for row, one in enumerate(asked):
         for name in fields:
             matters = name == "sampling" or not one.is_full_model
-            if matters and getattr(one, name) != ExitPolicy.model_fields[name].default:
+            if matters and getattr(one, name) != DEFAULTS.get(name, ExitPolicy.model_fields[name].default):
                 where = "" if len(asked) == 1 else f" of row {row}"
                 raise RiskcalError(f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out.")
 
@@ -330,7 +331,7 @@ def rows_by_settings(
 def _settings(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> tuple[ExitPolicy, Any, bool]:
     """What a row's policy is, what it must have in common with others to be decoded with them, and whether it must be alone."""
     if policy.is_full_model:
-        policy = ExitPolicy(sampling=policy.sampling)
+        policy = ExitPolicy(sampling=policy.sampling).named()
     alike = policy.pruning is None and policy.measure in SIMPLE_MEASURES
     looked_at = None if alike else np.isfinite(thresholds).any(0).tobytes()
     differ = policy.cache in ("copy", "first") or (policy.max_pending is not None and not alike)
