@@ -138,6 +138,7 @@ class Decoded:
 
 def decode(decoder: EarlyExitT5, task: Task, policy: ExitPolicy, batch_size: int = 250) -> Decoded:
     """Real early-exit generation; rows are as if alone (CPU time is therefore that of a batch, not of a request)."""
+    policy = policy.named()
     if policy.cache == "project" and policy.measure != "oracle" and policy.emits == "exit":
         policy = policy.model_copy(update={"batching": "regroup"})  # the same tokens, sooner
     texts: list[str] = []

@@ -44,6 +44,7 @@ class Reference:
     @torch.inference_mode()
     def generate(self, prompts, policy, length=LENGTH):
         """Rows, decoded; with batching "deepest" they exit together, else each as if alone."""
+        policy = policy.named()
         start = self.model.config.decoder_start_token_id
         rows = [Row(self.model.encoder(input_ids=prompt[None]).last_hidden_state, start) for prompt in prompts]
         for position in range(length):
