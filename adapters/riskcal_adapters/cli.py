@@ -129,7 +129,7 @@ def record(
     )
     policy = ExitPolicy(measure=measure, schedule=schedule, min_layer=min_layer)
     if template is not None:
-        if policy != ExitPolicy():
+        if policy != ExitPolicy(measure="softmax"):
             raise RiskcalError(
                 "--template: says the measure, the schedule and the first layer itself; give one or the other."
             )

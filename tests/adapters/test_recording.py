@@ -393,7 +393,7 @@ def test_the_reference_is_the_plain_full_model_with_the_template_s_noise(tmp_pat
     bound = {"max_new_tokens": 6, "n_layers": toy_decoder.LAYERS, "weights": "toy"}
     assert {policy.threshold for policy in asked} == {math.inf, *GRID}
     for policy in asked:
-        full = ExitPolicy(sampling=Sampling(seed=5), **bound)
+        full = ExitPolicy(sampling=Sampling(seed=5), **bound).named()
         assert policy == (
             full if policy.is_full_model else template.model_copy(update=bound | {"threshold": policy.threshold})
         )
