@@ -76,7 +76,8 @@ class Problem:
         if self.sizes is None or self.max_cluster is None:
             mean: Floats = risk.losses.mean(0)
             return mean
-        return risk.delta + (risk.losses - risk.delta).sum(0) * (self.max_cluster / self.sizes.sum())
+        summed: Floats = (risk.losses - risk.delta).sum(0)
+        return risk.delta + summed * float(self.max_cluster / self.sizes.sum())
 
     def name(self, candidate: int) -> str:
         """A candidate, as messages name it: what it is in each coordinate."""
