@@ -13,10 +13,11 @@ from riskcal._validate import Floats
 
 #: The largest sample that is looked for: beyond any calibration set.
 LARGEST = 2**20
-#: The most rows that a test which walks along them is simulated on; larger samples are mapped to this many.
-_ROWS = 2**13
-#: Draws per size: at 2,000 the share of those that certify has a standard error of .009, at 500 of .018.
-_DRAWS = (500, 2000)
+#: The most rows that a test which walks along them is simulated on, and the most where events are so rare that this many
+#: hold fewer than `_EVENTS`; larger samples are mapped to fewer rows.
+_ROWS, _ROWS_OF_RARE, _EVENTS = 2**14, 2**17, 400
+#: Draws per size: at 2,000 the share of those that certify has a standard error of .009, at 250 of .025.
+_DRAWS = (250, 2000)
 #: Entries that are held at a time.
 _CHUNK = 2**21
 
@@ -49,7 +50,7 @@ class Law:
         m = len(self.values) - 1
         ordered = ordered or n < 20 * m  # a category's count takes as long to draw as 20 rows
         entries = n if ordered else m
-        draws = 1 if self.share == 0.0 else int(np.clip(2 * _CHUNK // entries, *_DRAWS))
+        draws = 1 if self.share == 0.0 else int(np.clip(4 * _CHUNK // entries, *_DRAWS))
         size, rng = max(1, _CHUNK // entries), np.random.default_rng(0)
         result: list[tuple[Sample | None, Sample]] = []
         for first in range(0, draws, size):
@@ -130,24 +131,24 @@ def of_moments(mean: float, deviation: float, *, bins: int = 4096) -> Law:
 
 
 def scaled(law: Law, delta: Floats, n: int, upper: Floats) -> tuple[Law, Floats, int]:
-    """A smaller problem, of at most `_ROWS` rows, on which a test that walks along them has nearly the same power.
+    """A smaller problem on which a test that walks along the rows has nearly the same power.
 
-    Where one row is usual and the others are rare, they are made f times as frequent, ``delta`` (c,) f times as far from
-    the usual row, and n f times smaller: as many events meet the same excess (Poisson's limit). Otherwise, or beyond that,
-    delta is moved away from the mean as ``1 / sqrt(n)``: the walk keeps its drift over its spread (the limit of a
-    Brownian motion).
+    Down to `_ROWS`, or what holds `_EVENTS` rows other than the usual one, delta is moved away from the mean as
+    ``1 / sqrt(n)``: the walk keeps its drift over its spread (the limit of a Brownian motion). Where that leaves more than
+    `_ROWS_OF_RARE`, the rare rows are made f times as frequent, ``delta`` (c,) f times as far from the usual row, and n f
+    times smaller: as many events meet the same excess (Poisson's limit).
     """
-    if n <= _ROWS:
-        return law, delta, n
     usual = law.values[0]
     gap = float(np.max((delta - usual) / (upper - usual)))
-    if 0.0 < law.share < 0.05 and 0.0 < gap < 0.1:
-        f = min(0.05 / law.share, 0.1 / gap, n / _ROWS)
+    f = min(n, _EVENTS / max(law.share, 1e-300)) / _ROWS_OF_RARE
+    if f > 1.0 and law.share > 0.0 and gap > 0.0:
+        f = max(1.0, min(f, 0.05 / law.share, 0.1 / gap))
         law, delta, n = replace(law, share=law.share * f), usual + f * (delta - usual), math.ceil(n / f)
-    if n <= _ROWS:
+    rows = max(_ROWS, math.ceil(_EVENTS / law.share)) if law.share > 0.0 else n
+    if n <= rows:
         return law, delta, n
-    moved = law.mean + (delta - law.mean) * math.sqrt(n / _ROWS)
-    return law, np.minimum(moved, 0.5 * (delta + upper)), _ROWS  # beyond half way the power is 1 in any case
+    moved = law.mean + (delta - law.mean) * math.sqrt(n / rows)
+    return law, np.minimum(moved, 0.5 * (delta + upper)), rows  # beyond half way the power is 1 in any case
 
 
 def smallest(share: Callable[[int], float], wanted: float, guess: float) -> tuple[int, float] | None:
