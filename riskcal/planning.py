@@ -388,7 +388,7 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_], meaning: 
             "delta, or record safer candidates."
         )
     safest = int(worst.argmin())
-    lower = max(problem.risks, key=lambda r: (r.losses[:, safest].mean() - r.delta) / r.width).losses[:, safest].mean()
+    lower = problem.mean(max(problem.risks, key=lambda r: (r.losses[:, safest].mean() - r.delta) / r.width))[safest]
     many = "Testing begins at" if begins.sum() == 1 else "Testing begins at candidates of which the safest is"
     text = f"{many} {problem.name(first)}, whose {observed}" + (
         f", and ends there: more {problem.unit} in this order will not help. "
