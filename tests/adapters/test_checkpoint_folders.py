@@ -247,7 +247,7 @@ def test_pickles_are_not_read_and_the_message_says_how_to_convert_them(tiny_t5, 
     assert len(load(tmp_path / "new").generation_config.__dict__) > 2
 
 
-@pytest.mark.parametrize(("framework", "kind"), [("torch", "mt5"), ("jax", "mt5"), ("torch", "umt5")])
+@pytest.mark.parametrize(("framework", "kind"), [("torch", "mt5"), ("jax", "mt5"), ("torch", "umt5"), ("jax", "umt5")])
 def test_the_rest_of_the_family_is_read(tmp_path, framework, kind):
     model = family(kind)
     decoder = decoder_of(framework, saved(model, tmp_path))
@@ -255,8 +255,17 @@ def test_the_rest_of_the_family_is_read(tmp_path, framework, kind):
     in_torch = riskcal_adapters.torch.EarlyExitT5(model)
     assert (decoder.weights, decoder.settings) == (in_torch.weights, in_torch.settings)
     if framework == "jax":
-        over = riskcal_adapters.jax.EarlyExitT5(riskcal_adapters.jax.from_torch(model), stacked=True)
-        assert over.settings == decoder.settings
+        policy = ExitPolicy(threshold=0.05)
+        ids, mask = prompts(5)
+        expected = in_torch.generate(ids, mask, policy=policy, max_new_tokens=LENGTH)
+        assert len(expected.exit_layers.unique()) > 2
+        for stacked in (True, False):
+            over = riskcal_adapters.jax.EarlyExitT5(riskcal_adapters.jax.from_torch(model), stacked=stacked)
+            assert over.settings == decoder.settings
+            made = over.generate(ids.numpy(), mask.numpy(), policy=policy, max_new_tokens=LENGTH)
+            assert made.tokens.tolist() == expected.tokens.tolist()
+            assert made.exit_layers.tolist() == expected.exit_layers.tolist()
+        assert over.trace(ids.numpy(), mask.numpy(), max_new_tokens=LENGTH).agrees.any()
 
 
 def test_biases_of_a_umt5_are_not_lost_unseen(tmp_path):

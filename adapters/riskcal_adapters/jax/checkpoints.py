@@ -20,7 +20,7 @@ from riskcal_adapters.jax.weights import T5, Classifier
 
 
 def load_t5(folder: str | os.PathLike[str]) -> T5:
-    """A T5 or mT5 from a folder as Hugging Face writes it.
+    """A T5, mT5 or UMT5 from a folder as Hugging Face writes it.
 
     Read are ``config.json``, ``generation_config.json`` where there is one, and ``model.safetensors`` or the parts that its
     index names.

@@ -19,8 +19,8 @@ class Context(NamedTuple):
     """What a decoder position sees: keys and values (first axis 0 and 1 of a layer's) of earlier positions and the prompt."""
 
     own: Array  #: (L, 2, B, heads, T, k)
-    own_bias: Array  #: (heads, T), -inf from the present position on
-    bias: Array  #: (heads,), of a position on itself
+    own_bias: Array  #: (L or 1, heads, T), -inf from the present position on; 1: all layers share it
+    bias: Array  #: (L or 1, heads), of a position on itself
     prompt: Array  #: (L, 2, B, heads, S, k)
     prompt_bias: Array  #: (B, 1, S), -inf at padding
 
@@ -47,9 +47,11 @@ def encode(shape: Shape, params: Params, input_ids: Array, prompt_bias: Array) -
     batch, width = input_ids.shape
     positions = np.arange(width)
     buckets = _buckets(shape, positions[:, None] - positions, two_sided=True)
-    bias = jnp.moveaxis(params.encoder_bias.astype(jnp.float32)[buckets], -1, 0) + prompt_bias[:, None]
+    biases = jnp.moveaxis(params.encoder_bias.astype(jnp.float32)[:, buckets], -1, 1)  # (layers or 1, heads, S, S)
 
-    def block(state: Array, layer: Layer) -> tuple[Array, None]:
+    def block(state: Array, own: tuple[Layer, Array]) -> tuple[Array, None]:
+        layer, index = own
+        bias = _of_layer(biases, index) + prompt_bias[:, None]
         projected = product(normed(shape, state), layer.self_in).reshape(batch, width, 3, *_heads(shape))
         query, key, value = (projected[:, :, part] for part in range(3))
         weights = jax.nn.softmax(_einsum("bqhk,bshk->bhqs", query, key, fine=True) + bias, -1)
@@ -57,7 +59,7 @@ def encode(shape: Shape, params: Params, input_ids: Array, prompt_bias: Array) -
         state = state + product(attended.reshape(batch, width, -1), layer.self_out)
         return state + _feed_forward(shape, layer, state), None
 
-    state, _ = lax.scan(block, params.embedding[input_ids], params.encoder)
+    state, _ = lax.scan(block, params.embedding[input_ids], (params.encoder, jnp.arange(shape.encoder_layers)))
     return normed(shape, state)
 
 
@@ -66,9 +68,9 @@ def decoder_layer(shape: Shape, params: Params, context: Context, index: Array, 
     if isinstance(params.decoder, Layer):
         stacked = (params.decoder, context.own, context.prompt)
         chosen = jax.tree.map(lambda array: lax.dynamic_index_in_dim(array, index, 0, keepdims=False), stacked)
-        return _block(shape, context, *chosen, state)
+        return _block(shape, context, index, *chosen, state)
     branches = [
-        lambda state, i=i, layer=layer: _block(shape, context, layer, context.own[i], context.prompt[i], state)
+        lambda state, i=i, layer=layer: _block(shape, context, i, layer, context.own[i], context.prompt[i], state)
         for i, layer in enumerate(params.decoder)
     ]
     chosen: tuple[Array, Array] = lax.switch(index, branches, state)
@@ -79,16 +81,16 @@ def all_layers(shape: Shape, params: Params, context: Context, state: Array) -> 
     """States (L, B, d) after every layer, and the position's keys and values (L, 2, B, heads, k)."""
     if isinstance(params.decoder, Layer):
 
-        def run(state: Array, chosen: tuple[Layer, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+        def run(state: Array, chosen: tuple[Array, Layer, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
             state, memory = _block(shape, context, *chosen, state)
             return state, (state, memory)
 
-        stacked = (params.decoder, context.own, context.prompt)
+        stacked = (jnp.arange(shape.decoder_layers), params.decoder, context.own, context.prompt)
         both: tuple[Array, Array] = lax.scan(run, state, stacked)[1]
         return both
     states, memories = [], []
     for i, layer in enumerate(params.decoder):
-        state, memory = _block(shape, context, layer, context.own[i], context.prompt[i], state)
+        state, memory = _block(shape, context, i, layer, context.own[i], context.prompt[i], state)
         states.append(state)
         memories.append(memory)
     return jnp.stack(states), jnp.stack(memories)
@@ -119,14 +121,14 @@ def product(states: Array, matrix: Array) -> Array:
 
 
 def _block(
-    shape: Shape, context: Context, layer: Layer, own: Array, prompt: Array, state: Array
+    shape: Shape, context: Context, index: Array | int, layer: Layer, own: Array, prompt: Array, state: Array
 ) -> tuple[Array, Array]:
     batch = len(state)
     projected = product(normed(shape, state), layer.self_in).reshape(batch, 3, *_heads(shape))
     query, key, value = (projected[:, part] for part in range(3))
     # A softmax over the earlier positions and, apart, the present one: the cache is not written before the token is done.
-    scores = _einsum("bhk,bhtk->bht", query, own[0], fine=True) + context.own_bias
-    score = _einsum("bhk,bhk->bh", query, key, fine=True) + context.bias
+    scores = _einsum("bhk,bhtk->bht", query, own[0], fine=True) + _of_layer(context.own_bias, index)
+    score = _einsum("bhk,bhk->bh", query, key, fine=True) + _of_layer(context.bias, index)
     highest = jnp.maximum(scores.max(-1), score)
     weights, weight = jnp.exp(scores - highest[..., None]), jnp.exp(score - highest)
     total = weights.sum(-1) + weight
@@ -149,10 +151,16 @@ def _feed_forward(shape: Shape, layer: Layer, state: Array) -> Array:
 
 
 def _bias_on_earlier(shape: Shape, params: Params, position: Array, length: int) -> tuple[Array, Array]:
-    """(heads, T): attention's bias at a position on all earlier ones, and (heads,): on itself."""
-    by_distance = params.decoder_bias.astype(jnp.float32)[_buckets(shape, np.arange(length), two_sided=False)].T
+    """(L or 1, heads, T): attention's bias at a position on all earlier ones, and (L or 1, heads): on itself."""
+    buckets = _buckets(shape, np.arange(length), two_sided=False)
+    by_distance = jnp.moveaxis(params.decoder_bias.astype(jnp.float32)[:, buckets], -1, 1)
     distance = position - jnp.arange(length)
-    return jnp.where(distance > 0, by_distance[:, jnp.maximum(distance, 0)], -jnp.inf), by_distance[:, 0]
+    return jnp.where(distance > 0, by_distance[..., jnp.maximum(distance, 0)], -jnp.inf), by_distance[..., 0]
+
+
+def _of_layer(biases: Array, index: Array | int) -> Array:
+    """A layer's own bias, or the one that all share."""
+    return biases[0] if len(biases) == 1 else lax.dynamic_index_in_dim(biases, index, 0, keepdims=False)
 
 
 def _buckets(shape: Shape, distance: NDArray[Any], *, two_sided: bool) -> NDArray[Any]:

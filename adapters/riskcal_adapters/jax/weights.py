@@ -43,6 +43,7 @@ class Shape(NamedTuple):
     reach: int  #: relative distances beyond this are all the same
     epsilon: float
     tied: bool  #: whether logits are scaled by d ** -0.5
+    bias_per_layer: bool = False  #: whether each layer has a bias on positions, as in a UMT5, or all share the first's
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +92,16 @@ class Params(NamedTuple):
     self_memory: Any  #: (d, L * 2h): keys and values of a state in every decoder layer
     cross_memory: Any  #: (d, L * 2h): keys and values of the encoded prompt
     head: Any  #: (d, V), after the decoder's final norm
-    encoder_bias: Any  #: (buckets, heads)
-    decoder_bias: Any  #: (buckets, heads)
+    encoder_bias: Any  #: (layers, buckets, heads), or (1, buckets, heads) where layers share it
+    decoder_bias: Any  #: (L, buckets, heads), or (1, buckets, heads)
     classifier: Classifier | None = None
 
 
 def read_shape(config: Mapping[str, Any], where: str) -> Shape:
     """Read what matters of a Hugging Face config; ``where`` names it in errors."""
     kind = config.get("model_type")
-    if kind == "umt5":
-        raise RiskcalError(
-            f"{where}: is a UMT5, whose layers each have a bias on positions, which this decoder does not know; decode it with "
-            "riskcal_adapters.torch."
-        )
     if kind not in MODEL_TYPES:
-        raise RiskcalError(f"{where}: does not describe a T5 (model_type 't5' or 'mt5').")
+        raise RiskcalError(f"{where}: does not describe a T5 (model_type 't5', 'mt5' or 'umt5').")
     for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size"):
         if not isinstance(config.get(name), int) or config[name] < 1:
             raise RiskcalError(f"{where}: {name} is {config.get(name)!r}; give the config of a whole T5 checkpoint.")
@@ -127,8 +123,11 @@ def read_shape(config: Mapping[str, Any], where: str) -> Shape:
         buckets=config.get("relative_attention_num_buckets", 32),
         reach=config.get("relative_attention_max_distance", 128),
         epsilon=float(config.get("layer_norm_epsilon", 1e-6)),
-        # transformers 5 writes tie_word_embeddings: true whatever the head, and tells by this whether to scale
-        tied=kind == "t5" and bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)),
+        # transformers 5 writes tie_word_embeddings: true whatever the head, and tells by this whether a T5 scales; its mT5
+        # never does, its UMT5 always
+        tied=kind == "umt5"
+        or (kind == "t5" and bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False))),
+        bias_per_layer=kind == "umt5",
     )
 
 
@@ -198,8 +197,8 @@ def arrange(model: T5, dtype: str, *, stacked: bool) -> Params:
         self_memory=np.concatenate([one.self_in[:, inner:] for one in decoder], axis=1),
         cross_memory=np.concatenate(memory, axis=1),
         head=after("decoder.final_layer_norm", head, scale=shape.width**-0.5 if shape.tied else 1.0),
-        encoder_bias=np.asarray(weights[_bias("encoder")], np.float32),
-        decoder_bias=np.asarray(weights[_bias("decoder")], np.float32),
+        encoder_bias=np.stack([np.asarray(weights[name], np.float32) for name in _biases(shape, "encoder")]),
+        decoder_bias=np.stack([np.asarray(weights[name], np.float32) for name in _biases(shape, "decoder")]),
     )
     return jax.tree.map(lambda array: array.astype(jnp.dtype(dtype)), arranged)
 
@@ -208,8 +207,10 @@ def _stack(layers: list[Layer]) -> Layer:
     return jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
 
 
-def _bias(stack: str) -> str:
-    return f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+def _biases(shape: Shape, stack: str) -> list[str]:
+    depth = shape.encoder_layers if stack == "encoder" else shape.decoder_layers
+    layers = range(depth if shape.bias_per_layer else 1)
+    return [f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight" for i in layers]
 
 
 def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -217,7 +218,7 @@ def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
     width, inner = shape.width, shape.heads * shape.head_width
     expected: dict[str, tuple[int, ...]] = {"shared.weight": (shape.vocabulary, width)}
     for stack, depth in (("encoder", shape.encoder_layers), ("decoder", shape.decoder_layers)):
-        expected[_bias(stack)] = (shape.buckets, shape.heads)
+        expected |= dict.fromkeys(_biases(shape, stack), (shape.buckets, shape.heads))
         expected[f"{stack}.final_layer_norm.weight"] = (width,)
         attentions = ["SelfAttention"] + ["EncDecAttention"] * (stack == "decoder")
         for block in (f"{stack}.block.{i}.layer" for i in range(depth)):
