@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 from riskcal import _tables, _validate, records
 from riskcal._validate import Floats, RiskcalError
@@ -52,6 +53,7 @@ class Problem:
     weighting: Weighting = "prompts"  # what the mean is taken over
     sizes: NDArray[np.intp] | None = None  # requests of each unit, where these count and not the clusters
     max_cluster: int | None = None
+    nameless: bool = False  # units have no ids but their numbers, and may have been sorted by outcome
 
     @property
     def n(self) -> int:
@@ -84,7 +86,7 @@ class Problem:
         row = self.candidates.iloc[candidate]
         return ", ".join(f"{name} {plain(row[name])}" for name in self.coordinates)
 
-    def rows(self, which: slice) -> Self:
+    def rows(self, which: slice | NDArray[np.intp]) -> Self:
         """The same problem on some of the units."""
         return replace(
             self,
@@ -134,7 +136,7 @@ def from_runs(
         means = runs.unit_means(per_prompt)
         return means if sizes is None else means * (sizes * (runs.n / sizes.sum())).reshape(-1, *[1] * (means.ndim - 1))
 
-    return Problem(
+    problem = Problem(
         risks=tuple(risks),
         candidates=runs.candidates,
         costs={name: cost(runs.values[name]) for name in records.COSTS if name in runs.values},
@@ -147,6 +149,19 @@ def from_runs(
         sizes=sizes,
         max_cluster=max_cluster,
     )
+    if runs.stopped is not None or not records.numbered(problem.units):
+        return problem
+    if "cluster" not in runs.labels:
+        return replace(problem, nameless=True)
+    means = [runs.unit_means(runs.values[name]) for name in ("dissimilarity", "risk") if name in runs.values]
+    return _by_content(problem, *(column for mean in means for column in mean.T))
+
+
+def _by_content(problem: Problem, *content: Floats) -> Problem:
+    """The problem of numbered units in an order drawn from their content; see `riskcal.records.content_order`."""
+    ascending = np.argsort(problem.units.astype(np.int64))
+    shuffled = records.order_by_content(column[ascending] for column in content)
+    return replace(problem.rows(ascending[shuffled]), nameless=True)
 
 
 def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArray[np.intp] | None:
@@ -184,6 +199,33 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
             "cluster, drawn at random before their losses are known."
         )
     return sizes
+
+
+def two_values(losses: Floats) -> tuple[float, float] | None:
+    """The two values that losses (n,) take, up to rounding; None if they are fewer or more."""
+    low, high = float(losses.min()), float(losses.max())
+    near = _validate.TOLERANCE * max(1.0, abs(low), abs(high))
+    between = (losses > low + near) & (losses < high - near)
+    return None if high - low <= 2 * near or between.any() else (low, high)
+
+
+def of_count(losses: Floats, delta: float) -> float:
+    """The exact p-value of losses (n,) of two values, which is that of their count; 0, no claim, for others.
+
+    Sorted losses of two values say nothing beyond the count, and with one arrangement for each count betting is at the mercy
+    of a few of them (a true size of up to .15 at a nominal .05). Never below this p-value it is right for any arrangement.
+    """
+    values = two_values(losses)
+    if values is None:
+        return 0.0
+    count = (losses > 0.5 * (values[0] + values[1])).sum()
+    return float(count_pvalue(count, len(losses), values, delta))
+
+
+def count_pvalue(count: Any, n: int, values: tuple[float, float], delta: float) -> Any:
+    """Of so many of n losses at the upper of two values, that their mean is above delta."""
+    low, high = values
+    return stats.binom.cdf(count, n, min(max((delta - low) / (high - low), 0.0), 1.0))
 
 
 def _stop(text: str) -> Stop:
@@ -227,27 +269,35 @@ def from_arrays(
         raise RiskcalError(
             f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
         )
-    descending = np.argsort(-grid, kind="stable")
+    descending, rows = np.argsort(-grid, kind="stable"), len(matrix)
     if prompts is None:
-        units = np.random.default_rng(0).permutation(len(matrix))
-        matrix = matrix[np.ix_(units, descending)]
+        units, nameless = np.arange(rows), True
+        hashed = np.random.default_rng(0).permutation(rows)  # as in certificates of earlier versions
     else:
-        rows = len(matrix)
         matrix, units = _average_within(matrix, prompts)
+        nameless, hashed = records.numbered(units), np.arange(len(units))
         if isinstance(losses, TokenLosses) and len(units) < rows and not exact:
             raise RiskcalError(
                 f"losses: {rows} rows of {len(units)} prompts were replayed on the full model's path, but after a first early "
                 "exit a real decoder's states differ. Record real generations, or declare a memoryless exit with exact=True."
             )
-        matrix = np.ascontiguousarray(matrix[:, descending])
-    hasher = hashlib.blake2b(matrix.data, digest_size=16)
+    hasher = hashlib.blake2b(digest_size=16)
+    for first in range(0, len(matrix), 4096):  # in parts: one copy of the whole is enough
+        hasher.update(np.ascontiguousarray(matrix[np.ix_(hashed[first : first + 4096], descending)]).data)
     hasher.update(grid[descending].data)
+    order = np.arange(len(units))
+    if nameless:
+        ascending = np.argsort(units.astype(np.int64))
+        columns = ((matrix[ascending, j] - low) / (high - low) for j in descending)
+        order = ascending[records.order_by_content(columns)]
+    matrix = np.ascontiguousarray(matrix[np.ix_(order, descending)])
     return Problem(
         risks=(Risk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
         candidates=pd.DataFrame({"threshold": grid[descending]}),
         costs={},
         full_costs={},
-        units=units,
+        units=units[order],
+        nameless=nameless,
         unit="rows" if prompts is None else "prompts",
         digest=hasher.hexdigest(),
     )

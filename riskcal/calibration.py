@@ -294,11 +294,14 @@ def calibrate(
     Notes
     -----
     Assumes i.i.d. units from the population that will be served, candidates and order fixed before the data were seen, and
-    bounded losses. Prompts are tested in a pseudo-random order that depends on their ids alone (arrays: a fixed
-    permutation), never in the order they stand in. Nothing is said about a single prompt or a stratum. With
-    ``u = delta + sum of (loss - delta) over a cluster / max_cluster``, which has the losses' bounds, the mean of u is at most
-    delta exactly where the mean over requests is: that is what ``weighting="requests"`` tests. Sources: Learn then Test
-    (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto Testing (Laufer-Goldshtein et al. 2023).
+    bounded losses. Prompts are tested in a pseudo-random order that depends on their ids alone, never in the order they
+    stand in. Rows without ids (arrays without ``prompts``, and ids that only number the rows) are tested in an order drawn
+    from the content of all of them (`riskcal.records.content_order`), and if a candidate's losses have only two values its
+    betting p-value is never below the exact one of their count, so that sorting the rows by outcome does no harm. Nothing
+    is said about a single prompt or a stratum. With ``u = delta + sum of (loss - delta) over a cluster / max_cluster``,
+    which has the losses' bounds, the mean of u is at most delta exactly where the mean over requests is: that is what
+    ``weighting="requests"`` tests. Sources: Learn then Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto
+    Testing (Laufer-Goldshtein et al. 2023).
     """
     epsilon = _validate.level(epsilon, "epsilon")
     _validate.choice(test, "test", TESTS)
@@ -346,7 +349,7 @@ def calibrate(
     problem, pilot = _ordered(problem, procedure, order, cost, pilot_fraction)
     weights = np.full(problem.k, 1 / problem.k) if weights is None else weights
     levels = _levels(procedure, spent, problem.k, starts, weights, transitions)
-    p = np.max([_test(test, risk, levels) for risk in problem.risks], axis=0)
+    p = np.max([_test(test, risk, levels, problem.nameless) for risk in problem.risks], axis=0)
     rejected = _select(procedure, p, spent, starts, weights, transitions)
     table = _table(problem).assign(pvalue=p, certified=rejected)
     if pilot:  # a fresh sample has its own pilot, which may choose any candidate first; of equal ones the cheapest
@@ -525,7 +528,7 @@ def _levels(procedure: str, epsilon: float, k: int, starts: int, weights: Any, t
     return np.full(k, epsilon / k)
 
 
-def _test(test: str, risk: Risk, levels: Floats) -> Floats:
+def _test(test: str, risk: Risk, levels: Floats, nameless: bool = False) -> Floats:
     known = {"lower": risk.lower, "upper": risk.upper}
     if test == "binomial":
         if (risk.lower, risk.upper) != (0.0, 1.0):
@@ -540,7 +543,19 @@ def _test(test: str, risk: Risk, levels: Floats) -> Floats:
         tuned = levels == level
         losses = risk.losses if tuned.all() else np.compress(tuned, risk.losses, axis=1)
         p[tuned] = pvalues.betting(losses, risk.delta, level=float(level), **known)
+    if nameless:
+        p = np.maximum(p, [_problem.of_count(column, risk.delta) for column in risk.losses.T])
     return p
+
+
+def _bound_of_count(column: Floats, level: float, lower: float) -> float:
+    """The exact upper bound for losses of two values; the losses' lower bound, no claim, for others. See `_problem.of_count`."""
+    values = _problem.two_values(column)
+    if values is None:
+        return lower
+    low, high = values
+    share = bounds.clopper_pearson((column > (low + high) / 2).astype(np.float64), epsilon=level)
+    return low + (high - low) * float(share)
 
 
 def _select(
@@ -567,6 +582,8 @@ def _simultaneous(problem: Problem, deltas: list[float], cost: str, common: dict
     )
     levels, rises, results = np.full(problem.k, common["epsilon_spent"] / problem.k), _rises(problem), []
     design = planning.Design.of(common["test"], "simultaneous", common["epsilon_spent"], levels)
+    if method == "betting" and problem.nameless:
+        bound = np.maximum(bound, [_bound_of_count(c, levels[0], risk.lower) for c in risk.losses.T])
     for delta in deltas:
         posed = replace(problem, risks=(risk._replace(delta=delta),))
         table = _table(posed).assign(bound=bound, certified=bound <= delta)

@@ -6,12 +6,12 @@ from the losses that were observed, all candidates of a prompt together.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _simulation, _validate, pvalues
+from riskcal import _problem, _simulation, _validate, pvalues
 from riskcal._problem import Problem, Risk
 from riskcal._simulation import Law, Sample
 from riskcal._validate import Floats, RiskcalError
@@ -281,6 +281,9 @@ class _Trial:
     law: Law  # columns: risk by candidate
     delta: Floats  # (r, k)
     hopeful: NDArray[np.intp]  # candidates whose mean is below every delta, those that need fewest units first
+    counted: dict[
+        int, tuple[float, float]
+    ]  # columns whose p-value is never below that of a count, with their two values
 
     @classmethod
     def of(cls, problem: Problem, design: Design) -> "_Trial":
@@ -288,8 +291,12 @@ class _Trial:
         delta = np.repeat([[risk.delta] for risk in problem.risks], problem.k, axis=1)
         shape = delta.shape
         below = (law.mean.reshape(shape) < delta).all(0) & ((design.first > 0.0) | (design.step_up is not None))
-        trial = cls(design, problem.risks, law, delta, np.flatnonzero(below))
-        return cls(design, problem.risks, law, delta, trial.hopeful[np.argsort(trial._rough(), kind="stable")])
+        losses = [column for risk in problem.risks for column in risk.losses.T]
+        capped = problem.nameless and design.test == "betting"
+        found = {c: _problem.two_values(column) for c, column in enumerate(losses) if capped}
+        counted = {c: values for c, values in found.items() if values is not None}
+        trial = cls(design, problem.risks, law, delta, np.flatnonzero(below), counted)
+        return replace(trial, hopeful=trial.hopeful[np.argsort(trial._rough(), kind="stable")])
 
     def guess(self) -> float:
         return float(self._rough().min()) / (1.0 - (self.design.pilot or 0.0))
@@ -354,6 +361,11 @@ class _Trial:
                     found = pvalues._of_sample(
                         self.design.test, sample, r * k + j, of, float(delta[r, j]), level, **known
                     )
+                    if r * k + j in self.counted:
+                        low, high = self.counted[r * k + j]
+                        counts = np.rint((sample.totals(r * k + j)[of] - sample.n * low) / (high - low))
+                        exact = _problem.count_pvalue(counts, sample.n, (low, high), float(delta[r, j]))
+                        found = np.maximum(found, exact)
                     p[of, j] = np.where(r > 0, np.maximum(p[of, j], found), found)
             if step_up is None:
                 done[of] = p[of, j] <= self.design.first[j]

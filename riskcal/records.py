@@ -5,7 +5,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
@@ -25,6 +25,8 @@ COSTS = ("layers", "tokens", "seconds", "flops")
 _SCHEDULE = ("temperature", "max_length", "form")
 COORDINATES = (*_SCHEDULE, "min_layer", "measure", "policy")
 _ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
+_MIXERS = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93], dtype=np.uint64)
+_CONTENT_SALT = b"riskcal: order of rows without ids, version 1\x00"
 
 _R = TypeVar("_R", bound="Runs")
 Objective = Literal["textual", "risk", "risk_clipped"]
@@ -34,7 +36,7 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
     """The order in which units are tested: ascending BLAKE2b hash of a fixed salt and the unit's id.
 
     Content-free and not the user's to choose. A betting test in an order that depends on the prompts' content (sorted by
-    difficulty, say) is wrong about as often as not.
+    difficulty, say) is wrong about as often as not. For ids that only number the rows see `numbered`.
     """
     digests = [hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest() for i in np.asarray(identifiers)]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
@@ -43,6 +45,50 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
 def only_threshold(candidates: pd.DataFrame) -> bool:
     """Whether candidates differ in their thresholds alone, which have an order of their own."""
     return varying(candidates) == ["threshold"]
+
+
+def numbered(identifiers: ArrayLike) -> bool:
+    """Whether ids are but the numbers of rows, 0 to n - 1 or 1 to n in any order: as good as no ids.
+
+    Whoever numbered the rows may have sorted them by outcome first, and then `tested_order` is one fixed arrangement of the
+    sorted rows. Such units are tested in `content_order`.
+    """
+    ids = {str(i) for i in np.asarray(identifiers).tolist()}
+    return any(ids == {str(i) for i in range(first, first + len(ids))} for first in (0, 1))
+
+
+def content_order(*columns: ArrayLike) -> NDArray[np.intp]:
+    """The order in which units without ids are tested: a permutation drawn from a digest of all rows as a multiset.
+
+    Parameters
+    ----------
+    *columns : (n,) or (n, k)
+        The losses of each unit, on the unit interval; differences below a billionth do not count.
+
+    Returns
+    -------
+    (n,)
+        To be applied to the rows as they stand. It is the same for any order of the rows, which makes it harmless: given the
+        multiset, i.i.d. rows are equally likely to stand in any order, and a permutation that the multiset fixes leaves them
+        so. Rows that somebody sorted are put into an arrangement that is drawn afresh for each data set, as far as data sets
+        differ as multisets. (Losses of two values differ in their count alone: see `riskcal.calibrate`.)
+    """
+    return order_by_content(
+        column
+        for matrix in columns
+        for column in np.asarray(matrix, dtype=np.float64).reshape(len(np.asarray(matrix)), -1).T
+    )
+
+
+def order_by_content(columns: Iterable[Floats]) -> NDArray[np.intp]:
+    """`content_order` of columns (n,) that are made one at a time."""
+    prints = np.zeros(1, dtype=np.uint64)
+    for column in columns:  # a multiply-and-shift mix
+        prints = (prints ^ np.rint(column * 2.0**30).astype(np.int64).view(np.uint64)) * _MIXERS[0]
+        prints = (prints ^ (prints >> np.uint64(32))) * _MIXERS[1]
+        prints ^= prints >> np.uint64(29)
+    digest = hashlib.blake2b(_CONTENT_SALT + np.sort(prints).astype("<u8").tobytes(), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).permutation(len(prints))
 
 
 def varying(candidates: pd.DataFrame) -> list[str]:
@@ -56,7 +102,8 @@ class Runs:
     """Losses and costs of real generations, for each of n prompts and k candidates.
 
     Build it with `read`, `from_frame` or `from_arrays`; each validates. Prompts stand in the order in which they are
-    tested (`tested_order`), candidates from the highest threshold down, whatever the order of rows in the source.
+    tested (`tested_order`; prompts that are only `numbered`: `content_order`), candidates from the highest threshold down,
+    whatever the order of rows in the source.
 
     Attributes
     ----------
@@ -155,7 +202,7 @@ class Runs:
         thresholds : (k,)
             One per column, in any order; an ``inf`` column holds the full model.
         prompts : (n,), optional
-            Ids; default 0 to n - 1.
+            Ids; default 0 to n - 1, which count as none (`riskcal.records.numbered`).
         full_risk, cluster, group, text : (n,), optional
         **values : (n, k)
             ``dissimilarity``, ``risk``, ``layers``, ``tokens``, ``seconds``, ``flops``.
@@ -239,14 +286,32 @@ class Runs:
             raise RiskcalError(
                 f"group: no prompt is of {name!r}; choose one of {', '.join(map(repr, np.unique(self.group).tolist()))}."
             )
+        return self._take(np.flatnonzero(kept))
+
+    def _take(self, rows: NDArray[np.intp]) -> Self:
+        """Some of the prompts, or all in another order."""
         return replace(
             self,
-            prompts=self.prompts[kept],
-            values={key: value[kept] for key, value in self.values.items()},
-            full={key: value[kept] for key, value in self.full.items()},
-            full_risk=None if self.full_risk is None else self.full_risk[kept],
-            labels={key: value[kept] for key, value in self.labels.items()},
+            prompts=self.prompts[rows],
+            values={key: value[rows] for key, value in self.values.items()},
+            full={key: value[rows] for key, value in self.full.items()},
+            full_risk=None if self.full_risk is None else self.full_risk[rows],
+            labels={key: value[rows] for key, value in self.labels.items()},
         )
+
+    def in_content_order(self) -> Self:
+        """The same runs with prompts that are only `numbered` in their `content_order`; as they are, if they have ids.
+
+        Where clusters are the units, the order of prompts is of no account, and `riskcal.calibrate` sees to that of clusters.
+        A recording that stopped was tested threshold by threshold while it ran, when the content of all was not known: it
+        stays in the order of its numbers' hashes.
+        """
+        if "cluster" in self.labels or self.stopped is not None or not numbered(self.prompts):
+            return self
+        content = [self.values[name] for name in ("dissimilarity", "risk") if name in self.values]
+        content += [] if self.full_risk is None else [self.full_risk]
+        ascending = np.argsort(self.prompts.astype(np.int64))
+        return self._take(ascending[content_order(*(column[ascending] for column in content))])
 
     def losses(self, objective: str = "textual") -> Floats:
         """The loss matrix that an objective tests.
@@ -300,6 +365,9 @@ class Runs:
 
     def digest(self) -> str:
         """A hash of everything recorded, the same for any order of rows and any file format."""
+        order = tested_order(self.prompts)
+        if not np.array_equal(order, np.arange(len(order))):  # numbered prompts stand in another
+            return self._take(order).digest()
         hasher = hashlib.blake2b(digest_size=16)
         rows = len(self.prompts) * (self.k + bool(self.full))
         for name, value in self._columns():
@@ -595,7 +663,7 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
         source=source,
         exact=exact,
         stopped=_stopped(frame),
-    )
+    ).in_content_order()
 
 
 def _thresholds(column: pd.Series) -> Floats:

@@ -146,7 +146,7 @@ def replay_traces(
         full_risk=at_full.get("risk"),
         source="replayed",
         exact=exact,
-    )
+    ).in_content_order()
 
 
 def _prompt_means(

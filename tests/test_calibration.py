@@ -33,7 +33,7 @@ def runs_of(losses, grid=GRID, **more):
 
 def permuted(losses):
     """The documented order of an array's rows."""
-    return losses[np.random.default_rng(0).permutation(len(losses))]
+    return losses[records.content_order(losses)]
 
 
 # Which candidates are certified
@@ -226,7 +226,7 @@ def test_rows_of_one_prompt_are_averaged_and_count_once():
     means = losses.reshape(3, 40, 5).mean(0)
     averaged = calibrate(losses, thresholds=GRID, delta=0.15, prompts=prompts)
     assert averaged.n == 40
-    expected = pvalues.betting(means[records.tested_order(np.arange(40))], 0.15, level=0.05)
+    expected = pvalues.betting(means[records.content_order(means)], 0.15, level=0.05)
     assert averaged.table["pvalue"].tolist() == pytest.approx(expected.tolist(), rel=1e-12)
 
 
@@ -268,12 +268,13 @@ def signed_runs(n=400, seed=0):
     full_risk = rng.choice([0.25, 0.5], n)
     change = rng.choice([-0.25, 0.0, 0.25], (n, 2), p=[0.2, 0.6, 0.2])
     risk = np.c_[full_risk[:, None] + change, full_risk]
-    return Runs.from_arrays(thresholds=[0.8, 0.4, math.inf], risk=risk), change
+    names = [f"p{i}" for i in range(n)]
+    return Runs.from_arrays(thresholds=[0.8, 0.4, math.inf], risk=risk, prompts=names), change
 
 
 def test_risk_is_the_signed_difference_and_risk_clipped_its_positive_part():
     runs, change = signed_runs()
-    order = records.tested_order(np.arange(400))
+    order = records.tested_order([f"p{i}" for i in range(400)])
     signed = calibrate(runs, delta=0.03, objective="risk")
     clipped = calibrate(runs, delta=0.03, objective="risk_clipped")
     assert signed.table["loss"].tolist() == pytest.approx(change.mean(0).tolist(), abs=1e-12)
