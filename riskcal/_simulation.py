@@ -138,8 +138,11 @@ def scaled(law: Law, delta: Floats, n: int, upper: Floats) -> tuple[Law, Floats,
     `_ROWS_OF_RARE`, the rare rows are made f times as frequent, ``delta`` (c,) f times as far from the usual row, and n f
     times smaller: as many events meet the same excess (Poisson's limit).
     """
+    if n <= _ROWS:
+        return law, delta, n
     usual = law.values[0]
-    gap = float(np.max((delta - usual) / (upper - usual)))
+    below = usual < delta
+    gap = float(np.max((delta - usual)[below] / (upper - usual)[below], initial=0.0))
     f = min(n, _EVENTS / max(law.share, 1e-300)) / _ROWS_OF_RARE
     if f > 1.0 and law.share > 0.0 and gap > 0.0:
         f = max(1.0, min(f, 0.05 / law.share, 0.1 / gap))

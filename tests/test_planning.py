@@ -397,6 +397,14 @@ def test_a_law_of_rows_is_their_distribution():
         assert totals.mean() == pytest.approx(1000 * rows[:, 0].mean(), abs=4 * math.sqrt(1000 / len(totals)) * 0.4)
 
 
+def test_a_candidate_that_nearly_always_fails_is_mapped_with_the_others():
+    law = _simulation.Law(np.array([[0.0, 1.0], [1.0, 1.0]]), 1e-4)
+    delta, upper = np.array([2e-4, 0.5]), np.ones(2)
+    _, moved, rows = _simulation.scaled(law, delta, 500_000, upper)
+    assert rows < 500_000
+    assert 0 < moved[0] < 1
+
+
 @pytest.mark.parametrize(("mean", "delta"), [(0.294, 0.3), (0.096, 0.1), (0.0045, 0.005), (0.0008, 0.001)])
 def test_large_samples_are_mapped_to_small_ones_of_nearly_the_same_power(mean, delta):
     """On 200 draws of the whole sample, SE .028."""
