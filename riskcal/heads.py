@@ -7,6 +7,7 @@ that leave there over the expected number of tokens that leave there: long promp
 
 import hashlib
 import html
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -354,7 +355,8 @@ def certified(
     will be decoded. Tokens recorded on the full model's own path are not quite that for a decoder with memory: after its
     first early exit its states differ. Certify such a policy by `riskcal.calibrate` on real generations.
 
-    The pilot, the first prompts in `riskcal.records.tested_order`, fixes a path of threshold vectors, from cautious to
+    The pilot, the first prompts in `riskcal.records.tested_order` (of prompts that are only numbered, in an order drawn from
+    the content of all tokens: see `riskcal.records.content_order`), fixes a path of threshold vectors, from cautious to
     bold. The others test it by a fixed sequence at level epsilon. At each step the hypothesis of a head is that its
     ``loss = 1 - agreement + (errors - (1 - agreement) exits) / max_tokens`` has an expectation above ``1 - agreement``,
     counting per prompt the tokens that exit there *in the cascade*; it lies in [0, 1], and both ends are possible. The
@@ -652,7 +654,7 @@ def _records(
             f"max_tokens: prompt {ids.tolist()[which]!r} (row {int((code == which).argmax())}) has {tokens[which]} tokens, more "
             f"than {max_tokens}. Give the decoder's length limit, fixed before the data were seen."
         )
-    order = records.tested_order(ids)
+    order = _order(ids, code, confidence, agrees)
     rank = np.empty(len(ids), dtype=np.intp)
     rank[order] = np.arange(len(ids))
     share = _validate.level(pilot_fraction, "pilot_fraction")
@@ -663,6 +665,20 @@ def _records(
             "test; each needs at least two."
         )
     return _Records(confidence, agrees, rank[code], ids[order], n_pilot)
+
+
+def _order(
+    ids: NDArray[Any], code: NDArray[np.intp], confidence: NDArray[np.floating[Any]], agrees: Bools
+) -> NDArray[np.intp]:
+    """The order of prompts: that of their ids, or of the content of all their tokens where ids only number them."""
+    if not records.numbered(ids):
+        return records.tested_order(ids)
+    levels = ((column.astype(np.float64) + 0.0).view(np.int64) for column in confidence.T)  # one zero
+    outcomes = (column.astype(np.int64) for column in agrees.T)
+    prints = np.zeros(len(ids), dtype=np.uint64)
+    np.add.at(prints, code, records.row_prints(itertools.chain(levels, outcomes)))  # whatever the order of tokens
+    ascending = np.argsort(ids.astype(np.int64))
+    return ascending[records.order_by_prints(prints[ascending])]
 
 
 def _digest(recorded: _Records, layers: NDArray[np.int64]) -> str:

@@ -82,11 +82,21 @@ def content_order(*columns: ArrayLike) -> NDArray[np.intp]:
 
 def order_by_content(columns: Iterable[Floats]) -> NDArray[np.intp]:
     """`content_order` of columns (n,) that are made one at a time."""
+    return order_by_prints(row_prints(np.rint(column * 2.0**30).astype(np.int64) for column in columns))
+
+
+def row_prints(columns: Iterable[NDArray[np.int64]]) -> NDArray[np.uint64]:
+    """A fingerprint (n,) of each row of columns (n,): a multiply-and-shift mix."""
     prints = np.zeros(1, dtype=np.uint64)
-    for column in columns:  # a multiply-and-shift mix
-        prints = (prints ^ np.rint(column * 2.0**30).astype(np.int64).view(np.uint64)) * _MIXERS[0]
+    for column in columns:
+        prints = (prints ^ column.view(np.uint64)) * _MIXERS[0]
         prints = (prints ^ (prints >> np.uint64(32))) * _MIXERS[1]
         prints ^= prints >> np.uint64(29)
+    return prints
+
+
+def order_by_prints(prints: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """The permutation that the fingerprints (n,) of all units fix, however they stand."""
     digest = hashlib.blake2b(_CONTENT_SALT + np.sort(prints).astype("<u8").tobytes(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "big")).permutation(len(prints))
 

@@ -43,9 +43,14 @@ def sample(n=800, n_heads=3, *, seed=0, longest=12):
     return confidence, rng.random(doubt.shape) > 1 / (1 + np.exp(1.5 - 2.5 * doubt)), prompt
 
 
+def names(numbers):
+    """Ids that are not numbers, which have an order of their own."""
+    return np.array([f"p{i}" for i in numbers])
+
+
 def certify(data, **options):
     confidence, agrees, prompts = data
-    return heads.certified(confidence, agrees, prompts=prompts, **({"max_tokens": 12} | options))
+    return heads.certified(confidence, agrees, prompts=names(prompts), **({"max_tokens": 12} | options))
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +114,9 @@ def test_the_rule_reads_float32_and_lists():
 
 def test_the_table_holds_what_the_calibration_prompts_show(found):
     confidence, agrees, prompt = sample()
-    rest = ~np.isin(prompt, found.pilot)
+    rest = ~np.isin(names(prompt), found.pilot)
     confidence, agrees, prompt = confidence[rest], agrees[rest], prompt[rest]
-    units = records.tested_order(np.arange(800))[160:]
+    units = records.tested_order(names(range(800)))[160:]
     assert found.n == len(units) == 640
     assert (np.isfinite(found.table.filter(like="threshold")).sum(axis=1) > 1).any()  # heads that share the tokens
     for _, row in found.table.iterrows():
@@ -144,12 +149,13 @@ def test_the_last_certified_step_is_deployed_and_the_walk_ends_at_the_first_fail
 
 
 def test_the_pilot_is_the_first_share_in_tested_order(found):
-    assert found.pilot == tuple(records.tested_order(np.arange(800))[:160].tolist())
+    ids = names(range(800))
+    assert found.pilot == tuple(ids[records.tested_order(ids)[:160]].tolist())
 
 
 def test_the_path_is_the_pilots_alone(found):
     confidence, agrees, prompt = sample()
-    rest = ~np.isin(prompt, found.pilot)
+    rest = ~np.isin(names(prompt), found.pilot)
     rng = np.random.default_rng(5)
     confidence[rest], agrees[rest] = rng.random(agrees[rest].shape), rng.random(agrees[rest].shape) < 0.97
     other = certify((confidence, agrees, prompt))
@@ -162,10 +168,25 @@ def test_the_path_is_the_pilots_alone(found):
 def test_rows_in_any_order_and_ids_of_either_kind_give_the_same_result(seed):
     confidence, agrees, prompt = sample(60, seed=1)
     order = np.random.default_rng(seed).permutation(len(prompt))
-    plain = certify((confidence, agrees, prompt))
-    mixed = certify((confidence[order], agrees[order].astype(float), prompt[order].astype(str)))
-    pd.testing.assert_frame_equal(mixed.table, plain.table)
-    assert mixed.pilot == tuple(map(str, plain.pilot))
+    for ids in (prompt, prompt + 7):  # as good as no ids, and ids
+        plain = heads.certified(confidence, agrees, prompts=ids, max_tokens=12)
+        mixed = heads.certified(
+            confidence[order], agrees[order].astype(float), prompts=ids[order].astype(str), max_tokens=12
+        )
+        pd.testing.assert_frame_equal(mixed.table, plain.table)
+        assert mixed.pilot == tuple(map(str, plain.pilot))
+
+
+def test_prompts_that_are_only_numbered_have_no_fixed_order():
+    """Sorted by agreement, the pilot of one fixed order would be the same places every time."""
+    places = []
+    for seed in range(2):
+        confidence, agrees, prompt = sample(100, seed=seed)
+        worst_first = np.argsort(np.bincount(prompt, agrees.mean(1)) / np.bincount(prompt), kind="stable")
+        number = np.empty(100, dtype=int)
+        number[worst_first] = np.arange(100)
+        places.append(heads.certified(confidence, agrees, prompts=number[prompt] + 1, max_tokens=12).pilot)
+    assert set(places[0]) != set(places[1])
 
 
 @given(tokens(rows=(8, 40)), st.floats(-3, 3), st.sampled_from([1, 4]), st.integers(0, 2**32 - 1))
@@ -349,7 +370,7 @@ def test_hopeless_heads_leave_the_full_model():
 
 def test_a_pilot_that_promised_too_much_ends_the_walk_at_its_first_step():
     confidence, agrees, prompt = sample()
-    pilot = np.isin(prompt, records.tested_order(np.arange(800))[:160])
+    pilot = np.isin(prompt, records.tested_order(names(range(800)))[:160])
     broken = certify((confidence, agrees & pilot[:, None], prompt))
     assert broken.table["certified"].tolist() == [False]
     assert np.isinf(broken.thresholds).all()
