@@ -281,9 +281,7 @@ class _Trial:
     law: Law  # columns: risk by candidate
     delta: Floats  # (r, k)
     hopeful: NDArray[np.intp]  # candidates whose mean is below every delta, those that need fewest units first
-    counted: dict[
-        int, tuple[float, float]
-    ]  # columns whose p-value is never below that of a count, with their two values
+    counted: dict[int, tuple[float, float]]  # the two values of columns whose p-value is never below their count's
 
     @classmethod
     def of(cls, problem: Problem, design: Design) -> "_Trial":
