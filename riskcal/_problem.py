@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special
 
 from riskcal import _tables, _validate, records
 from riskcal._validate import Floats, RiskcalError
@@ -149,7 +149,7 @@ def from_runs(
         sizes=sizes,
         max_cluster=max_cluster,
     )
-    if runs.stopped is not None or not records.numbered(problem.units):
+    if not runs.nameless:
         return problem
     if "cluster" not in runs.labels:
         return replace(problem, nameless=True)
@@ -225,7 +225,7 @@ def of_count(losses: Floats, delta: float) -> float:
 def count_pvalue(count: Any, n: int, values: tuple[float, float], delta: float) -> Any:
     """Of so many of n losses at the upper of two values, that their mean is above delta."""
     low, high = values
-    return stats.binom.cdf(count, n, min(max((delta - low) / (high - low), 0.0), 1.0))
+    return special.bdtr(count, n, min(max((delta - low) / (high - low), 0.0), 1.0))
 
 
 def _stop(text: str) -> Stop:

@@ -309,14 +309,22 @@ class Runs:
             labels={key: value[rows] for key, value in self.labels.items()},
         )
 
+    @property
+    def nameless(self) -> bool:
+        """Whether units have no ids but their numbers, which somebody may have given them by outcome.
+
+        Recordings of `riskcal_adapters.record`, known by their column ``policy``, are not among them: there prompts are
+        numbered before they are run.
+        """
+        recorded = self.stopped is not None or "policy" in self.candidates.columns
+        return not recorded and numbered(self.units)
+
     def in_content_order(self) -> Self:
-        """The same runs with prompts that are only `numbered` in their `content_order`; as they are, if they have ids.
+        """The same runs with prompts in their `content_order` if they are `nameless`.
 
         Where clusters are the units, the order of prompts is of no account, and `riskcal.calibrate` sees to that of clusters.
-        A recording that stopped was tested threshold by threshold while it ran, when the content of all was not known: it
-        stays in the order of its numbers' hashes.
         """
-        if "cluster" in self.labels or self.stopped is not None or not numbered(self.prompts):
+        if "cluster" in self.labels or not self.nameless:
             return self
         content = [self.values[name] for name in ("dissimilarity", "risk") if name in self.values]
         content += [] if self.full_risk is None else [self.full_risk]

@@ -139,11 +139,13 @@ def test_prompts_with_ids_stand_by_their_hash_and_digests_are_those_of_earlier_v
     assert calibrate(losses, thresholds=[0.5, 0.9], delta=0.5).records_digest == DIGEST_OF_ARRAYS
 
 
-def test_a_recording_that_stopped_stays_in_the_order_in_which_it_was_tested():
+@pytest.mark.parametrize("mark", [{"stopped": '{"delta": 0.1}'}, {"policy": "{}"}])
+def test_recordings_number_their_prompts_before_they_run_and_stay_in_that_order(mark):
     losses = np.random.default_rng(0).random((30, 1))
     frame = Runs.from_arrays(thresholds=[0.9], dissimilarity=losses).to_frame()
-    stopped = Runs.from_frame(frame.assign(stopped='{"delta": 0.1}'))
-    assert stopped.prompts.tolist() == records.tested_order(np.arange(30)).tolist()
+    recorded = Runs.from_frame(frame.assign(**mark))
+    assert not recorded.nameless
+    assert recorded.prompts.tolist() == records.tested_order(np.arange(30)).tolist()
 
 
 def test_numbered_clusters_and_replayed_prompts_stand_in_the_order_of_their_content():

@@ -348,9 +348,7 @@ def _column(shard: Shard, index: int, threshold: float) -> pd.DataFrame:
 
 def _fails(stop: Stop, recorded: Sequence[pd.DataFrame]) -> bool:
     """Whether a fixed sequence ends at the last threshold of the rows, or before."""
-    rows = pd.concat(recorded, ignore_index=True)
-    # As a recording that stopped, so that prompts are tested in an order that later thresholds cannot change.
-    runs = Runs.from_frame(rows.assign(stopped=stop.model_dump_json()))
+    runs = Runs.from_frame(pd.concat(recorded, ignore_index=True))
     calibration = calibrate(runs, **stop.model_dump(), procedure="fixed_sequence")
     return not calibration.table["certified"].iloc[-1]
 
