@@ -178,7 +178,19 @@ def binomial_shortfall(n, p, log_mode):  # type: ignore[no-untyped-def]
     return upto, shortfall
 
 
-def _hedge_table() -> FloatArray:
+#: The bettor of `riskcal.pvalues.betting`, and of all that bet as it does. Any values are valid, as the bets look at earlier
+#: rows alone; these were found on the grid of ``benchmarks/power.py``.
+MARGIN = 1.15  # what the option pays, over 1 / level: a hedge that is renewed now and then falls a little short of it
+CAP = 0.99  # the largest stake, over the one that a loss at the upper bound would turn into ruin
+PSEUDO_ROWS = 8.0  # rows at the prior variance that the variance starts from
+PSEUDO_EVENTS = 0.1  # losses at the upper bound that the size of a loss starts from
+OBSERVED = 0.2  # share of the observed variance, where losses of that size would have a larger one at delta
+LATTICE = 5.0  # expected losses left at and below which they are counted, as a Poisson number; with more, less and less
+_FINEST, _STEPS, _ROWS = -6, 4, 49  # the table's expected numbers: 2^-6 to 2^6, 4 to the octave
+_PLACES, _COLUMNS = 32, 512  # and its log prices: 0 to -16
+
+
+def _normal_hedge() -> FloatArray:
     """phi(z) / p for z the normal quantile of p, at log p = 0, -1/64, -2/64, ...: what the next bet puts at stake."""
     log_p = -np.arange(64 * 64) / 64.0
     log_p[0] = -1e-12
@@ -188,20 +200,63 @@ def _hedge_table() -> FloatArray:
     return table
 
 
+def _poisson_hedge() -> FloatArray:
+    """The same where what is left is a Poisson number of equal losses: stakes in their standard deviation, by number and price.
+
+    An option worth p is a mixture of those on at most c - 1 and at most c losses, P(N < c) <= p <= P(N <= c); a loss takes
+    from each the probability of just so many.
+    """
+    price = np.exp(-np.arange(_COLUMNS) / _PLACES)
+    table = np.empty((_ROWS, _COLUMNS))
+    for row in range(_ROWS):
+        expected = 2.0 ** (_FINEST + row / _STEPS)
+        number = np.arange(int(expected + 12.0 * math.sqrt(expected)) + 30)
+        mass = np.exp(number * math.log(expected) - expected - special.gammaln(number + 1.0))
+        upto = np.cumsum(mass)
+        c = np.minimum(np.searchsorted(upto, price), number.size - 1)
+        below, before = np.where(c > 0, upto[c - 1], 0.0), np.where(c > 0, mass[c - 1], 0.0)
+        share = (price - below) / np.maximum(upto[c] - below, 1e-300)
+        table[row] = ((1.0 - share) * before + share * mass[c]) / price * math.sqrt(expected)
+    table[:, 0] = 0.0
+    return table
+
+
 @njit(cache=True, inline="always")
-def next_bet(short_of_target, variance, cap, hedge):  # type: ignore[no-untyped-def]
-    """The stake of the option's hedge at this log capital (less the target's), over the deviation of all rows left."""
-    place = -64.0 * short_of_target
-    if place <= 0.0:
+def stake(short_of_target, left, margin, width, total, squares, rows, prior, hedge):  # type: ignore[no-untyped-def]
+    """What the option's hedge stakes at this log capital (less the target's), with so many rows left.
+
+    ``margin`` is delta and ``width`` the upper bound, ``total`` and ``squares`` are sums over the earlier ``rows``, of losses and
+    of their squares, all above the lower bound. At delta, losses of the size seen would have the variance ``margin (size -
+    margin)``, which few losses so far do not make smaller; the observed variance about delta takes over where it is larger.
+    """
+    if short_of_target >= 0.0:
         return 0.0
-    index = min(int(place), hedge.size - 2)
+    spread = max(squares - 2.0 * margin * total + rows * margin * margin, 0.0)
+    variance = (PSEUDO_ROWS * prior + spread) / (PSEUDO_ROWS + rows)
+    size = (PSEUDO_EVENTS * width * width + squares) / (PSEUDO_EVENTS * width + total)
+    of_events = margin * (size - margin)
+    if of_events > variance:
+        variance = OBSERVED * variance + (1.0 - OBSERVED) * of_events
+    normal, poisson = hedge
+    place = -64.0 * short_of_target
+    index = min(int(place), normal.size - 2)
     share = min(place - index, 1.0)
-    stake = hedge[index] * (1.0 - share) + hedge[index + 1] * share
-    return min(stake / math.sqrt(variance), cap)
+    hedged = normal[index] * (1.0 - share) + normal[index + 1] * share
+    expected = left * margin * margin / variance
+    if expected < 64.0:
+        across = max((math.log2(expected) - _FINEST) * _STEPS, 0.0)
+        along = min(-_PLACES * short_of_target, _COLUMNS - 1.0001)
+        i, j = min(int(across), _ROWS - 2), int(along)
+        u, v = across - i, along - j
+        counted = (poisson[i, j] * (1.0 - v) + poisson[i, j + 1] * v) * (1.0 - u)
+        counted += (poisson[i + 1, j] * (1.0 - v) + poisson[i + 1, j + 1] * v) * u
+        weight = min(LATTICE / expected, 1.0)
+        hedged = weight * counted + (1.0 - weight) * hedged
+    return hedged / math.sqrt(left * variance)
 
 
 @njit(cache=True)
-def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
+def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
     """Largest log capital of the option-hedged bettor against each column's null, along the rows in order.
 
     Bets are renewed every ``clip(rows left / 20, 1, 16)`` rows, from earlier rows alone. The capital is kept as a
@@ -209,28 +264,29 @@ def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ig
     the last row. Columns are walked in tiles, so that a tile's state stays in the nearest cache.
     """
     n, k = losses.shape
-    tile, weight = 256, 8.0
+    tile, margin, width = 256, delta - lower, upper - lower
     largest = np.zeros(k)
-    cap = 0.99 / (upper - delta)
+    cap = CAP / (upper - delta)
     for first in range(0, k, tile):
-        width = min(tile, k - first)
-        log_capital, best, bet = np.zeros(width), np.zeros(width), np.zeros(width)
-        factor, peak, spread = np.empty(width), np.empty(width), np.empty(width)
-        for j in range(width):
-            factor[j], peak[j], spread[j] = 1.0, 1.0, weight * prior
+        size = min(tile, k - first)
+        log_capital, best, bet = np.zeros(size), np.zeros(size), np.zeros(size)
+        factor, peak = np.ones(size), np.ones(size)
+        total, squares = np.zeros(size), np.zeros(size)
         t = 0
         while t < n:
             left = n - t
-            for j in range(width):
-                bet[j] = next_bet(log_capital[j] + target, left * spread[j] / (weight + t), cap, hedge)
+            for j in range(size):
+                wanted = stake(log_capital[j] + target, left, margin, width, total[j], squares[j], t, prior, hedge)
+                bet[j] = min(wanted, cap)
             until = t + min(max(left // 20, 1), 16)
             for i in range(t, until):
-                for j in range(width):
-                    gap = delta - losses[i, first + j]
-                    factor[j] *= 1.0 + bet[j] * gap
-                    spread[j] += gap * gap
+                for j in range(size):
+                    loss = losses[i, first + j] - lower
+                    factor[j] *= 1.0 + bet[j] * (margin - loss)
+                    total[j] += loss
+                    squares[j] += loss * loss
                     peak[j] = factor[j] if factor[j] > peak[j] else peak[j]
-            for j in range(width):
+            for j in range(size):
                 if bet[j] > 0.0:
                     if peak[j] > 1.0:
                         best[j] = max(best[j], log_capital[j] + math.log(peak[j]))
@@ -239,19 +295,33 @@ def betting_log_capital(losses, delta, upper, target, prior, hedge):  # type: ig
                     factor[j] = 1.0
             t = until
         for j in range(
-            width
+            size
         ):  # a loop: the check of shapes in a slice's assignment takes longer to compile than all else
             largest[first + j] = best[j]
     return largest
 
 
-def option_hedged_betting(losses: FloatArray, delta: float, *, level: float, upper: float, prior: float) -> FloatArray:
+def option_hedged_betting(
+    losses: FloatArray, delta: float, *, level: float, lower: float, upper: float, prior: float
+) -> FloatArray:
     """Largest log capital per column of C-ordered ``losses`` (n, k); see `riskcal.pvalues.betting`."""
-    largest: FloatArray = betting_log_capital(losses, delta, upper, math.log(level / 1.03), prior, _HEDGE)
+    target = math.log(level / MARGIN)
+    largest: FloatArray = betting_log_capital(losses, delta, lower, upper, target, prior, HEDGE)
     return largest
 
 
-_HEDGE = _hedge_table()
+#: Stakes by price, and by expected number and price.
+HEDGE = (_normal_hedge(), _poisson_hedge())
+
+
+@njit(cache=True)
+def stakes(short_of_target, left, margin, width, totals, squares, rows, prior, hedge):  # type: ignore[no-untyped-def]
+    """`stake` of each of several candidates (k,), at most the cap."""
+    wanted = np.empty(totals.size)
+    for j in range(totals.size):
+        one = stake(short_of_target[j], left, margin, width, totals[j], squares[j], rows, prior, hedge)
+        wanted[j] = min(one, CAP / (width - margin))
+    return wanted
 
 
 @njit(cache=True)
@@ -261,21 +331,22 @@ def wins(column, rows, delta, lower, upper, level, prior, hedge):  # type: ignor
     The walk ends where he does, or where even winning every bet that is left would not bring him there: mostly after a
     small part of the rows.
     """
-    m, weight = rows.size, 8.0
-    needed, target, cap = -math.log(level), math.log(level / 1.03), 0.99 / (upper - delta)
-    fastest = math.log1p(cap * (delta - lower))
-    log_capital, spread, t = 0.0, weight * prior, 0
+    m, margin, width = rows.size, delta - lower, upper - lower
+    needed, target, cap = -math.log(level), math.log(level / MARGIN), CAP / (upper - delta)
+    fastest = math.log1p(cap * margin)
+    log_capital, total, squares, t = 0.0, 0.0, 0.0, 0
     while t < m:
         left = m - t
         if log_capital + left * fastest < needed - 1e-6:
             return False
-        bet = next_bet(log_capital + target, left * spread / (weight + t), cap, hedge)
+        bet = min(stake(log_capital + target, left, margin, width, total, squares, t, prior, hedge), cap)
         until = t + min(max(left // 20, 1), 16)
         factor, peak = 1.0, 1.0
         for i in range(t, until):
-            gap = delta - column[rows[i]]
-            factor *= 1.0 + bet * gap
-            spread += gap * gap
+            loss = column[rows[i]] - lower
+            factor *= 1.0 + bet * (margin - loss)
+            total += loss
+            squares += loss * loss
             peak = max(peak, factor)
         if bet > 0.0:
             if math.exp(-(log_capital + math.log(peak))) <= level:
@@ -315,7 +386,7 @@ def count_rejected(
     columns: FloatArray, deltas: FloatArray, *, lower: float, upper: float, level: float, priors: FloatArray
 ) -> NDArray[np.int64]:
     """Leading ``deltas`` (descending) that betting rejects, per row of ``columns`` (k, n); see `riskcal.bounds.betting`."""
-    result: NDArray[np.int64] = rejected_deltas(columns, deltas, lower, upper, level, priors, _HEDGE)
+    result: NDArray[np.int64] = rejected_deltas(columns, deltas, lower, upper, level, priors, HEDGE)
     return result
 
 
@@ -410,7 +481,7 @@ def count_certified(
     priors: FloatArray,
 ) -> NDArray[np.int64]:
     """Leading rows of ``columns`` (k, n) that betting certifies, per delta and split; see `riskcal.trials.run_trials`."""
-    result: NDArray[np.int64] = betting_prefix(columns, splits, deltas, lower, upper, level, priors, _HEDGE)
+    result: NDArray[np.int64] = betting_prefix(columns, splits, deltas, lower, upper, level, priors, HEDGE)
     return result
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy import special
 
 from riskcal import _tables, _validate, policy, records
 from riskcal._validate import Floats, RiskcalError
@@ -24,15 +23,14 @@ _SPLITS = {
     "hedged": np.array([-math.inf] * 4 + [0.0]),
     "combined": np.log([0.125] * 4 + [0.5]),
 }
-#: The hedger's parameters, those of `riskcal.pvalues.betting`.
-_PSEUDO_ROWS, _MARGIN, _CAP = 8.0, 1.03, 0.99
 
 
 class Capital(NamedTuple):
     """What the bettors against k hypotheses own."""
 
     accounts: Floats  # (5, k) log of each account's growth: four constant bets, then the hedger
-    spread: Floats  # (k,) sum of squares about delta, which steers the hedger
+    spread: Floats  # (k,) sum of squares about delta, the prior's included, which steers the hedger
+    total: Floats  # (k,) sum of losses, on the unit interval, which does too
     best: Floats  # (k,) log of the largest total so far
 
 
@@ -85,41 +83,57 @@ def rows_to_certify(
     if n > horizon:
         raise RiskcalError(f"losses: {n} rows exceed n_max = {horizon}; raise n_max before any loss is seen.")
     unit = (matrix - low) / (high - low)
-    capital = _opening(k, tolerated, straddles=low < 0.0 < high)
+    straddles = low < 0.0 < high
+    capital = _opening(k, tolerated, straddles=straddles)
     rows = np.zeros(k, dtype=np.intp)
     for seen in range(n):
-        capital = _bet(capital, unit[seen], tolerated, seen=seen, n_max=horizon, level=level, bets=bets)
+        given = {"seen": seen, "n_max": horizon, "level": level, "straddles": straddles}
+        capital = _bet(capital, unit[seen], tolerated, bets=bets, **given)  # type: ignore[arg-type]
         rows[(rows == 0) & (capital.best >= -math.log(level))] = seen + 1
     return rows
 
 
 def _opening(k: int, delta: float, *, straddles: bool) -> Capital:
     """Capital 1. ``straddles``: the losses are differences, most of which are ties, so a smaller spread is assumed at first."""
-    prior = _PSEUDO_ROWS * delta * (1.0 - delta) * (0.05 if straddles else 1.0)
-    return Capital(np.zeros((len(_CONSTANT) + 1, k)), np.full(k, prior), np.zeros(k))
+    from riskcal import _kernels
+
+    prior = _kernels.PSEUDO_ROWS * _prior(delta, straddles=straddles)
+    return Capital(np.zeros((len(_CONSTANT) + 1, k)), np.full(k, prior), np.zeros(k), np.zeros(k))
 
 
-def _bet(capital: Capital, losses: Floats, delta: float, *, seen: int, n_max: int, level: float, bets: str) -> Capital:
+def _prior(delta: float, *, straddles: bool) -> float:
+    return delta * (1.0 - delta) * (0.05 if straddles else 1.0)
+
+
+def _bet(
+    capital: Capital,
+    losses: Floats,
+    delta: float,
+    *,
+    seen: int,
+    n_max: int,
+    level: float,
+    bets: str,
+    straddles: bool,
+) -> Capital:
     """Bet on one row of losses (k,), on the unit interval, after ``seen`` rows. The bets depend on earlier rows alone."""
+    from riskcal import _kernels
+
     split = _SPLITS[bets]
-    largest = 1.0 / (1.0 - delta)
     stakes = np.empty_like(capital.accounts)
-    stakes[:-1] = _CONSTANT[:, None] * largest
+    stakes[:-1] = _CONSTANT[:, None] / (1.0 - delta)
     stakes[-1] = 0.0
     if bets != "mixture":
-        goal = capital.accounts[-1] + split[-1] + math.log(level / _MARGIN)
-        deviation = np.sqrt((n_max - seen) * capital.spread / (_PSEUDO_ROWS + seen))
-        stakes[-1] = np.minimum(_hedge(goal) / deviation, _CAP * largest)
+        goal = capital.accounts[-1] + split[-1] + math.log(level / _kernels.MARGIN)
+        prior = _prior(delta, straddles=straddles)
+        squares = capital.spread - _kernels.PSEUDO_ROWS * prior + 2.0 * delta * capital.total - seen * delta * delta
+        stakes[-1] = _kernels.stakes(
+            goal, n_max - seen, delta, 1.0, capital.total, np.maximum(squares, 0.0), seen, prior, _kernels.HEDGE
+        )
     accounts = capital.accounts + np.log1p(stakes * (delta - losses))
     total = np.logaddexp.reduce(accounts + split[:, None], axis=0)
-    return Capital(accounts, capital.spread + (losses - delta) ** 2, np.maximum(capital.best, total))
-
-
-def _hedge(log_p: Floats) -> Floats:
-    """phi(z) / p for z the normal quantile of p: what a trader stakes who hedges an option worth p; 0 from p = 1 on."""
-    below = np.minimum(log_p, -1e-12)
-    stake = np.exp(-0.5 * special.ndtri_exp(below) ** 2 - below) / math.sqrt(2.0 * math.pi)
-    return np.where(log_p < 0.0, stake, 0.0)
+    spread = capital.spread + (losses - delta) ** 2
+    return Capital(accounts, spread, capital.total + losses, np.maximum(capital.best, total))
 
 
 class _Parameters(BaseModel):
@@ -146,6 +160,7 @@ class _State(BaseModel):
     used: int = Field(ge=0)
     accounts: list[list[float]]
     spread: list[Annotated[float, Field(gt=0)]]
+    total: list[float] | None = None  # None: written before the hedger looked at it
     best: list[Annotated[float, Field(ge=0)]]
     loss_sum: list[float]
     rows: list[Annotated[int, Field(ge=0)]]
@@ -321,6 +336,7 @@ class AdaptiveCalibration:
             n_max=self.n_max,
             level=self.epsilon_spent,
             bets=self.bets,
+            straddles=self.lower < 0.0 < self.upper,
         )
         self._loss_sum = self._loss_sum + np.where(needed, row, 0.0)
         self._rows = self._rows + needed
@@ -448,6 +464,7 @@ class AdaptiveCalibration:
             used=self.prompts_used,
             accounts=self._capital.accounts.tolist(),
             spread=self._capital.spread.tolist(),
+            total=self._capital.total.tolist(),
             best=self._capital.best.tolist(),
             loss_sum=self._loss_sum.tolist(),
             rows=self._rows.tolist(),
@@ -473,6 +490,7 @@ class AdaptiveCalibration:
             raise RiskcalError("prompts: they do not stand in tested order; the state was edited.")
         k = result.thresholds.size
         shapes = {"accounts": (len(_CONSTANT) + 1, k), "spread": (k,), "best": (k,), "loss_sum": (k,), "rows": (k,)}
+        shapes |= {} if state.total is None else {"total": (k,)}
         for name, shape in shapes.items():
             value = getattr(state, name)
             if len(value) != shape[0] or (name == "accounts" and any(len(row) != k for row in value)):
@@ -480,10 +498,17 @@ class AdaptiveCalibration:
         if state.used > result.n_max or max(state.rows) > state.used:
             raise RiskcalError("used: more prompts are counted than there are; the state was edited.")
         result.prompts_used = state.used
-        result._capital = Capital(np.array(state.accounts), np.array(state.spread), np.array(state.best))
         result._loss_sum, result._rows = np.array(state.loss_sum), np.array(state.rows, dtype=np.int64)
+        total = np.array(state.total) if state.total is not None else result._total_of_old_state(state.used)
+        result._capital = Capital(np.array(state.accounts), np.array(state.spread), total, np.array(state.best))
         result._digest = state.digest
         return result
+
+    def _total_of_old_state(self, used: int) -> Floats:
+        """Sum of losses on the unit interval, those of rows that a candidate did not need at delta."""
+        rows = self._rows
+        seen: Floats = (self._loss_sum - rows * self.lower) / (self.upper - self.lower)
+        return seen + (used - rows) * self._unit(self.delta)
 
     @property
     def _certified(self) -> NDArray[np.bool_]:
