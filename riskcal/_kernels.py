@@ -185,9 +185,9 @@ CAP = 0.99  # the largest stake, over the one that a loss at the upper bound wou
 PSEUDO_ROWS = 8.0  # rows at the prior variance that the variance starts from
 PSEUDO_EVENTS = 0.1  # losses at the upper bound that the size of a loss starts from
 OBSERVED = 0.2  # share of the observed variance, where losses of that size would have a larger one at delta
-LATTICE = 5.0  # expected losses left at and below which they are counted, as a Poisson number; with more, less and less
-_FINEST, _STEPS, _ROWS = -6, 4, 49  # the table's expected numbers: 2^-6 to 2^6, 4 to the octave
-_PLACES, _COLUMNS = 32, 512  # and its log prices: 0 to -16
+FEW, MANY = 5.0, 20.0  # expected losses left: up to few they are counted, as a Poisson number; many count as normal
+_STEPS, _ROWS = 8, 37  # the table's expected numbers: their roots from 0 to 4.5, in eighths
+_PLACES, _COLUMNS = 16, 193  # and its log prices: 0 to -12
 
 
 def _normal_hedge() -> FloatArray:
@@ -207,9 +207,9 @@ def _poisson_hedge() -> FloatArray:
     from each the probability of just so many.
     """
     price = np.exp(-np.arange(_COLUMNS) / _PLACES)
-    table = np.empty((_ROWS, _COLUMNS))
-    for row in range(_ROWS):
-        expected = 2.0 ** (_FINEST + row / _STEPS)
+    table = np.zeros((_ROWS, _COLUMNS))
+    for row in range(1, _ROWS):
+        expected = (row / _STEPS) ** 2
         number = np.arange(int(expected + 12.0 * math.sqrt(expected)) + 30)
         mass = np.exp(number * math.log(expected) - expected - special.gammaln(number + 1.0))
         upto = np.cumsum(mass)
@@ -242,26 +242,25 @@ def stake(short_of_target, left, margin, width, total, squares, rows, prior, hed
     index = min(int(place), normal.size - 2)
     share = min(place - index, 1.0)
     hedged = normal[index] * (1.0 - share) + normal[index + 1] * share
-    expected = left * margin * margin / variance
-    if expected < 64.0:
-        across = max((math.log2(expected) - _FINEST) * _STEPS, 0.0)
-        along = min(-_PLACES * short_of_target, _COLUMNS - 1.0001)
-        i, j = min(int(across), _ROWS - 2), int(along)
+    deviation = math.sqrt(left * variance)
+    root = left * margin / deviation  # of the expected number of losses of a size
+    if root * root < MANY:
+        across, along = root * _STEPS, min(-_PLACES * short_of_target, _COLUMNS - 1.0001)
+        i, j = int(across), int(along)
         u, v = across - i, along - j
         counted = (poisson[i, j] * (1.0 - v) + poisson[i, j + 1] * v) * (1.0 - u)
         counted += (poisson[i + 1, j] * (1.0 - v) + poisson[i + 1, j + 1] * v) * u
-        weight = min(LATTICE / expected, 1.0)
+        weight = min((MANY - root * root) / (MANY - FEW), 1.0)
         hedged = weight * counted + (1.0 - weight) * hedged
-    return hedged / math.sqrt(left * variance)
+    return hedged / deviation
 
 
 @njit(cache=True)
 def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
     """Largest log capital of the option-hedged bettor against each column's null, along the rows in order.
 
-    Bets are renewed every ``clip(rows left / 20, 1, 16)`` rows, from earlier rows alone. The capital is kept as a
-    logarithm between renewals, so that no run of bad losses can make it vanish, and its maximum includes the value after
-    the last row. Columns are walked in tiles, so that a tile's state stays in the nearest cache.
+    Bets are renewed every ``clip(rows left / 20, 1, 16)`` rows, from earlier rows alone, and the capital is looked at then, last
+    after the last row. It is kept as a logarithm, so that no run of bad losses can make it vanish. Columns are walked in tiles, so that a tile's state stays in the nearest cache.
     """
     n, k = losses.shape
     tile, margin, width = 256, delta - lower, upper - lower
@@ -270,8 +269,7 @@ def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # t
     for first in range(0, k, tile):
         size = min(tile, k - first)
         log_capital, best, bet = np.zeros(size), np.zeros(size), np.zeros(size)
-        factor, peak = np.ones(size), np.ones(size)
-        total, squares = np.zeros(size), np.zeros(size)
+        factor, total, squares = np.ones(size), np.zeros(size), np.zeros(size)
         t = 0
         while t < n:
             left = n - t
@@ -285,13 +283,10 @@ def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # t
                     factor[j] *= 1.0 + bet[j] * (margin - loss)
                     total[j] += loss
                     squares[j] += loss * loss
-                    peak[j] = factor[j] if factor[j] > peak[j] else peak[j]
             for j in range(size):
                 if bet[j] > 0.0:
-                    if peak[j] > 1.0:
-                        best[j] = max(best[j], log_capital[j] + math.log(peak[j]))
-                        peak[j] = 1.0
                     log_capital[j] += math.log(factor[j])
+                    best[j] = max(best[j], log_capital[j])
                     factor[j] = 1.0
             t = until
         for j in range(
@@ -341,17 +336,16 @@ def wins(column, rows, delta, lower, upper, level, prior, hedge):  # type: ignor
             return False
         bet = min(stake(log_capital + target, left, margin, width, total, squares, t, prior, hedge), cap)
         until = t + min(max(left // 20, 1), 16)
-        factor, peak = 1.0, 1.0
+        factor = 1.0
         for i in range(t, until):
             loss = column[rows[i]] - lower
             factor *= 1.0 + bet * (margin - loss)
             total += loss
             squares += loss * loss
-            peak = max(peak, factor)
         if bet > 0.0:
-            if math.exp(-(log_capital + math.log(peak))) <= level:
-                return True
             log_capital += math.log(factor)
+            if math.exp(-log_capital) <= level:
+                return True
         t = until
     return False
 

@@ -122,13 +122,14 @@ def betting(losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0
     -----
     A capital W starts at 1 and is multiplied by ``1 + bet (delta - loss)``. The bet is the hedge of an option that is worth
     ``p = W level / 1.15``: ``phi(z) / p / sqrt(r s2)`` with z the normal quantile of p and r the rows left, or, where what is
-    left are few large losses (``r (delta - lower)^2 / s2`` of them, below about 5), that of an option on their Poisson number.
+    left are few large losses (``r (delta - lower)^2 / s2`` of them: 5, or in part up to 20), of one on their Poisson number.
     It is at most ``0.99 / (upper - delta)``, never negative, and renewed every ``clip(r / 20, 1, 16)`` rows, always from
     earlier rows. The variance s2 is the running one about delta; where losses of the size seen (sum of squares over sum, from
     a tenth of a loss at the upper bound on) would have a larger one at mean delta, as after a quiet stretch, it is four fifths
     that. The running variance starts from 8 pseudo-observations at delta (1 - delta), or a twentieth of it where the bounds
-    straddle zero (differences, mostly ties). Where the observed mean is not below delta, 1 is returned: only an order that follows the
-    losses makes a bettor rich there, and a higher p-value is never wrong.
+    straddle zero (differences, mostly ties). Where the observed mean is not below delta, 1 is returned: only an order that
+    follows the losses makes a bettor rich there, and a higher p-value is never wrong. Any stakes would be valid; these are the
+    ones of ``benchmarks/power.py``.
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)
