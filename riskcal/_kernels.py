@@ -259,8 +259,9 @@ def stake(short_of_target, left, margin, width, total, squares, rows, prior, hed
 def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
     """Largest log capital of the option-hedged bettor against each column's null, along the rows in order.
 
-    Bets are renewed every ``clip(rows left / 20, 1, 16)`` rows, from earlier rows alone, and the capital is looked at then, last
-    after the last row. It is kept as a logarithm, so that no run of bad losses can make it vanish. Columns are walked in tiles, so that a tile's state stays in the nearest cache.
+    Bets are renewed every ``clip(rows left / 20, 1, 16)`` rows, from earlier rows alone, and the capital is looked at then,
+    last after the last row. It is kept as a logarithm, so that no run of bad losses can make it vanish. Columns are walked in
+    tiles, so that a tile's state stays in the nearest cache.
     """
     n, k = losses.shape
     tile, margin, width = 256, delta - lower, upper - lower

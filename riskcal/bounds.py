@@ -212,7 +212,7 @@ def simultaneous(
     epsilon : float
         Probability that the expected loss of any candidate lies above its bound.
     method : str
-        Name of a bound in `riskcal.bounds`. ``"betting"`` is the tightest for most losses, but uses the rows in the order
+        Name of a bound in `riskcal.bounds`. ``"betting"`` is the tightest but for losses of 0 or 1; it uses rows in the order
         given, which must not depend on their content; the default does not care about the order.
     lower, upper : float
         Known bounds of the losses, fixed beforehand.

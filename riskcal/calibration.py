@@ -248,7 +248,7 @@ def calibrate(
     objective : {"textual", "risk", "risk_clipped"}
         Which loss of the runs is tested (see `Runs.losses`); not used with arrays or a mapping of deltas.
     test : str
-        ``"betting"`` (the tightest for most losses), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
+        ``"betting"`` (see the power table of the guarantee's page), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
         ``"hoeffding"``, ``"empirical_bernstein"``, or ``"binomial"`` for 0/1 losses.
     procedure : str, optional
         ``"fixed_sequence"`` (default for one coordinate: from the highest threshold down), ``"holm"`` (default for
