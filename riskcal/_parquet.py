@@ -3,6 +3,7 @@
 import hashlib
 import mmap
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -28,21 +29,26 @@ def write(table: pa.Table, path: Path) -> None:
 
 
 def read(path: Path) -> pa.Table:
-    """The table in a file, unless its checksums, if it has any, say that a bit is not what was written."""
-    _refuse_damaged(path)
-    table = pa.parquet.read_table(path, partitioning=None, page_checksum_verification=True)
+    """The table in a file, unless its checksums, if it has any, say that a bit is not what was written.
+
+    The file is opened once: a writer may put another in its place while this one is read.
+    """
+    with path.open("rb") as file:
+        _refuse_damaged(path, file)
+        file.seek(0)
+        table = pa.parquet.read_table(file, partitioning=None, page_checksum_verification=True)
     table.validate(full=True)  # text that is not UTF-8 would fail later, without the file's name
     return table
 
 
-def _refuse_damaged(path: Path) -> None:
+def _refuse_damaged(path: Path, file: BinaryIO) -> None:
     try:
-        recorded = (pa.parquet.read_metadata(path).metadata or {}).get(KEY)
+        recorded = (pa.parquet.read_metadata(file).metadata or {}).get(KEY)
     except (OSError, pa.ArrowException):  # the reader proper says why
         return
     if recorded is None:
         return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.rfind(recorded)
         hasher = hashlib.blake2b(content[:place], digest_size=_SIZE)
         hasher.update(_BLANK)

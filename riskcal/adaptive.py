@@ -507,8 +507,9 @@ class AdaptiveCalibration:
     def _total_of_old_state(self, used: int) -> Floats:
         """Sum of losses on the unit interval, those of rows that a candidate did not need at delta."""
         rows = self._rows
-        seen: Floats = (self._loss_sum - rows * self.lower) / (self.upper - self.lower)
-        return seen + (used - rows) * self._unit(self.delta)
+        seen = (self._loss_sum - rows * self.lower) / (self.upper - self.lower)
+        total: Floats = seen + (used - rows) * self._unit(self.delta)
+        return total
 
     @property
     def _certified(self) -> NDArray[np.bool_]:

@@ -49,6 +49,12 @@ def calibrate_command(
     attempt: Annotated[
         int | None, typer.Option(help="Which planned attempt this is, from 1; default: the only one.")
     ] = None,
+    weighting: Annotated[
+        str | None, typer.Option(help="With clusters: clusters or requests, what the certified mean is taken over.")
+    ] = None,
+    max_cluster: Annotated[
+        int | None, typer.Option(help="With --weighting requests: most requests of a cluster, fixed beforehand.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
 ) -> None:
     """Find the cheapest certified threshold in recorded RUNS, and write its policy.
@@ -64,6 +70,8 @@ def calibrate_command(
         procedure=procedure,
         starts=starts,
         attempt=attempt,
+        weighting=weighting,
+        max_cluster=max_cluster,
     )
     _print_table(calibration)
     print(calibration.message)

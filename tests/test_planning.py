@@ -177,14 +177,14 @@ def test_clusters_are_counted_and_drawn_whole():
     rng = np.random.default_rng(4)
     difficulty = np.repeat(rng.random((40, 1)) < 0.1, 5, axis=0)
     losses = (rng.random((200, 2)) < np.where(difficulty, 0.6, 0.02)).astype(float)
-    failed = calibrate(runs_of(losses, cluster=np.repeat(np.arange(40), 5)), delta=0.12)
+    failed = calibrate(runs_of(losses, cluster=np.repeat(np.arange(40), 5)), delta=0.08)
     assert re.search(r"fresh sample of about \d+ clusters", failed.message)
     size, share = promised(failed.message)
     certified = []
     for clusters in np.random.default_rng(5).integers(0, 40, (100, size)):
         rows = (clusters[:, None] * 5 + np.arange(5)).ravel()
         runs = runs_of(losses[rows], cluster=np.repeat(np.arange(size), 5))
-        certified.append(calibrate(runs, delta=0.12).certified)
+        certified.append(calibrate(runs, delta=0.08).certified)
     assert abs(np.mean(certified) - share) <= 0.05 + 2.5 * 0.04  # 100 draws
 
 
