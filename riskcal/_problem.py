@@ -352,7 +352,7 @@ def _excess(pilot: Problem) -> Floats:
 
 def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray[Any]]:
     """Mean of each prompt's rows, and the prompts' ids, in tested order."""
-    ids = _tables.identifiers(pd.Series(np.asarray(prompts)), "prompts")
+    ids = _tables.identifiers(_tables.series(prompts, "prompts"), "prompts")
     if len(ids) != len(matrix):
         raise RiskcalError(f"prompts: {len(ids)} ids for {len(matrix)} rows; give one per row.")
     code, distinct = pd.factorize(ids)

@@ -1,10 +1,15 @@
 """Tables in and out: Parquet, CSV, JSON lines, folders of Parquet shards, and anything that speaks Arrow."""
 
 import csv
+import glob
+import io
 import json
 import os
+import re
+import urllib.parse
 from collections.abc import Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
+from numpy.typing import NDArray
 
 from riskcal import _parquet, _validate
 from riskcal._validate import RiskcalError
@@ -20,17 +26,79 @@ from riskcal._validate import RiskcalError
 TEXT_COLUMNS = ("prompt", "cluster", "group", "measure", "form", "source", "text", "references", "threshold")
 
 
-def read(path: str | os.PathLike[str]) -> pd.DataFrame:
-    """The table in a file, by its ending, or in all Parquet files of a folder."""
-    source = Path(path)
-    if source.is_dir():
-        shards = sorted(source.glob("*.parquet"))
-        if not shards:
-            raise RiskcalError(f"{source}: the folder holds no .parquet file.")
-        return pd.concat([_read_file(shard) for shard in shards], ignore_index=True)
-    if not source.exists():
-        raise RiskcalError(f"{source}: no such file.")
-    return _read_file(source)
+#: What a path may be: a file, a folder, a pattern such as ``logs/*.jsonl``, or a list of these.
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+#: Stands in the folders that `riskcal_adapters.record` writes: their shards are at the top, and what is below is not runs.
+RECORDING = "recording.json"
+
+
+def read(source: Source) -> pd.DataFrame:
+    """The table in a file, by its ending, or in all files of a folder, a pattern or a list, in the order of their names."""
+    if not isinstance(source, str | os.PathLike):
+        parts = [read(one) for one in source]
+        if not parts:
+            raise RiskcalError("path: the list is empty; give at least one file.")
+        return _together(parts)
+    path = Path(source)
+    if path.is_dir():
+        return _together([_partition(_read_file(file), file.relative_to(path), file) for file in _files(path)])
+    if not path.exists():
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
+        if found:
+            return read(found)
+        raise RiskcalError(f"{path}: no such file.")
+    return _read_file(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file below a folder; one that cannot be read is named rather than left out."""
+    if (folder / RECORDING).exists():
+        files, others = sorted(folder.glob("*.parquet")), []
+    else:
+        below = sorted(file for file in folder.rglob("*") if file.is_file())
+        seen = [file for file in below if not any(part[0] in "._" for part in file.relative_to(folder).parts)]
+        files = [file for file in seen if _ending(file)[0] in _KINDS]
+        others = [file for file in seen if file not in set(files)]
+    if others:
+        named = ", ".join(str(file.relative_to(folder)) for file in others[:3])
+        raise RiskcalError(
+            f"{folder}: holds {len(others)} files that are no tables ({named}{', ...' if len(others) > 3 else ''}), and would be "
+            f"read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
+            f"'{folder}/**/*.parquet'."
+        )
+    if not files:
+        raise RiskcalError(f"{folder}: the folder holds no .parquet, .csv or .jsonl file.")
+    return files
+
+
+def _partition(frame: pd.DataFrame, below: Path, file: Path) -> pd.DataFrame:
+    """The frame with what folders such as ``threshold=0.9`` say of it as columns."""
+    for part in below.parts[:-1]:
+        name, says, value = part.partition("=")
+        if not says:
+            continue
+        if name in frame.columns:
+            raise RiskcalError(
+                f"{file}: {name} is a column of the file and the name of its folder; keep one of the two."
+            )
+        frame = frame.assign(**{name: _partition_value(name, urllib.parse.unquote(value))})
+    return frame
+
+
+def _partition_value(name: str, value: str) -> Any:
+    if value == "__HIVE_DEFAULT_PARTITION__":
+        return None
+    if name in TEXT_COLUMNS:
+        return int(value) if name in ("prompt", "cluster") and _INTEGER.fullmatch(value) else value
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return value
+
+
+def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say."""
+    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -49,19 +117,127 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
 
 
 def from_object(table: Any) -> pd.DataFrame:
-    """A pandas frame of a pandas frame, or of any object with the Arrow PyCapsule interface (polars, duckdb, pyarrow)."""
+    """A pandas frame of a pandas frame, or of any object with the Arrow PyCapsule interface (polars, duckdb, pyarrow).
+
+    Columns come as numpy holds them, in the machine's byte order (`as_numpy`); named levels of an index become columns.
+    """
     if isinstance(table, pd.DataFrame):
-        return table.reset_index(drop=True)
-    if hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__"):
-        return _to_pandas(pa.table(table))
-    if isinstance(table, dict):
+        frame = _flat(table)
+    elif hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__"):
         try:
-            return pd.DataFrame(table)
-        except ValueError as error:
-            raise RiskcalError(f"table: columns of unequal length ({error}).") from None
-    raise RiskcalError(
-        f"table: a {type(table).__name__} is not a table; give a DataFrame or any object with the Arrow PyCapsule interface."
+            frame = _to_pandas(pa.table(table))
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise RiskcalError(f"table: cannot be read through Arrow ({_line(error)}).") from None
+    elif isinstance(table, dict):
+        try:
+            frame = pd.DataFrame(table)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise RiskcalError(f"table: is not a dictionary of columns of one length ({_line(error)}).") from None
+    else:
+        raise RiskcalError(
+            f"table: a {type(table).__name__} is not a table; give a DataFrame or any object with the Arrow PyCapsule interface."
+        )
+    return canonical(frame)
+
+
+def _flat(table: pd.DataFrame) -> pd.DataFrame:
+    """Columns of one level, and the keys that a groupby left in the index among them."""
+    if table.columns.nlevels > 1:
+        raise RiskcalError(
+            f"table: its columns have {table.columns.nlevels} levels, {table.columns[0]!r} for instance; flatten them first: "
+            "table.columns = [level[0] for level in table.columns]."
+        )
+    keys = [name for name in table.index.names if name is not None and name not in table.columns]
+    if not keys:
+        return table.reset_index(drop=True)
+    return table.reset_index(level=keys).reset_index(drop=True)
+
+
+def canonical(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with every column that has a type of numbers as numpy's own; rows of others are looked at where they are used."""
+    changed = {}
+    for place, name in enumerate(frame.columns):
+        column = frame.iloc[:, place]
+        converted = as_numpy(column, str(name))
+        if converted is not column:
+            changed[place] = converted
+    if not changed:
+        return frame
+    columns = [changed.get(place, frame.iloc[:, place]) for place in range(frame.shape[1])]
+    result = pd.concat(columns, axis=1)
+    result.columns = frame.columns
+    return result
+
+
+def as_numpy(column: pd.Series, name: str) -> pd.Series:
+    """A column of any array type as numpy's: the one place that knows pandas' and Arrow's types.
+
+    Durations are seconds in the column ``seconds``; anywhere else they have no unit that riskcal could know, and are refused,
+    as are dates and complex numbers.
+    """
+    kind = column.dtype
+    if isinstance(kind, pd.CategoricalDtype):
+        return as_numpy(column.astype(kind.categories.dtype), name)
+    if isinstance(kind, pd.ArrowDtype):
+        return as_numpy(_to_pandas(pa.table({"": pa.array(column)})).iloc[:, 0].set_axis(column.index), name)
+    if isinstance(kind, pd.SparseDtype):
+        return as_numpy(pd.Series(np.asarray(column), index=column.index), name)
+    if pd.api.types.is_timedelta64_dtype(kind):
+        if name != "seconds":
+            raise RiskcalError(
+                f"{name}: holds durations, whose unit is not that of {name}; give plain numbers (seconds alone may be durations)."
+            )
+        seconds: pd.Series = column.dt.total_seconds()
+        return seconds
+    if isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind == "M":
+        raise RiskcalError(f"{name}: holds dates or intervals ({kind}); give numbers, or text where it is a name.")
+    if kind.kind == "c":
+        raise RiskcalError(f"{name}: holds complex numbers; give real ones.")
+    if pd.api.types.is_extension_array_dtype(kind):
+        if not pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
+            return column  # pandas' strings
+        if column.isna().any():
+            boolean = pd.api.types.is_bool_dtype(kind)
+            return (
+                column.astype(object)
+                if boolean
+                else pd.Series(column.to_numpy("float64", na_value=float("nan")), column.index)
+            )
+        return pd.Series(column.to_numpy(getattr(kind, "numpy_dtype", "float64")), index=column.index)
+    values = column.to_numpy()
+    if kind.kind == "f" and values.dtype.itemsize not in (4, 8):
+        return column.astype("float64")  # no index takes half or long doubles
+    return (
+        column
+        if values.dtype.isnative
+        else pd.Series(values.astype(values.dtype.newbyteorder("=")), index=column.index)
     )
+
+
+def series(values: Any, name: str) -> pd.Series:
+    """A column of what was given as an array of labels: ids, clusters, groups, texts."""
+    try:
+        array = _validate.on_the_host(values)
+        if isinstance(array, pd.Series):
+            return as_numpy(array.reset_index(drop=True), name)
+        if not isinstance(array, np.ndarray) and hasattr(array, "dtype") and hasattr(array, "__array__"):
+            array = np.asarray(array)  # pandas' and others' arrays
+        array = array if isinstance(array, np.ndarray) else np.asarray(array, dtype=_label_type(array))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise RiskcalError(f"{name}: not a list of labels ({_line(error)}).") from None
+    if array.ndim != 1:
+        raise RiskcalError(f"{name}: has shape {array.shape}; give one entry per row, (n,).")
+    return as_numpy(pd.Series(array), name)
+
+
+def _label_type(values: Any) -> type | None:
+    """Lists of whole numbers and texts keep both, to be refused by name; numpy would make texts of the numbers."""
+    kinds = {type(value) for value in values} if isinstance(values, list | tuple) else set()
+    return object if str in kinds and len(kinds) > 1 else None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -81,13 +257,16 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
     missing = column.isna().to_numpy()
     if missing.any():
         raise RiskcalError(f"{name}: missing at row {int(missing.argmax())}; every row needs one.")
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        column = column.astype(column.cat.categories.dtype)
+    column = as_numpy(column, name)
     text = np.array([isinstance(value, str) for value in column])
     if not text.any():
         column = column.infer_objects()
         if pd.api.types.is_integer_dtype(column):
             return column
+        if column.map(
+            lambda value: isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
+        ).all():
+            return _whole(column, name)
     if not text.all():
         row = int(text.argmin()) if text[0] else int(text.argmax())  # the first that is not like row 0
         raise RiskcalError(
@@ -103,25 +282,65 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
     return column
 
 
-def numbers(column: pd.Series, name: str, lower: float, upper: float) -> _validate.Floats:
-    """A column of finite numbers within a range; rounding errors beyond it (1e-9) are clipped."""
+def _whole(column: pd.Series, name: str) -> pd.Series:
+    """Whole numbers of several types, signed beside unsigned, as one: int64, or uint64 where they need it."""
+    values = [int(value) for value in column]
+    for kind in (np.int64, np.uint64):
+        with suppress(OverflowError):
+            return pd.Series(np.array(values, dtype=kind), index=column.index)
+    row = next(row for row, value in enumerate(values) if not -(2**63) <= value < 2**63)
+    raise RiskcalError(f"{name}: {values[row]} at row {row} is beyond 64 bits; give ids as strings.")
+
+
+def numbers(
+    column: pd.Series, name: str, lower: float, upper: float, failed: NDArray[np.bool_] | None = None
+) -> _validate.Floats:
+    """A column of finite numbers within a range; rounding errors beyond it (1e-9) are clipped, what ``failed`` is ``upper``."""
     values = floats(column)
+    if failed is not None:
+        values = np.where(failed, upper, values)
     bad = ~((values >= lower - _validate.TOLERANCE) & (values <= upper + _validate.TOLERANCE) & (values < float("inf")))
     if bad.any():
-        row = int(bad.argmax())
+        row, many = int(bad.argmax()), int(bad.sum())
+        remedy = (
+            f"An output that failed (a time-out, a loop, an empty text) has the worst loss, {upper:g}: write it there, or say so "
+            "in a column failed. To leave out what failed would select on the outcome."
+            if upper < float("inf")
+            else "Give what the run took, failed or not."
+        )
         raise RiskcalError(
-            f"{name}: {plain(column.iloc[row])!r} at row {row}; every value must be a finite number in "
-            f"[{lower:g}, {upper:g}]. Repair the row, or drop its prompt whole."
+            f"{name}: {plain(column.iloc[row])!r} at row {row}{f' ({many} such rows)' if many > 1 else ''}; every value must be "
+            f"a finite number in [{lower:g}, {upper:g}]. {remedy}"
         )
     return values.clip(lower, upper)
 
 
+def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
+    """A column of true and false, none missing."""
+    bad = np.array([not isinstance(value, bool | np.bool_) for value in column])
+    if bad.any():
+        row = int(bad.argmax())
+        raise RiskcalError(
+            f"{name}: {plain(column.iloc[row])!r} at row {row} ({int(bad.sum())} such rows); it is true or false in every row."
+        )
+    return column.to_numpy(dtype=bool)
+
+
 def floats(column: pd.Series) -> _validate.Floats:
     """A column as float64; whatever is not a number is NaN."""
+    if column.dtype == object:
+        column = column.map(_number)
     try:
         return pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64", na_value=float("nan"))
     except OverflowError:  # an integer beyond any float
         return floats(column.map(lambda v: None if isinstance(v, int) and abs(v) > 2**1000 else v))
+    except (TypeError, ValueError):
+        return np.full(len(column), np.nan)
+
+
+def _number(value: Any) -> Any:
+    """A cell that is a number or the text of one; pandas would make nanoseconds of a duration or a date."""
+    return value if isinstance(value, str | bool | int | float | Decimal | np.number | np.bool_) else None
 
 
 def plain(value: Any) -> Any:
@@ -129,11 +348,24 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+_KINDS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_PACKED = {".gz": "gzip", ".zst": "zstd"}
+_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
+
+
+def _ending(path: Path) -> tuple[str, str | None]:
+    """The ending that says what a file holds, and how it is packed."""
+    packed = _PACKED.get(path.suffix.lower())
+    return (Path(path.stem) if packed else path).suffix.lower(), packed
+
+
 def _kind(path: Path) -> str:
-    kinds = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
-    if path.suffix.lower() not in kinds:
-        raise RiskcalError(f"{path}: unknown ending {path.suffix!r}; use .parquet, .csv or .jsonl.")
-    return kinds[path.suffix.lower()]
+    ending, packed = _ending(path)
+    if ending not in _KINDS or (packed and _KINDS[ending] == "parquet"):
+        raise RiskcalError(
+            f"{path}: unknown ending {''.join(path.suffixes[-2:])!r}; use .parquet, .csv or .jsonl (also .csv.gz, .jsonl.zst)."
+        )
+    return _KINDS[ending]
 
 
 def _read_file(path: Path) -> pd.DataFrame:
@@ -142,38 +374,39 @@ def _read_file(path: Path) -> pd.DataFrame:
         raise RiskcalError(f"{path}: the file is empty.")
     try:
         if kind == "parquet":
-            return _to_pandas(_parquet.read(path))
-        if kind == "csv":
-            text = pa.csv.ConvertOptions(
-                column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False
-            )
-            lines = pa.csv.ParseOptions(newlines_in_values=True)
-            return _restore_integers(_to_pandas(pa.csv.read_csv(path, parse_options=lines, convert_options=text)))
-        return _read_json_lines(path)
-    except RiskcalError:
-        raise
+            return canonical(_to_pandas(_parquet.read(path)))
+        with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
+            return _read_csv(stream) if kind == "csv" else _read_json_lines(stream, path)
+    except RiskcalError as error:
+        raise error if str(error).startswith(str(path)) else RiskcalError(f"{path}: {error}") from None
     except UnicodeDecodeError as error:
         raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
     except OSError as error:
-        raise RiskcalError(f"{path}: cannot be read ({error.strerror or str(error).splitlines()[0]}).") from None
+        raise RiskcalError(f"{path}: cannot be read ({error.strerror or _line(error)}).") from None
     except (pa.ArrowException, ValueError) as error:
-        raise RiskcalError(f"{path}: not a readable {kind} file ({str(error).splitlines()[0]}).") from None
+        raise RiskcalError(f"{path}: not a readable {kind} file ({_line(error)}).") from None
 
 
-def _read_json_lines(path: Path) -> pd.DataFrame:
+def _read_csv(stream: Any) -> pd.DataFrame:
+    text = pa.csv.ConvertOptions(column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False)
+    lines = pa.csv.ParseOptions(newlines_in_values=True)
+    return canonical(_restore_integers(_to_pandas(pa.csv.read_csv(stream, parse_options=lines, convert_options=text))))
+
+
+def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
     rows = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
-            if not isinstance(row, dict):
-                raise RiskcalError(f"{path}: row {number} is not a JSON object.")
-            rows.append(row)
-    return pd.DataFrame(rows)
+    # some programs begin a file with a byte-order mark
+    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig")):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
+        if not isinstance(row, dict):
+            raise RiskcalError(f"{path}: row {number} is not a JSON object.")
+        rows.append(row)
+    return canonical(pd.DataFrame(rows))
 
 
 def _to_pandas(table: pa.Table) -> pd.DataFrame:
@@ -184,7 +417,7 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
 def _restore_integers(frame: pd.DataFrame) -> pd.DataFrame:
     """Read ids back as integers where a CSV's text is exactly how integers are written."""
     for name in ("prompt", "cluster"):
-        if list(frame.columns).count(name) == 1 and frame[name].str.fullmatch(r"0|-?[1-9]\d{0,18}").all():
+        if list(frame.columns).count(name) == 1 and frame[name].str.fullmatch(_INTEGER.pattern).all():
             with suppress(OverflowError):  # 19 digits may be more than an int64 holds
                 frame[name] = frame[name].astype("int64")
     return frame

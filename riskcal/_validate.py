@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,8 @@ def shaped(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
             f"{name}: masked at index {first(np.ma.getmaskarray(np.ma.asarray(values)))}; every value must be given."
         )
     try:
-        result = np.asarray(values)
-        if result.dtype.kind not in "fbiuO":
-            raise TypeError(f"its type is {result.dtype}")
-        result = result.astype(np.float64, copy=False)
-    except (TypeError, ValueError) as error:
+        result = as_numbers(values)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
     if result.ndim not in ndim:
         wanted = " or ".join(f"{d}-D" for d in sorted(ndim))
@@ -58,21 +56,60 @@ def shaped(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
 def float_matrix(values: Any, name: str) -> NDArray[np.floating[Any]]:
     """A nonempty 2-D array, tokens by layers; float32 and float64 as they are, all else as float64. NaN is let through."""
     try:
-        result = np.asarray(values)
-        if result.dtype not in (np.float32, np.float64):
-            result = result.astype(np.float64)
-    except (TypeError, ValueError) as error:
+        result: NDArray[np.floating[Any]] = np.asarray(on_the_host(values))
+        if result.dtype not in (np.float32, np.float64) or not result.dtype.isnative:
+            single = result.dtype.kind == "f" and result.dtype.itemsize == 4  # in the other byte order
+            result = as_numbers(result).astype(np.float32 if single else np.float64, copy=False)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
     if result.ndim != 2 or result.size == 0:
         raise RiskcalError(f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each.")
     return result
 
 
+def on_the_host(values: Any) -> Any:
+    """What another framework holds on a device or for its gradients, as numpy can read it; all else as it is."""
+    for step in ("detach", "cpu"):
+        if hasattr(values, step) and hasattr(values, "dtype"):
+            values = getattr(values, step)()
+    return values
+
+
+def as_given(values: Any, name: str) -> NDArray[Any]:
+    """An array of whatever type, as numpy reads it."""
+    try:
+        return np.asarray(on_the_host(values))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise RiskcalError(f"{name}: not an array ({error}).") from None
+
+
+def as_numbers(values: Any) -> Floats:
+    """float64 of booleans, whole and real numbers of any size and byte order, and objects that are such.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError, OverflowError
+        For all else: dates, durations, complex numbers, text; arrays that cannot be read.
+    """
+    result = np.asarray(on_the_host(values))
+    if result.dtype.kind not in "fbiuO":
+        raise TypeError(f"its type is {result.dtype}")
+    if result.dtype.kind == "O":
+        for value in result.ravel():
+            if isinstance(
+                value, str | bytes | complex | np.complexfloating | np.timedelta64 | np.datetime64 | timedelta | date
+            ):
+                raise TypeError(f"it holds {value!r}")
+    return result.astype(np.float64, copy=False)
+
+
 def finite(values: NDArray[Any], name: str) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         value = values[bad][0]
-        raise RiskcalError(f"{name}: {value} at index {first(bad)}; every value must be finite. Drop or repair it.")
+        raise RiskcalError(
+            f"{name}: {value} at index {first(bad)}; every value must be finite; an output that failed has the worst loss."
+        )
 
 
 def losses(values: ArrayLike, *, lower: float, upper: float) -> Floats:
@@ -120,12 +157,25 @@ def in_range(values: NDArray[np.floating[Any]], name: str, lower: float, upper: 
 
 def number(value: Any, name: str) -> float:
     try:
-        result = float(value)
-    except (TypeError, ValueError):
+        result = float(on_the_host(value))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise RiskcalError(f"{name}: {value!r} is not a number.") from None
     if math.isnan(result):
         raise RiskcalError(f"{name}: is NaN; give a number.")
     return result
+
+
+def several(value: Any, name: str) -> bool:
+    """Whether a list or an array is given, rather than one number."""
+    return isinstance(value, list | tuple) or as_given(value, name).ndim > 0
+
+
+def numbers(values: Any, name: str) -> list[float]:
+    """One number or a list of them, at least one."""
+    found = list(values) if isinstance(values, list | tuple) else as_given(values, name).ravel().tolist()
+    if not found:
+        raise RiskcalError(f"{name}: the list is empty; give at least one.")
+    return [number(value, name) for value in found]
 
 
 def bounds(lower: Any, upper: Any) -> tuple[float, float]:
@@ -210,10 +260,10 @@ def transitions(values: ArrayLike, k: int) -> Floats:
 def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:
     """Thresholds (k,), distinct and none NaN; ``inf`` (the full model) only where ``allow_full``."""
     try:
-        if np.asarray(values).dtype.kind == "b":
+        grid = as_numbers(values)
+        if np.asarray(on_the_host(values)).dtype.kind == "b":
             raise TypeError("true and false are no thresholds")
-        grid = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise RiskcalError(f"thresholds: not an array of numbers ({error}).") from None
     if grid.ndim != 1 or grid.size == 0:
         raise RiskcalError(f"thresholds: has shape {grid.shape}; give a 1-D array of at least one threshold.")

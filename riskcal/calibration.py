@@ -305,8 +305,8 @@ def calibrate(
     """
     epsilon = _validate.level(epsilon, "epsilon")
     _validate.choice(test, "test", TESTS)
-    several_deltas = np.ndim(delta) > 0 and not isinstance(delta, Mapping)
-    deltas = _deltas(delta) if several_deltas else [delta]
+    several_deltas = not isinstance(delta, Mapping) and _validate.several(delta, "delta")
+    deltas = _validate.numbers(delta, "delta") if several_deltas else [delta]
     given: dict[str, Any] = {
         "thresholds": thresholds,
         "lower": lower,
@@ -456,13 +456,6 @@ def refuse_unused(procedure: str | None, several: bool, options: Mapping[str, An
             f"cost: {cost!r} chooses among candidates of several coordinates; where only the threshold varies, the lowest "
             "certified one is chosen. Leave it out."
         )
-
-
-def _deltas(deltas: Any) -> list[float]:
-    values = [_validate.number(delta, "delta") for delta in deltas]
-    if not values:
-        raise RiskcalError("delta: the list is empty; give at least one.")
-    return values
 
 
 def _pose(

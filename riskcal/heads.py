@@ -616,7 +616,7 @@ def _losses_alone(pilot: _Pilot, head: int, goal: _Goal) -> Floats:
 
 
 def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floating[Any]], Bools]:
-    levels, right = _validate.float_matrix(confidence, "confidence"), np.asarray(agrees)
+    levels, right = _validate.float_matrix(confidence, "confidence"), _validate.as_given(agrees, "agrees")
     if right.dtype != bool or right.ndim != 2:
         right = _validate.float_matrix(agrees, "agrees")
     if right.shape != levels.shape:
@@ -633,7 +633,7 @@ def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floati
     if other.any():
         raise RiskcalError(
             f"agrees: {right[other][0]:g} at index {_validate.first(other)}; give 1 where the head's token is the full "
-            "model's and 0 where it is not. Where that is unknown, leave out the prompt with all its tokens."
+            "model's and 0 where it is not. Where that is unknown, give 0."
         )
     return levels, right.astype(bool, copy=False)
 
@@ -641,10 +641,12 @@ def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floati
 def _records(
     confidence: NDArray[np.floating[Any]], agrees: Bools, prompts: ArrayLike, max_tokens: int, pilot_fraction: float
 ) -> _Records:
-    column = np.asarray(prompts)
-    if column.shape != (len(confidence),):
-        raise RiskcalError(f"prompts: has shape {column.shape}; give one id for each of the {len(confidence)} tokens.")
-    code, distinct = pd.factorize(_tables.identifiers(pd.Series(column), "prompts"))
+    column = _tables.series(prompts, "prompts")
+    if len(column) != len(confidence):
+        raise RiskcalError(
+            f"prompts: has shape ({len(column)},); give one id for each of the {len(confidence)} tokens."
+        )
+    code, distinct = pd.factorize(_tables.identifiers(column, "prompts"))
     ids = np.asarray(distinct)
     tokens = np.bincount(code)
     long = tokens > max_tokens

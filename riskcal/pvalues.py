@@ -305,8 +305,12 @@ def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floa
     from riskcal import _kernels
 
     try:
-        values = np.asarray(losses)
-    except ValueError:  # ragged: refused below, with the reason
+        values = np.asarray(_validate.on_the_host(losses))
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):  # ragged, or of a type that numpy lacks: refused below, with the reason
         values = np.empty(0)
     if (
         values.dtype.kind in "fbiu"

@@ -148,8 +148,11 @@ class Runs:
     stopped: str | None = None
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], *, candidate_columns: Sequence[str] = ()) -> Self:
-        """Read a Parquet, CSV or JSON-lines file, or a folder of Parquet shards.
+    def read(cls, path: _tables.Source, *, candidate_columns: Sequence[str] = ()) -> Self:
+        """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
+
+        A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
+        read, or named in the refusal. A list of files and a pattern (``logs/**/*.jsonl``) are read in the order of their names.
 
         Raises
         ------
@@ -172,8 +175,9 @@ class Runs:
             Columns ``prompt``, ``threshold`` and at least one of ``dissimilarity`` and ``risk``; optional ``cluster``,
             ``group``, ``text``, ``temperature`` (of a decaying schedule, with its ``max_length`` and ``form``),
             ``min_layer``, ``measure``, ``policy`` (further fields of its `ExitPolicy`, as a JSON object), ``full_risk``,
-            ``source``, ``exact``, ``stopped`` (where a recording ended before its lowest threshold) and the costs ``layers``,
-            ``tokens``, ``seconds``, ``flops``. Other columns are left out.
+            ``source``, ``exact``, ``failed`` (an output that failed has the worst loss, whatever stands there), ``stopped``
+            (where a recording ended before its lowest threshold) and the costs ``layers``, ``tokens``, ``seconds``,
+            ``flops``. Other columns are left out.
         candidate_columns : sequence of str
             Further columns that tell candidates apart.
 
@@ -215,33 +219,42 @@ class Runs:
             Ids; default 0 to n - 1, which count as none (`riskcal.records.numbered`).
         full_risk, cluster, group, text : (n,), optional
         **values : (n, k)
-            ``dissimilarity``, ``risk``, ``layers``, ``tokens``, ``seconds``, ``flops``.
+            ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
         """
         grid = _validate.threshold_grid(thresholds, allow_full=True)
-        known = ("dissimilarity", "risk", *COSTS)
+        known = ("dissimilarity", "risk", "failed", *COSTS)
         columns: dict[str, Any] = {}
         shape: tuple[int, ...] | None = None
         for name, value in values.items():
             _validate.choice(name, "argument", known)
-            matrix = np.asarray(value)
+            matrix = _validate.shaped(value, name, ndim=(2,))
             if matrix.ndim != 2 or matrix.shape[1] != grid.size or (shape is not None and matrix.shape != shape):
                 wanted = shape or ("n", grid.size)
                 raise RiskcalError(f"{name}: has shape {matrix.shape}; expected {wanted}, one column per threshold.")
             shape = matrix.shape
-            matrix = _validate.array(matrix, name, ndim=(2,))
+            columns[name] = matrix.ravel()
+            if name == "failed":
+                if not ((matrix == 0) | (matrix == 1)).all():
+                    where = _validate.first((matrix != 0) & (matrix != 1))
+                    raise RiskcalError(f"failed: index {where} is neither true nor false; say it of every output.")
+                columns[name] = matrix.ravel().astype(bool)
+            if "failed" in values:
+                continue  # an output that failed may have no loss; `from_frame` looks at the others
+            _validate.finite(matrix, name)
             if name not in COSTS:
                 _validate.in_range(matrix, name, 0.0, 1.0)
-            columns[name] = matrix.ravel()
-        if shape is None:
+        if shape is None or not {"dissimilarity", "risk"} & set(columns):
             raise RiskcalError("dissimilarity, risk: neither is given; give at least one (n, k) matrix.")
         labels = {"prompt": np.arange(shape[0]) if prompts is None else prompts}
         labels |= {"cluster": cluster, "group": group, "text": text, "full_risk": full_risk}  # type: ignore[dict-item]
         for name, label in labels.items():
             if label is not None:
-                entries = np.asarray(label)
-                if entries.shape != (shape[0],):
-                    raise RiskcalError(f"{name}: has shape {entries.shape}; expected ({shape[0]},), one entry per row.")
-                columns[name] = np.repeat(entries, grid.size)
+                entries = _tables.series(label, name)
+                if len(entries) != shape[0]:
+                    raise RiskcalError(
+                        f"{name}: has shape ({len(entries)},); expected ({shape[0]},), one entry per row."
+                    )
+                columns[name] = np.repeat(entries.to_numpy(), grid.size)
         columns["threshold"] = np.tile(grid, shape[0])
         columns["source"] = source
         columns["exact"] = exact
@@ -418,6 +431,7 @@ class Runs:
         for name, value in self.values.items():
             whole = np.column_stack([self.full[name], value]) if has_full else value
             whole = whole.astype(np.int64) if name == "tokens" and not (whole % 1).any() else whole
+            whole = whole.astype(bool) if name == "failed" else whole
             yield name, whole.ravel()
         if not has_full and self.full_risk is not None:
             yield "full_risk", np.repeat(self.full_risk, k)
@@ -479,8 +493,8 @@ class Traces:
     group: NDArray[Any] | None = None
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a Parquet, CSV or JSON-lines file, or a folder of Parquet shards."""
+    def read(cls, path: _tables.Source) -> Self:
+        """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does."""
         frame = _tables.read(path)
         try:
             return cls.from_frame(frame)
@@ -520,15 +534,18 @@ class Traces:
             raise RiskcalError("confidence: the column is missing.")
         if (agrees is None) == (loss is None):
             raise RiskcalError("agrees, loss: give exactly one of the two.")
-        ids = _tables.identifiers(pd.Series(np.asarray(prompt)), "prompt").to_numpy()
+        ids = _tables.identifiers(_tables.series(prompt, "prompt"), "prompt").to_numpy()
         levels = _validate.float_matrix(confidence, "confidence")
         outcome_name = "agrees" if loss is None else "loss"
-        outcome: NDArray[Any] = np.asarray(agrees)
+        outcome: Any = _validate.on_the_host(agrees)
+        outcome = outcome if isinstance(outcome, np.ndarray) else _validate.as_given(agrees, outcome_name)
         if loss is not None or outcome.dtype != bool or outcome.ndim != 2:
             outcome = _validate.float_matrix(agrees if loss is None else loss, outcome_name)
         if outcome.shape != levels.shape:
             raise RiskcalError(f"confidence: has shape {levels.shape}, but the outcomes have {outcome.shape}.")
-        for name, column in (("prompt", ids), ("position", position), ("group", group)):
+        where = _tables.series(position, "position").to_numpy()
+        classes = None if group is None else _tables.series(group, "group").to_numpy()
+        for name, column in (("prompt", ids), ("position", where), ("group", classes)):
             if column is not None and np.shape(column) != (len(levels),):
                 raise RiskcalError(
                     f"{name}: has shape {np.shape(column)}; expected ({len(levels)},), one entry per token."
@@ -552,7 +569,6 @@ class Traces:
                     "It will count as a loss there; outcomes against references should be given as loss.",
                     stacklevel=2,
                 )
-        where = np.asarray(position)
         if not np.issubdtype(where.dtype, np.integer) or (where < 0).any():
             raise RiskcalError("position: give whole numbers from 0, the index of the generated token.")
         distinct, code = np.unique(ids, return_inverse=True)
@@ -571,7 +587,7 @@ class Traces:
             confidence=levels[order],
             agrees=outcome[order].astype(bool, copy=False) if loss is None else None,
             loss=outcome[order] if loss is not None else None,
-            group=None if group is None else np.asarray(group)[order],
+            group=None if classes is None else classes[order],
         )
 
     @property
@@ -620,7 +636,12 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
         raise RiskcalError("dissimilarity, risk: both columns are missing; record at least one.")
     costs = [name for name in COSTS if name in frame.columns]
     is_full = np.isposinf(frame["threshold"].to_numpy())
-    values = {name: _tables.numbers(frame[name], name, 0.0, 1.0) for name in measured}
+    failed = (
+        _tables.truths(frame["failed"], "failed") if "failed" in frame.columns else np.zeros(len(frame), dtype=bool)
+    )
+    values = {name: _tables.numbers(frame[name], name, 0.0, 1.0, failed) for name in measured}
+    if "dissimilarity" in values:
+        values["dissimilarity"][failed & is_full] = 0.0
     values |= {name: _tables.numbers(frame[name], name, 0.0, math.inf) for name in costs}
     if "dissimilarity" in values:
         nonzero = is_full & (values["dissimilarity"] > _validate.TOLERANCE)
@@ -639,6 +660,10 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     rank = np.empty(n, dtype=np.intp)
     rank[order] = np.arange(n)
     row_of_prompt = rank[code]
+    if failed.any():
+        _count_failed_references(values, failed & is_full, is_full, code, n)
+    if "failed" in frame.columns:
+        values["failed"] = failed.astype(np.float64)
 
     for name in coordinates[1:]:
         _refuse_coordinate(frame.loc[~is_full, name], name)
@@ -648,7 +673,8 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     ascending = [name != "threshold" for name in coordinates]
     candidates = candidates.sort_values(coordinates, ascending=ascending, ignore_index=True)
     column = _candidate_code(frame, candidates, coordinates, is_full)
-    _refuse_duplicates(prompt, frame["threshold"], row_of_prompt, column)
+    sweep = not only_threshold(candidates)
+    _refuse_duplicates(prompt, frame["threshold"], row_of_prompt, column, is_full, sweep=sweep)
     present = np.zeros((n, len(candidates)), dtype=bool)
     present[row_of_prompt[~is_full], column[~is_full]] = True
     _refuse_gaps(present[rank], ids, code, candidates)
@@ -667,9 +693,10 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
                 f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the full model's row (threshold "
                 "inf), which other prompts have; record it for all or for none."
             )
-        for name, value in values.items():
-            full[name] = np.empty(n)
-            full[name][row_of_prompt[is_full]] = value[is_full]
+        full = {
+            name: _reference(value[is_full], row_of_prompt[is_full], n, name, ids[order])
+            for name, value in values.items()
+        }
     source, exact = _provenance(frame)
     return cls(
         prompts=np.asarray(ids)[order],
@@ -682,6 +709,35 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
         exact=exact,
         stopped=_stopped(frame),
     ).in_content_order()
+
+
+def _count_failed_references(
+    values: Mapping[str, Floats], failed: NDArray[np.bool_], is_full: NDArray[np.bool_], code: NDArray[np.intp], n: int
+) -> None:
+    """Where the full model's own output failed, nothing can be near it, and no candidate is credited for its risk."""
+    without = np.bincount(code[failed], minlength=n) > 0
+    if "dissimilarity" in values:
+        values["dissimilarity"][~is_full & without[code]] = 1.0
+    if "risk" in values:
+        values["risk"][failed] = 0.0
+
+
+def _reference(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
+    """The full model's (n,): it may stand in every cell of a sweep, with one risk; costs measured again are averaged."""
+    counts = np.bincount(row, minlength=n)
+    mean: Floats = np.bincount(row, weights=value, minlength=n) / counts
+    if counts.max() == 1:
+        exact = np.empty(n)
+        exact[row] = value
+        return exact
+    differs = np.abs(value - mean[row]) > _validate.TOLERANCE
+    if name in ("dissimilarity", "risk", "failed") and differs.any():
+        which = row[int(differs.argmax())]
+        raise RiskcalError(
+            f"{name}: the full model's rows of prompt {plain(ids[which])!r} differ; it has one output for a prompt. Keep one "
+            "row, or give each sample a prompt of its own and name what they share in a column cluster."
+        )
+    return mean
 
 
 def _thresholds(column: pd.Series) -> Floats:
@@ -770,15 +826,25 @@ def _candidate_code(
 
 
 def _refuse_duplicates(
-    prompt: pd.Series, threshold: pd.Series, row_of_prompt: NDArray[np.intp], column: NDArray[np.intp]
+    prompt: pd.Series,
+    threshold: pd.Series,
+    row_of_prompt: NDArray[np.intp],
+    column: NDArray[np.intp],
+    is_full: NDArray[np.bool_],
+    *,
+    sweep: bool,
 ) -> None:
     again = pd.DataFrame({"prompt": row_of_prompt, "candidate": column}).duplicated().to_numpy()
+    if sweep:  # there the reference may stand in every cell
+        again = again & ~is_full
     if again.any():
         row = int(again.argmax())
         value = "full" if math.isinf(threshold.iloc[row]) else f"{threshold.iloc[row]:g}"
         raise RiskcalError(
-            f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {row}. Keep one row per "
-            "prompt and candidate; if other columns tell the rows apart, name them in candidate_columns."
+            f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {row} "
+            f"({int(again.sum())} such rows). Several samples of one prompt: give each a prompt of its own, and name the prompt "
+            "they share in a column cluster, or average them. Retries: keep the one that was served, by a rule fixed "
+            "beforehand. Other settings: name the column that tells them apart in candidate_columns."
         )
 
 
@@ -789,8 +855,9 @@ def _refuse_gaps(present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], c
         missing = candidates.iloc[int((~present[which]).argmax())]
         named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)
         raise RiskcalError(
-            f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the candidate {named}; every prompt "
-            "needs every candidate. Record it, or drop the prompt for a reason that does not depend on its losses."
+            f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the candidate {named} "
+            f"({int(incomplete.sum())} prompts lack one); every prompt needs every candidate. Record it; if it was tried and "
+            "failed, add its row with failed true. To leave out what failed would select on the outcome."
         )
 
 
@@ -848,11 +915,18 @@ def _stopped(frame: pd.DataFrame) -> str | None:
 def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """One (N, L) array from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
-        lengths = pd.Series([len(v) if isinstance(v, list | tuple | np.ndarray) else -1 for v in frame[name]])
-        if lengths.nunique() > 1 or lengths.iloc[0] < 1:
-            row = int((lengths != lengths.iloc[0]).to_numpy().argmax())
+        lengths = np.array([len(v) if isinstance(v, list | tuple | np.ndarray) else -1 for v in frame[name]])
+        if (lengths < 0).any():
+            row = int((lengths < 0).argmax())
             raise RiskcalError(
-                f"{name}: row {row} does not hold a list of as many exits as row 0; every row needs one number per exit."
+                f"{name}: {plain(frame[name].iloc[row])!r} at row {row} ({int((lengths < 0).sum())} such rows) is not a list of "
+                f"one number per exit. A CSV file has no lists: spread them over columns {name}_1, {name}_2 and so on, as "
+                "Traces.write does, or write Parquet or JSON lines."
+            )
+        if lengths[0] == 0 or (lengths != lengths[0]).any():
+            row = int((lengths != lengths[0]).argmax())
+            raise RiskcalError(
+                f"{name}: row {row} holds {lengths[row]} exits, row 0 {lengths[0]}; every row needs one number per exit."
             )
         return frame[name].to_list()
     numbered = re.compile(rf"{name}_(\d+)")

@@ -72,7 +72,7 @@ def replay_arrays(
             raise RiskcalError("position: a decaying schedule needs each token's position; give position=.")
         where = np.zeros(len(levels), dtype=np.int64)
     else:
-        where = np.asarray(position)
+        where = _validate.as_given(position, "position")
         if where.shape != (len(levels),) or where.dtype.kind not in "iu" or (where < 0).any():
             raise RiskcalError(
                 f"position: has shape {where.shape} and type {where.dtype}; give one whole number from 0 for each of "

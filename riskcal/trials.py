@@ -93,11 +93,7 @@ def run_trials(
     )
     calibration.refuse_cut_grid(runs.stopped, one_sequence=one)
     calibration.refuse_unused(procedure, pool.cost is not None, options | {"cost": cost})
-    tolerated = [
-        _validate.tolerance(d, pool.lower, pool.upper) for d in np.atleast_1d(np.asarray(deltas, dtype=object))
-    ]
-    if not tolerated:
-        raise RiskcalError("deltas: none is given; give at least one tolerated expected loss.")
+    tolerated = [_validate.tolerance(d, pool.lower, pool.upper) for d in _validate.numbers(deltas, "deltas")]
     heldout = _splits(len(pool.losses), n_trials, calibration_fraction, seed)
     plain = procedure in ("fixed_sequence", "bonferroni", *_SELECT) and not options and pool.ordered(procedure)
     if plain:
@@ -175,7 +171,7 @@ def compare(
     """
     procedures = procedures or (_ONE_COORDINATE if records.only_threshold(runs.candidates) else ("holm", "bonferroni"))
     rows = []
-    for delta in np.atleast_1d(np.asarray(deltas, dtype=object)):
+    for delta in _validate.numbers(deltas, "deltas"):
         for test in tests:
             for procedure in procedures:
                 given = {name: value for name, value in options.items() if _uses(procedure, name, procedures)}

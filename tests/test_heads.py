@@ -447,7 +447,7 @@ def test_bad_input_of_both(change, message):
     [
         ({"agreement": 1.0}, "agreement: 1 is not strictly between 0 and 1"),
         ({"epsilon": 0.0}, "epsilon: 0 is not strictly between 0 and 1"),
-        ({"prompts": None}, r"prompts: has shape \(\); give one id for each of the 40 tokens"),
+        ({"prompts": None}, r"prompts: has shape \(\); give one entry per row"),
         ({"prompts": np.arange(39)}, r"prompts: has shape \(39,\)"),
         ({"prompts": [0, None] * 20}, "prompts: missing at row 1"),
         ({"prompts": np.linspace(0, 1, 40)}, "prompts: 0.0 at row 0"),

@@ -93,17 +93,17 @@ def same(runs, other):
 
 
 REFUSALS = {
-    "NaN loss": (changed(4, dissimilarity=math.nan), "dissimilarity: nan at row 4", "Repair the row"),
-    "infinite loss": (changed(5, risk=1e999), "risk: inf at row 5", "Repair the row"),
+    "NaN loss": (changed(4, dissimilarity=math.nan), "dissimilarity: nan at row 4", "has the worst loss, 1"),
+    "infinite loss": (changed(5, risk=1e999), "risk: inf at row 5", "has the worst loss, 1"),
     "loss above its range": (changed(2, dissimilarity=1 + 2e-9), "dissimilarity: 1.000000002 at row 2", "[0, 1]"),
     "loss below its range": (changed(7, risk=-2e-9), "risk: -2e-09 at row 7", "[0, 1]"),
-    "loss that is text": (changed(2, dissimilarity="low"), "dissimilarity: 'low' at row 2", "Repair the row"),
-    "NaN cost": (changed(3, layers=math.nan), "layers: nan at row 3", "Repair the row"),
+    "loss that is text": (changed(2, dissimilarity="low"), "dissimilarity: 'low' at row 2", "has the worst loss, 1"),
+    "NaN cost": (changed(3, layers=math.nan), "layers: nan at row 3", "Give what the run took"),
     "negative cost": (changed(3, layers=-1.0), "layers: -1.0 at row 3", "[0, inf]"),
     "prompt that lacks a candidate": (
         lambda f: f.drop(index=5).reset_index(drop=True),
         "prompt: 'b' (row 3) lacks the candidate threshold 0.5",
-        "Record it, or drop the prompt",
+        "add its row with failed true",
     ),
     "prompt that lacks the full model": (
         lambda f: f.drop(index=6).reset_index(drop=True),
@@ -113,12 +113,12 @@ REFUSALS = {
     "duplicated candidate": (
         changed(5, threshold=0.9),
         "prompt: 'b' with threshold 0.9 stands twice, again at row 5",
-        "Keep one",
+        "name the prompt they share in a column cluster",
     ),
     "duplicated full model": (
         lambda f: pd.concat([f, f.iloc[[0]]], ignore_index=True),
         "prompt: 'a' with threshold full stands twice, again at row 9",
-        "Keep one",
+        "name the prompt they share in a column cluster",
     ),
     "one prompt": (lambda f: f.iloc[:3], "prompt: only 1 prompt ('a', row 0)", "at least two"),
     "threshold of minus infinity": (changed(1, threshold=-math.inf), "threshold: -inf at row 1", "give a number"),
@@ -263,8 +263,8 @@ def test_an_objective_whose_columns_were_not_recorded_is_refused_by_column():
         (3, "table: a int is not a table"),
         ([{"prompt": 1}], "table: a list is not a table"),
         (None, "table: a NoneType is not a table"),
-        ({"prompt": [1, 2], "threshold": [0.5]}, "table: columns of unequal length"),
-        ({"prompt": 1}, "table: columns of unequal length"),
+        ({"prompt": [1, 2], "threshold": [0.5]}, "table: is not a dictionary of columns of one length"),
+        ({"prompt": 1}, "table: is not a dictionary of columns of one length"),
         (table().rename(columns={"layers": "risk"}), "risk: two columns have this name"),
         (table().rename(columns={"layers": "prompt"}), "prompt: two columns have this name"),
         (table().assign(prompt=0.5), "prompt: 0.5 at row 0"),
@@ -476,7 +476,7 @@ def test_further_coordinates_come_back(ending, tmp_path):
     assert runs.coordinates == ["threshold", "temperature", "measure", "draft"]
     runs.write(tmp_path / f"runs.{ending}")
     same(Runs.read(tmp_path / f"runs.{ending}", candidate_columns=["draft"]), runs)
-    with pytest.raises(RiskcalError, match=r"stands twice.* name them in candidate_columns"):
+    with pytest.raises(RiskcalError, match=r"stands twice.* tells them apart in candidate_columns"):
         Runs.read(tmp_path / f"runs.{ending}")
 
 
@@ -686,9 +686,9 @@ def test_arrays_say_what_the_long_table_says():
         ({"thresholds": [math.inf, 0.5]}, "dissimilarity: 0.1 at row 0, a full-model row"),
         ({"prompts": ["a"]}, "prompt: has shape (1,); expected (2,)"),
         ({"prompts": ["a", "a"]}, "prompt: only 1 prompt ('a', row 0)"),
-        ({"prompts": [1, "1"]}, "prompt: only 1 prompt ('1', row 0)"),
+        ({"prompts": [1, "1"]}, "prompt: '1' at row 2, in a column of type object"),
         (
-            {"prompts": [1, "1", 2], "dissimilarity": [[0.1, 0.2]] * 3},
+            {"prompts": ["1", "1", "2"], "dissimilarity": [[0.1, 0.2]] * 3},
             "prompt: '1' with threshold 0.9 stands twice, again at row 2",
         ),
         ({"prompts": "ab"}, "prompt: has shape ()"),
@@ -768,7 +768,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_name(name, content, name
 def test_a_file_that_is_not_there_and_a_folder_without_records_are_refused(tmp_path):
     with pytest.raises(RiskcalError, match=r"none\.parquet: no such file"):
         Runs.read(tmp_path / "none.parquet")
-    with pytest.raises(RiskcalError, match=r"the folder holds no \.parquet file"):
+    with pytest.raises(RiskcalError, match=r"the folder holds no \.parquet, \.csv or \.jsonl file"):
         Runs.read(tmp_path)
 
 
@@ -834,7 +834,6 @@ def test_a_folder_of_shards_is_one_table(tmp_path):
     for shard in range(3):
         write(frame.iloc[6 * shard : 6 * shard + 6], tmp_path / f"part-{shard}.parquet")
     (tmp_path / ".part-9.parquet.1.partial").write_text("cut")
-    (tmp_path / "note.txt").write_text("x")
     same(Runs.read(tmp_path), Runs.from_frame(frame))
 
 
@@ -998,10 +997,10 @@ def test_traces_that_are_wrong_are_refused_by_name(change, named):
         (lambda f: f.drop(columns="confidence"), "confidence: the column is missing"),
         (lambda f: f.drop(columns="agrees"), "agrees, loss: give exactly one"),
         (lambda f: f.iloc[:0], "prompt: the table is empty"),
-        (lambda f: f.assign(confidence=0.5), "confidence: row 0 does not hold a list"),
+        (lambda f: f.assign(confidence=0.5), "confidence: 0.5 at row 0"),
         (
             lambda f: f.assign(confidence=[[0.5] * 3] * 7 + [[0.5]]),
-            "confidence: row 7 does not hold a list of as many exits",
+            "confidence: row 7 holds 1 exits, row 0 3",
         ),
         (lambda f: f.assign(confidence=[["a"] * 3] * 8), "confidence: not an array of numbers"),
         (

