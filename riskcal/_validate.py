@@ -289,9 +289,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield partial
-        _flush(partial)
+        flush(partial)
         os.replace(partial, target)
-        _flush(target.parent)
+        flush(target.parent)
     except OSError as error:
         raise RiskcalError(f"{target}: cannot be written ({error.strerror or error}).") from None
     finally:
@@ -299,7 +299,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk; some systems cannot wait for a folder."""
     try:
         descriptor = os.open(path, os.O_RDONLY)

