@@ -18,7 +18,7 @@ from riskcal import _tables, _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
 from riskcal.records import Runs, Traces
-from riskcal.replay import TokenLosses
+from riskcal.replay import holds_tokens
 
 #: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
 Weighting = Literal["prompts", "clusters", "requests"]
@@ -45,7 +45,7 @@ class Problem:
     risks: tuple[Risk, ...]
     candidates: pd.DataFrame
     costs: Mapping[str, Floats]
-    full_costs: dict[str, float]
+    full: Mapping[str, Floats]  # (n,) each: what the full model costs each unit
     units: NDArray[Any]
     unit: str  # what a row is, in the plural
     digest: str
@@ -73,6 +73,11 @@ class Problem:
         """Whether candidates differ in anything but their thresholds, which alone have an order that is known beforehand."""
         return not records.only_threshold(self.candidates)
 
+    @property
+    def full_costs(self) -> dict[str, float]:
+        """The full model's mean costs, over these units as the candidates' are."""
+        return {name: float(cost.mean()) for name, cost in self.full.items()}
+
     def mean(self, risk: Risk) -> Floats:
         """Each candidate's observed mean loss (k,), over what it is certified for."""
         if self.sizes is None or self.max_cluster is None:
@@ -88,12 +93,15 @@ class Problem:
 
     def rows(self, which: slice | NDArray[np.intp]) -> Self:
         """The same problem on some of the units."""
+        sizes = None if self.sizes is None else self.sizes[which]
+        again = 1.0 if self.sizes is None or sizes is None else self.sizes.mean() / sizes.mean()
         return replace(
             self,
             risks=tuple(risk._replace(losses=risk.losses[which]) for risk in self.risks),
-            costs={name: cost[which] for name, cost in self.costs.items()},
+            costs={name: cost[which] * again for name, cost in self.costs.items()},
+            full={name: cost[which] * again for name, cost in self.full.items()},
             units=self.units[which],
-            sizes=None if self.sizes is None else self.sizes[which],
+            sizes=sizes,
         )
 
     def columns(self, which: NDArray[np.intp]) -> Self:
@@ -107,8 +115,12 @@ class Problem:
 
 
 def plain(value: Any) -> str:
-    """A coordinate's value, as messages write it."""
-    return f"{value:g}" if isinstance(value, int | float | np.number) else str(value)
+    """A coordinate's value or a tolerance, as messages write it: six digits, or as many more as tell it from others."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    number = float(value)
+    written = (f"{number:.{digits}g}" for digits in range(6, 18))
+    return next((text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number))
 
 
 def from_runs(
@@ -140,7 +152,7 @@ def from_runs(
         risks=tuple(risks),
         candidates=runs.candidates,
         costs={name: cost(runs.values[name]) for name in records.COSTS if name in runs.values},
-        full_costs={name: float(cost(runs.full[name]).mean()) for name in records.COSTS if name in runs.full},
+        full={name: cost(runs.full[name]) for name in records.COSTS if name in runs.full},
         units=runs.units,
         unit="clusters" if "cluster" in runs.labels else "prompts",
         digest=runs.digest(),
@@ -164,6 +176,19 @@ def _by_content(problem: Problem, *content: Floats) -> Problem:
     return replace(problem.rows(ascending[shuffled]), nameless=True)
 
 
+def warn_of_sizes(runs: Runs, stacklevel: int) -> None:
+    """Say which mean is certified where clusters of several sizes count alike."""
+    sizes = runs.unit_sizes
+    if "cluster" in runs.labels and len(np.unique(sizes)) > 1:
+        warnings.warn(
+            f"cluster: sizes differ, from {sizes.min()} to {sizes.max()} prompts, and every cluster counts alike: the mean "
+            "that is certified is that of a random cluster, not of a random prompt. Give weighting='requests' and "
+            "max_cluster=, a bound on sizes fixed beforehand, for the mean over prompts; weighting='clusters' if it is right "
+            "as it is.",
+            stacklevel=stacklevel,
+        )
+
+
 def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArray[np.intp] | None:
     """Requests of each cluster where the mean over requests is wanted; None where units count alike."""
     if weighting is not None:
@@ -175,15 +200,8 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
     if weighting != "requests":
         if max_cluster is not None:
             raise RiskcalError("max_cluster: belongs to weighting='requests'; give that too, or leave it out.")
-        if weighting is None and "cluster" in runs.labels and len(np.unique(runs.unit_sizes)) > 1:
-            sizes = runs.unit_sizes
-            warnings.warn(
-                f"cluster: sizes differ, from {sizes.min()} to {sizes.max()} prompts, and every cluster counts alike: the mean "
-                "that is certified is that of a random cluster, not of a random prompt. Give weighting='requests' and "
-                "max_cluster=, a bound on sizes fixed beforehand, for the mean over prompts; weighting='clusters' if it is right "
-                "as it is.",
-                stacklevel=5,
-            )
+        if weighting is None:
+            warn_of_sizes(runs, stacklevel=6)
         return None
     if max_cluster is None:
         raise RiskcalError(
@@ -255,7 +273,8 @@ def from_arrays(
             "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; Traces hold token rows of one "
             "path, which replay_traces turns into (replayed) Runs."
         )
-    if isinstance(losses, TokenLosses) and prompts is None:
+    replayed = holds_tokens(losses)
+    if replayed and prompts is None:
         raise RiskcalError(
             "losses: these rows were replayed, and may be tokens, which depend on each other within a prompt; give prompts= to "
             "average them, or prompts=np.arange(n) where each row is a request of its own (a classifier's, a cascade's)."
@@ -276,7 +295,7 @@ def from_arrays(
     else:
         matrix, units = _average_within(matrix, prompts)
         nameless, hashed = records.numbered(units), np.arange(len(units))
-        if isinstance(losses, TokenLosses) and len(units) < rows and not exact:
+        if replayed and len(units) < rows and not exact:
             raise RiskcalError(
                 f"losses: {rows} rows of {len(units)} prompts were replayed on the full model's path, but after a first early "
                 "exit a real decoder's states differ. Record real generations, or declare a memoryless exit with exact=True."
@@ -295,7 +314,7 @@ def from_arrays(
         risks=(Risk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
         candidates=pd.DataFrame({"threshold": grid[descending]}),
         costs={},
-        full_costs={},
+        full={},
         units=units[order],
         nameless=nameless,
         unit="rows" if prompts is None else "prompts",

@@ -2,6 +2,7 @@
 
 import hashlib
 import html
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -51,6 +52,9 @@ USED_BY: dict[str, tuple[Any, tuple[str, ...]]] = {
     "transitions": (None, ("graphical",)),
     "pilot_fraction": (0.1, ("pilot_order", "pareto")),
 }
+#: Fields of `ExitPolicy` that a column of their name fills; the other fields have a structure, or are what calibration finds.
+_OF_EXITS = ("cache", "max_pending", "emits", "batching")
+_OF_MODELS = ("max_new_tokens", "n_layers", "weights", "classifier_weights", "dtype", "tokenizer")
 #: What a certified mean is taken over, where that is not plain.
 _OVER = {
     "prompts": "",
@@ -81,7 +85,7 @@ class Calibration:
         One row per tested candidate in tested order: coordinates, ``n``, mean ``loss`` (with several risks one column
         each, ``loss_textual`` and so on), ``pvalue`` (for a list of deltas the upper ``bound``), ``certified``, mean costs.
     full_costs : dict
-        Mean costs of the full model, where recorded.
+        Mean costs of the full model, where recorded, over the same units as those of ``table``.
     message : str
         The outcome in plain words; if nothing was certified, what would help, such as the size of a fresh sample. That size
         is simulated where the message is first read, which takes up to a second or so.
@@ -140,8 +144,14 @@ class Calibration:
         Returns
         -------
         ExitPolicy
-            With every coordinate that the records told candidates apart by, and nothing that they do not say. What has no
-            field of its own (``candidate_columns``) stands in ``coordinates``.
+            With every coordinate that the records told candidates apart by, and nothing that they do not say. A candidate
+            column of the name of a field (``cache``, ``emits``) fills that field; what has none stands in ``coordinates``.
+
+        Raises
+        ------
+        RiskcalError
+            If a field that is given is not what was recorded, or a column has the name of a field that one number or text
+            cannot fill (``thresholds``, ``config``).
         """
         given = _recorded_policy(self.table, self.chosen, fields.get("schedule"))
         for name in ("threshold", "thresholds", "coordinates", "certificate"):
@@ -315,11 +325,9 @@ def calibrate(
         "exact": exact,
     }
     problem = _pose(runs, deltas[0], objective, weighting, max_cluster, **given)
-    if several_deltas and problem.weighting == "requests":
-        raise RiskcalError(
-            "weighting: 'requests' is for one delta at a time, by which a cluster's losses are summed; give one."
-        )
-    spent = epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
+    if several_deltas:
+        _refuse_list(problem, procedure)
+    spent = _spent(epsilon, attempt)
     common: dict[str, Any] = {"epsilon": epsilon, "epsilon_spent": spent, "attempt": attempt, "test": test}
     plain = not several_deltas and procedure in (None, "fixed_sequence") and not problem.several
     refuse_cut_grid(problem.stopped, one_sequence=plain and order is None and starts == 1)
@@ -332,8 +340,6 @@ def calibrate(
         "cost": cost,
     }
     if several_deltas:
-        if procedure is not None:
-            raise RiskcalError(f"procedure: a list of deltas is served by simultaneous bounds, not by {procedure!r}.")
         refuse_unused(None, problem.several, options)
         return _simultaneous(problem, deltas, cost, common)
     procedure = procedure or ("holm" if problem.several else "fixed_sequence")
@@ -391,47 +397,87 @@ def calibrate_groups(
         A stratum with too few prompts for a test gets the full model, and does not stand in the way of the others. The
         pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
     """
+    require_runs(runs)
     groups = np.unique(runs.group)
+    strata = {str(name): runs.of_group(name) for name in groups}
     share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
+    if options.get("weighting") is None and "cluster" in runs.labels and options.get("max_cluster") is None:
+        if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
+            _problem.warn_of_sizes(runs, stacklevel=3)
+        options = options | {"weighting": "clusters"}  # said for all strata at once
     found = {}
-    for name in groups:
-        stratum = runs.of_group(name)
+    for name, stratum in strata.items():
         few = stratum.n < 2 or (
             options.get("procedure") in PILOTS
             and not _problem.pilot_fits(stratum.n, options.get("pilot_fraction", 0.1))
         )
-        found[str(name)] = (
-            _too_few(stratum, delta, share, options)
-            if few
-            else calibrate(stratum, delta=delta, epsilon=share, **options)
-        )
+        found[name] = (_too_few if few else calibrate)(stratum, delta=delta, epsilon=share, **options)
     return found
 
 
-def _too_few(runs: Runs, delta: float, epsilon: float, options: Mapping[str, Any]) -> Calibration:
-    """The full model for a stratum that is too small for any test, so that it does not stand in the way of the others."""
-    given: dict[str, Any] = {"thresholds": None, "lower": 0.0, "upper": 1.0, "prompts": None, "exact": False}
-    objective, weighting, bound = (options.get(name) for name in ("objective", "weighting", "max_cluster"))
-    problem = _pose(runs, delta, objective or "textual", weighting, bound, **given)
-    result = _result(
-        problem,
-        _table(problem).assign(pvalue=1.0, certified=False),
-        options.get("cost", "layers"),
-        outlook=partial(
-            "{} {} are too few for a test: record more of this group, or fix beforehand that it is pooled with another.".format,
-            problem.n,
-            problem.unit,
-        ),
-        pilot=(),
-        rises="",
-        epsilon=epsilon,
-        epsilon_spent=epsilon,
-        attempt=options.get("attempt"),
-        test=options.get("test", "betting"),
-        procedure=options.get("procedure") or ("holm" if problem.several else "fixed_sequence"),
-        starts=1,
-    )
-    return result
+def _too_few(runs: Runs, **options: Any) -> Any:
+    """What `calibrate` makes of these options for a stratum that is too small for any test: the full model."""
+    given = inspect.signature(calibrate).bind(runs, **options)
+    given.apply_defaults()
+    asked = given.arguments
+    _validate.choice(asked["test"], "test", TESTS)
+    _validate.count(asked["starts"], "starts", least=1)
+    several_deltas = np.ndim(asked["delta"]) > 0 and not isinstance(asked["delta"], Mapping)
+    deltas = _deltas(asked["delta"]) if several_deltas else [asked["delta"]]
+    arrays = {name: asked[name] for name in ("thresholds", "lower", "upper", "prompts", "exact")}
+    results = []
+    for delta in deltas:
+        problem = _pose(runs, delta, asked["objective"], asked["weighting"], asked["max_cluster"], **arrays)
+        if several_deltas:
+            _refuse_list(problem, asked["procedure"])
+        procedure = asked["procedure"] or ("holm" if problem.several else "fixed_sequence")
+        _validate.choice(procedure, "procedure", PROCEDURES)
+        refuse_unused(None if several_deltas else procedure, problem.several, asked)
+        unproven = {"bound": max(risk.upper for risk in problem.risks)} if several_deltas else {"pvalue": 1.0}
+        outlook = (
+            f"{problem.n} {problem.unit} are too few for a test: record more of this group, or fix beforehand that it is "
+            "pooled with another."
+        )
+        results.append(
+            _result(
+                problem,
+                _table(problem).assign(**unproven, certified=False),
+                asked["cost"],
+                outlook=partial(str, outlook),
+                pilot=(),
+                rises="",
+                epsilon=asked["epsilon"],
+                epsilon_spent=_spent(asked["epsilon"], asked["attempt"]),
+                attempt=asked["attempt"],
+                test=asked["test"],
+                procedure="simultaneous" if several_deltas else procedure,
+                starts=asked["starts"],
+            )
+        )
+    return results if several_deltas else results[0]
+
+
+def require_runs(runs: Any) -> None:
+    """Refuse what is no Runs where the prompts' groups, or costs, are needed."""
+    if not isinstance(runs, Runs):
+        raise RiskcalError(
+            f"runs: give Runs, not {type(runs).__name__}; Runs.from_arrays makes them of matrices, Runs.from_frame of a table."
+        )
+
+
+def _spent(epsilon: float, attempt: Any) -> float:
+    """What an attempt spends of epsilon; over all attempts that is epsilon."""
+    return epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
+
+
+def _refuse_list(problem: Problem, procedure: str | None) -> None:
+    """Refuse what a list of deltas cannot be served with."""
+    if problem.weighting == "requests":
+        raise RiskcalError(
+            "weighting: 'requests' is for one delta at a time, by which a cluster's losses are summed; give one."
+        )
+    if procedure is not None:
+        raise RiskcalError(f"procedure: a list of deltas is served by simultaneous bounds, not by {procedure!r}.")
 
 
 def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
@@ -647,16 +693,17 @@ def _message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> s
 
 def _opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     if chosen is None:
-        deltas = " and ".join(f"{risk.delta:g}" for risk in problem.risks)
+        deltas = " and ".join(_problem.plain(risk.delta) for risk in problem.risks)
         return f"Nothing was certified at delta {deltas}: run the full model. "
     where = ", ".join(f"{name} {_problem.plain(chosen[name])}" for name in problem.coordinates)
     loss = "loss" if len(problem.risks) == 1 else "loss_{}"
     claims = " and ".join(
-        f"the expected {_MEANING[risk.name]} is at most {risk.delta:g} (observed {chosen[loss.format(risk.name)]:.4g})"
+        f"the expected {_MEANING[risk.name]} is at most {_problem.plain(risk.delta)} "
+        f"(observed {chosen[loss.format(risk.name)]:.4g})"
         for risk in problem.risks
     )
     return (
-        f"Certified: with probability at least {1 - epsilon:.6g} over the draw of the {problem.n} calibration "
+        f"Certified: with probability at least {_at_least(epsilon)} over the draw of the {problem.n} calibration "
         f"{problem.unit}, at {where} {claims}{_OVER[problem.weighting]}."
     )
 
@@ -664,25 +711,41 @@ def _opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
 def _worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
     """What a certificate alone would leave unsaid: settings that change nothing, and savings that are none."""
     said = ""
-    recorded = [risk.losses for risk in problem.risks] + [
-        problem.costs[n] for n in ("layers", "tokens") if n in problem.costs
-    ]
-    if problem.k > 1 and all((matrix == matrix[:, :1]).all() for matrix in recorded):
+    counted = [name for name in ("layers", "tokens", "flops") if name in problem.costs]  # seconds differ by themselves
+    alike = [risk.losses for risk in problem.risks] + [problem.costs[name] for name in counted]
+    can_tell = bool(counted) or "seconds" not in problem.costs
+    if problem.k > 1 and can_tell and all((matrix == matrix[:, :1]).all() for matrix in alike):
+        named = ["losses", *("FLOPs" if name == "flops" else name for name in counted)]
         said += (
-            f" All {problem.k} candidates gave the same losses and costs on each of the {problem.unit}: the setting made no "
-            "difference. Make sure that it reached the decoder."
+            f" All {problem.k} candidates gave the same {', '.join(named[:-1])}{' and ' * (len(named) > 1)}{named[-1]} on each "
+            f"of the {problem.unit}: "
+        )
+        said += (
+            "the setting made no difference. Make sure that it reached the decoder."
+            if counted
+            else "the setting made no difference to what was recorded, and no cost was recorded that would tell whether it "
+            "reached the decoder."
         )
     if chosen is None:
         return said
     full = problem.full_costs
-    if "layers" in full and chosen["layers"] >= full["layers"] - 1e-9:
-        said += f" It saves nothing: {chosen['layers']:.4g} layers a token, where the full model takes {full['layers']:.4g}."
-    if "seconds" in full and chosen["seconds"] > full["seconds"]:
+    for name, per in (("layers", "layers a token"), ("flops", "FLOPs a prompt")):
+        if name in full and chosen[name] >= full[name] * (1 - 1e-9):
+            said += f" It saves nothing: {chosen[name]:.4g} {per}, where the full model takes {full[name]:.4g}."
+            break
+    if "seconds" in full and chosen["seconds"] > full["seconds"] * (1 + 1e-9):
         said += (
             f" It is slower than the full model that was recorded beside it: {chosen['seconds']:.4g} seconds a prompt, where "
             f"that takes {full['seconds']:.4g}."
         )
     return said
+
+
+def _at_least(epsilon: float) -> str:
+    """1 - epsilon as messages write it: never rounded up."""
+    if epsilon < 1e-6:
+        return f"1 - {_problem.plain(epsilon)}"
+    return f"{math.floor((1 - epsilon) * 1e6 + 1e-6) / 1e6:.6g}"
 
 
 def _preregistered(options: Mapping[str, Any]) -> str | None:
@@ -749,10 +812,33 @@ def _recorded_policy(table: pd.DataFrame, chosen: pd.Series | None, schedule: An
     if "policy" in columns:
         vectors = table["policy"].nunique() == table["threshold"].nunique()
         given |= _recorded_fields(str(row["policy"]), vectors=vectors, tested=chosen is not None)
-    free = [name for name in columns if name not in ("threshold", *records.COORDINATES)]
+    others = [name for name in columns if name not in ("threshold", *records.COORDINATES)]
+    own = [name for name in others if name in ExitPolicy.model_fields]
+    written = json.loads(str(row["policy"])) if "policy" in columns else {}
+    if chosen is None:  # the full model has no setting of exits, and is told from no candidate
+        own = [name for name in own if name in _OF_MODELS and table[name].nunique() == 1]
+    for name in own:
+        value = _filling(name, row[name])
+        if name in written and written[name] != value:
+            raise RiskcalError(
+                f"{name}: {value!r} in its column, but {written[name]!r} in the column policy; record one of the two."
+            )
+        given[name] = value
+    free = [name for name in others if name not in ExitPolicy.model_fields]
     if chosen is not None and free:
         given["coordinates"] = {name: _held(row[name]) for name in free}
     return given
+
+
+def _filling(name: str, value: Any) -> Any:
+    """What a column of the name of an `ExitPolicy` field puts into it."""
+    held = _held(value)
+    if name not in (*_OF_EXITS, *_OF_MODELS):
+        raise RiskcalError(
+            f"{name}: {held!r} cannot stand in the policy's field of that name, which is no single number or text. Rename the "
+            "column, to have it among the policy's coordinates, or record the field as JSON in a column policy."
+        )
+    return int(held) if isinstance(held, float) and held.is_integer() else held
 
 
 def _held(value: Any) -> Any:

@@ -20,9 +20,27 @@ _BUCKETS_BY_POSITION = 512
 
 
 class TokenLosses(np.ndarray):
-    """An array whose rows are tokens, not independent prompts; `riskcal.calibrate` refuses it without ``prompts=``."""
+    """An array whose rows are tokens, not independent prompts; `riskcal.calibrate` refuses it without ``prompts=``.
+
+    What numpy makes of it is still one: slices, arithmetic, copies by its method, ``np.where`` and so on. A plain view of it
+    (``np.asarray``) is known by the memory that it shares. A copy into a plain array or a list (``np.array``, ``tolist``, a
+    DataFrame's values) is just numbers, of which nobody can tell where they came from.
+    """
 
     __array_priority__ = 1.0  # concatenated with anything, they are still tokens
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        made = super().__array_function__(func, types, args, kwargs)
+        return made.view(TokenLosses) if type(made) is np.ndarray else made
+
+
+def holds_tokens(losses: Any) -> bool:
+    """Whether an array is one of `TokenLosses`, or a view of one."""
+    while losses is not None:
+        if isinstance(losses, TokenLosses):
+            return True
+        losses = getattr(losses, "base", None)
+    return False
 
 
 def replay_arrays(
@@ -53,7 +71,8 @@ def replay_arrays(
     Returns
     -------
     losses : (N, k)
-        Token rows: dependent within a prompt, so not to be tested as they are.
+        Token rows: dependent within a prompt, so not to be tested as they are. They are marked, and `riskcal.calibrate`
+        refuses them; numpy keeps the mark, but a copy into a plain array, a list or a DataFrame loses it.
     exits : (N, k)
         Exit layers 1..L.
 
@@ -86,8 +105,8 @@ def replay_arrays(
     _kernels.exit_layers(levels, local, where, min_layer, sorted_exits[:, : local.shape[1]])
     exits = np.empty_like(sorted_exits)
     exits[:, order] = sorted_exits
-    losses = np.take_along_axis(outcome, exits - 1, axis=1).astype(np.float64)
-    return losses.view(TokenLosses), exits
+    losses = np.take_along_axis(outcome, exits - 1, axis=1).view(TokenLosses)
+    return losses.astype(np.float64), exits  # a copy that owns its memory, so that plain views of it lead back to it
 
 
 def replay_traces(

@@ -80,6 +80,7 @@ def run_trials(
     known (``benchmarks/laboratory``). Choosing delta, test or procedure by this table and then calibrating on the same
     runs is a second look at them.
     """
+    calibration.require_runs(runs)
     _validate.choice(test, "test", calibration.TESTS)
     n_trials = _validate.count(n_trials, "n_trials", least=1)
     level = _validate.level(epsilon, "epsilon")

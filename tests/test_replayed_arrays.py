@@ -22,6 +22,11 @@ PASSED_ON = {
     "multiplied": lambda losses: losses * 1.0,
     "clipped": lambda losses: np.minimum(losses, 1.0),
     "concatenated": lambda losses: np.concatenate([losses]),
+    "seen as a plain array": np.asarray,
+    "a part of it seen as a plain array": lambda losses: np.asarray(losses[::1])[:, :],
+    "contiguous": np.ascontiguousarray,
+    "chosen by a condition": lambda losses: np.where(losses > 1.0, 1.0, losses),
+    "copied by numpy": np.copy,
 }
 
 
