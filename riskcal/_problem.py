@@ -17,8 +17,7 @@ from scipy import special
 from riskcal import _tables, _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import Runs, Traces
-from riskcal.replay import holds_tokens
+from riskcal.records import Runs, Traces, holds_tokens
 
 #: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
 Weighting = Literal["prompts", "clusters", "requests"]

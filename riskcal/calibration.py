@@ -422,12 +422,13 @@ def _too_few(runs: Runs, **options: Any) -> Any:
     asked = given.arguments
     _validate.choice(asked["test"], "test", TESTS)
     _validate.count(asked["starts"], "starts", least=1)
-    several_deltas = np.ndim(asked["delta"]) > 0 and not isinstance(asked["delta"], Mapping)
-    deltas = _deltas(asked["delta"]) if several_deltas else [asked["delta"]]
+    delta = asked["delta"]
+    several_deltas = not isinstance(delta, Mapping) and _validate.several(delta, "delta")
+    deltas = _validate.numbers(delta, "delta") if several_deltas else [delta]
     arrays = {name: asked[name] for name in ("thresholds", "lower", "upper", "prompts", "exact")}
     results = []
-    for delta in deltas:
-        problem = _pose(runs, delta, asked["objective"], asked["weighting"], asked["max_cluster"], **arrays)
+    for one in deltas:
+        problem = _pose(runs, one, asked["objective"], asked["weighting"], asked["max_cluster"], **arrays)
         if several_deltas:
             _refuse_list(problem, asked["procedure"])
         procedure = asked["procedure"] or ("holm" if problem.several else "fixed_sequence")

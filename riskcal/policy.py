@@ -298,7 +298,9 @@ class ExitPolicy(_Frozen):
     @model_validator(mode="after")
     def _settings_that_fit(self) -> Self:
         if self.max_pending is not None and self.cache not in ("deferred", "recompute"):
-            raise ValueError(f"max_pending: means nothing to cache {self.cache!r}; leave it out")
+            raise ValueError(
+                f"max_pending: means nothing to cache {self.cache!r}; name cache 'deferred' or 'recompute' too, or leave it out"
+            )
         if self.contrast.plausible == "kept" and self.pruning is None:
             raise ValueError("contrast: plausible 'kept' is what pruning keeps; give pruning= too")
         if self.batching == "regroup" and self.cache not in (None, "project"):

@@ -107,6 +107,30 @@ def varying(candidates: pd.DataFrame) -> list[str]:
     return names or ["threshold"]
 
 
+class TokenLosses(np.ndarray):
+    """An array whose rows are tokens, not independent prompts; `riskcal.calibrate` refuses it without ``prompts=``.
+
+    What numpy makes of it is still one: slices, arithmetic, copies by its method, ``np.where`` and so on. A plain view of it
+    (``np.asarray``) is known by the memory that it shares. A copy into a plain array or a list (``np.array``, ``tolist``, a
+    DataFrame's values) is just numbers, of which nobody can tell where they came from.
+    """
+
+    __array_priority__ = 1.0  # concatenated with anything, they are still tokens
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        made = super().__array_function__(func, types, args, kwargs)
+        return made.view(TokenLosses) if type(made) is np.ndarray else made
+
+
+def holds_tokens(losses: Any) -> bool:
+    """Whether an array is one of `TokenLosses`, or a view of one."""
+    while losses is not None:
+        if isinstance(losses, TokenLosses):
+            return True
+        losses = getattr(losses, "base", None)
+    return False
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Runs:
     """Losses and costs of real generations, for each of n prompts and k candidates.
@@ -227,6 +251,12 @@ class Runs:
         shape: tuple[int, ...] | None = None
         for name, value in values.items():
             _validate.choice(name, "argument", known)
+            if source == "generated" and holds_tokens(value):
+                raise RiskcalError(
+                    f"{name}: these rows were replayed, and after a first early exit a real decoder's states differ. Record real "
+                    "generations, or give source='replayed', and exact=True where the exit has no memory; rows that share a "
+                    "prompt share a cluster=."
+                )
             matrix = _validate.shaped(value, name, ndim=(2,))
             if matrix.ndim != 2 or matrix.shape[1] != grid.size or (shape is not None and matrix.shape != shape):
                 wanted = shape or ("n", grid.size)

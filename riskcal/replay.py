@@ -11,36 +11,12 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._tables import plain
 from riskcal._validate import Floats, RiskcalError
-from riskcal.records import Runs, Traces
+from riskcal.records import Runs, TokenLosses, Traces
 from riskcal.schedules import Constant, Decaying, Schedule
 
 #: Buckets that a confidence is sorted into before it is compared with thresholds: few hold one, and all fit the nearest cache.
 _BUCKETS = 4096
 _BUCKETS_BY_POSITION = 512
-
-
-class TokenLosses(np.ndarray):
-    """An array whose rows are tokens, not independent prompts; `riskcal.calibrate` refuses it without ``prompts=``.
-
-    What numpy makes of it is still one: slices, arithmetic, copies by its method, ``np.where`` and so on. A plain view of it
-    (``np.asarray``) is known by the memory that it shares. A copy into a plain array or a list (``np.array``, ``tolist``, a
-    DataFrame's values) is just numbers, of which nobody can tell where they came from.
-    """
-
-    __array_priority__ = 1.0  # concatenated with anything, they are still tokens
-
-    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        made = super().__array_function__(func, types, args, kwargs)
-        return made.view(TokenLosses) if type(made) is np.ndarray else made
-
-
-def holds_tokens(losses: Any) -> bool:
-    """Whether an array is one of `TokenLosses`, or a view of one."""
-    while losses is not None:
-        if isinstance(losses, TokenLosses):
-            return True
-        losses = getattr(losses, "base", None)
-    return False
 
 
 def replay_arrays(

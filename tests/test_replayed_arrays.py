@@ -53,3 +53,15 @@ def test_exact_is_not_for_runs() -> None:
     runs = riskcal.Runs.from_arrays(thresholds=[0.5], dissimilarity=np.zeros((60, 1)))
     with pytest.raises(RiskcalError, match="exact: Runs carry their own"):
         calibrate(runs, delta=0.1, exact=True)
+
+
+@pytest.mark.parametrize("pass_on", PASSED_ON.values(), ids=PASSED_ON)
+def test_replayed_rows_do_not_become_runs_that_were_generated(pass_on: object) -> None:
+    losses, prompts = replayed()
+    given = {"thresholds": [0.9, 0.5], "dissimilarity": pass_on(losses), "cluster": prompts}
+    with pytest.raises(RiskcalError, match=r"dissimilarity: these rows were replayed.*exact=True.*cluster="):
+        riskcal.Runs.from_arrays(**given)
+    with pytest.raises(RiskcalError, match="declare a memoryless exit"):
+        calibrate(riskcal.Runs.from_arrays(source="replayed", **given), delta=0.1)
+    declared = riskcal.Runs.from_arrays(source="replayed", exact=True, **given)  # as the message says
+    assert calibrate(declared, delta=0.1).n == 100

@@ -69,7 +69,7 @@ def test_a_column_that_is_a_field_of_policies_stands_in_that_field(name: str, va
 
 def test_a_field_that_needs_another_says_so_and_is_held_once_that_is_given() -> None:
     found = calibrate(Runs.from_frame(varied("max_pending", [2, 4]), candidate_columns=["max_pending"]), delta=0.1)
-    with pytest.raises(RiskcalError, match="max_pending: means nothing to cache None"):
+    with pytest.raises(RiskcalError, match="max_pending: means nothing to cache None; name cache 'deferred'"):
         found.policy()
     assert found.policy(cache="deferred").max_pending == 4
 

@@ -262,7 +262,8 @@ def test_a_recording_of_another_format_says_what_to_do(tmp_path):
 
 
 def test_old_policies_load_with_the_digest_that_they_had():
-    """Digests of policies that were made before these fields existed."""
-    old = ExitPolicy(threshold=0.9, measure="max", max_new_tokens=64, n_layers=8, weights="ab" * 16)
+    """Digests of policies that were made before these fields existed, whose files named the cache and the batching."""
+    saved = {"cache": "project", "batching": "diverge", "max_new_tokens": 64, "n_layers": 8, "weights": "ab" * 16}
+    old = ExitPolicy(threshold=0.9, measure="max", **saved)
     assert old.digest() == "4ea0ffa883f788d97b067aa9271f9871"
     assert ExitPolicy.full_model().digest() == "2afb9b83f9314e5d029766197f539792"
