@@ -7,7 +7,7 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -35,6 +35,8 @@ RECORDING = "recording.json"
 def read(source: Source) -> pd.DataFrame:
     """The table in a file, by its ending, or in all files of a folder, a pattern or a list, in the order of their names."""
     if not isinstance(source, str | os.PathLike):
+        if isinstance(source, bytes) or not isinstance(source, Iterable):
+            raise RiskcalError(f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these.")
         parts = [read(one) for one in source]
         if not parts:
             raise RiskcalError("path: the list is empty; give at least one file.")
@@ -52,23 +54,36 @@ def read(source: Source) -> pd.DataFrame:
 
 def _files(folder: Path) -> list[Path]:
     """Every file below a folder; one that cannot be read is named rather than left out."""
-    if (folder / RECORDING).exists():
-        files, others = sorted(folder.glob("*.parquet")), []
-    else:
-        below = sorted(file for file in folder.rglob("*") if file.is_file())
-        seen = [file for file in below if not any(part[0] in "._" for part in file.relative_to(folder).parts)]
-        files = [file for file in seen if _ending(file)[0] in _KINDS]
-        others = [file for file in seen if file not in set(files)]
+    seen = [file for file in _contents(folder) if not _is_mark(file)]
+    files = [file for file in seen if _ending(file)[0] in _KINDS]
+    others = [file for file in seen if _ending(file)[0] not in _KINDS]
     if others:
-        named = ", ".join(str(file.relative_to(folder)) for file in others[:3])
+        named = ", ".join(str(file.relative_to(folder)) for file in others[:20])
         raise RiskcalError(
-            f"{folder}: holds {len(others)} files that are no tables ({named}{', ...' if len(others) > 3 else ''}), and would be "
-            f"read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
+            f"{folder}: holds {len(others)} files that are no tables ({named}{', ...' if len(others) > 20 else ''}), and would "
+            f"be read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
             f"'{folder}/**/*.parquet'."
         )
     if not files:
         raise RiskcalError(f"{folder}: the folder holds no .parquet, .csv or .jsonl file.")
     return files
+
+
+def _contents(folder: Path) -> Iterator[Path]:
+    """All files to the folder's depth; of a recording its table alone, which stands at the top."""
+    recorded = (folder / RECORDING).exists()
+    for path in sorted(folder.iterdir()):
+        if recorded and path.name in (RECORDING, "traces", "unfinished"):
+            continue
+        if path.is_dir():
+            yield from _contents(path)
+        else:
+            yield path
+
+
+def _is_mark(file: Path) -> bool:
+    """Whether a file is a mark of some program (``.DS_Store``, ``_SUCCESS``), or not whole yet, and no table."""
+    return file.name[0] in "._" and _ending(file)[0] not in _KINDS
 
 
 def _partition(frame: pd.DataFrame, below: Path, file: Path) -> pd.DataFrame:
@@ -97,23 +112,43 @@ def _partition_value(name: str, value: str) -> Any:
 
 
 def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say."""
-    return parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say.
+
+    A part of outputs that all ended need not say that none ``failed``. Columns of several types become objects, since pandas
+    would make floats of signed and unsigned ids.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if any("failed" in part.columns for part in parts):
+        parts = [part if "failed" in part.columns else part.assign(failed=False) for part in parts]
+    names = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
+    mixed = [name for name in names if len({part[name].dtype for part in parts if name in part.columns}) > 1]
+    alike = [part.astype({name: object for name in mixed if name in part.columns}) for part in parts]
+    return pd.concat(alike, ignore_index=True)
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write a table in the format of the path's ending; an existing file is replaced whole or not at all."""
+    if not isinstance(path, str | os.PathLike):
+        raise RiskcalError(f"path: {path!r} is no path of a file.")
     target = Path(path)
     kind = _kind(target)
     with _validate.replacing(target) as partial:
-        if kind == "parquet":
-            _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), partial)
-        elif kind == "csv":
-            frame.to_csv(partial, index=False, quoting=csv.QUOTE_NONNUMERIC)  # a bare carriage return ends a row
-        else:
-            with partial.open("w", encoding="utf-8") as file:
-                for row in frame.to_dict("records"):
-                    file.write(json.dumps({key: _jsonable(str(key), value) for key, value in row.items()}) + "\n")
+        try:
+            _write_as(kind, frame, partial)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise RiskcalError(f"{target}: cannot be written as {kind} ({_line(error)}).") from None
+
+
+def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
+    if kind == "parquet":
+        _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
+    elif kind == "csv":
+        frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)  # a bare carriage return ends a row
+    else:
+        with path.open("w", encoding="utf-8") as file:
+            for row in frame.to_dict("records"):
+                file.write(json.dumps({key: _jsonable(str(key), value) for key, value in row.items()}) + "\n")
 
 
 def from_object(table: Any) -> pd.DataFrame:
@@ -158,9 +193,10 @@ def canonical(frame: pd.DataFrame) -> pd.DataFrame:
     changed = {}
     for place, name in enumerate(frame.columns):
         column = frame.iloc[:, place]
-        converted = as_numpy(column, str(name))
-        if converted is not column:
-            changed[place] = converted
+        with suppress(RiskcalError):  # a date may stand where nobody looks; who asks for the column refuses it
+            converted = as_numpy(column, str(name))
+            if converted is not column:
+                changed[place] = converted
     if not changed:
         return frame
     columns = [changed.get(place, frame.iloc[:, place]) for place in range(frame.shape[1])]
@@ -328,6 +364,7 @@ def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
 
 def floats(column: pd.Series) -> _validate.Floats:
     """A column as float64; whatever is not a number is NaN."""
+    column = as_numpy(column, str(column.name))
     if column.dtype == object:
         column = column.map(_number)
     try:
@@ -401,7 +438,7 @@ def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")

@@ -24,6 +24,20 @@ COSTS = ("layers", "tokens", "seconds", "flops")
 #: Columns of a candidate's coordinates that an `ExitPolicy` has fields for.
 _SCHEDULE = ("temperature", "max_length", "form")
 COORDINATES = (*_SCHEDULE, "min_layer", "measure", "policy")
+#: Columns that say who a prompt is, or what came of it.
+_NO_COORDINATES = (
+    "prompt",
+    "cluster",
+    "group",
+    "text",
+    "dissimilarity",
+    "risk",
+    "full_risk",
+    "failed",
+    "source",
+    "exact",
+    "stopped",
+)
 _ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
 _MIXERS = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93], dtype=np.uint64)
 _CONTENT_SALT = b"riskcal: order of rows without ids, version 1\x00"
@@ -656,6 +670,12 @@ class Traces:
 
 
 def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequence[str]) -> _R:
+    if isinstance(candidate_columns, str) or not all(isinstance(name, str) for name in candidate_columns or ()):
+        raise RiskcalError(f"candidate_columns: {candidate_columns!r} is no list of names of columns.")
+    candidate_columns = list(candidate_columns or ())
+    outcomes = [name for name in candidate_columns if name in _NO_COORDINATES]
+    if outcomes:
+        raise RiskcalError(f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out.")
     _tables.require(frame, ["prompt", "threshold", *candidate_columns])
     frame = frame.assign(threshold=_thresholds(frame["threshold"]))
     prompt = _tables.identifiers(frame["prompt"], "prompt")
@@ -754,20 +774,21 @@ def _count_failed_references(
 
 def _reference(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
     """The full model's (n,): it may stand in every cell of a sweep, with one risk; costs measured again are averaged."""
-    counts = np.bincount(row, minlength=n)
-    mean: Floats = np.bincount(row, weights=value, minlength=n) / counts
-    if counts.max() == 1:
-        exact = np.empty(n)
-        exact[row] = value
-        return exact
-    differs = np.abs(value - mean[row]) > _validate.TOLERANCE
+    together = np.lexsort((value, row))  # a sum of floats depends on its order, which must not be that of the rows
+    value, row = value[together], row[together]
+    first = np.searchsorted(row, np.arange(n))
+    count = np.diff(np.r_[first, len(row)])
+    lowest, highest = value[first], value[first + count - 1]
+    differs = highest - lowest > _validate.TOLERANCE
     if name in ("dissimilarity", "risk", "failed") and differs.any():
-        which = row[int(differs.argmax())]
+        which = int(differs.argmax())
         raise RiskcalError(
-            f"{name}: the full model's rows of prompt {plain(ids[which])!r} differ; it has one output for a prompt. Keep one "
-            "row, or give each sample a prompt of its own and name what they share in a column cluster."
+            f"{name}: the full model's rows of prompt {plain(ids[which])!r} differ ({lowest[which]:g} and {highest[which]:g}; "
+            f"{int(differs.sum())} such prompts); it has one output for a prompt. Is the decoder deterministic? Samples of a "
+            "prompt: give each a prompt of its own, and name what they share in a column cluster. Settings with a full model "
+            "each: calibrate each by itself, from a table of its own."
         )
-    return mean
+    return np.where(highest > lowest, np.add.reduceat(value, first) / count, lowest)
 
 
 def _thresholds(column: pd.Series) -> Floats:
@@ -817,9 +838,11 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
 def _refuse_coordinate(column: pd.Series, name: str) -> None:
     """Refuse what cannot tell candidates apart, or would be rounded on its way into a policy; rows keep their numbers.
 
-    A schedule's columns alone may be empty: such a candidate's threshold does not decay.
+    A schedule's columns alone may be empty: such a candidate's threshold does not decay. An empty text is a CSV's null.
     """
-    missing = column.isna().to_numpy()
+    missing = column.isna().to_numpy() | np.array(
+        [isinstance(value, str) and not value for value in column], dtype=bool
+    )
     if missing.any() and name not in _SCHEDULE:
         raise RiskcalError(
             f"{name}: missing at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every candidate "
@@ -829,20 +852,44 @@ def _refuse_coordinate(column: pd.Series, name: str) -> None:
     with suppress(TypeError):  # a list has no hash, and is refused below
         given = given.drop_duplicates()
     for row, value in given.items():
-        if not isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating):
+        if not isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating) or isinstance(
+            value, np.timedelta64
+        ):  # which numpy calls an integer
             raise RiskcalError(
                 f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
                 "of several a column of its own, and name it in candidate_columns."
             )
         if name in ("measure", "form", "policy") and not isinstance(value, str):
             raise RiskcalError(f"{name}: {plain(value)!r} at row {row} is not a text; write its name.")
-        if name in ("min_layer", "max_length") and (isinstance(value, str) or value % 1 or value < 1):
+        _refuse_what_no_policy_can_hold(value, name, row)
+        if name in ("min_layer", "max_length") and (isinstance(value, str | bool | np.bool_) or value % 1 or value < 1):
             raise RiskcalError(f"{name}: {plain(value)!r} at row {row} is not a whole number of at least 1; repair it.")
-    text = np.array([isinstance(value, str) for value in given])
-    if text.any() and not text.all():
-        row = given.index[int((text != text[0]).argmax())]
+    kinds = [
+        str if isinstance(value, str) else bool if isinstance(value, bool | np.bool_) else float for value in given
+    ]
+    other = [row for row, kind in zip(given.index, kinds, strict=True) if kind is not kinds[0]]
+    if other:
         raise RiskcalError(
-            f"{name}: {plain(given[row])!r} at row {row} is of another type than row 0; give numbers throughout, or texts."
+            f"{name}: {plain(given[other[0]])!r} at row {other[0]} is of another type than {plain(given.iloc[0])!r} at row "
+            f"{given.index[0]}; give numbers throughout, texts, or truth values."
+        )
+
+
+def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
+    """Values of a coordinate that could be recorded, and neither written nor decoded with."""
+    if isinstance(value, str):
+        if name == "temperature":
+            raise RiskcalError(f"{name}: {value!r} at row {row} is a text; write a number.")
+        if not value.isascii() and value.encode(errors="ignore").decode() != value:
+            raise RiskcalError(f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it.")
+        return
+    if isinstance(value, int | np.integer) and not -(2**63) <= int(value) < 2**63:
+        raise RiskcalError(
+            f"{name}: {plain(value)!r} at row {row} is not a number of 64 bits; give another, or a text."
+        )
+    if name == "temperature" and (isinstance(value, bool | np.bool_) or not 0 < value < math.inf):
+        raise RiskcalError(
+            f"{name}: {plain(value)!r} at row {row} is no finite number above 0; leave it empty where nothing decays."
         )
 
 
@@ -850,9 +897,10 @@ def _candidate_code(
     frame: pd.DataFrame, candidates: pd.DataFrame, coordinates: list[str], is_full: NDArray[np.bool_]
 ) -> NDArray[np.intp]:
     """Which candidate each row is; -1 for the full model, whose other coordinates mean nothing."""
-    index = pd.MultiIndex.from_frame(candidates)
-    code = index.get_indexer(pd.MultiIndex.from_frame(frame[coordinates]))
-    return np.where(is_full, -1, code)
+    code = np.full(len(frame), -1, dtype=np.intp)
+    ran = pd.MultiIndex.from_frame(frame.loc[~is_full, coordinates])
+    code[~is_full] = pd.MultiIndex.from_frame(candidates).get_indexer(ran)
+    return code
 
 
 def _refuse_duplicates(
@@ -872,9 +920,10 @@ def _refuse_duplicates(
         value = "full" if math.isinf(threshold.iloc[row]) else f"{threshold.iloc[row]:g}"
         raise RiskcalError(
             f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {row} "
-            f"({int(again.sum())} such rows). Several samples of one prompt: give each a prompt of its own, and name the prompt "
-            "they share in a column cluster, or average them. Retries: keep the one that was served, by a rule fixed "
-            "beforehand. Other settings: name the column that tells them apart in candidate_columns."
+            f"({int(again.sum())} such rows). The very same rows again: keep one of each, with drop_duplicates(). Several "
+            "samples of one prompt: give each a prompt of its own, and name the prompt they share in a column cluster, or "
+            "average them. Retries: keep the one that was served, by a rule fixed beforehand. Other settings: name the column "
+            "that tells them apart in candidate_columns."
         )
 
 

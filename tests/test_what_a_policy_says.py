@@ -81,7 +81,7 @@ def test_the_full_model_has_no_coordinates() -> None:
         ("min_layer", math.nan, r"min_layer: missing at row 4 \(1 such rows\)"),
         ("variant", None, r"variant: missing at row 4"),
         ("variant", [0.9, 0.8], r"variant: \[0.9, 0.8\] at row 4.*a column of its own"),
-        ("variant", 2, "variant: 2 at row 4 is of another type than row 0"),
+        ("variant", 2, "variant: 2 at row 4 is of another type than 'a' at row 1"),
     ],
 )
 def test_nulls_fractions_and_lists_in_coordinates_are_refused_where_they_are_read(

@@ -67,7 +67,10 @@ def exit_array(exit_layers: ArrayLike, n_layers: int | None = None) -> Integers:
         )
         raise RiskcalError(f"exit_layers: {values[bad][0]:g} at index {_validate.first(bad)}; {remedy}.")
     if (empty := exits[:, 0] == 0).any():
-        raise RiskcalError(f"exit_layers: row {_validate.first(empty)} has no token; drop the row.")
+        raise RiskcalError(
+            f"exit_layers: row {_validate.first(empty)} has no token; an output that failed counts as one "
+            "token of the last layer, since leaving it out would make the rest look cheaper."
+        )
     if (holes := (exits[:, 1:] > 0) & (exits[:, :-1] == 0)).any():
         row, before = np.argwhere(holes)[0]
         raise RiskcalError(
