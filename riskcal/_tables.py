@@ -54,7 +54,10 @@ def read(source: Source) -> pd.DataFrame:
 
 def _files(folder: Path) -> list[Path]:
     """Every file below a folder; one that cannot be read is named rather than left out."""
-    seen = [file for file in _contents(folder) if not _is_mark(file)]
+    try:
+        seen = [file for file in _contents(folder, set()) if not _is_mark(file)]
+    except OSError as error:
+        raise RiskcalError(f"{error.filename or folder}: cannot be read ({error.strerror}).") from None
     files = [file for file in seen if _ending(file)[0] in _KINDS]
     others = [file for file in seen if _ending(file)[0] not in _KINDS]
     if others:
@@ -69,14 +72,17 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _contents(folder: Path) -> Iterator[Path]:
-    """All files to the folder's depth; of a recording its table alone, which stands at the top."""
+def _contents(folder: Path, entered: set[Path]) -> Iterator[Path]:
+    """All files to the folder's depth, links followed, none twice; of a recording its table alone, which stands at the top."""
+    if (real := folder.resolve()) in entered:
+        return
+    entered.add(real)
     recorded = (folder / RECORDING).exists()
     for path in sorted(folder.iterdir()):
         if recorded and path.name in (RECORDING, "traces", "unfinished"):
             continue
         if path.is_dir():
-            yield from _contents(path)
+            yield from _contents(path, entered)
         else:
             yield path
 
@@ -165,7 +171,7 @@ def from_object(table: Any) -> pd.DataFrame:
             raise RiskcalError(f"table: cannot be read through Arrow ({_line(error)}).") from None
     elif isinstance(table, dict):
         try:
-            frame = pd.DataFrame(table)
+            frame = pd.DataFrame({name: _validate.on_the_host(column) for name, column in table.items()})
         except (ValueError, TypeError, RuntimeError) as error:
             raise RiskcalError(f"table: is not a dictionary of columns of one length ({_line(error)}).") from None
     else:
@@ -292,7 +298,10 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
     """A column of integers or strings; anything else (floats, nulls) cannot name a prompt reliably."""
     missing = column.isna().to_numpy()
     if missing.any():
-        raise RiskcalError(f"{name}: missing at row {int(missing.argmax())}; every row needs one.")
+        remedy = "" if name in ("prompt", "prompts") else f"; fill it in, or leave {name} out if nothing is known of it"
+        raise RiskcalError(
+            f"{name}: missing at row {int(missing.argmax())} ({int(missing.sum())} such rows); every row needs one{remedy}."
+        )
     column = as_numpy(column, name)
     text = np.array([isinstance(value, str) for value in column])
     if not text.any():
@@ -329,26 +338,43 @@ def _whole(column: pd.Series, name: str) -> pd.Series:
 
 
 def numbers(
-    column: pd.Series, name: str, lower: float, upper: float, failed: NDArray[np.bool_] | None = None
+    column: pd.Series,
+    name: str,
+    lower: float,
+    upper: float,
+    failed: NDArray[np.bool_] | None = None,
+    reference: NDArray[np.bool_] | None = None,
 ) -> _validate.Floats:
-    """A column of finite numbers within a range; rounding errors beyond it (1e-9) are clipped, what ``failed`` is ``upper``."""
+    """A column of finite numbers within a range; rounding errors beyond it (1e-9) are clipped, what ``failed`` is ``upper``.
+
+    Which rows are the full model's, ``reference``, changes only what a refusal advises.
+    """
     values = floats(column)
     if failed is not None:
         values = np.where(failed, upper, values)
     bad = ~((values >= lower - _validate.TOLERANCE) & (values <= upper + _validate.TOLERANCE) & (values < float("inf")))
     if bad.any():
         row, many = int(bad.argmax()), int(bad.sum())
-        remedy = (
-            f"An output that failed (a time-out, a loop, an empty text) has the worst loss, {upper:g}: write it there, or say so "
-            "in a column failed. To leave out what failed would select on the outcome."
-            if upper < float("inf")
-            else "Give what the run took, failed or not."
-        )
+        remedy = _remedy(name, upper, is_reference=reference is not None and bool(reference[row]))
         raise RiskcalError(
             f"{name}: {plain(column.iloc[row])!r} at row {row}{f' ({many} such rows)' if many > 1 else ''}; every value must be "
             f"a finite number in [{lower:g}, {upper:g}]. {remedy}"
         )
     return values.clip(lower, upper)
+
+
+def _remedy(name: str, upper: float, *, is_reference: bool) -> str:
+    """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
+    if upper == float("inf"):
+        return f"Give what the run took, failed or not; or leave {name} out if it is not known of all."
+    if name == "full_risk":
+        return "Where the full model's output failed write 0, so that no candidate is credited for it."
+    if is_reference:
+        return "It is of the full model: if its output failed (a time-out, a loop, an empty text), say so in a column failed."
+    return (
+        f"An output that failed (a time-out, a loop, an empty text) has the worst loss, {upper:g}: write it there, or say so "
+        "in a column failed. To leave out what failed would select on the outcome."
+    )
 
 
 def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
@@ -407,9 +433,9 @@ def _kind(path: Path) -> str:
 
 def _read_file(path: Path) -> pd.DataFrame:
     kind = _kind(path)
-    if path.stat().st_size == 0:
-        raise RiskcalError(f"{path}: the file is empty.")
     try:
+        if path.stat().st_size == 0:
+            raise RiskcalError(f"{path}: the file is empty.")
         if kind == "parquet":
             return canonical(_to_pandas(_parquet.read(path)))
         with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:

@@ -689,7 +689,7 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     failed = (
         _tables.truths(frame["failed"], "failed") if "failed" in frame.columns else np.zeros(len(frame), dtype=bool)
     )
-    values = {name: _tables.numbers(frame[name], name, 0.0, 1.0, failed) for name in measured}
+    values = {name: _tables.numbers(frame[name], name, 0.0, 1.0, failed, is_full) for name in measured}
     if "dissimilarity" in values:
         values["dissimilarity"][failed & is_full] = 0.0
     values |= {name: _tables.numbers(frame[name], name, 0.0, math.inf) for name in costs}
@@ -724,7 +724,9 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     candidates = candidates.sort_values(coordinates, ascending=ascending, ignore_index=True)
     column = _candidate_code(frame, candidates, coordinates, is_full)
     sweep = not only_threshold(candidates)
-    _refuse_duplicates(prompt, frame["threshold"], row_of_prompt, column, is_full, sweep=sweep)
+    _refuse_duplicates(
+        prompt, frame["threshold"], row_of_prompt, column, is_full, sweep=sweep, failed="failed" in frame
+    )
     present = np.zeros((n, len(candidates)), dtype=bool)
     present[row_of_prompt[~is_full], column[~is_full]] = True
     _refuse_gaps(present[rank], ids, code, candidates)
@@ -784,9 +786,8 @@ def _reference(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any
         which = int(differs.argmax())
         raise RiskcalError(
             f"{name}: the full model's rows of prompt {plain(ids[which])!r} differ ({lowest[which]:g} and {highest[which]:g}; "
-            f"{int(differs.sum())} such prompts); it has one output for a prompt. Is the decoder deterministic? Samples of a "
-            "prompt: give each a prompt of its own, and name what they share in a column cluster. Settings with a full model "
-            "each: calibrate each by itself, from a table of its own."
+            f"{int(differs.sum())} such prompts); it has one output for a prompt. Is the decoder deterministic? Settings with "
+            "a full model each: calibrate each by itself, from a table of its own."
         )
     return np.where(highest > lowest, np.add.reduceat(value, first) / count, lowest)
 
@@ -911,6 +912,7 @@ def _refuse_duplicates(
     is_full: NDArray[np.bool_],
     *,
     sweep: bool,
+    failed: bool,
 ) -> None:
     again = pd.DataFrame({"prompt": row_of_prompt, "candidate": column}).duplicated().to_numpy()
     if sweep:  # there the reference may stand in every cell
@@ -918,12 +920,14 @@ def _refuse_duplicates(
     if again.any():
         row = int(again.argmax())
         value = "full" if math.isinf(threshold.iloc[row]) else f"{threshold.iloc[row]:g}"
+        # a truth has no average; a source or a cluster that an average lost would be believed to be the default
+        average = "" if failed else ", or average them (their numbers; keep all other columns)"
         raise RiskcalError(
             f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {row} "
             f"({int(again.sum())} such rows). The very same rows again: keep one of each, with drop_duplicates(). Several "
-            "samples of one prompt: give each a prompt of its own, and name the prompt they share in a column cluster, or "
-            "average them. Retries: keep the one that was served, by a rule fixed beforehand. Other settings: name the column "
-            "that tells them apart in candidate_columns."
+            "samples of one prompt: give each a prompt of its own, and name the prompt they share in a column cluster"
+            f"{average}. Retries: keep the one that was served, by a rule fixed beforehand. Other settings: name the column that "
+            "tells them apart in candidate_columns."
         )
 
 
@@ -945,7 +949,10 @@ def _full_risk(
 ) -> Floats | None:
     if "full_risk" not in frame.columns:
         return full.get("risk")
-    column = _tables.numbers(frame["full_risk"], "full_risk", 0.0, 1.0)
+    given = frame["full_risk"]
+    if "failed" in full:  # there no candidate is credited, whatever is stated
+        given = given.mask(full["failed"][np.argsort(order)][code] > 0, 0.0)
+    column = _tables.numbers(given, "full_risk", 0.0, 1.0)
     per_prompt = np.empty(n)
     per_prompt[code] = column
     changed = column != per_prompt[code]
