@@ -640,7 +640,7 @@ def test_bad_stops(tmp_path, stop, message):
         ({"text": ["a", "b", "c"], "prompt": [1, 2, 1]}, "prompt: id 1 stands twice, again at row 2"),
         ({"text": ["a", "b"], "prompt": [1.5, 2]}, "prompt: 1.5 at row 0, in a column of type float64"),
         ({"text": ["a", "b"], "group": ["x", None]}, "group: missing at row 1"),
-        ({"text": ["a", "b"], "cluster": [1]}, "unequal length"),
+        ({"text": ["a", "b"], "cluster": [1]}, "columns of one length"),
     ],
 )
 def test_bad_prompts(tmp_path, prompts, message):

@@ -39,6 +39,7 @@ class Judge:
     """
 
     def __init__(self, backbone: Backbone, policy: ExitPolicy, classifier: Classifier | None = None) -> None:
+        policy = policy.named()
         self._backbone, self._classifier = backbone, classifier
         self._measure, self._contrast = policy.measure, policy.contrast
         # measures of states need the head at the exit only, which is the first that it is asked for

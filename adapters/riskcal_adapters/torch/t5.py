@@ -415,6 +415,7 @@ class EarlyExitT5:
 
     def _run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> _Run:
         backbone, batch = self._backbone, len(tokens)
+        policy = policy.named()
         return _Run(
             policy=policy,
             cache=backbone.start(tokens, mask, length),
