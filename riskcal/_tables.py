@@ -10,6 +10,7 @@ import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         try:
             _write_as(kind, frame, partial)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise RiskcalError(f"{target}: cannot be written as {kind} ({_line(error)}).") from None
+            raise RiskcalError(f"{target}: cannot be written as {kind} ({_validate.reason(error)}).") from None
 
 
 def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
@@ -165,15 +166,11 @@ def from_object(table: Any) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         frame = _flat(table)
     elif hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__"):
-        try:
+        with _validate.reading("table", "readable through Arrow"):
             frame = _to_pandas(pa.table(table))
-        except (pa.ArrowException, ValueError, TypeError) as error:
-            raise RiskcalError(f"table: cannot be read through Arrow ({_line(error)}).") from None
     elif isinstance(table, dict):
-        try:
-            frame = pd.DataFrame({name: _validate.on_the_host(column) for name, column in table.items()})
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise RiskcalError(f"table: is not a dictionary of columns of one length ({_line(error)}).") from None
+        with _validate.reading("table", "a dictionary of columns of one length"):
+            frame = pd.DataFrame({name: _entries(column) for name, column in table.items()})
     else:
         raise RiskcalError(
             f"table: a {type(table).__name__} is not a table; give a DataFrame or any object with the Arrow PyCapsule interface."
@@ -191,7 +188,8 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     keys = [name for name in table.index.names if name is not None and name not in table.columns]
     if not keys:
         return table.reset_index(drop=True)
-    return table.reset_index(level=keys).reset_index(drop=True)
+    with _validate.reading("table", "a table whose index can become columns"):
+        return table.reset_index(level=keys).reset_index(drop=True)
 
 
 def canonical(frame: pd.DataFrame) -> pd.DataFrame:
@@ -217,9 +215,15 @@ def as_numpy(column: pd.Series, name: str) -> pd.Series:
     Durations are seconds in the column ``seconds``; anywhere else they have no unit that riskcal could know, and are refused,
     as are dates and complex numbers.
     """
+    with _validate.reading(name, f"a column of numbers or texts, but of {column.dtype}"):
+        return _as_numpy(column, name)
+
+
+def _as_numpy(column: pd.Series, name: str) -> pd.Series:
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
-        return as_numpy(column.astype(kind.categories.dtype), name)
+        simple = column.astype(object).infer_objects() if column.isna().any() else column.astype(kind.categories.dtype)
+        return as_numpy(simple, name)
     if isinstance(kind, pd.ArrowDtype):
         return as_numpy(_to_pandas(pa.table({"": pa.array(column)})).iloc[:, 0].set_axis(column.index), name)
     if isinstance(kind, pd.SparseDtype):
@@ -233,8 +237,8 @@ def as_numpy(column: pd.Series, name: str) -> pd.Series:
         return seconds
     if isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind == "M":
         raise RiskcalError(f"{name}: holds dates or intervals ({kind}); give numbers, or text where it is a name.")
-    if kind.kind == "c":
-        raise RiskcalError(f"{name}: holds complex numbers; give real ones.")
+    if kind.kind in "cV":
+        raise RiskcalError(f"{name}: holds {'complex numbers' if kind.kind == 'c' else 'records'}; give real numbers.")
     if pd.api.types.is_extension_array_dtype(kind):
         if not pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
             return column  # pandas' strings
@@ -258,28 +262,27 @@ def as_numpy(column: pd.Series, name: str) -> pd.Series:
 
 def series(values: Any, name: str) -> pd.Series:
     """A column of what was given as an array of labels: ids, clusters, groups, texts."""
-    try:
-        array = _validate.on_the_host(values)
-        if isinstance(array, pd.Series):
-            return as_numpy(array.reset_index(drop=True), name)
-        if not isinstance(array, np.ndarray) and hasattr(array, "dtype") and hasattr(array, "__array__"):
-            array = np.asarray(array)  # pandas' and others' arrays
-        array = array if isinstance(array, np.ndarray) else np.asarray(array, dtype=_label_type(array))
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RiskcalError(f"{name}: not a list of labels ({_line(error)}).") from None
-    if array.ndim != 1:
+    with _validate.reading(name, "a list of labels"):
+        array = _entries(values)
+        array = array if isinstance(array, np.ndarray | pd.Series) else np.asarray(array, dtype=_label_type(array))
+        column = pd.Series(array).reset_index(drop=True) if array.ndim == 1 else None
+    if column is None:
         raise RiskcalError(f"{name}: has shape {array.shape}; give one entry per row, (n,).")
-    return as_numpy(pd.Series(array), name)
+    return as_numpy(column, name)
+
+
+def _entries(values: Any) -> Any:
+    """What pandas can make a column of: other libraries' arrays and tensors as numpy's, lists and all else as they are."""
+    values = _validate.on_the_host(values)
+    tensor = hasattr(values, "dtype") and hasattr(values, "__array__")
+    foreign = tensor or isinstance(values, pa.Array | pa.ChunkedArray)
+    return np.asarray(values) if foreign and not isinstance(values, np.ndarray | pd.Series) else values
 
 
 def _label_type(values: Any) -> type | None:
     """Lists of whole numbers and texts keep both, to be refused by name; numpy would make texts of the numbers."""
     kinds = {type(value) for value in values} if isinstance(values, list | tuple) else set()
     return object if str in kinds and len(kinds) > 1 else None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -296,7 +299,8 @@ def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
 
 def identifiers(column: pd.Series, name: str) -> pd.Series:
     """A column of integers or strings; anything else (floats, nulls) cannot name a prompt reliably."""
-    missing = column.isna().to_numpy()
+    with _validate.reading(name, "a column of labels"):
+        missing = column.isna().to_numpy()
     if missing.any():
         remedy = "" if name in ("prompt", "prompts") else f"; fill it in, or leave {name} out if nothing is known of it"
         raise RiskcalError(
@@ -308,14 +312,12 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
         column = column.infer_objects()
         if pd.api.types.is_integer_dtype(column):
             return column
-        if column.map(
-            lambda value: isinstance(value, int | np.integer) and not isinstance(value, bool | np.bool_)
-        ).all():
+        if all(map(_validate.is_whole, column)):
             return _whole(column, name)
     if not text.all():
         row = int(text.argmin()) if text[0] else int(text.argmax())  # the first that is not like row 0
         raise RiskcalError(
-            f"{name}: {plain(column.iloc[row])!r} at row {row}, in a column of type {column.dtype}; give integers "
+            f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {row}, in a column of type {column.dtype}; give integers "
             "throughout, or strings throughout."
         )
     empty = (column == "").to_numpy() & (name in ("prompt", "prompts", "cluster"))
@@ -357,8 +359,8 @@ def numbers(
         row, many = int(bad.argmax()), int(bad.sum())
         remedy = _remedy(name, upper, is_reference=reference is not None and bool(reference[row]))
         raise RiskcalError(
-            f"{name}: {plain(column.iloc[row])!r} at row {row}{f' ({many} such rows)' if many > 1 else ''}; every value must be "
-            f"a finite number in [{lower:g}, {upper:g}]. {remedy}"
+            f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {row}{f' ({many} such rows)' if many > 1 else ''}; every "
+            f"value must be a finite number in [{lower:g}, {upper:g}]. {remedy}"
         )
     return values.clip(lower, upper)
 
@@ -382,9 +384,8 @@ def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
     bad = np.array([not isinstance(value, bool | np.bool_) for value in column])
     if bad.any():
         row = int(bad.argmax())
-        raise RiskcalError(
-            f"{name}: {plain(column.iloc[row])!r} at row {row} ({int(bad.sum())} such rows); it is true or false in every row."
-        )
+        cell, many = _validate.shown(plain(column.iloc[row])), int(bad.sum())
+        raise RiskcalError(f"{name}: {cell} at row {row} ({many} such rows); it is true or false in every row.")
     return column.to_numpy(dtype=bool)
 
 
@@ -403,7 +404,9 @@ def floats(column: pd.Series) -> _validate.Floats:
 
 def _number(value: Any) -> Any:
     """A cell that is a number or the text of one; pandas would make nanoseconds of a duration or a date."""
-    return value if isinstance(value, str | bool | int | float | Decimal | np.number | np.bool_) else None
+    if isinstance(value, Decimal | Fraction):
+        return None if isinstance(value, Decimal) and value.is_nan() else float(value)
+    return value if isinstance(value, str) or _validate.is_number(value) else None
 
 
 def plain(value: Any) -> Any:
@@ -445,9 +448,9 @@ def _read_file(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
     except OSError as error:
-        raise RiskcalError(f"{path}: cannot be read ({error.strerror or _line(error)}).") from None
+        raise RiskcalError(f"{path}: cannot be read ({error.strerror or _validate.reason(error)}).") from None
     except (pa.ArrowException, ValueError) as error:
-        raise RiskcalError(f"{path}: not a readable {kind} file ({_line(error)}).") from None
+        raise RiskcalError(f"{path}: not a readable {kind} file ({_validate.reason(error)}).") from None
 
 
 def _read_csv(stream: Any) -> pd.DataFrame:

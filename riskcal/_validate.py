@@ -6,6 +6,8 @@ import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date, timedelta
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,7 @@ def array(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
 
 def shaped(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
     """As `array`, but NaN and infinities are let through."""
-    if np.ma.is_masked(values):
-        raise RiskcalError(
-            f"{name}: masked at index {first(np.ma.getmaskarray(np.ma.asarray(values)))}; every value must be given."
-        )
-    try:
-        result = as_numbers(values)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
+    result = as_numbers(values, name)
     if result.ndim not in ndim:
         wanted = " or ".join(f"{d}-D" for d in sorted(ndim))
         raise RiskcalError(f"{name}: has shape {result.shape}; give a {wanted} array.")
@@ -55,16 +50,51 @@ def shaped(values: ArrayLike, name: str, *, ndim: Collection[int]) -> Floats:
 
 def float_matrix(values: Any, name: str) -> NDArray[np.floating[Any]]:
     """A nonempty 2-D array, tokens by layers; float32 and float64 as they are, all else as float64. NaN is let through."""
-    try:
-        result: NDArray[np.floating[Any]] = np.asarray(on_the_host(values))
-        if result.dtype not in (np.float32, np.float64) or not result.dtype.isnative:
-            single = result.dtype.kind == "f" and result.dtype.itemsize == 4  # in the other byte order
-            result = as_numbers(result).astype(np.float32 if single else np.float64, copy=False)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RiskcalError(f"{name}: not an array of numbers ({error}).") from None
+    result: NDArray[np.floating[Any]] = as_given(values, name, "an array of numbers")
+    if result.dtype not in (np.float32, np.float64) or not result.dtype.isnative:
+        single = result.dtype.kind == "f" and result.dtype.itemsize == 4  # in the other byte order
+        result = as_numbers(result, name).astype(np.float32 if single else np.float64, copy=False)
     if result.ndim != 2 or result.size == 0:
         raise RiskcalError(f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each.")
     return result
+
+
+@contextmanager
+def reading(name: str, what: str) -> Iterator[None]:
+    """Refuse whatever another library raises while its object is read: there is no telling which kinds it may be."""
+    try:
+        yield
+    except (RiskcalError, MemoryError):
+        raise
+    except Exception as error:
+        raise RiskcalError(f"{name}: not {what} ({reason(error)}).") from None
+
+
+def reason(error: BaseException) -> str:
+    """What another library says of it, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def shown(value: Any) -> str:
+    """A value as messages show it: in one line, not a long one; some objects cannot even be written."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a {type(value).__name__}"
+    text = " ".join(text.split()) if "\n" in text else text
+    return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def is_number(value: Any) -> bool:
+    """Whether a single value is a real number or a truth value; numpy counts durations among its integers."""
+    if isinstance(value, np.generic):
+        return value.dtype.kind in "fbiu"
+    return isinstance(value, bool | int | float | Decimal | Fraction)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a single value is an integer, of Python or numpy."""
+    return is_number(value) and isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def on_the_host(values: Any) -> Any:
@@ -75,32 +105,33 @@ def on_the_host(values: Any) -> Any:
     return values
 
 
-def as_given(values: Any, name: str) -> NDArray[Any]:
-    """An array of whatever type, as numpy reads it."""
-    try:
-        return np.asarray(on_the_host(values))
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RiskcalError(f"{name}: not an array ({error}).") from None
+def as_given(values: Any, name: str, what: str = "an array") -> NDArray[Any]:
+    """An array of whatever type, as numpy reads it; a masked value is refused, since its place would hold any number."""
+    with reading(name, what):
+        result = on_the_host(values)
+        if np.ma.is_masked(result):
+            where = first(np.ma.getmaskarray(np.ma.asarray(result)))
+            raise RiskcalError(f"{name}: masked at index {where}; every value must be given.")
+        return np.asarray(result)
 
 
-def as_numbers(values: Any) -> Floats:
+def as_numbers(values: Any, name: str) -> Floats:
     """float64 of booleans, whole and real numbers of any size and byte order, and objects that are such.
 
-    Raises
-    ------
-    TypeError, ValueError, RuntimeError, OverflowError
-        For all else: dates, durations, complex numbers, text; arrays that cannot be read.
+    Dates, durations, complex numbers and text are refused: each would need a meaning to become a number.
     """
-    result = np.asarray(on_the_host(values))
-    if result.dtype.kind not in "fbiuO":
-        raise TypeError(f"its type is {result.dtype}")
-    if result.dtype.kind == "O":
-        for value in result.ravel():
-            if isinstance(
-                value, str | bytes | complex | np.complexfloating | np.timedelta64 | np.datetime64 | timedelta | date
-            ):
-                raise TypeError(f"it holds {value!r}")
-    return result.astype(np.float64, copy=False)
+    result = as_given(values, name, "an array of numbers")
+    with reading(name, "an array of numbers"):
+        if result.dtype.kind not in "fbiuO":
+            raise TypeError(f"its type is {result.dtype}")
+        if result.dtype.kind == "O":
+            for value in result.ravel():
+                if isinstance(
+                    value,
+                    str | bytes | complex | np.complexfloating | np.timedelta64 | np.datetime64 | timedelta | date,
+                ):
+                    raise TypeError(f"it holds {shown(value)}")
+        return result.astype(np.float64, copy=False)
 
 
 def finite(values: NDArray[Any], name: str) -> None:
@@ -157,9 +188,12 @@ def in_range(values: NDArray[np.floating[Any]], name: str, lower: float, upper: 
 
 def number(value: Any, name: str) -> float:
     try:
-        result = float(on_the_host(value))
-    except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise RiskcalError(f"{name}: {value!r} is not a number.") from None
+        scalar = on_the_host(value)
+        if getattr(getattr(scalar, "dtype", None), "kind", "f") in "mMcSV" or isinstance(scalar, bytes):
+            raise TypeError
+        result = float(scalar)
+    except Exception:  # of whatever library it is
+        raise RiskcalError(f"{name}: {shown(value)} is not a number.") from None
     if math.isnan(result):
         raise RiskcalError(f"{name}: is NaN; give a number.")
     return result
@@ -203,15 +237,17 @@ def level(value: Any, name: str) -> float:
     return result
 
 
-def count(value: Any, name: str, *, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise RiskcalError(f"{name}: {value!r} is not a whole number of at least {least}.")
+def count(value: Any, name: str, *, least: int, most: int | None = None) -> int:
+    if not is_whole(value) or value < least:
+        raise RiskcalError(f"{name}: {shown(value)} is not a whole number of at least {least}.")
+    if most is not None and value > most:
+        raise RiskcalError(f"{name}: {shown(value)} is more than {most}, the most that is possible.")
     return int(value)
 
 
 def choice(value: Any, name: str, options: Collection[str]) -> str:
     if not isinstance(value, str) or value not in options:
-        raise RiskcalError(f"{name}: {value!r} is unknown; choose one of {', '.join(map(repr, options))}.")
+        raise RiskcalError(f"{name}: {shown(value)} is unknown; choose one of {', '.join(map(repr, options))}.")
     return str(value)
 
 
@@ -259,12 +295,10 @@ def transitions(values: ArrayLike, k: int) -> Floats:
 
 def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:
     """Thresholds (k,), distinct and none NaN; ``inf`` (the full model) only where ``allow_full``."""
-    try:
-        grid = as_numbers(values)
-        if np.asarray(on_the_host(values)).dtype.kind == "b":
-            raise TypeError("true and false are no thresholds")
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise RiskcalError(f"thresholds: not an array of numbers ({error}).") from None
+    grid = as_given(values, "thresholds", "an array of numbers")
+    if grid.dtype.kind == "b":
+        raise RiskcalError("thresholds: not an array of numbers (true and false are no thresholds).")
+    grid = as_numbers(grid, "thresholds")
     if grid.ndim != 1 or grid.size == 0:
         raise RiskcalError(f"thresholds: has shape {grid.shape}; give a 1-D array of at least one threshold.")
     bad = np.isnan(grid) | np.isneginf(grid) | (np.isposinf(grid) & (not allow_full))

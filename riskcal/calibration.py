@@ -494,7 +494,8 @@ def refuse_unused(procedure: str | None, several: bool, options: Mapping[str, An
     """Refuse an option that would change nothing; ``procedure=None`` are the simultaneous bounds of a list of deltas."""
     for name, (default, users) in USED_BY.items():
         value = options.get(name, default)
-        if procedure not in users and (value is not None if default is None else value != default):
+        plain = isinstance(value, str | bool | int | float | np.generic)  # what else compares as it likes
+        if procedure not in users and (value is not None if default is None else not plain or value != default):
             told = "a list of deltas" if procedure is None else f"procedure {procedure!r}"
             raise RiskcalError(f"{name}: {told} does not use it, only {' and '.join(users)}; leave it out.")
     cost = options.get("cost", "layers")
@@ -548,7 +549,7 @@ def _ordered(
         return rest.columns(chosen), tuple(pilot.units.tolist())
     if order is None:
         return problem, ()
-    index = np.asarray(order)
+    index = _validate.as_given(order, "order")
     if index.dtype.kind not in "iu" or not np.array_equal(np.sort(np.atleast_1d(index)), np.arange(problem.k)):
         raise RiskcalError(f"order: give every row number of runs.candidates, 0 to {problem.k - 1}, once.")
     return problem.columns(index), ()

@@ -33,6 +33,8 @@ _LEVELS = 50
 _MARGINS = np.arange(4.0, -2.25, -0.25)
 #: In how many draws the sample that a message names certifies, and how many tokens it may have to be simulated.
 _POWER, _TOKENS = 0.8, 100_000
+#: Beyond any decoder, and within what the kernels count with.
+_MOST_TOKENS, _MOST_LAYERS = 2**40, 2**20
 #: A surplus of agreement below this is none.
 _ROUNDING = 1e-9
 
@@ -706,13 +708,17 @@ def _agreement(value: Any) -> float:
 
 
 def _most(value: Any) -> int:
-    return _validate.count(value, "max_tokens", least=1)
+    return _validate.count(value, "max_tokens", least=1, most=_MOST_TOKENS)
 
 
 def _layers(layers: Sequence[int] | None, heads: int) -> NDArray[np.int64]:
     if layers is None:
         return np.arange(1, heads + 1)
-    numbers = np.array([_validate.count(layer, "layers", least=1) for layer in layers], dtype=np.int64)
+    with _validate.reading("layers", "a list of whole numbers"):
+        given = list(_validate.on_the_host(layers))
+    numbers = np.array(
+        [_validate.count(layer, "layers", least=1, most=_MOST_LAYERS) for layer in given], dtype=np.int64
+    )
     if numbers.size != heads:
         raise RiskcalError(f"layers: {numbers.size} given for {heads} heads; give one per column of confidence.")
     falling = np.diff(numbers) <= 0

@@ -384,9 +384,8 @@ _MERGERS = {"product": _product, "mean": _mean, "sum": _sum}
 
 def _series(values: ArrayLike, name: str) -> Floats:
     """Finite numbers, one or several, or none, as (n,)."""
-    if getattr(values, "shape", None) == (0,) or (isinstance(values, list | tuple) and not values):
-        return np.zeros(0)
-    return np.atleast_1d(_validate.array(values, name, ndim=(0, 1)))
+    given = _validate.as_given(values, name, "an array of numbers")
+    return np.zeros(0) if given.shape == (0,) else np.atleast_1d(_validate.array(given, name, ndim=(0, 1)))
 
 
 def _run_length(value: Any) -> float | None:

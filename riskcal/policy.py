@@ -31,13 +31,13 @@ from riskcal.schedules import Constant, Decaying
 
 
 def _full_to_inf(value: Any) -> Any:
-    return math.inf if value == "full" else value
+    return math.inf if isinstance(value, str) and value == "full" else value
 
 
 def _not_nan(value: Any) -> Any:
     number = _full_to_inf(value)
-    if isinstance(number, bool) or not isinstance(number, int | float | np.number):
-        raise ValueError(f"{value!r} is neither a number nor 'full'")
+    if isinstance(number, bool) or not _validate.is_number(number):
+        raise ValueError(f"{_validate.shown(value)} is neither a number nor 'full'")
     if math.isnan(number) or number == -math.inf:
         raise ValueError(f"{value} is no threshold; give a number, or inf (in JSON: 'full') for the full model")
     return float(number)

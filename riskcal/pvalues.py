@@ -304,26 +304,13 @@ def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floa
     """Checked losses as C-ordered (n, k), and their column sums, in one pass where nothing is wrong."""
     from riskcal import _kernels
 
-    try:
-        values = np.asarray(_validate.on_the_host(losses))
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ):  # ragged, or of a type that numpy lacks: refused below, with the reason
-        values = np.empty(0)
-    if (
-        values.dtype.kind in "fbiu"
-        and not np.ma.is_masked(losses)
-        and values.ndim in (1, 2)
-        and values.shape[0] > 1
-        and values.size
-    ):
+    values = _validate.as_given(losses, "losses", "an array of numbers")
+    if values.dtype.kind in "fbiu" and values.ndim in (1, 2) and values.shape[0] > 1 and values.size:
         matrix = np.ascontiguousarray(values, dtype=np.float64).reshape(len(values), -1)
         total, smallest, largest = _kernels.column_summary(matrix)
         if smallest >= lower and largest <= upper and np.isfinite(total).all():
             return matrix, total
-    matrix = np.ascontiguousarray(_validate.losses(losses, lower=lower, upper=upper))  # says what is wrong, or clips
+    matrix = np.ascontiguousarray(_validate.losses(values, lower=lower, upper=upper))  # says what is wrong, or clips
     return matrix, matrix.sum(0)
 
 

@@ -260,6 +260,9 @@ class Runs:
             ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
         """
         grid = _validate.threshold_grid(thresholds, allow_full=True)
+        _validate.choice(source, "source", ("generated", "replayed"))
+        if not isinstance(exact, bool | np.bool_):
+            raise RiskcalError(f"exact: {_validate.shown(exact)} is neither True nor False.")
         known = ("dissimilarity", "risk", "failed", *COSTS)
         columns: dict[str, Any] = {}
         shape: tuple[int, ...] | None = None
@@ -581,8 +584,7 @@ class Traces:
         ids = _tables.identifiers(_tables.series(prompt, "prompt"), "prompt").to_numpy()
         levels = _validate.float_matrix(confidence, "confidence")
         outcome_name = "agrees" if loss is None else "loss"
-        outcome: Any = _validate.on_the_host(agrees)
-        outcome = outcome if isinstance(outcome, np.ndarray) else _validate.as_given(agrees, outcome_name)
+        outcome: Any = _validate.as_given(agrees, outcome_name)
         if loss is not None or outcome.dtype != bool or outcome.ndim != 2:
             outcome = _validate.float_matrix(agrees if loss is None else loss, outcome_name)
         if outcome.shape != levels.shape:
