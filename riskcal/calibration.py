@@ -329,6 +329,7 @@ def calibrate(
         _refuse_list(problem, procedure)
     spent = _spent(epsilon, attempt)
     common: dict[str, Any] = {"epsilon": epsilon, "epsilon_spent": spent, "attempt": attempt, "test": test}
+    starts = _validate.count(starts, "starts", least=1)
     plain = not several_deltas and procedure in (None, "fixed_sequence") and not problem.several
     refuse_cut_grid(problem.stopped, one_sequence=plain and order is None and starts == 1)
     options = {
@@ -349,7 +350,6 @@ def calibrate(
             "order: candidates differ in several coordinates, so a fixed sequence needs a preregistered order= (row "
             "numbers of runs.candidates), fixed before the data were seen; or use procedure='holm'."
         )
-    starts = _validate.count(starts, "starts", least=1)
     refuse_unused(procedure, problem.several, options)
     whole = problem
     problem, pilot = _ordered(problem, procedure, order, cost, pilot_fraction)

@@ -138,10 +138,10 @@ class TokenLosses(np.ndarray):
 
 def holds_tokens(losses: Any) -> bool:
     """Whether an array is one of `TokenLosses`, or a view of one."""
-    while losses is not None:
+    while isinstance(losses, np.ndarray):  # a base of other objects means something else, and may have no end
         if isinstance(losses, TokenLosses):
             return True
-        losses = getattr(losses, "base", None)
+        losses = losses.base
     return False
 
 
@@ -679,6 +679,10 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     if outcomes:
         raise RiskcalError(f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out.")
     _tables.require(frame, ["prompt", "threshold", *candidate_columns])
+    read_cell_by_cell = ("threshold", *COORDINATES, *candidate_columns, "failed", "source", "exact", "stopped")
+    frame = frame.assign(
+        **{name: _tables.as_numpy(frame[name], name) for name in read_cell_by_cell if name in frame.columns}
+    )
     frame = frame.assign(threshold=_thresholds(frame["threshold"]))
     prompt = _tables.identifiers(frame["prompt"], "prompt")
     coordinates = ["threshold", *(c for c in (*COORDINATES, *candidate_columns) if c in frame.columns)]
@@ -843,9 +847,9 @@ def _refuse_coordinate(column: pd.Series, name: str) -> None:
 
     A schedule's columns alone may be empty: such a candidate's threshold does not decay. An empty text is a CSV's null.
     """
-    missing = column.isna().to_numpy() | np.array(
-        [isinstance(value, str) and not value for value in column], dtype=bool
-    )
+    empty = np.array([isinstance(value, str) and not value for value in column], dtype=bool)
+    with _validate.reading(name, "a column of numbers or texts"):
+        missing = column.isna().to_numpy() | empty
     if missing.any() and name not in _SCHEDULE:
         raise RiskcalError(
             f"{name}: missing at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every candidate "
@@ -1003,6 +1007,7 @@ def _stopped(frame: pd.DataFrame) -> str | None:
 def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """One (N, L) array from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
+        _tables.as_numpy(frame[name], name)  # refuses what has no cells to look at
         lengths = np.array([len(v) if isinstance(v, list | tuple | np.ndarray) else -1 for v in frame[name]])
         if (lengths < 0).any():
             row = int((lengths < 0).argmax())

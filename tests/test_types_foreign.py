@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 
-from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Runs, calibrate, heads, pvalues, replay_arrays
+from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Runs, Traces, calibrate, heads, pvalues, replay_arrays
 
 N, GRID = 12, [0.9, 0.5]
 GOOD, AGREES, IDS = np.full((N, 2), 0.1), np.ones((N, 2), dtype=bool), [f"p{i}" for i in range(N)]
@@ -57,6 +58,25 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: replay_arrays(np.ma.masked_array(GOOD, mask=AGREES), GOOD, GRID),
         r"confidence: masked at index \[0, 0\]",
     ),
+    "records as a coordinate": (lambda: runs(measure=np.zeros(N, "V4")), "measure: holds records"),
+    "dates that no Python date holds": (
+        lambda: runs(min_layer=pd.Series([2**50] * N, dtype=pd.ArrowDtype(pa.timestamp("s")))),
+        "min_layer: ",
+    ),
+    "a signalling coordinate": (lambda: runs(measure=objects(decimal.Decimal("sNaN"))), "measure: not a column"),
+    "an object whose bases have no end": (
+        lambda: Runs.from_arrays(thresholds=GRID, dissimilarity=pd.DateOffset(months=1)),  # type: ignore[arg-type]
+        "dissimilarity: ",
+    ),
+    "lists of dates that no Python date holds": (
+        lambda: Traces.from_frame(
+            pd.DataFrame({"prompt": IDS, "position": 0, "agrees": [[True]] * N}).assign(
+                confidence=pd.array(pa.array([2**62] * N, pa.duration("s")), dtype=pd.ArrowDtype(pa.duration("s")))
+            )
+        ),
+        "confidence: ",
+    ),
+    "records as a count": (lambda: losses(starts=np.zeros(N, "V4")), "starts: .* is not a whole number"),
     "a source for each row": (
         lambda: Runs.from_arrays(thresholds=GRID, dissimilarity=GOOD, source=np.array(["generated"] * N)),  # type: ignore[arg-type]
         "source: ",
