@@ -1008,7 +1008,8 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """One (N, L) array from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
         _tables.as_numpy(frame[name], name)  # refuses what has no cells to look at
-        lengths = np.array([len(v) if isinstance(v, list | tuple | np.ndarray) else -1 for v in frame[name]])
+        lists = [isinstance(v, list | tuple) or (isinstance(v, np.ndarray) and v.ndim > 0) for v in frame[name]]
+        lengths = np.array([len(v) if held else -1 for v, held in zip(frame[name], lists, strict=True)])
         if (lengths < 0).any():
             row = int((lengths < 0).argmax())
             raise RiskcalError(

@@ -26,7 +26,7 @@ class Raises:
 
 def objects(value: Any) -> Any:
     column = np.empty(N, dtype=object)
-    column[:] = [value] * N
+    column.fill(value)
     return column
 
 
@@ -75,6 +75,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
             )
         ),
         "confidence: ",
+    ),
+    "arrays without a length as lists": (
+        lambda: Traces.from_frame(
+            {"prompt": IDS, "position": [0] * N, "agrees": [[True]] * N, "confidence": objects(np.array(0.5))}
+        ),
+        r"confidence: .* at row 0 \(12 such rows\) is not a list",
     ),
     "records as a count": (lambda: losses(starts=np.zeros(N, "V4")), "starts: .* is not a whole number"),
     "a source for each row": (

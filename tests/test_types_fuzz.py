@@ -1,6 +1,8 @@
 """Odd types, columns and containers: a result, or a RiskcalError; no exception of pandas, pyarrow, numpy or torch.
 
-``FUZZ_ROUNDS`` (default 1) repeats it with other seeds.
+Each round takes every type to every column, in every third container, and to every argument, in every second shape; the next
+round takes the others.
+``FUZZ_ROUNDS`` (default 1) is their number, each with a seed of its own.
 """
 
 import datetime
@@ -110,12 +112,17 @@ def kinds(rng: np.random.Generator, n: int) -> Iterator[tuple[str, Any]]:
         yield f"arrow {kind}", pd.array(pa.array(values, kind), dtype=pd.ArrowDtype(kind))
 
 
-def containers(frame: pd.DataFrame) -> Iterator[tuple[str, Any]]:
-    yield "pandas", frame
-    yield "dict", {name: frame[name].to_numpy() for name in frame.columns}
-    yield "lists", {name: frame[name].tolist() for name in frame.columns}
-    makers = {"indexed": lambda f: f.set_index("prompt"), "pyarrow": pa.Table.from_pandas, "polars": pl.from_pandas}
-    for name, make in makers.items():
+def containers(frame: pd.DataFrame, turn: int) -> Iterator[tuple[str, Any]]:
+    """Every third container of a table, which ones being the turn's to say."""
+    makers: dict[str, Callable[[pd.DataFrame], Any]] = {
+        "pandas": lambda f: f,
+        "dict": lambda f: {name: f[name].to_numpy() for name in f.columns},
+        "lists": lambda f: {name: f[name].tolist() for name in f.columns},
+        "indexed": lambda f: f.set_index("prompt"),
+        "pyarrow": pa.Table.from_pandas,
+        "polars": pl.from_pandas,
+    }
+    for name, make in list(makers.items())[turn % 3 :: 3]:
         try:
             yield name, make(frame)
         except Exception:  # there is no such table to give
@@ -166,18 +173,18 @@ COLUMNS = (
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_tables_give_runs_or_a_refusal(seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     rng, cases, read = np.random.default_rng(seed), 0, 0
-    for kind, values in kinds(rng, N):
-        for column in COLUMNS:
+    for number, (kind, values) in enumerate(kinds(rng, N)):
+        for place, column in enumerate(COLUMNS):
             frame = runs_table()
             frame[column] = values
-            for container, table in containers(frame):
+            for container, table in containers(frame, seed + number + place):
                 extra = ["variant"] if column == "variant" else []
                 cases += 1
                 try:
                     read += fine(lambda t=table, e=extra: Runs.from_frame(t, candidate_columns=e))
                 except Exception as error:
                     pytest.fail(f"{kind} as {column} in {container}: {type(error).__name__}: {error}")
-    assert cases > 3000
+    assert cases > 2000
     assert 0.05 < read / cases < 0.9
     with capsys.disabled():
         print(f"\n{cases} tables, {read} read")
@@ -186,13 +193,15 @@ def test_tables_give_runs_or_a_refusal(seed: int, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_tables_give_traces_or_a_refusal(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    for kind, values in kinds(rng, N):
-        for column in ("prompt", "position", "confidence", "confidence_1", "agrees", "agrees_2", "loss", "group"):
+    for number, (kind, values) in enumerate(kinds(rng, N)):
+        for place, column in enumerate(
+            ("prompt", "position", "confidence", "confidence_1", "agrees", "agrees_2", "loss", "group")
+        ):
             frame = pd.DataFrame({"prompt": [f"p{i}" for i in range(N)], "position": 0})
             for exit_ in (1, 2):
                 frame[f"confidence_{exit_}"], frame[f"agrees_{exit_}"] = 0.5, True
             frame[column] = values
-            for container, table in containers(frame):
+            for container, table in containers(frame, seed + number + place):
                 try:
                     fine(lambda t=table: Traces.from_frame(t))
                 except Exception as error:
@@ -256,8 +265,8 @@ def test_arrays_give_a_result_or_a_refusal(seed: int, capsys: pytest.CaptureFixt
     }
     cases = read = 0
     for kind, values in kinds(rng, N):
-        for shape, given in shapes(values):
-            for call, function in calls.items():
+        for number, (shape, given) in enumerate(shapes(values)):
+            for call, function in list(calls.items())[(seed + number) % 2 :: 2]:
                 cases += 1
                 try:
                     read += fine(lambda f=function, g=given: f(g))
