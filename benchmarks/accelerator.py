@@ -31,7 +31,14 @@ from riskcal import ExitPolicy
 from riskcal_adapters.torch import EarlyExitT5, load_example
 
 LIMIT = 24  # tokens, as the shipped records were made
-LARGE = {"vocab_size": 32_128, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_heads": 16, "num_layers": 24}
+LARGE = {
+    "vocab_size": 32_128,
+    "d_model": 1024,
+    "d_kv": 64,
+    "d_ff": 2816,
+    "num_heads": 16,
+    "num_layers": 24,
+}
 SMALL = {"vocab_size": 512, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 4}
 
 
@@ -56,7 +63,8 @@ class Report:
         """Print and keep a check."""
         self.found["checks"].append({"check": name, "holds": bool(holds), "seen": seen})
         print(
-            f"[{time.monotonic() - self.started:5.0f} s] {'holds ' if holds else 'FAILED'} {name}: {seen}", flush=True
+            f"[{time.monotonic() - self.started:5.0f} s] {'holds ' if holds else 'FAILED'} {name}: {seen}",
+            flush=True,
         )
         self.write()
 
@@ -64,7 +72,8 @@ class Report:
         """Print and keep a measurement."""
         self.found["timings"].append(row)
         shown = ", ".join(
-            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items()
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in row.items()
         )
         print(f"[{time.monotonic() - self.started:5.0f} s] {shown}", flush=True)
         self.write()
@@ -118,14 +127,22 @@ def generated(
 ) -> torch.Tensor:
     """Hugging Face's greedy tokens without the start token."""
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": limit, "past_key_values": cache}
+    options = {
+        "do_sample": False,
+        "num_beams": 1,
+        "max_new_tokens": limit,
+        "past_key_values": cache,
+    }
     return model.generate(input_ids=input_ids, attention_mask=mask, **options)[:, 1:]
 
 
 def differing(first: torch.Tensor, second: torch.Tensor, pad: int) -> int:
     """Rows whose tokens differ; what is missing of the shorter is padding."""
     width = max(first.shape[1], second.shape[1])
-    padded = [torch.nn.functional.pad(t.cpu(), (0, width - t.shape[1]), value=pad) for t in (first, second)]
+    padded = [
+        torch.nn.functional.pad(t.cpu(), (0, width - t.shape[1]), value=pad)
+        for t in (first, second)
+    ]
     return int((padded[0] != padded[1]).any(1).sum())
 
 
@@ -133,7 +150,9 @@ def batches(words: list[str], size: int) -> Iterator[list[str]]:
     return (words[i : i + size] for i in range(0, len(words), size))
 
 
-def check_decoders(report: Report, device: torch.device, words: list[str], certified: ExitPolicy) -> None:
+def check_decoders(
+    report: Report, device: torch.device, words: list[str], certified: ExitPolicy
+) -> None:
     """The shipped model on the device: tokens, exits, batch modes, speculation."""
     here = moved(load_example("g2p"), torch.device("cpu"), torch.float32)
     pad = here.model.generation_config.pad_token_id
@@ -170,9 +189,15 @@ def check_decoders(report: Report, device: torch.device, words: list[str], certi
         some = words[:64]
         found = there.generate(*there.encode(some), policy=policy, max_new_tokens=LIMIT)
         wrong = differing(
-            found.tokens, here.generate(*here.encode(some), policy=policy, max_new_tokens=LIMIT).tokens, pad
+            found.tokens,
+            here.generate(*here.encode(some), policy=policy, max_new_tokens=LIMIT).tokens,
+            pad,
         )
-        report.check(f"tokens are the CPU's, cache {cache}", wrong <= 1, f"{wrong} of {len(some)} rows differ")
+        report.check(
+            f"tokens are the CPU's, cache {cache}",
+            wrong <= 1,
+            f"{wrong} of {len(some)} rows differ",
+        )
     some = words[:16]
     drafted = there.speculate(*there.encode(some), draft_layer=2, max_new_tokens=LIMIT).tokens
     full = there.generate(*there.encode(some), max_new_tokens=LIMIT).tokens
@@ -185,7 +210,11 @@ def check_decoders(report: Report, device: torch.device, words: list[str], certi
 
 
 def paired(
-    report: Report, device: torch.device, ways: dict[str, Callable[[], int]], seconds: float, rounds: int
+    report: Report,
+    device: torch.device,
+    ways: dict[str, Callable[[], int]],
+    seconds: float,
+    rounds: int,
 ) -> dict[str, tuple[list[float], int]]:
     """Seconds of each way in every round, taking turns, and its tokens; the first round warms up and is not kept."""
     names, kept = list(ways), {name: [] for name in ways}
@@ -231,16 +260,27 @@ def timed(
         )
 
 
-def emitted(decoder: EarlyExitT5, prompt: tuple[torch.Tensor, torch.Tensor], policy: Any, limit: int) -> int:
-    return int((decoder.generate(*prompt, policy=policy, max_new_tokens=limit).exit_layers > 0).sum())
+def emitted(
+    decoder: EarlyExitT5, prompt: tuple[torch.Tensor, torch.Tensor], policy: Any, limit: int
+) -> int:
+    return int(
+        (decoder.generate(*prompt, policy=policy, max_new_tokens=limit).exit_layers > 0).sum()
+    )
 
 
 def measure_shipped(
-    report: Report, device: torch.device, words: list[str], certified: ExitPolicy, sizes: list[int], rounds: int
+    report: Report,
+    device: torch.device,
+    words: list[str],
+    certified: ExitPolicy,
+    sizes: list[int],
+    rounds: int,
 ) -> None:
     """The shipped model, float32: the certified policy beside the full decode and Hugging Face's ``generate``."""
     decoder = moved(load_example("g2p"), device, torch.float32)
-    grouped = ExitPolicy(**(certified.model_dump(exclude={"certificate"}) | {"batching": "regroup"}))
+    grouped = ExitPolicy(
+        **(certified.model_dump(exclude={"certificate"}) | {"batching": "regroup"})
+    )
     for size in sizes:
         prompt = decoder.encode((words * math.ceil(size / len(words)))[:size])
         ways: dict[str, Callable[[], int]] = {
@@ -256,7 +296,11 @@ def measure_shipped(
 def random_t5(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -> EarlyExitT5:
     """T5 v1.1 with random weights and an end token that is never the likeliest: a cost, no quality."""
     config = T5Config(
-        **shape, feed_forward_proj="gated-gelu", dropout_rate=0.0, decoder_start_token_id=0, tie_word_embeddings=False
+        **shape,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
     )
     with torch.device(device):
         torch.manual_seed(0)
@@ -281,13 +325,17 @@ def measure_random(
     decoder = random_t5(shape, device, dtype)
     scaled = np.maximum(1, np.round(depths * decoder.n_layers / 8)).astype(int)
     for size in sizes:
-        ids = torch.randint(2, shape["vocab_size"], (size, 64), generator=torch.Generator().manual_seed(size)).to(
-            device
-        )
+        ids = torch.randint(
+            2, shape["vocab_size"], (size, 64), generator=torch.Generator().manual_seed(size)
+        ).to(device)
         prompt = ids, torch.ones_like(ids)
-        each = [int(depth) for depth in scaled[:size]] if size > 1 else [round(float(scaled.mean()))]
+        each = (
+            [int(depth) for depth in scaled[:size]] if size > 1 else [round(float(scaled.mean()))]
+        )
         static = [ExitPolicy.static(depth, measure="softmax") for depth in each]
-        grouped = [ExitPolicy.static(depth, measure="softmax", batching="regroup") for depth in each]
+        grouped = [
+            ExitPolicy.static(depth, measure="softmax", batching="regroup") for depth in each
+        ]
         ways: dict[str, Callable[[], int]] = {
             "full model": lambda p=prompt: emitted(decoder, p, ExitPolicy.full_model(), limit),
             "forced depths": lambda p=prompt, s=static: emitted(decoder, p, s, limit),
@@ -301,7 +349,9 @@ def measure_random(
         timed(report, what, device, ways, seconds=25, rounds=rounds)
 
 
-def measure_jax(report: Report, words: list[str], certified: ExitPolicy, sizes: list[int], rounds: int) -> None:
+def measure_jax(
+    report: Report, words: list[str], certified: ExitPolicy, sizes: list[int], rounds: int
+) -> None:
     """The JAX decoder: the same tokens as PyTorch's on the CPU, and its own ratio."""
     # autotuned Triton products gave wrong tokens at batch 256 once on an H200, and take a minute to tune
     os.environ.setdefault("XLA_FLAGS", "--xla_gpu_enable_triton_gemm=false")
@@ -316,33 +366,54 @@ def measure_jax(report: Report, words: list[str], certified: ExitPolicy, sizes: 
     pad = reference.model.generation_config.pad_token_id
     wrong = differing(torch.as_tensor(np.array(found.tokens)), expected.tokens, pad)
     report.check(
-        f"JAX on {jax.devices()[0].platform} gives PyTorch's tokens", wrong <= 1, f"{wrong} of {len(some)} rows differ"
+        f"JAX on {jax.devices()[0].platform} gives PyTorch's tokens",
+        wrong <= 1,
+        f"{wrong} of {len(some)} rows differ",
     )
     for size in sizes:
         prompt = decoder.encode((words * math.ceil(size / len(words)))[:size])
 
         def run(policy: ExitPolicy, prompt: Any = prompt) -> int:
             return int(
-                (np.asarray(decoder.generate(*prompt, policy=policy, max_new_tokens=LIMIT).exit_layers) > 0).sum()
+                (
+                    np.asarray(
+                        decoder.generate(*prompt, policy=policy, max_new_tokens=LIMIT).exit_layers
+                    )
+                    > 0
+                ).sum()
             )
 
-        ways = {"full model": lambda: run(ExitPolicy.full_model()), "certified": lambda: run(certified)}
+        ways = {
+            "full model": lambda: run(ExitPolicy.full_model()),
+            "certified": lambda: run(certified),
+        }
         what = {"model": f"g2p in JAX on {jax.devices()[0].platform}", "batch": size}
         timed(report, what, torch.device("cpu"), ways, seconds=8, rounds=rounds)
 
 
 def main() -> int:
     """Check, measure, write; 1 if a check failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--smoke", action="store_true", help="all of it in small, for a machine without an accelerator")
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="all of it in small, for a machine without an accelerator",
+    )
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     device = torch.device(options.device)
     report = Report(60 * options.minutes, options.json)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    report.found |= {"device": name, "torch": torch.__version__, "riskcal": riskcal.__version__, "smoke": options.smoke}
+    report.found |= {
+        "device": name,
+        "torch": torch.__version__,
+        "riskcal": riskcal.__version__,
+        "smoke": options.smoke,
+    }
     print(f"{name}, torch {torch.__version__}", flush=True)
     records = riskcal.load_example("g2p")
     certified = riskcal.calibrate(records, delta=0.1).policy()
@@ -350,14 +421,29 @@ def main() -> int:
     sizes, rounds = ([1, 4], 1) if options.smoke else ([1, 16, 64, 256], 5)
     shape, limit = (SMALL, 4) if options.smoke else (LARGE, 32)
     decoder = load_example("g2p")
-    exits = decoder.generate(*decoder.encode(words[:64]), policy=certified, max_new_tokens=LIMIT).exit_layers
+    exits = decoder.generate(
+        *decoder.encode(words[:64]), policy=certified, max_new_tokens=LIMIT
+    ).exit_layers
     depths = np.resize(exits[exits > 0].numpy(), 256)
     attempt(report, "checks", 20, lambda: check_decoders(report, device, words, certified))
-    attempt(report, "shipped model", 20, lambda: measure_shipped(report, device, words, certified, sizes, rounds))
-    attempt(report, "T5-large", 40, lambda: measure_random(report, device, shape, depths, sizes, rounds, limit))
+    attempt(
+        report,
+        "shipped model",
+        20,
+        lambda: measure_shipped(report, device, words, certified, sizes, rounds),
+    )
+    attempt(
+        report,
+        "T5-large",
+        40,
+        lambda: measure_random(report, device, shape, depths, sizes, rounds, limit),
+    )
     attempt(report, "JAX", 40, lambda: measure_jax(report, words, certified, sizes, rounds))
     report.write()
-    print(f"{len(report.found['checks'])} checks, {len(report.failed)} failed: {report.failed}", flush=True)
+    print(
+        f"{len(report.found['checks'])} checks, {len(report.failed)} failed: {report.failed}",
+        flush=True,
+    )
     return 1 if report.failed else 0
 
 

@@ -36,10 +36,14 @@ def timed(decoder: EarlyExitT5, prompt: tuple[torch.Tensor, ...], policy: ExitPo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.45, 0.85])
-    parser.add_argument("--batches", type=int, default=6, help="batches of each size; half of them are fitted")
+    parser.add_argument(
+        "--batches", type=int, default=6, help="batches of each size; half of them are fitted"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -54,7 +58,9 @@ def main() -> None:
             prompt = decoder.encode(words[number * size : (number + 1) * size])
             for threshold in [math.inf, *options.thresholds]:
                 plain = ExitPolicy(threshold=threshold)
-                exits = decoder.generate(*prompt, policy=plain, max_new_tokens=24).exit_layers.numpy()
+                exits = decoder.generate(
+                    *prompt, policy=plain, max_new_tokens=24
+                ).exit_layers.numpy()
                 for mode in MODES:
                     policy = plain.model_copy(update={"batching": mode})
                     work = efficiency.batch_work(exits, mode)
@@ -62,7 +68,9 @@ def main() -> None:
                     jobs.append((prompt, policy))
     table = pd.DataFrame(rows, columns=["batch", "number", "threshold", "mode", "work"])
     # all batches take turns, so that none is measured in a slow minute only; the quickest round is disturbed least
-    rounds = [[timed(decoder, *job) for job in jobs] for _ in trange(options.rounds + 1, desc="rounds")]
+    rounds = [
+        [timed(decoder, *job) for job in jobs] for _ in trange(options.rounds + 1, desc="rounds")
+    ]
     table["seconds"] = np.min(rounds[1:], axis=0)
     exiting = table[np.isfinite(table["threshold"])]
     fitted = {
@@ -70,28 +78,43 @@ def main() -> None:
         for mode, half in exiting[exiting["number"] % 2 == 0].groupby("mode")
     }
     for mode, costs in fitted.items():
-        calls = ", ".join(f"{1e6 * call:.0f} ({size})" for size, call in zip(costs.sizes, costs.call, strict=True))
+        calls = ", ".join(
+            f"{1e6 * call:.0f} ({size})" for size, call in zip(costs.sizes, costs.call, strict=True)
+        )
         print(f"{mode}: {1e6 * costs.step:.0f} us a step; a call of a layer, by rows: {calls}")
     held_out = table[table["number"] % 2 == 1].copy()
     # the full model looks at no confidence, so that it has no costs of its own here
     held_out["predicted"] = [
         fitted[mode].seconds(work) if math.isfinite(threshold) else math.nan
-        for mode, work, threshold in zip(held_out["mode"], held_out["work"], held_out["threshold"], strict=True)
+        for mode, work, threshold in zip(
+            held_out["mode"], held_out["work"], held_out["threshold"], strict=True
+        )
     ]
     held_out["off"] = (held_out["predicted"] / held_out["seconds"] - 1).abs()
-    means = held_out.groupby(["batch", "threshold", "mode"])[["seconds", "predicted", "off"]].mean().reset_index()
+    means = (
+        held_out.groupby(["batch", "threshold", "mode"])[["seconds", "predicted", "off"]]
+        .mean()
+        .reset_index()
+    )
     plain_times = means[means["mode"] == "diverge"].set_index(["batch", "threshold"])["seconds"]
-    full = means[(means["mode"] == "diverge") & np.isinf(means["threshold"])].set_index("batch")["seconds"]
+    full = means[(means["mode"] == "diverge") & np.isinf(means["threshold"])].set_index("batch")[
+        "seconds"
+    ]
     means["x diverge"] = (
-        plain_times.loc[list(zip(means["batch"], means["threshold"], strict=True))].to_numpy() / means["seconds"]
+        plain_times.loc[list(zip(means["batch"], means["threshold"], strict=True))].to_numpy()
+        / means["seconds"]
     )
     means["x full"] = full.loc[means["batch"]].to_numpy() / means["seconds"]
     means[["seconds", "predicted"]] *= 1000
     means["off"] *= 100
-    renamed = means.rename(columns={"seconds": "ms", "predicted": "predicted ms", "off": "off by %"})
+    renamed = means.rename(
+        columns={"seconds": "ms", "predicted": "predicted ms", "off": "off by %"}
+    )
     again = table[np.isinf(table["threshold"])].groupby(["batch", "number"])["seconds"]
     spread = again.max() / again.min() - 1  # the full model is the same work in every mode
-    print(f"\nThe same work timed three times differs by {100 * spread.median():.0f}% (median of batches).")
+    print(
+        f"\nThe same work timed three times differs by {100 * spread.median():.0f}% (median of batches)."
+    )
     print("Off by, %:", (100 * held_out["off"]).quantile([0.5, 0.9, 1.0]).round(1).to_dict())
     print("\nBatches that were not fitted, encoding not counted:")
     print(renamed.to_string(index=False, float_format="%.2f"))

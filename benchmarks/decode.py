@@ -38,7 +38,11 @@ from riskcal_adapters.torch import EarlyExitT5, load_example
 
 CHUNK = 20
 BATCH = 64
-REFERENCE, STATIC, COMPILED = "generate, dynamic cache", "generate, static cache", "generate, compiled decoder"
+REFERENCE, STATIC, COMPILED = (
+    "generate, dynamic cache",
+    "generate, static cache",
+    "generate, compiled decoder",
+)
 FULL, BARE = "full model", "no exit machinery"
 GRID = np.round(np.arange(0.975, 0.02, -0.025), 3)
 #: What is certified: a template and the thresholds that are tested, from the highest down.
@@ -75,21 +79,42 @@ def task(name: str, calibration: int, held_out: int) -> Task:
     load = partial(load_example, name)
     if name == "g2p":
         parts = g2p.splits(g2p.read_dictionary(g2p.dictionary_path()))
-        prompts, held, references = parts["test"].words, parts["development"].words, parts["development"].pronunciations
+        prompts, held, references = (
+            parts["test"].words,
+            parts["development"].words,
+            parts["development"].pronunciations,
+        )
         limit, distance, error = 24, token_distance, token_error_rate
     else:
         other = numbers.draw("development", held_out)
-        prompts, held, references = numbers.draw("test", calibration).prompts, other.prompts, [[n] for n in other.names]
+        prompts, held, references = (
+            numbers.draw("test", calibration).prompts,
+            other.prompts,
+            [[n] for n in other.names],
+        )
         limit, distance, error = 96, Levenshtein.normalized_distance, character_error_rate
-    return Task(load(), load, limit, prompts[:calibration], held[:held_out], references[:held_out], distance, error)
+    return Task(
+        load(),
+        load,
+        limit,
+        prompts[:calibration],
+        held[:held_out],
+        references[:held_out],
+        distance,
+        error,
+    )
 
 
 def character_error_rate(output: str, references: Sequence[str]) -> float:
     """Edits over the reference's characters, clipped to 1."""
-    return min(1.0, min(Levenshtein.distance(output, wanted) / len(wanted) for wanted in references))
+    return min(
+        1.0, min(Levenshtein.distance(output, wanted) / len(wanted) for wanted in references)
+    )
 
 
-def certify(work: Task, template: ExitPolicy, grid: Sequence[float], delta: float) -> riskcal.Calibration:
+def certify(
+    work: Task, template: ExitPolicy, grid: Sequence[float], delta: float
+) -> riskcal.Calibration:
     """Record the calibration prompts, stop once the test has failed, and calibrate."""
     stop = riskcal.Stop(delta=delta)
     with tempfile.TemporaryDirectory() as folder:
@@ -115,7 +140,9 @@ def hugging_face(
         config = copy.copy(model.config)
         config.num_hidden_layers = config.num_layers = model.config.num_decoder_layers
         sizes = limit + 1, input_ids.shape[1]
-        cache = EncoderDecoderCache(*(StaticCache(config=config, max_cache_len=size) for size in sizes))
+        cache = EncoderDecoderCache(
+            *(StaticCache(config=config, max_cache_len=size) for size in sizes)
+        )
     else:
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
     tokens = model.generate(
@@ -130,20 +157,30 @@ def hugging_face(
     return int((tokens[:, 1:] != model.generation_config.pad_token_id).sum())
 
 
-def compiled(model: transformers.T5ForConditionalGeneration) -> transformers.T5ForConditionalGeneration:
+def compiled(
+    model: transformers.T5ForConditionalGeneration,
+) -> transformers.T5ForConditionalGeneration:
     """The model with ``torch.compile`` over its decoder, for any length: compiled in the first calls, a minute or two."""
     model = copy.deepcopy(model)
     model.decoder.forward = torch.compile(model.decoder.forward, dynamic=True)
     return model
 
 
-def ours(work: Task, policy: ExitPolicy, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
-    generation = work.decoder.generate(input_ids, attention_mask, policy=policy, max_new_tokens=work.max_new_tokens)
+def ours(
+    work: Task, policy: ExitPolicy, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> int:
+    generation = work.decoder.generate(
+        input_ids, attention_mask, policy=policy, max_new_tokens=work.max_new_tokens
+    )
     return int((generation.exit_layers > 0).sum())
 
 
-def speculating(work: Task, settings: dict[str, Any], input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
-    found = work.decoder.speculate(input_ids, attention_mask, max_new_tokens=work.max_new_tokens, **settings)
+def speculating(
+    work: Task, settings: dict[str, Any], input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> int:
+    found = work.decoder.speculate(
+        input_ids, attention_mask, max_new_tokens=work.max_new_tokens, **settings
+    )
     return int((found.tokens != work.decoder.model.generation_config.pad_token_id).sum())
 
 
@@ -164,7 +201,9 @@ def without_machinery(work: Task, input_ids: torch.Tensor, attention_mask: torch
             best = backbone.logits(state).argmax(-1).tolist()
             count += sum(going)
             chosen = [token if on else special.pad for token, on in zip(best, going, strict=True)]
-            going = [on and token not in special.ends for token, on in zip(chosen, going, strict=True)]
+            going = [
+                on and token not in special.ends for token, on in zip(chosen, going, strict=True)
+            ]
             if not any(going):
                 break
     return count
@@ -173,7 +212,9 @@ def without_machinery(work: Task, input_ids: torch.Tensor, attention_mask: torch
 # -- speed and quality
 
 
-def timings(ways: dict[str, Callable[..., int]], prompts: list[tuple[torch.Tensor, ...]], rounds: int) -> pd.DataFrame:
+def timings(
+    ways: dict[str, Callable[..., int]], prompts: list[tuple[torch.Tensor, ...]], rounds: int
+) -> pd.DataFrame:
     """Tokens and seconds of every way on every few prompts, in every round; the first round warms up."""
     chunks = [prompts[i : i + CHUNK] for i in range(0, len(prompts), CHUNK)]
     names = list(ways)
@@ -193,20 +234,32 @@ class Quality:
 
     def __init__(self, work: Task) -> None:
         self.work = work
-        self.batches = [work.decoder.encode(work.held_out[i : i + BATCH]) for i in range(0, len(work.held_out), BATCH)]
+        self.batches = [
+            work.decoder.encode(work.held_out[i : i + BATCH])
+            for i in range(0, len(work.held_out), BATCH)
+        ]
         self.full = self._texts(ExitPolicy.full_model())[0]
 
     def of(self, policy: ExitPolicy) -> pd.DataFrame:
         """One row per prompt: ``layers`` (summed over its ``tokens``), ``error`` and ``distance``."""
         texts, layers, tokens = self._texts(policy)
-        errors = [self.work.error(text, wanted) for text, wanted in zip(texts, self.work.references, strict=True)]
-        distances = [self.work.distance(text, full) for text, full in zip(texts, self.full, strict=True)]
-        return pd.DataFrame({"layers": layers, "tokens": tokens, "error": errors, "distance": distances})
+        errors = [
+            self.work.error(text, wanted)
+            for text, wanted in zip(texts, self.work.references, strict=True)
+        ]
+        distances = [
+            self.work.distance(text, full) for text, full in zip(texts, self.full, strict=True)
+        ]
+        return pd.DataFrame(
+            {"layers": layers, "tokens": tokens, "error": errors, "distance": distances}
+        )
 
     def _texts(self, policy: ExitPolicy) -> tuple[list[str], list[int], list[int]]:
         texts, layers, tokens = [], [], []
         for prompt in self.batches:
-            generation = self.work.decoder.generate(*prompt, policy=policy, max_new_tokens=self.work.max_new_tokens)
+            generation = self.work.decoder.generate(
+                *prompt, policy=policy, max_new_tokens=self.work.max_new_tokens
+            )
             texts += self.work.decoder.decode(generation.tokens)
             layers += generation.exit_layers.sum(1).tolist()
             tokens += (generation.exit_layers > 0).sum(1).tolist()
@@ -225,7 +278,9 @@ def static_table(quality: Quality, n_layers: int) -> pd.DataFrame:
     rows = []
     for k in range(1, n_layers):
         static = quality.of(ExitPolicy.static(k))
-        threshold = max((t for t, prompts in adaptive.items() if mean_layers(prompts) <= k), default=0.0)
+        threshold = max(
+            (t for t, prompts in adaptive.items() if mean_layers(prompts) <= k), default=0.0
+        )
         prompts = adaptive[threshold]
         gain = 100 * (static["error"] - prompts["error"])
         rows.append(
@@ -244,16 +299,34 @@ def static_table(quality: Quality, n_layers: int) -> pd.DataFrame:
 
 def main() -> None:
     """Certify, time, judge; print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=("g2p", "numbers"), default="g2p")
-    parser.add_argument("--only", nargs="+", choices=list(CERTIFIED), default=list(CERTIFIED), help="what to certify")
-    parser.add_argument("--delta", type=float, default=0.1, help="textual tolerance of the certified policies")
-    parser.add_argument("--calibration", type=int, default=3000, help="prompts that policies are certified on")
-    parser.add_argument("--prompts", type=int, default=100, help="prompts timed, of the held-out ones")
-    parser.add_argument("--judged", type=int, default=1000, help="held-out prompts on which quality is measured")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=list(CERTIFIED),
+        default=list(CERTIFIED),
+        help="what to certify",
+    )
+    parser.add_argument(
+        "--delta", type=float, default=0.1, help="textual tolerance of the certified policies"
+    )
+    parser.add_argument(
+        "--calibration", type=int, default=3000, help="prompts that policies are certified on"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=100, help="prompts timed, of the held-out ones"
+    )
+    parser.add_argument(
+        "--judged", type=int, default=1000, help="held-out prompts on which quality is measured"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; at batch 1 more than one rarely pays")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; at batch 1 more than one rarely pays"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", message=".*cache.*", module="transformers")
@@ -271,7 +344,9 @@ def main() -> None:
     policies |= {f"static exit {k}": ExitPolicy.static(k) for k in (1, 2, 3)}
     rows = []
     measured = {name: one for name, one in CERTIFIED.items() if name in options.only}
-    measured = {name: one for name, one in measured.items() if one[0].measure in work.decoder.measures}
+    measured = {
+        name: one for name, one in measured.items() if one[0].measure in work.decoder.measures
+    }
     for name, (template, grid) in tqdm(measured.items(), desc="certify"):
         calibration = certify(work, template, grid, options.delta)
         policies[name] = calibration.policy()
@@ -286,7 +361,9 @@ def main() -> None:
             }
         )
     judged = quality.of(policies[FULL])
-    rows.append({"measure": FULL, "layers": mean_layers(judged), "error %": 100 * judged["error"].mean()})
+    rows.append(
+        {"measure": FULL, "layers": mean_layers(judged), "error %": 100 * judged["error"].mean()}
+    )
     print(
         f"\nCertified for a textual delta of {options.delta:g}, epsilon .05, on {options.calibration} prompts; held out:"
     )
@@ -299,7 +376,9 @@ def main() -> None:
         BARE: partial(without_machinery, work),
     }
     ways |= {name: partial(ours, work, policy) for name, policy in policies.items()}
-    ways["self-speculation, 2 layers"] = partial(speculating, work, {"draft_layer": 2, "draft_length": 4})
+    ways["self-speculation, 2 layers"] = partial(
+        speculating, work, {"draft_layer": 2, "draft_length": 4}
+    )
     for batch in options.batch:
         timed = work.held_out[: options.prompts]
         prompts = [work.decoder.encode(timed[i : i + batch]) for i in range(0, len(timed), batch)]
@@ -307,7 +386,9 @@ def main() -> None:
         table["ms per prompt"] = 1000 * table["mean"] * math.ceil(len(prompts) / CHUNK) / len(timed)
         ratios = [f"x {REFERENCE}", f"x {FULL}", f"x {FULL} low", f"x {FULL} high"]
         shown = ["setting", "ms per prompt", "tokens_per_second", *ratios]
-        print(f"\nBatch {batch}, encoder included; seconds for the same prompts, medians of {options.rounds} rounds:")
+        print(
+            f"\nBatch {batch}, encoder included; seconds for the same prompts, medians of {options.rounds} rounds:"
+        )
         print(table[shown].to_string(index=False, float_format="%.2f"))
 
     print("\nStatic exits against flat softmax thresholds:")

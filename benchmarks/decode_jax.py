@@ -54,7 +54,9 @@ LARGE = {
 
 
 @partial(jax.jit, static_argnums=0)
-def without_machinery(static: Any, params: Any, special: Any, request: program.Request) -> jax.Array:
+def without_machinery(
+    static: Any, params: Any, special: Any, request: program.Request
+) -> jax.Array:
     """Greedy decoding with a cache and nothing for exits, layer after layer: what our own full decode is compared with."""
     batch, length, _ = request.thresholds.shape
     context = layers.read_prompt(static.shape, params, request.input_ids, request.mask, length)
@@ -67,7 +69,13 @@ def without_machinery(static: Any, params: Any, special: Any, request: program.R
         token = jnp.where(going, best, special.pad)
         going = going & (token[:, None] != special.ends).all(-1) & (position + 1 < request.lengths)
         own = lax.dynamic_update_index_in_dim(own, memory, position, -2)
-        return position + 1, token, going, own, lax.dynamic_update_index_in_dim(said, token, position, 1)
+        return (
+            position + 1,
+            token,
+            going,
+            own,
+            lax.dynamic_update_index_in_dim(said, token, position, 1),
+        )
 
     start = jnp.broadcast_to(special.start, (batch,))
     said = jnp.broadcast_to(special.pad, (batch, length))
@@ -82,7 +90,9 @@ def timings(
 
     Settings take turns on every prompt, and a first round warms up.
     """
-    wall, processor = (pd.DataFrame(0.0, index=range(rounds + 1), columns=list(ways)) for _ in range(2))
+    wall, processor = (
+        pd.DataFrame(0.0, index=range(rounds + 1), columns=list(ways)) for _ in range(2)
+    )
     for turn in tqdm(range(rounds + 1), desc="rounds"):
         for i, prompt in enumerate(prompts):
             first = (turn + i) % len(ways)
@@ -94,7 +104,9 @@ def timings(
     return wall.iloc[1:], processor.iloc[1:]
 
 
-def summary(times: tuple[pd.DataFrame, pd.DataFrame], depth: dict[str, float], prompts: int) -> pd.DataFrame:
+def summary(
+    times: tuple[pd.DataFrame, pd.DataFrame], depth: dict[str, float], prompts: int
+) -> pd.DataFrame:
     """Milliseconds per prompt, speed over our own full decode, and layers per token.
 
     On a machine that has other work to do the wall clock mostly says how long a call waits for its turn; processor time does not.
@@ -118,24 +130,37 @@ def compile_seconds(first: Callable[..., Any], *arguments: Any) -> float:
 
 def on_the_shipped_model(words: int, rounds: int) -> tuple[str, pd.DataFrame, np.ndarray]:
     """Speeds on held-out words, and the exits of the policy certified for .1."""
-    in_jax, in_torch = riskcal_adapters.jax.load_example("g2p"), riskcal_adapters.torch.load_example("g2p")
+    in_jax, in_torch = (
+        riskcal_adapters.jax.load_example("g2p"),
+        riskcal_adapters.torch.load_example("g2p"),
+    )
     runs = riskcal.load_example("g2p")
     policies = {FULL: ExitPolicy.full_model()}
     policies |= {f"JAX, threshold {t:g}": ExitPolicy(threshold=t) for t in (0.9, 0.7, 0.5)}
     policies |= {f"JAX, static exit {k}": ExitPolicy.static(k) for k in (1, 2)}
     certified = {delta: riskcal.calibrate(runs, delta=delta).policy() for delta in (0.1, 0.05)}
     policies |= {f"JAX, certified, delta {delta:g}": policy for delta, policy in certified.items()}
-    held_out = data.splits(data.read_dictionary(data.dictionary_path()))["development"].words[:words]
+    held_out = data.splits(data.read_dictionary(data.dictionary_path()))["development"].words[
+        :words
+    ]
     prompts = [in_jax.encode([word]) for word in held_out]
     taken = compile_seconds(partial(in_jax.generate, max_new_tokens=LENGTH), *prompts[0])
-    ways = {name: partial(in_jax.generate, policy=one, max_new_tokens=LENGTH) for name, one in policies.items()}
-    exits = {name: np.concatenate([way(*p).exit_layers[0] for p in prompts]) for name, way in ways.items()}
+    ways = {
+        name: partial(in_jax.generate, policy=one, max_new_tokens=LENGTH)
+        for name, one in policies.items()
+    }
+    exits = {
+        name: np.concatenate([way(*p).exit_layers[0] for p in prompts])
+        for name, way in ways.items()
+    }
     depth = {name: float(some.mean()) for name, some in exits.items()}
     for name in (FULL, "JAX, certified, delta 0.1"):
         other = name.replace("JAX", "PyTorch")
         ways[other], depth[other] = _in_torch(in_torch, policies[name]), depth[name]
     ways[BARE], depth[BARE] = partial(_bare, in_jax), float(in_jax.n_layers)
-    assert in_jax.decode(_bare(in_jax, *prompts[0])[:1]) == in_jax.decode(ways[FULL](*prompts[0]).tokens)
+    assert in_jax.decode(_bare(in_jax, *prompts[0])[:1]) == in_jax.decode(
+        ways[FULL](*prompts[0]).tokens
+    )
     table = summary(timings(ways, prompts, rounds), depth, words)
     said = f"certified thresholds: {', '.join(f'delta {d:g}: {p.threshold:g}' for d, p in certified.items())}"
     return f"{said}; compiled in {taken:.1f} s", table, exits["JAX, certified, delta 0.1"]
@@ -147,8 +172,12 @@ def _bare(decoder: EarlyExitT5, ids: np.ndarray, mask: np.ndarray) -> np.ndarray
     return np.asarray(without_machinery(*decoder._whole(oracle=False), request))
 
 
-def _in_torch(decoder: riskcal_adapters.torch.EarlyExitT5, policy: ExitPolicy) -> Callable[..., Any]:
-    return lambda ids, mask: decoder.generate(torch.from_numpy(ids), torch.from_numpy(mask), policy, LENGTH)
+def _in_torch(
+    decoder: riskcal_adapters.torch.EarlyExitT5, policy: ExitPolicy
+) -> Callable[..., Any]:
+    return lambda ids, mask: decoder.generate(
+        torch.from_numpy(ids), torch.from_numpy(mask), policy, LENGTH
+    )
 
 
 def random_model(seed: int) -> T5:
@@ -158,7 +187,9 @@ def random_model(seed: int) -> T5:
     sizes = expected_shapes(shape)
     sizes["lm_head.weight"] = sizes["shared.weight"]
     weights = {
-        name: np.ones(size, np.float32) if len(size) == 1 else rng.normal(0, 0.05, size).astype(np.float32)
+        name: np.ones(size, np.float32)
+        if len(size) == 1
+        else rng.normal(0, 0.05, size).astype(np.float32)
         for name, size in sizes.items()
     }
     return T5(shape, weights, SimpleNamespace(**LARGE))
@@ -166,8 +197,12 @@ def random_model(seed: int) -> T5:
 
 def forced(measure: str, depths: np.ndarray, n_layers: int) -> np.ndarray:
     """(1, T, L) thresholds that no confidence reaches before, and every one at, the given depths (T,)."""
-    never = np.inf if measure in ("full", "bare") else 1e30  # finite: the confidence has to be computed
-    return np.where(np.arange(1, n_layers + 1) < depths[:, None], never, -1e30)[None].astype(np.float32)
+    never = (
+        np.inf if measure in ("full", "bare") else 1e30
+    )  # finite: the confidence has to be computed
+    return np.where(np.arange(1, n_layers + 1) < depths[:, None], never, -1e30)[None].astype(
+        np.float32
+    )
 
 
 def on_a_large_vocabulary(exits: np.ndarray, prompts: int, rounds: int) -> tuple[str, pd.DataFrame]:
@@ -177,13 +212,21 @@ def on_a_large_vocabulary(exits: np.ndarray, prompts: int, rounds: int) -> tuple
     static, params, special = decoder._whole(oracle=False)
     unending = special._replace(ends=np.array([-1], np.int32))
     rng = np.random.default_rng(1)
-    batch = [(rng.integers(2, 32128, (1, 32), np.int32), rng.choice(exits, LENGTH)) for _ in range(prompts)]
-    codes = {name: np.array([measures.NAMES.index(name)], np.int32) for name in ("softmax", "state", "classifier")}
+    batch = [
+        (rng.integers(2, 32128, (1, 32), np.int32), rng.choice(exits, LENGTH))
+        for _ in range(prompts)
+    ]
+    codes = {
+        name: np.array([measures.NAMES.index(name)], np.int32)
+        for name in ("softmax", "state", "classifier")
+    }
 
     def decode(measure: str, ids: np.ndarray, depths: np.ndarray) -> None:
         thresholds = forced(measure, depths if measure in codes else np.full(LENGTH, 8), 8)
         real, limit = np.ones(ids.shape, bool), np.array([LENGTH], np.int32)
-        request = program.Request(ids, real, thresholds, codes.get(measure, codes["softmax"]), limit)
+        request = program.Request(
+            ids, real, thresholds, codes.get(measure, codes["softmax"]), limit
+        )
         if measure == "bare":
             without_machinery(static, params, unending, request).block_until_ready()
             return
@@ -197,12 +240,17 @@ def on_a_large_vocabulary(exits: np.ndarray, prompts: int, rounds: int) -> tuple
     depth = {name: mean if measure in codes else 8.0 for name, measure in names.items()}
     bytes_ = sum(array.nbytes for array in jax.tree.leaves(params))
     table = summary(timings(ways, batch, rounds), depth, prompts)
-    return f"{LENGTH} tokens per prompt; weights of {bytes_ / 1e6:.0f} MB; compiled in {taken:.1f} s", table
+    return (
+        f"{LENGTH} tokens per prompt; weights of {bytes_ / 1e6:.0f} MB; compiled in {taken:.1f} s",
+        table,
+    )
 
 
 def main() -> None:
     """Measure and print two tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--words", type=int, default=100)
     parser.add_argument("--prompts", type=int, default=4, help="for the large vocabulary")
     parser.add_argument("--rounds", type=int, default=7)

@@ -67,12 +67,16 @@ def certified(world: World, n: int, draws: int, seed: int) -> dict[str, NDArray[
         many = min(chunk, draws - first)
         losses = world.sample_many(n, many, rng)
         for name, test in TESTS.items():
-            p = test(losses, world.delta, lower=world.lower, upper=world.upper).reshape(many, world.k)
+            p = test(losses, world.delta, lower=world.lower, upper=world.upper).reshape(
+                many, world.k
+            )
             found[name].append(np.logical_and.accumulate(p <= EPSILON, axis=1))
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def rows_of(world: World, found: dict[str, NDArray[np.bool_]], n: int, limit: float) -> list[dict[str, Any]]:
+def rows_of(
+    world: World, found: dict[str, NDArray[np.bool_]], n: int, limit: float
+) -> list[dict[str, Any]]:
     """One row per test."""
     rows = []
     for name, chosen in found.items():
@@ -99,7 +103,9 @@ def simulated(draws: int, seed: int) -> pd.DataFrame:
         limit = power_limit(world, n, epsilon=EPSILON)
         found = certified(world, n, draws, seed)
         of_oracle = limit.saving / limit.oracle
-        rows += [row | {"limit/oracle": of_oracle} for row in rows_of(world, found, n, limit.saving)]
+        rows += [
+            row | {"limit/oracle": of_oracle} for row in rows_of(world, found, n, limit.saving)
+        ]
     return pd.DataFrame(rows)
 
 
@@ -116,7 +122,9 @@ def from_records(draws: int, seed: int) -> pd.DataFrame:
                 continue
             found = certified(world, n, draws, seed)
             if objective == "risk":  # the same seed draws the same prompts
-                clipped = certified(recorded(runs, delta=delta, objective="risk_clipped"), n, draws, seed)
+                clipped = certified(
+                    recorded(runs, delta=delta, objective="risk_clipped"), n, draws, seed
+                )
                 found |= {name: clipped[name] for name in CALM}
             found_rows = rows_of(world, found, n, world.oracle())
             rows += [{"objective": objective, "delta": delta} | row for row in found_rows]
@@ -125,21 +133,33 @@ def from_records(draws: int, seed: int) -> pd.DataFrame:
 
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=5000, help="simulated samples of each size")
-    parser.add_argument("--record-draws", type=int, default=1000, help="samples of each size from the records")
+    parser.add_argument(
+        "--record-draws", type=int, default=1000, help="samples of each size from the records"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
 
-    figures: dict[str, Any] = {"draws": options.draws, "record draws": options.record_draws, "seed": options.seed}
+    figures: dict[str, Any] = {
+        "draws": options.draws,
+        "record draws": options.record_draws,
+        "seed": options.seed,
+    }
     table = simulated(options.draws, options.seed)
-    print(f"Monotone world, 20 candidates, delta {DELTA:g}, epsilon {EPSILON:g}, {options.draws} draws\n")
+    print(
+        f"Monotone world, 20 candidates, delta {DELTA:g}, epsilon {EPSILON:g}, {options.draws} draws\n"
+    )
     print(table.to_string(index=False, float_format="%.4f"), end="\n\n")
     figures["simulated"] = table.to_dict("records")
     reached = table[table["test"] == DEFAULT].set_index("n")["efficiency"]
     for n, end in ENDS.items():
-        print(f"n = {n}: {reached[n]:.4f}, end {end:g}: {'reached' if reached[n] >= end else 'MISSED'}")
+        print(
+            f"n = {n}: {reached[n]:.4f}, end {end:g}: {'reached' if reached[n] >= end else 'MISSED'}"
+        )
     try:
         recorded = from_records(options.record_draws, options.seed)
     except riskcal.RiskcalError as error:

@@ -86,11 +86,17 @@ RECIPE = ("recipe, plain", "recipe, shipped")
 
 
 @torch.inference_mode()
-def quantile_thresholds(model: torch.nn.Module, confidence: Confidence, some: Pairs) -> tuple[float, ...]:
+def quantile_thresholds(
+    model: torch.nn.Module, confidence: Confidence, some: Pairs
+) -> tuple[float, ...]:
     """The measure's quantiles over real positions and over the exits below the last, in plain teacher forcing."""
     batch = collator(model)(some)
-    states, logits = decoder_pass(model, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
-    values = [confidence(states[:i], logits[:i])[batch["labels"] != -100] for i in range(1, len(states))]
+    states, logits = decoder_pass(
+        model, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"]
+    )
+    values = [
+        confidence(states[:i], logits[:i])[batch["labels"] != -100] for i in range(1, len(states))
+    ]
     return tuple(np.quantile(torch.cat(values).numpy(), QUANTILES).tolist())
 
 
@@ -124,7 +130,11 @@ class Study:
         self.results = work / "results.json"
         self.rows = json.loads(self.results.read_text())["rows"] if self.results.exists() else []
         git = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
         self.conditions = {
             "commit": git.stdout.strip(),
@@ -152,15 +162,21 @@ class Study:
             train(model, self.train_pairs, Path(folder), stage, save_steps=stage.steps + 1)
         return time.process_time() - began
 
-    def classifier(self, name: str, model: transformers.T5ForConditionalGeneration) -> ExitClassifier:
+    def classifier(
+        self, name: str, model: transformers.T5ForConditionalGeneration
+    ) -> ExitClassifier:
         """A classifier of independent exits for these weights, trained once, then read."""
         if name == "recipe, shipped":
-            return load_classifier(Path(g2p.__file__).parent / "checkpoint" / "classifier-independent.safetensors")
+            return load_classifier(
+                Path(g2p.__file__).parent / "checkpoint" / "classifier-independent.safetensors"
+            )
         path = self.folder(name) / "classifier.safetensors"
         if not path.exists():
             with TemporaryDirectory() as folder:
                 steps = max(1, round(CLASSIFIER_STEPS * self.scale))
-                save_classifier(train_classifier(model, self.train_pairs, Path(folder), steps=steps), path)
+                save_classifier(
+                    train_classifier(model, self.train_pairs, Path(folder), steps=steps), path
+                )
         return load_classifier(path)
 
     def folder(self, name: str) -> Path:
@@ -175,7 +191,11 @@ class Study:
             return self.started() if name == "recipe, plain" else load_example("g2p").model
         folder = self.folder(name)
         if not folder.exists():
-            model = new_t5(len(self.tokenizer), seed=1) if name.startswith("scratch") else self.started()
+            model = (
+                new_t5(len(self.tokenizer), seed=1)
+                if name.startswith("scratch")
+                else self.started()
+            )
             if name.startswith("12 layers"):
                 model = deepened(model)
             seconds = self.fit(model, stages(self)[name])
@@ -188,13 +208,19 @@ class Study:
         if any((row["training"], row["decoding"]) == (name, decoding) for row in self.rows):
             return
         if name.startswith("numbers"):
-            model = numbers.trained(name.removeprefix("numbers, "), self.work / "numbers", self.scale)
+            model = numbers.trained(
+                name.removeprefix("numbers, "), self.work / "numbers", self.scale
+            )
             decoder = EarlyExitT5(model, numbers_data.tokenizer())
-            table = numbers.evaluate(decoder, numbers_data.draw("development", numbers.EVALUATED), asked)
+            table = numbers.evaluate(
+                decoder, numbers_data.draw("development", numbers.EVALUATED), asked
+            )
         else:
             model = self.variant(name)
             classifier = self.classifier(name, model) if decoding.startswith("classifier") else None
-            table = evaluate(EarlyExitT5(model, self.tokenizer, classifier=classifier), self.words, asked)
+            table = evaluate(
+                EarlyExitT5(model, self.tokenizer, classifier=classifier), self.words, asked
+            )
         taken = self.folder(name) / "cpu_seconds.json"
         self.rows.append(
             {
@@ -210,7 +236,9 @@ class Study:
 
 
 @torch.no_grad()
-def deepened(model: transformers.T5ForConditionalGeneration) -> transformers.T5ForConditionalGeneration:
+def deepened(
+    model: transformers.T5ForConditionalGeneration,
+) -> transformers.T5ForConditionalGeneration:
     """The model with a new layer after every second one of its decoder; at first it passes its input on."""
     n_layers = model.config.num_decoder_layers
     config = copy.deepcopy(model.config)
@@ -219,13 +247,20 @@ def deepened(model: transformers.T5ForConditionalGeneration) -> transformers.T5F
     deeper = transformers.T5ForConditionalGeneration(config)
     deeper.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     deeper.shared, deeper.encoder = model.shared, model.encoder
-    deeper.decoder.embed_tokens, deeper.decoder.final_layer_norm = model.shared, model.decoder.final_layer_norm
+    deeper.decoder.embed_tokens, deeper.decoder.final_layer_norm = (
+        model.shared,
+        model.decoder.final_layer_norm,
+    )
     for place, block in enumerate(deeper.decoder.block):
         if place % 3 < 2:
             block.load_state_dict(model.decoder.block[place // 3 * 2 + place % 3].state_dict())
         else:
             self_layer, cross_layer, feed_forward = block.layer
-            for last in (self_layer.SelfAttention.o, cross_layer.EncDecAttention.o, feed_forward.DenseReluDense.wo):
+            for last in (
+                self_layer.SelfAttention.o,
+                cross_layer.EncDecAttention.o,
+                feed_forward.DenseReluDense.wo,
+            ):
                 last.weight.zero_()
     return deeper
 
@@ -233,7 +268,10 @@ def deepened(model: transformers.T5ForConditionalGeneration) -> transformers.T5F
 def measured(study: Study) -> dict[str, tuple[Confidence, tuple[float, ...]]]:
     """The measures beside softmax, as the plain model has them, and the thresholds drawn and decoded for each."""
     start = study.started()
-    confidences = {"state": state_saturation, "classifier": classifier_confidence(study.classifier("start", start))}
+    confidences = {
+        "state": state_saturation,
+        "classifier": classifier_confidence(study.classifier("start", start)),
+    }
     some = study.train_pairs[:2000]
     return {name: (one, quantile_thresholds(start, one, some)) for name, one in confidences.items()}
 
@@ -241,7 +279,9 @@ def measured(study: Study) -> dict[str, tuple[Confidence, tuple[float, ...]]]:
 def stages(study: Study) -> dict[str, Stage]:
     """Every way of training, by name."""
     return VARIANTS | {
-        f"exit-aware, {name}": dataclasses.replace(FINE, thresholds=(*thresholds, math.inf), confidence=confidence)
+        f"exit-aware, {name}": dataclasses.replace(
+            FINE, thresholds=(*thresholds, math.inf), confidence=confidence
+        )
         for name, (confidence, thresholds) in measured(study).items()
     }
 
@@ -252,7 +292,11 @@ def decode_all(study: Study) -> None:
     pruned = policies("softmax", SOFTMAX, pruning=PRUNING)
     for name in RECIPE:
         study.row(name, "softmax", softmax)
-    study.row("recipe, plain", "softmax, recomputed cache", policies("softmax", SOFTMAX, cache="recompute"))
+    study.row(
+        "recipe, plain",
+        "softmax, recomputed cache",
+        policies("softmax", SOFTMAX, cache="recompute"),
+    )
     for name in ("plain", "exit-aware", "control"):
         study.row(f"numbers, {name}", "softmax", softmax)
     for name in ("plain", "exit-aware", "only .9", "12 layers, plain", "12 layers, exit-aware"):
@@ -260,7 +304,9 @@ def decode_all(study: Study) -> None:
     for measure, (_, values) in measured(study).items():
         for name in ("plain", "exit-aware", f"exit-aware, {measure}", *RECIPE):
             study.row(name, measure, policies(measure, values))
-        study.row("plain", f"{measure}, recomputed cache", policies(measure, values, cache="recompute"))
+        study.row(
+            "plain", f"{measure}, recomputed cache", policies(measure, values, cache="recompute")
+        )
     for name in stages(study):
         study.row(name, "softmax", softmax)
     for name in ("plain", "exit-aware", "pruned", *RECIPE):
@@ -269,9 +315,15 @@ def decode_all(study: Study) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, default=Path("build/exit-aware"), help="folder for checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/exit-aware"), help="folder for checkpoints"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="share of the steps")
-    parser.add_argument("--train", nargs="+", help="train these variants only, beside other processes, and decode none")
+    parser.add_argument(
+        "--train",
+        nargs="+",
+        help="train these variants only, beside other processes, and decode none",
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     study = Study(options.work, options.scale)

@@ -46,7 +46,11 @@ def summary(rows: list[dict]) -> pd.DataFrame:
     for row in rows:
         table = pd.DataFrame(row["table"])
         error = error_of(table)
-        line = {"training": row["training"], "decoding": row["decoding"], "CPU s": row["cpu_seconds"]}
+        line = {
+            "training": row["training"],
+            "decoding": row["decoding"],
+            "CPU s": row["cpu_seconds"],
+        }
         line["full"] = 100 * table[error].iloc[0]
         for depth in DEPTHS:
             line[f"error {depth:g}"] = 100 * at_depth(table, error, depth)
@@ -57,7 +61,10 @@ def summary(rows: list[dict]) -> pd.DataFrame:
 
 
 def draw(
-    axes: plt.Axes, rows: dict[tuple[str, str], pd.DataFrame], chosen: dict[str, tuple[str, str]], column: str
+    axes: plt.Axes,
+    rows: dict[tuple[str, str], pd.DataFrame],
+    chosen: dict[str, tuple[str, str]],
+    column: str,
 ) -> None:
     """Curves over mean depth; hollow marks are static exits of the same models."""
     for colour, (label, key) in enumerate(chosen.items()):
@@ -66,8 +73,22 @@ def draw(
         table = rows[key]
         name = error_of(table) if column == "error" else column
         points, fixed = adaptive(table), static(table)
-        axes.plot(points["layers"], 100 * points[name], "o-", color=f"C{colour}", label=label, markersize=3)
-        axes.plot(fixed["layers"], 100 * fixed[name], "s", color=f"C{colour}", markerfacecolor="none", markersize=4)
+        axes.plot(
+            points["layers"],
+            100 * points[name],
+            "o-",
+            color=f"C{colour}",
+            label=label,
+            markersize=3,
+        )
+        axes.plot(
+            fixed["layers"],
+            100 * fixed[name],
+            "s",
+            color=f"C{colour}",
+            markerfacecolor="none",
+            markersize=4,
+        )
     axes.set_xlabel("mean layers per token")
     axes.grid(alpha=0.3)
 
@@ -76,7 +97,9 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     mpl.rcParams["svg.hashsalt"] = "riskcal"  # the same figure is the same file
     results = json.loads(RESULTS.read_text())
-    rows = {(row["training"], row["decoding"]): pd.DataFrame(row["table"]) for row in results["rows"]}
+    rows = {
+        (row["training"], row["decoding"]): pd.DataFrame(row["table"]) for row in results["rows"]
+    }
     print(json.dumps({key: value for key, value in results.items() if key != "rows"}))
     print(summary(results["rows"]).to_string(index=False, float_format="{:.1f}".format))
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -88,7 +111,10 @@ def main() -> None:
         "shipped: 6,000 more, exit-aware": ("recipe, shipped", "softmax"),
     }
     for ax, column, title in zip(
-        axes, ("error", "distance"), ("phoneme error, %", "distance to the full model, %"), strict=True
+        axes,
+        ("error", "distance"),
+        ("phoneme error, %", "distance to the full model, %"),
+        strict=True,
     ):
         draw(ax, rows, trained, column)
         ax.set(title=title, xlim=(1, 5))
@@ -107,8 +133,12 @@ def main() -> None:
             "exit-aware": ("12 layers, exit-aware", "softmax"),
         },
     }
-    carried = {name: chosen for name, chosen in carried.items() if rows.keys() & set(chosen.values())}
-    figure, axes = plt.subplots(1, len(carried), figsize=(4.5 * len(carried), 3.6), layout="constrained", squeeze=False)
+    carried = {
+        name: chosen for name, chosen in carried.items() if rows.keys() & set(chosen.values())
+    }
+    figure, axes = plt.subplots(
+        1, len(carried), figsize=(4.5 * len(carried), 3.6), layout="constrained", squeeze=False
+    )
     for ax, (name, chosen) in zip(axes[0], carried.items(), strict=True):
         draw(ax, rows, chosen, "distance")
         ax.set(title=f"{name}: distance to the full model, %", xlim=(1, 6), ylim=(0, 30))

@@ -49,7 +49,9 @@ class Forced(Judge):
         super().begin(targets)
         self.position = getattr(self, "position", -2) + 1  # the constructor begins once more
 
-    def look(self, layer: int, state: Tensor, before: Tensor | None) -> tuple[Confidences, Scores | None]:
+    def look(
+        self, layer: int, state: Tensor, before: Tensor | None
+    ) -> tuple[Confidences, Scores | None]:
         """Compute, and answer as told."""
         confidence, scores = super().look(layer, state, before)
         depth = self.depths[self.position % len(self.depths)]
@@ -72,7 +74,9 @@ def recorded_depths(words: int = 200) -> np.ndarray:
     """The exit layers that the policy certified for a textual delta of .1 takes on held-out words, in order."""
     policy = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1).policy()
     decoder = load_example("g2p")
-    held_out = data.splits(data.read_dictionary(data.dictionary_path()))["development"].words[:words]
+    held_out = data.splits(data.read_dictionary(data.dictionary_path()))["development"].words[
+        :words
+    ]
     exits = decoder.generate(*decoder.encode(held_out), policy=policy).exit_layers
     return exits[exits > 0].numpy()
 
@@ -93,19 +97,27 @@ def random_model(seed: int) -> T5ForConditionalGeneration:
         decoder_start_token_id=0,
     )
     model = T5ForConditionalGeneration(config).eval()
-    model.lm_head.weight = torch.nn.Parameter(torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5)
+    model.lm_head.weight = torch.nn.Parameter(
+        torch.randn(config.vocab_size, config.d_model) * config.d_model**-0.5
+    )
     with torch.no_grad():
-        model.lm_head.weight[config.eos_token_id] = 0  # so that every generation has the length asked for
+        model.lm_head.weight[config.eos_token_id] = (
+            0  # so that every generation has the length asked for
+        )
     return model
 
 
 def decode(decoder: EarlyExitT5, policy: ExitPolicy, length: int, input_ids: Tensor) -> int:
-    generation = decoder.generate(input_ids, torch.ones_like(input_ids), policy=policy, max_new_tokens=length)
+    generation = decoder.generate(
+        input_ids, torch.ones_like(input_ids), policy=policy, max_new_tokens=length
+    )
     return int((generation.exit_layers > 0).sum())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--prompt-length", type=int, default=64)
     parser.add_argument("--length", type=int, default=32, help="tokens generated for each prompt")
@@ -120,8 +132,15 @@ def main() -> None:
     decoder = ForcedT5(model, classifier=classifier)
     decoder.depths = recorded_depths()
     shares = efficiency.exit_shares(decoder.depths[None], decoder.n_layers)
-    print(json.dumps(vars(options) | {"torch": torch.__version__, "share of exits by layer": shares.round(3).tolist()}))
-    prompts = [(torch.randint(2, 32_128, (1, options.prompt_length)),) for _ in range(options.prompts)]
+    print(
+        json.dumps(
+            vars(options)
+            | {"torch": torch.__version__, "share of exits by layer": shares.round(3).tolist()}
+        )
+    )
+    prompts = [
+        (torch.randint(2, 32_128, (1, options.prompt_length)),) for _ in range(options.prompts)
+    ]
     ways: dict[str, Callable[..., int]] = {
         name: partial(decode, decoder, policy, options.length) for name, policy in POLICIES.items()
     }

@@ -20,7 +20,9 @@ SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in OTHERS)
 
 
 def git(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False
+    )
 
 
 def outgrown(script: Path) -> str | None:
@@ -43,10 +45,14 @@ def rerun(script: Path) -> None:
     keeps_its_own = script.stem == "exit_aware"
     writes = not keeps_its_own and '"--json"' in script.read_text()
     options = ["--json", str(partial)] if writes else []
-    run = subprocess.run([sys.executable, str(script), *options], check=True, stdout=subprocess.PIPE, text=True)
+    run = subprocess.run(
+        [sys.executable, str(script), *options], check=True, stdout=subprocess.PIPE, text=True
+    )
     print(run.stdout)
     if not keeps_its_own:
-        figures = json.loads(partial.read_text()) if writes else {"printed": run.stdout.splitlines()}
+        figures = (
+            json.loads(partial.read_text()) if writes else {"printed": run.stdout.splitlines()}
+        )
         partial.write_text(json.dumps({"commit": commit} | figures, indent=1) + "\n")
         partial.replace(result)
 

@@ -64,7 +64,9 @@ def numpy_hoeffding_bentkus(mean: Array, n: int, delta: float) -> Array:
     """CALM's own test, all columns at once."""
     r = np.minimum(mean, delta)
     entropy = special.xlogy(r, r / delta) + special.xlogy(1 - r, (1 - r) / (1 - delta))
-    return np.minimum(1, np.minimum(np.exp(-n * entropy), math.e * stats.binom.cdf(np.ceil(n * mean), n, delta)))
+    return np.minimum(
+        1, np.minimum(np.exp(-n * entropy), math.e * stats.binom.cdf(np.ceil(n * mean), n, delta))
+    )
 
 
 def numpy_adaptive_bets(losses: Array, delta: float, level: float = EPSILON) -> float:
@@ -91,7 +93,9 @@ def cpu_times(calls: Calls, rounds: int) -> dict[str, float]:
     """Least CPU seconds of each call; short calls are repeated within a round, very long ones are not made again."""
     best = {name: seconds(call) for name, call in calls.items()}  # compiles, and fills caches
     again = {name: call for name, call in calls.items() if best[name] < 20.0}
-    repeats = {name: max(1, min(200, int(0.02 / max(seconds(call), 1e-6)))) for name, call in again.items()}
+    repeats = {
+        name: max(1, min(200, int(0.02 / max(seconds(call), 1e-6)))) for name, call in again.items()
+    }
     for _ in range(rounds):
         for name, call in again.items():
             best[name] = min(best[name], seconds(call, repeats[name]))
@@ -120,7 +124,11 @@ def peak_growth(call: Callable[[], Any]) -> float:
 
 def memory(field: str) -> int:
     """A figure of this process, in KiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1])
 
 
@@ -128,7 +136,13 @@ def measured(calls: Calls, rounds: int) -> pd.DataFrame:
     """One row per call: milliseconds of CPU, MiB."""
     best = cpu_times(calls, rounds)
     grown = {name: peak_growth(call) for name, call in calls.items()}
-    return pd.DataFrame({"call": list(calls), "ms": [1000 * best[n] for n in calls], "MiB": [grown[n] for n in calls]})
+    return pd.DataFrame(
+        {
+            "call": list(calls),
+            "ms": [1000 * best[n] for n in calls],
+            "MiB": [grown[n] for n in calls],
+        }
+    )
 
 
 # What is compared --------------------------------------------------------------------------------------------------
@@ -148,12 +162,16 @@ def pvalue_table(rounds: int, n: int = 2000, k: int = 1000, few: int = 100) -> p
         "riskcal: convex_order": lambda: pvalues.convex_order(losses, DELTA),
         "riskcal: betting": lambda: pvalues.betting(losses, DELTA, level=EPSILON),
         f"riskcal: betting, {few} columns": lambda: pvalues.betting(some, DELTA, level=EPSILON),
-        f"numpy: WSR, {few} columns": lambda: [numpy_adaptive_bets(column, DELTA) for column in some.T],
+        f"numpy: WSR, {few} columns": lambda: [
+            numpy_adaptive_bets(column, DELTA) for column in some.T
+        ],
     }
     if HAS["riskgate"]:
         calls["riskgate: hb"] = lambda: multirisk.ltt_pvalues([losses], [DELTA], "hb")
     if HAS["MAPIE"]:
-        calls["MAPIE: Hoeffding-Bentkus"] = lambda: mapie.compute_hoeffding_bentkus_p_value(losses.mean(0), n, DELTA)
+        calls["MAPIE: Hoeffding-Bentkus"] = lambda: mapie.compute_hoeffding_bentkus_p_value(
+            losses.mean(0), n, DELTA
+        )
         calls[f"MAPIE: WSR, {few} columns"] = lambda: mapie_bounds(some, EPSILON)
     table = measured(calls, rounds)
     columns = np.where(table["call"].str.contains(f"{few} columns"), few, k)
@@ -169,7 +187,9 @@ def split_table(rounds: int, n: int = 2000, k: int = 100, n_trials: int = 1000) 
     rng = np.random.default_rng(1)
     losses = world.sample(n, rng)
     layers = 8 * (1 - world.saving) + rng.random((n, k))
-    runs = riskcal.Runs.from_arrays(thresholds=world.thresholds, dissimilarity=losses, layers=layers)
+    runs = riskcal.Runs.from_arrays(
+        thresholds=world.thresholds, dissimilarity=losses, layers=layers
+    )
     losses, layers = runs.losses(), runs.values["layers"]
     size = round(0.8 * n)
 
@@ -192,7 +212,9 @@ def split_table(rounds: int, n: int = 2000, k: int = 100, n_trials: int = 1000) 
 
     def by_mapie(sample: Array) -> NDArray[np.bool_]:
         of_k = np.full((1, k), float(size))
-        valid, _ = ltt_procedure(sample.mean(0)[None], np.array([[DELTA]]), EPSILON, of_k, fwer_method="fixed_sequence")
+        valid, _ = ltt_procedure(
+            sample.mean(0)[None], np.array([[DELTA]]), EPSILON, of_k, fwer_method="fixed_sequence"
+        )
         return np.isin(np.arange(k), valid[0])
 
     def ours(test: str) -> Callable[[], pd.DataFrame]:
@@ -247,7 +269,12 @@ def nulls(n: int) -> Iterator[tuple[str, Callable[[int, np.random.Generator], Ar
     """Laws (n, draws) whose mean is just above delta."""
     mean = DELTA * (1 + 1e-9)
     yield "0 or 1", lambda draws, rng: (rng.random((n, draws)) < mean).astype(float)
-    yield "mostly 0", lambda draws, rng: np.where(rng.random((n, draws)) < mean / 0.4, rng.beta(2, 3, (n, draws)), 0.0)
+    yield (
+        "mostly 0",
+        lambda draws, rng: np.where(
+            rng.random((n, draws)) < mean / 0.4, rng.beta(2, 3, (n, draws)), 0.0
+        ),
+    )
     yield "0, rarely .2", lambda draws, rng: np.where(rng.random((n, draws)) < mean / 0.2, 0.2, 0.0)
 
 
@@ -260,20 +287,27 @@ def validity_table(draws: int, n: int = 100) -> pd.DataFrame:
             "riskcal: betting": pvalues.betting(losses, DELTA, level=EPSILON) <= EPSILON,
             "riskcal: convex_order": pvalues.convex_order(losses, DELTA) <= EPSILON,
             "riskcal: hoeffding_bentkus": pvalues.hoeffding_bentkus(losses, DELTA) <= EPSILON,
-            "numpy: Hoeffding-Bentkus": numpy_hoeffding_bentkus(losses.mean(0), n, DELTA) <= EPSILON,
-            "numpy: WSR": np.array([numpy_adaptive_bets(column, DELTA) for column in losses.T]) <= EPSILON,
+            "numpy: Hoeffding-Bentkus": numpy_hoeffding_bentkus(losses.mean(0), n, DELTA)
+            <= EPSILON,
+            "numpy: WSR": np.array([numpy_adaptive_bets(column, DELTA) for column in losses.T])
+            <= EPSILON,
         }
         if name == "0 or 1":
             found["riskcal: binomial"] = pvalues.binomial(losses, DELTA) <= EPSILON
         if HAS["riskgate"]:
             found["riskgate: hb"] = multirisk.ltt_pvalues([losses], [DELTA], "hb")[0] <= EPSILON
             if name == "0 or 1":
-                found["riskgate: binomial"] = multirisk.ltt_pvalues([losses], [DELTA], "binomial")[0] <= EPSILON
+                found["riskgate: binomial"] = (
+                    multirisk.ltt_pvalues([losses], [DELTA], "binomial")[0] <= EPSILON
+                )
         if HAS["MAPIE"]:
             p = mapie.compute_hoeffding_bentkus_p_value(losses.mean(0), n, DELTA)[:, 0]
             found["MAPIE: Hoeffding-Bentkus"] = p <= EPSILON
             whole = losses[:, : draws - draws % 100]
-            bounds = [mapie_bounds(part, EPSILON) for part in np.split(whole, whole.shape[1] // 100, axis=1)]
+            bounds = [
+                mapie_bounds(part, EPSILON)
+                for part in np.split(whole, whole.shape[1] // 100, axis=1)
+            ]
             found["MAPIE: WSR bound (rcps)"] = np.concatenate(bounds) <= DELTA + 1e-12
         rows += [row_of_rate(name, call, rejected) for call, rejected in found.items()]
     for name, decide in procedures(CURVE).items():
@@ -290,12 +324,16 @@ def procedures(world: worlds.World) -> dict[str, Callable[[Array], NDArray[np.bo
         return fwer.fixed_sequence(pvalues.betting(losses, world.delta, level=EPSILON), EPSILON)
 
     def by_riskgate(losses: Array) -> NDArray[np.bool_]:
-        threshold = multirisk.ltt_threshold([losses[:, ::-1]], ascending, [world.delta], EPSILON, "binomial")
+        threshold = multirisk.ltt_threshold(
+            [losses[:, ::-1]], ascending, [world.delta], EPSILON, "binomial"
+        )
         return world.thresholds >= threshold
 
     def by_mapie(losses: Array) -> NDArray[np.bool_]:
         of_k = np.full((1, world.k), float(len(losses)))
-        valid, _ = ltt_procedure(losses.mean(0)[None], np.array([[world.delta]]), EPSILON, of_k, binary=True)
+        valid, _ = ltt_procedure(
+            losses.mean(0)[None], np.array([[world.delta]]), EPSILON, of_k, binary=True
+        )
         return np.isin(np.arange(world.k), valid[0])
 
     found = {"riskcal: betting, fixed sequence": ours}
@@ -315,24 +353,41 @@ def row_of_rate(null: str, name: str, result: Any) -> dict[str, Any]:
         count, trials_ = int(np.sum(result)), len(result)
         low, high = clopper_pearson(count, trials_)
     verdict = "INVALID" if low > EPSILON else "ok"
-    return {"null": null, "call": name, "rate": count / trials_, "low": low, "high": high, "at .05": verdict}
+    return {
+        "null": null,
+        "call": name,
+        "rate": count / trials_,
+        "low": low,
+        "high": high,
+        "at .05": verdict,
+    }
 
 
 def ends(tables: dict[str, pd.DataFrame]) -> list[str]:
     """What had to be reached, and whether it was."""
     p = tables["p-values"].set_index("call")
-    sums = p.loc[["riskcal: hoeffding", "riskcal: hoeffding_bentkus", "riskcal: convex_order"], "x column means"].max()
+    sums = p.loc[
+        ["riskcal: hoeffding", "riskcal: hoeffding_bentkus", "riskcal: convex_order"],
+        "x column means",
+    ].max()
     betting = p.loc["riskcal: betting", "x column means"]
     lines = [
         f"sum-based p-values: {sums:.2f} x column means (end 1.3)",
         f"betting: {betting:.1f} x column means (end 12, aim 8)",
     ]
-    for peer, end in (("numpy: WSR, 100 columns", "no end set"), ("MAPIE: WSR, 100 columns", "end 20")):
+    for peer, end in (
+        ("numpy: WSR, 100 columns", "no end set"),
+        ("MAPIE: WSR, 100 columns", "end 20"),
+    ):
         if peer in p.index:
             factor = p.loc[peer, "us per column"] / p.loc["riskcal: betting", "us per column"]
-            lines.append(f"betting per column: {factor:.0f} x as fast as {peer.split(',')[0]} ({end})")
+            lines.append(
+                f"betting per column: {factor:.0f} x as fast as {peer.split(',')[0]} ({end})"
+            )
     splits = tables["splits"].set_index("call")["ms"]
-    slowest = max(splits[f"riskcal: run_trials, {test}"] for test in ("hoeffding_bentkus", "convex_order"))
+    slowest = max(
+        splits[f"riskcal: run_trials, {test}"] for test in ("hoeffding_bentkus", "convex_order")
+    )
     lines.append(f"1,000 splits, sum-based: {slowest / 1000:.3f} s of CPU (end .1)")
     factor = tables["replay"].set_index("call").loc["riskcal: replay_traces", "x reading"]
     lines.append(f"replay_traces: {factor:.1f} x reading the arrays once (end 3)")
@@ -341,8 +396,12 @@ def ends(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=10_000_000, help="tokens replayed; about 120 bytes each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--tokens", type=int, default=10_000_000, help="tokens replayed; about 120 bytes each"
+    )
     parser.add_argument("--draws", type=int, default=4000, help="draws per null")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -369,8 +428,15 @@ def main() -> None:
     reached = ends(tables)
     print("", *reached, sep="\n")
     if options.json:
-        figures: dict[str, Any] = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        figures |= {"ends": reached, "not installed": absent, "tokens": options.tokens, "machine": platform.machine()}
+        figures: dict[str, Any] = {
+            name: json.loads(table.to_json(orient="records")) for name, table in tables.items()
+        }
+        figures |= {
+            "ends": reached,
+            "not installed": absent,
+            "tokens": options.tokens,
+            "machine": platform.machine(),
+        }
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

@@ -40,7 +40,9 @@ def coins(mean: float) -> tuple[Array, Array]:
 def inflated(mean: float, largest: float = 1.0) -> tuple[Array, Array]:
     """Mostly 0, else evenly spread up to ``largest``."""
     share = 2 * mean / largest
-    return np.r_[0.0, largest * (np.arange(40) + 0.5) / 40], np.r_[1 - share, np.full(40, share / 40)]
+    return np.r_[0.0, largest * (np.arange(40) + 0.5) / 40], np.r_[
+        1 - share, np.full(40, share / 40)
+    ]
 
 
 def quarter(mean: float) -> tuple[Array, Array]:
@@ -89,7 +91,13 @@ def cells() -> Iterator[tuple[str, float, float, int, float]]:
                 for wanted in POWERS:
                     n = smallest(unit, weights, tolerated, level, wanted)
                     if n is not None:
-                        yield name, delta, level, n, neyman_pearson_power(unit, weights, n, tolerated, level)
+                        yield (
+                            name,
+                            delta,
+                            level,
+                            n,
+                            neyman_pearson_power(unit, weights, n, tolerated, level),
+                        )
 
 
 def smallest(values: Array, weights: Array, delta: float, level: float, power: float) -> int | None:
@@ -123,7 +131,9 @@ def other_stakes(losses, delta, upper, level, prior, normal, recalculating):  # 
                 place = -64.0 * short
                 index = min(int(place), normal.size - 2)
                 share = min(place - index, 1.0)
-                bet = (normal[index] * (1.0 - share) + normal[index + 1] * share) / math.sqrt(left * variance)
+                bet = (normal[index] * (1.0 - share) + normal[index + 1] * share) / math.sqrt(
+                    left * variance
+                )
             bet = min(bet, cap)
             until = t + min(max(left // 20, 1), 16)
             factor = 1.0
@@ -137,7 +147,9 @@ def other_stakes(losses, delta, upper, level, prior, normal, recalculating):  # 
     return best
 
 
-def rejections(losses: Array, delta: float, level: float, low: float) -> dict[str, NDArray[np.bool_]]:
+def rejections(
+    losses: Array, delta: float, level: float, low: float
+) -> dict[str, NDArray[np.bool_]]:
     """Which of k samples (n, k) each test rejects."""
     known = {"lower": low, "upper": 1.0}
     prior = (delta - low) * (1.0 - delta) * (0.05 if low < 0 else 1.0)
@@ -156,7 +168,13 @@ def rejections(losses: Array, delta: float, level: float, low: float) -> dict[st
 
 
 def row(
-    name: str, delta: float, level: float, n: int, limit: float, draws: int, rng: np.random.Generator
+    name: str,
+    delta: float,
+    level: float,
+    n: int,
+    limit: float,
+    draws: int,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     """Powers in one cell, on common draws."""
     mean = delta * SHARE.get(name, 0.7 if delta == 0.3 else 0.5)
@@ -165,7 +183,10 @@ def row(
     at_once = max(min(k, 4_000_000 // n), 1)
     parts = [
         rejections(
-            rng.choice(values, (n, min(at_once, k - first)), p=weights), delta, level, -1.0 if name == "signed" else 0.0
+            rng.choice(values, (n, min(at_once, k - first)), p=weights),
+            delta,
+            level,
+            -1.0 if name == "signed" else 0.0,
         )
         for first in range(0, k, at_once)
     ]
@@ -179,13 +200,23 @@ def row(
 
     best = max((test for test in power if test != "betting"), key=power.__getitem__)
     holds = behind("convex_order") <= 0.02 and behind(best) <= 0.03
-    cell = {"law": name, "delta": delta, "mean": mean, "level": level, "n": n, "draws": k, "limit": limit}
+    cell = {
+        "law": name,
+        "delta": delta,
+        "mean": mean,
+        "level": level,
+        "n": n,
+        "draws": k,
+        "limit": limit,
+    }
     return cell | power | {"best other": best, "holds": holds}
 
 
 def main() -> None:
     """Print the grid, and what does not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--draws", type=int, default=4000, help="samples of a cell, at most")
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()

@@ -31,7 +31,9 @@ CLOCKS = {"seconds": time.perf_counter, "CPU seconds": time.process_time}
 COLUMNS = ["prompt", "threshold", "dissimilarity", "layers", "tokens"]
 
 
-def plain(decoder: EarlyExitT5, template: riskcal.ExitPolicy, batch_size: int, words: list[str]) -> pd.DataFrame:
+def plain(
+    decoder: EarlyExitT5, template: riskcal.ExitPolicy, batch_size: int, words: list[str]
+) -> pd.DataFrame:
     """Every word at every threshold, in batches of consecutive words."""
     rows = []
     for start in range(0, len(words), batch_size):
@@ -45,11 +47,20 @@ def plain(decoder: EarlyExitT5, template: riskcal.ExitPolicy, batch_size: int, w
             full = full or outputs
             tokens = (exits > 0).sum(1)
             distances = map(token_distance, outputs, full)
-            rows += zip(batch, [threshold] * len(batch), distances, exits.sum(1) / tokens, tokens, strict=True)
+            rows += zip(
+                batch,
+                [threshold] * len(batch),
+                distances,
+                exits.sum(1) / tokens,
+                tokens,
+                strict=True,
+            )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def recorded(decoder: EarlyExitT5, template: riskcal.ExitPolicy, batch_size: int, words: list[str]) -> pd.DataFrame:
+def recorded(
+    decoder: EarlyExitT5, template: riskcal.ExitPolicy, batch_size: int, words: list[str]
+) -> pd.DataFrame:
     """The same by `record`, files and all."""
     with tempfile.TemporaryDirectory() as folder:
         out = record(
@@ -72,11 +83,17 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Measure, compare the tables, print, and write the figures if asked to, turn by turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--words", type=int, default=2000)
-    parser.add_argument("--turn", type=int, default=250, help="words per turn, and per file of the recording")
+    parser.add_argument(
+        "--turn", type=int, default=250, help="words per turn, and per file of the recording"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--batching", default="regroup", help="how batches are decoded; the tokens are the same")
+    parser.add_argument(
+        "--batching", default="regroup", help="how batches are decoded; the tokens are the same"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -99,11 +116,27 @@ def main() -> None:
         for name in names[turn % 3 :] + names[: turn % 3]:
             begun = {clock: read() for clock, read in CLOCKS.items()}
             tables[name] = in_order(ways[name](chunk))
-            rows.append({"turn": turn, "way": name} | {clock: read() - begun[clock] for clock, read in CLOCKS.items()})
-        different += sum(int((tables[name] != tables["record"]).any(axis=1).sum()) for name in names)
-        conditions = {"batch size": options.batch_size, "batching": options.batching, "threads": options.threads}
-        conditions |= {"words": start + len(chunk), "thresholds": len(GRID), "torch": torch.__version__}
-        text = json.dumps({"conditions": conditions, "rows that differ": different} | figures(rows, names), indent=2)
+            rows.append(
+                {"turn": turn, "way": name}
+                | {clock: read() - begun[clock] for clock, read in CLOCKS.items()}
+            )
+        different += sum(
+            int((tables[name] != tables["record"]).any(axis=1).sum()) for name in names
+        )
+        conditions = {
+            "batch size": options.batch_size,
+            "batching": options.batching,
+            "threads": options.threads,
+        }
+        conditions |= {
+            "words": start + len(chunk),
+            "thresholds": len(GRID),
+            "torch": torch.__version__,
+        }
+        text = json.dumps(
+            {"conditions": conditions, "rows that differ": different} | figures(rows, names),
+            indent=2,
+        )
         print(text, flush=True)
         if options.json:  # after each turn: a run that is cut off leaves what it has
             options.json.write_text(text + "\n", encoding="utf-8")

@@ -28,7 +28,9 @@ FULL = "full model"
 Array = NDArray[np.float64]
 
 
-def settings(layers: list[int], lengths: list[int], confidences: list[float]) -> dict[str, dict[str, Any]]:
+def settings(
+    layers: list[int], lengths: list[int], confidences: list[float]
+) -> dict[str, dict[str, Any]]:
     """Arguments of `EarlyExitT5.speculate`, by name."""
     chosen: dict[str, dict[str, Any]] = {}
     for layer in layers:
@@ -40,17 +42,26 @@ def settings(layers: list[int], lengths: list[int], confidences: list[float]) ->
     return chosen
 
 
-def full(decoder: EarlyExitT5, input_ids: torch.Tensor, mask: torch.Tensor, sampling: Sampling | None = None) -> int:
+def full(
+    decoder: EarlyExitT5,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    sampling: Sampling | None = None,
+) -> int:
     """Generate with the full model, and count the tokens."""
     return decoder.generate(input_ids, mask, policy=ExitPolicy(sampling=sampling)).tokens.shape[1]
 
 
-def speculating(decoder: EarlyExitT5, asked: dict[str, Any], input_ids: torch.Tensor, mask: torch.Tensor) -> int:
+def speculating(
+    decoder: EarlyExitT5, asked: dict[str, Any], input_ids: torch.Tensor, mask: torch.Tensor
+) -> int:
     """Speculate, and count the tokens."""
     return decoder.speculate(input_ids, mask, **asked).tokens.shape[1]
 
 
-def counts(decoder: EarlyExitT5, chosen: dict[str, dict[str, Any]], words: list[str]) -> pd.DataFrame:
+def counts(
+    decoder: EarlyExitT5, chosen: dict[str, dict[str, Any]], words: list[str]
+) -> pd.DataFrame:
     """What each setting drafts, and of how many words all tokens are the full model's."""
     prompts = decoder.encode(words)
     tokens = decoder.generate(*prompts).tokens
@@ -58,7 +69,10 @@ def counts(decoder: EarlyExitT5, chosen: dict[str, dict[str, Any]], words: list[
     for name, asked in chosen.items():
         found = decoder.speculate(*prompts, **asked)
         same = (found.tokens == tokens).all(1).sum() if found.tokens.shape == tokens.shape else 0
-        layers = asked["draft_layer"] * found.drafted.sum() + decoder.n_layers * found.verifications.sum()
+        layers = (
+            asked["draft_layer"] * found.drafted.sum()
+            + decoder.n_layers * found.verifications.sum()
+        )
         emitted = int((found.accepted + found.verifications).sum())
         rows.append(
             {
@@ -72,7 +86,9 @@ def counts(decoder: EarlyExitT5, chosen: dict[str, dict[str, Any]], words: list[
     return pd.DataFrame(rows)
 
 
-def timings(ways: dict[str, Callable[..., int]], prompts: list[tuple[torch.Tensor, ...]], rounds: int) -> pd.DataFrame:
+def timings(
+    ways: dict[str, Callable[..., int]], prompts: list[tuple[torch.Tensor, ...]], rounds: int
+) -> pd.DataFrame:
     """Seconds and tokens of every way of generating, for every prompt and round; the first round warms up."""
     rows, names = [], list(ways)
     for round_ in tqdm(range(rounds + 1), desc="rounds"):
@@ -94,7 +110,9 @@ def time_table(times: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
 
 
 @torch.inference_mode()
-def sampled_acceptance(decoder: EarlyExitT5, words: list[str], layers: list[int], sampling: Sampling) -> pd.DataFrame:
+def sampled_acceptance(
+    decoder: EarlyExitT5, words: list[str], layers: list[int], sampling: Sampling
+) -> pd.DataFrame:
     """Probability that a drafted token is accepted along the full model's sampled texts, averaged over positions.
 
     Rejection sampling accepts ``1 - TV(p, q)``, the most that is possible. Common Gumbel noise draws the same token from p and
@@ -105,7 +123,9 @@ def sampled_acceptance(decoder: EarlyExitT5, words: list[str], layers: list[int]
     for word in words:
         input_ids, mask = decoder.encode([word])
         said = decoder.generate(input_ids, mask, policy=ExitPolicy(sampling=sampling)).tokens
-        before = torch.cat([torch.full((1, 1), model.config.decoder_start_token_id), said[:, :-1]], 1)
+        before = torch.cat(
+            [torch.full((1, 1), model.config.decoder_start_token_id), said[:, :-1]], 1
+        )
         output = model(
             input_ids=input_ids,
             attention_mask=mask,
@@ -144,19 +164,33 @@ def law(logits: torch.Tensor, temperature: float) -> Array:
 def common_noise(p: Array, q: Array) -> Array:
     """(T,): probability that the same Gumbel noise draws one token from both."""
     log_p, log_q = np.log(p), np.log(q)
-    ratios = np.maximum(log_p[:, None, :] - log_p[:, :, None], log_q[:, None, :] - log_q[:, :, None])
+    ratios = np.maximum(
+        log_p[:, None, :] - log_p[:, :, None], log_q[:, None, :] - log_q[:, :, None]
+    )
     return np.asarray((1 / np.exp(ratios).sum(2)).sum(1))
 
 
 def main() -> None:
     """Measure, print two tables, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--words", type=int, default=100, help="words timed")
-    parser.add_argument("--count-words", type=int, default=300, help="words on which acceptance is counted")
+    parser.add_argument(
+        "--count-words", type=int, default=300, help="words on which acceptance is counted"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3, 4], help="draft layers")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6], help="draft lengths")
-    parser.add_argument("--confidences", type=float, nargs="*", default=[0.3, 0.7], help="margins at which drafts stop")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6], help="draft lengths"
+    )
+    parser.add_argument(
+        "--confidences",
+        type=float,
+        nargs="*",
+        default=[0.3, 0.7],
+        help="margins at which drafts stop",
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -167,20 +201,31 @@ def main() -> None:
     chosen = settings(options.layers, options.lengths, options.confidences)
     ways: dict[str, Callable[..., int]] = {FULL: partial(full, decoder)}
     ways |= {name: partial(speculating, decoder, asked) for name, asked in chosen.items()}
-    times = timings(ways, [decoder.encode([word]) for word in words[: options.words]], options.rounds)
+    times = timings(
+        ways, [decoder.encode([word]) for word in words[: options.words]], options.rounds
+    )
     fast = time_table(times, counts(decoder, chosen, words[: options.count_words]))
     accepted = pd.concat(
-        sampled_acceptance(decoder, words[: options.count_words], options.layers, Sampling(temperature=tau))
+        sampled_acceptance(
+            decoder, words[: options.count_words], options.layers, Sampling(temperature=tau)
+        )
         for tau in (0.5, 1.0, 1.5)
     )
-    conditions = {name: getattr(options, name) for name in ("threads", "words", "count_words", "rounds")}
+    conditions = {
+        name: getattr(options, name) for name in ("threads", "words", "count_words", "rounds")
+    }
     conditions["torch"] = torch.__version__
-    print(", ".join(f"{name} {value}" for name, value in conditions.items()) + "; batch 1, encoder included\n")
+    print(
+        ", ".join(f"{name} {value}" for name, value in conditions.items())
+        + "; batch 1, encoder included\n"
+    )
     print(fast.to_string(index=False, float_format="%.3f"), end="\n\n")
     print(accepted.to_string(index=False, float_format="%.3f"))
     if options.json:
         tables = {"time": fast, "accepted": accepted}
-        figures = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}  # NaN as null
+        figures = {
+            name: json.loads(table.to_json(orient="records")) for name, table in tables.items()
+        }  # NaN as null
         figures["conditions"] = conditions
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -75,11 +75,17 @@ def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCost
     """
     times = _validate.array(seconds, "seconds", ndim=(1,))
     if len(works) != times.size:
-        raise RiskcalError(f"seconds: {times.size} given for {len(works)} batches; give one time per batch.")
+        raise RiskcalError(
+            f"seconds: {times.size} given for {len(works)} batches; give one time per batch."
+        )
     if (bad := times <= 0).any():
-        raise RiskcalError(f"seconds: {times[bad][0]:g} at index {_validate.first(bad)}; a time is above 0.")
+        raise RiskcalError(
+            f"seconds: {times[bad][0]:g} at index {_validate.first(bad)}; a time is above 0."
+        )
     sizes = sorted({max(work.rows) for work in works})
-    counts = np.array([[*_call_shares(work, sizes), work.steps] for work in works], dtype=np.float64)
+    counts = np.array(
+        [[*_call_shares(work, sizes), work.steps] for work in works], dtype=np.float64
+    )
     relative = counts / times[:, None]
     if np.linalg.matrix_rank(relative / np.linalg.norm(relative, axis=0)) < counts.shape[1]:
         raise RiskcalError(

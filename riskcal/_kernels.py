@@ -58,7 +58,21 @@ def ranks_by_bucket(needed, low, scale, top):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def replay_means(  # type: ignore[no-untyped-def]
-    confidence, outcome, start, row_of, first, needed, table, low, scale, offset, sign, steps, losses, layers, met
+    confidence,
+    outcome,
+    start,
+    row_of,
+    first,
+    needed,
+    table,
+    low,
+    scale,
+    offset,
+    sign,
+    steps,
+    losses,
+    layers,
+    met,
 ):
     """Per prompt and threshold: means over its tokens of ``offset + sign outcome`` at the exit and of the exit layer.
 
@@ -73,7 +87,10 @@ def replay_means(  # type: ignore[no-untyped-def]
     tile, one = 256, np.uintp(1)
     top = float(table.shape[1] - 1)
     k = losses.shape[1]
-    width, from_layer = np.uintp(confidence.shape[1]), np.uintp(first)  # unsigned: numba need not wrap such an index
+    width, from_layer = (
+        np.uintp(confidence.shape[1]),
+        np.uintp(first),
+    )  # unsigned: numba need not wrap such an index
     where = np.empty(tile * (confidence.shape[1] + 1), dtype=np.uint32)
     value = np.empty(where.size, dtype=confidence.dtype)
     bucket = np.empty(where.size, dtype=np.uint32)
@@ -120,7 +137,9 @@ def replay_means(  # type: ignore[no-untyped-def]
                         met[rank - 1] = True
                 here, following = np.uintp(where[q]), np.uintp(where[q + one])
                 reached = np.uintp(rank)
-                steps[reached] = steps[reached] + outcomes[origin + following] - outcomes[origin + here]
+                steps[reached] = (
+                    steps[reached] + outcomes[origin + following] - outcomes[origin + here]
+                )
                 depth[reached] += np.int64(following - here)
         count = 0
         for j in range(k):
@@ -185,7 +204,10 @@ CAP = 0.99  # the largest stake, over the one that a loss at the upper bound wou
 PSEUDO_ROWS = 8.0  # rows at the prior variance that the variance starts from
 PSEUDO_EVENTS = 0.1  # losses at the upper bound that the size of a loss starts from
 OBSERVED = 0.2  # share of the observed variance, where losses of that size would have a larger one at delta
-FEW, MANY = 5.0, 20.0  # expected losses left: up to few they are counted, as a Poisson number; many count as normal
+FEW, MANY = (
+    5.0,
+    20.0,
+)  # expected losses left: up to few they are counted, as a Poisson number; many count as normal
 _STEPS, _ROWS = 8, 37  # the table's expected numbers: their roots from 0 to 4.5, in eighths
 _PLACES, _COLUMNS = 16, 193  # and its log prices: 0 to -12
 
@@ -275,7 +297,17 @@ def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # t
         while t < n:
             left = n - t
             for j in range(size):
-                wanted = stake(log_capital[j] + target, left, margin, width, total[j], squares[j], t, prior, hedge)
+                wanted = stake(
+                    log_capital[j] + target,
+                    left,
+                    margin,
+                    width,
+                    total[j],
+                    squares[j],
+                    t,
+                    prior,
+                    hedge,
+                )
                 bet[j] = min(wanted, cap)
             until = t + min(max(left // 20, 1), 16)
             for i in range(t, until):
@@ -315,7 +347,9 @@ def stakes(short_of_target, left, margin, width, totals, squares, rows, prior, h
     """`stake` of each of several candidates (k,), at most the cap."""
     wanted = np.empty(totals.size)
     for j in range(totals.size):
-        one = stake(short_of_target[j], left, margin, width, totals[j], squares[j], rows, prior, hedge)
+        one = stake(
+            short_of_target[j], left, margin, width, totals[j], squares[j], rows, prior, hedge
+        )
         wanted[j] = min(one, CAP / (width - margin))
     return wanted
 
@@ -335,7 +369,9 @@ def wins(column, rows, delta, lower, upper, level, prior, hedge):  # type: ignor
         left = m - t
         if log_capital + left * fastest < needed - 1e-6:
             return False
-        bet = min(stake(log_capital + target, left, margin, width, total, squares, t, prior, hedge), cap)
+        bet = min(
+            stake(log_capital + target, left, margin, width, total, squares, t, prior, hedge), cap
+        )
         until = t + min(max(left // 20, 1), 16)
         factor = 1.0
         for i in range(t, until):
@@ -371,14 +407,22 @@ def rejected_deltas(columns, deltas, lower, upper, level, priors, hedge):  # typ
     for j in range(columns.shape[0]):
         total = sum_of(columns[j], rows)
         for d in range(deltas.size):
-            if total >= n * deltas[d] or not wins(columns[j], rows, deltas[d], lower, upper, level, priors[d], hedge):
+            if total >= n * deltas[d] or not wins(
+                columns[j], rows, deltas[d], lower, upper, level, priors[d], hedge
+            ):
                 break
             rejected[j] += 1
     return rejected
 
 
 def count_rejected(
-    columns: FloatArray, deltas: FloatArray, *, lower: float, upper: float, level: float, priors: FloatArray
+    columns: FloatArray,
+    deltas: FloatArray,
+    *,
+    lower: float,
+    upper: float,
+    level: float,
+    priors: FloatArray,
 ) -> NDArray[np.int64]:
     """Leading ``deltas`` (descending) that betting rejects, per row of ``columns`` (k, n); see `riskcal.bounds.betting`."""
     result: NDArray[np.int64] = rejected_deltas(columns, deltas, lower, upper, level, priors, HEDGE)
@@ -409,7 +453,9 @@ def predictable_plug_in(losses, delta, log_target):  # type: ignore[no-untyped-d
     return largest, bound
 
 
-def predictable_bernstein(losses: FloatArray, delta: float, *, level: float) -> tuple[FloatArray, FloatArray]:
+def predictable_bernstein(
+    losses: FloatArray, delta: float, *, level: float
+) -> tuple[FloatArray, FloatArray]:
     """Largest log capital and smallest bound per column; see `riskcal.pvalues.predictable_bernstein`."""
     largest, bound = predictable_plug_in(np.ascontiguousarray(losses), delta, -math.log(level))
     return largest, bound
@@ -457,7 +503,9 @@ def betting_prefix(columns, splits, deltas, lower, upper, level, priors, hedge):
     for d in range(deltas.size):
         for s in range(len(splits)):
             for j in range(len(columns)):
-                if not wins(columns[j], splits[s], deltas[d], lower, upper, level, priors[d], hedge):
+                if not wins(
+                    columns[j], splits[s], deltas[d], lower, upper, level, priors[d], hedge
+                ):
                     break
                 if sum_of(columns[j], splits[s]) >= splits.shape[1] * deltas[d]:
                     break
@@ -476,7 +524,9 @@ def count_certified(
     priors: FloatArray,
 ) -> NDArray[np.int64]:
     """Leading rows of ``columns`` (k, n) that betting certifies, per delta and split; see `riskcal.trials.run_trials`."""
-    result: NDArray[np.int64] = betting_prefix(columns, splits, deltas, lower, upper, level, priors, HEDGE)
+    result: NDArray[np.int64] = betting_prefix(
+        columns, splits, deltas, lower, upper, level, priors, HEDGE
+    )
     return result
 
 
@@ -494,7 +544,19 @@ def head_exits(confidence, agrees, prompt, thresholds, exits, errors):  # type: 
 
 @njit(cache=True)
 def head_levels(  # type: ignore[no-untyped-def]
-    level, count, agrees, start, used, weight, agreement, max_tokens, n, quantile, target, margin, chosen
+    level,
+    count,
+    agrees,
+    start,
+    used,
+    weight,
+    agreement,
+    max_tokens,
+    n,
+    quantile,
+    target,
+    margin,
+    chosen,
 ):
     """The boldest level of each used head, one after the other, that a pilot projects to be certified; returns the saving.
 
@@ -525,7 +587,9 @@ def head_levels(  # type: ignore[no-untyped-def]
                     step = (errors[g] - (1.0 - agreement) * exits[g]) / max_tokens
                     total[g] += exits[g]
                     first[g] += step
-                    second[g] += step * (step + 2.0 * excess)  # by how much the square of the excess grows
+                    second[g] += step * (
+                        step + 2.0 * excess
+                    )  # by how much the square of the excess grows
                     excess += step
                     exits[g], errors[g] = 0.0, 0.0
         total, first, second = np.cumsum(total), np.cumsum(first), np.cumsum(second)

@@ -42,7 +42,10 @@ def opened(log: str) -> Iterator[TextIO]:
 
 
 def entries(
-    file: TextIO, name: str, sampling_rate: float, counted: Callable[[float, float], Any] | None = None
+    file: TextIO,
+    name: str,
+    sampling_rate: float,
+    counted: Callable[[float, float], Any] | None = None,
 ) -> Iterator[Entry]:
     """Every loss of a log, one at a time as its lines come; a log without any is refused.
 
@@ -56,20 +59,30 @@ def entries(
             if row is _END:
                 break
             record = row if isinstance(row, Mapping) else {"loss": row}
-            if "loss" not in record and counted is not None and {"exits", "errors"} <= record.keys():
+            if (
+                "loss" not in record
+                and counted is not None
+                and {"exits", "errors"} <= record.keys()
+            ):
                 loss = counted(float(record["exits"]), float(record["errors"]))
             else:
                 loss = float(record["loss"])
             yield Entry(number, loss, float(record.get("rate", sampling_rate)))
         except KeyError:
             wanted = "loss" if counted is None else "loss, and not both of exits and errors"
-            raise RiskcalError(f"{name}: row {number} has no {wanted}; it has {_listed(record)}. {_REMEDY}") from None
+            raise RiskcalError(
+                f"{name}: row {number} has no {wanted}; it has {_listed(record)}. {_REMEDY}"
+            ) from None
         except RiskcalError as error:
-            raise RiskcalError(f"{name}: row {number}: {str(error).replace(' at index 0', '')}") from None
+            raise RiskcalError(
+                f"{name}: row {number}: {str(error).replace(' at index 0', '')}"
+            ) from None
         except (ValueError, TypeError, csv.Error) as error:
             raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
     if number == 0:
-        raise RiskcalError(f"{name}: holds no loss, so that nothing can be said of the requests. {_REMEDY}")
+        raise RiskcalError(
+            f"{name}: holds no loss, so that nothing can be said of the requests. {_REMEDY}"
+        )
 
 
 def _rows(file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
@@ -87,17 +100,23 @@ def _array(text: str, name: str) -> Iterator[Any]:
     try:
         return iter(json.loads(text))
     except ValueError as error:
-        raise RiskcalError(f"{name}: begins like a JSON array but is none ({error}). {_REMEDY}") from None
+        raise RiskcalError(
+            f"{name}: begins like a JSON array but is none ({error}). {_REMEDY}"
+        ) from None
 
 
 def _table(lines: Iterator[str], name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
     table = csv.DictReader(lines)
     header = list(table.fieldnames or [])
     if header and not any(column in header for column in wanted):
-        raise RiskcalError(f"{name}: has no column {' or '.join(wanted)}; its columns are {_listed(header)}. {_REMEDY}")
+        raise RiskcalError(
+            f"{name}: has no column {' or '.join(wanted)}; its columns are {_listed(header)}. {_REMEDY}"
+        )
     twice = [column for column in (*wanted, "rate") if header.count(column) > 1]
     if twice:
-        raise RiskcalError(f"{name}: has the column {twice[0]} {header.count(twice[0])} times; keep one.")
+        raise RiskcalError(
+            f"{name}: has the column {twice[0]} {header.count(twice[0])} times; keep one."
+        )
     return table
 
 

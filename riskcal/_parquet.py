@@ -18,7 +18,9 @@ _BLANK = b"0" * 2 * _SIZE
 
 def write(table: pa.Table, path: Path) -> None:
     """Write a table; page checksums alone would leave names, types and counts of rows unprotected."""
-    with pa.parquet.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
+    with pa.parquet.ParquetWriter(
+        path, table.schema, compression="zstd", write_page_checksum=True
+    ) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({KEY: _BLANK})
     with path.open("r+b") as file:

@@ -50,9 +50,13 @@ class Problem:
     digest: str
     stopped: Stop | None = None  # why lower thresholds were never run
     weighting: Weighting = "prompts"  # what the mean is taken over
-    sizes: NDArray[np.intp] | None = None  # requests of each unit, where these count and not the clusters
+    sizes: NDArray[np.intp] | None = (
+        None  # requests of each unit, where these count and not the clusters
+    )
     max_cluster: int | None = None
-    nameless: bool = False  # units have no ids but their numbers, and may have been sorted by outcome
+    nameless: bool = (
+        False  # units have no ids but their numbers, and may have been sorted by outcome
+    )
 
     @property
     def n(self) -> int:
@@ -107,7 +111,10 @@ class Problem:
         """The same problem on some of the candidates, in this order."""
         return replace(
             self,
-            risks=tuple(risk._replace(losses=np.ascontiguousarray(risk.losses[:, which])) for risk in self.risks),
+            risks=tuple(
+                risk._replace(losses=np.ascontiguousarray(risk.losses[:, which]))
+                for risk in self.risks
+            ),
             candidates=self.candidates.iloc[which].reset_index(drop=True),
             costs={name: cost[:, which] for name, cost in self.costs.items()},
         )
@@ -119,11 +126,17 @@ def plain(value: Any) -> str:
         return str(value)
     number = float(value)
     written = (f"{number:.{digits}g}" for digits in range(6, 18))
-    return next((text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number))
+    return next(
+        (text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number)
+    )
 
 
 def from_runs(
-    runs: Runs, deltas: Mapping[str, Any], *, weighting: str | None = None, max_cluster: int | None = None
+    runs: Runs,
+    deltas: Mapping[str, Any],
+    *,
+    weighting: str | None = None,
+    max_cluster: int | None = None,
 ) -> Problem:
     """The problem of controlling each objective of recorded runs at its delta."""
     if runs.source == "replayed" and not runs.exact:
@@ -145,7 +158,11 @@ def from_runs(
     def cost(per_prompt: Floats) -> Floats:
         """Rows whose mean is the mean over clusters, or over requests."""
         means = runs.unit_means(per_prompt)
-        return means if sizes is None else means * (sizes * (runs.n / sizes.sum())).reshape(-1, *[1] * (means.ndim - 1))
+        return (
+            means
+            if sizes is None
+            else means * (sizes * (runs.n / sizes.sum())).reshape(-1, *[1] * (means.ndim - 1))
+        )
 
     problem = Problem(
         risks=tuple(risks),
@@ -156,7 +173,11 @@ def from_runs(
         unit="clusters" if "cluster" in runs.labels else "prompts",
         digest=runs.digest(),
         stopped=None if runs.stopped is None else _stop(runs.stopped),
-        weighting="requests" if sizes is not None else "clusters" if "cluster" in runs.labels else "prompts",
+        weighting="requests"
+        if sizes is not None
+        else "clusters"
+        if "cluster" in runs.labels
+        else "prompts",
         sizes=sizes,
         max_cluster=max_cluster,
     )
@@ -164,7 +185,11 @@ def from_runs(
         return problem
     if "cluster" not in runs.labels:
         return replace(problem, nameless=True)
-    means = [runs.unit_means(runs.values[name]) for name in ("dissimilarity", "risk") if name in runs.values]
+    means = [
+        runs.unit_means(runs.values[name])
+        for name in ("dissimilarity", "risk")
+        if name in runs.values
+    ]
     return _by_content(problem, *(column for mean in means for column in mean.T))
 
 
@@ -198,7 +223,9 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
             )
     if weighting != "requests":
         if max_cluster is not None:
-            raise RiskcalError("max_cluster: belongs to weighting='requests'; give that too, or leave it out.")
+            raise RiskcalError(
+                "max_cluster: belongs to weighting='requests'; give that too, or leave it out."
+            )
         if weighting is None:
             warn_of_sizes(runs, stacklevel=6)
         return None
@@ -290,7 +317,9 @@ def from_arrays(
     descending, rows = np.argsort(-grid, kind="stable"), len(matrix)
     if prompts is None:
         units, nameless = np.arange(rows), True
-        hashed = np.random.default_rng(0).permutation(rows)  # as in certificates of earlier versions
+        hashed = np.random.default_rng(0).permutation(
+            rows
+        )  # as in certificates of earlier versions
     else:
         matrix, units = _average_within(matrix, prompts)
         nameless, hashed = records.numbered(units), np.arange(len(units))
@@ -301,7 +330,9 @@ def from_arrays(
             )
     hasher = hashlib.blake2b(digest_size=16)
     for first in range(0, len(matrix), 4096):  # in parts: one copy of the whole is enough
-        hasher.update(np.ascontiguousarray(matrix[np.ix_(hashed[first : first + 4096], descending)]).data)
+        hasher.update(
+            np.ascontiguousarray(matrix[np.ix_(hashed[first : first + 4096], descending)]).data
+        )
     hasher.update(grid[descending].data)
     order = np.arange(len(units))
     if nameless:
@@ -358,13 +389,17 @@ def mean_cost(problem: Problem, cost: str) -> Floats:
         mean: Floats = problem.costs[cost].mean(0)
         return mean
     if problem.several:
-        raise RiskcalError(f"cost: {cost!r} was not recorded; choosing among several coordinates needs it.")
+        raise RiskcalError(
+            f"cost: {cost!r} was not recorded; choosing among several coordinates needs it."
+        )
     return problem.candidates["threshold"].to_numpy(dtype=np.float64)
 
 
 def _excess(pilot: Problem) -> Floats:
     """Mean loss above tolerance, relative to the loss's range; of several risks the worst."""
-    worst: Floats = np.max([(pilot.mean(risk) - risk.delta) / risk.width for risk in pilot.risks], axis=0)
+    worst: Floats = np.max(
+        [(pilot.mean(risk) - risk.delta) / risk.width for risk in pilot.risks], axis=0
+    )
     return worst
 
 

@@ -41,7 +41,9 @@ class Law:
         result: Floats = np.sqrt((1.0 - self.share) * squares[0] + self.share * squares[1:].mean(0))
         return result
 
-    def samples(self, n: int, *, pilot: int = 0, ordered: bool) -> "list[tuple[Sample | None, Sample]]":
+    def samples(
+        self, n: int, *, pilot: int = 0, ordered: bool
+    ) -> "list[tuple[Sample | None, Sample]]":
         """Samples of n rows, the first ``pilot`` of them by themselves, in parts that fit into memory.
 
         If not ``ordered``, perhaps only how often each row came is drawn. The same for the same n. If all rows are alike,
@@ -64,8 +66,12 @@ class Law:
         if not ordered:
             others = rng.binomial(n, self.share, size=draws)
             counts = rng.multinomial(others, np.full(m, 1.0 / m))
-            return Sample(self.values, n, np.column_stack([n - others, counts]).astype(np.float64), ordered)
-        which = rng.integers(1, m + 1, size=(n, draws), dtype=np.uint16 if m < 2**16 - 1 else np.uint32)
+            return Sample(
+                self.values, n, np.column_stack([n - others, counts]).astype(np.float64), ordered
+            )
+        which = rng.integers(
+            1, m + 1, size=(n, draws), dtype=np.uint16 if m < 2**16 - 1 else np.uint32
+        )
         if self.share < 1.0:
             which *= rng.random((n, draws), dtype=np.float32) < self.share
         return Sample(self.values, n, which, ordered)
@@ -92,7 +98,9 @@ class Sample(NamedTuple):
     def totals(self, column: int, *, power: int = 1) -> Floats:
         """Sums over the rows of one column's losses to this power, (draws,)."""
         values = self.values[:, column] ** power
-        total: Floats = np.sum(values[self.drawn], axis=0) if self.ordered else np.asarray(self.drawn @ values)
+        total: Floats = (
+            np.sum(values[self.drawn], axis=0) if self.ordered else np.asarray(self.drawn @ values)
+        )
         return total
 
 
@@ -126,7 +134,9 @@ def of_moments(mean: float, deviation: float, *, bins: int = 4096) -> Law:
     edges[0] = 1.0
     above = mean * special.betaincc(a + 1.0, b, edges)  # the mean's part from each edge up
     usual = (mean - above[-1]) / (1.0 - share) if share < 1.0 else 0.0
-    inside = np.clip(np.diff(above) * bins / share, edges[1:], edges[:-1])  # next to 1, edges coincide
+    inside = np.clip(
+        np.diff(above) * bins / share, edges[1:], edges[:-1]
+    )  # next to 1, edges coincide
     return Law(np.append(usual, inside)[:, None], share)
 
 
@@ -146,15 +156,25 @@ def scaled(law: Law, delta: Floats, n: int, upper: Floats) -> tuple[Law, Floats,
     f = min(n, _EVENTS / max(law.share, 1e-300)) / _ROWS_OF_RARE
     if f > 1.0 and law.share > 0.0 and gap > 0.0:
         f = max(1.0, min(f, 0.05 / law.share, 0.1 / gap))
-        law, delta, n = replace(law, share=law.share * f), usual + f * (delta - usual), math.ceil(n / f)
+        law, delta, n = (
+            replace(law, share=law.share * f),
+            usual + f * (delta - usual),
+            math.ceil(n / f),
+        )
     rows = max(_ROWS, math.ceil(_EVENTS / law.share)) if law.share > 0.0 else n
     if n <= rows:
         return law, delta, n
     moved = law.mean + (delta - law.mean) * math.sqrt(n / rows)
-    return law, np.minimum(moved, 0.5 * (delta + upper)), rows  # beyond half way the power is 1 in any case
+    return (
+        law,
+        np.minimum(moved, 0.5 * (delta + upper)),
+        rows,
+    )  # beyond half way the power is 1 in any case
 
 
-def smallest(share: Callable[[int], float], wanted: float, guess: float) -> tuple[int, float] | None:
+def smallest(
+    share: Callable[[int], float], wanted: float, guess: float
+) -> tuple[int, float] | None:
     """The smallest n, to about 1%, of which ``share(n)`` is ``wanted``, and its share; None beyond `LARGEST`.
 
     The share is taken to grow with n, by and large. Where it jumps, the side of the jump is taken that is nearer to what
@@ -178,13 +198,17 @@ def smallest(share: Callable[[int], float], wanted: float, guess: float) -> tupl
         elif low == 1 and high > 4:
             n = high // 2
         else:
-            z_low, aim, z_high = special.ndtri(np.clip([share_low, wanted, share_high], 0.001, 0.999))
+            z_low, aim, z_high = special.ndtri(
+                np.clip([share_low, wanted, share_high], 0.001, 0.999)
+            )
             place = float(np.clip((aim - z_low) / (z_high - z_low), 0.1, 0.9))
             n = int(np.clip(round(low * (high / low) ** place), low + 1, high - 1))
     return (low, share_low) if wanted - share_low < share_high - wanted else (high, share_high)
 
 
-def smallest_fitted(share: Callable[[int, int, int], float], wanted: float, guess: float, largest: int) -> int | None:
+def smallest_fitted(
+    share: Callable[[int, int, int], float], wanted: float, guess: float, largest: int
+) -> int | None:
     """As `smallest`, where a draw is dear: few draws, ``share(n, draws, seed)``, at each of many sizes.
 
     A logistic curve in log n is fitted to all of them, and the next size is where it has the share that is wanted. Some 300
@@ -212,5 +236,7 @@ def _crossing(x: Floats, share: Floats, wanted: float) -> float:
     place = np.linspace(x.min(), x.max(), 201)[:, None, None]
     slope = 2.0 ** np.arange(8)[:, None]
     logit = special.logit(wanted) + slope * (x - place)
-    likelihood = (share * special.log_expit(logit) + (1.0 - share) * special.log_expit(-logit)).sum(-1)
+    likelihood = (share * special.log_expit(logit) + (1.0 - share) * special.log_expit(-logit)).sum(
+        -1
+    )
     return float(place[np.unravel_index(likelihood.argmax(), likelihood.shape)[0], 0, 0])

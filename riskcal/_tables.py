@@ -24,7 +24,17 @@ from riskcal import _parquet, _validate
 from riskcal._validate import RiskcalError
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
-TEXT_COLUMNS = ("prompt", "cluster", "group", "measure", "form", "source", "text", "references", "threshold")
+TEXT_COLUMNS = (
+    "prompt",
+    "cluster",
+    "group",
+    "measure",
+    "form",
+    "source",
+    "text",
+    "references",
+    "threshold",
+)
 
 
 #: What a path may be: a file, a folder, a pattern such as ``logs/*.jsonl``, or a list of these.
@@ -37,14 +47,18 @@ def read(source: Source) -> pd.DataFrame:
     """The table in a file, by its ending, or in all files of a folder, a pattern or a list, in the order of their names."""
     if not isinstance(source, str | os.PathLike):
         if isinstance(source, bytes) or not isinstance(source, Iterable):
-            raise RiskcalError(f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these.")
+            raise RiskcalError(
+                f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these."
+            )
         parts = [read(one) for one in source]
         if not parts:
             raise RiskcalError("path: the list is empty; give at least one file.")
         return _together(parts)
     path = Path(source)
     if path.is_dir():
-        return _together([_partition(_read_file(file), file.relative_to(path), file) for file in _files(path)])
+        return _together(
+            [_partition(_read_file(file), file.relative_to(path), file) for file in _files(path)]
+        )
     if not path.exists():
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
         if found:
@@ -58,7 +72,9 @@ def _files(folder: Path) -> list[Path]:
     try:
         seen = [file for file in _contents(folder, set()) if not _is_mark(file)]
     except OSError as error:
-        raise RiskcalError(f"{error.filename or folder}: cannot be read ({error.strerror}).") from None
+        raise RiskcalError(
+            f"{error.filename or folder}: cannot be read ({error.strerror})."
+        ) from None
     files = [file for file in seen if _ending(file)[0] in _KINDS]
     others = [file for file in seen if _ending(file)[0] not in _KINDS]
     if others:
@@ -129,8 +145,14 @@ def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
     if any("failed" in part.columns for part in parts):
         parts = [part if "failed" in part.columns else part.assign(failed=False) for part in parts]
     names = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
-    mixed = [name for name in names if len({part[name].dtype for part in parts if name in part.columns}) > 1]
-    alike = [part.astype({name: object for name in mixed if name in part.columns}) for part in parts]
+    mixed = [
+        name
+        for name in names
+        if len({part[name].dtype for part in parts if name in part.columns}) > 1
+    ]
+    alike = [
+        part.astype({name: object for name in mixed if name in part.columns}) for part in parts
+    ]
     return pd.concat(alike, ignore_index=True)
 
 
@@ -144,18 +166,25 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         try:
             _write_as(kind, frame, partial)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise RiskcalError(f"{target}: cannot be written as {kind} ({_validate.reason(error)}).") from None
+            raise RiskcalError(
+                f"{target}: cannot be written as {kind} ({_validate.reason(error)})."
+            ) from None
 
 
 def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
     if kind == "parquet":
         _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
     elif kind == "csv":
-        frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)  # a bare carriage return ends a row
+        frame.to_csv(
+            path, index=False, quoting=csv.QUOTE_NONNUMERIC
+        )  # a bare carriage return ends a row
     else:
         with path.open("w", encoding="utf-8") as file:
             for row in frame.to_dict("records"):
-                file.write(json.dumps({key: _jsonable(str(key), value) for key, value in row.items()}) + "\n")
+                file.write(
+                    json.dumps({key: _jsonable(str(key), value) for key, value in row.items()})
+                    + "\n"
+                )
 
 
 def from_object(table: Any) -> pd.DataFrame:
@@ -197,7 +226,9 @@ def canonical(frame: pd.DataFrame) -> pd.DataFrame:
     changed = {}
     for place, name in enumerate(frame.columns):
         column = frame.iloc[:, place]
-        with suppress(RiskcalError):  # a date may stand where nobody looks; who asks for the column refuses it
+        with suppress(
+            RiskcalError
+        ):  # a date may stand where nobody looks; who asks for the column refuses it
             converted = as_numpy(column, str(name))
             if converted is not column:
                 changed[place] = converted
@@ -222,10 +253,16 @@ def as_numpy(column: pd.Series, name: str) -> pd.Series:
 def _as_numpy(column: pd.Series, name: str) -> pd.Series:
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
-        simple = column.astype(object).infer_objects() if column.isna().any() else column.astype(kind.categories.dtype)
+        simple = (
+            column.astype(object).infer_objects()
+            if column.isna().any()
+            else column.astype(kind.categories.dtype)
+        )
         return as_numpy(simple, name)
     if isinstance(kind, pd.ArrowDtype):
-        return as_numpy(_to_pandas(pa.table({"": pa.array(column)})).iloc[:, 0].set_axis(column.index), name)
+        return as_numpy(
+            _to_pandas(pa.table({"": pa.array(column)})).iloc[:, 0].set_axis(column.index), name
+        )
     if isinstance(kind, pd.SparseDtype):
         return as_numpy(pd.Series(np.asarray(column), index=column.index), name)
     if pd.api.types.is_timedelta64_dtype(kind):
@@ -236,9 +273,13 @@ def _as_numpy(column: pd.Series, name: str) -> pd.Series:
         seconds: pd.Series = column.dt.total_seconds()
         return seconds
     if isinstance(kind, pd.DatetimeTZDtype | pd.PeriodDtype | pd.IntervalDtype) or kind.kind == "M":
-        raise RiskcalError(f"{name}: holds dates or intervals ({kind}); give numbers, or text where it is a name.")
+        raise RiskcalError(
+            f"{name}: holds dates or intervals ({kind}); give numbers, or text where it is a name."
+        )
     if kind.kind in "cV":
-        raise RiskcalError(f"{name}: holds {'complex numbers' if kind.kind == 'c' else 'records'}; give real numbers.")
+        raise RiskcalError(
+            f"{name}: holds {'complex numbers' if kind.kind == 'c' else 'records'}; give real numbers."
+        )
     if pd.api.types.is_extension_array_dtype(kind):
         if not pd.api.types.is_numeric_dtype(kind) and not pd.api.types.is_bool_dtype(kind):
             return column  # pandas' strings
@@ -249,7 +290,9 @@ def _as_numpy(column: pd.Series, name: str) -> pd.Series:
                 if boolean
                 else pd.Series(column.to_numpy("float64", na_value=float("nan")), column.index)
             )
-        return pd.Series(column.to_numpy(getattr(kind, "numpy_dtype", "float64")), index=column.index)
+        return pd.Series(
+            column.to_numpy(getattr(kind, "numpy_dtype", "float64")), index=column.index
+        )
     values = column.to_numpy()
     if kind.kind == "f" and values.dtype.itemsize not in (4, 8):
         return column.astype("float64")  # no index takes half or long doubles
@@ -264,7 +307,11 @@ def series(values: Any, name: str) -> pd.Series:
     """A column of what was given as an array of labels: ids, clusters, groups, texts."""
     with _validate.reading(name, "a list of labels"):
         array = _entries(values)
-        array = array if isinstance(array, np.ndarray | pd.Series) else np.asarray(array, dtype=_label_type(array))
+        array = (
+            array
+            if isinstance(array, np.ndarray | pd.Series)
+            else np.asarray(array, dtype=_label_type(array))
+        )
         column = pd.Series(array).reset_index(drop=True) if array.ndim == 1 else None
     if column is None:
         raise RiskcalError(f"{name}: has shape {array.shape}; give one entry per row, (n,).")
@@ -276,7 +323,9 @@ def _entries(values: Any) -> Any:
     values = _validate.on_the_host(values)
     tensor = hasattr(values, "dtype") and hasattr(values, "__array__")
     foreign = tensor or isinstance(values, pa.Array | pa.ChunkedArray)
-    return np.asarray(values) if foreign and not isinstance(values, np.ndarray | pd.Series) else values
+    return (
+        np.asarray(values) if foreign and not isinstance(values, np.ndarray | pd.Series) else values
+    )
 
 
 def _label_type(values: Any) -> type | None:
@@ -302,7 +351,11 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
     with _validate.reading(name, "a column of labels"):
         missing = column.isna().to_numpy()
     if missing.any():
-        remedy = "" if name in ("prompt", "prompts") else f"; fill it in, or leave {name} out if nothing is known of it"
+        remedy = (
+            ""
+            if name in ("prompt", "prompts")
+            else f"; fill it in, or leave {name} out if nothing is known of it"
+        )
         raise RiskcalError(
             f"{name}: missing at row {int(missing.argmax())} ({int(missing.sum())} such rows); every row needs one{remedy}."
         )
@@ -315,17 +368,23 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
         if all(map(_validate.is_whole, column)):
             return _whole(column, name)
     if not text.all():
-        row = int(text.argmin()) if text[0] else int(text.argmax())  # the first that is not like row 0
+        row = (
+            int(text.argmin()) if text[0] else int(text.argmax())
+        )  # the first that is not like row 0
         raise RiskcalError(
             f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {row}, in a column of type {column.dtype}; give integers "
             "throughout, or strings throughout."
         )
     empty = (column == "").to_numpy() & (name in ("prompt", "prompts", "cluster"))
     if empty.any():
-        raise RiskcalError(f"{name}: missing (an empty text) at row {int(empty.argmax())}; every row needs one.")
+        raise RiskcalError(
+            f"{name}: missing (an empty text) at row {int(empty.argmax())}; every row needs one."
+        )
     for row, value in enumerate(column):
         if not value.isascii() and value.encode(errors="ignore").decode() != value:
-            raise RiskcalError(f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it.")
+            raise RiskcalError(
+                f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it."
+            )
     return column
 
 
@@ -336,7 +395,9 @@ def _whole(column: pd.Series, name: str) -> pd.Series:
         with suppress(OverflowError):
             return pd.Series(np.array(values, dtype=kind), index=column.index)
     row = next(row for row, value in enumerate(values) if not -(2**63) <= value < 2**63)
-    raise RiskcalError(f"{name}: {values[row]} at row {row} is beyond 64 bits; give ids as strings.")
+    raise RiskcalError(
+        f"{name}: {values[row]} at row {row} is beyond 64 bits; give ids as strings."
+    )
 
 
 def numbers(
@@ -354,7 +415,11 @@ def numbers(
     values = floats(column)
     if failed is not None:
         values = np.where(failed, upper, values)
-    bad = ~((values >= lower - _validate.TOLERANCE) & (values <= upper + _validate.TOLERANCE) & (values < float("inf")))
+    bad = ~(
+        (values >= lower - _validate.TOLERANCE)
+        & (values <= upper + _validate.TOLERANCE)
+        & (values < float("inf"))
+    )
     if bad.any():
         row, many = int(bad.argmax()), int(bad.sum())
         remedy = _remedy(name, upper, is_reference=reference is not None and bool(reference[row]))
@@ -368,9 +433,13 @@ def numbers(
 def _remedy(name: str, upper: float, *, is_reference: bool) -> str:
     """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
     if upper == float("inf"):
-        return f"Give what the run took, failed or not; or leave {name} out if it is not known of all."
+        return (
+            f"Give what the run took, failed or not; or leave {name} out if it is not known of all."
+        )
     if name == "full_risk":
-        return "Where the full model's output failed write 0, so that no candidate is credited for it."
+        return (
+            "Where the full model's output failed write 0, so that no candidate is credited for it."
+        )
     if is_reference:
         return "It is of the full model: if its output failed (a time-out, a loop, an empty text), say so in a column failed."
     return (
@@ -385,7 +454,9 @@ def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
     if bad.any():
         row = int(bad.argmax())
         cell, many = _validate.shown(plain(column.iloc[row])), int(bad.sum())
-        raise RiskcalError(f"{name}: {cell} at row {row} ({many} such rows); it is true or false in every row.")
+        raise RiskcalError(
+            f"{name}: {cell} at row {row} ({many} such rows); it is true or false in every row."
+        )
     return column.to_numpy(dtype=bool)
 
 
@@ -395,7 +466,9 @@ def floats(column: pd.Series) -> _validate.Floats:
     if column.dtype == object:
         column = column.map(_number)
     try:
-        return pd.to_numeric(column, errors="coerce").to_numpy(dtype="float64", na_value=float("nan"))
+        return pd.to_numeric(column, errors="coerce").to_numpy(
+            dtype="float64", na_value=float("nan")
+        )
     except OverflowError:  # an integer beyond any float
         return floats(column.map(lambda v: None if isinstance(v, int) and abs(v) > 2**1000 else v))
     except (TypeError, ValueError):
@@ -414,7 +487,13 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-_KINDS = {".parquet": "parquet", ".pq": "parquet", ".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_KINDS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
@@ -444,19 +523,31 @@ def _read_file(path: Path) -> pd.DataFrame:
         with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
             return _read_csv(stream) if kind == "csv" else _read_json_lines(stream, path)
     except RiskcalError as error:
-        raise error if str(error).startswith(str(path)) else RiskcalError(f"{path}: {error}") from None
+        raise (
+            error if str(error).startswith(str(path)) else RiskcalError(f"{path}: {error}")
+        ) from None
     except UnicodeDecodeError as error:
         raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
     except OSError as error:
-        raise RiskcalError(f"{path}: cannot be read ({error.strerror or _validate.reason(error)}).") from None
+        raise RiskcalError(
+            f"{path}: cannot be read ({error.strerror or _validate.reason(error)})."
+        ) from None
     except (pa.ArrowException, ValueError) as error:
-        raise RiskcalError(f"{path}: not a readable {kind} file ({_validate.reason(error)}).") from None
+        raise RiskcalError(
+            f"{path}: not a readable {kind} file ({_validate.reason(error)})."
+        ) from None
 
 
 def _read_csv(stream: Any) -> pd.DataFrame:
-    text = pa.csv.ConvertOptions(column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False)
+    text = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False
+    )
     lines = pa.csv.ParseOptions(newlines_in_values=True)
-    return canonical(_restore_integers(_to_pandas(pa.csv.read_csv(stream, parse_options=lines, convert_options=text))))
+    return canonical(
+        _restore_integers(
+            _to_pandas(pa.csv.read_csv(stream, parse_options=lines, convert_options=text))
+        )
+    )
 
 
 def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
@@ -483,7 +574,10 @@ def _to_pandas(table: pa.Table) -> pd.DataFrame:
 def _restore_integers(frame: pd.DataFrame) -> pd.DataFrame:
     """Read ids back as integers where a CSV's text is exactly how integers are written."""
     for name in ("prompt", "cluster"):
-        if list(frame.columns).count(name) == 1 and frame[name].str.fullmatch(_INTEGER.pattern).all():
+        if (
+            list(frame.columns).count(name) == 1
+            and frame[name].str.fullmatch(_INTEGER.pattern).all()
+        ):
             with suppress(OverflowError):  # 19 digits may be more than an int64 holds
                 frame[name] = frame[name].astype("int64")
     return frame

@@ -55,7 +55,9 @@ def float_matrix(values: Any, name: str) -> NDArray[np.floating[Any]]:
         single = result.dtype.kind == "f" and result.dtype.itemsize == 4  # in the other byte order
         result = as_numbers(result, name).astype(np.float32 if single else np.float64, copy=False)
     if result.ndim != 2 or result.size == 0:
-        raise RiskcalError(f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each.")
+        raise RiskcalError(
+            f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each."
+        )
     return result
 
 
@@ -128,7 +130,14 @@ def as_numbers(values: Any, name: str) -> Floats:
             for value in result.ravel():
                 if isinstance(
                     value,
-                    str | bytes | complex | np.complexfloating | np.timedelta64 | np.datetime64 | timedelta | date,
+                    str
+                    | bytes
+                    | complex
+                    | np.complexfloating
+                    | np.timedelta64
+                    | np.datetime64
+                    | timedelta
+                    | date,
                 ):
                     raise TypeError(f"it holds {shown(value)}")
         return result.astype(np.float64, copy=False)
@@ -149,7 +158,9 @@ def losses(values: ArrayLike, *, lower: float, upper: float) -> Floats:
     in_range(matrix, "losses", lower, upper)
     matrix = matrix[:, None] if matrix.ndim == 1 else matrix
     if matrix.shape[0] < 2:
-        raise RiskcalError("losses: one row only; a test needs at least two independent prompts (rows).")
+        raise RiskcalError(
+            "losses: one row only; a test needs at least two independent prompts (rows)."
+        )
     if matrix.min() < lower or matrix.max() > upper:
         matrix = np.clip(matrix, lower, upper)
     return matrix
@@ -189,7 +200,9 @@ def in_range(values: NDArray[np.floating[Any]], name: str, lower: float, upper: 
 def number(value: Any, name: str) -> float:
     try:
         scalar = on_the_host(value)
-        if getattr(getattr(scalar, "dtype", None), "kind", "f") in "mMcSV" or isinstance(scalar, bytes):
+        if getattr(getattr(scalar, "dtype", None), "kind", "f") in "mMcSV" or isinstance(
+            scalar, bytes
+        ):
             raise TypeError
         result = float(scalar)
     except Exception:  # of whatever library it is
@@ -206,7 +219,11 @@ def several(value: Any, name: str) -> bool:
 
 def numbers(values: Any, name: str) -> list[float]:
     """One number or a list of them, at least one."""
-    found = list(values) if isinstance(values, list | tuple) else as_given(values, name).ravel().tolist()
+    found = (
+        list(values)
+        if isinstance(values, list | tuple)
+        else as_given(values, name).ravel().tolist()
+    )
     if not found:
         raise RiskcalError(f"{name}: the list is empty; give at least one.")
     return [number(value, name) for value in found]
@@ -214,8 +231,12 @@ def numbers(values: Any, name: str) -> list[float]:
 
 def bounds(lower: Any, upper: Any) -> tuple[float, float]:
     low, high = number(lower, "lower"), number(upper, "upper")
-    if not (math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)):
-        raise RiskcalError(f"lower, upper: [{low:g}, {high:g}] is not a finite range; give lower < upper.")
+    if not (
+        math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)
+    ):
+        raise RiskcalError(
+            f"lower, upper: [{low:g}, {high:g}] is not a finite range; give lower < upper."
+        )
     return low, high
 
 
@@ -233,7 +254,9 @@ def tolerance(delta: Any, lower: float, upper: float) -> float:
 def level(value: Any, name: str) -> float:
     result = number(value, name)
     if not 0.0 < result < 1.0:
-        raise RiskcalError(f"{name}: {result:g} is not strictly between 0 and 1; 0.05 is customary.")
+        raise RiskcalError(
+            f"{name}: {result:g} is not strictly between 0 and 1; 0.05 is customary."
+        )
     return result
 
 
@@ -241,13 +264,17 @@ def count(value: Any, name: str, *, least: int, most: int | None = None) -> int:
     if not is_whole(value) or value < least:
         raise RiskcalError(f"{name}: {shown(value)} is not a whole number of at least {least}.")
     if most is not None and value > most:
-        raise RiskcalError(f"{name}: {shown(value)} is more than {most}, the most that is possible.")
+        raise RiskcalError(
+            f"{name}: {shown(value)} is more than {most}, the most that is possible."
+        )
     return int(value)
 
 
 def choice(value: Any, name: str, options: Collection[str]) -> str:
     if not isinstance(value, str) or value not in options:
-        raise RiskcalError(f"{name}: {shown(value)} is unknown; choose one of {', '.join(map(repr, options))}.")
+        raise RiskcalError(
+            f"{name}: {shown(value)} is unknown; choose one of {', '.join(map(repr, options))}."
+        )
     return str(value)
 
 
@@ -266,9 +293,13 @@ def weights(values: ArrayLike, k: int) -> Floats:
         raise RiskcalError(f"weights: {result.size} given for {k} p-values; give one per p-value.")
     bad = result < 0
     if bad.any():
-        raise RiskcalError(f"weights: {result[bad][0]:g} at index {first(bad)} is negative; a share of epsilon is not.")
+        raise RiskcalError(
+            f"weights: {result[bad][0]:g} at index {first(bad)} is negative; a share of epsilon is not."
+        )
     if abs(result.sum() - 1.0) > TOLERANCE:
-        raise RiskcalError(f"weights: sum to {result.sum():.12g}, not to 1; divide them by their sum.")
+        raise RiskcalError(
+            f"weights: sum to {result.sum():.12g}, not to 1; divide them by their sum."
+        )
     return result
 
 
@@ -276,7 +307,9 @@ def transitions(values: ArrayLike, k: int) -> Floats:
     """Edges (k, k) of a graph: none negative, none from a hypothesis to itself, at most one in total from each."""
     result = array(values, "transitions", ndim=(2,))
     if result.shape != (k, k):
-        raise RiskcalError(f"transitions: has shape {result.shape}; expected {(k, k)}, from row to column.")
+        raise RiskcalError(
+            f"transitions: has shape {result.shape}; expected {(k, k)}, from row to column."
+        )
     bad = result < 0
     if bad.any():
         raise RiskcalError(
@@ -284,7 +317,9 @@ def transitions(values: ArrayLike, k: int) -> Floats:
         )
     loops = np.diag(result) != 0
     if loops.any():
-        raise RiskcalError(f"transitions: hypothesis {first(loops)} passes to itself; the diagonal must be 0.")
+        raise RiskcalError(
+            f"transitions: hypothesis {first(loops)} passes to itself; the diagonal must be 0."
+        )
     bad = result.sum(1) > 1.0 + TOLERANCE
     if bad.any():
         raise RiskcalError(
@@ -297,17 +332,27 @@ def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:
     """Thresholds (k,), distinct and none NaN; ``inf`` (the full model) only where ``allow_full``."""
     grid = as_given(values, "thresholds", "an array of numbers")
     if grid.dtype.kind == "b":
-        raise RiskcalError("thresholds: not an array of numbers (true and false are no thresholds).")
+        raise RiskcalError(
+            "thresholds: not an array of numbers (true and false are no thresholds)."
+        )
     grid = as_numbers(grid, "thresholds")
     if grid.ndim != 1 or grid.size == 0:
-        raise RiskcalError(f"thresholds: has shape {grid.shape}; give a 1-D array of at least one threshold.")
+        raise RiskcalError(
+            f"thresholds: has shape {grid.shape}; give a 1-D array of at least one threshold."
+        )
     bad = np.isnan(grid) | np.isneginf(grid) | (np.isposinf(grid) & (not allow_full))
     if bad.any():
-        remedy = "the full model is never a hypothesis: leave it out" if np.isposinf(grid[bad][0]) else "give a number"
+        remedy = (
+            "the full model is never a hypothesis: leave it out"
+            if np.isposinf(grid[bad][0])
+            else "give a number"
+        )
         raise RiskcalError(f"thresholds: {grid[bad][0]} at index {first(bad)}; {remedy}.")
     _, where, counts = np.unique(grid, return_index=True, return_counts=True)
     if (counts > 1).any():
-        raise RiskcalError(f"thresholds: {grid[where[counts > 1][0]]:g} is given more than once; list each once.")
+        raise RiskcalError(
+            f"thresholds: {grid[where[counts > 1][0]]:g} is given more than once; list each once."
+        )
     return grid
 
 

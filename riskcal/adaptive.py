@@ -81,7 +81,9 @@ def rows_to_certify(
     n, k = matrix.shape
     horizon = n if n_max is None else _validate.count(n_max, "n_max", least=2)
     if n > horizon:
-        raise RiskcalError(f"losses: {n} rows exceed n_max = {horizon}; raise n_max before any loss is seen.")
+        raise RiskcalError(
+            f"losses: {n} rows exceed n_max = {horizon}; raise n_max before any loss is seen."
+        )
     unit = (matrix - low) / (high - low)
     straddles = low < 0.0 < high
     capital = _opening(k, tolerated, straddles=straddles)
@@ -126,9 +128,22 @@ def _bet(
     if bets != "mixture":
         goal = capital.accounts[-1] + split[-1] + math.log(level / _kernels.MARGIN)
         prior = _prior(delta, straddles=straddles)
-        squares = capital.spread - _kernels.PSEUDO_ROWS * prior + 2.0 * delta * capital.total - seen * delta * delta
+        squares = (
+            capital.spread
+            - _kernels.PSEUDO_ROWS * prior
+            + 2.0 * delta * capital.total
+            - seen * delta * delta
+        )
         stakes[-1] = _kernels.stakes(
-            goal, n_max - seen, delta, 1.0, capital.total, np.maximum(squares, 0.0), seen, prior, _kernels.HEDGE
+            goal,
+            n_max - seen,
+            delta,
+            1.0,
+            capital.total,
+            np.maximum(squares, 0.0),
+            seen,
+            prior,
+            _kernels.HEDGE,
         )
     accounts = capital.accounts + np.log1p(stakes * (delta - losses))
     total = np.logaddexp.reduce(accounts + split[:, None], axis=0)
@@ -323,7 +338,9 @@ class AdaptiveCalibration:
         needed = self.needed
         row = _validate.shaped(losses, "losses", ndim=(1,))
         if row.shape != needed.shape:
-            raise RiskcalError(f"losses: has shape {row.shape}; give ({needed.size},), one loss per threshold.")
+            raise RiskcalError(
+                f"losses: has shape {row.shape}; give ({needed.size},), one loss per threshold."
+            )
         row = np.where(needed, row, self.delta)  # nothing is won or lost at delta
         _validate.finite(row, "losses")
         _validate.in_range(row, "losses", self.lower, self.upper)
@@ -348,7 +365,11 @@ class AdaptiveCalibration:
     @property
     def epsilon_spent(self) -> float:
         """The level of this attempt."""
-        return self.epsilon if self.attempt is None else 6 * self.epsilon / (math.pi * self.attempt) ** 2
+        return (
+            self.epsilon
+            if self.attempt is None
+            else 6 * self.epsilon / (math.pi * self.attempt) ** 2
+        )
 
     @property
     def needed(self) -> NDArray[np.bool_]:
@@ -386,7 +407,12 @@ class AdaptiveCalibration:
         columns = {
             "threshold": self.thresholds,
             "n": self._rows,
-            "loss": np.divide(self._loss_sum, self._rows, out=np.full(self._rows.size, math.nan), where=self._rows > 0),
+            "loss": np.divide(
+                self._loss_sum,
+                self._rows,
+                out=np.full(self._rows.size, math.nan),
+                where=self._rows > 0,
+            ),
             "pvalue": np.exp(-self._capital.best),
             "certified": self._certified,
         }
@@ -418,7 +444,9 @@ class AdaptiveCalibration:
             Further fields of `riskcal.ExitPolicy`: ``measure``, ``schedule``, ``min_layer``, as the candidates were run.
         """
         if self.prompts_used < 2:
-            raise RiskcalError(f"prompts: only {self.prompts_used} handed in; a certificate needs at least two.")
+            raise RiskcalError(
+                f"prompts: only {self.prompts_used} handed in; a certificate needs at least two."
+            )
         table = self.table
         lowest = float(table.loc[table["certified"], "pvalue"].iloc[-1]) if self.certified else None
         certificate = Certificate(
@@ -440,7 +468,9 @@ class AdaptiveCalibration:
         )
         for name in ("threshold", "thresholds", "certificate"):
             if name in fields:
-                raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
+                raise RiskcalError(
+                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
+                )
         return ExitPolicy(threshold=self.threshold, **fields).certified(certificate)
 
     def to_json(self) -> str:
@@ -489,18 +519,37 @@ class AdaptiveCalibration:
         if result.prompts != state.prompts:
             raise RiskcalError("prompts: they do not stand in tested order; the state was edited.")
         k = result.thresholds.size
-        shapes = {"accounts": (len(_CONSTANT) + 1, k), "spread": (k,), "best": (k,), "loss_sum": (k,), "rows": (k,)}
+        shapes = {
+            "accounts": (len(_CONSTANT) + 1, k),
+            "spread": (k,),
+            "best": (k,),
+            "loss_sum": (k,),
+            "rows": (k,),
+        }
         shapes |= {} if state.total is None else {"total": (k,)}
         for name, shape in shapes.items():
             value = getattr(state, name)
-            if len(value) != shape[0] or (name == "accounts" and any(len(row) != k for row in value)):
+            if len(value) != shape[0] or (
+                name == "accounts" and any(len(row) != k for row in value)
+            ):
                 raise RiskcalError(f"{name}: does not have shape {shape}; the state was edited.")
         if state.used > result.n_max or max(state.rows) > state.used:
-            raise RiskcalError("used: more prompts are counted than there are; the state was edited.")
+            raise RiskcalError(
+                "used: more prompts are counted than there are; the state was edited."
+            )
         result.prompts_used = state.used
-        result._loss_sum, result._rows = np.array(state.loss_sum), np.array(state.rows, dtype=np.int64)
-        total = np.array(state.total) if state.total is not None else result._total_of_old_state(state.used)
-        result._capital = Capital(np.array(state.accounts), np.array(state.spread), total, np.array(state.best))
+        result._loss_sum, result._rows = (
+            np.array(state.loss_sum),
+            np.array(state.rows, dtype=np.int64),
+        )
+        total = (
+            np.array(state.total)
+            if state.total is not None
+            else result._total_of_old_state(state.used)
+        )
+        result._capital = Capital(
+            np.array(state.accounts), np.array(state.spread), total, np.array(state.best)
+        )
         result._digest = state.digest
         return result
 
@@ -523,9 +572,7 @@ class AdaptiveCalibration:
         return (value - self.lower) / (self.upper - self.lower)
 
     def __repr__(self) -> str:
-        head = (
-            f"AdaptiveCalibration: {self.objective}, delta {self.delta:g}, epsilon {self.epsilon:g}, {self.bets} bets"
-        )
+        head = f"AdaptiveCalibration: {self.objective}, delta {self.delta:g}, epsilon {self.epsilon:g}, {self.bets} bets"
         return f"{head}\n{self.message}\n\n{self.table.to_string(index=False, float_format='{:.4g}'.format)}"
 
     def _repr_html_(self) -> str:
@@ -540,6 +587,8 @@ def _identifiers(prompts: Any) -> list[int | str]:
     again = ids.duplicated().to_numpy()
     if again.any():
         row = int(again.argmax())
-        raise RiskcalError(f"prompts: {ids.tolist()[row]!r} stands twice, again at index {row}; list each prompt once.")
+        raise RiskcalError(
+            f"prompts: {ids.tolist()[row]!r} stands twice, again at index {row}; list each prompt once."
+        )
     result: list[int | str] = ids.tolist()
     return result

@@ -20,7 +20,9 @@ _TINY = float(np.finfo(np.float64).tiny)
 _ROUNDING = 1e-9
 
 
-def hoeffding(losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def hoeffding(
+    losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """Hoeffding's bound: ``mean + sqrt(log(1 / epsilon) / (2 n))`` on losses mapped to the unit interval.
 
     Parameters
@@ -45,7 +47,9 @@ def hoeffding(losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, u
     return _of_total(_hoeffding, losses, epsilon, lower, upper)
 
 
-def bentkus(losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def bentkus(
+    losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """`riskcal.pvalues.bentkus` inverted: the Clopper-Pearson bound of the rounded-up sum at level ``epsilon / e``.
 
     Parameters, returns and errors as in `hoeffding`.
@@ -63,7 +67,9 @@ def hoeffding_bentkus(
     return _of_total(_hoeffding_bentkus, losses, epsilon, lower, upper)
 
 
-def convex_order(losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def convex_order(
+    losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """`riskcal.pvalues.convex_order` inverted: the lowest bound that the convex order gives from the sum alone.
 
     Never above `hoeffding_bentkus`. Parameters, returns and errors as in `hoeffding`.
@@ -152,7 +158,11 @@ def betting(
     not proved to be). A coarse grid loses up to one step, never the guarantee. Bisection would not be covered.
     """
     matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
-    points = _default_grid(len(matrix), low, high) if grid is None else _validate.array(grid, "grid", ndim=(1,))
+    points = (
+        _default_grid(len(matrix), low, high)
+        if grid is None
+        else _validate.array(grid, "grid", ndim=(1,))
+    )
     outside = (points <= low) | (points >= high)
     if outside.any():
         raise RiskcalError(
@@ -164,11 +174,15 @@ def betting(
     points = np.unique(points)[::-1]
     priors = (points - low) * (high - points) * (0.05 if low < 0.0 < high else 1.0)
     columns = np.ascontiguousarray(matrix.T)
-    rejected = _kernels.count_rejected(columns, points, lower=low, upper=high, level=level, priors=priors)
+    rejected = _kernels.count_rejected(
+        columns, points, lower=low, upper=high, level=level, priors=priors
+    )
     return _shaped(np.append(high, points)[rejected], losses)
 
 
-def clt(losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def clt(
+    losses: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """Asymptotic, without any finite-sample guarantee: ``mean + z deviation / sqrt(n)``.
 
     Never below ``lower + (upper - lower) (1 - epsilon^(1 / n))``, the exact bound for n losses at ``lower``: see
@@ -242,11 +256,15 @@ def simultaneous(
     low, high = _validate.bounds(lower, upper)
     options = {} if grid is None else {"grid": grid}
     if grid is not None and method != "betting":
-        raise RiskcalError(f"grid: it belongs to method='betting', not to {method!r}, which needs none.")
+        raise RiskcalError(
+            f"grid: it belongs to method='betting', not to {method!r}, which needs none."
+        )
     if method != "clopper_pearson":
         options |= {"lower": low, "upper": high}
     elif (low, high) != (0.0, 1.0):
-        raise RiskcalError(f"method: 'clopper_pearson' is for 0/1 losses, but these lie in [{low:g}, {high:g}].")
+        raise RiskcalError(
+            f"method: 'clopper_pearson' is for 0/1 losses, but these lie in [{low:g}, {high:g}]."
+        )
     k = np.shape(losses)[1] if np.ndim(losses) == 2 else 1
     return np.atleast_1d(METHODS[method](losses, epsilon=level / max(k, 1), **options))
 
@@ -277,7 +295,11 @@ def _shaped(bound: Floats, losses: ArrayLike) -> float | Floats:
 
 
 def _of_total(
-    bound: Callable[[Floats, int, float], Floats], losses: ArrayLike, epsilon: float, lower: float, upper: float
+    bound: Callable[[Floats, int, float], Floats],
+    losses: ArrayLike,
+    epsilon: float,
+    lower: float,
+    upper: float,
 ) -> float | Floats:
     """A bound that depends on the losses through their sum alone, on the unit interval."""
     matrix, total, level, low, high = _checked(losses, epsilon, lower, upper)
@@ -306,7 +328,10 @@ def _hoeffding_bentkus(total: Floats, n: int, level: float) -> Floats:
     for _ in range(60):  # entropy rises from 0 at the mean
         middle = 0.5 * (low + high)
         entropy = special.rel_entr(mean, middle) + special.rel_entr(1.0 - mean, 1.0 - middle)
-        low, high = np.where(entropy < needed, middle, low), np.where(entropy < needed, high, middle)
+        low, high = (
+            np.where(entropy < needed, middle, low),
+            np.where(entropy < needed, high, middle),
+        )
     return np.minimum(high, _bentkus(total, n, level))
 
 
@@ -324,7 +349,11 @@ def _convex_order(total: Floats, n: int, level: float) -> Floats:
             break
         t = _best_integer(s, n, delta)
         area = _shortfall(t, n, delta)
-        step = area * (np.log(area / (t - s)) - math.log(level)) / (n * _binomial_cdf(t - 1.0, n - 1, delta))
+        step = (
+            area
+            * (np.log(area / (t - s)) - math.log(level))
+            / (n * _binomial_cdf(t - 1.0, n - 1, delta))
+        )
         bound[open_] = np.clip(delta + step, s / n, delta)
         open_[open_] = -step > 1e-14
     return bound
@@ -343,12 +372,19 @@ def _best_integer(total: Floats, n: int, delta: Floats) -> Floats:
 
 def _shortfall(t: Floats, n: int, delta: Floats) -> Floats:
     """E max(0, t - B) for B ~ Bin(n, delta)."""
-    return np.maximum(t * _binomial_cdf(t - 1.0, n, delta) - n * delta * _binomial_cdf(t - 2.0, n - 1, delta), _TINY)
+    return np.maximum(
+        t * _binomial_cdf(t - 1.0, n, delta) - n * delta * _binomial_cdf(t - 2.0, n - 1, delta),
+        _TINY,
+    )
 
 
 def _binomial_cdf(count: Floats, n: int, delta: Floats) -> Floats:
     inside = np.clip(count, 0.0, n - 1.0)
-    return np.where(count < 0, 0.0, np.where(count >= n, 1.0, special.betainc(n - inside, inside + 1.0, 1.0 - delta)))
+    return np.where(
+        count < 0,
+        0.0,
+        np.where(count >= n, 1.0, special.betainc(n - inside, inside + 1.0, 1.0 - delta)),
+    )
 
 
 def _default_grid(n: int, lower: float, upper: float) -> NDArray[np.float64]:

@@ -156,11 +156,19 @@ class Calibration:
         given = _recorded_policy(self.table, self.chosen, fields.get("schedule"))
         for name in ("threshold", "thresholds", "coordinates", "certificate"):
             if name in fields:
-                raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
+                raise RiskcalError(
+                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
+                )
         for name, value in given.items():
             if fields.get(name, value) != value:
-                raise RiskcalError(f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out.")
-        pvalue = None if self.chosen is None or "pvalue" not in self.table.columns else float(self.chosen["pvalue"])
+                raise RiskcalError(
+                    f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out."
+                )
+        pvalue = (
+            None
+            if self.chosen is None or "pvalue" not in self.table.columns
+            else float(self.chosen["pvalue"])
+        )
         certificate = Certificate(
             delta=self.delta,
             epsilon=self.epsilon,
@@ -200,7 +208,9 @@ class Calibration:
         from riskcal import plots
 
         if isinstance(self.delta, dict):
-            raise RiskcalError("plot: one curve needs one delta; plot the loss_... columns of the table instead.")
+            raise RiskcalError(
+                "plot: one curve needs one delta; plot the loss_... columns of the table instead."
+            )
         if self.coordinates != ["threshold"]:
             raise RiskcalError(
                 f"plot: candidates differ in {', '.join(self.coordinates)}, which one curve over thresholds cannot show; plot "
@@ -328,7 +338,12 @@ def calibrate(
     if several_deltas:
         _refuse_list(problem, procedure)
     spent = _spent(epsilon, attempt)
-    common: dict[str, Any] = {"epsilon": epsilon, "epsilon_spent": spent, "attempt": attempt, "test": test}
+    common: dict[str, Any] = {
+        "epsilon": epsilon,
+        "epsilon_spent": spent,
+        "attempt": attempt,
+        "test": test,
+    }
     starts = _validate.count(starts, "starts", least=1)
     plain = not several_deltas and procedure in (None, "fixed_sequence") and not problem.several
     refuse_cut_grid(problem.stopped, one_sequence=plain and order is None and starts == 1)
@@ -360,16 +375,29 @@ def calibrate(
     table = _table(problem).assign(pvalue=p, certified=rejected)
     if pilot:  # a fresh sample has its own pilot, which may choose any candidate first; of equal ones the cheapest
         ties = (
-            np.argsort(_problem.mean_cost(whole, cost), kind="stable") if procedure == "pareto" else np.arange(whole.k)
+            np.argsort(_problem.mean_cost(whole, cost), kind="stable")
+            if procedure == "pareto"
+            else np.arange(whole.k)
         )
         whole, levels = whole.columns(ties), np.full(whole.k, spent)
     else:
         whole = problem
     design = planning.Design.of(
-        test, procedure, spent, levels, starts=starts, weights=weights, pilot_fraction=pilot_fraction
+        test,
+        procedure,
+        spent,
+        levels,
+        starts=starts,
+        weights=weights,
+        pilot_fraction=pilot_fraction,
     )
     outlook = partial(planning.outlook, whole, design, _MEANING)
-    found: dict[str, Any] = {"procedure": procedure, "starts": starts, "outlook": outlook, "pilot": pilot}
+    found: dict[str, Any] = {
+        "procedure": procedure,
+        "starts": starts,
+        "outlook": outlook,
+        "pilot": pilot,
+    }
     result = _result(problem, table, cost, rises=_rises(problem), **found, **common)
     return replace(result, preregistered=_preregistered(options))
 
@@ -401,7 +429,11 @@ def calibrate_groups(
     groups = np.unique(runs.group)
     strata = {str(name): runs.of_group(name) for name in groups}
     share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
-    if options.get("weighting") is None and "cluster" in runs.labels and options.get("max_cluster") is None:
+    if (
+        options.get("weighting") is None
+        and "cluster" in runs.labels
+        and options.get("max_cluster") is None
+    ):
         if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
             _problem.warn_of_sizes(runs, stacklevel=3)
         options = options | {"weighting": "clusters"}  # said for all strata at once
@@ -411,7 +443,9 @@ def calibrate_groups(
             options.get("procedure") in PILOTS
             and not _problem.pilot_fits(stratum.n, options.get("pilot_fraction", 0.1))
         )
-        found[name] = (_too_few if few else calibrate)(stratum, delta=delta, epsilon=share, **options)
+        found[name] = (_too_few if few else calibrate)(
+            stratum, delta=delta, epsilon=share, **options
+        )
     return found
 
 
@@ -428,13 +462,19 @@ def _too_few(runs: Runs, **options: Any) -> Any:
     arrays = {name: asked[name] for name in ("thresholds", "lower", "upper", "prompts", "exact")}
     results = []
     for one in deltas:
-        problem = _pose(runs, one, asked["objective"], asked["weighting"], asked["max_cluster"], **arrays)
+        problem = _pose(
+            runs, one, asked["objective"], asked["weighting"], asked["max_cluster"], **arrays
+        )
         if several_deltas:
             _refuse_list(problem, asked["procedure"])
         procedure = asked["procedure"] or ("holm" if problem.several else "fixed_sequence")
         _validate.choice(procedure, "procedure", PROCEDURES)
         refuse_unused(None if several_deltas else procedure, problem.several, asked)
-        unproven = {"bound": max(risk.upper for risk in problem.risks)} if several_deltas else {"pvalue": 1.0}
+        unproven = (
+            {"bound": max(risk.upper for risk in problem.risks)}
+            if several_deltas
+            else {"pvalue": 1.0}
+        )
         outlook = (
             f"{problem.n} {problem.unit} are too few for a test: record more of this group, or fix beforehand that it is "
             "pooled with another."
@@ -468,7 +508,11 @@ def require_runs(runs: Any) -> None:
 
 def _spent(epsilon: float, attempt: Any) -> float:
     """What an attempt spends of epsilon; over all attempts that is epsilon."""
-    return epsilon if attempt is None else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
+    return (
+        epsilon
+        if attempt is None
+        else 6 * epsilon / (math.pi * _validate.count(attempt, "attempt", least=1)) ** 2
+    )
 
 
 def _refuse_list(problem: Problem, procedure: str | None) -> None:
@@ -478,7 +522,9 @@ def _refuse_list(problem: Problem, procedure: str | None) -> None:
             "weighting: 'requests' is for one delta at a time, by which a cluster's losses are summed; give one."
         )
     if procedure is not None:
-        raise RiskcalError(f"procedure: a list of deltas is served by simultaneous bounds, not by {procedure!r}.")
+        raise RiskcalError(
+            f"procedure: a list of deltas is served by simultaneous bounds, not by {procedure!r}."
+        )
 
 
 def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
@@ -494,10 +540,16 @@ def refuse_unused(procedure: str | None, several: bool, options: Mapping[str, An
     """Refuse an option that would change nothing; ``procedure=None`` are the simultaneous bounds of a list of deltas."""
     for name, (default, users) in USED_BY.items():
         value = options.get(name, default)
-        plain = isinstance(value, str | bool | int | float | np.generic)  # what else compares as it likes
-        if procedure not in users and (value is not None if default is None else not plain or value != default):
+        plain = isinstance(
+            value, str | bool | int | float | np.generic
+        )  # what else compares as it likes
+        if procedure not in users and (
+            value is not None if default is None else not plain or value != default
+        ):
             told = "a list of deltas" if procedure is None else f"procedure {procedure!r}"
-            raise RiskcalError(f"{name}: {told} does not use it, only {' and '.join(users)}; leave it out.")
+            raise RiskcalError(
+                f"{name}: {told} does not use it, only {' and '.join(users)}; leave it out."
+            )
     cost = options.get("cost", "layers")
     if cost != "layers" and not several and procedure != "pareto":
         raise RiskcalError(
@@ -507,7 +559,12 @@ def refuse_unused(procedure: str | None, several: bool, options: Mapping[str, An
 
 
 def _pose(
-    runs: Any, delta: Any, objective: str, weighting: str | None, max_cluster: int | None, **arrays: Any
+    runs: Any,
+    delta: Any,
+    objective: str,
+    weighting: str | None,
+    max_cluster: int | None,
+    **arrays: Any,
 ) -> Problem:
     _validate.choice(objective, "objective", records.OBJECTIVES)
     if objective != "textual" and (isinstance(delta, Mapping) or not isinstance(runs, Runs)):
@@ -519,7 +576,9 @@ def _pose(
         raise RiskcalError(f"objective: {given}, so {objective!r} would not be used; leave it out.")
     if not isinstance(runs, Runs):
         if isinstance(delta, Mapping):
-            raise RiskcalError("delta: several risks at once need Runs, which name them; an array has one delta.")
+            raise RiskcalError(
+                "delta: several risks at once need Runs, which name them; an array has one delta."
+            )
         for name, value in (("weighting", weighting), ("max_cluster", max_cluster)):
             if value is not None:
                 raise RiskcalError(
@@ -530,7 +589,9 @@ def _pose(
         if arrays[name] is not None and arrays[name] is not False:
             raise RiskcalError(f"{name}: Runs carry their own; leave it out.")
     if (arrays["lower"], arrays["upper"]) not in ((0.0, 1.0), records.OBJECTIVES[objective]):
-        raise RiskcalError(f"lower, upper: objective {objective!r} of Runs has its own bounds; leave them out.")
+        raise RiskcalError(
+            f"lower, upper: objective {objective!r} of Runs has its own bounds; leave them out."
+        )
     deltas = delta if isinstance(delta, Mapping) else {objective: delta}
     if not deltas:
         raise RiskcalError("delta: the mapping is empty; give at least one objective.")
@@ -543,19 +604,31 @@ def _ordered(
     """The problem in the order in which it is tested, and the units that chose that order."""
     if procedure in PILOTS:
         if order is not None:
-            raise RiskcalError(f"order: {procedure} makes its own from the pilot split; leave it out.")
+            raise RiskcalError(
+                f"order: {procedure} makes its own from the pilot split; leave it out."
+            )
         pilot, rest = _problem.split_pilot(problem, pilot_fraction)
-        chosen = _problem.pilot_order(pilot) if procedure == "pilot_order" else _problem.pareto_order(pilot, cost)
+        chosen = (
+            _problem.pilot_order(pilot)
+            if procedure == "pilot_order"
+            else _problem.pareto_order(pilot, cost)
+        )
         return rest.columns(chosen), tuple(pilot.units.tolist())
     if order is None:
         return problem, ()
     index = _validate.as_given(order, "order")
-    if index.dtype.kind not in "iu" or not np.array_equal(np.sort(np.atleast_1d(index)), np.arange(problem.k)):
-        raise RiskcalError(f"order: give every row number of runs.candidates, 0 to {problem.k - 1}, once.")
+    if index.dtype.kind not in "iu" or not np.array_equal(
+        np.sort(np.atleast_1d(index)), np.arange(problem.k)
+    ):
+        raise RiskcalError(
+            f"order: give every row number of runs.candidates, 0 to {problem.k - 1}, once."
+        )
     return problem.columns(index), ()
 
 
-def _levels(procedure: str, epsilon: float, k: int, starts: int, weights: Any, transitions: Any) -> Floats:
+def _levels(
+    procedure: str, epsilon: float, k: int, starts: int, weights: Any, transitions: Any
+) -> Floats:
     """The level at which each hypothesis is first tested: where betting is tuned."""
     if procedure in _SEQUENCES:
         return np.full(k, epsilon / starts)
@@ -608,10 +681,14 @@ def _select(
         return fwer.fallback(p, epsilon, weights)
     if procedure == "graphical":
         return fwer.graphical(p, epsilon, weights, transitions)
-    return {"holm": fwer.holm, "bonferroni": fwer.bonferroni, "hochberg": fwer.hochberg}[procedure](p, epsilon)
+    return {"holm": fwer.holm, "bonferroni": fwer.bonferroni, "hochberg": fwer.hochberg}[procedure](
+        p, epsilon
+    )
 
 
-def _simultaneous(problem: Problem, deltas: list[float], cost: str, common: dict[str, Any]) -> list[Calibration]:
+def _simultaneous(
+    problem: Problem, deltas: list[float], cost: str, common: dict[str, Any]
+) -> list[Calibration]:
     """One calibration per delta from bounds that hold for all candidates at once."""
     risk = problem.risks[0]
     for delta in deltas:
@@ -619,17 +696,33 @@ def _simultaneous(problem: Problem, deltas: list[float], cost: str, common: dict
     method = "clopper_pearson" if common["test"] == "binomial" else common["test"]
     options = {"grid": np.unique(deltas)} if method == "betting" else {}
     bound = bounds.simultaneous(
-        risk.losses, epsilon=common["epsilon_spent"], method=method, lower=risk.lower, upper=risk.upper, **options
+        risk.losses,
+        epsilon=common["epsilon_spent"],
+        method=method,
+        lower=risk.lower,
+        upper=risk.upper,
+        **options,
     )
-    levels, rises, results = np.full(problem.k, common["epsilon_spent"] / problem.k), _rises(problem), []
+    levels, rises, results = (
+        np.full(problem.k, common["epsilon_spent"] / problem.k),
+        _rises(problem),
+        [],
+    )
     design = planning.Design.of(common["test"], "simultaneous", common["epsilon_spent"], levels)
     if method == "betting" and problem.nameless:
-        bound = np.maximum(bound, [_bound_of_count(c, levels[0], risk.lower) for c in risk.losses.T])
+        bound = np.maximum(
+            bound, [_bound_of_count(c, levels[0], risk.lower) for c in risk.losses.T]
+        )
     for delta in deltas:
         posed = replace(problem, risks=(risk._replace(delta=delta),))
         table = _table(posed).assign(bound=bound, certified=bound <= delta)
         outlook = partial(planning.outlook, posed, design, _MEANING)
-        found: dict[str, Any] = {"procedure": "simultaneous", "starts": 1, "outlook": outlook, "pilot": ()}
+        found: dict[str, Any] = {
+            "procedure": "simultaneous",
+            "starts": 1,
+            "outlook": outlook,
+            "pilot": (),
+        }
         results.append(_result(posed, table, cost, rises=rises, **found, **common))
     return results
 
@@ -657,7 +750,9 @@ def _result(
     chosen = None
     if table["certified"].any():
         spending = (
-            _problem.mean_cost(problem, cost) if problem.several else table["threshold"].to_numpy(dtype=np.float64)
+            _problem.mean_cost(problem, cost)
+            if problem.several
+            else table["threshold"].to_numpy(dtype=np.float64)
         )
         chosen = table.iloc[int(np.where(table["certified"], spending, math.inf).argmin())]
     opening = _opening(problem, chosen, settings["epsilon_spent"])
@@ -674,7 +769,9 @@ def _result(
             None if chosen is not None else outlook,
             _worth(problem, table, chosen) + rises + _end(table, problem.stopped),
         ),
-        delta=single.delta if len(problem.risks) == 1 else {risk.name: risk.delta for risk in problem.risks},
+        delta=single.delta
+        if len(problem.risks) == 1
+        else {risk.name: risk.delta for risk in problem.risks},
         objective="+".join(risk.name for risk in problem.risks),
         n=problem.n,
         k=problem.k,
@@ -713,7 +810,9 @@ def _opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
 def _worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
     """What a certificate alone would leave unsaid: settings that change nothing, and savings that are none."""
     said = ""
-    counted = [name for name in ("layers", "tokens", "flops") if name in problem.costs]  # seconds differ by themselves
+    counted = [
+        name for name in ("layers", "tokens", "flops") if name in problem.costs
+    ]  # seconds differ by themselves
     alike = [risk.losses for risk in problem.risks] + [problem.costs[name] for name in counted]
     can_tell = bool(counted) or "seconds" not in problem.costs
     if problem.k > 1 and can_tell and all((matrix == matrix[:, :1]).all() for matrix in alike):
@@ -751,10 +850,16 @@ def _at_least(epsilon: float) -> str:
 
 
 def _preregistered(options: Mapping[str, Any]) -> str | None:
-    given = {name: options[name] for name in ("order", "weights", "transitions") if options[name] is not None}
+    given = {
+        name: options[name]
+        for name in ("order", "weights", "transitions")
+        if options[name] is not None
+    }
     if not given:
         return None
-    text = json.dumps({name: np.asarray(value, dtype=np.float64).tolist() for name, value in given.items()})
+    text = json.dumps(
+        {name: np.asarray(value, dtype=np.float64).tolist() for name, value in given.items()}
+    )
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -766,7 +871,9 @@ def _end(table: pd.DataFrame, stopped: Stop | None) -> str:
         f" Thresholds below {_problem.plain(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
         f"{_MEANING[stopped.objective]} had failed (delta {stopped.delta:g}, epsilon {stopped.epsilon:g}, {stopped.test})."
     )
-    return end + " Here it did not fail, so that a lower one might do." * bool(table["certified"].iloc[-1])
+    return end + " Here it did not fail, so that a lower one might do." * bool(
+        table["certified"].iloc[-1]
+    )
 
 
 def _rises(problem: Problem) -> str:
@@ -800,7 +907,9 @@ def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
     return given
 
 
-def _recorded_policy(table: pd.DataFrame, chosen: pd.Series | None, schedule: Any) -> dict[str, Any]:
+def _recorded_policy(
+    table: pd.DataFrame, chosen: pd.Series | None, schedule: Any
+) -> dict[str, Any]:
     """The fields of `ExitPolicy` that a calibrated candidate's row of records holds, every coordinate in one of them."""
     row = table.iloc[0] if chosen is None else chosen
     columns = [str(name) for name in table.columns[: table.columns.get_loc("n")]]
@@ -872,5 +981,9 @@ def _recorded_fields(text: str, *, vectors: bool, tested: bool) -> dict[str, Any
     named = {name: getattr(recorded, name) or DEFAULTS[name] for name in ("cache", "batching")}
     given = named | {name: getattr(recorded, name) for name in fields}
     if "thresholds" in given:
-        return given | {"threshold": math.inf} if tested else {n: v for n, v in given.items() if n != "thresholds"}
+        return (
+            given | {"threshold": math.inf}
+            if tested
+            else {n: v for n, v in given.items() if n != "thresholds"}
+        )
     return given

@@ -37,7 +37,9 @@ app = typer.Typer(
 
 @app.command("calibrate")
 def calibrate_command(
-    runs: Annotated[Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")],
+    runs: Annotated[
+        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")
+    ],
     delta: Annotated[float, typer.Option(help="Tolerated expected loss, in the loss's own units.")],
     epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
     objective: Annotated[str, typer.Option(help="textual, risk or risk_clipped.")] = "textual",
@@ -47,13 +49,20 @@ def calibrate_command(
     ] = None,
     starts: Annotated[int, typer.Option(help="Starting points of the fixed sequence.")] = 1,
     attempt: Annotated[
-        int | None, typer.Option(help="Which planned attempt this is, from 1; default: the only one.")
+        int | None,
+        typer.Option(help="Which planned attempt this is, from 1; default: the only one."),
     ] = None,
     weighting: Annotated[
-        str | None, typer.Option(help="With clusters: clusters or requests, what the certified mean is taken over.")
+        str | None,
+        typer.Option(
+            help="With clusters: clusters or requests, what the certified mean is taken over."
+        ),
     ] = None,
     max_cluster: Annotated[
-        int | None, typer.Option(help="With --weighting requests: most requests of a cluster, fixed beforehand.")
+        int | None,
+        typer.Option(
+            help="With --weighting requests: most requests of a cluster, fixed beforehand."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
 ) -> None:
@@ -83,16 +92,27 @@ def calibrate_command(
 
 @app.command()
 def trials(
-    runs: Annotated[Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")],
-    delta: Annotated[list[float], typer.Option(help="Tolerated expected loss; give several by repeating the option.")],
+    runs: Annotated[
+        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")
+    ],
+    delta: Annotated[
+        list[float],
+        typer.Option(help="Tolerated expected loss; give several by repeating the option."),
+    ],
     n_trials: Annotated[int, typer.Option(help="Random splits.")] = 50,
-    calibration_fraction: Annotated[float, typer.Option(help="Share of the prompts that each calibrates on.")] = 0.8,
+    calibration_fraction: Annotated[
+        float, typer.Option(help="Share of the prompts that each calibrates on.")
+    ] = 0.8,
     seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
     epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
     objective: Annotated[str, typer.Option(help="textual, risk or risk_clipped.")] = "textual",
     test: Annotated[str, typer.Option(help=f"One of {', '.join(TESTS)}.")] = "betting",
-    procedure: Annotated[str | None, typer.Option(help="fixed_sequence, holm, bonferroni, ...")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write all trials here: .csv, .jsonl or .parquet.")] = None,
+    procedure: Annotated[
+        str | None, typer.Option(help="fixed_sequence, holm, bonferroni, ...")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write all trials here: .csv, .jsonl or .parquet.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the layers left at each delta here: .png, .pdf, .svg.")
     ] = None,
@@ -113,7 +133,10 @@ def trials(
         procedure=procedure,
     )
     figure = None if plot is None else _trials_figure(table, plot)
-    _print_trials(summary(table), f"{n_trials} splits, {calibration_fraction:.0%} to calibrate on, {objective}, {test}")
+    _print_trials(
+        summary(table),
+        f"{n_trials} splits, {calibration_fraction:.0%} to calibrate on, {objective}, {test}",
+    )
     if out is not None:
         _tables.write(table, out)
         print(f"Trials written to {out}")
@@ -125,8 +148,12 @@ def trials(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the policy and the picture.")] = Path("riskcal-demo"),
-    delta: Annotated[float, typer.Option(help="Tolerated expected distance to the full model.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="Folder for the policy and the picture.")] = Path(
+        "riskcal-demo"
+    ),
+    delta: Annotated[
+        float, typer.Option(help="Tolerated expected distance to the full model.")
+    ] = 0.1,
 ) -> None:
     """Calibrate the bundled real records, and show what the certificate is worth."""
     runs = load_example("g2p")
@@ -158,20 +185,35 @@ def demo(
 
 @app.command()
 def monitor(
-    log: Annotated[str, typer.Argument(help="CSV, JSON lines or a JSON array of losses, oldest first; - reads stdin.")],
+    log: Annotated[
+        str,
+        typer.Argument(
+            help="CSV, JSON lines or a JSON array of losses, oldest first; - reads stdin."
+        ),
+    ],
     policy: Annotated[
-        Path | None, typer.Option(help="Policy whose certificate says delta and the losses' bounds.")
+        Path | None,
+        typer.Option(help="Policy whose certificate says delta and the losses' bounds."),
     ] = None,
-    delta: Annotated[float | None, typer.Option(help="Tolerated expected loss, instead of the certificate's.")] = None,
-    epsilon: Annotated[float, typer.Option(help="Probability that a false alarm is ever raised.")] = 0.05,
+    delta: Annotated[
+        float | None, typer.Option(help="Tolerated expected loss, instead of the certificate's.")
+    ] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Probability that a false alarm is ever raised.")
+    ] = 0.05,
     average_run_length: Annotated[
-        float | None, typer.Option(help="Instead of epsilon: mean number of losses to a false alarm.")
+        float | None,
+        typer.Option(help="Instead of epsilon: mean number of losses to a false alarm."),
     ] = None,
     sampling_rate: Annotated[
-        float, typer.Option(help="Rate of shadow sampling; the smallest, if a column rate says it per row.")
+        float,
+        typer.Option(
+            help="Rate of shadow sampling; the smallest, if a column rate says it per row."
+        ),
     ] = 1.0,
     state: Annotated[
-        Path | None, typer.Option(help="Go on from here if it exists, and leave the new state here.")
+        Path | None,
+        typer.Option(help="Go on from here if it exists, and leave the new state here."),
     ] = None,
 ) -> None:
     """Watch the losses in LOG, and stop with exit status 3 as soon as they exceed the policy's delta.
@@ -182,7 +224,9 @@ def monitor(
     certificate = None if policy is None else ExitPolicy.load(policy).certificate
     if delta is None:
         if certificate is None or isinstance(certificate.delta, dict):
-            raise RiskcalError("delta: neither given nor certified for one risk; give --delta, or a --policy that is.")
+            raise RiskcalError(
+                "delta: neither given nor certified for one risk; give --delta, or a --policy that is."
+            )
         delta = certificate.delta
     bounds = {} if certificate is None else {"lower": certificate.lower, "upper": certificate.upper}
     watch = RiskMonitor(
@@ -194,7 +238,9 @@ def monitor(
     )
     counted = None
     if certificate is not None and certificate.max_tokens is not None:
-        counted = partial(heads.request_loss, agreement=1.0 - delta, max_tokens=certificate.max_tokens)
+        counted = partial(
+            heads.request_loss, agreement=1.0 - delta, max_tokens=certificate.max_tokens
+        )
     if state is not None and state.exists():
         watch = _restored(state, watch)
     before = watch.n
@@ -203,7 +249,9 @@ def monitor(
     except KeyboardInterrupt:  # the usual end of a stream
         row = None
     if watch.n == before and not watch.alarm:
-        raise RiskcalError(f"{log}: was left before its first loss, so that nothing can be said of the requests.")
+        raise RiskcalError(
+            f"{log}: was left before its first loss, so that nothing can be said of the requests."
+        )
     if state is not None:
         with _validate.replacing(state) as temporary:
             temporary.write_text(watch.to_json() + "\n", encoding="utf-8")
@@ -281,7 +329,9 @@ def _print_comparison(runs: Runs, deltas: list[float]) -> None:
         ours = calibrate(runs, delta=delta, objective=objective)
         full = ours.full_costs["layers"]
         left = [full if c.chosen is None else float(c.chosen["layers"]) for c in (calm, ours)]
-        cells = [f"{layers:.2f} @ {_threshold(c)}" for layers, c in zip(left, (calm, ours), strict=True)]
+        cells = [
+            f"{layers:.2f} @ {_threshold(c)}" for layers, c in zip(left, (calm, ours), strict=True)
+        ]
         table.add_row(name, f"{delta:g}", f"{full:g}", *cells, f"{1 - left[1] / full:.0%}")
     Console().print(table)
     print(
@@ -308,7 +358,9 @@ def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
     return saved
 
 
-def _feed(watch: RiskMonitor, log: str, counted: Callable[[float, float], Any] | None) -> int | None:
+def _feed(
+    watch: RiskMonitor, log: str, counted: Callable[[float, float], Any] | None
+) -> int | None:
     """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None

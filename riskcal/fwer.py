@@ -51,7 +51,9 @@ def fixed_sequence(pvalues: ArrayLike, epsilon: float, starts: int = 1) -> NDArr
     p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     starts = _validate.count(starts, "starts", least=1)
     if starts > p.size:
-        raise RiskcalError(f"starts: {starts} exceeds the {p.size} p-values; give at most one start per p-value.")
+        raise RiskcalError(
+            f"starts: {starts} exceeds the {p.size} p-values; give at most one start per p-value."
+        )
     passes = p <= level / starts
     rejected = np.zeros(p.size, dtype=bool)
     for start in np.arange(starts) * p.size // starts:
@@ -112,7 +114,9 @@ def fallback(pvalues: ArrayLike, epsilon: float, weights: ArrayLike) -> NDArray[
     return rejected
 
 
-def graphical(pvalues: ArrayLike, epsilon: float, weights: ArrayLike, transitions: ArrayLike) -> NDArray[np.bool_]:
+def graphical(
+    pvalues: ArrayLike, epsilon: float, weights: ArrayLike, transitions: ArrayLike
+) -> NDArray[np.bool_]:
     """Sequentially rejective graph (Bretz, Maurer, Brannath and Posch 2009, Algorithm 1).
 
     Parameters
@@ -154,12 +158,16 @@ def graphical(pvalues: ArrayLike, epsilon: float, weights: ArrayLike, transition
         share += share[j] * out
         loop = 1.0 - into * out
         edges += np.outer(into, out)
-        edges = np.divide(edges, loop[:, None], out=np.zeros_like(edges), where=loop[:, None] > _ROUNDING)
+        edges = np.divide(
+            edges, loop[:, None], out=np.zeros_like(edges), where=loop[:, None] > _ROUNDING
+        )
         share[j], edges[j], edges[:, j] = 0.0, 0.0, 0.0
     return rejected
 
 
-def initial_levels(epsilon: float, weights: ArrayLike, transitions: ArrayLike | None = None) -> Floats:
+def initial_levels(
+    epsilon: float, weights: ArrayLike, transitions: ArrayLike | None = None
+) -> Floats:
     """The level at which each hypothesis of `fallback` or `graphical` is first tested: where to tune `betting`.
 
     Parameters

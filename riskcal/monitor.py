@@ -125,7 +125,9 @@ class RiskMonitor:
         self.alarm_at: int | None = None
         self._growth = np.zeros(_BETS)  # log of each bettor's capital; of M + 1 in the e-detector
         self._bets = self._shares() / self._unit(self.delta)
-        self._totals = np.zeros(2)  # sums of weight times loss (on the unit interval) and of weights
+        self._totals = np.zeros(
+            2
+        )  # sums of weight times loss (on the unit interval) and of weights
 
     def update(self, losses: ArrayLike, *, rates: ArrayLike | None = None) -> Self:
         """Take one loss, or several in the order in which their requests came.
@@ -158,7 +160,14 @@ class RiskMonitor:
 
         restarts = self.average_run_length is not None
         first = _kernels.watch(
-            unit, weights, self._unit(self.delta), self._bets, self._growth, self._totals, restarts, self._limit
+            unit,
+            weights,
+            self._unit(self.delta),
+            self._bets,
+            self._growth,
+            self._totals,
+            restarts,
+            self._limit,
         )
         if first >= 0 and self.alarm_at is None:
             self.alarm_at = self.n + int(first) + 1
@@ -184,13 +193,21 @@ class RiskMonitor:
         Kept as a logarithm inside; as a float it ends at the largest there is.
         """
         mean = float(special.logsumexp(self._growth)) - math.log(_BETS)
-        return math.exp(min(mean, _LARGEST)) if self.average_run_length is None else math.expm1(min(mean, _LARGEST))
+        return (
+            math.exp(min(mean, _LARGEST))
+            if self.average_run_length is None
+            else math.expm1(min(mean, _LARGEST))
+        )
 
     @property
     def mean_loss(self) -> float:
         """Mean loss of all requests since the start, as estimated from those seen; NaN before the first."""
         unit, weight = self._totals
-        return float(self.lower + (self.upper - self.lower) * unit / weight) if weight > 0 else math.nan
+        return (
+            float(self.lower + (self.upper - self.lower) * unit / weight)
+            if weight > 0
+            else math.nan
+        )
 
     @property
     def requests(self) -> float:
@@ -247,7 +264,9 @@ class RiskMonitor:
             raise RiskcalError("monitors: none given; give at least one.")
         for index, monitor in enumerate(monitors):
             if not isinstance(monitor, RiskMonitor):
-                raise RiskcalError(f"monitors: a {type(monitor).__name__} at index {index} is not a RiskMonitor.")
+                raise RiskcalError(
+                    f"monitors: a {type(monitor).__name__} at index {index} is not a RiskMonitor."
+                )
             if any(monitor is other for other in monitors[:index]):
                 raise RiskcalError(
                     f"monitors: the same one stands twice, again at index {index}; its losses would count twice."
@@ -260,7 +279,9 @@ class RiskMonitor:
                     )
         result = cls(**monitors[0].parameters)  # type: ignore[arg-type]
         ville = result.average_run_length is None
-        how = _validate.choice(how or ("product" if ville else "sum"), "how", ("product", "mean", "sum"))
+        how = _validate.choice(
+            how or ("product" if ville else "sum"), "how", ("product", "mean", "sum")
+        )
         if (how == "sum") == ville:
             raise RiskcalError(
                 "how: a sum of capitals exceeds 1 / epsilon too often; use 'product' or 'mean'."
@@ -302,7 +323,9 @@ class RiskMonitor:
         except ValidationError as error:
             raise RiskcalError(f"state: {policy._refusal('state', error)}") from None
         if state.alarm_at is not None and state.alarm_at > state.n:
-            raise RiskcalError(f"alarm_at: {state.alarm_at} exceeds the {state.n} losses seen; the state was edited.")
+            raise RiskcalError(
+                f"alarm_at: {state.alarm_at} exceeds the {state.n} losses seen; the state was edited."
+            )
         result = cls(**state.parameters.model_dump())
         result.n, result.alarm_at = state.n, state.alarm_at
         result._growth, result._totals = np.array(state.growth), np.array(state.totals)
@@ -311,7 +334,11 @@ class RiskMonitor:
     @property
     def _limit(self) -> float:
         """Logarithm of what the mean of ``exp(growth)`` has to reach."""
-        return -math.log(self.epsilon) if self.average_run_length is None else math.log1p(self.average_run_length)
+        return (
+            -math.log(self.epsilon)
+            if self.average_run_length is None
+            else math.log1p(self.average_run_length)
+        )
 
     def _shares(self) -> Floats:
         """Bets as shares of the largest."""
@@ -326,7 +353,9 @@ class RiskMonitor:
     def _weights(self, rates: ArrayLike, n: int) -> Floats:
         values = _series(rates, "rates")
         if values.size not in (1, n):
-            raise RiskcalError(f"rates: {values.size} given for {n} losses; give one per loss, or one for all.")
+            raise RiskcalError(
+                f"rates: {values.size} given for {n} losses; give one per loss, or one for all."
+            )
         bad = (values < self.sampling_rate * (1.0 - _validate.TOLERANCE)) | (values > 1.0)
         if bad.any():
             raise RiskcalError(
@@ -375,7 +404,9 @@ def _mean(growth: Floats) -> Floats:
 def _sum(growth: Floats) -> Floats:
     """log(1 + sum of M) from rows of log(1 + M)."""
     largest = growth.max(0)
-    result: Floats = largest + np.log(np.exp(growth - largest).sum(0) - (len(growth) - 1) * np.exp(-largest))
+    result: Floats = largest + np.log(
+        np.exp(growth - largest).sum(0) - (len(growth) - 1) * np.exp(-largest)
+    )
     return result
 
 
@@ -385,7 +416,11 @@ _MERGERS = {"product": _product, "mean": _mean, "sum": _sum}
 def _series(values: ArrayLike, name: str) -> Floats:
     """Finite numbers, one or several, or none, as (n,)."""
     given = _validate.as_given(values, name, "an array of numbers")
-    return np.zeros(0) if given.shape == (0,) else np.atleast_1d(_validate.array(given, name, ndim=(0, 1)))
+    return (
+        np.zeros(0)
+        if given.shape == (0,)
+        else np.atleast_1d(_validate.array(given, name, ndim=(0, 1)))
+    )
 
 
 def _run_length(value: Any) -> float | None:
@@ -393,7 +428,9 @@ def _run_length(value: Any) -> float | None:
         return None
     result = _validate.number(value, "average_run_length")
     if not 1.0 <= result < math.inf:
-        raise RiskcalError(f"average_run_length: {result:g} is not a finite number of losses of at least 1.")
+        raise RiskcalError(
+            f"average_run_length: {result:g} is not a finite number of losses of at least 1."
+        )
     return result
 
 

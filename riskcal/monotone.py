@@ -16,11 +16,14 @@ from riskcal._validate import Floats, RiskcalError
 
 #: The test whose inversion each bound is. A bound is at most delta if and only if its test rejects at delta.
 _TESTS: dict[str, Callable[..., Any]] = {
-    name: getattr(pvalues, "binomial" if name == "clopper_pearson" else name) for name in bounds.METHODS
+    name: getattr(pvalues, "binomial" if name == "clopper_pearson" else name)
+    for name in bounds.METHODS
 }
 
 
-def conformal_risk_control(losses: ArrayLike, thresholds: ArrayLike, delta: float, upper: float = 1.0) -> float:
+def conformal_risk_control(
+    losses: ArrayLike, thresholds: ArrayLike, delta: float, upper: float = 1.0
+) -> float:
     """Controls the expectation only, with no ``1 - epsilon`` guarantee: conformal risk control (Angelopoulos et al. 2024).
 
     The lowest threshold with ``(sum of losses + upper) / (n + 1) <= delta``. Over the draw of the calibration data *and*
@@ -107,14 +110,21 @@ def rcps(
     matrix, grid = _falling(losses, thresholds, low, high)
     options: dict[str, float] = {} if bound == "clopper_pearson" else {"lower": low, "upper": high}
     if bound == "clopper_pearson" and (low, high) != (0.0, 1.0):
-        raise RiskcalError(f"bound: 'clopper_pearson' is for 0/1 losses, but these lie in [{low:g}, {high:g}].")
+        raise RiskcalError(
+            f"bound: 'clopper_pearson' is for 0/1 losses, but these lie in [{low:g}, {high:g}]."
+        )
     if bound in ("betting", "predictable_bernstein"):
         options["level"] = level
     return _lowest(grid, fwer.fixed_sequence(_TESTS[bound](matrix, delta, **options), level))
 
 
 def risk_rises(
-    losses: ArrayLike, thresholds: ArrayLike, *, epsilon: float = 0.05, lower: float = 0.0, upper: float = 1.0
+    losses: ArrayLike,
+    thresholds: ArrayLike,
+    *,
+    epsilon: float = 0.05,
+    lower: float = 0.0,
+    upper: float = 1.0,
 ) -> pd.DataFrame:
     """Pairs of thresholds between which the risk rises with the threshold by more than noise.
 
@@ -158,7 +168,11 @@ def risk_rises(
     for distance in distances:
         p = np.atleast_1d(
             pvalues.betting(  # of the lower threshold's loss minus the higher one's
-                matrix[:, distance:] - matrix[:, :-distance], 0.0, level=level, lower=low - high, upper=high - low
+                matrix[:, distance:] - matrix[:, :-distance],
+                0.0,
+                level=level,
+                lower=low - high,
+                upper=high - low,
             )
         )
         for j in np.flatnonzero(p <= level):
@@ -169,10 +183,14 @@ def risk_rises(
     return table.sort_values(["threshold", "higher_threshold"], ascending=False, ignore_index=True)
 
 
-def _descending(losses: ArrayLike, thresholds: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floats]:
+def _descending(
+    losses: ArrayLike, thresholds: ArrayLike, lower: float, upper: float
+) -> tuple[Floats, Floats]:
     """Losses and thresholds with columns from the highest threshold down."""
     grid = _validate.threshold_grid(thresholds, allow_full=False)
-    matrix = _validate.losses(_validate.array(losses, "losses", ndim=(2,)), lower=lower, upper=upper)
+    matrix = _validate.losses(
+        _validate.array(losses, "losses", ndim=(2,)), lower=lower, upper=upper
+    )
     if matrix.shape[1] != grid.size:
         raise RiskcalError(
             f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
@@ -182,7 +200,9 @@ def _descending(losses: ArrayLike, thresholds: ArrayLike, lower: float, upper: f
     return matrix if in_order else np.take(matrix, order, axis=1), grid[order]
 
 
-def _falling(losses: ArrayLike, thresholds: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floats]:
+def _falling(
+    losses: ArrayLike, thresholds: ArrayLike, lower: float, upper: float
+) -> tuple[Floats, Floats]:
     """As `_descending`, refusing a row whose loss rises with the threshold."""
     matrix, grid = _descending(losses, thresholds, lower, upper)
     rises = np.diff(matrix, axis=1) < -_validate.TOLERANCE * (upper - lower)

@@ -120,7 +120,9 @@ def plan(
     level, power = _validate.level(epsilon, "epsilon"), _validate.level(power, "power")
     _validate.choice(test, "test", (*pvalues.OF_SUMS, "betting", "empirical_bernstein"))
     if test == "binomial" and (low, high) != (0.0, 1.0):
-        raise RiskcalError(f"test: 'binomial' is for 0/1 losses, but these lie in [{low:g}, {high:g}]; use betting.")
+        raise RiskcalError(
+            f"test: 'binomial' is for 0/1 losses, but these lie in [{low:g}, {high:g}]; use betting."
+        )
     law, told = _stated(mean, deviation, losses, low, high, test)
     expected, spread = float(law.mean[0]), float(law.deviation[0])
     if not low <= expected < tolerated:
@@ -158,31 +160,48 @@ def plan(
 
 
 def _stated(
-    mean: float | None, deviation: float | None, losses: ArrayLike | None, low: float, high: float, test: str
+    mean: float | None,
+    deviation: float | None,
+    losses: ArrayLike | None,
+    low: float,
+    high: float,
+    test: str,
 ) -> tuple[Law, str]:
     """The law to draw from, in the losses' own units, and its description."""
     if (mean is None) == (losses is None):
-        raise RiskcalError("mean, losses: give one of them, the expected loss or the losses of a pilot.")
+        raise RiskcalError(
+            "mean, losses: give one of them, the expected loss or the losses of a pilot."
+        )
     if losses is not None:
         if deviation is not None:
             raise RiskcalError("deviation: the pilot's losses have their own; leave it out.")
         if np.ndim(losses) != 1:
-            raise RiskcalError(f"losses: has shape {np.shape(losses)}; give one candidate's, one loss per prompt.")
-        rows = _validate.binary(losses) if test == "binomial" else _validate.losses(losses, lower=low, upper=high)
+            raise RiskcalError(
+                f"losses: has shape {np.shape(losses)}; give one candidate's, one loss per prompt."
+            )
+        rows = (
+            _validate.binary(losses)
+            if test == "binomial"
+            else _validate.losses(losses, lower=low, upper=high)
+        )
         law = _simulation.of_rows(rows)
         return law, f"distributed as the {len(rows)} given, whose mean is {law.mean[0]:.4g}"
     expected = (_validate.number(mean, "mean") - low) / (high - low)
     if not 0.0 <= expected < 1.0:
         raise RiskcalError(f"mean: {mean:g} is not in [{low:g}, {high:g}).")
     widest = math.sqrt(expected * (1.0 - expected))
-    spread = widest if deviation is None else _validate.number(deviation, "deviation") / (high - low)
+    spread = (
+        widest if deviation is None else _validate.number(deviation, "deviation") / (high - low)
+    )
     if not 0.0 <= spread <= widest + _validate.TOLERANCE:
         raise RiskcalError(
             f"deviation: {deviation} is not possible with mean {mean:g} in [{low:g}, {high:g}]; it is at most "
             f"{widest * (high - low):.4g}."
         )
     if test == "binomial" and spread < widest * (1.0 - 1e-6):
-        raise RiskcalError("deviation: 'binomial' is for 0/1 losses, which have the largest; leave it out.")
+        raise RiskcalError(
+            "deviation: 'binomial' is for 0/1 losses, which have the largest; leave it out."
+        )
     unit = _simulation.of_moments(expected, spread)
     law = Law(low + (high - low) * unit.values, unit.share)
     if len(unit.values) == 2 and unit.share > 0.0:
@@ -228,7 +247,12 @@ class Design:
             return cls(test, levels, np.full(k, epsilon), pilot=pilot_fraction)
         if procedure in ("fallback", "graphical"):
             return cls(test, levels, epsilon * np.asarray(weights, dtype=np.float64))
-        return cls(test, levels, np.full(k, epsilon / k), step_up=epsilon if procedure == "hochberg" else None)
+        return cls(
+            test,
+            levels,
+            np.full(k, epsilon / k),
+            step_up=epsilon if procedure == "hochberg" else None,
+        )
 
 
 def outlook(problem: Problem, design: Design, meaning: dict[str, str]) -> str:
@@ -237,7 +261,9 @@ def outlook(problem: Problem, design: Design, meaning: dict[str, str]) -> str:
     ``problem`` holds all units, those of a pilot too, and the candidates in tested order (with a pilot: in the order that
     breaks ties).
     """
-    excess = np.array([(risk.losses.mean(0) - risk.delta) / risk.width for risk in problem.risks])  # (r, k)
+    excess = np.array(
+        [(risk.losses.mean(0) - risk.delta) / risk.width for risk in problem.risks]
+    )  # (r, k)
     worst = excess.max(0)
     begins = design.first > 0.0
     if not ((worst < 0.0) & begins).any():
@@ -280,15 +306,21 @@ class _Trial:
     risks: tuple[Risk, ...]
     law: Law  # columns: risk by candidate
     delta: Floats  # (r, k)
-    hopeful: NDArray[np.intp]  # candidates whose mean is below every delta, those that need fewest units first
-    counted: dict[int, tuple[float, float]]  # the two values of columns whose p-value is never below their count's
+    hopeful: NDArray[
+        np.intp
+    ]  # candidates whose mean is below every delta, those that need fewest units first
+    counted: dict[
+        int, tuple[float, float]
+    ]  # the two values of columns whose p-value is never below their count's
 
     @classmethod
     def of(cls, problem: Problem, design: Design) -> "_Trial":
         law = _simulation.of_rows(np.concatenate([risk.losses for risk in problem.risks], axis=1))
         delta = np.repeat([[risk.delta] for risk in problem.risks], problem.k, axis=1)
         shape = delta.shape
-        below = (law.mean.reshape(shape) < delta).all(0) & ((design.first > 0.0) | (design.step_up is not None))
+        below = (law.mean.reshape(shape) < delta).all(0) & (
+            (design.first > 0.0) | (design.step_up is not None)
+        )
         losses = [column for risk in problem.risks for column in risk.losses.T]
         capped = problem.nameless and design.test == "betting"
         found = {c: _problem.two_values(column) for c, column in enumerate(losses) if capped}
@@ -342,27 +374,38 @@ class _Trial:
         """Which candidate each draw's pilot finds the furthest below its tolerances, relative to the losses' ranges."""
         worst = np.full((pilot.draws, delta.shape[1]), -math.inf)
         for r, risk in enumerate(self.risks):
-            totals = np.stack([pilot.totals(r * delta.shape[1] + j) for j in range(delta.shape[1])], axis=1)
+            totals = np.stack(
+                [pilot.totals(r * delta.shape[1] + j) for j in range(delta.shape[1])], axis=1
+            )
             worst = np.maximum(worst, (totals / pilot.n - delta[r]) / risk.width)
         chosen: NDArray[np.intp] = worst.argmin(1)
         return chosen
 
-    def _rejects(self, sample: Sample, delta: Floats, tested: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _rejects(
+        self, sample: Sample, delta: Floats, tested: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
         """In which draws something is certified, if these candidates are tested (draws, k)."""
         k, step_up = delta.shape[1], self.design.step_up
         p, done = np.ones(tested.shape), np.zeros(sample.draws, dtype=bool)
         for j in self.hopeful:
             of = np.flatnonzero(tested[:, j] & ~done)
             for r, risk in enumerate(self.risks):
-                level, known = float(self.design.levels[j]), {"lower": risk.lower, "upper": risk.upper}
+                level, known = (
+                    float(self.design.levels[j]),
+                    {"lower": risk.lower, "upper": risk.upper},
+                )
                 if of.size:
                     found = pvalues._of_sample(
                         self.design.test, sample, r * k + j, of, float(delta[r, j]), level, **known
                     )
                     if r * k + j in self.counted:
                         low, high = self.counted[r * k + j]
-                        counts = np.rint((sample.totals(r * k + j)[of] - sample.n * low) / (high - low))
-                        exact = _problem.count_pvalue(counts, sample.n, (low, high), float(delta[r, j]))
+                        counts = np.rint(
+                            (sample.totals(r * k + j)[of] - sample.n * low) / (high - low)
+                        )
+                        exact = _problem.count_pvalue(
+                            counts, sample.n, (low, high), float(delta[r, j])
+                        )
                         found = np.maximum(found, exact)
                     p[of, j] = np.where(r > 0, np.maximum(p[of, j], found), found)
             if step_up is None:
@@ -379,7 +422,9 @@ def _often(share: float) -> str:
     return f"{100 * share:.0f} draws of 100"
 
 
-def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_], meaning: dict[str, str]) -> str:
+def _above(
+    problem: Problem, worst: Floats, begins: NDArray[np.bool_], meaning: dict[str, str]
+) -> str:
     """What to say where no candidate that could be certified first is observed below delta."""
     first = int(np.where(begins, worst, math.inf).argmin())
     risk = max(problem.risks, key=lambda r: (r.losses[:, first].mean() - r.delta) / r.width)
@@ -398,8 +443,14 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_], meaning: 
             "delta, or record safer candidates."
         )
     safest = int(worst.argmin())
-    lower = problem.mean(max(problem.risks, key=lambda r: (r.losses[:, safest].mean() - r.delta) / r.width))[safest]
-    many = "Testing begins at" if begins.sum() == 1 else "Testing begins at candidates of which the safest is"
+    lower = problem.mean(
+        max(problem.risks, key=lambda r: (r.losses[:, safest].mean() - r.delta) / r.width)
+    )[safest]
+    many = (
+        "Testing begins at"
+        if begins.sum() == 1
+        else "Testing begins at candidates of which the safest is"
+    )
     text = f"{many} {problem.name(first)}, whose {observed}" + (
         f", and ends there: more {problem.unit} in this order will not help. "
         if beyond
@@ -407,8 +458,14 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_], meaning: 
     )
     text += f"Yet {problem.name(safest)} was observed at {lower:.4g}. "
     if problem.stopped is not None:
-        return text + f"Record the whole grid on fresh {problem.unit}, and calibrate it with procedure='holm'."
-    if not problem.several and worst[np.argmin(problem.candidates["threshold"].to_numpy(dtype=np.float64))] < 0.0:
+        return (
+            text
+            + f"Record the whole grid on fresh {problem.unit}, and calibrate it with procedure='holm'."
+        )
+    if (
+        not problem.several
+        and worst[np.argmin(problem.candidates["threshold"].to_numpy(dtype=np.float64))] < 0.0
+    ):
         text += (
             "If low thresholds are the strict ones here (as where entropy must fall below them), negate the thresholds, "
             "since riskcal exits where the confidence is at least the threshold. Otherwise "

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 _LOSS, _DELTA, _CERTIFIED, _LAYERS = "#1f5a96", "#b3261e", "#dcefe1", "#6a4c93"
 
 
-def risk_curve(table: pd.DataFrame, *, delta: float, threshold: float = math.inf, ax: "Axes | None" = None) -> "Axes":
+def risk_curve(
+    table: pd.DataFrame, *, delta: float, threshold: float = math.inf, ax: "Axes | None" = None
+) -> "Axes":
     """Mean loss of every candidate against its threshold, with the tolerance and the certified thresholds.
 
     Parameters
@@ -31,12 +33,26 @@ def risk_curve(table: pd.DataFrame, *, delta: float, threshold: float = math.inf
     rows = table.sort_values("threshold")
     _shade_certified(rows, ax)
     ax.plot(
-        rows["threshold"], rows["loss"], "o-", color=_LOSS, markersize=4, label="mean loss on the calibration prompts"
+        rows["threshold"],
+        rows["loss"],
+        "o-",
+        color=_LOSS,
+        markersize=4,
+        label="mean loss on the calibration prompts",
     )
-    ax.axhline(delta, color=_DELTA, linestyle="--", linewidth=1.5, label=f"tolerance delta = {delta:g}")
+    ax.axhline(
+        delta, color=_DELTA, linestyle="--", linewidth=1.5, label=f"tolerance delta = {delta:g}"
+    )
     if math.isfinite(threshold):
         chosen = rows.loc[rows["threshold"] == threshold].iloc[0]
-        ax.plot(chosen["threshold"], chosen["loss"], "o", color=_LOSS, markersize=11, markeredgecolor="black")
+        ax.plot(
+            chosen["threshold"],
+            chosen["loss"],
+            "o",
+            color=_LOSS,
+            markersize=11,
+            markeredgecolor="black",
+        )
         ax.annotate(
             f"chosen threshold {threshold:g}\nmean loss {chosen['loss']:.3f}",
             (chosen["threshold"], chosen["loss"]),
@@ -52,17 +68,37 @@ def risk_curve(table: pd.DataFrame, *, delta: float, threshold: float = math.inf
 
 
 def layers_curve(
-    table: pd.DataFrame, *, full_layers: float, threshold: float = math.inf, ax: "Axes | None" = None
+    table: pd.DataFrame,
+    *,
+    full_layers: float,
+    threshold: float = math.inf,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """Mean decoder layers per token of every candidate, against the full model's."""
     ax = ax or _new_axes()
     rows = table.sort_values("threshold")
     _shade_certified(rows, ax)
-    ax.plot(rows["threshold"], rows["layers"], "s-", color=_LAYERS, markersize=4, label="mean decoder layers per token")
-    ax.axhline(full_layers, color="black", linestyle=":", label=f"full model: {full_layers:g} layers")
+    ax.plot(
+        rows["threshold"],
+        rows["layers"],
+        "s-",
+        color=_LAYERS,
+        markersize=4,
+        label="mean decoder layers per token",
+    )
+    ax.axhline(
+        full_layers, color="black", linestyle=":", label=f"full model: {full_layers:g} layers"
+    )
     if math.isfinite(threshold):
         chosen = rows.loc[rows["threshold"] == threshold].iloc[0]
-        ax.plot(chosen["threshold"], chosen["layers"], "s", color=_LAYERS, markersize=10, markeredgecolor="black")
+        ax.plot(
+            chosen["threshold"],
+            chosen["layers"],
+            "s",
+            color=_LAYERS,
+            markersize=10,
+            markeredgecolor="black",
+        )
         ax.annotate(
             f"{chosen['layers']:.2f} layers\n({1 - chosen['layers'] / full_layers:.0%} fewer)",
             (chosen["threshold"], chosen["layers"]),
@@ -73,7 +109,9 @@ def layers_curve(
     ax.set_ylim(0, full_layers * 1.12)
     ax.set_xlabel("exit threshold (higher: more cautious)")
     ax.set_ylabel("layers")
-    ax.legend(loc="upper left", bbox_to_anchor=(0, 0.88))  # below the full model's line, above the curve's start
+    ax.legend(
+        loc="upper left", bbox_to_anchor=(0, 0.88)
+    )  # below the full model's line, above the curve's start
     return ax
 
 
@@ -105,7 +143,14 @@ def trials_curve(trials: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
     """
     ax = ax or _new_axes()
     layers = trials.groupby("delta")["layers"].agg(["mean", "std"])
-    ax.plot(trials["delta"], trials["layers"], ".", color=_LAYERS, alpha=0.25, label="one trial, held-out prompts")
+    ax.plot(
+        trials["delta"],
+        trials["layers"],
+        ".",
+        color=_LAYERS,
+        alpha=0.25,
+        label="one trial, held-out prompts",
+    )
     ax.errorbar(
         layers.index,
         layers["mean"],
@@ -139,5 +184,11 @@ def _shade_certified(rows: pd.DataFrame, ax: "Axes") -> None:
     label = "certified thresholds"
     for first in np.flatnonzero(flags & ~np.r_[False, flags[:-1]]):
         length = int((~flags[first:]).argmax()) or len(flags) - first
-        ax.axvspan(grid[first] - pad, grid[first + length - 1] + pad, color=_CERTIFIED, zorder=0, label=label)
+        ax.axvspan(
+            grid[first] - pad,
+            grid[first + length - 1] + pad,
+            color=_CERTIFIED,
+            zorder=0,
+            label=label,
+        )
         label = "_nolegend_"

@@ -44,7 +44,13 @@ class Pruning:
         _validate.count(self.largest, "largest", least=self.smallest)
 
     def kept(
-        self, layer: int, n_layers: int, vocabulary: int, *, start: int, confidence: ArrayLike | None = None
+        self,
+        layer: int,
+        n_layers: int,
+        vocabulary: int,
+        *,
+        start: int,
+        confidence: ArrayLike | None = None,
     ) -> NDArray[np.int64]:
         """Tokens compared at a layer after the first exit layer, or kept at it.
 
@@ -72,14 +78,22 @@ class Pruning:
         if self.form == "decaying":
             return np.full(shape, self._formula(layer, n_layers, vocabulary))
         if confidence is None:
-            raise _validate.RiskcalError("confidence: is missing; adaptive pruning needs that of the layer before.")
+            raise _validate.RiskcalError(
+                "confidence: is missing; adaptive pruning needs that of the layer before."
+            )
         sure = np.clip(np.nan_to_num(np.asarray(confidence, dtype=np.float64)), 0.0, 1.0)
         if self.form == "adaptive":
             shrunk, least = np.floor(first * (1.0 - 0.9 * sure)), min(self.smallest, first)
         else:
-            shrunk, least = np.floor(vocabulary * (1.0 - 0.9 * sure)), min(2, first)  # a margin takes two
+            shrunk, least = (
+                np.floor(vocabulary * (1.0 - 0.9 * sure)),
+                min(2, first),
+            )  # a margin takes two
         return np.clip(shrunk, least, first).astype(np.int64)
 
     def _formula(self, layer: int, n_layers: int, vocabulary: int) -> int:
         steepness = (self.largest - self.smallest) / self.smallest
-        return min(vocabulary, max(self.smallest, math.floor(self.largest / (1.0 + steepness * layer / n_layers))))
+        return min(
+            vocabulary,
+            max(self.smallest, math.floor(self.largest / (1.0 + steepness * layer / n_layers))),
+        )

@@ -60,7 +60,9 @@ class Decaying:
     def __post_init__(self) -> None:
         temperature = _validate.number(self.temperature, "temperature")
         if not 0 <= temperature < math.inf:
-            raise _validate.RiskcalError(f"temperature: {temperature:g} is not a finite number of at least 0.")
+            raise _validate.RiskcalError(
+                f"temperature: {temperature:g} is not a finite number of at least 0."
+            )
         _validate.count(self.max_length, "max_length", least=1)
         _validate.choice(self.form, "form", ("paper", "t5x"))
 
@@ -74,7 +76,9 @@ class Decaying:
         position : array_like
             Index of the generated token, from 0; broadcast against ``threshold``.
         """
-        value, decay = np.broadcast_arrays(np.asarray(threshold, dtype=np.float64), self._decay(position))
+        value, decay = np.broadcast_arrays(
+            np.asarray(threshold, dtype=np.float64), self._decay(position)
+        )
         if self.form == "t5x":
             return value * (0.9 + 0.1 * decay)
         return np.where(np.isposinf(value), math.inf, np.clip(0.9 * value + 0.1 * decay, 0.0, 1.0))

@@ -85,22 +85,41 @@ def run_trials(
     n_trials = _validate.count(n_trials, "n_trials", least=1)
     level = _validate.level(epsilon, "epsilon")
     if "weighting" in options or "max_cluster" in options:
-        raise RiskcalError("weighting: trials count every cluster alike; leave weighting and max_cluster out.")
-    procedure = procedure or ("fixed_sequence" if records.only_threshold(runs.candidates) else "holm")
+        raise RiskcalError(
+            "weighting: trials count every cluster alike; leave weighting and max_cluster out."
+        )
+    procedure = procedure or (
+        "fixed_sequence" if records.only_threshold(runs.candidates) else "holm"
+    )
     _validate.choice(procedure, "procedure", calibration.PROCEDURES)
     pool = _pool(runs, objective, cost)
     one = (
-        procedure == "fixed_sequence" and pool.cost is None and options.get("starts", 1) == 1 and "order" not in options
+        procedure == "fixed_sequence"
+        and pool.cost is None
+        and options.get("starts", 1) == 1
+        and "order" not in options
     )
     calibration.refuse_cut_grid(runs.stopped, one_sequence=one)
     calibration.refuse_unused(procedure, pool.cost is not None, options | {"cost": cost})
-    tolerated = [_validate.tolerance(d, pool.lower, pool.upper) for d in _validate.numbers(deltas, "deltas")]
+    tolerated = [
+        _validate.tolerance(d, pool.lower, pool.upper) for d in _validate.numbers(deltas, "deltas")
+    ]
     heldout = _splits(len(pool.losses), n_trials, calibration_fraction, seed)
-    plain = procedure in ("fixed_sequence", "bonferroni", *_SELECT) and not options and pool.ordered(procedure)
+    plain = (
+        procedure in ("fixed_sequence", "bonferroni", *_SELECT)
+        and not options
+        and pool.ordered(procedure)
+    )
     if plain:
         chosen, loss = _decide(pool, tolerated, heldout, test, procedure, level)
     else:
-        settings = {"objective": objective, "test": test, "procedure": procedure, "cost": cost, "epsilon": level}
+        settings = {
+            "objective": objective,
+            "test": test,
+            "procedure": procedure,
+            "cost": cost,
+            "epsilon": level,
+        }
         chosen, loss = _calibrate_each(runs, pool, tolerated, heldout, settings | options)
     return _trial_table(pool, tolerated, chosen, loss, heldout)
 
@@ -119,13 +138,20 @@ def summary(trials: pd.DataFrame) -> pd.DataFrame:
         ``delta``, ``n_trials``, ``certified`` (share of the trials), and for the losses, each recorded cost and, where the
         full model's layers were recorded, ``saving`` (the share of them saved): ``..._mean`` and ``..._sd``.
     """
-    measured = [name for name in ("calibration_loss", "heldout_loss", *records.COSTS) if name in trials.columns]
+    measured = [
+        name
+        for name in ("calibration_loss", "heldout_loss", *records.COSTS)
+        if name in trials.columns
+    ]
     table = trials[["delta", *measured]]
     if {"layers", "full_layers"} <= set(trials.columns):
         table = table.assign(saving=1.0 - trials["layers"] / trials["full_layers"])
         measured = [*measured, "saving"]
     groups = table.groupby("delta", sort=True)
-    columns = {"n_trials": groups.size(), "certified": trials.groupby("delta", sort=True)["certified"].mean()}
+    columns = {
+        "n_trials": groups.size(),
+        "certified": trials.groupby("delta", sort=True)["certified"].mean(),
+    }
     for name in measured:
         columns |= {f"{name}_mean": groups[name].mean(), f"{name}_sd": groups[name].std()}
     return pd.DataFrame(columns).reset_index()
@@ -170,14 +196,28 @@ def compare(
         ``certified`` (the share of the k candidates that were), the mean ``loss`` and costs of the chosen candidate, and the
         full model's costs. A pilot is smaller than the calibration set, so expect less than it will certify.
     """
-    procedures = procedures or (_ONE_COORDINATE if records.only_threshold(runs.candidates) else ("holm", "bonferroni"))
+    procedures = procedures or (
+        _ONE_COORDINATE if records.only_threshold(runs.candidates) else ("holm", "bonferroni")
+    )
     rows = []
     for delta in _validate.numbers(deltas, "deltas"):
         for test in tests:
             for procedure in procedures:
-                given = {name: value for name, value in options.items() if _uses(procedure, name, procedures)}
-                given |= {"epsilon": epsilon, "objective": objective, "test": test, "procedure": procedure}
-                rows.append({"delta": delta, "test": test, "procedure": procedure} | _outcome(runs, delta, given))
+                given = {
+                    name: value
+                    for name, value in options.items()
+                    if _uses(procedure, name, procedures)
+                }
+                given |= {
+                    "epsilon": epsilon,
+                    "objective": objective,
+                    "test": test,
+                    "procedure": procedure,
+                }
+                rows.append(
+                    {"delta": delta, "test": test, "procedure": procedure}
+                    | _outcome(runs, delta, given)
+                )
     return pd.DataFrame(rows)
 
 
@@ -208,7 +248,9 @@ def split_pilot(runs: Runs, fraction: float = 0.2) -> tuple[Runs, Runs]:
     share = _validate.level(fraction, "fraction")
     size = math.ceil(share * runs.n)
     if size < 2 or runs.n - size < 2:
-        raise RiskcalError(f"fraction: {share:g} of {runs.n} units leaves {size} and {runs.n - size}; both need two.")
+        raise RiskcalError(
+            f"fraction: {share:g} of {runs.n} units leaves {size} and {runs.n - size}; both need two."
+        )
     units = np.arange(runs.n)
     return _of_units(runs, units[:size]), _of_units(runs, units[size:])
 
@@ -244,14 +286,22 @@ def _pool(runs: Runs, objective: str, cost: str) -> _Pool:
     lower, upper = records.OBJECTIVES[objective]
     several = not records.only_threshold(runs.candidates)
     if several and cost not in runs.values:
-        raise RiskcalError(f"cost: {cost!r} was not recorded; choosing among several coordinates needs it.")
+        raise RiskcalError(
+            f"cost: {cost!r} was not recorded; choosing among several coordinates needs it."
+        )
     return _Pool(
         losses=losses,
         lower=lower,
         upper=upper,
         candidates=runs.candidates[list(dict.fromkeys(["threshold", *runs.coordinates]))],
-        costs={name: runs.unit_means(runs.values[name]) for name in records.COSTS if name in runs.values},
-        full_costs={name: runs.unit_means(runs.full[name]) for name in records.COSTS if name in runs.full},
+        costs={
+            name: runs.unit_means(runs.values[name])
+            for name in records.COSTS
+            if name in runs.values
+        },
+        full_costs={
+            name: runs.unit_means(runs.full[name]) for name in records.COSTS if name in runs.full
+        },
         cost=cost if several else None,
     )
 
@@ -303,7 +353,9 @@ def _decide(
             if test in pvalues.OF_SUMS:
                 p = _pvalues_of_totals(pool, test, totals, m, delta)
             else:
-                p = np.array([_pvalues(pool, test, rows, delta, level) for rows in _kept(heldout, n)])
+                p = np.array(
+                    [_pvalues(pool, test, rows, delta, level) for rows in _kept(heldout, n)]
+                )
             chosen[d] = _cheapest(_select(p, procedure, epsilon), spending)
     loss = np.where(chosen < 0, 0.0, totals[np.arange(n_trials), chosen] / m)
     return chosen, loss
@@ -311,7 +363,11 @@ def _decide(
 
 def _exact_type(losses: Floats) -> type[np.float32 | np.float64]:
     """Single precision where it sums exactly: whole losses, fewer than 2^24 of them."""
-    whole = len(losses) < 2**24 and bool((np.abs(losses) <= 1.0).all()) and bool((losses == np.rint(losses)).all())
+    whole = (
+        len(losses) < 2**24
+        and bool((np.abs(losses) <= 1.0).all())
+        and bool((losses == np.rint(losses)).all())
+    )
     return np.float32 if whole else np.float64
 
 
@@ -326,7 +382,9 @@ def _pvalues_of_totals(pool: _Pool, test: str, totals: Floats, m: int, delta: fl
     """P-values (T, k) of a sum-based test, for all trials and candidates at once."""
     if test == "binomial":
         if (pool.lower, pool.upper) != (0.0, 1.0):
-            raise RiskcalError("test: 'binomial' is for 0/1 losses, but these lie in [-1, 1]; use betting.")
+            raise RiskcalError(
+                "test: 'binomial' is for 0/1 losses, but these lie in [-1, 1]; use betting."
+            )
         _validate.binary(pool.losses)
         totals = np.rint(totals)
     unit = (totals.ravel() - m * pool.lower) / (pool.upper - pool.lower)
@@ -336,11 +394,15 @@ def _pvalues_of_totals(pool: _Pool, test: str, totals: Floats, m: int, delta: fl
 
 def _pvalues(pool: _Pool, test: str, rows: NDArray[np.intp], delta: float, level: float) -> Floats:
     options = {"level": level} if test == "betting" else {}
-    p = calibration.TESTS[test](pool.losses[rows], delta, lower=pool.lower, upper=pool.upper, **options)
+    p = calibration.TESTS[test](
+        pool.losses[rows], delta, lower=pool.lower, upper=pool.upper, **options
+    )
     return np.atleast_1d(p)
 
 
-def _bet_in_sequence(pool: _Pool, deltas: list[float], kept: NDArray[np.intp], level: float) -> NDArray[np.int64]:
+def _bet_in_sequence(
+    pool: _Pool, deltas: list[float], kept: NDArray[np.intp], level: float
+) -> NDArray[np.int64]:
     """Certified candidates (D, T) of the betting fixed sequence, each split's walk ending at its first failure."""
     from riskcal import _kernels
 
@@ -379,7 +441,11 @@ def _cheapest(certified: NDArray[np.bool_], spending: Floats) -> NDArray[np.intp
 
 
 def _calibrate_each(
-    runs: Runs, pool: _Pool, deltas: list[float], heldout: NDArray[np.intp], settings: dict[str, Any]
+    runs: Runs,
+    pool: _Pool,
+    deltas: list[float],
+    heldout: NDArray[np.intp],
+    settings: dict[str, Any],
 ) -> tuple[NDArray[np.intp], Floats]:
     """As `_decide`, through `calibrate` itself: for every procedure and option that it knows."""
     chosen = np.full((len(deltas), len(heldout)), -1, dtype=np.intp)
@@ -396,14 +462,23 @@ def _calibrate_each(
 
 
 def _trial_table(
-    pool: _Pool, deltas: list[float], chosen: NDArray[np.intp], loss: Floats, heldout: NDArray[np.intp]
+    pool: _Pool,
+    deltas: list[float],
+    chosen: NDArray[np.intp],
+    loss: Floats,
+    heldout: NDArray[np.intp],
 ) -> pd.DataFrame:
     n_trials = len(heldout)
     which, some = chosen.ravel(), (chosen >= 0).ravel()
-    columns: dict[str, Any] = {"trial": np.tile(np.arange(n_trials), len(deltas)), "delta": np.repeat(deltas, n_trials)}
+    columns: dict[str, Any] = {
+        "trial": np.tile(np.arange(n_trials), len(deltas)),
+        "delta": np.repeat(deltas, n_trials),
+    }
     for name in pool.candidates.columns:
         column = pool.candidates[name].to_numpy()[which]
-        columns[name] = np.where(some, column, math.inf if name == "threshold" else _missing(column))
+        columns[name] = np.where(
+            some, column, math.inf if name == "threshold" else _missing(column)
+        )
     columns["certified"] = some
     columns["calibration_loss"] = loss.ravel()
     columns["heldout_loss"] = np.where(some, _heldout_means(pool.losses, chosen, heldout), 0.0)
@@ -445,10 +520,16 @@ def _outcome(runs: Runs, delta: Any, settings: dict[str, Any]) -> dict[str, Any]
     result = calibration.calibrate(runs, delta=delta, **settings)
     row: dict[str, Any] = {"threshold": math.inf}
     if result.chosen is not None:
-        row |= {name: result.chosen[name] for name in dict.fromkeys(["threshold", *runs.coordinates])}
+        row |= {
+            name: result.chosen[name] for name in dict.fromkeys(["threshold", *runs.coordinates])
+        }
     row["certified"] = float(result.table["certified"].sum()) / runs.k
     row["loss"] = 0.0 if result.chosen is None else float(result.chosen["loss"])
     for name in records.COSTS:
         if name in runs.values:
-            row[name] = result.full_costs.get(name, math.nan) if result.chosen is None else float(result.chosen[name])
+            row[name] = (
+                result.full_costs.get(name, math.nan)
+                if result.chosen is None
+                else float(result.chosen[name])
+            )
     return row | {f"full_{name}": mean for name, mean in result.full_costs.items()}

@@ -22,7 +22,8 @@ SMALL = DecoderDimensions(d_model=512, d_ff=1024, vocabulary=32_128, n_layers=8,
 
 
 @pytest.mark.parametrize(
-    ("delta", "hoeffding", "bentkus"), [(0.02, 3745, 149), (0.05, 600, 59), (0.1, 150, 29), (0.25, 24, 11)]
+    ("delta", "hoeffding", "bentkus"),
+    [(0.02, 3745, 149), (0.05, 600, 59), (0.1, 150, 29), (0.25, 24, 11)],
 )
 def test_row_12_smallest_sample_that_certifies_without_any_loss(delta, hoeffding, bentkus):
     for test, least in ((pvalues.hoeffding, hoeffding), (pvalues.hoeffding_bentkus, bentkus)):
@@ -32,17 +33,28 @@ def test_row_12_smallest_sample_that_certifies_without_any_loss(delta, hoeffding
 
 def test_row_12_hoeffding_bentkus_against_mpmath_at_the_edges():
     with mpmath.workdps(40):
-        for n, total, delta in [(100, 0, 0.05), (100, 3, 0.1), (500, 25, 0.1), (80, 8, 0.1), (60, 30, 0.1)]:
+        for n, total, delta in [
+            (100, 0, 0.05),
+            (100, 3, 0.1),
+            (500, 25, 0.1),
+            (80, 8, 0.1),
+            (60, 30, 0.1),
+        ]:
             mean, tolerance = mpmath.mpf(total) / n, mpmath.mpf(delta)
             below = min(mean, tolerance)
             entropy = sum(
                 (p * mpmath.log(p / q) if p else mpmath.mpf(0))
                 for p, q in ((below, tolerance), (1 - below, 1 - tolerance))
             )
-            tail = sum(mpmath.binomial(n, i) * tolerance**i * (1 - tolerance) ** (n - i) for i in range(total + 1))
+            tail = sum(
+                mpmath.binomial(n, i) * tolerance**i * (1 - tolerance) ** (n - i)
+                for i in range(total + 1)
+            )
             expected = min(1, mpmath.exp(-n * entropy), mpmath.e * tail) if mean < tolerance else 1
             losses = np.r_[np.ones(total), np.zeros(n - total)]
-            assert pvalues.hoeffding_bentkus(losses, delta) == pytest.approx(float(expected), rel=1e-10)
+            assert pvalues.hoeffding_bentkus(losses, delta) == pytest.approx(
+                float(expected), rel=1e-10
+            )
 
 
 # -- row 13: fixed-sequence testing
@@ -145,10 +157,15 @@ def test_row_17_drops_the_warm_up_and_compares_with_both_baselines():
         (turn, run, setting, seconds * (100 if turn == 0 else 1))
         for turn in range(4)
         for run in range(3)
-        for setting, seconds in (("generate with a cache", 1.0), ("full model", 0.5), ("certified", 0.1))
+        for setting, seconds in (
+            ("generate with a cache", 1.0),
+            ("full model", 0.5),
+            ("certified", 0.1),
+        )
     ]
     table = efficiency.speed_table(
-        pd.DataFrame(rows, columns=["round", "run", "setting", "seconds"]), ["generate with a cache", "full model"]
+        pd.DataFrame(rows, columns=["round", "run", "setting", "seconds"]),
+        ["generate with a cache", "full model"],
     ).set_index("setting")
     assert table.loc["certified", "mean"] == pytest.approx(0.1)
     assert table.loc["certified", "x generate with a cache"] == pytest.approx(10)

@@ -38,9 +38,9 @@ def feed(calibration, losses, prompts=10**9):
 
 def test_mixture_by_definition():
     losses, delta = draw(300)[:, 2], 0.1
-    capital = np.cumprod(1 + np.array([[0.1, 0.2, 0.45, 0.95]]) / (1 - delta) * (delta - losses[:, None]), axis=0).mean(
-        1
-    )
+    capital = np.cumprod(
+        1 + np.array([[0.1, 0.2, 0.45, 0.95]]) / (1 - delta) * (delta - losses[:, None]), axis=0
+    ).mean(1)
     expected = np.flatnonzero(capital >= 20)[0] + 1
     assert rows_to_certify(losses, delta, level=0.05, bets="mixture").tolist() == [expected]
 
@@ -61,7 +61,9 @@ def test_hedged_agrees_with_the_betting_pvalue(lower):
 def test_scale_and_shift_change_nothing(bets):
     losses = draw(500)
     # a range below zero: a range that straddles it would make the hedger assume ties
-    shifted = rows_to_certify(4 * losses - 5, 4 * 0.1 - 5, level=0.05, bets=bets, lower=-5, upper=-1)
+    shifted = rows_to_certify(
+        4 * losses - 5, 4 * 0.1 - 5, level=0.05, bets=bets, lower=-5, upper=-1
+    )
     assert rows_to_certify(losses, 0.1, level=0.05, bets=bets).tolist() == shifted.tolist()
 
 
@@ -76,9 +78,14 @@ def test_long_runs_neither_overflow_nor_underflow(bets, loss):
 
 def test_the_horizon_steers_the_hedger_only():
     losses = draw(300)[:, 2]
-    near, far = (rows_to_certify(losses, 0.1, level=0.05, bets="hedged", n_max=n)[0] for n in (300, 3000))
+    near, far = (
+        rows_to_certify(losses, 0.1, level=0.05, bets="hedged", n_max=n)[0] for n in (300, 3000)
+    )
     assert 0 < near < far or far == 0
-    mixed = [rows_to_certify(losses, 0.1, level=0.05, bets="mixture", n_max=n).tolist() for n in (300, 3000)]
+    mixed = [
+        rows_to_certify(losses, 0.1, level=0.05, bets="mixture", n_max=n).tolist()
+        for n in (300, 3000)
+    ]
     assert mixed[0] == mixed[1]
 
 
@@ -106,7 +113,9 @@ def test_class_agrees_with_the_arrays(bets):
 
 
 def test_order_of_thresholds_is_the_users_and_tests_go_from_the_highest():
-    losses = draw(400, means=(0.01, 0.2, 0.01))  # the highest threshold is bad: nothing may be certified
+    losses = draw(
+        400, means=(0.01, 0.2, 0.01)
+    )  # the highest threshold is bad: nothing may be certified
     calibration = feed(start(), losses)
     assert not calibration.certified
     assert calibration.threshold == math.inf
@@ -191,7 +200,9 @@ def test_policy_carries_the_certificate(tmp_path):
 
 def test_attempts_spend_less():
     losses = draw(400)
-    used = [feed(start(target=0.5, attempt=attempt), losses).prompts_used for attempt in (None, 1, 3)]
+    used = [
+        feed(start(target=0.5, attempt=attempt), losses).prompts_used for attempt in (None, 1, 3)
+    ]
     assert used[0] < used[1] < used[2]
 
 

@@ -18,13 +18,17 @@ SMOOTH = [
     "clt",
 ]
 each_smooth = pytest.mark.parametrize("name", SMOOTH)
-each_bound = pytest.mark.parametrize("name", [name for name in bounds.METHODS if name != "clopper_pearson"])
+each_bound = pytest.mark.parametrize(
+    "name", [name for name in bounds.METHODS if name != "clopper_pearson"]
+)
 
 
 def test_of(name, level):
     """The test that a bound inverts, at one level."""
     if name in ("betting", "predictable_bernstein"):
-        return lambda losses, delta, **given: getattr(pvalues, name)(losses, delta, level=level, **given)
+        return lambda losses, delta, **given: getattr(pvalues, name)(
+            losses, delta, level=level, **given
+        )
     return getattr(pvalues, name)
 
 
@@ -56,7 +60,9 @@ def test_a_bound_is_where_its_test_meets_the_level(name, level, losses):
 @pytest.mark.parametrize("name", ["convex_order", "hoeffding_bentkus", "bentkus"])
 def test_sum_based_bounds_invert_at_any_sum_and_size(name, n):
     rng = np.random.default_rng(n)
-    totals = np.concatenate([[0.0, 1.0, n - 1.0, 1e-9, 0.5], rng.random(6) * n, rng.random(4) * min(n, 5)])
+    totals = np.concatenate(
+        [[0.0, 1.0, n - 1.0, 1e-9, 0.5], rng.random(6) * n, rng.random(4) * min(n, 5)]
+    )
     level = 0.05
     columns = np.empty((n, totals.size))
     for j, total in enumerate(totals):
@@ -85,29 +91,42 @@ def test_closed_forms(losses):
     x = math.log(2 / 0.05)
     expected = mean + deviation * math.sqrt(2 * x / n) + 7 * x / (3 * (n - 1))
     assert bounds.empirical_bernstein(losses) == pytest.approx(np.minimum(expected, 1))
-    expected = np.maximum(mean + stats.norm.ppf(0.95) * deviation / math.sqrt(n), 1 - 0.05 ** (1 / n))
+    expected = np.maximum(
+        mean + stats.norm.ppf(0.95) * deviation / math.sqrt(n), 1 - 0.05 ** (1 / n)
+    )
     assert bounds.clt(losses) == pytest.approx(np.minimum(expected, 1))
 
 
 def test_the_convex_order_is_never_looser_than_hoeffding_bentkus_nor_that_than_its_parts(losses):
     for level in (0.3, 0.05, 1e-5):
-        best, both = bounds.convex_order(losses, epsilon=level), bounds.hoeffding_bentkus(losses, epsilon=level)
+        best, both = (
+            bounds.convex_order(losses, epsilon=level),
+            bounds.hoeffding_bentkus(losses, epsilon=level),
+        )
         assert (best <= both + 1e-12).all()
         assert (both <= bounds.bentkus(losses, epsilon=level) + 1e-12).all()
         assert (both <= bounds.hoeffding(losses, epsilon=level) + 1e-12).all()
 
 
 def test_clt_says_first_that_it_is_asymptotic_and_is_never_the_mean_of_equal_losses():
-    assert bounds.clt.__doc__.splitlines()[0].startswith("Asymptotic, without any finite-sample guarantee")
+    assert bounds.clt.__doc__.splitlines()[0].startswith(
+        "Asymptotic, without any finite-sample guarantee"
+    )
     assert bounds.clt(np.zeros(5), epsilon=0.05) == pytest.approx(1 - 0.05**0.2)
-    assert bounds.clt(np.full(5, -1.0), epsilon=0.05, lower=-1.0) == pytest.approx(-1 + 2 * (1 - 0.05**0.2))
+    assert bounds.clt(np.full(5, -1.0), epsilon=0.05, lower=-1.0) == pytest.approx(
+        -1 + 2 * (1 - 0.05**0.2)
+    )
 
 
 def test_betting_returns_the_point_above_the_highest_that_is_not_rejected(losses):
     grid = np.linspace(0.005, 0.995, 199)
     for level in (0.1, 0.01):
-        found = bounds.betting(losses, epsilon=level, grid=np.random.default_rng(0).permutation(grid))
-        rejected = np.array([pvalues.betting(losses, delta, level=level) for delta in grid]) <= level
+        found = bounds.betting(
+            losses, epsilon=level, grid=np.random.default_rng(0).permutation(grid)
+        )
+        rejected = (
+            np.array([pvalues.betting(losses, delta, level=level) for delta in grid]) <= level
+        )
         for j, bound in enumerate(found):
             kept = np.flatnonzero(~rejected[:, j])
             assert bound == (1.0 if kept[-1] == len(grid) - 1 else grid[kept[-1] + 1])
@@ -118,11 +137,15 @@ def test_betting_returns_the_point_above_the_highest_that_is_not_rejected(losses
 def test_betting_bounds_decide_as_betting_p_values_do(lower, upper, n):
     """One point of grid: the bound is at most delta if and only if p is at most the level."""
     rng = np.random.default_rng(n)
-    losses = lower + (upper - lower) * np.where(rng.random((n, 150)) < 0.5, rng.random((n, 150)) ** 3, rng.random(150))
+    losses = lower + (upper - lower) * np.where(
+        rng.random((n, 150)) < 0.5, rng.random((n, 150)) ** 3, rng.random(150)
+    )
     for share in (0.3, 0.5, 0.6):
         delta = lower + share * (upper - lower)
         p = pvalues.betting(losses, delta, level=0.05, lower=lower, upper=upper)
-        decided = bounds.betting(losses, epsilon=0.05, lower=lower, upper=upper, grid=[delta]) <= delta
+        decided = (
+            bounds.betting(losses, epsilon=0.05, lower=lower, upper=upper, grid=[delta]) <= delta
+        )
         assert np.array_equal(decided, p <= 0.05)
 
 
@@ -163,7 +186,8 @@ def test_a_column_and_a_matrix_agree_and_bounds_lie_between_mean_and_upper(name,
 
 
 @pytest.mark.parametrize(
-    "name", ["convex_order", "hoeffding_bentkus", "bentkus", "hoeffding", "empirical_bernstein", "clt"]
+    "name",
+    ["convex_order", "hoeffding_bentkus", "bentkus", "hoeffding", "empirical_bernstein", "clt"],
 )
 def test_the_order_of_rows_does_not_matter(name, losses):
     shuffled = np.random.default_rng(1).permuted(losses, axis=0)
@@ -226,7 +250,10 @@ def test_simultaneous_takes_the_deltas_that_a_user_would_settle_for(losses):
     [
         ({"method": "wsr"}, "method: 'wsr' is unknown"),
         ({"method": "convex_order", "grid": [0.5]}, "grid: it belongs to method='betting'"),
-        ({"method": "clopper_pearson", "lower": -1.0}, "method: 'clopper_pearson' is for 0/1 losses"),
+        (
+            {"method": "clopper_pearson", "lower": -1.0},
+            "method: 'clopper_pearson' is for 0/1 losses",
+        ),
         ({"epsilon": 2}, "epsilon: 2 is not"),
     ],
 )

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import Constant, Decaying, ExitPolicy, RiskcalError, Runs, calibrate, fwer, pvalues, records
+from riskcal import (
+    Constant,
+    Decaying,
+    ExitPolicy,
+    RiskcalError,
+    Runs,
+    calibrate,
+    fwer,
+    pvalues,
+    records,
+)
 
 GRID = [1.0, 0.9, 0.7, 0.5, 0.3]
 
@@ -49,7 +59,9 @@ def permuted(losses):
         ([100, 100, 100, 100, 100], [0, 0, 0, 0, 0], math.inf),
     ],
 )
-def test_a_fixed_sequence_walks_down_from_the_highest_threshold_and_never_past_a_failure(counts, certified, threshold):
+def test_a_fixed_sequence_walks_down_from_the_highest_threshold_and_never_past_a_failure(
+    counts, certified, threshold
+):
     """At n = 100 and delta .1 the exact test passes up to 4 ones (.024) and fails from 5 (.058)."""
     calibration = calibrate(losses_with(counts), thresholds=GRID, delta=0.1, test="binomial")
     assert calibration.procedure == "fixed_sequence"
@@ -71,7 +83,9 @@ def test_a_fixed_sequence_walks_down_from_the_highest_threshold_and_never_past_a
     ],
 )
 def test_holm_and_bonferroni_pass_over_failures(procedure, counts, certified):
-    calibration = calibrate(losses_with(counts), thresholds=GRID, delta=0.1, test="binomial", procedure=procedure)
+    calibration = calibrate(
+        losses_with(counts), thresholds=GRID, delta=0.1, test="binomial", procedure=procedure
+    )
     assert calibration.table["certified"].tolist() == [bool(c) for c in certified]
 
 
@@ -123,11 +137,17 @@ def test_where_even_the_safest_candidate_loses_more_than_delta_no_sample_size_is
     assert "raise delta" in calibration.message
 
 
-@pytest.mark.parametrize("test", ["betting", "convex_order", "hoeffding_bentkus", "bentkus", "hoeffding", "binomial"])
+@pytest.mark.parametrize(
+    "test", ["betting", "convex_order", "hoeffding_bentkus", "bentkus", "hoeffding", "binomial"]
+)
 def test_a_mean_just_below_delta_or_a_tiny_delta_still_gets_an_answer(test):
     near = np.zeros((1000, 1))
     near[:99] = 1
-    for losses, delta in ((near, 0.0990001), (np.zeros((20, 1)), 1e-12), (near, 0.0990000000000001)):
+    for losses, delta in (
+        (near, 0.0990001),
+        (np.zeros((20, 1)), 1e-12),
+        (near, 0.0990000000000001),
+    ):
         calibration = calibrate(losses, thresholds=[0.5], delta=delta, test=test)
         assert not calibration.certified
         assert "more than a million fresh rows" in calibration.message
@@ -159,12 +179,16 @@ def test_betting_is_tuned_at_the_level_that_each_hypothesis_gets(options, level)
     assert from_array.table["pvalue"].tolist() != pytest.approx(wrong.tolist(), rel=1e-3)
     runs = runs_of(losses)
     p = pvalues.betting(runs.losses("textual"), 0.1, level=level)
-    assert calibrate(runs, delta=0.1, **options).table["pvalue"].tolist() == pytest.approx(p.tolist(), rel=1e-12)
+    assert calibrate(runs, delta=0.1, **options).table["pvalue"].tolist() == pytest.approx(
+        p.tolist(), rel=1e-12
+    )
 
 
 def test_the_attempts_share_epsilon_and_the_default_spends_it_all():
     losses = rare()
-    spent = [calibrate(losses, thresholds=GRID, delta=0.1, attempt=j).epsilon_spent for j in (1, 2, 3)]
+    spent = [
+        calibrate(losses, thresholds=GRID, delta=0.1, attempt=j).epsilon_spent for j in (1, 2, 3)
+    ]
     assert spent == pytest.approx([6 * 0.05 / (math.pi**2 * j**2) for j in (1, 2, 3)], rel=1e-12)
     assert sum(6 * 0.05 / (math.pi**2 * j**2) for j in range(1, 10_000)) < 0.05
     default = calibrate(losses, thresholds=GRID, delta=0.1)
@@ -175,7 +199,9 @@ def test_the_attempts_share_epsilon_and_the_default_spends_it_all():
 def test_the_decision_is_made_at_what_the_attempt_spends():
     """Four ones in 100 have p = .024: below .05 and .0304 (attempt 1), above .0076 (attempt 2)."""
     for attempt, certified in ((None, True), (1, True), (2, False)):
-        calibration = calibrate(losses_with([4]), thresholds=[0.5], delta=0.1, test="binomial", attempt=attempt)
+        calibration = calibrate(
+            losses_with([4]), thresholds=[0.5], delta=0.1, test="binomial", attempt=attempt
+        )
         assert calibration.certified == certified
 
 
@@ -183,7 +209,9 @@ def test_the_decision_is_made_at_what_the_attempt_spends():
 def test_the_other_tests_give_their_own_p_values(name):
     losses = rare()
     table = calibrate(losses, thresholds=GRID, delta=0.1, test=name).table
-    assert table["pvalue"].tolist() == pytest.approx(getattr(pvalues, name)(losses, 0.1).tolist(), rel=1e-12)
+    assert table["pvalue"].tolist() == pytest.approx(
+        getattr(pvalues, name)(losses, 0.1).tolist(), rel=1e-12
+    )
 
 
 def test_every_procedure_is_the_one_of_its_name():
@@ -193,7 +221,9 @@ def test_every_procedure_is_the_one_of_its_name():
         ("bonferroni", fwer.bonferroni),
         ("fixed_sequence", fwer.fixed_sequence),
     ):
-        table = calibrate(losses, thresholds=GRID, delta=0.1, procedure=procedure, test="convex_order").table
+        table = calibrate(
+            losses, thresholds=GRID, delta=0.1, procedure=procedure, test="convex_order"
+        ).table
         assert table["certified"].tolist() == select(table["pvalue"], 0.05).tolist()
 
 
@@ -206,7 +236,9 @@ def test_arrays_and_runs_agree_wherever_the_order_of_prompts_plays_no_part(seed,
     from_array = calibrate(losses, thresholds=GRID, delta=0.2, test=test)
     from_runs = calibrate(runs_of(losses), delta=0.2, test=test)
     assert from_runs.threshold == from_array.threshold
-    assert from_runs.table["pvalue"].tolist() == pytest.approx(from_array.table["pvalue"].tolist(), rel=1e-9)
+    assert from_runs.table["pvalue"].tolist() == pytest.approx(
+        from_array.table["pvalue"].tolist(), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("ids", ["int", "str"])
@@ -217,7 +249,10 @@ def test_arrays_with_prompts_are_tested_in_the_order_of_runs_betting_included(id
     from_array = calibrate(losses, thresholds=GRID, delta=0.1, prompts=prompts)
     from_runs = calibrate(runs_of(losses, prompts=prompts), delta=0.1)
     assert from_array.table["pvalue"].tolist() == from_runs.table["pvalue"].tolist()
-    assert from_array.table["pvalue"].tolist() != calibrate(losses, thresholds=GRID, delta=0.1).table["pvalue"].tolist()
+    assert (
+        from_array.table["pvalue"].tolist()
+        != calibrate(losses, thresholds=GRID, delta=0.1).table["pvalue"].tolist()
+    )
 
 
 def test_rows_of_one_prompt_are_averaged_and_count_once():
@@ -236,7 +271,9 @@ def test_clusters_are_the_units_of_runs():
     calibration = calibrate(runs_of(losses, cluster=cluster), delta=0.15)
     assert calibration.n == 40
     by_prompt = calibrate(losses, thresholds=GRID, delta=0.15, prompts=cluster)
-    assert calibration.table["pvalue"].tolist() == pytest.approx(by_prompt.table["pvalue"].tolist(), rel=1e-12)
+    assert calibration.table["pvalue"].tolist() == pytest.approx(
+        by_prompt.table["pvalue"].tolist(), rel=1e-12
+    )
 
 
 @settings(max_examples=20)
@@ -278,7 +315,9 @@ def test_risk_is_the_signed_difference_and_risk_clipped_its_positive_part():
     signed = calibrate(runs, delta=0.03, objective="risk")
     clipped = calibrate(runs, delta=0.03, objective="risk_clipped")
     assert signed.table["loss"].tolist() == pytest.approx(change.mean(0).tolist(), abs=1e-12)
-    assert clipped.table["loss"].tolist() == pytest.approx(np.maximum(change, 0).mean(0).tolist(), abs=1e-12)
+    assert clipped.table["loss"].tolist() == pytest.approx(
+        np.maximum(change, 0).mean(0).tolist(), abs=1e-12
+    )
     expected = pvalues.betting(change[order], 0.03, level=0.05, lower=-1.0, upper=1.0)
     assert signed.table["pvalue"].tolist() == pytest.approx(expected.tolist(), rel=1e-9)
     expected = pvalues.betting(np.maximum(change[order], 0), 0.03, level=0.05)
@@ -331,7 +370,12 @@ def test_with_several_coordinates_the_default_is_holm_and_the_cheapest_certified
     assert calibration.table["certified"].sum() == 3
     assert (calibration.chosen["measure"], calibration.chosen["threshold"]) == ("state", 0.9)
     policy = calibration.policy(max_new_tokens=64)
-    assert (policy.measure, policy.threshold, policy.min_layer, policy.max_new_tokens) == ("state", 0.9, 2, 64)
+    assert (policy.measure, policy.threshold, policy.min_layer, policy.max_new_tokens) == (
+        "state",
+        0.9,
+        2,
+        64,
+    )
     assert policy.certificate.k == 4
     assert policy.certificate.pvalue == calibration.chosen["pvalue"] <= 0.05 / 2
 
@@ -347,7 +391,9 @@ def test_a_fixed_sequence_over_several_coordinates_needs_a_preregistered_order()
     assert tested == runs.candidates[coordinates].to_numpy()[order].tolist()
     expected = pvalues.betting(runs.losses()[:, order], 0.1, level=0.05)
     assert calibration.table["pvalue"].tolist() == pytest.approx(expected.tolist(), rel=1e-12)
-    assert calibration.table["layers"].tolist() == pytest.approx(runs.values["layers"].mean(0)[order].tolist())
+    assert calibration.table["layers"].tolist() == pytest.approx(
+        runs.values["layers"].mean(0)[order].tolist()
+    )
     first = calibration.table["certified"].to_numpy()
     assert first.tolist() == sorted(first.tolist(), reverse=True)
 
@@ -405,7 +451,9 @@ def test_the_full_models_rows_are_a_reference_and_no_hypothesis():
         assert (a.k, b.k) == (5, 5)
         pd.testing.assert_frame_equal(a.table, b.table)
     assert a.full_costs == {"layers": 8.0}
-    with pytest.raises(RiskcalError, match=r"^thresholds: inf at index 1; the full model is never a hypothesis"):
+    with pytest.raises(
+        RiskcalError, match=r"^thresholds: inf at index 1; the full model is never a hypothesis"
+    ):
         calibrate(losses[:, :2], thresholds=[0.5, math.inf], delta=0.1)
 
 
@@ -421,13 +469,25 @@ def test_the_certificate_says_what_was_shown():
     assert policy.threshold == calibration.threshold
     assert certificate.delta == 0.1
     assert certificate.epsilon == 0.08
-    assert certificate.epsilon_spent == calibration.epsilon_spent == pytest.approx(6 * 0.08 / math.pi**2)
+    assert (
+        certificate.epsilon_spent
+        == calibration.epsilon_spent
+        == pytest.approx(6 * 0.08 / math.pi**2)
+    )
     assert certificate.attempt == 1
-    assert (certificate.objective, certificate.test, certificate.procedure) == ("textual", "betting", "fixed_sequence")
+    assert (certificate.objective, certificate.test, certificate.procedure) == (
+        "textual",
+        "betting",
+        "fixed_sequence",
+    )
     assert (certificate.lower, certificate.upper, certificate.starts) == (0.0, 1.0, 1)
     assert (certificate.n, certificate.k) == (300, 5)
     chosen = calibration.table["threshold"] == calibration.threshold
-    assert certificate.pvalue == calibration.table.loc[chosen, "pvalue"].item() <= certificate.epsilon_spent
+    assert (
+        certificate.pvalue
+        == calibration.table.loc[chosen, "pvalue"].item()
+        <= certificate.epsilon_spent
+    )
     assert certificate.records_digest == runs.digest()
     assert certificate.versions["numpy"] == np.__version__
     assert calibration.chosen["layers"] == calibration.table.loc[chosen, "layers"].item()
@@ -453,7 +513,9 @@ def test_a_policy_cannot_be_given_a_threshold_that_was_not_certified():
         calibrate(grid_of_two(), delta=0.1).policy(min_layer=1)
     with pytest.raises(RiskcalError, match=r"^measure: 'softmax' is not the recorded 'state'"):
         calibrate(grid_of_two(), delta=0.1).policy(measure="softmax")
-    assert calibration.policy(measure="state", min_layer=3).measure == "state"  # an array of losses says neither
+    assert (
+        calibration.policy(measure="state", min_layer=3).measure == "state"
+    )  # an array of losses says neither
 
 
 def decaying_runs(**columns):
@@ -465,7 +527,10 @@ def test_a_recorded_schedule_is_the_policys():
     recorded = decaying_runs(max_length=64, form="t5x")
     policy = calibrate(recorded, delta=0.1).policy()
     assert policy.schedule == Decaying(4.0, 64, "t5x")
-    assert calibrate(recorded, delta=0.1).policy(schedule=Decaying(4.0, 64, "t5x")).schedule == policy.schedule
+    assert (
+        calibrate(recorded, delta=0.1).policy(schedule=Decaying(4.0, 64, "t5x")).schedule
+        == policy.schedule
+    )
     with pytest.raises(RiskcalError, match=r"^schedule: "):
         calibrate(recorded, delta=0.1).policy(schedule=Decaying(4.0, 128, "t5x"))
     with pytest.raises(RiskcalError, match=r"^schedule: "):
@@ -512,7 +577,9 @@ def test_calibrating_changes_no_input():
 
 
 def test_there_is_no_seed_to_choose():
-    assert not {"seed", "rng", "random_state", "shuffle"} & set(inspect.signature(calibrate).parameters)
+    assert not {"seed", "rng", "random_state", "shuffle"} & set(
+        inspect.signature(calibrate).parameters
+    )
 
 
 # Bad input
@@ -581,7 +648,10 @@ def test_bad_arguments_for_arrays_are_refused_by_name(change, named):
         (np.array([[0.1], [1.5]]), "losses: 1.5 at index [1, 0]"),
         (np.array([[0.1]]), "losses: one row only"),
         (np.ma.masked_array([[0.1], [0.1]], mask=[[0], [1]]), "losses: masked at index [1, 0]"),
-        (pd.DataFrame({"prompt": [1, 2], "threshold": 0.5, "dissimilarity": 0.0}), "runs: give Runs or an array"),
+        (
+            pd.DataFrame({"prompt": [1, 2], "threshold": 0.5, "dissimilarity": 0.0}),
+            "runs: give Runs or an array",
+        ),
         ("runs.parquet", "runs: 'runs.parquet' is a path"),
         (None, "losses: "),
     ],

@@ -34,7 +34,9 @@ def several_coordinates(seed=0, n=800):
     rng = np.random.default_rng(seed)
     frame = runs(seed, n).to_frame()
     worse = frame[np.isfinite(frame["threshold"])].assign(measure="entropy")
-    worse["dissimilarity"] = np.clip(worse["dissimilarity"] + 0.3 * (rng.random(len(worse)) < 0.4), 0, 1)
+    worse["dissimilarity"] = np.clip(
+        worse["dissimilarity"] + 0.3 * (rng.random(len(worse)) < 0.4), 0, 1
+    )
     table = np.array(["softmax"])
     frame["measure"] = np.repeat(table, len(frame))
     return riskcal.Runs.from_frame({c: [*frame[c], *worse[c]] for c in frame.columns})
@@ -42,8 +44,13 @@ def several_coordinates(seed=0, n=800):
 
 def test_several_risks_take_the_largest_pvalue_and_certify_no_more_than_each_alone():
     both = riskcal.calibrate(runs(), delta={"textual": 0.1, "risk": 0.01})
-    alone = [riskcal.calibrate(runs(), delta=d, objective=o) for o, d in (("textual", 0.1), ("risk", 0.01))]
-    np.testing.assert_array_equal(both.table["pvalue"], np.maximum(alone[0].table["pvalue"], alone[1].table["pvalue"]))
+    alone = [
+        riskcal.calibrate(runs(), delta=d, objective=o)
+        for o, d in (("textual", 0.1), ("risk", 0.01))
+    ]
+    np.testing.assert_array_equal(
+        both.table["pvalue"], np.maximum(alone[0].table["pvalue"], alone[1].table["pvalue"])
+    )
     assert both.threshold == max(c.threshold for c in alone)
     assert both.policy().certificate.delta == {"textual": 0.1, "risk": 0.01}
     assert {"loss_textual", "loss_risk"} <= set(both.table.columns)
@@ -76,16 +83,22 @@ def test_the_pilot_chooses_the_order_and_is_not_tested(procedure):
     assert list(calibration.pilot) == data.units[:160].tolist()
     rest = data.losses("textual")[160:]
     position = {
-        tuple(row): j for j, row in enumerate(data.candidates[["threshold", "measure"]].itertuples(index=False))
+        tuple(row): j
+        for j, row in enumerate(data.candidates[["threshold", "measure"]].itertuples(index=False))
     }
-    tested = [position[tuple(r)] for r in calibration.table[["threshold", "measure"]].itertuples(index=False)]
+    tested = [
+        position[tuple(r)]
+        for r in calibration.table[["threshold", "measure"]].itertuples(index=False)
+    ]
     np.testing.assert_allclose(
         calibration.table["pvalue"], pvalues.betting(rest[:, tested], 0.1, level=0.05), rtol=1e-12
     )
     certificate = calibration.policy().certificate
     assert certificate.pilot_n == 160
     assert certificate.pilot_digest is not None
-    assert calibration.table["certified"].to_numpy()[: calibration.table["certified"].sum()].all()  # a prefix
+    assert (
+        calibration.table["certified"].to_numpy()[: calibration.table["certified"].sum()].all()
+    )  # a prefix
 
 
 def test_pareto_keeps_no_candidate_that_another_beats_in_both_risk_and_cost():
@@ -95,7 +108,11 @@ def test_pareto_keeps_no_candidate_that_another_beats_in_both_risk_and_cost():
     layers = data.values["layers"][: len(calibration.pilot)].mean(0)
     kept = {tuple(r) for r in calibration.table[["threshold", "measure"]].itertuples(index=False)}
     for j, row in enumerate(data.candidates[["threshold", "measure"]].itertuples(index=False)):
-        beaten = ((pilot <= pilot[j]) & (layers <= layers[j]) & ((pilot < pilot[j]) | (layers < layers[j]))).any()
+        beaten = (
+            (pilot <= pilot[j])
+            & (layers <= layers[j])
+            & ((pilot < pilot[j]) | (layers < layers[j]))
+        ).any()
         assert not (beaten and tuple(row) in kept)
 
 
@@ -134,7 +151,9 @@ def test_a_risk_that_rises_with_the_threshold_is_reported():
     assert "does not fall steadily" not in riskcal.calibrate(runs(), delta=0.1).message
 
 
-@pytest.mark.parametrize("test", ["betting", "convex_order", "hoeffding_bentkus", "hoeffding", "empirical_bernstein"])
+@pytest.mark.parametrize(
+    "test", ["betting", "convex_order", "hoeffding_bentkus", "hoeffding", "empirical_bernstein"]
+)
 def test_the_planned_sample_certifies_about_as_often_as_planned(test):
     """Planned at power .8: 400 draws certify in .8 +- .12 (the normal approximation and 3 SE = .06)."""
     mean, deviation = 0.05, 0.13
@@ -184,7 +203,10 @@ def test_a_hopeless_and_a_hopeful_failure_are_told_apart_whatever_the_test(test)
     few = riskcal.calibrate(losses, thresholds=[0.5, 0.9], delta=0.05, test=test)
     assert not few.certified
     assert "fresh sample" in few.message
-    assert "will not help" in riskcal.calibrate(losses + 0.5, thresholds=[0.5, 0.9], delta=0.05, test=test).message
+    assert (
+        "will not help"
+        in riskcal.calibrate(losses + 0.5, thresholds=[0.5, 0.9], delta=0.05, test=test).message
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.5, -0.5])
@@ -220,11 +242,23 @@ def test_a_delta_read_from_a_file_is_one_number():
             {"pilot_fraction": 0.2},
             "pilot_fraction: procedure 'fixed_sequence' does not use it, only pilot_order and pareto",
         ),
-        ({"starts": 2, "procedure": "holm"}, "starts: procedure 'holm' does not use it, only fixed_sequence"),
-        ({"order": list(range(11)), "procedure": "holm"}, "order: procedure 'holm' does not use it"),
+        (
+            {"starts": 2, "procedure": "holm"},
+            "starts: procedure 'holm' does not use it, only fixed_sequence",
+        ),
+        (
+            {"order": list(range(11)), "procedure": "holm"},
+            "order: procedure 'holm' does not use it",
+        ),
         ({"delta": [0.1, 0.2], "starts": 2}, "starts: a list of deltas does not use it"),
-        ({"delta": [0.1, 0.2], "order": list(range(11))}, "order: a list of deltas does not use it"),
-        ({"delta": {"textual": 0.1}, "objective": "risk"}, "objective: a mapping of deltas names the objectives"),
+        (
+            {"delta": [0.1, 0.2], "order": list(range(11))},
+            "order: a list of deltas does not use it",
+        ),
+        (
+            {"delta": {"textual": 0.1}, "objective": "risk"},
+            "objective: a mapping of deltas names the objectives",
+        ),
     ],
 )
 def test_an_option_that_would_change_nothing_is_refused(options, named):
@@ -261,7 +295,9 @@ def test_comparing_gives_an_option_to_the_procedures_that_use_it_and_trials_refu
 def test_the_certificate_tells_an_order_from_another_and_from_none():
     losses, thresholds = np.zeros((200, 3)), [0.9, 0.5, 0.1]
     digests = [
-        riskcal.calibrate(losses, thresholds=thresholds, delta=0.1, **options).policy().certificate.preregistered
+        riskcal.calibrate(losses, thresholds=thresholds, delta=0.1, **options)
+        .policy()
+        .certificate.preregistered
         for options in (
             {},
             {"order": [0, 1, 2]},

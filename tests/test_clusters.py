@@ -13,13 +13,20 @@ from riskcal import RiskcalError, Runs, _problem, calibrate
 DRAWS = 400
 
 
-def heavy_users(rng: np.random.Generator, clusters: int, *, heavy: float, light: float) -> pd.DataFrame:
+def heavy_users(
+    rng: np.random.Generator, clusters: int, *, heavy: float, light: float
+) -> pd.DataFrame:
     """A tenth of the users sends 10 requests each, of which more fail; the others send one."""
     size = np.where(rng.random(clusters) < 0.1, 10, 1)
     user = np.repeat(np.arange(clusters), size)
     fails = rng.random(user.size) < np.where(size[user] == 10, heavy, light)
     return pd.DataFrame(
-        {"prompt": np.arange(user.size), "cluster": user, "threshold": 0.5, "dissimilarity": fails * 1.0}
+        {
+            "prompt": np.arange(user.size),
+            "cluster": user,
+            "threshold": 0.5,
+            "dissimilarity": fails * 1.0,
+        }
     )
 
 
@@ -31,9 +38,13 @@ def test_sizes_that_follow_difficulty_break_the_mean_over_requests_and_weighting
     heavy, light = 0.17, (0.1 * 19 - 1.7) / 9
     false = {"clusters": 0, "requests": 0}
     for seed in range(DRAWS):
-        runs = Runs.from_frame(heavy_users(np.random.default_rng(seed), 400, heavy=heavy, light=light))
+        runs = Runs.from_frame(
+            heavy_users(np.random.default_rng(seed), 400, heavy=heavy, light=light)
+        )
         false["clusters"] += calibrate(runs, delta=0.1, weighting="clusters").certified
-        false["requests"] += calibrate(runs, delta=0.1, weighting="requests", max_cluster=10).certified
+        false["requests"] += calibrate(
+            runs, delta=0.1, weighting="requests", max_cluster=10
+        ).certified
     assert false["requests"] / DRAWS <= 0.05 + 0.033
     assert false["clusters"] / DRAWS > 0.5  # what "a new prompt" would have been worth
 
@@ -41,7 +52,9 @@ def test_sizes_that_follow_difficulty_break_the_mean_over_requests_and_weighting
 def test_weighting_by_requests_certifies_what_is_well_below_delta() -> None:
     certified = 0
     for seed in range(50):
-        runs = Runs.from_frame(heavy_users(np.random.default_rng(seed), 400, heavy=0.05, light=0.02))
+        runs = Runs.from_frame(
+            heavy_users(np.random.default_rng(seed), 400, heavy=0.05, light=0.02)
+        )
         found = calibrate(runs, delta=0.1, weighting="requests", max_cluster=10)
         certified += found.certified
     assert certified >= 40
@@ -80,12 +93,15 @@ def test_the_unit_loss_has_the_losses_bounds_and_its_mean_the_sign_of_the_mean_o
 
 def users(sizes: list[int]) -> Runs:
     user = np.repeat(np.arange(len(sizes)), sizes)
-    return Runs.from_arrays(thresholds=[0.9, 0.5], cluster=user, dissimilarity=np.zeros((len(user), 2)))
+    return Runs.from_arrays(
+        thresholds=[0.9, 0.5], cluster=user, dissimilarity=np.zeros((len(user), 2))
+    )
 
 
 def test_unequal_sizes_are_warned_about_once_and_equal_ones_are_not() -> None:
     with pytest.warns(
-        UserWarning, match=r"cluster: sizes differ, from 1 to 3 prompts.*random cluster, not of a random prompt"
+        UserWarning,
+        match=r"cluster: sizes differ, from 1 to 3 prompts.*random cluster, not of a random prompt",
     ):
         calibrate(users([1, 3] * 30), delta=0.1)
     with warnings.catch_warnings():
@@ -97,13 +113,18 @@ def test_unequal_sizes_are_warned_about_once_and_equal_ones_are_not() -> None:
 
 def test_the_sentence_and_the_certificate_say_which_mean() -> None:
     of_clusters = calibrate(users([2] * 60), delta=0.1)
-    assert "as the mean over clusters, each cluster counting alike whatever its size" in of_clusters.message
+    assert (
+        "as the mean over clusters, each cluster counting alike whatever its size"
+        in of_clusters.message
+    )
     assert of_clusters.policy().certificate.weighting == "clusters"
     of_requests = calibrate(users([1, 3] * 30), delta=0.1, weighting="requests", max_cluster=3)
     assert "as the mean over requests" in of_requests.message
     certificate = of_requests.policy().certificate
     assert (certificate.weighting, certificate.max_cluster) == ("requests", 3)
-    prompts = calibrate(Runs.from_arrays(thresholds=[0.5], dissimilarity=np.zeros((60, 1))), delta=0.1)
+    prompts = calibrate(
+        Runs.from_arrays(thresholds=[0.5], dissimilarity=np.zeros((60, 1))), delta=0.1
+    )
     assert prompts.policy().certificate.weighting == "prompts"
     assert "as the mean" not in prompts.message
 
@@ -118,10 +139,15 @@ def test_the_sentence_and_the_certificate_say_which_mean() -> None:
         ),
         ({"max_cluster": 3}, "max_cluster: belongs to weighting='requests'"),
         ({"weighting": "prompts"}, "weighting: 'prompts' is unknown"),
-        ({"weighting": "requests", "max_cluster": 3, "delta": [0.1, 0.2]}, "weighting: 'requests' is for one delta"),
+        (
+            {"weighting": "requests", "max_cluster": 3, "delta": [0.1, 0.2]},
+            "weighting: 'requests' is for one delta",
+        ),
     ],
 )
-def test_weighting_is_refused_where_it_means_nothing(options: dict[str, object], words: str) -> None:
+def test_weighting_is_refused_where_it_means_nothing(
+    options: dict[str, object], words: str
+) -> None:
     with pytest.raises(RiskcalError, match=words):
         calibrate(users([1, 3] * 30), **({"delta": 0.1} | options))
 

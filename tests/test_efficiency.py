@@ -22,7 +22,9 @@ def exit_arrays(draw, n_layers=4, lowest=1):
     lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     exits = np.zeros((len(lengths), max(lengths)), dtype=int)
     for row, length in enumerate(lengths):
-        exits[row, :length] = draw(st.lists(st.integers(lowest, n_layers), min_size=length, max_size=length))
+        exits[row, :length] = draw(
+            st.lists(st.integers(lowest, n_layers), min_size=length, max_size=length)
+        )
     return exits
 
 
@@ -60,8 +62,15 @@ def by_loops(exits, dims, sources, predictor, sizes, min_layer):
                     flops += 2 * product(source, e, a)  # the prompt's keys and values
                 flops += 3 * product(1, d, a) + product(1, a, d)  # query, key, value, output
                 flops += product(1, a, t) + product(1, t, a)  # scores, and their mean of values
-                flops += product(1, d, a) + product(1, a, source) + product(1, source, a) + product(1, a, d)
-                flops += (2 if dims.gated else 1) * product(1, d, dims.d_ff) + product(1, dims.d_ff, d)
+                flops += (
+                    product(1, d, a)
+                    + product(1, a, source)
+                    + product(1, source, a)
+                    + product(1, a, d)
+                )
+                flops += (2 if dims.gated else 1) * product(1, d, dims.d_ff) + product(
+                    1, dims.d_ff, d
+                )
                 if predictor == "head":
                     flops += product(1, d, sizes[layer - 1])
                 elif predictor == "classifier" and layer >= min_layer:
@@ -77,7 +86,9 @@ def test_flops_are_those_of_a_loop_over_tokens_and_blocks(exits, dims, predictor
     sources = data.draw(st.lists(st.integers(1, 9), min_size=len(exits), max_size=len(exits)))
     sizes = data.draw(st.lists(st.integers(1, dims.vocabulary), min_size=4, max_size=4))
     given_sizes = sizes if predictor == "head" else None
-    found = efficiency.decoder_flops(exits, dims, sources, predictor=predictor, head_sizes=given_sizes)
+    found = efficiency.decoder_flops(
+        exits, dims, sources, predictor=predictor, head_sizes=given_sizes
+    )
     assert found.adaptive.tolist() == by_loops(exits, dims, sources, predictor, sizes, 1)
     whole = np.where(exits > 0, 4, 0)
     assert found.full.tolist() == by_loops(whole, dims, sources, "none", None, 1)
@@ -103,7 +114,9 @@ def test_no_predictor_works_below_min_layer(exits, dims, predictor):
     ],
 )
 def test_row_16_integers_of_the_documents_short(exit_layer, predictor, per_token):
-    found = efficiency.decoder_flops(np.full((1, 5), exit_layer), T5_SMALL, 200, predictor=predictor)
+    found = efficiency.decoder_flops(
+        np.full((1, 5), exit_layer), T5_SMALL, 200, predictor=predictor
+    )
     assert found.per_token == per_token
     assert found.full_per_token == 413_712_384
     assert found.ratio == pytest.approx(413_712_384 / per_token, rel=1e-15)
@@ -144,7 +157,9 @@ def test_a_deeper_exit_costs_more(exits, dims, predictor, data):
 
 def test_a_block_never_run_never_pays_for_the_prompt():
     exits = np.array([[2, 1, 3, 1]])
-    short, long = (efficiency.decoder_flops(exits, T5_SMALL, x, predictor="none").adaptive[0] for x in (1, 2))
+    short, long = (
+        efficiency.decoder_flops(exits, T5_SMALL, x, predictor="none").adaptive[0] for x in (1, 2)
+    )
     per_source_token = 4 * exits.sum() * 512 + 3 * 4 * 512 * 512
     assert long - short == per_source_token
 
@@ -152,7 +167,8 @@ def test_a_block_never_run_never_pays_for_the_prompt():
 def test_gated_layers_cost_a_matrix_more():
     exits = np.full((1, 5), 3)
     plain, gated = (
-        efficiency.decoder_flops(exits, replace(T5_SMALL, gated=gated), 10).adaptive[0] for gated in (False, True)
+        efficiency.decoder_flops(exits, replace(T5_SMALL, gated=gated), 10).adaptive[0]
+        for gated in (False, True)
     )
     assert gated - plain == 5 * 3 * 2 * 1024 * 512
 
@@ -160,9 +176,16 @@ def test_gated_layers_cost_a_matrix_more():
 @given(exit_arrays(), dimensions(), st.sampled_from(efficiency.PREDICTORS))
 def test_token_flops_add_up_to_decoder_flops_but_for_first_calls(exits, dims, predictor):
     row = exits[:1]
-    steps = [efficiency.token_flops(dims, t, 6, predictor=predictor)[q - 1] for t, q in enumerate(row[row > 0], 1)]
-    first_calls = 4 * 6 * (dims.d_attention or dims.d_model) * (dims.d_encoder or dims.d_model) * row.max()
-    assert efficiency.decoder_flops(row, dims, 6, predictor=predictor).adaptive.tolist() == [sum(steps) + first_calls]
+    steps = [
+        efficiency.token_flops(dims, t, 6, predictor=predictor)[q - 1]
+        for t, q in enumerate(row[row > 0], 1)
+    ]
+    first_calls = (
+        4 * 6 * (dims.d_attention or dims.d_model) * (dims.d_encoder or dims.d_model) * row.max()
+    )
+    assert efficiency.decoder_flops(row, dims, 6, predictor=predictor).adaptive.tolist() == [
+        sum(steps) + first_calls
+    ]
 
 
 def test_token_flops_start_at_min_layer():
@@ -173,7 +196,13 @@ def test_token_flops_start_at_min_layer():
 
 def test_dimensions_of_a_configuration():
     config = SimpleNamespace(
-        d_model=512, d_ff=1024, vocab_size=32128, num_decoder_layers=8, num_heads=6, d_kv=64, is_gated_act=True
+        d_model=512,
+        d_ff=1024,
+        vocab_size=32128,
+        num_decoder_layers=8,
+        num_heads=6,
+        d_kv=64,
+        is_gated_act=True,
     )
     found = DecoderDimensions.from_config(config)
     assert found == replace(T5_SMALL, d_attention=384, gated=True)
@@ -184,7 +213,9 @@ def test_dimensions_of_a_configuration():
 
 def test_dimensions_of_a_hugging_face_t5():
     transformers = pytest.importorskip("transformers")
-    config = transformers.T5Config(num_layers=3, num_decoder_layers=5, feed_forward_proj="gated-gelu", num_heads=6)
+    config = transformers.T5Config(
+        num_layers=3, num_decoder_layers=5, feed_forward_proj="gated-gelu", num_heads=6
+    )
     expected = DecoderDimensions(512, 2048, 32128, 5, d_attention=384, gated=True)
     assert DecoderDimensions.from_config(config) == expected
 
@@ -193,7 +224,9 @@ def test_dimensions_of_a_hugging_face_t5():
 
 
 def test_row_20_the_k_table_of_the_documents():
-    sizes = efficiency.head_sizes(Pruning(form="decaying", largest=35_000, smallest=250), 24, 32_128, start=1)
+    sizes = efficiency.head_sizes(
+        Pruning(form="decaying", largest=35_000, smallest=250), 24, 32_128, start=1
+    )
     shown = {2: 2781, 3: 1904, 7: 842, 12: 496, 15: 398, 17: 351, 19: 315, 24: 250}
     assert {layer: sizes[layer - 1] for layer in shown} == shown
     assert sizes[0] == 32_128  # the first pass is whole, though k(1) = 5153 rows are kept
@@ -208,7 +241,9 @@ def test_the_true_head_ratio_counts_the_whole_pass():
     multiplied = sum(sum([32_128, *(k for k in sizes[1:q])]) for q in (3, 1, 24, 2, 5))
     assert efficiency.head_ratio(exits, sizes, 32_128) == calls * 32_128 / multiplied
     assert efficiency.head_ratio(exits, np.full(24, 32_128), 32_128) == 1.0
-    assert efficiency.head_ratio([[24]], sizes, 32_128) < 16  # the published "x100" counts later layers only
+    assert (
+        efficiency.head_ratio([[24]], sizes, 32_128) < 16
+    )  # the published "x100" counts later layers only
 
 
 def test_adaptive_sizes_follow_each_tokens_confidence():
@@ -218,7 +253,9 @@ def test_adaptive_sizes_follow_each_tokens_confidence():
     first = pruning.kept(2, 4, 1000, start=2)
     assert sizes[..., :2].tolist() == [[[0, 1000], [0, 1000]]]
     for token, layer in itertools.product(range(2), (3, 4)):
-        expected = max(20, np.floor(first * (1 - 0.9 * np.nan_to_num(confidence[0, token, layer - 2]))))
+        expected = max(
+            20, np.floor(first * (1 - 0.9 * np.nan_to_num(confidence[0, token, layer - 2])))
+        )
         assert sizes[0, token, layer - 1] == expected
     dims = replace(T5_SMALL, n_layers=4, vocabulary=1000)
     exits = np.array([[3, 4]])
@@ -234,7 +271,9 @@ def test_adaptive_sizes_follow_each_tokens_confidence():
 def test_layers_per_token_by_hand_and_by_shares(exits):
     rows = [row[row > 0] for row in exits]
     assert efficiency.layers_per_token(exits) == pytest.approx(np.concatenate(rows).mean())
-    assert efficiency.layers_per_token(exits, average="sequence") == pytest.approx(np.mean([r.mean() for r in rows]))
+    assert efficiency.layers_per_token(exits, average="sequence") == pytest.approx(
+        np.mean([r.mean() for r in rows])
+    )
     shares = efficiency.exit_shares(exits, 4)
     work = efficiency.expected_work(shares)
     assert work.expected == pytest.approx(efficiency.layers_per_token(exits))
@@ -303,7 +342,9 @@ def test_batch_work_is_what_a_counting_decoder_does(exits, mode):
 
 @given(exit_arrays())
 def test_regrouping_never_computes_more_rows_in_as_many_calls(exits):
-    diverge, regroup, deepest = (efficiency.batch_work(exits, mode) for mode in efficiency.BATCH_MODES)
+    diverge, regroup, deepest = (
+        efficiency.batch_work(exits, mode) for mode in efficiency.BATCH_MODES
+    )
     assert regroup.calls == diverge.calls
     assert sum(regroup.rows) <= sum(diverge.rows)
     assert deepest == diverge
@@ -335,14 +376,22 @@ def test_row_17_paired_ratios_do_not_drift_and_the_first_round_is_dropped():
     assert table.loc["fast", "p50"] == kept.median()
     assert table.loc["fast", "p95"] == pytest.approx(np.quantile(kept, 0.95))
     assert table.loc["fast", "mean"] == pytest.approx(kept.mean())
-    assert table.loc["fast", "tokens_per_second"] == pytest.approx(5.0 / 2)  # the median round has drift 2
+    assert table.loc["fast", "tokens_per_second"] == pytest.approx(
+        5.0 / 2
+    )  # the median round has drift 2
 
 
 def test_the_spread_of_ratios_is_over_rounds():
     times = measured({"full": 2.0, "early": 1.0}, drift=[1, 1, 1, 1])
     times.loc[(times["round"] == 2) & (times["setting"] == "early"), "seconds"] *= 4
-    early = efficiency.speed_table(times.drop(columns="tokens"), ["full"]).set_index("setting").loc["early"]
-    assert (early["x full"], early["x full low"], early["x full high"]) == pytest.approx((2.0, 0.5, 2.0))
+    early = (
+        efficiency.speed_table(times.drop(columns="tokens"), ["full"])
+        .set_index("setting")
+        .loc["early"]
+    )
+    assert (early["x full"], early["x full low"], early["x full high"]) == pytest.approx(
+        (2.0, 0.5, 2.0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -411,8 +460,14 @@ def test_bad_arguments_are_refused_by_name(arguments, message):
         (lambda: efficiency.batch_work([[1]], "flat"), "mode: 'flat' is unknown"),
         (lambda: efficiency.layers_per_token([[1]], average="mean"), "average: 'mean' is unknown"),
         (lambda: efficiency.head_ratio([[2]], [0, 0], 9), "called at no layer"),
-        (lambda: efficiency.head_sizes(Pruning(), 4, 99, confidence=[[0.1]]), "last axis must be the 4 layers"),
-        (lambda: efficiency.token_flops(T5_SMALL, 1, 5, min_layer=9), "min_layer: 9 is not one of the 8 layers"),
+        (
+            lambda: efficiency.head_sizes(Pruning(), 4, 99, confidence=[[0.1]]),
+            "last axis must be the 4 layers",
+        ),
+        (
+            lambda: efficiency.token_flops(T5_SMALL, 1, 5, min_layer=9),
+            "min_layer: 9 is not one of the 8 layers",
+        ),
         (lambda: DecoderDimensions(0, 1, 1, 1), "d_model: 0"),
         (lambda: DecoderDimensions(1, 1, 1, 1, d_encoder=0), "d_encoder: 0"),
     ],

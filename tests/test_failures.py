@@ -37,11 +37,18 @@ def test_following_the_refusal_keeps_the_promise_and_dropping_prompts_does_not()
         rng = np.random.default_rng(seed)
         failed, loss = rng.random(400) < 0.044, rng.random(400) * 2 * (0.1 - 0.044) / 0.956
         frame = pd.DataFrame(
-            {"prompt": [f"p{i}" for i in range(400)], "threshold": 0.5, "dissimilarity": loss, "failed": failed}
+            {
+                "prompt": [f"p{i}" for i in range(400)],
+                "threshold": 0.5,
+                "dissimilarity": loss,
+                "failed": failed,
+            }
         )
         frame.loc[failed, "dissimilarity"] = math.nan
         false["as told"] += calibrate(Runs.from_frame(frame), delta=0.1).certified
-        false["dropped"] += calibrate(Runs.from_frame(frame[~failed].drop(columns="failed")), delta=0.1).certified
+        false["dropped"] += calibrate(
+            Runs.from_frame(frame[~failed].drop(columns="failed")), delta=0.1
+        ).certified
     assert false["as told"] / DRAWS <= 0.05 + 0.038
     assert false["dropped"] / DRAWS > 0.9
 
@@ -50,7 +57,9 @@ def test_the_refusal_of_a_missing_loss_names_counts_and_leads_to_both_remedies()
     frame = table().drop(columns="failed")
     lost = frame["prompt"].isin(["p3", "p7"]) & (frame["threshold"] == 0.5)
     frame.loc[lost, "dissimilarity"] = math.nan
-    with pytest.raises(RiskcalError, match=r"nan at row 11 \(2 such rows\).*worst loss, 1.*column failed"):
+    with pytest.raises(
+        RiskcalError, match=r"nan at row 11 \(2 such rows\).*worst loss, 1.*column failed"
+    ):
         Runs.from_frame(frame)
     written = Runs.from_frame(frame.assign(dissimilarity=frame["dissimilarity"].fillna(1.0)))
     said = Runs.from_frame(frame.assign(failed=lost))
@@ -60,7 +69,9 @@ def test_the_refusal_of_a_missing_loss_names_counts_and_leads_to_both_remedies()
 def test_a_prompt_that_lacks_a_candidate_is_mended_as_the_refusal_says() -> None:
     frame = table()
     missing = (frame["prompt"] == "p3") & (frame["threshold"] == 0.5)
-    with pytest.raises(RiskcalError, match=r"lacks the candidate threshold 0.5 \(1 prompts lack one\).*failed true"):
+    with pytest.raises(
+        RiskcalError, match=r"lacks the candidate threshold 0.5 \(1 prompts lack one\).*failed true"
+    ):
         Runs.from_frame(frame[~missing])
     mended = frame.copy()
     mended.loc[missing, ["dissimilarity", "failed"]] = [math.nan, True]
@@ -98,7 +109,9 @@ def test_where_the_full_model_failed_nothing_is_near_it_and_no_candidate_is_cred
 def test_failed_is_true_or_false_in_every_row(value: object) -> None:
     frame = table()
     frame["failed"] = [value if row in (4, 6) else False for row in range(len(frame))]
-    with pytest.raises(RiskcalError, match=r"failed: .* at row 4 \(2 such rows\); it is true or false"):
+    with pytest.raises(
+        RiskcalError, match=r"failed: .* at row 4 \(2 such rows\); it is true or false"
+    ):
         Runs.from_frame(frame)
 
 
@@ -112,7 +125,9 @@ def test_arrays_may_say_what_failed() -> None:
         Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=loss, failed=np.zeros((30, 2)))
     with pytest.raises(RiskcalError, match=r"failed: index \[2, 0\] is neither true nor false"):
         Runs.from_arrays(
-            thresholds=[0.9, 0.5], dissimilarity=loss * 0, failed=np.where(np.arange(60).reshape(30, 2) == 4, 2, 0)
+            thresholds=[0.9, 0.5],
+            dissimilarity=loss * 0,
+            failed=np.where(np.arange(60).reshape(30, 2) == 4, 2, 0),
         )
 
 
@@ -125,10 +140,13 @@ def samples() -> pd.DataFrame:
 def test_repeated_samples_are_mended_as_the_refusal_says() -> None:
     frame = samples()
     with pytest.raises(
-        RiskcalError, match=r"stands twice, again at row 80 \(160 such rows\).*column cluster, or average them"
+        RiskcalError,
+        match=r"stands twice, again at row 80 \(160 such rows\).*column cluster, or average them",
     ):
         Runs.from_frame(frame)
-    clustered = frame.assign(cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str))
+    clustered = frame.assign(
+        cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str)
+    )
     averaged = frame.groupby(["prompt", "threshold"]).mean(numeric_only=True)
     by_cluster, by_mean = Runs.from_frame(clustered), Runs.from_frame(averaged)
     assert by_cluster.n == by_mean.n == 40
@@ -137,13 +155,18 @@ def test_repeated_samples_are_mended_as_the_refusal_says() -> None:
 
 def test_a_sweep_may_have_its_reference_in_every_cell() -> None:
     """Measure x threshold, the full model's row in each cell: one reference, its costs averaged."""
-    cells = [table().drop(columns="failed").assign(measure=measure) for measure in ("max", "softmax")]
+    cells = [
+        table().drop(columns="failed").assign(measure=measure) for measure in ("max", "softmax")
+    ]
     cells[1]["layers"] += 1.0
     runs = Runs.from_frame(pd.concat(cells, ignore_index=True))
     assert runs.k == 4
     assert set(runs.full["layers"]) == {8.5}
     cells[1].loc[np.isinf(cells[1]["threshold"]), "risk"] = 0.4
-    with pytest.raises(RiskcalError, match=r"risk: the full model's rows of prompt 'p\d+' differ .*it has one output"):
+    with pytest.raises(
+        RiskcalError,
+        match=r"risk: the full model's rows of prompt 'p\d+' differ .*it has one output",
+    ):
         Runs.from_frame(pd.concat(cells, ignore_index=True))
 
 
@@ -161,13 +184,21 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path) -> None:
     (tmp_path / ".hidden").write_text("x")
     assert Runs.read(tmp_path).digest() == Runs.from_frame(frame).digest()
     assert Runs.read(str(tmp_path / "**" / "*.*")).n == 6
-    assert Runs.read([tmp_path / "a.PARQUET", tmp_path / "deep", tmp_path / "d.csv.gz", tmp_path / "e.csv"]).n == 6
+    assert (
+        Runs.read(
+            [tmp_path / "a.PARQUET", tmp_path / "deep", tmp_path / "d.csv.gz", tmp_path / "e.csv"]
+        ).n
+        == 6
+    )
     (tmp_path / "deep" / "notes.txt").write_text("x")
     with pytest.raises(
-        RiskcalError, match=r"holds 1 files that are no tables \(deep.notes.txt\).*a list of files, or a pattern"
+        RiskcalError,
+        match=r"holds 1 files that are no tables \(deep.notes.txt\).*a list of files, or a pattern",
     ):
         Runs.read(tmp_path)
-    tables = [file for file in tmp_path.rglob("*.*") if file.suffix != ".txt" and file.name != ".hidden"]
+    tables = [
+        file for file in tmp_path.rglob("*.*") if file.suffix != ".txt" and file.name != ".hidden"
+    ]
     assert Runs.read(tables).n == 6
     with pytest.raises(RiskcalError, match="path: the list is empty"):
         Runs.read([])
@@ -182,5 +213,7 @@ def test_hive_partitions_become_columns_or_are_refused(tmp_path: Path) -> None:
     runs = Runs.read(tmp_path)
     assert runs.digest() == Runs.from_frame(frame.assign(min_layer=2)).digest()
     frame.to_parquet(folder / "again.parquet")
-    with pytest.raises(RiskcalError, match="threshold is a column of the file and the name of its folder"):
+    with pytest.raises(
+        RiskcalError, match="threshold is a column of the file and the name of its folder"
+    ):
         Runs.read(tmp_path)

@@ -12,7 +12,11 @@ PROCEDURES = {
     "fixed_sequence": fwer.fixed_sequence,
     "three starts": lambda p, epsilon: fwer.fixed_sequence(p, epsilon, starts=min(3, len(p))),
 }
-lists = st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.0125, 0.025, 0.05, 0.1, 1.0]), min_size=1, max_size=12)
+lists = st.lists(
+    st.floats(0, 1) | st.sampled_from([0.0, 0.01, 0.0125, 0.025, 0.05, 0.1, 1.0]),
+    min_size=1,
+    max_size=12,
+)
 levels = st.floats(0.001, 0.5)
 
 
@@ -54,7 +58,9 @@ def test_a_fixed_sequence_rejects_the_longest_prefix_that_passes(pvalues, epsilo
 
 
 @given(lists, levels, st.integers(1, 12))
-def test_several_starts_are_the_union_of_walks_at_their_share_of_the_level(pvalues, epsilon, starts):
+def test_several_starts_are_the_union_of_walks_at_their_share_of_the_level(
+    pvalues, epsilon, starts
+):
     starts = min(starts, len(pvalues))
     expected = set()
     for i in range(starts):
@@ -73,7 +79,9 @@ def test_as_many_starts_as_hypotheses_are_bonferroni(pvalues, epsilon):
 
 @given(lists, levels)
 def test_holm_rejects_all_that_bonferroni_rejects(pvalues, epsilon):
-    assert set(rejected(fwer.bonferroni, pvalues, epsilon)) <= set(rejected(fwer.holm, pvalues, epsilon))
+    assert set(rejected(fwer.bonferroni, pvalues, epsilon)) <= set(
+        rejected(fwer.holm, pvalues, epsilon)
+    )
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=7), levels)
@@ -81,7 +89,12 @@ def test_holm_is_the_closure_of_bonferroni(pvalues, epsilon):
     """A hypothesis is rejected if and only if Bonferroni rejects every intersection that holds it."""
     k = len(pvalues)
     sets = [[i for i in range(k) if mask >> i & 1] for mask in range(1, 2**k)]
-    kept = {i for members in sets if min(pvalues[i] for i in members) > epsilon / len(members) for i in members}
+    kept = {
+        i
+        for members in sets
+        if min(pvalues[i] for i in members) > epsilon / len(members)
+        for i in members
+    }
     assert rejected(fwer.holm, pvalues, epsilon) == [i for i in range(k) if i not in kept]
 
 
@@ -96,7 +109,9 @@ def test_holm_and_bonferroni_do_not_see_the_order(pvalues, epsilon, random):
 
 @pytest.mark.parametrize("procedure", PROCEDURES.values(), ids=PROCEDURES.keys())
 @given(pvalues=lists, epsilon=levels, data=st.data())
-def test_a_smaller_p_value_or_a_larger_level_never_loses_a_rejection(procedure, pvalues, epsilon, data):
+def test_a_smaller_p_value_or_a_larger_level_never_loses_a_rejection(
+    procedure, pvalues, epsilon, data
+):
     smaller = [data.draw(st.floats(0, p)) for p in pvalues]
     before = procedure(pvalues, epsilon)
     assert not (before & ~procedure(smaller, epsilon)).any()
@@ -105,7 +120,9 @@ def test_a_smaller_p_value_or_a_larger_level_never_loses_a_rejection(procedure, 
 
 @pytest.mark.parametrize("procedure", PROCEDURES.values(), ids=PROCEDURES.keys())
 @given(pvalues=lists, epsilon=levels)
-def test_nothing_above_the_level_is_rejected_and_the_answer_is_one_boolean_each(procedure, pvalues, epsilon):
+def test_nothing_above_the_level_is_rejected_and_the_answer_is_one_boolean_each(
+    procedure, pvalues, epsilon
+):
     answer = procedure(pvalues, epsilon)
     assert answer.dtype == bool
     assert answer.shape == (len(pvalues),)
@@ -121,7 +138,12 @@ def single_null_rate(procedure, k, position, epsilon, draws, rng):
 
 @pytest.mark.parametrize(
     ("name", "k", "expected"),
-    [("fixed_sequence", 8, 0.1), ("holm", 8, 0.1), ("bonferroni", 8, 0.1 / 8), ("three starts", 9, 0.1 / 3)],
+    [
+        ("fixed_sequence", 8, 0.1),
+        ("holm", 8, 0.1),
+        ("bonferroni", 8, 0.1 / 8),
+        ("three starts", 9, 0.1 / 3),
+    ],
 )
 def test_one_true_null_among_false_ones_is_rejected_at_exactly_its_level(name, k, expected):
     """Both sides of an exact binomial interval: an error of too much or too little power is seen alike."""

@@ -36,7 +36,13 @@ def rejected(procedure, *arguments):
         ([0.02, 0.04, 0.01, 0.015], 0.05, [0.5, 0.5, 0, 0], GATEKEEPING, [0, 2, 3]),
         ([0.02, 0.04, 0.01, 0.015], 0.05, [0.5, 0.5, 0, 0], IMPROVED, [0, 1, 2, 3]),
         # Figures 9 and 10: Holm as gatekeeper
-        ([0.04, 0.01, 0.03], 0.05, [0.5, 0.5, 0], [[0, 1, 0], [1 - 1e-6, 0, 1e-6], [0, 0, 0]], [0, 1, 2]),
+        (
+            [0.04, 0.01, 0.03],
+            0.05,
+            [0.5, 0.5, 0],
+            [[0, 1, 0], [1 - 1e-6, 0, 1e-6], [0, 0, 0]],
+            [0, 1, 2],
+        ),
         (
             [0.04, 0.01, 0.03, 0.04],
             0.05,
@@ -51,7 +57,13 @@ def rejected(procedure, *arguments):
         ([0.001], 0.05, [1], [[0]], [0]),
         ([0.05, 0.05], 0.05, [1, 0], PAIR, [0, 1]),
         ([0.001, 0.001], 0.05, [0, 1], np.zeros((2, 2)), [1]),
-        ([0.0, 0.0], 0.05, [0, 1], np.zeros((2, 2)), [1]),  # without a level not even p = 0 is rejected
+        (
+            [0.0, 0.0],
+            0.05,
+            [0, 1],
+            np.zeros((2, 2)),
+            [1],
+        ),  # without a level not even p = 0 is rejected
     ],
 )
 def test_graphs_of_the_literature(p, epsilon, weights, transitions, expected):
@@ -63,7 +75,11 @@ def test_graphs_of_the_literature(p, epsilon, weights, transitions, expected):
     [
         ([0.02, 0.01, 0.04], [0.5, 0.25, 0.25], [0, 1, 2]),  # levels .025, .0375, .05
         ([0.03, 0.012, 0.024], [0.5, 0.25, 0.25], [1, 2]),  # .025 fails, .0125, .025
-        ([0.02, 0.04, 0.012], [0.5, 0.25, 0.25], [0, 2]),  # .025, .0375 fails, .0125: nothing is passed on
+        (
+            [0.02, 0.04, 0.012],
+            [0.5, 0.25, 0.25],
+            [0, 2],
+        ),  # .025, .0375 fails, .0125: nothing is passed on
         ([0.02, 0.04, 0.013], [0.5, 0.25, 0.25], [0]),
         ([0.05, 0.05, 0.05], [1, 0, 0], [0, 1, 2]),
         ([0.06, 0.0, 0.0], [1, 0, 0], []),
@@ -106,14 +122,20 @@ def test_a_graph_that_is_a_chain_is_the_fixed_sequence_and_the_fallback():
         sequence = fwer.fixed_sequence(p, 0.05).tolist()
         assert fwer.graphical(p, 0.05, first, chain(k)).tolist() == sequence
         assert fwer.fallback(p, 0.05, first).tolist() == sequence
-        assert fwer.graphical(p, 0.05, weights, chain(k)).tolist() == fwer.fallback(p, 0.05, weights).tolist()
+        assert (
+            fwer.graphical(p, 0.05, weights, chain(k)).tolist()
+            == fwer.fallback(p, 0.05, weights).tolist()
+        )
 
 
 def test_a_uniform_graph_is_holm_and_a_graph_without_edges_is_bonferroni():
     for p, k, _, _ in random_lists(2):
         equal = np.full(k, 1 / k)
         assert fwer.graphical(p, 0.05, equal, uniform(k)).tolist() == fwer.holm(p, 0.05).tolist()
-        assert fwer.graphical(p, 0.05, equal, np.zeros((k, k))).tolist() == fwer.bonferroni(p, 0.05).tolist()
+        assert (
+            fwer.graphical(p, 0.05, equal, np.zeros((k, k))).tolist()
+            == fwer.bonferroni(p, 0.05).tolist()
+        )
 
 
 def test_hochberg_rejects_all_that_holm_rejects_and_no_more_than_simes_could():
@@ -121,7 +143,9 @@ def test_hochberg_rejects_all_that_holm_rejects_and_no_more_than_simes_could():
         hochberg = fwer.hochberg(p, 0.05)
         assert (fwer.holm(p, 0.05) <= hochberg).all()
         ascending = np.sort(p)
-        assert hochberg.sum() == max((i + 1 for i in range(k) if ascending[i] <= 0.05 / (k - i)), default=0)
+        assert hochberg.sum() == max(
+            (i + 1 for i in range(k) if ascending[i] <= 0.05 / (k - i)), default=0
+        )
 
 
 def closure(p, epsilon, weights, transitions):
@@ -161,7 +185,12 @@ def test_arguments_are_left_as_they_were():
 def test_initial_levels_are_the_weights_or_what_the_best_path_brings():
     assert fwer.initial_levels(0.05, [1, 0, 0]).tolist() == [0.05] * 3  # the fixed sequence
     assert fwer.initial_levels(0.05, [0.5, 0, 0.5, 0]).tolist() == [0.025] * 4
-    assert fwer.initial_levels(0.05, [0.5, 0.5, 0, 0], SUCCESSIVE).tolist() == [0.025, 0.025, 0.0125, 0.0125]
+    assert fwer.initial_levels(0.05, [0.5, 0.5, 0, 0], SUCCESSIVE).tolist() == [
+        0.025,
+        0.025,
+        0.0125,
+        0.0125,
+    ]
     assert fwer.initial_levels(0.05, [0.5, 0.5, 0], np.zeros((3, 3))).tolist() == [0.025, 0.025, 0]
     k = 5
     assert fwer.initial_levels(0.05, np.full(k, 1 / k), uniform(k)) == pytest.approx([0.01] * k)
@@ -240,7 +269,9 @@ DEPENDENCE = {
     "equal": lambda rng, draws: np.repeat(rng.random((draws, 1)), K, axis=1),
     "correlated": lambda rng, draws: equicorrelated(rng, draws, 0.5),
     "opposed": lambda rng, draws: np.abs(rng.random((draws, 1)) - np.arange(K) % 2),
-    "disjoint": lambda rng, draws: (rng.random((draws, 1)) + np.arange(K) / K) % 1,  # Bonferroni's worst case
+    "disjoint": lambda rng, draws: (
+        (rng.random((draws, 1)) + np.arange(K) / K) % 1
+    ),  # Bonferroni's worst case
 }
 
 
@@ -269,13 +300,17 @@ def test_hochberg_breaks_without_prds_and_holm_does_not():
     rng, draws, epsilon = np.random.default_rng(13), 10000, 0.1
     u = rng.random(draws)
     half = epsilon / 2
-    second = np.select([u < half, u < 2 * half, u < 3 * half], [u + 2 * half, 3 * half - u, u - 2 * half], u)
+    second = np.select(
+        [u < half, u < 2 * half, u < 3 * half], [u + 2 * half, 3 * half - u, u - 2 * half], u
+    )
     p = np.stack([u, second], axis=1)
     for column in p.T:
         assert stats.kstest(column, "uniform").pvalue > 1e-3
     rate = np.mean([bool(fwer.hochberg(row, epsilon).any()) for row in p])
     assert rate == pytest.approx(1.5 * epsilon, abs=3 * np.sqrt(0.15 * 0.85 / draws))
-    assert np.mean([bool(fwer.holm(row, epsilon).any()) for row in p]) <= epsilon + 3 * np.sqrt(0.09 / draws)
+    assert np.mean([bool(fwer.holm(row, epsilon).any()) for row in p]) <= epsilon + 3 * np.sqrt(
+        0.09 / draws
+    )
 
 
 @pytest.mark.parametrize("name", ["fallback", "graphical"])
@@ -286,7 +321,9 @@ def test_betting_tuned_at_initial_levels_keeps_the_family_wise_error(name):
     assert levels[:4] == pytest.approx(epsilon * WEIGHTS[:4])
     assert (levels[4:] > 0).all()
     shared = rng.random((n, draws, 1))
-    losses = (np.where(rng.random((n, draws, K)) < 0.7, shared, rng.random((n, draws, K))) < delta) * 1.0
+    losses = (
+        np.where(rng.random((n, draws, K)) < 0.7, shared, rng.random((n, draws, K))) < delta
+    ) * 1.0
     p = np.empty((draws, K))
     for j in range(K):
         p[:, j] = pvalues.betting(losses[:, :, j], delta, level=levels[j])

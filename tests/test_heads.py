@@ -50,7 +50,9 @@ def names(numbers):
 
 def certify(data, **options):
     confidence, agrees, prompts = data
-    return heads.certified(confidence, agrees, prompts=names(prompts), **({"max_tokens": 12} | options))
+    return heads.certified(
+        confidence, agrees, prompts=names(prompts), **({"max_tokens": 12} | options)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +65,26 @@ def found():
 
 @pytest.mark.parametrize(
     ("agreement", "threshold"),
-    [(0.5, 0.1), (0.6, 0.1), (0.7, 0.2), (0.75, 0.3), (0.8, 0.3), (0.9, 0.6), (1.0, 0.6), (0.01, 0.1)],
+    [
+        (0.5, 0.1),
+        (0.6, 0.1),
+        (0.7, 0.2),
+        (0.75, 0.3),
+        (0.8, 0.3),
+        (0.9, 0.6),
+        (1.0, 0.6),
+        (0.01, 0.1),
+    ],
 )
 def test_the_rule_on_a_worked_example(agreement, threshold):
     assert heads.self_supervised(*VECTOR, agreement).tolist() == [threshold]
 
 
 def test_the_rule_tries_equal_confidences_together():
-    confidence, agrees = np.array([[0.1], [0.5], [0.5], [0.5], [0.9]]), np.array([[0], [0], [0], [1], [1]])
+    confidence, agrees = (
+        np.array([[0.1], [0.5], [0.5], [0.5], [0.9]]),
+        np.array([[0], [0], [0], [1], [1]]),
+    )
     assert heads.self_supervised(confidence, agrees, 0.9).tolist() == [0.9]
 
 
@@ -83,7 +97,9 @@ def test_the_rule_takes_each_head_by_itself_and_never_exits_where_it_cannot_agre
 @given(tokens(), st.floats(0.01, 1) | st.sampled_from([0.5, 2 / 3, 0.75, 0.8, 0.9, 1.0]))
 def test_the_rule_is_the_lowest_confidence_that_reaches_the_agreement(data, agreement):
     confidence, agrees = data
-    expected = [lowest_feasible(*columns, agreement) for columns in zip(confidence.T, agrees.T, strict=True)]
+    expected = [
+        lowest_feasible(*columns, agreement) for columns in zip(confidence.T, agrees.T, strict=True)
+    ]
     assert heads.self_supervised(confidence, agrees, agreement).tolist() == expected
 
 
@@ -118,7 +134,9 @@ def test_the_table_holds_what_the_calibration_prompts_show(found):
     confidence, agrees, prompt = confidence[rest], agrees[rest], prompt[rest]
     units = records.tested_order(names(range(800)))[160:]
     assert found.n == len(units) == 640
-    assert (np.isfinite(found.table.filter(like="threshold")).sum(axis=1) > 1).any()  # heads that share the tokens
+    assert (
+        np.isfinite(found.table.filter(like="threshold")).sum(axis=1) > 1
+    ).any()  # heads that share the tokens
     for _, row in found.table.iterrows():
         thresholds = row[["threshold_1", "threshold_2", "threshold_3"]].to_numpy(dtype=float)
         reached = confidence >= thresholds
@@ -157,7 +175,10 @@ def test_the_path_is_the_pilots_alone(found):
     confidence, agrees, prompt = sample()
     rest = ~np.isin(names(prompt), found.pilot)
     rng = np.random.default_rng(5)
-    confidence[rest], agrees[rest] = rng.random(agrees[rest].shape), rng.random(agrees[rest].shape) < 0.97
+    confidence[rest], agrees[rest] = (
+        rng.random(agrees[rest].shape),
+        rng.random(agrees[rest].shape) < 0.97,
+    )
     other = certify((confidence, agrees, prompt))
     columns = ["threshold_1", "threshold_2", "threshold_3"]
     both = min(len(other.table), len(found.table))
@@ -171,7 +192,10 @@ def test_rows_in_any_order_and_ids_of_either_kind_give_the_same_result(seed):
     for ids in (prompt, prompt + 7):  # as good as no ids, and ids
         plain = heads.certified(confidence, agrees, prompts=ids, max_tokens=12)
         mixed = heads.certified(
-            confidence[order], agrees[order].astype(float), prompts=ids[order].astype(str), max_tokens=12
+            confidence[order],
+            agrees[order].astype(float),
+            prompts=ids[order].astype(str),
+            max_tokens=12,
         )
         pd.testing.assert_frame_equal(mixed.table, plain.table)
         assert mixed.pilot == tuple(map(str, plain.pilot))
@@ -182,10 +206,14 @@ def test_prompts_that_are_only_numbered_have_no_fixed_order():
     places = []
     for seed in range(2):
         confidence, agrees, prompt = sample(100, seed=seed)
-        worst_first = np.argsort(np.bincount(prompt, agrees.mean(1)) / np.bincount(prompt), kind="stable")
+        worst_first = np.argsort(
+            np.bincount(prompt, agrees.mean(1)) / np.bincount(prompt), kind="stable"
+        )
         number = np.empty(100, dtype=int)
         number[worst_first] = np.arange(100)
-        places.append(heads.certified(confidence, agrees, prompts=number[prompt] + 1, max_tokens=12).pilot)
+        places.append(
+            heads.certified(confidence, agrees, prompts=number[prompt] + 1, max_tokens=12).pilot
+        )
     assert set(places[0]) != set(places[1])
 
 
@@ -211,7 +239,11 @@ def test_the_pilots_boldest_thresholds_by_trying_them_all(data, margin, spread, 
         needed = max(1.6448536 * math.sqrt(variance / n), math.log(20) / (0.99 / 0.6 * n))
         return exits, (surplus - needed) / math.sqrt(variance * (1 / n + 1 / n_pilot))
 
-    expected, waiting, saving = np.full(n_heads, math.inf), np.ones(len(confidence), dtype=bool), 0.0
+    expected, waiting, saving = (
+        np.full(n_heads, math.inf),
+        np.ones(len(confidence), dtype=bool),
+        0.0,
+    )
     for k in np.flatnonzero(used):
         for threshold in np.unique(confidence[~np.isnan(confidence[:, k]), k]):
             exits, projection = projected(waiting, k, threshold)
@@ -229,7 +261,9 @@ def test_the_pilots_boldest_thresholds_by_trying_them_all(data, margin, spread, 
 
 def test_a_head_without_confidence_is_never_used_and_does_not_stand_in_the_way(found):
     confidence, agrees, prompt = sample()
-    without = certify((np.insert(confidence, 1, math.nan, axis=1), np.insert(agrees, 1, True, axis=1), prompt))
+    without = certify(
+        (np.insert(confidence, 1, math.nan, axis=1), np.insert(agrees, 1, True, axis=1), prompt)
+    )
     assert without.thresholds[1] == math.inf
     assert without.certified
     assert np.isfinite(without.thresholds).any()
@@ -257,8 +291,17 @@ def test_the_policy_carries_its_certificate(tmp_path):
     found = certify(sample(), layers=[2, 4, 6])
     policy = found.policy(n_layers=8)
     certificate = policy.certificate
-    assert (certificate.delta, certificate.objective, certificate.lower, certificate.upper) == (0.1, "agreement", 0, 1)
-    assert (certificate.test, certificate.procedure, certificate.epsilon_spent) == ("betting", "fixed_sequence", 0.05)
+    assert (certificate.delta, certificate.objective, certificate.lower, certificate.upper) == (
+        0.1,
+        "agreement",
+        0,
+        1,
+    )
+    assert (certificate.test, certificate.procedure, certificate.epsilon_spent) == (
+        "betting",
+        "fixed_sequence",
+        0.05,
+    )
     assert (certificate.n, certificate.k, certificate.max_tokens) == (640, len(found.table), 12)
     assert certificate.pvalue == found.table["pvalue"][found.table["certified"]].iloc[-1] <= 0.05
     assert (certificate.pilot_n, certificate.layers_given) == (160, True)
@@ -274,7 +317,10 @@ def test_the_digest_is_of_what_was_given():
     confidence, agrees, prompts = sample(60)
     first = certify((confidence, agrees, prompts)).records_digest
     backwards = np.argsort(-prompts, kind="stable")
-    assert certify((confidence[backwards], agrees[backwards], prompts[backwards])).records_digest == first
+    assert (
+        certify((confidence[backwards], agrees[backwards], prompts[backwards])).records_digest
+        == first
+    )
     changed = confidence.copy()
     changed[3, 1] += 1e-9
     assert certify((changed, agrees, prompts)).records_digest != first
@@ -293,7 +339,9 @@ def test_a_policy_of_nothing_certified_says_so():
 def test_columns_become_layers_only_where_somebody_says_which(recwarn):
     found = certify(sample())
     assert not found.layers_given
-    with pytest.warns(UserWarning, match="3 columns are taken for layers 1 to 3.*layers= in certified"):
+    with pytest.warns(
+        UserWarning, match="3 columns are taken for layers 1 to 3.*layers= in certified"
+    ):
         policy = found.policy()
     assert sorted(policy.thresholds) == [1, 2, 3]
     assert policy.certificate.layers_given is False
@@ -302,7 +350,9 @@ def test_columns_become_layers_only_where_somebody_says_which(recwarn):
     recwarn.clear()
     assert found.policy(n_layers=4).n_layers == 4
     said = certify(sample(), layers=[2, 4, 6])  # the remedy
-    assert sorted(said.policy().thresholds) == sorted(said.policy(n_layers=8).thresholds) == [2, 4, 6]
+    assert (
+        sorted(said.policy().thresholds) == sorted(said.policy(n_layers=8).thresholds) == [2, 4, 6]
+    )
     assert not recwarn.list
 
 
@@ -312,22 +362,34 @@ def test_what_was_calibrated_is_not_overridden(found, name):
         found.policy(**{name: None})
 
 
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=9), st.floats(0.05, 0.95))
-def test_the_loss_of_a_request_is_at_most_delta_in_the_mean_where_the_pooled_agreement_is(pairs, agreement):
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=9),
+    st.floats(0.05, 0.95),
+)
+def test_the_loss_of_a_request_is_at_most_delta_in_the_mean_where_the_pooled_agreement_is(
+    pairs, agreement
+):
     errors, exits = (np.array(column) for column in zip(*map(sorted, pairs), strict=True))
     losses = heads.request_loss(exits, errors, agreement=agreement, max_tokens=20)
     assert losses.min() >= 0
     assert losses.max() <= 1
     excess = (errors - (1 - agreement) * exits).sum() / 20 / len(pairs)
     assert losses.mean() - (1 - agreement) == pytest.approx(excess, abs=1e-12)
-    assert heads.request_loss(int(exits[0]), int(errors[0]), agreement=agreement, max_tokens=20) == losses[0]
+    assert (
+        heads.request_loss(int(exits[0]), int(errors[0]), agreement=agreement, max_tokens=20)
+        == losses[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("exits", "errors", "message"),
     [
         ([3, 21], [0, 0], "exits: 21 at index 1; give a whole number of tokens, 0 to max_tokens"),
-        ([3, 4], [0, 5], "errors: 5 at index 1; give a whole number of tokens, 0 to the request's exits"),
+        (
+            [3, 4],
+            [0, 5],
+            "errors: 5 at index 1; give a whole number of tokens, 0 to the request's exits",
+        ),
         ([3, -1], [0, 0], "exits: -1 at index 1"),
         ([3, 4], [0.5, 0], "errors: 0.5 at index 0"),
         ([3, 4], [0], "errors: 1 given for 2 exits"),
@@ -350,7 +412,9 @@ def test_the_policy_has_one_threshold_per_layer():
     assert isinstance(policy, ExitPolicy)
     assert policy.measure == "margin"
     assert policy.thresholds == dict(zip((6, 12, 18), found.thresholds.tolist(), strict=True))
-    assert [c for c in found.table.columns if c.startswith("threshold")] == [f"threshold_{i}" for i in (6, 12, 18)]
+    assert [c for c in found.table.columns if c.startswith("threshold")] == [
+        f"threshold_{i}" for i in (6, 12, 18)
+    ]
     assert not policy.is_full_model
 
 
@@ -408,7 +472,9 @@ def test_reprs_say_what_was_found_and_leave_out_heads_that_were_never_used(found
     assert found.message in text
     assert "<table" in found._repr_html_()
     confidence, agrees, prompt = sample()
-    idle = certify((np.c_[confidence, np.full(len(prompt), math.nan)], np.c_[agrees, agrees[:, :1]], prompt))
+    idle = certify(
+        (np.c_[confidence, np.full(len(prompt), math.nan)], np.c_[agrees, agrees[:, :1]], prompt)
+    )
     for shown in (repr(idle), idle._repr_html_()):
         assert "threshold_1" in shown
         assert "_4" not in shown
@@ -425,8 +491,14 @@ def test_reprs_say_what_was_found_and_leave_out_heads_that_were_never_used(found
             {"confidence": np.r_[np.zeros((3, 2)), [[0, math.inf]], np.zeros((36, 2))]},
             r"confidence: inf at index \[3, 1\]",
         ),
-        ({"agrees": np.zeros((40, 3))}, r"agrees: has shape \(40, 3\), but confidence has \(40, 2\)"),
-        ({"agrees": np.r_[np.ones((2, 2)), [[math.nan, 1]], np.ones((37, 2))]}, r"agrees: nan at index \[2, 0\]"),
+        (
+            {"agrees": np.zeros((40, 3))},
+            r"agrees: has shape \(40, 3\), but confidence has \(40, 2\)",
+        ),
+        (
+            {"agrees": np.r_[np.ones((2, 2)), [[math.nan, 1]], np.ones((37, 2))]},
+            r"agrees: nan at index \[2, 0\]",
+        ),
         ({"agrees": np.full((40, 2), 0.5)}, r"agrees: 0.5 at index \[0, 0\]"),
         ({"agreement": math.nan}, "agreement: is NaN"),
         ({"agreement": 0}, "agreement: 0 is not"),
@@ -451,13 +523,25 @@ def test_bad_input_of_both(change, message):
         ({"prompts": np.arange(39)}, r"prompts: has shape \(39,\)"),
         ({"prompts": [0, None] * 20}, "prompts: missing at row 1"),
         ({"prompts": np.linspace(0, 1, 40)}, "prompts: 0.0 at row 0"),
-        ({"prompts": ["a"] * 5 + ["b"] * 35}, "max_tokens: prompt 'a' .row 0. has 5 tokens, more than 4"),
-        ({"prompts": [0, 1, 2, 3] + [7] * 36}, "max_tokens: prompt 7 .row 4. has 36 tokens, more than 4"),
+        (
+            {"prompts": ["a"] * 5 + ["b"] * 35},
+            "max_tokens: prompt 'a' .row 0. has 5 tokens, more than 4",
+        ),
+        (
+            {"prompts": [0, 1, 2, 3] + [7] * 36},
+            "max_tokens: prompt 7 .row 4. has 36 tokens, more than 4",
+        ),
         ({"max_tokens": 0}, "max_tokens: 0 is not a whole number of at least 1"),
         ({"max_tokens": 3.5}, "max_tokens: 3.5 is not a whole number"),
         ({"pilot_fraction": 0.0}, "pilot_fraction: 0 is not strictly between 0 and 1"),
-        ({"pilot_fraction": 0.1}, "pilot_fraction: 0.1 of 10 prompts leaves 1 for the pilot and 9 for the test"),
-        ({"pilot_fraction": 0.9}, "pilot_fraction: 0.9 of 10 prompts leaves 9 for the pilot and 1 for the test"),
+        (
+            {"pilot_fraction": 0.1},
+            "pilot_fraction: 0.1 of 10 prompts leaves 1 for the pilot and 9 for the test",
+        ),
+        (
+            {"pilot_fraction": 0.9},
+            "pilot_fraction: 0.9 of 10 prompts leaves 9 for the pilot and 1 for the test",
+        ),
         ({"layers": [1]}, "layers: 1 given for 2 heads"),
         ({"layers": [4, 4]}, "layers: 4 at index 1 does not ascend"),
         ({"layers": [0, 4]}, "layers: 0 is not a whole number of at least 1"),

@@ -50,9 +50,13 @@ def test_a_column_that_is_not_read_may_be_of_any_type(value: Any, tmp_path: Path
             assert Runs.read(tmp_path / name).digest() == Runs.from_frame(table()).digest()
 
 
-@pytest.mark.parametrize("column", ["prompt", "threshold", "dissimilarity", "layers", "cluster", "measure", "failed"])
 @pytest.mark.parametrize(
-    "value", [pd.Timestamp("2024-01-01"), pd.Timedelta(seconds=3), 1j], ids=["date", "span", "complex"]
+    "column", ["prompt", "threshold", "dissimilarity", "layers", "cluster", "measure", "failed"]
+)
+@pytest.mark.parametrize(
+    "value",
+    [pd.Timestamp("2024-01-01"), pd.Timedelta(seconds=3), 1j],
+    ids=["date", "span", "complex"],
 )
 def test_and_none_of_these_where_it_is_read(column: str, value: Any) -> None:
     with pytest.raises(RiskcalError, match=column):
@@ -71,7 +75,10 @@ def folder(path: Path, **parts: pd.DataFrame) -> Path:
 
 def test_ids_that_one_shard_keeps_signed_and_another_unsigned_are_ids(tmp_path: Path) -> None:
     frame = table().assign(prompt=np.repeat(np.arange(100, 108), 3))
-    parts = {kind: part.astype({"prompt": kind}) for kind, part in (("int64", frame[:12]), ("uint64", frame[12:]))}
+    parts = {
+        kind: part.astype({"prompt": kind})
+        for kind, part in (("int64", frame[:12]), ("uint64", frame[12:]))
+    }
     assert Runs.read(folder(tmp_path / "runs", **parts)).digest() == Runs.from_frame(frame).digest()
 
 
@@ -82,7 +89,9 @@ def test_a_shard_of_outputs_that_all_ended_need_not_say_so(tmp_path: Path) -> No
     assert runs.digest() == Runs.from_frame(failed).digest()
 
 
-def test_files_with_an_underscore_and_files_of_hidden_folders_are_read_or_named_too(tmp_path: Path) -> None:
+def test_files_with_an_underscore_and_files_of_hidden_folders_are_read_or_named_too(
+    tmp_path: Path,
+) -> None:
     frame = table()
     runs = folder(tmp_path / "runs", a=frame[:12], _b=frame[12:])
     for mark in ("_SUCCESS", ".DS_Store", ".a.parquet.0a1b.partial", ".a.parquet.crc"):
@@ -94,7 +103,9 @@ def test_files_with_an_underscore_and_files_of_hidden_folders_are_read_or_named_
         Runs.read(runs)
 
 
-def test_of_a_recording_the_table_is_read_and_what_was_put_beside_it_is_not_passed_over(tmp_path: Path) -> None:
+def test_of_a_recording_the_table_is_read_and_what_was_put_beside_it_is_not_passed_over(
+    tmp_path: Path,
+) -> None:
     runs = folder(tmp_path / "runs", a=table())
     for name in ("recording.json", "traces/traces-0.parquet", "unfinished/runs-0.parquet"):
         (runs / name).parent.mkdir(exist_ok=True)
@@ -114,7 +125,9 @@ def test_what_is_no_path_is_refused(path: Any) -> None:
             Runs.from_frame(table()).write(path)
 
 
-@pytest.mark.parametrize("line", ["[" * 100_000, '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"])
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"]
+)
 def test_json_that_is_nested_too_deep_is_refused(line: str, tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text(line + "\n")
     with pytest.raises(RiskcalError, match="row 0 is not JSON"):
@@ -131,7 +144,10 @@ def refused(frame: pd.DataFrame, match: str) -> None:
 
 def test_the_very_same_rows_again() -> None:
     frame = pd.concat([table(), table()[1:6]], ignore_index=True)
-    refused(frame, r"stands twice, again at row 24 \(5 such rows\).*keep one of each, with drop_duplicates\(\)")
+    refused(
+        frame,
+        r"stands twice, again at row 24 \(5 such rows\).*keep one of each, with drop_duplicates\(\)",
+    )
     assert Runs.from_frame(frame.drop_duplicates()).digest() == Runs.from_frame(table()).digest()
 
 
@@ -142,11 +158,18 @@ def test_samples_of_a_prompt_averaged_or_as_clusters(reference: str) -> None:
     ran = np.isfinite(frame["threshold"])
     frame.loc[ran, "dissimilarity"] = rng.random(ran.sum())
     frame = frame if reference == "in each sample" else frame[ran | (frame["sample"] == 0)]
-    refused(frame, "give each a prompt of its own, and name the prompt they share in a column cluster, or average them")
-    averaged = Runs.from_frame(frame.groupby(["prompt", "threshold"], as_index=False).mean(numeric_only=True))
+    refused(
+        frame,
+        "give each a prompt of its own, and name the prompt they share in a column cluster, or average them",
+    )
+    averaged = Runs.from_frame(
+        frame.groupby(["prompt", "threshold"], as_index=False).mean(numeric_only=True)
+    )
     assert averaged.n == 8
     if reference == "in each sample":
-        own = frame.assign(cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str))
+        own = frame.assign(
+            cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str)
+        )
         clustered = Runs.from_frame(own)
         assert clustered.n == 8
         order = [clustered.units.tolist().index(prompt) for prompt in averaged.prompts]
@@ -163,7 +186,8 @@ def test_another_setting_is_named_in_candidate_columns() -> None:
 def test_settings_with_a_full_model_each_are_calibrated_from_tables_of_their_own() -> None:
     frame = pd.concat([table(model=m, risk=0.1 * m) for m in (1, 2)], ignore_index=True)
     with pytest.raises(
-        RiskcalError, match=r"risk: .*0\.1 and 0\.2; 8 such prompts.*each by itself, from a table of its own"
+        RiskcalError,
+        match=r"risk: .*0\.1 and 0\.2; 8 such prompts.*each by itself, from a table of its own",
     ):
         Runs.from_frame(frame, candidate_columns=["model"])
     for _, own in frame.groupby("model"):
@@ -175,7 +199,9 @@ def test_references_in_every_cell_are_one_whatever_the_order_of_rows() -> None:
     rng = np.random.default_rng(0)
     cells = [table(measure=m, seconds=rng.random(24), risk=0.1) for m in ("a", "b", "c")]
     frame = pd.concat(cells, ignore_index=True)
-    digests = {Runs.from_frame(frame.sample(frac=1, random_state=seed)).digest() for seed in range(20)}
+    digests = {
+        Runs.from_frame(frame.sample(frac=1, random_state=seed)).digest() for seed in range(20)
+    }
     assert len(digests) == 1
     same = frame.assign(seconds=0.7)
     once = same[np.isfinite(same["threshold"]) | (same["measure"] == "a")]
@@ -186,14 +212,34 @@ def test_references_in_every_cell_are_one_whatever_the_order_of_rows() -> None:
 
 
 NO_COORDINATES: dict[str, tuple[str, Any, str]] = {
-    "an empty text is a null in a CSV": ("measure", "", r"measure: missing at row 1 \(16 such rows\)"),
+    "an empty text is a null in a CSV": (
+        "measure",
+        "",
+        r"measure: missing at row 1 \(16 such rows\)",
+    ),
     "truth as a layer": ("min_layer", True, "min_layer: True at row 1 is not a whole number"),
     "part of a layer": ("min_layer", 2.7, "min_layer: 2.7 at row 1 is not a whole number"),
     "text as a temperature": ("temperature", "4", "temperature: '4' at row 1 is a text"),
-    "temperature below 0": ("temperature", -4.0, "temperature: -4.0 at row 1 is no finite number above 0"),
-    "temperature of infinity": ("temperature", math.inf, "temperature: inf at row 1 is no finite number above 0"),
-    "a duration of numpy": ("variant", np.timedelta64(2, "s"), "variant: .* at row 1; a coordinate of a candidate"),
-    "a number of more than 64 bits": ("variant", 10**30, "variant: 10{30} at row 1 is not a number of 64 bits"),
+    "temperature below 0": (
+        "temperature",
+        -4.0,
+        "temperature: -4.0 at row 1 is no finite number above 0",
+    ),
+    "temperature of infinity": (
+        "temperature",
+        math.inf,
+        "temperature: inf at row 1 is no finite number above 0",
+    ),
+    "a duration of numpy": (
+        "variant",
+        np.timedelta64(2, "s"),
+        "variant: .* at row 1; a coordinate of a candidate",
+    ),
+    "a number of more than 64 bits": (
+        "variant",
+        10**30,
+        "variant: 10{30} at row 1 is not a number of 64 bits",
+    ),
     "half a character": ("variant", "\ud800", "variant: .* at row 1 is not valid Unicode"),
 }
 
@@ -215,7 +261,9 @@ def test_an_empty_measure_in_a_csv_is_refused(tmp_path: Path) -> None:
 
 def test_truth_values_beside_numbers_are_two_types() -> None:
     frame = pd.concat([table(variant=True), table(variant=0.5)], ignore_index=True)
-    with pytest.raises(RiskcalError, match=r"variant: 0.5 at row 25 is of another type than True at row 1"):
+    with pytest.raises(
+        RiskcalError, match=r"variant: 0.5 at row 25 is of another type than True at row 1"
+    ):
         Runs.from_frame(frame, candidate_columns=["variant"])
 
 
@@ -225,10 +273,13 @@ def test_what_stands_in_the_full_models_rows_of_a_coordinate_means_nothing() -> 
     assert Runs.from_frame(frame, candidate_columns=["variant"]).k == 2
 
 
-@pytest.mark.parametrize("names", ["variant", [["variant"]], [1], ["dissimilarity"], ["prompt"], ["failed"]])
+@pytest.mark.parametrize(
+    "names", ["variant", [["variant"]], [1], ["dissimilarity"], ["prompt"], ["failed"]]
+)
 def test_candidate_columns_are_names_of_settings(names: Any) -> None:
     with pytest.raises(
-        RiskcalError, match=r"candidate_columns: .* is no (list of names of columns|setting of the decoder)"
+        RiskcalError,
+        match=r"candidate_columns: .* is no (list of names of columns|setting of the decoder)",
     ):
         Runs.from_frame(table(variant=1), candidate_columns=names)
 
@@ -257,7 +308,9 @@ def test_a_table_that_a_format_cannot_hold_is_refused_and_leaves_what_was_there(
         assert pa.parquet.read_table(path).num_rows == 24
     else:
         monkeypatch.setattr(*target[ending], broken)
-        with pytest.raises(RiskcalError, match=f"cannot be written as {ending} .no such type there"):
+        with pytest.raises(
+            RiskcalError, match=f"cannot be written as {ending} .no such type there"
+        ):
             runs.write(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -28,7 +28,13 @@ def copies(call, size):
 
 @pytest.mark.parametrize(
     "test",
-    [pvalues.hoeffding, pvalues.bentkus, pvalues.hoeffding_bentkus, pvalues.convex_order, pvalues.empirical_bernstein],
+    [
+        pvalues.hoeffding,
+        pvalues.bentkus,
+        pvalues.hoeffding_bentkus,
+        pvalues.convex_order,
+        pvalues.empirical_bernstein,
+    ],
     ids=lambda test: test.__name__,
 )
 def test_sum_based_p_values_copy_nothing(test):
@@ -43,8 +49,12 @@ CALLS = {
     "clt": lambda: pvalues.clt(LOSSES, 0.1),
     "bounds.betting": lambda: bounds.betting(LOSSES, grid=[0.05, 0.1]),
     "calibrate": lambda: riskcal.calibrate(LOSSES, thresholds=GRID, delta=0.1),
-    "calibrate, holm": lambda: riskcal.calibrate(LOSSES, thresholds=GRID[::-1], delta=0.1, procedure="holm"),
-    "calibrate, deltas": lambda: riskcal.calibrate(LOSSES, thresholds=GRID, delta=[0.1, 0.2], test="convex_order"),
+    "calibrate, holm": lambda: riskcal.calibrate(
+        LOSSES, thresholds=GRID[::-1], delta=0.1, procedure="holm"
+    ),
+    "calibrate, deltas": lambda: riskcal.calibrate(
+        LOSSES, thresholds=GRID, delta=[0.1, 0.2], test="convex_order"
+    ),
 }
 
 
@@ -72,11 +82,18 @@ def test_traces_are_copied_once_when_built_and_not_at_all_when_replayed():
     size = confidence.nbytes + agrees.nbytes + prompt.nbytes + position.nbytes
 
     def build():
-        return Traces.from_arrays(prompt=prompt, position=position, confidence=confidence, agrees=agrees)
+        return Traces.from_arrays(
+            prompt=prompt, position=position, confidence=confidence, agrees=agrees
+        )
 
     assert copies(build, size) < 2.2
     traces = build()
     result = 2 * 8 * 400 * 20
     for schedule in (Constant(), Decaying(4.0, 100)):
-        held = copies(lambda s=schedule: riskcal.replay_traces(traces, np.linspace(0.953, 0.053, 20), schedule=s), 1)
+        held = copies(
+            lambda s=schedule: riskcal.replay_traces(
+                traces, np.linspace(0.953, 0.053, 20), schedule=s
+            ),
+            1,
+        )
         assert held - result < 0.2 * size

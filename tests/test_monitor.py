@@ -24,7 +24,9 @@ def by_definition(losses, delta, restarts, weights=None):
     bets = np.geomspace(max(0.2 * delta, 2 / 5000 if restarts else 0), 0.5, 6) / delta
     capital = np.zeros(6) if restarts else np.ones(6)
     fresh, values = 1.0, []
-    for loss, weight in zip(losses, np.ones(len(losses)) if weights is None else weights, strict=True):
+    for loss, weight in zip(
+        losses, np.ones(len(losses)) if weights is None else weights, strict=True
+    ):
         capital = (capital + restarts * fresh) * (1 + bets * weight * (loss - delta))
         fresh = weight
         values.append(capital.mean() + restarts * (fresh - 1))
@@ -84,11 +86,20 @@ def test_perfect_losses_never_drift_to_an_alarm(length, delta):
 
 
 @pytest.mark.parametrize(
-    "rates", [1.0, np.r_[np.full(20_000, 0.01), np.ones(20_000)], np.random.default_rng(1).uniform(0.01, 1, 40_000)]
+    "rates",
+    [
+        1.0,
+        np.r_[np.full(20_000, 0.01), np.ones(20_000)],
+        np.random.default_rng(1).uniform(0.01, 1, 40_000),
+    ],
 )
-@pytest.mark.parametrize(("delta", "length"), [(0.02, 5000), (0.1, 20), (1e-6, 300), (0.9, 1), (0.3, 1.5)])
+@pytest.mark.parametrize(
+    ("delta", "length"), [(0.02, 5000), (0.1, 20), (1e-6, 300), (0.9, 1), (0.3, 1.5)]
+)
 def test_perfect_losses_never_drift_to_an_alarm_at_any_rates(rates, delta, length):
-    monitor = RiskMonitor(delta, average_run_length=length, sampling_rate=0.01).update(np.zeros(40_000), rates=rates)
+    monitor = RiskMonitor(delta, average_run_length=length, sampling_rate=0.01).update(
+        np.zeros(40_000), rates=rates
+    )
     assert not monitor.alarm
     assert monitor.evalue <= max(length / 2, 1 / 3)
 
@@ -125,7 +136,11 @@ def test_scale_and_shift_of_losses_change_nothing(kind):
 
 @KINDS
 @settings(max_examples=50, deadline=None)
-@given(losses=st.lists(st.floats(0, 1), min_size=1, max_size=30), index=st.integers(0, 29), rise=st.floats(0, 1))
+@given(
+    losses=st.lists(st.floats(0, 1), min_size=1, max_size=30),
+    index=st.integers(0, 29),
+    rise=st.floats(0, 1),
+)
 def test_a_larger_loss_is_more_evidence(kind, losses, index, rise):
     larger = list(losses)
     larger[index % len(losses)] += rise * (1 - larger[index % len(losses)])
@@ -141,8 +156,13 @@ def test_rates():
     assert monitor.mean_loss == pytest.approx((losses / rates).sum() / (1 / rates).sum())
     assert monitor.requests == pytest.approx((1 / rates).sum())
     constant = RiskMonitor(0.1, sampling_rate=0.2).update(losses)
-    assert RiskMonitor(0.1, sampling_rate=0.2).update(losses, rates=0.2).to_json() == constant.to_json()
-    assert constant.evalue == RiskMonitor(0.1).update(losses).evalue  # a constant rate changes no decision
+    assert (
+        RiskMonitor(0.1, sampling_rate=0.2).update(losses, rates=0.2).to_json()
+        == constant.to_json()
+    )
+    assert (
+        constant.evalue == RiskMonitor(0.1).update(losses).evalue
+    )  # a constant rate changes no decision
     assert constant.requests == 2000
 
 
@@ -194,7 +214,9 @@ def test_nothing_and_rounding_are_accepted():
     untouched = monitor.to_json()
     for nothing in ([], (), np.zeros(0)):
         assert monitor.update(nothing).to_json() == untouched
-    assert monitor.update([1 + 1e-12, -1e-12]).to_json() == RiskMonitor(0.1).update([1, 0]).to_json()
+    assert (
+        monitor.update([1 + 1e-12, -1e-12]).to_json() == RiskMonitor(0.1).update([1, 0]).to_json()
+    )
 
 
 # merging
@@ -213,9 +235,15 @@ def test_product_is_the_monitor_that_saw_everything():
 def test_mean_and_sum():
     parts = [stream(500, 0.12, seed) for seed in range(3)]
     ville = RiskMonitor.merge([RiskMonitor(0.1).update(part) for part in parts], how="mean")
-    assert ville.evalue == pytest.approx(np.mean([by_definition(part, 0.1, False)[-1] for part in parts]))
-    detector = RiskMonitor.merge([RiskMonitor(0.1, average_run_length=1e9).update(part) for part in parts])
-    assert detector.evalue == pytest.approx(sum(by_definition(part, 0.1, True)[-1] for part in parts))
+    assert ville.evalue == pytest.approx(
+        np.mean([by_definition(part, 0.1, False)[-1] for part in parts])
+    )
+    detector = RiskMonitor.merge(
+        [RiskMonitor(0.1, average_run_length=1e9).update(part) for part in parts]
+    )
+    assert detector.evalue == pytest.approx(
+        sum(by_definition(part, 0.1, True)[-1] for part in parts)
+    )
     fresh = RiskMonitor.merge([RiskMonitor(0.1, **DETECTOR) for _ in range(1000)])
     assert fresh.evalue == 0.0
     assert not fresh.alarm
@@ -233,7 +261,10 @@ def test_shards_see_together_what_none_sees_alone():
 
 
 def test_alarms_of_shards():
-    loud = [RiskMonitor(0.1, **kind).update(np.r_[np.ones(20), np.zeros(3000)]) for kind in (VILLE, DETECTOR)]
+    loud = [
+        RiskMonitor(0.1, **kind).update(np.r_[np.ones(20), np.zeros(3000)])
+        for kind in (VILLE, DETECTOR)
+    ]
     quiet = [RiskMonitor(0.1, **kind) for kind in (VILLE, DETECTOR)]
     ville, detector = (RiskMonitor.merge(pair) for pair in zip(loud, quiet, strict=True))
     assert loud[0].alarm
@@ -249,14 +280,22 @@ def test_alarms_of_shards():
         ([RiskMonitor(0.1)] * 2, None, "stands twice, again at index 1"),
         ([RiskMonitor(0.1), RiskMonitor(0.2)], None, "delta: 0.2 at index 1"),
         ([RiskMonitor(0.1), RiskMonitor(0.1, epsilon=0.1)], None, "epsilon: 0.1 at index 1"),
-        ([RiskMonitor(0.1), RiskMonitor(0.1, **DETECTOR)], None, "average_run_length: 5000.0 at index 1"),
+        (
+            [RiskMonitor(0.1), RiskMonitor(0.1, **DETECTOR)],
+            None,
+            "average_run_length: 5000.0 at index 1",
+        ),
         ([RiskMonitor(0.1), RiskMonitor(0.1)], "sum", "how: a sum of capitals"),
         (
             [RiskMonitor(0.1, **DETECTOR), RiskMonitor(0.1, **DETECTOR)],
             "product",
             "how: 'product' is not for e-detectors",
         ),
-        ([RiskMonitor(0.1, **DETECTOR), RiskMonitor(0.1, **DETECTOR)], "mean", "how: 'mean' is not for e-detectors"),
+        (
+            [RiskMonitor(0.1, **DETECTOR), RiskMonitor(0.1, **DETECTOR)],
+            "mean",
+            "how: 'mean' is not for e-detectors",
+        ),
         ([RiskMonitor(0.1)], "max", "how: 'max' is unknown"),
     ],
 )
@@ -366,8 +405,12 @@ def test_memory_is_constant():
 
 
 def test_it_says_how_it_stands():
-    quiet = RiskMonitor(0.1, average_run_length=5000, sampling_rate=0.01).update(np.full(1500, 0.05))
-    assert repr(quiet).startswith("RiskMonitor: no alarm; 1,500 losses seen (about 150,000 requests), mean 0.05;")
+    quiet = RiskMonitor(0.1, average_run_length=5000, sampling_rate=0.01).update(
+        np.full(1500, 0.05)
+    )
+    assert repr(quiet).startswith(
+        "RiskMonitor: no alarm; 1,500 losses seen (about 150,000 requests), mean 0.05;"
+    )
     assert "after 5,000 losses (500,000 requests) or more on average" in repr(quiet)
     loud = RiskMonitor(0.1).update(np.ones(100))
     assert f"ALARM, raised after {loud.alarm_at} losses; 100 losses seen, mean 1;" in repr(loud)

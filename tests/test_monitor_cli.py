@@ -106,7 +106,9 @@ def test_monitor_refuses_and_leaves_the_state(tmp_path, text, message, stream):
     log.write_text(text)
     state.write_text(RiskMonitor(0.1).to_json())
     before = state.read_text()
-    result = monitor("-" if stream else log, "--delta", 0.1, "--state", state, stdin=text if stream else None)
+    result = monitor(
+        "-" if stream else log, "--delta", 0.1, "--state", state, stdin=text if stream else None
+    )
     assert isinstance(result.exception, RiskcalError)
     assert message in str(result.exception)
     assert state.read_text() == before
@@ -143,7 +145,12 @@ def test_monitor_reads_every_form(tmp_path, log, mark, stream):
         text = mark + log.format(loss)
         path.write_bytes(text.encode())
         result = monitor(
-            "-" if stream else path, "--delta", 0.3, "--epsilon", 0.5, stdin=text.encode() if stream else None
+            "-" if stream else path,
+            "--delta",
+            0.3,
+            "--epsilon",
+            0.5,
+            stdin=text.encode() if stream else None,
         )
         assert (result.exit_code, "ALARM" in result.output) == (status, status == 3)
         assert "losses seen, mean" in result.output
@@ -171,7 +178,9 @@ def heads_policy(tmp_path_factory):
     confidence = rng.random((4000, 2))
     agrees = rng.random((4000, 2)) < 0.6 + 0.5 * confidence
     prompts = np.repeat(np.arange(400), 10)
-    found = heads.certified(confidence, agrees, prompts=prompts, max_tokens=10, agreement=0.8, layers=[2, 4])
+    found = heads.certified(
+        confidence, agrees, prompts=prompts, max_tokens=10, agreement=0.8, layers=[2, 4]
+    )
     path = tmp_path_factory.mktemp("heads") / "policy.json"
     found.policy().save(path)
     return path
@@ -184,12 +193,16 @@ def test_monitor_takes_the_policy_of_certified_heads(tmp_path, heads_policy, end
         errors = rng.binomial(exits, share)
         log = tmp_path / f"log.{ending}"
         table = pd.DataFrame({"exits": exits, "errors": errors})
-        table.to_csv(log, index=False) if ending == "csv" else table.to_json(log, orient="records", lines=True)
+        table.to_csv(log, index=False) if ending == "csv" else table.to_json(
+            log, orient="records", lines=True
+        )
         losses = heads.request_loss(exits, errors, agreement=0.8, max_tokens=10)
         result = monitor(log, "--policy", heads_policy)
         assert result.exit_code == status
         assert "Loss of a request: 0.2 + (errors - 0.2 exits) / 10." in result.output
-        as_losses = monitor(write_log(tmp_path / f"losses.{ending}", losses), "--policy", heads_policy)
+        as_losses = monitor(
+            write_log(tmp_path / f"losses.{ending}", losses), "--policy", heads_policy
+        )
         assert as_losses.output.replace(f"losses.{ending}", f"log.{ending}") == result.output
         assert RiskMonitor(0.2).update(losses).alarm == (status == 3)
 

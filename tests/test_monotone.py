@@ -39,7 +39,9 @@ def test_conformal_risk_control_keeps_the_expectation_and_not_the_probability():
     """2,000 draws of 100 prompts: mean risk at most delta + 3 SE; but more than .1 of the draws lie above delta."""
     rng, draws, delta = np.random.default_rng(1), 2000, 0.1
     risk = dict(zip(GRID.tolist(), RISK.tolist(), strict=True)) | {math.inf: 0.0}
-    found = [risk[monotone.conformal_risk_control(falling(rng, 100), GRID, delta)] for _ in range(draws)]
+    found = [
+        risk[monotone.conformal_risk_control(falling(rng, 100), GRID, delta)] for _ in range(draws)
+    ]
     assert np.mean(found) <= delta + 3 * np.std(found) / math.sqrt(draws)
     assert np.mean(np.array(found) > delta) > 0.1
 
@@ -51,7 +53,9 @@ def test_rcps_keeps_the_probability(bound):
     curve = np.array([0.02, 0.05, 0.1001, 0.15])
     above = 0
     for _ in range(draws):
-        threshold = monotone.rcps(falling(rng, 150, curve), [0.9, 0.8, 0.7, 0.6], delta, epsilon, bound)
+        threshold = monotone.rcps(
+            falling(rng, 150, curve), [0.9, 0.8, 0.7, 0.6], delta, epsilon, bound
+        )
         above += threshold <= 0.7
     assert above / draws <= epsilon + 3 * math.sqrt(epsilon * (1 - epsilon) / draws)
 
@@ -80,9 +84,9 @@ def test_rcps_is_the_fixed_sequence_and_does_not_care_how_columns_stand():
     assert monotone.rcps(losses[:, order], GRID[order], 0.15) == expected
     calibrated = riskcal.calibrate(losses, thresholds=GRID, delta=0.15, test="convex_order")
     assert calibrated.threshold == expected
-    assert monotone.conformal_risk_control(losses[:, order], GRID[order], 0.15) == monotone.conformal_risk_control(
-        losses, GRID, 0.15
-    )
+    assert monotone.conformal_risk_control(
+        losses[:, order], GRID[order], 0.15
+    ) == monotone.conformal_risk_control(losses, GRID, 0.15)
 
 
 def test_losses_in_other_units():
@@ -107,7 +111,9 @@ def test_a_loss_that_rises_with_the_threshold_is_refused_where_it_first_does(pro
     with pytest.raises(RiskcalError) as refusal:
         procedure(losses, [0.9, 0.6, 0.3], 0.2)
     message = str(refusal.value)
-    assert message.startswith("losses: in row 1 the loss rises from 0.2 to 0.4 as the threshold rises from 0.3 to 0.6")
+    assert message.startswith(
+        "losses: in row 1 the loss rises from 0.2 to 0.4 as the threshold rises from 0.3 to 0.6"
+    )
     assert "riskcal.calibrate" in message
     reversed_columns = np.array(losses)[:, ::-1]
     with pytest.raises(RiskcalError, match=r"row 1 the loss rises from 0\.2 to 0\.4"):
@@ -163,12 +169,21 @@ def test_a_bump_is_found_with_its_size():
     curve[4:7] = 0.2
     losses = falling(rng, 500, curve)
     table = monotone.risk_rises(losses, GRID)
-    assert table.columns.tolist() == ["threshold", "higher_threshold", "loss", "higher_loss", "rise", "pvalue"]
+    assert table.columns.tolist() == [
+        "threshold",
+        "higher_threshold",
+        "loss",
+        "higher_loss",
+        "rise",
+        "pvalue",
+    ]
     pairs = set(zip(table["threshold"].round(2), table["higher_threshold"].round(2), strict=True))
     assert (0.6, 0.65) in pairs  # the step down behind the bump
     assert (table["threshold"] < table["higher_threshold"]).all()
     assert (table["rise"] > 0).all()
-    row = table[table["threshold"].round(2).eq(0.6) & table["higher_threshold"].round(2).eq(0.65)].iloc[0]
+    row = table[
+        table["threshold"].round(2).eq(0.6) & table["higher_threshold"].round(2).eq(0.65)
+    ].iloc[0]
     assert row["loss"] == pytest.approx(losses[:, 7].mean())
     assert row["higher_loss"] == pytest.approx(losses[:, 6].mean())
     assert row["rise"] == pytest.approx(row["higher_loss"] - row["loss"])

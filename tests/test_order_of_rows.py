@@ -30,7 +30,9 @@ def of_runs(losses, **options):
 
 def of_numbered_runs(losses, **options):
     """Of a table whose ids are its row numbers, from 1."""
-    frame = pd.DataFrame({"prompt": np.arange(1, len(losses) + 1), "threshold": 0.5, "dissimilarity": losses[:, 0]})
+    frame = pd.DataFrame(
+        {"prompt": np.arange(1, len(losses) + 1), "threshold": 0.5, "dissimilarity": losses[:, 0]}
+    )
     return calibrate(Runs.from_frame(frame), **options)
 
 
@@ -40,7 +42,12 @@ def sorted_ones(n, count, *, first=False):
     return losses if first else losses[::-1]
 
 
-@given(hnp.arrays(np.float64, st.tuples(st.integers(1, 30), st.integers(1, 3)), elements=st.floats(0, 1)), st.randoms())
+@given(
+    hnp.arrays(
+        np.float64, st.tuples(st.integers(1, 30), st.integers(1, 3)), elements=st.floats(0, 1)
+    ),
+    st.randoms(),
+)
 def test_the_order_depends_on_the_rows_as_a_multiset(losses, random):
     rows = random.sample(range(len(losses)), len(losses))
     order = records.content_order(losses)
@@ -54,7 +61,10 @@ def test_other_rows_have_another_order():
     changed[7, 1] += 1e-6
     assert records.content_order(changed).tolist() != records.content_order(losses).tolist()
     assert records.content_order(losses + 1e-13).tolist() == records.content_order(losses).tolist()
-    assert records.content_order(losses[:, :1], losses[:, 1]).tolist() == records.content_order(losses).tolist()
+    assert (
+        records.content_order(losses[:, :1], losses[:, 1]).tolist()
+        == records.content_order(losses).tolist()
+    )
 
 
 @pytest.mark.parametrize(
@@ -77,8 +87,12 @@ def test_ids_that_only_number_the_rows(ids, expected):
 
 @pytest.mark.parametrize("calibrated", [of_array, of_runs, of_numbered_runs])
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize(("n", "delta"), [(50, 0.1), (100, 0.1), (144, 0.1), (144, 0.05), (100, 0.2), (500, 0.05)])
-def test_zeros_and_ones_sorted_by_value_are_certified_falsely_in_no_more_than_epsilon(calibrated, first, n, delta):
+@pytest.mark.parametrize(
+    ("n", "delta"), [(50, 0.1), (100, 0.1), (144, 0.1), (144, 0.05), (100, 0.2), (500, 0.05)]
+)
+def test_zeros_and_ones_sorted_by_value_are_certified_falsely_in_no_more_than_epsilon(
+    calibrated, first, n, delta
+):
     """Exactly, by going through all counts. One fixed order gave .137 (n 144, delta .1), .149 (144, .05), .112 (50, .1)."""
     counts = np.arange(math.ceil(n * delta))
     certified = [calibrated(sorted_ones(n, m, first=first), delta=delta).certified for m in counts]
@@ -120,13 +134,17 @@ def test_runs_and_arrays_without_ids_agree_and_so_does_a_file(tmp_path):
     assert calibrate(again, delta=0.15).table["pvalue"].tolist() == first
     frame = runs.to_frame().sample(frac=1, random_state=3)
     assert calibrate(Runs.from_frame(frame), delta=0.15).table["pvalue"].tolist() == first
-    assert again.prompts.tolist() == Runs.from_frame(frame).prompts.tolist() == runs.prompts.tolist()
+    assert (
+        again.prompts.tolist() == Runs.from_frame(frame).prompts.tolist() == runs.prompts.tolist()
+    )
 
 
 def test_the_scale_of_losses_changes_no_order():
     losses = np.random.default_rng(1).random((60, 2)) * 0.2
     one = calibrate(losses, thresholds=[0.9, 0.5], delta=0.15).table["pvalue"]
-    other = calibrate(1 + 3 * losses, thresholds=[0.9, 0.5], delta=1.45, lower=1, upper=4).table["pvalue"]
+    other = calibrate(1 + 3 * losses, thresholds=[0.9, 0.5], delta=1.45, lower=1, upper=4).table[
+        "pvalue"
+    ]
     assert other.tolist() == pytest.approx(one.tolist(), rel=1e-9)
 
 
@@ -161,7 +179,9 @@ def test_numbered_clusters_and_replayed_prompts_stand_in_the_order_of_their_cont
     assert by_number.table["pvalue"].tolist() != by_name.table["pvalue"].tolist()
     confidence, agrees = rng.random((50, 3)), np.ones((50, 3), dtype=bool)
     agrees[:, 0] = np.arange(50) > 9
-    traces = Traces.from_arrays(prompt=np.arange(50), position=np.zeros(50, int), confidence=confidence, agrees=agrees)
+    traces = Traces.from_arrays(
+        prompt=np.arange(50), position=np.zeros(50, int), confidence=confidence, agrees=agrees
+    )
     runs = replay_traces(traces, [0.123456789], exact=True)
     content = np.where((confidence[:, 0] >= 0.123456789) & ~agrees[:, 0], 1.0, 0.0)
     assert runs.prompts.tolist() == records.content_order(content).tolist()

@@ -20,7 +20,17 @@ import riskcal_adapters
 ROOT = Path(__file__).parents[1]
 
 # Loaded on use, not on import. numba, matplotlib and scipy.stats are slow to import; the rest belongs to the adapters.
-LAZY = {"torch", "jax", "transformers", "tokenizers", "ray", "matplotlib", "numba", "scipy.stats", "riskcal_adapters"}
+LAZY = {
+    "torch",
+    "jax",
+    "transformers",
+    "tokenizers",
+    "ray",
+    "matplotlib",
+    "numba",
+    "scipy.stats",
+    "riskcal_adapters",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +54,19 @@ sys.addaudithook(refuse)
 import riskcal
 print(*sys.modules)
 """
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "riskcal.calibration" in loaded
     assert LAZY.isdisjoint(loaded)
 
 
 def test_the_network_check_can_fail() -> None:
     script = "import sys; sys.addaudithook(lambda event, _: print(event)); import socket; socket.socket()"
-    assert "socket.__new__" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+    assert (
+        "socket.__new__"
+        in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout
+    )
 
 
 def test_versions_agree() -> None:
@@ -67,7 +82,9 @@ def test_ci_calls_make_test_on_every_python_that_the_package_names() -> None:
     assert re.search(r"run: make .*PYTHON=python test$", workflow, re.MULTILINE)
 
 
-@pytest.mark.parametrize("package", [riskcal, riskcal_adapters], ids=["riskcal", "riskcal_adapters"])
+@pytest.mark.parametrize(
+    "package", [riskcal, riskcal_adapters], ids=["riskcal", "riskcal_adapters"]
+)
 def test_packages_are_typed(package: ModuleType) -> None:
     assert (resources.files(package) / "py.typed").is_file()
 
@@ -79,21 +96,41 @@ def test_commands_of_the_adapters_are_found() -> None:
 
 
 def test_policy_schema_is_current() -> None:
-    spec = importlib.util.spec_from_file_location("export_schema", ROOT / "docs" / "export_schema.py")
+    spec = importlib.util.spec_from_file_location(
+        "export_schema", ROOT / "docs" / "export_schema.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     export_schema = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(export_schema)
-    assert export_schema.SCHEMA.read_text(encoding="utf-8") == export_schema.current(), "run docs/export_schema.py"
+    assert export_schema.SCHEMA.read_text(encoding="utf-8") == export_schema.current(), (
+        "run docs/export_schema.py"
+    )
     assert json.loads(export_schema.current())["additionalProperties"] is False
 
 
 def test_api_page_lists_every_public_name() -> None:
-    listed = set(re.findall(r"^   ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
-    public = {name for name, value in vars(riskcal).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    listed = set(
+        re.findall(
+            r"^   ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
+    public = {
+        name
+        for name, value in vars(riskcal).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
     for module in (riskcal.pvalues, riskcal.bounds, riskcal.fwer, riskcal.monotone):
-        functions = [f for _, f in inspect.getmembers(module, inspect.isfunction) if f.__module__ == module.__name__]
-        public |= {f"{f.__module__}.{f.__name__}".removeprefix("riskcal.") for f in functions if f.__name__[0] != "_"}
+        functions = [
+            f
+            for _, f in inspect.getmembers(module, inspect.isfunction)
+            if f.__module__ == module.__name__
+        ]
+        public |= {
+            f"{f.__module__}.{f.__name__}".removeprefix("riskcal.")
+            for f in functions
+            if f.__name__[0] != "_"
+        }
     assert public - listed == set()
 
 

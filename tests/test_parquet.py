@@ -77,9 +77,12 @@ def test_what_to_do_is_said(tmp_path):
     path = tmp_path / "table.parquet"
     _tables.write(TABLES["runs"], path)
     whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"cluster", b"clustes"))  # a column that would be left out unseen
+    path.write_bytes(
+        whole.replace(b"cluster", b"clustes")
+    )  # a column that would be left out unseen
     with pytest.raises(
-        RiskcalError, match=r"table\.parquet: is damaged: .* from a copy, or delete it and make it again"
+        RiskcalError,
+        match=r"table\.parquet: is damaged: .* from a copy, or delete it and make it again",
     ):
         _tables.read(path)
     path.write_bytes(whole)  # the copy
@@ -102,7 +105,11 @@ def test_what_other_programs_write_is_read_as_it_is(tmp_path):
 @pytest.mark.parametrize("rows", [0, 1, 70_000])
 def test_tables_of_any_length_are_read_back(tmp_path, rows):
     table = pa.table(
-        {"a": np.arange(rows), "b": pa.array([None] * rows), "c": pa.array(["0" * 32] * rows, pa.string())}
+        {
+            "a": np.arange(rows),
+            "b": pa.array([None] * rows),
+            "c": pa.array(["0" * 32] * rows, pa.string()),
+        }
     )
     _parquet.write(table, tmp_path / "table.parquet")
     assert _parquet.read(tmp_path / "table.parquet").equals(table)

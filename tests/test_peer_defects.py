@@ -33,7 +33,9 @@ def test_a_fixed_sequence_stops_at_its_first_failure():
 def test_each_start_gets_its_share_of_the_level(starts):
     draws = 1500
     p = np.random.default_rng(2).random((draws, 100))
-    assert np.mean([fwer.fixed_sequence(row, 0.1, starts=starts).any() for row in p]) <= allowed(0.1, draws)
+    assert np.mean([fwer.fixed_sequence(row, 0.1, starts=starts).any() for row in p]) <= allowed(
+        0.1, draws
+    )
 
 
 # 2. A betting p-value that bets both ways (p = 6e-9 at three times the tolerated risk)
@@ -57,7 +59,9 @@ def test_a_sequential_bound_misses_no_more_than_its_level_and_uses_every_row(met
     assert (bounds.METHODS[method](losses, epsilon=0.1) < risk).mean() <= allowed(0.1, draws)
     other = losses.copy()
     other[-1] = 1 - other[-1]
-    assert (TESTS[method](other, 0.15) != TESTS[method](losses, 0.15)).any()  # the last row of an odd number counts too
+    assert (
+        TESTS[method](other, 0.15) != TESTS[method](losses, 0.15)
+    ).any()  # the last row of an odd number counts too
 
 
 # 4. A NaN p-value that stops Holm before it starts (61 valid candidates, none certified)
@@ -103,7 +107,12 @@ def test_the_direction_of_the_sequence_is_not_taken_from_the_data():
     assert looks_better.mean() > allowed(0.1, draws)  # what the defect does
     for i in range(40):
         calibration = riskcal.calibrate(
-            losses[:, i], thresholds=[0.9, 0.5], delta=0.1, epsilon=0.1, test="binomial", procedure="fixed_sequence"
+            losses[:, i],
+            thresholds=[0.9, 0.5],
+            delta=0.1,
+            epsilon=0.1,
+            test="binomial",
+            procedure="fixed_sequence",
         )
         assert calibration.table["threshold"].tolist() == [0.9, 0.5]
         assert calibration.certified == errors[i]
@@ -170,8 +179,16 @@ def test_held_out_losses_are_of_prompts_that_were_not_calibrated_on():
 def test_the_rule_that_was_calibrated_is_the_one_that_is_deployed(tmp_path):
     """Measure, schedule, first layer and length limit of the certified rows, through the file, to the letter."""
     schedule = riskcal.Decaying(4.0, 32)
-    recorded = {"temperature": 4.0, "max_length": 32, "form": "paper", "min_layer": 2, "measure": "entropy"}
-    frame = riskcal.Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=np.zeros((80, 2))).to_frame()
+    recorded = {
+        "temperature": 4.0,
+        "max_length": 32,
+        "form": "paper",
+        "min_layer": 2,
+        "measure": "entropy",
+    }
+    frame = riskcal.Runs.from_arrays(
+        thresholds=[0.9, 0.5], dissimilarity=np.zeros((80, 2))
+    ).to_frame()
     runs = riskcal.Runs.from_frame(frame.assign(**recorded, policy='{"max_new_tokens": 16}'))
     policy = riskcal.calibrate(runs, delta=0.1).policy()
     wanted = riskcal.ExitPolicy(
@@ -203,8 +220,16 @@ def test_freed_level_follows_the_graph_and_not_the_p_values():
         errors += bool(fwer.graphical(p, 0.1, weights, cycle)[true].any())
     assert errors / draws <= allowed(0.1, draws)
     # level freed by the first goes to the second alone, though the third p-value is smaller
-    assert fwer.graphical([0.01, 0.06, 0.03], 0.06, [0.5, 0.5, 0], np.eye(3, k=1)).tolist() == [True, True, True]
-    assert fwer.graphical([0.01, 0.07, 0.03], 0.06, [0.5, 0.5, 0], np.eye(3, k=1)).tolist() == [True, False, False]
+    assert fwer.graphical([0.01, 0.06, 0.03], 0.06, [0.5, 0.5, 0], np.eye(3, k=1)).tolist() == [
+        True,
+        True,
+        True,
+    ]
+    assert fwer.graphical([0.01, 0.07, 0.03], 0.06, [0.5, 0.5, 0], np.eye(3, k=1)).tolist() == [
+        True,
+        False,
+        False,
+    ]
 
 
 def test_five_losses_of_zero_are_no_proof():
@@ -247,20 +272,28 @@ def test_every_count_is_counted_right_in_every_number_type(dtype, n):
     exact = stats.binom.cdf(counts, n, delta)
     below = counts < n * delta
     assert pvalues.binomial(losses, delta)[below] == pytest.approx(exact[below], rel=1e-9)
-    assert pvalues.bentkus(losses, delta)[below] == pytest.approx(np.minimum(1, math.e * exact[below]), rel=1e-9)
-    assert bounds.clopper_pearson(losses)[:-1] == pytest.approx(stats.beta.ppf(0.95, counts + 1, n - counts)[:-1])
+    assert pvalues.bentkus(losses, delta)[below] == pytest.approx(
+        np.minimum(1, math.e * exact[below]), rel=1e-9
+    )
+    assert bounds.clopper_pearson(losses)[:-1] == pytest.approx(
+        stats.beta.ppf(0.95, counts + 1, n - counts)[:-1]
+    )
 
 
 def test_seven_losses_of_one_in_a_hundred_are_seven():
     assert math.ceil(100 * (7 / 100)) == 8  # the trap
     losses = np.r_[np.ones(7), np.zeros(93)]
-    assert pvalues.bentkus(losses, 0.2) == pytest.approx(math.e * stats.binom.cdf(7, 100, 0.2), rel=1e-9)
+    assert pvalues.bentkus(losses, 0.2) == pytest.approx(
+        math.e * stats.binom.cdf(7, 100, 0.2), rel=1e-9
+    )
 
 
 @pytest.mark.parametrize("tenths", [3, 7, 11, 29])
 def test_fractional_losses_that_add_up_to_an_integer_cost_no_step(tenths):
     losses = np.r_[np.full(10 * tenths, 0.1), np.zeros(500 - 10 * tenths)]
-    assert pvalues.bentkus(losses, 0.2) == pytest.approx(math.e * stats.binom.cdf(tenths, 500, 0.2), rel=1e-9)
+    assert pvalues.bentkus(losses, 0.2) == pytest.approx(
+        math.e * stats.binom.cdf(tenths, 500, 0.2), rel=1e-9
+    )
     assert pvalues.bentkus(losses.astype(np.float32), 0.2) == pytest.approx(
         math.e * stats.binom.cdf(tenths, 500, 0.2), rel=1e-9
     )
@@ -296,7 +329,9 @@ def test_numpy_numbers_are_numbers():
     losses = np.zeros((np.int64(30), np.int64(2)), dtype=np.int64)
     one = np.float32(0.25)
     assert pvalues.convex_order(losses, one).shape == (2,)
-    assert fwer.fixed_sequence(np.zeros(3, dtype=np.float32), np.float64(0.1), starts=np.int64(3)).all()
+    assert fwer.fixed_sequence(
+        np.zeros(3, dtype=np.float32), np.float64(0.1), starts=np.int64(3)
+    ).all()
     assert bounds.simultaneous(losses, epsilon=one).shape == (2,)
     assert monotone.rcps(losses, np.array([3, 1]), np.float32(0.5)) == 1.0
     calibration = riskcal.calibrate(losses, thresholds=np.array([1, 0]), delta=np.float64(0.5))

@@ -31,7 +31,9 @@ def unrelated(*rates):
 
 
 def mostly_zero(rate, mean):
-    return lambda rng, n: np.where(rng.random((n, 1)) < rate, np.minimum(1.0, rng.gamma(2, mean / 2, (n, 1))), 0.0)
+    return lambda rng, n: np.where(
+        rng.random((n, 1)) < rate, np.minimum(1.0, rng.gamma(2, mean / 2, (n, 1))), 0.0
+    )
 
 
 def close_together(mean, deviation):
@@ -69,7 +71,9 @@ def share_certified(losses, size, **options):
     certified = 0
     for seed in range(DRAWS):
         rows = np.random.default_rng(10_000 + seed).integers(0, len(losses), size)
-        certified += calibrate(losses[rows], thresholds=grid_for(losses.shape[1]), **options).certified
+        certified += calibrate(
+            losses[rows], thresholds=grid_for(losses.shape[1]), **options
+        ).certified
     return certified / DRAWS
 
 
@@ -85,9 +89,19 @@ def share_certified(losses, size, **options):
         (close_together(0.28, 0.05), 0.3, 0.0),
         (differences, 0.05, -1.0),
     ],
-    ids=["coins .01", "coins .02", "coins .1", "coins .3", "mostly zero .1", "close together .3", "signed"],
+    ids=[
+        "coins .01",
+        "coins .02",
+        "coins .1",
+        "coins .3",
+        "mostly zero .1",
+        "close together .3",
+        "signed",
+    ],
 )
-def test_the_fresh_sample_that_a_message_names_certifies_as_often_as_it_says(draw, delta, lower, test):
+def test_the_fresh_sample_that_a_message_names_certifies_as_often_as_it_says(
+    draw, delta, lower, test
+):
     options = {"delta": delta, "lower": lower, "test": test}
     losses, failed = a_failure(draw, **options)
     size, share = promised(failed.message)
@@ -105,7 +119,11 @@ def test_the_fresh_sample_that_a_message_names_certifies_as_often_as_it_says(dra
         (unrelated(0.08, 0.05, 0.05, 0.3), {"procedure": "fallback"}),
         (
             unrelated(0.08, 0.05, 0.05),
-            {"procedure": "graphical", "weights": [0.5, 0.5, 0], "transitions": np.roll(np.eye(3), 1, 1)},
+            {
+                "procedure": "graphical",
+                "weights": [0.5, 0.5, 0],
+                "transitions": np.roll(np.eye(3), 1, 1),
+            },
         ),
         (unrelated(0.05, 0.07, 0.09, 0.2), {"procedure": "pilot_order"}),
         (unrelated(0.05, 0.07, 0.09, 0.2), {"procedure": "pareto", "pilot_fraction": 0.3}),
@@ -156,7 +174,14 @@ def test_so_it_does_for_a_list_of_deltas():
 def runs_of(losses, **columns):
     """Runs of one threshold, 0/1 dissimilarity and risk."""
     n = len(losses)
-    one = pd.DataFrame({"prompt": np.arange(n), "threshold": 0.5, "dissimilarity": losses[:, 0], "risk": losses[:, 1]})
+    one = pd.DataFrame(
+        {
+            "prompt": np.arange(n),
+            "threshold": 0.5,
+            "dissimilarity": losses[:, 0],
+            "risk": losses[:, 1],
+        }
+    )
     one["full_risk"] = 0.0
     return Runs.from_frame(one.assign(**columns))
 
@@ -223,13 +248,19 @@ def test_a_sequence_that_begins_at_a_risky_candidate_is_told_so_and_every_remedy
     assert "negate the thresholds" in failed.message
     assert calibrate(entropies(1, 400), thresholds=-LOW_IS_STRICT, delta=0.1).threshold == -0.5
     assert "order=" in failed.message
-    assert calibrate(entropies(1, 400), thresholds=LOW_IS_STRICT, delta=0.1, order=[4, 3, 2, 1, 0]).certified
+    assert calibrate(
+        entropies(1, 400), thresholds=LOW_IS_STRICT, delta=0.1, order=[4, 3, 2, 1, 0]
+    ).certified
     assert "procedure='holm'" in failed.message
-    assert calibrate(entropies(1, 400), thresholds=LOW_IS_STRICT, delta=0.1, procedure="holm").certified
+    assert calibrate(
+        entropies(1, 400), thresholds=LOW_IS_STRICT, delta=0.1, procedure="holm"
+    ).certified
 
 
 def test_so_are_starts_that_are_all_risky_and_one_that_is_risky_by_chance_alone():
-    starts = calibrate(entropies(0, 400), thresholds=LOW_IS_STRICT, delta=0.1, starts=2, epsilon=0.01)
+    starts = calibrate(
+        entropies(0, 400), thresholds=LOW_IS_STRICT, delta=0.1, starts=2, epsilon=0.01
+    )
     if not starts.certified:
         assert "Testing begins at" in starts.message
     by_chance = np.zeros((30, 2))
@@ -261,7 +292,9 @@ def test_a_mean_above_delta_by_chance_alone_is_not_called_hopeless():
 def test_the_mean_of_what_is_called_hopeless_is_seldom_below_delta():
     """At a true mean just below delta, "will not help" is said in at most .05 of draws: 1,000 draws, SE .007."""
     rng = np.random.default_rng(8)
-    said = ["will not help" in calibrate(x, thresholds=[0.5], delta=0.1).message for x in above(rng)]
+    said = [
+        "will not help" in calibrate(x, thresholds=[0.5], delta=0.1).message for x in above(rng)
+    ]
     assert np.sum(said) <= (0.05 + 3 * 0.007) * 1000
 
 
@@ -322,14 +355,20 @@ def test_a_planned_sample_certifies_as_often_as_the_plan_says(law, delta, test):
 
 
 def test_a_plan_in_other_units_is_the_same_plan():
-    plain, stretched = riskcal.plan(0.1, mean=0.05, n=500), riskcal.plan(10.0, mean=5.0, n=500, upper=100.0)
+    plain, stretched = (
+        riskcal.plan(0.1, mean=0.05, n=500),
+        riskcal.plan(10.0, mean=5.0, n=500, upper=100.0),
+    )
     assert stretched.prompts == pytest.approx(plain.prompts, rel=0.03)
     assert stretched.smallest_delta == pytest.approx(100 * plain.smallest_delta, rel=0.03)
     signed = riskcal.plan(0.05, mean=0.0, deviation=0.26, lower=-1.0)
     rng = np.random.default_rng(1)
     both = 1 / 0.26**2 - 1
     losses = 2 * rng.beta(both / 2, both / 2, (signed.prompts, DRAWS)) - 1
-    assert abs((pvalues.betting(losses, 0.05, level=0.05, lower=-1.0) <= 0.05).mean() - signed.share) <= SLACK
+    assert (
+        abs((pvalues.betting(losses, 0.05, level=0.05, lower=-1.0) <= 0.05).mean() - signed.share)
+        <= SLACK
+    )
 
 
 def test_a_plan_from_a_pilot_draws_from_it():
@@ -379,7 +418,9 @@ def test_bad_plans_are_refused_by_name(options, message):
 # The simulation
 
 
-@pytest.mark.parametrize(("mean", "deviation"), [(0.05, 0.13), (0.3, 0.01), (1e-4, 0.0099), (1e-3, 0.01), (0.9, 0.2)])
+@pytest.mark.parametrize(
+    ("mean", "deviation"), [(0.05, 0.13), (0.3, 0.01), (1e-4, 0.0099), (1e-3, 0.01), (0.9, 0.2)]
+)
 def test_a_law_has_the_mean_and_deviation_that_were_asked_for(mean, deviation):
     law = _simulation.of_moments(mean, deviation)
     assert law.mean[0] == pytest.approx(mean, rel=1e-3)
@@ -394,7 +435,9 @@ def test_a_law_of_rows_is_their_distribution():
     np.testing.assert_allclose(law.deviation, rows.std(0))
     for ordered in (True, False):
         totals = np.concatenate([s.totals(0) for _, s in law.samples(1000, ordered=ordered)])
-        assert totals.mean() == pytest.approx(1000 * rows[:, 0].mean(), abs=4 * math.sqrt(1000 / len(totals)) * 0.4)
+        assert totals.mean() == pytest.approx(
+            1000 * rows[:, 0].mean(), abs=4 * math.sqrt(1000 / len(totals)) * 0.4
+        )
 
 
 def test_a_candidate_that_nearly_always_fails_is_mapped_with_the_others():
@@ -405,7 +448,9 @@ def test_a_candidate_that_nearly_always_fails_is_mapped_with_the_others():
     assert 0 < moved[0] < 1
 
 
-@pytest.mark.parametrize(("mean", "delta"), [(0.294, 0.3), (0.096, 0.1), (0.0045, 0.005), (0.0008, 0.001)])
+@pytest.mark.parametrize(
+    ("mean", "delta"), [(0.294, 0.3), (0.096, 0.1), (0.0045, 0.005), (0.0008, 0.001)]
+)
 def test_large_samples_are_mapped_to_small_ones_of_nearly_the_same_power(mean, delta):
     """On 200 draws of the whole sample, SE .028."""
     law = _simulation.of_moments(mean, math.sqrt(mean * (1 - mean)))
@@ -413,4 +458,7 @@ def test_large_samples_are_mapped_to_small_ones_of_nearly_the_same_power(mean, d
     assert _simulation.scaled(law, np.array([delta]), n, np.array([1.0]))[2] <= n / 1.05
     share = pvalues._share_rejected("betting", law, n, delta, 0.05, lower=0.0, upper=1.0)
     losses = (np.random.default_rng(3).random((n, 200), dtype=np.float32) < mean).astype(float)
-    assert abs((pvalues.betting(losses, delta, level=0.05) <= 0.05).mean() - share) <= 0.05 + 2.5 * 0.028
+    assert (
+        abs((pvalues.betting(losses, delta, level=0.05) <= 0.05).mean() - share)
+        <= 0.05 + 2.5 * 0.028
+    )

@@ -22,9 +22,16 @@ from riskcal import (
     load_example,
 )
 
-thresholds = st.floats(0, 1) | st.floats(-100, 100) | st.sampled_from([0.0, 1.0, math.inf, 5e-324, 1e300, -1e300])
+thresholds = (
+    st.floats(0, 1)
+    | st.floats(-100, 100)
+    | st.sampled_from([0.0, 1.0, math.inf, 5e-324, 1e300, -1e300])
+)
 schedules = st.just(Constant()) | st.builds(
-    Decaying, temperature=st.floats(0, 30), max_length=st.integers(1, 200), form=st.sampled_from(["paper", "t5x"])
+    Decaying,
+    temperature=st.floats(0, 30),
+    max_length=st.integers(1, 200),
+    form=st.sampled_from(["paper", "t5x"]),
 )
 certificates = st.builds(
     Certificate,
@@ -57,7 +64,9 @@ def policies(draw):
     }
     if draw(st.booleans()):
         return ExitPolicy(threshold=draw(thresholds), **fields)
-    return ExitPolicy(thresholds=draw(st.dictionaries(st.integers(1, 6), thresholds, max_size=4)), **fields)
+    return ExitPolicy(
+        thresholds=draw(st.dictionaries(st.integers(1, 6), thresholds, max_size=4)), **fields
+    )
 
 
 @pytest.fixture
@@ -94,7 +103,12 @@ def test_the_json_holds_no_infinity_and_no_nan(policy):
 def test_the_full_model_is_full_in_json_and_inf_in_python(path):
     ExitPolicy.full_model().save(path)
     assert json.loads(path.read_text())["threshold"] == "full"
-    for policy in (ExitPolicy.load(path), ExitPolicy(threshold=math.inf), ExitPolicy(threshold="full"), ExitPolicy()):
+    for policy in (
+        ExitPolicy.load(path),
+        ExitPolicy(threshold=math.inf),
+        ExitPolicy(threshold="full"),
+        ExitPolicy(),
+    ):
         assert policy.threshold == math.inf
         assert policy.is_full_model
         assert policy == ExitPolicy.full_model()
@@ -178,16 +192,35 @@ def test_a_write_that_breaks_half_way_leaves_the_old_policy(path, monkeypatch):
         ({"measure": 3}, "measure: "),
         ({"schedule": {"kind": "cosine"}}, "schedule"),
         (
-            {"schedule": {"kind": "decaying", "temperature": 4, "max_length": 8, "form": "paper", "x": 1}},
+            {
+                "schedule": {
+                    "kind": "decaying",
+                    "temperature": 4,
+                    "max_length": 8,
+                    "form": "paper",
+                    "x": 1,
+                }
+            },
             "schedule.decaying.x",
         ),
-        ({"schedule": {"kind": "decaying", "temperature": -4, "max_length": 8, "form": "paper"}}, "schedule.decaying"),
-        ({"schedule": {"kind": "decaying", "temperature": math.nan, "max_length": 8}}, "schedule.decaying"),
-        ({"schedule": {"kind": "constant", "temperature": 4}}, "schedule.constant.temperature: is not a field"),
+        (
+            {"schedule": {"kind": "decaying", "temperature": -4, "max_length": 8, "form": "paper"}},
+            "schedule.decaying",
+        ),
+        (
+            {"schedule": {"kind": "decaying", "temperature": math.nan, "max_length": 8}},
+            "schedule.decaying",
+        ),
+        (
+            {"schedule": {"kind": "constant", "temperature": 4}},
+            "schedule.constant.temperature: is not a field",
+        ),
         ({"certificate": {"delta": 0.1}}, "certificate.epsilon"),
     ],
 )
-def test_a_field_that_is_unknown_or_means_nothing_is_refused_by_name_in_files_and_in_python(change, named, path):
+def test_a_field_that_is_unknown_or_means_nothing_is_refused_by_name_in_files_and_in_python(
+    change, named, path
+):
     fields = json.loads(ExitPolicy().model_dump_json()) | change
     with pytest.raises(RiskcalError) as refusal:
         ExitPolicy(**fields)
@@ -202,8 +235,16 @@ def test_a_field_that_is_unknown_or_means_nothing_is_refused_by_name_in_files_an
 @pytest.mark.parametrize("field", ["delta", "epsilon", "epsilon_spent", "lower", "upper", "pvalue"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, "x"])
 def test_a_certificate_holds_finite_numbers(field, value, path):
-    certificate = dict.fromkeys(("delta", "epsilon", "epsilon_spent", "lower", "upper", "pvalue"), 0.5)
-    certificate |= {"attempt": None, "objective": "textual", "test": "betting", "procedure": "holm", "starts": 1}
+    certificate = dict.fromkeys(
+        ("delta", "epsilon", "epsilon_spent", "lower", "upper", "pvalue"), 0.5
+    )
+    certificate |= {
+        "attempt": None,
+        "objective": "textual",
+        "test": "betting",
+        "procedure": "holm",
+        "starts": 1,
+    }
     certificate |= {"n": 2, "k": 1, "records_digest": "", "versions": {}}
     assert Certificate(**certificate).n == 2
     path.write_text(json.dumps({"certificate": certificate | {field: value}}))
@@ -255,14 +296,18 @@ def test_no_exit_before_the_first_allowed_layer():
     ]
     heads = ExitPolicy(thresholds={1: 0.25, 3: 0.5}, min_layer=2).exit_thresholds(4, 1)
     assert heads.tolist() == [[math.inf, math.inf, 0.5, -math.inf]]
-    assert ExitPolicy(threshold=0.5, min_layer=4).exit_thresholds(4, 1).tolist() == [[math.inf] * 3 + [-math.inf]]
+    assert ExitPolicy(threshold=0.5, min_layer=4).exit_thresholds(4, 1).tolist() == [
+        [math.inf] * 3 + [-math.inf]
+    ]
 
 
 def test_the_schedule_acts_on_every_head_by_position():
     schedule = Decaying(4.0, 8, "paper")
     table = ExitPolicy(thresholds={1: 0.9, 2: 0.4}, schedule=schedule).exit_thresholds(3, 20)
     for layer, threshold in ((0, 0.9), (1, 0.4)):
-        assert table[:, layer] == pytest.approx(schedule.local_threshold(threshold, np.arange(20)), rel=1e-6)
+        assert table[:, layer] == pytest.approx(
+            schedule.local_threshold(threshold, np.arange(20)), rel=1e-6
+        )
     full = ExitPolicy(schedule=schedule).exit_thresholds(3, 20)
     assert np.isposinf(full[:, :2]).all()
 
@@ -271,13 +316,28 @@ def test_a_single_layer_is_the_last():
     assert ExitPolicy(threshold=0.9).exit_thresholds(1, 2).tolist() == [[-math.inf]] * 2
 
 
-@given(thresholds, schedules, st.integers(0, 60), st.floats(width=32, allow_nan=False, allow_infinity=False), st.data())
-def test_float32_confidences_decide_as_the_float64_threshold_would(threshold, schedule, position, confidence, data):
+@given(
+    thresholds,
+    schedules,
+    st.integers(0, 60),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
+    st.data(),
+)
+def test_float32_confidences_decide_as_the_float64_threshold_would(
+    threshold, schedule, position, confidence, data
+):
     exact = float(schedule.local_threshold(threshold, position))
-    given_ = ExitPolicy(threshold=threshold, schedule=schedule).exit_thresholds(2, position + 1)[position, 0]
+    given_ = ExitPolicy(threshold=threshold, schedule=schedule).exit_thresholds(2, position + 1)[
+        position, 0
+    ]
     with np.errstate(over="ignore"):
         near = np.float32(exact)
-    confidences = [np.float32(confidence), near, np.nextafter(near, np.float32(2)), np.nextafter(near, np.float32(-2))]
+    confidences = [
+        np.float32(confidence),
+        near,
+        np.nextafter(near, np.float32(2)),
+        np.nextafter(near, np.float32(-2)),
+    ]
     confidences += [np.float32(x) for x in (0.0, 1.0, -1.0)]
     for value in confidences:
         if np.isfinite(value):
@@ -289,7 +349,11 @@ def test_float32_confidences_decide_as_the_float64_threshold_would(threshold, sc
     ("policy", "arguments", "named"),
     [
         (ExitPolicy(min_layer=5), (4, 3), "min_layer: 5 exceeds the model's 4 layers"),
-        (ExitPolicy(thresholds={2: 0.5, 7: 0.5}), (4, 3), "thresholds: layer 7 exceeds the model's 4 layers"),
+        (
+            ExitPolicy(thresholds={2: 0.5, 7: 0.5}),
+            (4, 3),
+            "thresholds: layer 7 exceeds the model's 4 layers",
+        ),
         (ExitPolicy(), (0, 3), "n_layers: 0"),
         (ExitPolicy(), (4.0, 3), "n_layers: 4.0"),
         (ExitPolicy(), (4, -1), "length: -1"),
@@ -349,7 +413,9 @@ def test_settings_that_make_no_sense_are_named(fields, named):
 
 
 def test_another_depth_is_refused_by_name():
-    with pytest.raises(RiskcalError, match="n_layers: the policy was made for 8 layers, the model has 12"):
+    with pytest.raises(
+        RiskcalError, match="n_layers: the policy was made for 8 layers, the model has 12"
+    ):
         ExitPolicy(threshold=0.5, n_layers=8).exit_thresholds(12, 4)
 
 
@@ -360,11 +426,23 @@ def test_the_static_policy_exits_at_its_layer_whatever_the_measure():
 
 
 def test_records_carry_the_fields_that_have_no_column():
-    policy = ExitPolicy(threshold=0.5, measure="max", pruning=Pruning("fixed", 60, 10), max_new_tokens=24, weights="ab")
+    policy = ExitPolicy(
+        threshold=0.5,
+        measure="max",
+        pruning=Pruning("fixed", 60, 10),
+        max_new_tokens=24,
+        weights="ab",
+    )
     policy = policy.named()
     table = pd.DataFrame(
         [
-            {"prompt": i, "threshold": t, "measure": "max", "policy": policy.other_fields(), "dissimilarity": 0.0}
+            {
+                "prompt": i,
+                "threshold": t,
+                "measure": "max",
+                "policy": policy.other_fields(),
+                "dissimilarity": 0.0,
+            }
             for i in range(100)
             for t in (0.5, 0.7)
         ]
@@ -377,11 +455,21 @@ def test_records_carry_the_fields_that_have_no_column():
         calibrate(Runs.from_frame(table.assign(policy="nonsense")), delta=0.1).policy()
 
 
-@pytest.mark.parametrize("field", ["threshold", "thresholds", "measure", "min_layer", "certificate", "schedule"])
+@pytest.mark.parametrize(
+    "field", ["threshold", "thresholds", "measure", "min_layer", "certificate", "schedule"]
+)
 def test_records_cannot_smuggle_in_what_was_not_tested(field):
-    value = {"threshold": 0.01, "thresholds": {"1": 0.0}, "measure": "max", "min_layer": 1}.get(field)
+    value = {"threshold": 0.01, "thresholds": {"1": 0.0}, "measure": "max", "min_layer": 1}.get(
+        field
+    )
     smuggled = json.dumps(
-        {field: value if value is not None else {"kind": "constant"} if field == "schedule" else None}
+        {
+            field: value
+            if value is not None
+            else {"kind": "constant"}
+            if field == "schedule"
+            else None
+        }
     )
     table = pd.DataFrame(
         [
@@ -410,7 +498,11 @@ def test_a_certificate_holds_for_the_settings_it_was_issued_for(tmp_path):
 @given(policies())
 def test_the_digest_of_a_policy_is_that_of_what_changes_tokens(policy):
     again = ExitPolicy(**json.loads(policy.model_dump_json()))
-    assert again.digest() == policy.digest() == policy.model_copy(update={"certificate": None}).digest()
+    assert (
+        again.digest()
+        == policy.digest()
+        == policy.model_copy(update={"certificate": None}).digest()
+    )
     assert policy.model_copy(update={"min_layer": policy.min_layer + 1}).digest() != policy.digest()
     named = policy.model_copy(update={"batching": "diverge"})
     assert named.model_copy(update={"batching": "regroup"}).digest() == named.digest()

@@ -36,7 +36,9 @@ def test_rare_failures_do_not_take_all_that_a_quiet_stretch_has_won(
 @pytest.mark.parametrize("law", ["coins", "zero-inflated", "zero-inflated / 4"])
 @pytest.mark.parametrize("level", [0.05, 0.0025])
 @pytest.mark.parametrize(("delta", "n"), [(0.01, 1_500), (0.02, 700), (0.1, 200)])
-def test_never_below_the_order_free_test_by_more_than_noise(law: str, level: float, delta: float, n: int) -> None:
+def test_never_below_the_order_free_test_by_more_than_noise(
+    law: str, level: float, delta: float, n: int
+) -> None:
     """2,000 common samples: the difference's standard error is at most .011."""
     losses = draws(law, 0.5 * delta, n, 2_000)
     betting = pvalues.betting(losses, delta, level=level) <= level
@@ -47,7 +49,9 @@ def test_never_below_the_order_free_test_by_more_than_noise(law: str, level: flo
 @pytest.mark.parametrize("level", [0.05, 0.0025])
 @pytest.mark.parametrize(("delta", "n"), [(0.001, 4_000), (0.01, 400), (0.05, 100), (0.3, 60)])
 @pytest.mark.parametrize("largest", [1.0, 0.25])
-def test_at_the_null_it_rejects_no_more_than_its_level(level: float, delta: float, n: int, largest: float) -> None:
+def test_at_the_null_it_rejects_no_more_than_its_level(
+    level: float, delta: float, n: int, largest: float
+) -> None:
     """20,000 samples whose mean loss is exactly delta (10,000 at .001): three standard errors are at most .0066 and .0015."""
     if delta / largest > 1:
         pytest.skip("a mean of delta is not possible with losses of this size")

@@ -31,12 +31,19 @@ def test_the_authors_adaptive_form_never_binds_and_ours_does():
     sure = np.array([0.0, 0.5, 1.0])
     arguments = {"start": 2, "confidence": sure}
     assert Pruning("adaptive-code").kept(3, 24, 32_128, **arguments).tolist() == [2781] * 3
-    assert Pruning("adaptive").kept(3, 24, 32_128, **arguments).tolist() == [2781, math.floor(2781 * 0.55), 278]
+    assert Pruning("adaptive").kept(3, 24, 32_128, **arguments).tolist() == [
+        2781,
+        math.floor(2781 * 0.55),
+        278,
+    ]
 
 
 def test_unknown_confidence_prunes_nothing_more():
     assert (
-        Pruning("adaptive").kept(3, 24, 32_128, start=2, confidence=np.array([math.nan, -3.0])).tolist() == [2781] * 2
+        Pruning("adaptive")
+        .kept(3, 24, 32_128, start=2, confidence=np.array([math.nan, -3.0]))
+        .tolist()
+        == [2781] * 2
     )
 
 
@@ -48,22 +55,31 @@ def test_unknown_confidence_prunes_nothing_more():
     depth=st.integers(1, 48),
     data=st.data(),
 )
-def test_sizes_stay_within_the_vocabulary_and_never_grow(form, smallest, more, vocabulary, depth, data):
+def test_sizes_stay_within_the_vocabulary_and_never_grow(
+    form, smallest, more, vocabulary, depth, data
+):
     pruning = Pruning(form, smallest + more, smallest)
     start = data.draw(st.integers(1, depth))
     confidence = data.draw(st.floats(0, 1))
     kept = [
-        int(pruning.kept(i, depth, vocabulary, start=start, confidence=confidence)) for i in range(start, depth + 1)
+        int(pruning.kept(i, depth, vocabulary, start=start, confidence=confidence))
+        for i in range(start, depth + 1)
     ]
     assert all(1 <= size <= vocabulary for size in kept)
     assert kept == sorted(kept, reverse=True)
-    surer = int(pruning.kept(depth, depth, vocabulary, start=start, confidence=min(1.0, confidence + 0.1)))
+    surer = int(
+        pruning.kept(depth, depth, vocabulary, start=start, confidence=min(1.0, confidence + 0.1))
+    )
     assert surer <= kept[-1]
 
 
 @pytest.mark.parametrize(
     ("fields", "named"),
-    [({"form": "shrinking"}, "form"), ({"smallest": 1}, "smallest"), ({"largest": 10, "smallest": 20}, "largest")],
+    [
+        ({"form": "shrinking"}, "form"),
+        ({"smallest": 1}, "smallest"),
+        ({"largest": 10, "smallest": 20}, "largest"),
+    ],
 )
 def test_bad_settings_are_named(fields, named):
     with pytest.raises(RiskcalError, match=named):

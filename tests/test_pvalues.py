@@ -16,7 +16,9 @@ from scipy import stats
 from riskcal import RiskcalError, pvalues
 
 with (Path(__file__).parent / "data" / "hb_reference.csv").open(newline="") as file:
-    REFERENCE = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    REFERENCE = [
+        {name: float(value) for name, value in row.items()} for row in csv.DictReader(file)
+    ]
 
 SUM_BASED = {
     "hoeffding": pvalues.hoeffding,
@@ -60,12 +62,20 @@ def test_hoeffding_bentkus_equals_the_reference_in_every_row(dtype):
     assert len(REFERENCE) == 84
     for row in REFERENCE:
         losses = ones(int(row["k"]), int(row["n"]), dtype)
-        assert pvalues.hoeffding_bentkus(losses, row["alpha"]) == pytest.approx(row["hb"], rel=1e-10), row
-        assert pvalues.bentkus(losses, row["alpha"]) == pytest.approx(row["bentkus_e_clip1"], rel=1e-10), row
-        assert pvalues.binomial(losses, row["alpha"]) == pytest.approx(row["binomial_exact"], rel=1e-10), row
+        assert pvalues.hoeffding_bentkus(losses, row["alpha"]) == pytest.approx(
+            row["hb"], rel=1e-10
+        ), row
+        assert pvalues.bentkus(losses, row["alpha"]) == pytest.approx(
+            row["bentkus_e_clip1"], rel=1e-10
+        ), row
+        assert pvalues.binomial(losses, row["alpha"]) == pytest.approx(
+            row["binomial_exact"], rel=1e-10
+        ), row
 
 
-@pytest.mark.parametrize(("n", "delta", "expected"), [(100, 0.05, 0.95**100), (29, 0.1, 0.9**29), (3, 0.5, 0.125)])
+@pytest.mark.parametrize(
+    ("n", "delta", "expected"), [(100, 0.05, 0.95**100), (29, 0.1, 0.9**29), (3, 0.5, 0.125)]
+)
 def test_zero_loss_gives_the_probability_of_no_loss_at_all(n, delta, expected):
     zeros = np.zeros(n)
     for name in ("hoeffding_bentkus", "convex_order", "binomial"):
@@ -77,12 +87,20 @@ def test_zero_loss_gives_the_probability_of_no_loss_at_all(n, delta, expected):
 @pytest.mark.parametrize(("delta", "smallest"), [(0.02, 149), (0.05, 59), (0.1, 29), (0.25, 11)])
 def test_the_smallest_sample_that_certifies_at_zero_loss(delta, smallest):
     for name in ("hoeffding_bentkus", "convex_order", "binomial"):
-        assert EVERY[name](np.zeros(smallest), delta) <= 0.05 < EVERY[name](np.zeros(smallest - 1), delta), name
+        assert (
+            EVERY[name](np.zeros(smallest), delta)
+            <= 0.05
+            < EVERY[name](np.zeros(smallest - 1), delta)
+        ), name
 
 
 @pytest.mark.parametrize(("delta", "smallest"), [(0.02, 3745), (0.05, 600), (0.1, 150), (0.25, 24)])
 def test_the_smallest_sample_that_hoeffding_alone_certifies_at_zero_loss(delta, smallest):
-    assert pvalues.hoeffding(np.zeros(smallest), delta) <= 0.05 < pvalues.hoeffding(np.zeros(smallest - 1), delta)
+    assert (
+        pvalues.hoeffding(np.zeros(smallest), delta)
+        <= 0.05
+        < pvalues.hoeffding(np.zeros(smallest - 1), delta)
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
@@ -95,9 +113,13 @@ def test_no_count_loses_a_step_to_rounding(delta, dtype):
         exact = stats.binom.cdf(k, n, delta)
         below = k < n * delta
         assert pvalues.binomial(losses, delta) == pytest.approx(exact, rel=1e-11)
-        assert pvalues.bentkus(losses, delta) == pytest.approx(min(1, math.e * exact) if below else 1, rel=1e-11)
+        assert pvalues.bentkus(losses, delta) == pytest.approx(
+            min(1, math.e * exact) if below else 1, rel=1e-11
+        )
         if 0 < k < n and below:
-            entropy = k / n * math.log(k / n / delta) + (1 - k / n) * math.log((1 - k / n) / (1 - delta))
+            entropy = k / n * math.log(k / n / delta) + (1 - k / n) * math.log(
+                (1 - k / n) / (1 - delta)
+            )
             expected = min(math.exp(-n * entropy), math.e * exact)
             assert pvalues.hoeffding_bentkus(losses, delta) == pytest.approx(expected, rel=1e-10)
 
@@ -108,7 +130,9 @@ def test_a_sum_of_fractions_that_makes_an_integer_is_that_integer(dtype):
     tenths = np.r_[np.full(70, 0.1), np.zeros(30)].astype(dtype)
     if dtype == np.float64:
         assert tenths.sum() != 7
-        assert pvalues.bentkus(tenths, 0.2) == pytest.approx(math.e * stats.binom.cdf(7, 100, 0.2), rel=1e-11)
+        assert pvalues.bentkus(tenths, 0.2) == pytest.approx(
+            math.e * stats.binom.cdf(7, 100, 0.2), rel=1e-11
+        )
         assert pvalues.bentkus(np.r_[tenths[:-1], 1e-6], 0.2) == pytest.approx(
             min(1, math.e * stats.binom.cdf(8, 100, 0.2)), rel=1e-11
         )
@@ -139,7 +163,9 @@ def test_binomial_is_accurate_far_into_the_tail():
 def test_binomial_refuses_what_is_neither_0_nor_1_and_names_its_place(loss):
     losses = np.zeros((5, 2))
     losses[3, 1] = loss
-    with pytest.raises(RiskcalError, match=r"^losses: .* at row \[3, 1\] is neither 0 nor 1; use betting"):
+    with pytest.raises(
+        RiskcalError, match=r"^losses: .* at row \[3, 1\] is neither 0 nor 1; use betting"
+    ):
         pvalues.binomial(losses, 0.1)
     losses[3, 1] = 1 + 5e-10
     assert pvalues.binomial(losses, 0.1)[1] == pytest.approx(stats.binom.cdf(1, 5, 0.1))
@@ -151,7 +177,10 @@ def test_binomial_refuses_what_is_neither_0_nor_1_and_names_its_place(loss):
 def brute_force(total, n, delta):
     """Min over integers t of E max(0, t - B) / (t - total), by direct summation."""
     mass = stats.binom.pmf(np.arange(n + 1), n, delta)
-    ratios = [math.fsum(mass[j] * (t - j) for j in range(t)) / (t - total) for t in range(math.floor(total) + 1, n + 1)]
+    ratios = [
+        math.fsum(mass[j] * (t - j) for j in range(t)) / (t - total)
+        for t in range(math.floor(total) + 1, n + 1)
+    ]
     return min([1.0, *ratios])
 
 
@@ -163,9 +192,13 @@ def test_convex_order_equals_brute_force(losses, delta):
     assert pvalues.convex_order(losses, delta) == pytest.approx(expected, rel=1e-10, abs=1e-300)
 
 
-@pytest.mark.parametrize(("n", "delta"), [(2, 0.5), (30, 0.1), (100, 0.05), (500, 0.1), (2000, 0.3), (2000, 0.01)])
+@pytest.mark.parametrize(
+    ("n", "delta"), [(2, 0.5), (30, 0.1), (100, 0.05), (500, 0.1), (2000, 0.3), (2000, 0.01)]
+)
 def test_convex_order_is_never_above_hoeffding_bentkus(n, delta):
-    sums = np.concatenate([np.linspace(0, n * delta, 400), np.arange(min(n, 60)), np.arange(min(n, 60)) + 1e-7])
+    sums = np.concatenate(
+        [np.linspace(0, n * delta, 400), np.arange(min(n, 60)), np.arange(min(n, 60)) + 1e-7]
+    )
     losses = np.zeros((n, len(sums)))
     losses += np.clip(sums - np.arange(n)[:, None], 0, 1)  # as many ones as fit, then the rest
     ratio = pvalues.convex_order(losses, delta) / pvalues.hoeffding_bentkus(losses, delta)
@@ -205,10 +238,18 @@ def test_the_answer_is_a_p_value_a_float_for_one_column_and_an_array_for_several
 
 
 @each
-@given(columns=hnp.arrays(np.float64, st.integers(2, 40), elements=st.sampled_from([0.0, 1.0])), delta=deltas)
+@given(
+    columns=hnp.arrays(np.float64, st.integers(2, 40), elements=st.sampled_from([0.0, 1.0])),
+    delta=deltas,
+)
 def test_types_and_containers_of_the_same_losses_give_the_same_answer(test, columns, delta):
     expected = test(columns, delta)
-    for same in (columns.astype(np.float32), columns.astype(int), columns.astype(bool), columns.tolist()):
+    for same in (
+        columns.astype(np.float32),
+        columns.astype(int),
+        columns.astype(bool),
+        columns.tolist(),
+    ):
         assert test(same, delta) == expected
     assert test(pd.Series(columns, dtype="Float64"), delta) == expected
     assert test(columns.astype(">f8"), delta) == expected
@@ -268,14 +309,26 @@ def test_binomial_is_monotone_in_the_losses_and_in_delta(n, data, delta):
 def test_losses_delta_and_bounds_may_be_scaled_together(test, columns, delta, power):
     """By powers of two, and of dyadic losses, so that scaling itself rounds nothing."""
     columns, scale = np.round(columns * 256) / 256, 2.0**power
-    assert test(columns * scale, delta * scale, lower=0.0, upper=scale) == pytest.approx(test(columns, delta), rel=1e-9)
+    assert test(columns * scale, delta * scale, lower=0.0, upper=scale) == pytest.approx(
+        test(columns, delta), rel=1e-9
+    )
 
 
 @each_sum_based
-@given(columns=columns, delta=st.sampled_from([0.0625, 0.25, 0.5]), shift=st.integers(-8, 8), power=st.integers(-3, 3))
+@given(
+    columns=columns,
+    delta=st.sampled_from([0.0625, 0.25, 0.5]),
+    shift=st.integers(-8, 8),
+    power=st.integers(-3, 3),
+)
 def test_sum_based_tests_may_be_shifted_too(test, columns, delta, shift, power):
     columns, scale = np.round(columns * 256) / 256, 2.0**power
-    moved = test((columns + shift) * scale, (delta + shift) * scale, lower=shift * scale, upper=(1 + shift) * scale)
+    moved = test(
+        (columns + shift) * scale,
+        (delta + shift) * scale,
+        lower=shift * scale,
+        upper=(1 + shift) * scale,
+    )
     assert moved == pytest.approx(test(columns, delta), rel=1e-9)
 
 
@@ -330,7 +383,9 @@ def test_hundreds_of_thousands_of_rows_are_no_trouble():
         assert test(losses, 0.0499) > 0.4, name
     exact = stats.binom.cdf(15_000, 300_000, 0.0505)
     assert pvalues.binomial(losses, 0.0505) == pytest.approx(exact, rel=1e-9)
-    assert exact <= pvalues.convex_order(losses, 0.0505) <= pvalues.hoeffding_bentkus(losses, 0.0505)
+    assert (
+        exact <= pvalues.convex_order(losses, 0.0505) <= pvalues.hoeffding_bentkus(losses, 0.0505)
+    )
 
 
 # Betting
@@ -354,7 +409,11 @@ def plain_poisson(price, expected):
 
 @functools.cache
 def tabled_poisson(across, along):
-    return 0.0 if along == 0 or across == 0 else plain_poisson(math.exp(-along / 16), (across / 8) ** 2)
+    return (
+        0.0
+        if along == 0 or across == 0
+        else plain_poisson(math.exp(-along / 16), (across / 8) ** 2)
+    )
 
 
 def plain_stake(price, left, delta, spread, total, squares, t, low, high):
@@ -373,7 +432,12 @@ def plain_stake(price, left, delta, spread, total, squares, t, low, high):
         across, along = 8 * math.sqrt(expected), min(-16 * math.log(price), 191.9999)
         i, j = int(across), int(along)
         u, v = across - i, along - j
-        corners = [(i, j, (1 - u) * (1 - v)), (i + 1, j, u * (1 - v)), (i, j + 1, (1 - u) * v), (i + 1, j + 1, u * v)]
+        corners = [
+            (i, j, (1 - u) * (1 - v)),
+            (i + 1, j, u * (1 - v)),
+            (i, j + 1, (1 - u) * v),
+            (i + 1, j + 1, u * v),
+        ]
         counted = sum(tabled_poisson(a, b) * weight for a, b, weight in corners)
         weight = min((20 - expected) / 15, 1.0)
         stake = weight * counted + (1 - weight) * stake
@@ -415,7 +479,9 @@ def test_betting_equals_its_documentation_in_plain_python(losses, delta, level):
     ("low", "high", "delta"), [(0, 1, 0.1), (-1, 1, 0.05), (-1, 1, -0.2), (0, 4, 0.5), (2, 3, 2.2)]
 )
 @pytest.mark.parametrize("level", [0.05, 0.0025, 1e-6])
-def test_betting_equals_its_documentation_on_longer_samples_and_other_bounds(low, high, delta, level):
+def test_betting_equals_its_documentation_on_longer_samples_and_other_bounds(
+    low, high, delta, level
+):
     rng = np.random.default_rng(8)
     share = (delta - low) / (high - low)
     losses = low + (high - low) * rng.beta(6 * share, 10 * (1 - share), (700, 8))
@@ -429,7 +495,10 @@ def test_every_bet_uses_earlier_rows_alone_so_that_a_later_loss_changes_nothing_
     """Equal losses up to row 200 give the same largest capital there, whatever follows, in a sample of the same size."""
     rng = np.random.default_rng(1)
     start = rng.beta(1, 19, 200)  # mean .05
-    p = [pvalues.betting(np.r_[start, np.full(100, end)], 0.1, level=0.05) for end in (0.16, 0.18, 0.19)]
+    p = [
+        pvalues.betting(np.r_[start, np.full(100, end)], 0.1, level=0.05)
+        for end in (0.16, 0.18, 0.19)
+    ]
     assert p[0] == p[1] == p[2] < 0.5
 
 
@@ -470,7 +539,9 @@ def test_the_p_value_of_betting_barely_falls_below_its_level():
         p = pvalues.betting(losses, 0.1, level=level)
         assert (p <= level).all()
         assert p.min() > level / 2
-    assert (pvalues.betting(losses, 0.1, level=0.05) > 0.0025).all()  # so Bonferroni over 20 needs tuning at .05 / 20
+    assert (
+        pvalues.betting(losses, 0.1, level=0.05) > 0.0025
+    ).all()  # so Bonferroni over 20 needs tuning at .05 / 20
 
 
 def test_many_columns_are_as_single_ones():
@@ -526,7 +597,9 @@ def test_bad_losses_are_refused_by_place(test, losses, named):
 @each
 @pytest.mark.parametrize("shape", [(2, 1), (3, 4), (4, 4), (5, 300), (257, 3)])
 def test_nan_is_refused_wherever_it_stands(test, shape):
-    for row, column in itertools.product({0, 1, shape[0] // 2, shape[0] - 1}, {0, shape[1] // 2, shape[1] - 1}):
+    for row, column in itertools.product(
+        {0, 1, shape[0] // 2, shape[0] - 1}, {0, shape[1] // 2, shape[1] - 1}
+    ):
         losses = np.zeros(shape)
         losses[row, column] = math.nan
         with pytest.raises(RiskcalError) as refusal:
@@ -549,7 +622,8 @@ def test_a_delta_not_inside_the_bounds_is_refused(test, delta):
 
 @each_bounded
 @pytest.mark.parametrize(
-    "bounds", [(1.0, 0.0), (0.5, 0.5), (-math.inf, 1.0), (0.0, math.inf), (math.nan, 1.0), (-1e308, 1e308)]
+    "bounds",
+    [(1.0, 0.0), (0.5, 0.5), (-math.inf, 1.0), (0.0, math.inf), (math.nan, 1.0), (-1e308, 1e308)],
 )
 def test_bounds_that_are_no_range_are_refused(test, bounds):
     with pytest.raises(RiskcalError, match=r"^lower"):

@@ -42,7 +42,9 @@ def test_empirical_bernstein_is_the_level_at_which_the_bound_meets_delta(losses)
 def test_empirical_bernstein_by_hand():
     """Two losses of 0: 7 x / 3 = delta."""
     assert pvalues.empirical_bernstein([0.0, 0.0], 0.7) == pytest.approx(min(1, 2 * math.exp(-0.3)))
-    assert pvalues.empirical_bernstein(np.zeros(1000), 0.5) == pytest.approx(2 * math.exp(-0.5 * 3 * 999 / 7))
+    assert pvalues.empirical_bernstein(np.zeros(1000), 0.5) == pytest.approx(
+        2 * math.exp(-0.5 * 3 * 999 / 7)
+    )
     assert pvalues.empirical_bernstein([0.5, 0.7], 0.6) == 1.0
 
 
@@ -64,13 +66,18 @@ def plain_predictable(losses, delta, level):
 @pytest.mark.parametrize("level", [0.1, 0.05, 0.001])
 def test_predictable_bernstein_is_the_plain_process(losses, level):
     expected = [plain_predictable(column.tolist(), 0.3, level) for column in losses.T]
-    assert pvalues.predictable_bernstein(losses, 0.3, level=level) == pytest.approx(expected, rel=1e-9)
+    assert pvalues.predictable_bernstein(losses, 0.3, level=level) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_each_step_of_the_predictable_process_shrinks_on_average_at_the_null():
     """E exp(bet (delta - loss) + (loss - m)^2 (log(1 - bet) + bet)) <= 1 for every two-point law of mean delta: on a grid."""
     low, high, m, bet = np.meshgrid(
-        np.linspace(0, 0.3, 13), np.linspace(0.3001, 1, 15), np.linspace(0, 1, 21), np.linspace(0, 0.5, 11)
+        np.linspace(0, 0.3, 13),
+        np.linspace(0.3001, 1, 15),
+        np.linspace(0, 1, 21),
+        np.linspace(0, 0.5, 11),
     )
     delta = 0.3
     share = (delta - low) / (high - low)
@@ -84,11 +91,15 @@ def test_each_step_of_the_predictable_process_shrinks_on_average_at_the_null():
 def test_clt_is_the_z_test_where_the_losses_vary(losses):
     delta = 0.12
     z = (losses.mean(0) - delta) / (losses.std(0, ddof=1) / math.sqrt(len(losses)) + 1e-300)
-    assert pvalues.clt(losses, delta) == pytest.approx(np.maximum(stats.norm.cdf(z), (1 - delta) ** len(losses)))
+    assert pvalues.clt(losses, delta) == pytest.approx(
+        np.maximum(stats.norm.cdf(z), (1 - delta) ** len(losses))
+    )
 
 
 def test_clt_says_first_that_it_is_asymptotic():
-    assert pvalues.clt.__doc__.splitlines()[0].startswith("Asymptotic, without any finite-sample guarantee")
+    assert pvalues.clt.__doc__.splitlines()[0].startswith(
+        "Asymptotic, without any finite-sample guarantee"
+    )
 
 
 def test_clt_of_losses_that_do_not_vary_is_the_exact_answer_to_zeros_not_0():
@@ -111,7 +122,9 @@ def test_a_column_and_a_matrix_agree(test, losses):
 @each_test
 def test_scaling_losses_delta_and_bounds_together_changes_nothing(test, losses):
     expected = test(losses, 0.2)
-    assert test(losses * 40 - 7, 0.2 * 40 - 7, lower=-7.0, upper=33.0) == pytest.approx(expected, rel=1e-6)
+    assert test(losses * 40 - 7, 0.2 * 40 - 7, lower=-7.0, upper=33.0) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("test", [pvalues.empirical_bernstein, pvalues.clt])

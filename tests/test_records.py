@@ -14,7 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import RiskcalError, Runs, Traces, _tables, _validate, calibrate, records, replay_traces
+from riskcal import (
+    RiskcalError,
+    Runs,
+    Traces,
+    _tables,
+    _validate,
+    calibrate,
+    records,
+    replay_traces,
+)
 
 FILES = ("parquet", "csv", "jsonl")
 TABLES = ("pandas", "pyarrow", "polars", "duckdb")
@@ -30,7 +39,10 @@ def write(frame, path):
     else:
         rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
         if "threshold" in frame:
-            rows = [row | {"threshold": "full" if row["threshold"] == math.inf else row["threshold"]} for row in rows]
+            rows = [
+                row | {"threshold": "full" if row["threshold"] == math.inf else row["threshold"]}
+                for row in rows
+            ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -43,7 +55,10 @@ def enter(frame, entry, folder, **options):
         connection = duckdb.connect()
         connection.register("frame", frame)
         return Runs.from_frame(connection.sql("select * from frame"), **options)
-    convert = {"pandas": lambda f: f, "pyarrow": lambda f: pa.Table.from_pandas(f, preserve_index=False)}
+    convert = {
+        "pandas": lambda f: f,
+        "pyarrow": lambda f: pa.Table.from_pandas(f, preserve_index=False),
+    }
     return Runs.from_frame((convert | {"polars": polars.from_pandas})[entry](frame), **options)
 
 
@@ -55,13 +70,20 @@ def table(full=True, ids=("a", "b", "c"), **columns):
             if threshold == math.inf and not full:
                 continue
             value = 0.0 if threshold == math.inf else 0.1 * j + 0.01 * i
-            row = {"prompt": prompt, "threshold": threshold, "dissimilarity": value, "risk": value / 2 + 0.1}
+            row = {
+                "prompt": prompt,
+                "threshold": threshold,
+                "dissimilarity": value,
+                "risk": value / 2 + 0.1,
+            }
             rows.append(row | {"layers": 8.0 - j, "group": f"g{i % 2}"})
     return pd.DataFrame(rows).assign(**columns)
 
 
 def with_full_as_text(frame):
-    return frame.assign(threshold=["full" if t == math.inf else repr(t) for t in frame["threshold"]])
+    return frame.assign(
+        threshold=["full" if t == math.inf else repr(t) for t in frame["threshold"]]
+    )
 
 
 def changed(row, **values):
@@ -199,7 +221,10 @@ def test_a_threshold_that_is_no_number_is_refused(entry, tmp_path):
     for value in (math.nan, None):
         frame = table()
         frame.loc[4, "threshold"] = value
-        with pytest.raises(RiskcalError, match=r"threshold: .* at row 4 is not a threshold; give a number, or 'full'"):
+        with pytest.raises(
+            RiskcalError,
+            match=r"threshold: .* at row 4 is not a threshold; give a number, or 'full'",
+        ):
             enter(frame, entry, tmp_path)
     frame = with_full_as_text(table())
     frame.loc[4, "threshold"] = "fully"
@@ -215,14 +240,18 @@ def test_a_missing_label_is_refused(column, entry, tmp_path):
     frame = table(cluster="x")
     frame.loc[5, column] = None
     if entry == "csv" and column == "group":
-        pytest.skip("a CSV cannot tell a missing text from an empty one, which is a group like any other")
+        pytest.skip(
+            "a CSV cannot tell a missing text from an empty one, which is a group like any other"
+        )
     with pytest.raises(RiskcalError, match=rf"{column}: missing .*at row 5"):
         enter(frame, entry, tmp_path)
 
 
 @every_entry
 def test_a_table_without_rows_is_refused(entry, tmp_path):
-    with pytest.raises(RiskcalError, match=r"prompt: the table is empty|is empty|prompt: the column is missing"):
+    with pytest.raises(
+        RiskcalError, match=r"prompt: the table is empty|is empty|prompt: the column is missing"
+    ):
         enter(table().iloc[:0], entry, tmp_path)
 
 
@@ -242,18 +271,24 @@ def test_losses_a_rounding_error_outside_are_taken_as_the_bound(entry, tmp_path)
 def test_an_unknown_objective_is_refused_with_the_known_ones(objective):
     runs = Runs.from_frame(table())
     with pytest.raises(
-        RiskcalError, match=r"^objective: .* is unknown; choose one of 'textual', 'risk', 'risk_clipped'"
+        RiskcalError,
+        match=r"^objective: .* is unknown; choose one of 'textual', 'risk', 'risk_clipped'",
     ):
         runs.losses(objective)
 
 
 def test_an_objective_whose_columns_were_not_recorded_is_refused_by_column():
-    with pytest.raises(RiskcalError, match=r"^dissimilarity: objective 'textual' needs this column"):
+    with pytest.raises(
+        RiskcalError, match=r"^dissimilarity: objective 'textual' needs this column"
+    ):
         Runs.from_frame(table().drop(columns="dissimilarity")).losses("textual")
     with pytest.raises(RiskcalError, match=r"^risk: objective 'risk' needs this column"):
         Runs.from_frame(table().drop(columns="risk")).losses("risk")
     for objective in ("risk", "risk_clipped"):
-        with pytest.raises(RiskcalError, match=r"^full_risk: objective .* needs the full model's risk; record a row"):
+        with pytest.raises(
+            RiskcalError,
+            match=r"^full_risk: objective .* needs the full model's risk; record a row",
+        ):
             Runs.from_frame(table(full=False)).losses(objective)
 
 
@@ -289,7 +324,9 @@ def test_what_is_no_table_or_has_columns_of_no_meaning_is_refused(given_, named)
 
 
 def test_a_candidate_column_must_be_there():
-    with pytest.raises(RiskcalError, match=r"^draft: the column is missing; the table has: prompt, threshold"):
+    with pytest.raises(
+        RiskcalError, match=r"^draft: the column is missing; the table has: prompt, threshold"
+    ):
         Runs.from_frame(table(), candidate_columns=["draft"])
 
 
@@ -318,26 +355,48 @@ def test_full_may_be_written_as_a_word_or_as_infinity(entry, tmp_path):
     same(enter(with_full_as_text(table()), entry, tmp_path), expected)
     for word in ("Full", " full ", "inf", "Infinity", "+inf"):
         frame = with_full_as_text(table())
-        same(enter(frame.assign(threshold=frame["threshold"].replace("full", word)), entry, tmp_path), expected)
+        same(
+            enter(
+                frame.assign(threshold=frame["threshold"].replace("full", word)), entry, tmp_path
+            ),
+            expected,
+        )
 
 
 @pytest.mark.parametrize(
     "dtype",
-    ["Int64", "int8", "uint16", "Int8", "category", "int64[pyarrow]", "object", "str", "string", "string[pyarrow]"],
+    [
+        "Int64",
+        "int8",
+        "uint16",
+        "Int8",
+        "category",
+        "int64[pyarrow]",
+        "object",
+        "str",
+        "string",
+        "string[pyarrow]",
+    ],
 )
 def test_any_type_of_id_column_gives_the_same_runs(dtype):
     frame = table(ids=(1, 2, 3))
-    runs = Runs.from_frame(frame.assign(prompt=frame["prompt"].astype(dtype), cluster=frame["prompt"].astype(dtype)))
+    runs = Runs.from_frame(
+        frame.assign(prompt=frame["prompt"].astype(dtype), cluster=frame["prompt"].astype(dtype))
+    )
     expected = Runs.from_frame(frame.assign(cluster=frame["prompt"]))
     assert runs.digest() == expected.digest()
     assert (runs.losses() == expected.losses()).all()
     assert [str(i) for i in runs.prompts] == [str(i) for i in expected.prompts]
 
 
-@pytest.mark.parametrize("dtype", ["Float64", "category", "str", "string", "double[pyarrow]", "object", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["Float64", "category", "str", "string", "double[pyarrow]", "object", "float64"]
+)
 def test_any_type_of_number_column_gives_the_same_runs(dtype):
     frame = table()
-    converted = frame.assign(**{n: frame[n].astype(dtype) for n in ("threshold", "dissimilarity", "risk", "layers")})
+    converted = frame.assign(
+        **{n: frame[n].astype(dtype) for n in ("threshold", "dissimilarity", "risk", "layers")}
+    )
     same(Runs.from_frame(converted), Runs.from_frame(frame))
 
 
@@ -353,11 +412,18 @@ def test_decimals_of_a_database_are_numbers():
 
 @pytest.mark.parametrize(
     "make",
-    [lambda t: t.to_reader(), lambda t: t.combine_chunks().to_batches()[0], lambda t: t.to_pydict()],
+    [
+        lambda t: t.to_reader(),
+        lambda t: t.combine_chunks().to_batches()[0],
+        lambda t: t.to_pydict(),
+    ],
     ids=["reader", "batch", "dict"],
 )
 def test_other_arrow_objects_and_dicts_are_tables_too(make):
-    same(Runs.from_frame(make(pa.Table.from_pandas(table(), preserve_index=False))), Runs.from_frame(table()))
+    same(
+        Runs.from_frame(make(pa.Table.from_pandas(table(), preserve_index=False))),
+        Runs.from_frame(table()),
+    )
 
 
 def test_the_index_of_a_frame_and_columns_of_no_name_known_here_mean_nothing():
@@ -391,7 +457,9 @@ def any_runs(draw):
     unit = st.floats(0, 1)
 
     def matrix(elements, width):
-        return np.array(draw(st.lists(elements, min_size=n * width, max_size=n * width)), dtype=float).reshape(n, width)
+        return np.array(
+            draw(st.lists(elements, min_size=n * width, max_size=n * width)), dtype=float
+        ).reshape(n, width)
 
     full = draw(st.booleans())
     values = {"dissimilarity": matrix(unit, k)} if draw(st.booleans()) else {}
@@ -400,7 +468,10 @@ def any_runs(draw):
     values |= {"tokens": matrix(st.integers(0, 500), k)} if draw(st.booleans()) else {}
     values |= {"seconds": matrix(st.floats(0, 1e9), k)} if draw(st.booleans()) else {}
     if full:
-        extra = {name: np.zeros((n, 1)) if name == "dissimilarity" else value[:, :1] for name, value in values.items()}
+        extra = {
+            name: np.zeros((n, 1)) if name == "dissimilarity" else value[:, :1]
+            for name, value in values.items()
+        }
         values = {name: np.c_[value, extra[name]] for name, value in values.items()}
         grid = [*grid, math.inf]
     labels = {}
@@ -411,7 +482,9 @@ def any_runs(draw):
     labels = {name: np.array(label[:n]) for name, label in labels.items()}
     if not full and "risk" in values and draw(st.booleans()):
         labels["full_risk"] = np.array(draw(st.lists(unit, min_size=n, max_size=n)))
-    provenance = draw(st.sampled_from([{}, {"source": "replayed"}, {"source": "replayed", "exact": True}]))
+    provenance = draw(
+        st.sampled_from([{}, {"source": "replayed"}, {"source": "replayed", "exact": True}])
+    )
     ids = np.array(prompts, dtype=object if isinstance(prompts[0], str) else np.int64)
     return Runs.from_arrays(thresholds=grid, prompts=ids, **labels, **provenance, **values)
 
@@ -435,11 +508,15 @@ def test_runs_come_back_from_every_format_as_they_were(tmp_path_factory, runs, e
     if ending != "csv" or isinstance(runs.prompts[0], str) is isinstance(back.prompts[0], str):
         assert back.prompts.tolist() == runs.prompts.tolist()
     if ending != "csv":
-        assert {n: v.tolist() for n, v in back.labels.items()} == {n: v.tolist() for n, v in runs.labels.items()}
+        assert {n: v.tolist() for n, v in back.labels.items()} == {
+            n: v.tolist() for n, v in runs.labels.items()
+        }
 
 
 @pytest.mark.parametrize("ending", FILES)
-def test_integers_come_back_as_integers_and_strings_of_digits_with_zeros_as_strings(ending, tmp_path):
+def test_integers_come_back_as_integers_and_strings_of_digits_with_zeros_as_strings(
+    ending, tmp_path
+):
     for ids, kind in (([7, 10, 2**63 - 1], "i"), (["007", "7", "x"], "O"), (["7", "8", "-0"], "O")):
         runs = Runs.from_frame(table(ids=ids))
         runs.write(tmp_path / f"runs.{ending}")
@@ -451,7 +528,9 @@ def test_integers_come_back_as_integers_and_strings_of_digits_with_zeros_as_stri
 @pytest.mark.parametrize("ending", FILES)
 def test_ids_with_line_ends_quotes_and_separators_come_back(ending, tmp_path):
     """A bare carriage return ends a row of CSV for some readers, quoted by the writer or not."""
-    runs = Runs.from_frame(table(ids=["\r", "a\rb", "a\r\nb", "\n", 'q"', '"', "a,b", ";", "\t", " ", "#"]))
+    runs = Runs.from_frame(
+        table(ids=["\r", "a\rb", "a\r\nb", "\n", 'q"', '"', "a,b", ";", "\t", " ", "#"])
+    )
     runs.write(tmp_path / f"runs.{ending}")
     same(Runs.read(tmp_path / f"runs.{ending}"), runs)
 
@@ -521,7 +600,9 @@ def test_the_order_of_rows_never_matters(data):
     shuffled = Runs.from_frame(frame.iloc[list(order)])
     same(shuffled, runs)
     objectives = ["textual"] if "dissimilarity" in runs.values else []
-    objectives += ["risk", "risk_clipped"] if "risk" in runs.values and runs.full_risk is not None else []
+    objectives += (
+        ["risk", "risk_clipped"] if "risk" in runs.values and runs.full_risk is not None else []
+    )
     for objective in objectives:
         assert np.array_equal(shuffled.losses(objective), runs.losses(objective))
 
@@ -529,10 +610,14 @@ def test_the_order_of_rows_never_matters(data):
 def test_the_tested_order_is_the_hash_of_the_salt_and_the_id():
     ids = ["b", "a", "é", "10", "2"]
     salt = b"riskcal: order of prompts, version 1\x00"
-    expected = sorted(ids, key=lambda i: hashlib.blake2b(salt + i.encode(), digest_size=16).digest())
+    expected = sorted(
+        ids, key=lambda i: hashlib.blake2b(salt + i.encode(), digest_size=16).digest()
+    )
     assert [ids[i] for i in records.tested_order(ids)] == expected
     numbers = np.array([10, 2, -3])
-    expected = sorted([10, 2, -3], key=lambda i: hashlib.blake2b(salt + str(i).encode(), digest_size=16).digest())
+    expected = sorted(
+        [10, 2, -3], key=lambda i: hashlib.blake2b(salt + str(i).encode(), digest_size=16).digest()
+    )
     assert numbers[records.tested_order(numbers)].tolist() == expected
 
 
@@ -545,7 +630,9 @@ def test_the_tested_order_is_frozen():
 def test_the_tested_order_depends_on_the_ids_alone(ids, data):
     """On no other prompt, no position and no loss: any two prompts stand the same way round in any company."""
     order = [ids[i] for i in records.tested_order(np.array(ids, dtype=object))]
-    kept = data.draw(st.lists(st.sampled_from(ids), min_size=2, unique=True)) if len(ids) > 2 else ids
+    kept = (
+        data.draw(st.lists(st.sampled_from(ids), min_size=2, unique=True)) if len(ids) > 2 else ids
+    )
     again = [kept[i] for i in records.tested_order(np.array(kept, dtype=object))]
     assert again == [i for i in order if i in kept]
 
@@ -554,7 +641,11 @@ def test_changing_every_loss_leaves_the_order_of_prompts():
     rng = np.random.default_rng(0)
     names = [f"prompt-{i}" for i in range(50)]
     orders = {
-        tuple(Runs.from_arrays(thresholds=[0.5], dissimilarity=rng.random((50, 1)), prompts=names).prompts)
+        tuple(
+            Runs.from_arrays(
+                thresholds=[0.5], dissimilarity=rng.random((50, 1)), prompts=names
+            ).prompts
+        )
         for _ in range(5)
     }
     assert len(orders) == 1
@@ -576,12 +667,16 @@ def test_the_order_and_the_digest_do_not_depend_on_the_process(tmp_path):
     code = "import sys, riskcal; r = riskcal.Runs.read(sys.argv[1]); print(r.digest(), *r.prompts)"
     command = [sys.executable, "-c", code, str(tmp_path / "runs.parquet")]
     environment = os.environ | {"PYTHONHASHSEED": "1"}
-    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True
+    ).stdout
     assert printed.split() == [runs.digest(), *runs.prompts]
 
 
 def test_candidates_stand_from_the_highest_threshold_down():
-    runs = Runs.from_arrays(thresholds=[0.2, 1.0, -1.0, 0.5], dissimilarity=[[0.2, 1.0, 0.0, 0.5]] * 2)
+    runs = Runs.from_arrays(
+        thresholds=[0.2, 1.0, -1.0, 0.5], dissimilarity=[[0.2, 1.0, 0.0, 0.5]] * 2
+    )
     assert runs.thresholds.tolist() == [1.0, 0.5, 0.2, -1.0]
     assert runs.losses().tolist() == [[1.0, 0.5, 0.2, 0.0]] * 2
     assert runs.candidates["threshold"].tolist() == runs.thresholds.tolist()
@@ -601,7 +696,9 @@ def test_each_objective_is_its_formula():
 
 
 def test_improvements_count_in_risk_and_not_in_risk_clipped():
-    runs = Runs.from_arrays(thresholds=[0.5, math.inf], risk=[[0.1, 0.4], [0.9, 0.4]], prompts=["a", "b"])
+    runs = Runs.from_arrays(
+        thresholds=[0.5, math.inf], risk=[[0.1, 0.4], [0.9, 0.4]], prompts=["a", "b"]
+    )
     by_prompt = dict(zip(runs.prompts, runs.losses("risk")[:, 0], strict=True))
     assert by_prompt == {"a": pytest.approx(-0.3), "b": pytest.approx(0.5)}
     clipped = dict(zip(runs.prompts, runs.losses("risk_clipped")[:, 0], strict=True))
@@ -627,7 +724,9 @@ def test_losses_are_averaged_within_clusters_and_clipped_before(objective):
     cluster = np.array([f"c{i}" for i in rng.integers(0, 9, n)])
     risk, full = rng.random((n, 2)), rng.random(n)
     values = {"dissimilarity": np.c_[rng.random((n, 2)), np.zeros(n)], "risk": np.c_[risk, full]}
-    runs = Runs.from_arrays(thresholds=[0.9, 0.5, math.inf], cluster=cluster, layers=rng.random((n, 3)), **values)
+    runs = Runs.from_arrays(
+        thresholds=[0.9, 0.5, math.inf], cluster=cluster, layers=rng.random((n, 3)), **values
+    )
     prompts = Runs.from_arrays(thresholds=[0.9, 0.5, math.inf], **values)
     per_prompt = dict(zip(prompts.prompts.tolist(), prompts.losses(objective), strict=True))
     names = np.unique(cluster)
@@ -640,7 +739,9 @@ def test_losses_are_averaged_within_clusters_and_clipped_before(objective):
 
 def test_the_means_of_costs_are_over_units_too():
     layers = np.array([[1.0], [2.0], [9.0]])
-    runs = Runs.from_arrays(thresholds=[0.5], dissimilarity=np.zeros((3, 1)), layers=layers, cluster=["x", "x", "y"])
+    runs = Runs.from_arrays(
+        thresholds=[0.5], dissimilarity=np.zeros((3, 1)), layers=layers, cluster=["x", "x", "y"]
+    )
     assert runs.mean_costs()["layers"].tolist() == [pytest.approx((1.5 + 9) / 2)]
 
 
@@ -661,7 +762,12 @@ def test_arrays_say_what_the_long_table_says():
     long = Runs.from_frame(table())
     values = {name: np.c_[long.full[name], value] for name, value in long.values.items()}
     same(
-        Runs.from_arrays(thresholds=[math.inf, 0.9, 0.5], prompts=long.prompts, group=long.labels["group"], **values),
+        Runs.from_arrays(
+            thresholds=[math.inf, 0.9, 0.5],
+            prompts=long.prompts,
+            group=long.labels["group"],
+            **values,
+        ),
         long,
     )
 
@@ -801,7 +907,11 @@ def test_a_parquet_file_with_flipped_bytes_is_refused_or_read_but_never_fails_ot
 def test_csv_quoting_line_ends_and_byte_order_marks_are_read(tmp_path):
     path = tmp_path / "runs.csv"
     rows = 'prompt,threshold,dissimilarity\n"a, ""x""\ny",0.5,.1\nb,0.5,.2\n'
-    for content in (rows.encode(), rows.replace("\n", "\r\n").encode(), b"\xef\xbb\xbf" + rows.encode()):
+    for content in (
+        rows.encode(),
+        rows.replace("\n", "\r\n").encode(),
+        b"\xef\xbb\xbf" + rows.encode(),
+    ):
         path.write_bytes(content)
         runs = Runs.read(path)
         assert sorted(runs.prompts)[1] == "b"
@@ -838,7 +948,9 @@ def test_a_folder_of_shards_is_one_table(tmp_path):
 
 
 @pytest.mark.parametrize("ending", FILES)
-def test_a_failed_write_leaves_the_old_file_untouched_and_nothing_beside_it(ending, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_file_untouched_and_nothing_beside_it(
+    ending, tmp_path, monkeypatch
+):
     path = tmp_path / f"runs.{ending}"
     old = Runs.from_frame(table())
     old.write(path)
@@ -849,7 +961,9 @@ def test_a_failed_write_leaves_the_old_file_untouched_and_nothing_beside_it(endi
 
     with monkeypatch.context() as patch:
         patch.setattr(_validate.os, "replace", fail)
-        with pytest.raises(RiskcalError, match=rf"runs\.{ending}: cannot be written \(No space left"):
+        with pytest.raises(
+            RiskcalError, match=rf"runs\.{ending}: cannot be written \(No space left"
+        ):
             Runs.from_frame(table(full=False)).write(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -896,7 +1010,9 @@ def trace_arrays(seed=0, lengths=(3, 1, 4), n_layers=3, outcome="agrees", dtype=
     agrees = rng.random((n, n_layers)) < 0.7
     agrees[:, -1] = True
     return {
-        "prompt": np.repeat(np.array([f"p{i}" for i in range(len(lengths))], dtype=object), lengths),
+        "prompt": np.repeat(
+            np.array([f"p{i}" for i in range(len(lengths))], dtype=object), lengths
+        ),
         "position": np.concatenate([np.arange(length) for length in lengths]),
         "confidence": confidence,
         outcome: agrees if outcome == "agrees" else rng.random((n, n_layers)),
@@ -940,13 +1056,19 @@ def test_the_order_of_a_traces_rows_never_matters(order):
 def test_traces_stand_by_prompt_in_tested_order_and_then_by_position():
     traces = Traces.from_arrays(**trace_arrays())
     names = np.unique(traces.prompt)
-    expected = [name for name in names[records.tested_order(names)] for _ in range({"p0": 3, "p1": 1, "p2": 4}[name])]
+    expected = [
+        name
+        for name in names[records.tested_order(names)]
+        for _ in range({"p0": 3, "p1": 1, "p2": 4}[name])
+    ]
     assert traces.prompt.tolist() == expected
     assert traces.n_layers == 3
 
 
 @pytest.mark.parametrize(
-    "make", [pa.Table.from_pandas, polars.from_pandas, pd.DataFrame], ids=["pyarrow", "polars", "pandas"]
+    "make",
+    [pa.Table.from_pandas, polars.from_pandas, pd.DataFrame],
+    ids=["pyarrow", "polars", "pandas"],
 )
 def test_traces_are_read_from_any_table(make):
     traces = Traces.from_arrays(**trace_arrays())
@@ -955,7 +1077,10 @@ def test_traces_are_read_from_any_table(make):
 
 def test_positions_of_a_nullable_type_are_positions():
     frame = Traces.from_arrays(**trace_arrays()).to_frame()
-    same_traces(Traces.from_frame(frame.assign(position=frame["position"].astype("Int64"))), Traces.from_frame(frame))
+    same_traces(
+        Traces.from_frame(frame.assign(position=frame["position"].astype("Int64"))),
+        Traces.from_frame(frame),
+    )
 
 
 @pytest.mark.parametrize(
@@ -964,14 +1089,20 @@ def test_positions_of_a_nullable_type_are_positions():
         ({"confidence": None}, "confidence: the column is missing"),
         ({"agrees": None}, "agrees, loss: give exactly one"),
         ({"loss": np.zeros((8, 3))}, "agrees, loss: give exactly one"),
-        ({"confidence": np.zeros((8, 2))}, "confidence: has shape (8, 2), but the outcomes have (8, 3)"),
+        (
+            {"confidence": np.zeros((8, 2))},
+            "confidence: has shape (8, 2), but the outcomes have (8, 3)",
+        ),
         ({"confidence": np.zeros(8)}, "confidence: has shape (8,)"),
         ({"confidence": [["a"] * 3] * 8}, "confidence: not an array of numbers"),
         ({"confidence": [[0.1]] * 7 + [[0.1, 0.2]]}, "confidence: not an array of numbers"),
         ({"agrees": np.full((8, 3), 0.5)}, "agrees: 0.5 at index [0, 0]; it is true or false"),
         ({"agrees": np.full((8, 3), math.nan)}, "agrees: NaN at index [0, 0]"),
         ({"agrees": None, "loss": np.full((8, 3), math.nan)}, "loss: NaN at index [0, 0]"),
-        ({"agrees": None, "loss": np.full((8, 3), 1.1)}, "loss: 1.1 at index [0, 0] is outside [0, 1]"),
+        (
+            {"agrees": None, "loss": np.full((8, 3), 1.1)},
+            "loss: 1.1 at index [0, 0] is outside [0, 1]",
+        ),
         ({"position": np.zeros(8, dtype=int)}, "position: 0 of prompt 'p"),
         ({"position": np.zeros(8)}, "position: give whole numbers"),
         ({"position": -np.arange(8)}, "position: give whole numbers"),
@@ -1008,7 +1139,9 @@ def test_traces_that_are_wrong_are_refused_by_name(change, named):
             "confidence: columns for the exits [1, 3]; number them from confidence_1 on",
         ),
         (
-            lambda f: f.drop(columns="confidence").assign(confidence_0=0.5, confidence_1=0.5, confidence_2=0.5),
+            lambda f: f.drop(columns="confidence").assign(
+                confidence_0=0.5, confidence_1=0.5, confidence_2=0.5
+            ),
             "confidence: columns for the exits [0, 1, 2]",
         ),
     ],
@@ -1028,9 +1161,18 @@ def test_exits_spread_over_columns_stand_by_number_and_not_by_name():
     """Eleven exits: confidence_10 comes after confidence_9."""
     arrays = trace_arrays(n_layers=11)
     traces = Traces.from_arrays(**arrays)
-    columns = {f"{name}_{i + 1}": arrays[name][:, i] for name in ("agrees", "confidence") for i in reversed(range(11))}
+    columns = {
+        f"{name}_{i + 1}": arrays[name][:, i]
+        for name in ("agrees", "confidence")
+        for i in reversed(range(11))
+    }
     frame = pd.DataFrame(
-        {"prompt": arrays["prompt"], "position": arrays["position"], "group": arrays["group"], **columns}
+        {
+            "prompt": arrays["prompt"],
+            "position": arrays["position"],
+            "group": arrays["group"],
+            **columns,
+        }
     )
     same_traces(Traces.from_frame(frame), traces)
 

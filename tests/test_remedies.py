@@ -72,7 +72,9 @@ def samples(**more: object) -> pd.DataFrame:
 
 def as_clusters(frame: pd.DataFrame) -> Runs:
     return Runs.from_frame(
-        frame.assign(cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str))
+        frame.assign(
+            cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str)
+        )
     )
 
 
@@ -91,7 +93,9 @@ def test_an_average_that_keeps_all_other_columns_is_refused_where_its_samples_wo
     frame = samples(source="replayed")
     assert "average them (their numbers; keep all other columns)" in refusal(frame)
     numbers = dict.fromkeys(("dissimilarity", "risk", "layers"), "mean")
-    averaged = frame.groupby(["prompt", "threshold"], as_index=False).agg(numbers | {"source": "first"})
+    averaged = frame.groupby(["prompt", "threshold"], as_index=False).agg(
+        numbers | {"source": "first"}
+    )
     for runs in (Runs.from_frame(averaged), as_clusters(frame)):
         assert runs.source == "replayed"
         with pytest.raises(RiskcalError, match="replayed"):
@@ -103,14 +107,18 @@ def test_full_models_that_differ_between_settings_lead_to_a_table_for_each() -> 
     frame.loc[np.isinf(frame["threshold"]) & (frame["measure"] == "max"), "risk"] = 0.1
     message = refusal(frame)
     assert "calibrate each by itself, from a table of its own" in message
-    assert "cluster" not in message  # a sample of one setting alone would lack the candidates of the other
+    assert (
+        "cluster" not in message
+    )  # a sample of one setting alone would lack the candidates of the other
     for _, part in frame.groupby("measure"):
         assert calibrate(Runs.from_frame(part), delta=0.3).certified
 
 
 @pytest.mark.parametrize("name", ["group", "cluster", "layers"])
 @pytest.mark.parametrize("container", ["frame", "parquet", "jsonl"])
-def test_an_optional_column_of_nulls_is_left_out_as_the_refusal_says(name: str, container: str, tmp_path: Path) -> None:
+def test_an_optional_column_of_nulls_is_left_out_as_the_refusal_says(
+    name: str, container: str, tmp_path: Path
+) -> None:
     """In a CSV an empty group is a text, and that of all prompts."""
     frame = table().drop(columns="layers").assign(**{name: None})
     path = tmp_path / f"runs.{container}"
@@ -123,7 +131,9 @@ def test_an_optional_column_of_nulls_is_left_out_as_the_refusal_says(name: str, 
     assert Runs.from_frame(frame.drop(columns=name)).n == 40
 
 
-def test_links_of_a_folder_are_followed_once_and_those_that_lead_nowhere_are_named(tmp_path: Path) -> None:
+def test_links_of_a_folder_are_followed_once_and_those_that_lead_nowhere_are_named(
+    tmp_path: Path,
+) -> None:
     elsewhere, folder = tmp_path / "elsewhere", tmp_path / "runs"
     elsewhere.mkdir()
     folder.mkdir()
@@ -139,7 +149,9 @@ def test_links_of_a_folder_are_followed_once_and_those_that_lead_nowhere_are_nam
         Runs.read(folder)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="who administers a machine may read all")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() == 0, reason="who administers a machine may read all"
+)
 def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     table().to_parquet(tmp_path / "a.parquet")
     (tmp_path / "closed").mkdir(mode=0)

@@ -8,13 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from riskcal import Constant, Decaying, RiskcalError, Runs, Traces, calibrate, replay_arrays, replay_traces
+from riskcal import (
+    Constant,
+    Decaying,
+    RiskcalError,
+    Runs,
+    Traces,
+    calibrate,
+    replay_arrays,
+    replay_traces,
+)
 from riskcal.replay import TokenLosses
 
 # Few distinct values, so that confidences tie with each other and with thresholds.
 few = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0])
-levels = few | st.floats(0, 1) | st.floats(0, 1, width=32) | st.sampled_from([math.nan, -0.2, 1.2, math.inf, -math.inf])
-grids = st.lists(few | st.floats(0, 1) | st.sampled_from([math.inf, 0.0, 1.0]), min_size=1, max_size=6, unique=True)
+levels = (
+    few
+    | st.floats(0, 1)
+    | st.floats(0, 1, width=32)
+    | st.sampled_from([math.nan, -0.2, 1.2, math.inf, -math.inf])
+)
+grids = st.lists(
+    few | st.floats(0, 1) | st.sampled_from([math.inf, 0.0, 1.0]),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
 schedules = st.one_of(
     st.just(Constant()),
     st.builds(
@@ -62,7 +81,10 @@ def test_replay_equals_a_plain_double_loop(recording, thresholds, schedule):
 
 
 def test_a_confidence_of_exactly_one_exits_at_threshold_one_but_never_at_the_full_model():
-    confidence, loss = np.array([[1.0, 1.0, 1.0], [0.9, 1.0, 0.2]]), np.tile([0.3, 0.2, 0.0], (2, 1))
+    confidence, loss = (
+        np.array([[1.0, 1.0, 1.0], [0.9, 1.0, 0.2]]),
+        np.tile([0.3, 0.2, 0.0], (2, 1)),
+    )
     losses, exits = replay_arrays(confidence, loss, [1.0, math.inf])
     assert exits.tolist() == [[1, 3], [2, 3]]
     assert losses.tolist() == [[0.3, 0.0], [0.2, 0.0]]
@@ -83,7 +105,9 @@ def test_a_single_layer_is_always_the_last():
     assert losses.tolist() == [[0.4] * 3, [0.5] * 3]
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble, ">f4", ">f8", np.int32, bool, object])
+@pytest.mark.parametrize(
+    "dtype", [np.float16, np.float32, np.longdouble, ">f4", ">f8", np.int32, bool, object]
+)
 def test_any_type_of_number_gives_the_same_exits(dtype):
     confidence = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
     _, expected = replay_arrays(confidence, np.zeros((3, 3)), [0.5])
@@ -129,7 +153,11 @@ def test_views_of_arrays_give_what_copies_give():
     ],
 )
 def test_bad_input_is_refused_by_name(arguments, named):
-    given_ = {"confidence": [[0.1, 0.2]] * 2, "loss": [[0.1, 0.0]] * 2, "thresholds": [0.5]} | arguments
+    given_ = {
+        "confidence": [[0.1, 0.2]] * 2,
+        "loss": [[0.1, 0.0]] * 2,
+        "thresholds": [0.5],
+    } | arguments
     with pytest.raises(RiskcalError) as refusal:
         replay_arrays(**given_)
     assert str(refusal.value).startswith(named)
@@ -144,12 +172,22 @@ def test_token_rows_are_refused_by_calibrate_without_prompts_and_averaged_with_t
     prompts = np.repeat(np.arange(120), 5)
     losses, _ = replay_arrays(confidence, loss, [0.9, 0.5])
     assert isinstance(losses, TokenLosses)
-    for rows in (losses, losses[::2], losses * 1.0, losses.astype(np.float32), np.concatenate([losses, losses])):
-        with pytest.raises(RiskcalError, match=r"^losses: these rows were replayed.* give prompts="):
+    for rows in (
+        losses,
+        losses[::2],
+        losses * 1.0,
+        losses.astype(np.float32),
+        np.concatenate([losses, losses]),
+    ):
+        with pytest.raises(
+            RiskcalError, match=r"^losses: these rows were replayed.* give prompts="
+        ):
             calibrate(rows, thresholds=[0.9, 0.5], delta=0.1)
     calibration = calibrate(losses, thresholds=[0.9, 0.5], delta=0.1, prompts=prompts, exact=True)
     assert calibration.n == 120
-    assert calibration.table["loss"].tolist() == pytest.approx(np.asarray(losses).mean(0).tolist(), rel=1e-12)
+    assert calibration.table["loss"].tolist() == pytest.approx(
+        np.asarray(losses).mean(0).tolist(), rel=1e-12
+    )
 
 
 # Traces: the mean over each prompt's tokens
@@ -172,14 +210,26 @@ def traces_and_rows(draw):
     loss = draw(hnp.arrays(np.float64, (total, n_layers), elements=few | st.floats(0, 1)))
     value = agrees if outcome == "agrees" else loss
     traces = Traces.from_arrays(
-        prompt=prompt[order], position=position[order], confidence=confidence[order], **{outcome: value[order]}
+        prompt=prompt[order],
+        position=position[order],
+        confidence=confidence[order],
+        **{outcome: value[order]},
     )
-    return traces, prompt, position, confidence, (~agrees).astype(float) if outcome == "agrees" else loss, outcome
+    return (
+        traces,
+        prompt,
+        position,
+        confidence,
+        (~agrees).astype(float) if outcome == "agrees" else loss,
+        outcome,
+    )
 
 
 @settings(max_examples=150)
 @given(traces_and_rows(), grids, schedules, st.integers(1, 4))
-def test_replayed_runs_are_the_prompts_means_of_the_double_loop(recorded, grid, schedule, min_layer):
+def test_replayed_runs_are_the_prompts_means_of_the_double_loop(
+    recorded, grid, schedule, min_layer
+):
     traces, prompt, position, confidence, loss, outcome = recorded
     grid = [threshold for threshold in grid if threshold < math.inf] or [0.5]
     min_layer = min(min_layer, traces.n_layers)
@@ -192,13 +242,18 @@ def test_replayed_runs_are_the_prompts_means_of_the_double_loop(recorded, grid, 
         tokens = np.flatnonzero(prompt == which)
         assert runs.values["tokens"][row].tolist() == [len(tokens)] * len(grid)
         for column, threshold in enumerate(runs.thresholds):
-            exits = [exit_layer(confidence[i], threshold, schedule, position[i], min_layer) for i in tokens]
+            exits = [
+                exit_layer(confidence[i], threshold, schedule, position[i], min_layer)
+                for i in tokens
+            ]
             assert runs.values["layers"][row, column] == pytest.approx(np.mean(exits), rel=1e-12)
             mean = np.mean([loss[i, layer - 1] for i, layer in zip(tokens, exits, strict=True)])
             assert runs.values[name][row, column] == pytest.approx(mean, rel=1e-12, abs=1e-15)
         assert runs.full["layers"][row] == traces.n_layers
         if outcome == "loss":
-            assert runs.full_risk[row] == pytest.approx(loss[tokens, -1].mean(), rel=1e-12, abs=1e-15)
+            assert runs.full_risk[row] == pytest.approx(
+                loss[tokens, -1].mean(), rel=1e-12, abs=1e-15
+            )
     if outcome == "loss":
         assert ("dissimilarity" in runs.values) == (not loss[:, -1].any())
 
@@ -242,7 +297,9 @@ def test_replayed_runs_stay_refused_after_a_trip_through_a_file(tmp_path, ending
 def test_the_policy_of_exact_replays_exits_as_was_replayed():
     """A policy that forgot min_layer or the schedule would exit where nothing was tested."""
     schedule = Decaying(2.0, 16, "t5x")
-    runs = replay_traces(small_traces(300), [0.9, 0.5, 0.05], schedule=schedule, min_layer=2, exact=True)
+    runs = replay_traces(
+        small_traces(300), [0.9, 0.5, 0.05], schedule=schedule, min_layer=2, exact=True
+    )
     policy = calibrate(runs, delta=0.1).policy()
     assert policy.threshold < math.inf
     assert policy.min_layer == 2
@@ -253,7 +310,9 @@ def test_the_policy_of_exact_replays_exits_as_was_replayed():
 
 def test_thresholds_at_which_a_token_exits_exactly_are_warned_about_and_round_ones_at_the_ends_are_not():
     traces = small_traces()
-    with pytest.warns(UserWarning, match=r"^thresholds: 1 of 2 \(first .*\) equal a recorded confidence"):
+    with pytest.warns(
+        UserWarning, match=r"^thresholds: 1 of 2 \(first .*\) equal a recorded confidence"
+    ):
         replay_traces(traces, [0.5, traces.confidence[3, 0]])
     ends = dataclasses.replace(traces, confidence=np.round(traces.confidence))
     replay_traces(ends, [0.0, 0.5, 1.0])  # a warning here is an error
@@ -268,23 +327,40 @@ def test_grids_of_any_shape_and_prompts_longer_than_a_tile_give_what_the_plain_r
     agrees[:, -1] = True
     prompt = np.repeat(np.arange(4), lengths)
     position = np.concatenate([np.arange(length) for length in lengths])
-    traces = Traces.from_arrays(prompt=prompt, position=position, confidence=confidence, agrees=agrees)
-    for grid in ([0.90001 + 1e-9 * i for i in range(40)], [1e300, 0.50005, -1e300], [2.0, 1.5, -0.5], [0.25005]):
+    traces = Traces.from_arrays(
+        prompt=prompt, position=position, confidence=confidence, agrees=agrees
+    )
+    for grid in (
+        [0.90001 + 1e-9 * i for i in range(40)],
+        [1e300, 0.50005, -1e300],
+        [2.0, 1.5, -0.5],
+        [0.25005],
+    ):
         for schedule in (Constant(), Decaying(4.0, 300), Decaying(1.0, 50, "t5x")):
             runs = replay_traces(traces, grid, schedule=schedule, min_layer=2)
             losses, exits = replay_arrays(
-                confidence, ~agrees, runs.thresholds, schedule=schedule, position=position, min_layer=2
+                confidence,
+                ~agrees,
+                runs.thresholds,
+                schedule=schedule,
+                position=position,
+                min_layer=2,
             )
             for row, which in enumerate(runs.prompts):
                 rows = prompt == which
-                assert runs.values["dissimilarity"][row].tolist() == np.asarray(losses[rows]).mean(0).tolist()
+                assert (
+                    runs.values["dissimilarity"][row].tolist()
+                    == np.asarray(losses[rows]).mean(0).tolist()
+                )
                 assert runs.values["layers"][row] == pytest.approx(exits[rows].mean(0), rel=1e-12)
 
 
 def test_traces_whose_prompts_do_not_stand_together_or_are_one_are_refused():
     whole = small_traces(3)
     apart = dataclasses.replace(whole, prompt=np.tile(whole.prompt[::4], 4))
-    with pytest.raises(RiskcalError, match=r"^traces: the tokens of prompt \d+ do not stand together"):
+    with pytest.raises(
+        RiskcalError, match=r"^traces: the tokens of prompt \d+ do not stand together"
+    ):
         replay_traces(apart, [0.5])
     alone = dataclasses.replace(whole, prompt=np.zeros_like(whole.prompt))
     with pytest.raises(RiskcalError, match=r"^traces: only 1 prompt"):
@@ -294,7 +370,10 @@ def test_traces_whose_prompts_do_not_stand_together_or_are_one_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ({"thresholds": [math.inf, 0.5]}, "thresholds: inf at index 0; the full model is never a hypothesis"),
+        (
+            {"thresholds": [math.inf, 0.5]},
+            "thresholds: inf at index 0; the full model is never a hypothesis",
+        ),
         ({"thresholds": [math.nan]}, "thresholds: nan at index 0"),
         ({"min_layer": 4}, "min_layer: 4 exceeds the 3 recorded layers"),
     ],

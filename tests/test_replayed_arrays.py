@@ -33,7 +33,9 @@ PASSED_ON = {
 @pytest.mark.parametrize("pass_on", PASSED_ON.values(), ids=PASSED_ON)
 def test_several_rows_a_prompt_need_the_word_exact(pass_on: object) -> None:
     losses, prompts = replayed()
-    with pytest.raises(RiskcalError, match=r"losses: 500 rows of 100 prompts were replayed.*exact=True"):
+    with pytest.raises(
+        RiskcalError, match=r"losses: 500 rows of 100 prompts were replayed.*exact=True"
+    ):
         calibrate(pass_on(losses), thresholds=[0.9, 0.5], delta=0.1, prompts=prompts)
 
 
@@ -59,9 +61,13 @@ def test_exact_is_not_for_runs() -> None:
 def test_replayed_rows_do_not_become_runs_that_were_generated(pass_on: object) -> None:
     losses, prompts = replayed()
     given = {"thresholds": [0.9, 0.5], "dissimilarity": pass_on(losses), "cluster": prompts}
-    with pytest.raises(RiskcalError, match=r"dissimilarity: these rows were replayed.*exact=True.*cluster="):
+    with pytest.raises(
+        RiskcalError, match=r"dissimilarity: these rows were replayed.*exact=True.*cluster="
+    ):
         riskcal.Runs.from_arrays(**given)
     with pytest.raises(RiskcalError, match="declare a memoryless exit"):
         calibrate(riskcal.Runs.from_arrays(source="replayed", **given), delta=0.1)
-    declared = riskcal.Runs.from_arrays(source="replayed", exact=True, **given)  # as the message says
+    declared = riskcal.Runs.from_arrays(
+        source="replayed", exact=True, **given
+    )  # as the message says
     assert calibrate(declared, delta=0.1).n == 100

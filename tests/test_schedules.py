@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from riskcal import Constant, Decaying, RiskcalError
 
 #: Confidences as measures give them, with ties, edges and neighbours of edges; far beyond [0, 1] too (cosines, margins).
-edges = st.sampled_from([0.0, -0.0, 1.0, 0.1, 0.9, 1e-300, 5e-324, math.inf, -math.inf, math.nan, -0.5, 0.9 + 0.1])
+edges = st.sampled_from(
+    [0.0, -0.0, 1.0, 0.1, 0.9, 1e-300, 5e-324, math.inf, -math.inf, math.nan, -0.5, 0.9 + 0.1]
+)
 confidences = st.floats(0, 1) | st.floats(0, 1, width=32) | st.floats(-1e6, 1e6) | edges
 finite = st.floats(0, 1) | st.floats(-1e6, 1e6) | st.floats(allow_nan=False, allow_infinity=False)
 decaying = st.builds(
@@ -20,9 +22,13 @@ decaying = st.builds(
 schedules = st.just(Constant()) | decaying
 
 
-@pytest.mark.parametrize(("position", "paper", "t5x"), [(0, 0.910, 0.900), (64, 0.8235, 0.8222), (128, 0.8118, 0.8116)])
+@pytest.mark.parametrize(
+    ("position", "paper", "t5x"), [(0, 0.910, 0.900), (64, 0.8235, 0.8222), (128, 0.8118, 0.8116)]
+)
 def test_the_published_values_at_threshold_nine_tenths_and_temperature_four(position, paper, t5x):
-    assert Decaying(4.0, 128, "paper").local_threshold(0.9, position) == pytest.approx(paper, abs=5e-5)
+    assert Decaying(4.0, 128, "paper").local_threshold(0.9, position) == pytest.approx(
+        paper, abs=5e-5
+    )
     assert Decaying(4.0, 128, "t5x").local_threshold(0.9, position) == pytest.approx(t5x, abs=5e-5)
 
 
@@ -30,13 +36,17 @@ def test_without_temperature_the_paper_shifts_and_the_code_does_not():
     threshold, position = np.array([0.0, 0.3, 0.9, 1.0]), np.arange(5)[:, None]
     paper = Decaying(0.0, 10, "paper").local_threshold(threshold, position)
     assert paper == pytest.approx(np.tile(0.9 * threshold + 0.1, (5, 1)))
-    assert Decaying(0.0, 10, "t5x").local_threshold(threshold, position) == pytest.approx(np.tile(threshold, (5, 1)))
+    assert Decaying(0.0, 10, "t5x").local_threshold(threshold, position) == pytest.approx(
+        np.tile(threshold, (5, 1))
+    )
 
 
 @given(position=st.integers(0, 5000), temperature=st.floats(0, 50), length=st.integers(1, 5000))
 def test_the_two_forms_agree_at_threshold_one_and_differ_below(position, temperature, length):
     paper, t5x = (Decaying(temperature, length, form) for form in ("paper", "t5x"))
-    assert paper.local_threshold(1.0, position) == pytest.approx(t5x.local_threshold(1.0, position), rel=1e-15)
+    assert paper.local_threshold(1.0, position) == pytest.approx(
+        t5x.local_threshold(1.0, position), rel=1e-15
+    )
     decay = 0.1 * math.exp(-temperature * position / length)
     assert paper.local_threshold(0.5, position) == pytest.approx(0.45 + decay, rel=1e-14)
     assert t5x.local_threshold(0.5, position) == pytest.approx(0.5 * (0.9 + decay), rel=1e-14)
@@ -87,7 +97,11 @@ def test_nan_never_exits(schedule, position):
     assert schedule.critical_threshold(math.nan, position) == -math.inf
 
 
-@given(schedules, st.lists(confidences, min_size=1, max_size=5), st.lists(st.integers(0, 300), min_size=1, max_size=4))
+@given(
+    schedules,
+    st.lists(confidences, min_size=1, max_size=5),
+    st.lists(st.integers(0, 300), min_size=1, max_size=4),
+)
 def test_arrays_broadcast_to_the_same_values_as_single_calls(schedule, levels, positions):
     grid, where = np.array(levels), np.array(positions)[:, None]
     critical = schedule.critical_threshold(grid, where)
@@ -96,7 +110,9 @@ def test_arrays_broadcast_to_the_same_values_as_single_calls(schedule, levels, p
     assert critical.tolist() == singly
     numbers = np.nan_to_num(grid, nan=0.5, neginf=-1.0)
     local = schedule.local_threshold(numbers, where)
-    assert local.tolist() == [[float(schedule.local_threshold(x, t)) for x in numbers] for t in positions]
+    assert local.tolist() == [
+        [float(schedule.local_threshold(x, t)) for x in numbers] for t in positions
+    ]
 
 
 @given(decaying, st.lists(finite, min_size=2, max_size=6), st.integers(0, 5000))

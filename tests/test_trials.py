@@ -15,14 +15,18 @@ def make_runs(n=80, seed=0, *, thresholds=THRESHOLDS, kind="mixed", full=True, *
     rng = np.random.default_rng(seed)
     mean = 0.3 * (1 - thresholds) ** 1.5
     u = rng.random((n, 1))
-    losses = (u < mean) * 1.0 if kind == "binary" else np.where(u < 2 * mean, rng.random((n, 1)), 0.0)
+    losses = (
+        (u < mean) * 1.0 if kind == "binary" else np.where(u < 2 * mean, rng.random((n, 1)), 0.0)
+    )
     layers = 8 * thresholds + rng.random((n, thresholds.size)) * 0.5
     risk = np.clip(losses * 0.6 + rng.random((n, 1)) * 0.2, 0, 1)
     if full:
         thresholds = np.r_[math.inf, thresholds]
         losses, layers = np.c_[np.zeros(n), losses], np.c_[np.full(n, 8.0), layers]
         risk = np.c_[rng.random((n, 1)) * 0.2, risk]
-    return Runs.from_arrays(thresholds=thresholds, dissimilarity=losses, risk=risk, layers=layers, **columns)
+    return Runs.from_arrays(
+        thresholds=thresholds, dissimilarity=losses, risk=risk, layers=layers, **columns
+    )
 
 
 def split(runs, row):
@@ -51,13 +55,22 @@ def test_trials_are_calibrations_of_their_splits(test, procedure, kind, objectiv
     runs = make_runs(n=400, kind=kind)
     deltas = [0.12, 0.2]
     table = trials.run_trials(
-        runs, deltas, n_trials=6, calibration_fraction=0.75, seed=3, objective=objective, test=test, procedure=procedure
+        runs,
+        deltas,
+        n_trials=6,
+        calibration_fraction=0.75,
+        seed=3,
+        objective=objective,
+        test=test,
+        procedure=procedure,
     )
     assert len(table) == 12
     assert table["certified"].any()
     for _, row in table.iterrows():
         calibrated, heldout = split(runs, int(row["trial"]))
-        expected = calibrate(calibrated, delta=row["delta"], objective=objective, test=test, procedure=procedure)
+        expected = calibrate(
+            calibrated, delta=row["delta"], objective=objective, test=test, procedure=procedure
+        )
         assert row["threshold"] == expected.threshold
         assert row["certified"] == expected.certified
         if not expected.certified:
@@ -66,7 +79,9 @@ def test_trials_are_calibrations_of_their_splits(test, procedure, kind, objectiv
             continue
         j = int(np.flatnonzero(runs.thresholds == expected.threshold)[0])
         assert row["calibration_loss"] == pytest.approx(expected.chosen["loss"], abs=1e-12)
-        assert row["heldout_loss"] == pytest.approx(heldout.losses(objective)[:, j].mean(), abs=1e-12)
+        assert row["heldout_loss"] == pytest.approx(
+            heldout.losses(objective)[:, j].mean(), abs=1e-12
+        )
         assert row["layers"] == pytest.approx(heldout.values["layers"][:, j].mean())
         assert row["full_layers"] == pytest.approx(heldout.full["layers"].mean())
 
@@ -77,7 +92,9 @@ def test_procedures_with_choices_of_their_own_go_through_calibrate(procedure):
     options = {}
     if procedure == "graphical":
         options = {"weights": np.full(5, 0.2), "transitions": np.eye(5, k=1)}
-    table = trials.run_trials(runs, 0.2, n_trials=6, calibration_fraction=0.75, seed=3, procedure=procedure, **options)
+    table = trials.run_trials(
+        runs, 0.2, n_trials=6, calibration_fraction=0.75, seed=3, procedure=procedure, **options
+    )
     assert table["certified"].all()
     for _, row in table.iterrows():
         calibrated, heldout = split(runs, int(row["trial"]))
@@ -103,9 +120,15 @@ def test_candidates_of_several_coordinates_are_chosen_by_cost(procedure):
     one["measure"], two["measure"] = "softmax", "state"
     frame = pd.concat([one, two[two["threshold"] < 1]])
     runs = Runs.from_frame(frame)
-    options = {"order": np.argsort(-runs.candidates["threshold"].to_numpy())} if procedure == "fixed_sequence" else {}
+    options = (
+        {"order": np.argsort(-runs.candidates["threshold"].to_numpy())}
+        if procedure == "fixed_sequence"
+        else {}
+    )
     settings = {"delta": 0.2, "procedure": procedure} | options
-    table = trials.run_trials(runs, 0.2, n_trials=6, calibration_fraction=0.75, seed=3, procedure=procedure, **options)
+    table = trials.run_trials(
+        runs, 0.2, n_trials=6, calibration_fraction=0.75, seed=3, procedure=procedure, **options
+    )
     assert set(table["measure"]) <= {"softmax", "state"}
     for _, row in table.iterrows():
         calibrated, _ = split(runs, int(row["trial"]))
@@ -185,7 +208,9 @@ def test_lazy_betting_agrees_with_the_test_on_every_kind_of_loss():
         counts = trials._bet_in_sequence(pool, deltas, kept, 0.05)
         for d, delta in enumerate(deltas):
             for t, rows in enumerate(kept):
-                p = pvalues.betting(losses[rows], delta, level=0.05, lower=world.lower, upper=world.upper)
+                p = pvalues.betting(
+                    losses[rows], delta, level=0.05, lower=world.lower, upper=world.upper
+                )
                 assert counts[d, t] == np.logical_and.accumulate(p <= 0.05).sum()
 
 
@@ -223,10 +248,15 @@ def test_replayed_runs_are_refused_unless_exact():
 
 def test_compare_sets_tests_and_procedures_side_by_side_and_returns_no_policy():
     runs = make_runs(n=200)
-    table = trials.compare(runs, [0.1, 0.2], tests=["betting", "hoeffding"], procedures=["fixed_sequence", "pareto"])
+    table = trials.compare(
+        runs, [0.1, 0.2], tests=["betting", "hoeffding"], procedures=["fixed_sequence", "pareto"]
+    )
     assert type(table) is pd.DataFrame
     assert len(table) == 8
-    assert not any("policy" in name or "certificate" in name for name in (*table.columns, *vars(table), *table.attrs))
+    assert not any(
+        "policy" in name or "certificate" in name
+        for name in (*table.columns, *vars(table), *table.attrs)
+    )
     assert all(np.isscalar(value) or value is None for value in table.to_numpy().ravel())
     row = table.set_index(["delta", "test", "procedure"]).loc[(0.2, "betting", "fixed_sequence")]
     calibration = calibrate(runs, delta=0.2)
@@ -253,17 +283,26 @@ def test_a_pilot_shares_no_unit_with_the_rest_and_follows_from_the_ids():
     assert set(pilot.prompts).isdisjoint(rest.prompts)
     assert list(pilot.units) == list(runs.units[:6])
     np.testing.assert_array_equal(rest.losses(), runs.losses()[6:])
-    np.testing.assert_array_equal(Runs.from_frame(rest.to_frame()).losses("risk"), rest.losses("risk"))
+    np.testing.assert_array_equal(
+        Runs.from_frame(rest.to_frame()).losses("risk"), rest.losses("risk")
+    )
     with pytest.raises(RiskcalError, match="fraction"):
         trials.split_pilot(runs, 0.99)
 
 
-@pytest.mark.parametrize("options", [{"procedure": "holm"}, {"procedure": "bonferroni"}, {"starts": 2}])
+@pytest.mark.parametrize(
+    "options", [{"procedure": "holm"}, {"procedure": "bonferroni"}, {"starts": 2}]
+)
 def test_a_recording_that_stopped_is_split_for_one_fixed_sequence_only(options):
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         [
-            {"prompt": i, "threshold": t, "dissimilarity": float(rng.random() < 0.05), "layers": 4 * t}
+            {
+                "prompt": i,
+                "threshold": t,
+                "dissimilarity": float(rng.random() < 0.05),
+                "layers": 4 * t,
+            }
             for i in range(60)
             for t in (0.9, 0.5)
         ]
@@ -271,6 +310,8 @@ def test_a_recording_that_stopped_is_split_for_one_fixed_sequence_only(options):
     whole = Runs.from_frame(table)
     cut = Runs.from_frame(table.assign(stopped='{"delta": 0.2}'))
     trials.run_trials(whole, [0.3], n_trials=2, **options)
-    with pytest.raises(RiskcalError, match="procedure: the recording stopped where a fixed sequence failed"):
+    with pytest.raises(
+        RiskcalError, match="procedure: the recording stopped where a fixed sequence failed"
+    ):
         trials.run_trials(cut, [0.3], n_trials=2, **options)
     assert len(trials.run_trials(cut, [0.3], n_trials=2)) == 2

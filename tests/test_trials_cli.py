@@ -28,10 +28,14 @@ def recorded(runs, tmp_path_factory):
     return path
 
 
-def test_trials_prints_the_summary_and_writes_what_run_trials_gives(tmp_path, runs, recorded, monkeypatch):
+def test_trials_prints_the_summary_and_writes_what_run_trials_gives(
+    tmp_path, runs, recorded, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "200")
     out, plot = tmp_path / "trials.csv", tmp_path / "trials.png"
-    result = trials(recorded, "--delta", 0.1, "--delta", 0.02, "--n-trials", 10, "--out", out, "--plot", plot)
+    result = trials(
+        recorded, "--delta", 0.1, "--delta", 0.02, "--n-trials", 10, "--out", out, "--plot", plot
+    )
     assert result.exit_code == 0, result.exception
     expected = riskcal.run_trials(runs, [0.1, 0.02], n_trials=10)
     pd.testing.assert_frame_equal(pd.read_csv(out), expected, check_dtype=False)
@@ -46,8 +50,16 @@ def test_trials_prints_the_summary_and_writes_what_run_trials_gives(tmp_path, ru
 
 def test_trials_passes_its_options_on(tmp_path, runs, recorded):
     out = tmp_path / "trials.parquet"
-    options = {"n_trials": 6, "calibration_fraction": 0.5, "seed": 3, "epsilon": 0.2, "test": "hoeffding"}
-    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    options = {
+        "n_trials": 6,
+        "calibration_fraction": 0.5,
+        "seed": 3,
+        "epsilon": 0.2,
+        "test": "hoeffding",
+    }
+    flags = [
+        word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
     result = trials(recorded, "--delta", 0.1, "--procedure", "holm", *flags, "--out", out)
     assert result.exit_code == 0, result.exception
     expected = riskcal.run_trials(runs, [0.1], procedure="holm", **options)
@@ -88,4 +100,6 @@ def test_the_picture_shows_every_trial_and_the_means(runs):
     axes = plots.trials_curve(table, ax=Figure().subplots())
     (bars,) = axes.containers
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), table["layers"])
-    np.testing.assert_allclose(bars.lines[0].get_ydata().astype(float), table.groupby("delta")["layers"].mean())
+    np.testing.assert_allclose(
+        bars.lines[0].get_ydata().astype(float), table.groupby("delta")["layers"].mean()
+    )

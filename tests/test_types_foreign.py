@@ -11,7 +11,17 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Runs, Traces, calibrate, heads, pvalues, replay_arrays
+from riskcal import (
+    ExitPolicy,
+    RiskcalError,
+    RiskMonitor,
+    Runs,
+    Traces,
+    calibrate,
+    heads,
+    pvalues,
+    replay_arrays,
+)
 
 N, GRID = 12, [0.9, 0.5]
 GOOD, AGREES, IDS = np.full((N, 2), 0.1), np.ones((N, 2), dtype=bool), [f"p{i}" for i in range(N)]
@@ -31,7 +41,11 @@ def objects(value: Any) -> Any:
 
 
 def runs(**columns: Any) -> Runs:
-    given = {"prompt": np.repeat(IDS[:6], 2), "threshold": np.tile(GRID, 6), "dissimilarity": np.full(N, 0.1)}
+    given = {
+        "prompt": np.repeat(IDS[:6], 2),
+        "threshold": np.tile(GRID, 6),
+        "dissimilarity": np.full(N, 0.1),
+    }
     return Runs.from_frame(pd.DataFrame({**given, **columns}))
 
 
@@ -40,19 +54,40 @@ def losses(values: Any = GOOD, **options: Any) -> Any:
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "durations among objects": (lambda: runs(layers=objects(np.timedelta64(2, "s"))), "layers: holds durations"),
-    "complex numbers among objects": (lambda: runs(layers=objects(np.complex128(1))), r"layers: \(1\+0j\) at row 0"),
-    "categories of numbers, one missing": (lambda: runs(layers=pd.Categorical([1, 2, None] * 4)), "layers: nan at row"),
-    "categories of ids, one missing": (lambda: runs(prompt=pd.Categorical([1, 2, None] * 4)), "prompt: missing at row"),
-    "decimals that signal": (lambda: runs(prompt=objects(decimal.Decimal("sNaN"))), "prompt: not a column of labels"),
-    "an array that raises": (lambda: losses(Raises()), "losses: not an array of numbers .nobody knows"),
+    "durations among objects": (
+        lambda: runs(layers=objects(np.timedelta64(2, "s"))),
+        "layers: holds durations",
+    ),
+    "complex numbers among objects": (
+        lambda: runs(layers=objects(np.complex128(1))),
+        r"layers: \(1\+0j\) at row 0",
+    ),
+    "categories of numbers, one missing": (
+        lambda: runs(layers=pd.Categorical([1, 2, None] * 4)),
+        "layers: nan at row",
+    ),
+    "categories of ids, one missing": (
+        lambda: runs(prompt=pd.Categorical([1, 2, None] * 4)),
+        "prompt: missing at row",
+    ),
+    "decimals that signal": (
+        lambda: runs(prompt=objects(decimal.Decimal("sNaN"))),
+        "prompt: not a column of labels",
+    ),
+    "an array that raises": (
+        lambda: losses(Raises()),
+        "losses: not an array of numbers .nobody knows",
+    ),
     "an order that raises": (lambda: losses(order=Raises()), "order: not an array"),
     "ids that raise": (lambda: losses(prompts=Raises()), "prompts: not a list of labels"),
     "integers of 128 bits": (
         lambda: pvalues.convex_order(pl.Series([0] * N, dtype=pl.Int128), 0.5),
         "losses: not an array of numbers",
     ),
-    "ids that are records": (lambda: losses(prompts=np.zeros(N, [("a", "i4")])), "prompts: not a list of labels"),
+    "ids that are records": (
+        lambda: losses(prompts=np.zeros(N, [("a", "i4")])),
+        "prompts: not a list of labels",
+    ),
     "ids that are bytes": (lambda: losses(prompts=np.zeros(N, "V4")), "prompts: holds records"),
     "masked confidences": (
         lambda: replay_arrays(np.ma.masked_array(GOOD, mask=AGREES), GOOD, GRID),
@@ -63,7 +98,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: runs(min_layer=pd.Series([2**50] * N, dtype=pd.ArrowDtype(pa.timestamp("s")))),
         "min_layer: ",
     ),
-    "a signalling coordinate": (lambda: runs(measure=objects(decimal.Decimal("sNaN"))), "measure: not a column"),
+    "a signalling coordinate": (
+        lambda: runs(measure=objects(decimal.Decimal("sNaN"))),
+        "measure: not a column",
+    ),
     "an object whose bases have no end": (
         lambda: Runs.from_arrays(thresholds=GRID, dissimilarity=pd.DateOffset(months=1)),  # type: ignore[arg-type]
         "dissimilarity: ",
@@ -71,20 +109,32 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "lists of dates that no Python date holds": (
         lambda: Traces.from_frame(
             pd.DataFrame({"prompt": IDS, "position": 0, "agrees": [[True]] * N}).assign(
-                confidence=pd.array(pa.array([2**62] * N, pa.duration("s")), dtype=pd.ArrowDtype(pa.duration("s")))
+                confidence=pd.array(
+                    pa.array([2**62] * N, pa.duration("s")), dtype=pd.ArrowDtype(pa.duration("s"))
+                )
             )
         ),
         "confidence: ",
     ),
     "arrays without a length as lists": (
         lambda: Traces.from_frame(
-            {"prompt": IDS, "position": [0] * N, "agrees": [[True]] * N, "confidence": objects(np.array(0.5))}
+            {
+                "prompt": IDS,
+                "position": [0] * N,
+                "agrees": [[True]] * N,
+                "confidence": objects(np.array(0.5)),
+            }
         ),
         r"confidence: .* at row 0 \(12 such rows\) is not a list",
     ),
-    "records as a count": (lambda: losses(starts=np.zeros(N, "V4")), "starts: .* is not a whole number"),
+    "records as a count": (
+        lambda: losses(starts=np.zeros(N, "V4")),
+        "starts: .* is not a whole number",
+    ),
     "a source for each row": (
-        lambda: Runs.from_arrays(thresholds=GRID, dissimilarity=GOOD, source=np.array(["generated"] * N)),  # type: ignore[arg-type]
+        lambda: Runs.from_arrays(
+            thresholds=GRID, dissimilarity=GOOD, source=np.array(["generated"] * N)
+        ),  # type: ignore[arg-type]
         "source: ",
     ),
     "a list as exact": (
@@ -103,11 +153,23 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: heads.certified(GOOD, AGREES, prompts=IDS, max_tokens=2**70),
         "max_tokens: .* is more than",
     ),
-    "a duration as a count": (lambda: losses(starts=np.timedelta64(1, "s")), "starts: .* is not a whole number"),
-    "a duration as a level": (lambda: losses(epsilon=np.timedelta64(0, "s")), "epsilon: .* is not a number"),
-    "a missing value as a count": (lambda: losses(starts=pd.NA), "starts: <NA> is not a whole number"),
+    "a duration as a count": (
+        lambda: losses(starts=np.timedelta64(1, "s")),
+        "starts: .* is not a whole number",
+    ),
+    "a duration as a level": (
+        lambda: losses(epsilon=np.timedelta64(0, "s")),
+        "epsilon: .* is not a number",
+    ),
+    "a missing value as a count": (
+        lambda: losses(starts=pd.NA),
+        "starts: <NA> is not a whole number",
+    ),
     "a complex tolerance": (lambda: RiskMonitor(np.complex128(0.1)), "delta: .* is not a number"),  # type: ignore[arg-type]
-    "a missing threshold": (lambda: ExitPolicy(threshold=pd.NA), "threshold: <NA> is neither a number"),  # type: ignore[arg-type]
+    "a missing threshold": (
+        lambda: ExitPolicy(threshold=pd.NA),
+        "threshold: <NA> is neither a number",
+    ),  # type: ignore[arg-type]
     "a duration as a threshold": (
         lambda: ExitPolicy(threshold=np.timedelta64(1, "s")),
         "threshold: .* neither a number",
@@ -137,9 +199,13 @@ def test_tensors_that_need_gradients_are_read() -> None:
 
 
 def test_two_level_columns_are_flattened_as_the_refusal_says() -> None:
-    long = pd.DataFrame({"prompt": np.repeat(IDS[:6], 2), "threshold": np.tile(GRID, 6), "dissimilarity": 0.1})
+    long = pd.DataFrame(
+        {"prompt": np.repeat(IDS[:6], 2), "threshold": np.tile(GRID, 6), "dissimilarity": 0.1}
+    )
     table = long.groupby(["prompt", "threshold"]).agg({"dissimilarity": ["mean"]}).reset_index()
-    with pytest.raises(RiskcalError, match=r"table\.columns = \[level\[0\] for level in table\.columns\]"):
+    with pytest.raises(
+        RiskcalError, match=r"table\.columns = \[level\[0\] for level in table\.columns\]"
+    ):
         Runs.from_frame(table)
     table.columns = pd.Index([level[0] for level in table.columns])
     assert Runs.from_frame(table).digest() == Runs.from_frame(long).digest()

@@ -63,12 +63,18 @@ def kinds(rng: np.random.Generator, n: int) -> Iterator[tuple[str, Any]]:
     yield "bytes", np.array([b"a"] * n)
     yield (
         "objects",
-        np.array([0.1, None, "a", 3, [1], {}, np.nan, decimal.Decimal("0.1"), 2j, (), b"x", True][:n], dtype=object),
+        np.array(
+            [0.1, None, "a", 3, [1], {}, np.nan, decimal.Decimal("0.1"), 2j, (), b"x", True][:n],
+            dtype=object,
+        ),
     )
     yield "decimals", np.array([decimal.Decimal(f"{v:.3f}") for v in share], dtype=object)
     yield "dates", np.array([datetime.date(2026, 1, 1)] * n, dtype=object)
     yield "durations", np.array([datetime.timedelta(seconds=2)] * n, dtype=object)
-    yield "signed beside unsigned", np.array([np.uint64(2**63 + 5), np.int64(-1)] * (n // 2), dtype=object)
+    yield (
+        "signed beside unsigned",
+        np.array([np.uint64(2**63 + 5), np.int64(-1)] * (n // 2), dtype=object),
+    )
     yield "huge whole numbers", np.array([10**400] * n, dtype=object)
     yield "all null", np.array([None] * n, dtype=object)
     yield "NaN", np.full(n, np.nan)
@@ -94,8 +100,14 @@ def kinds(rng: np.random.Generator, n: int) -> Iterator[tuple[str, Any]]:
         pa.large_string(),
         pa.binary(),
     ):
-        plain = {"s": [f"a{i}" for i in range(n)], "l": [f"a{i}" for i in range(n)], "b": [b"a"] * n}
-        values = plain.get(str(kind)[0], whole.tolist()) if not pa.types.is_boolean(kind) else [True] * n
+        plain = {
+            "s": [f"a{i}" for i in range(n)],
+            "l": [f"a{i}" for i in range(n)],
+            "b": [b"a"] * n,
+        }
+        values = (
+            plain.get(str(kind)[0], whole.tolist()) if not pa.types.is_boolean(kind) else [True] * n
+        )
         values = np.asarray(values, dtype=np.float16) if kind == pa.float16() else values
         yield f"arrow {kind}", pd.array(pa.array(values, kind), dtype=pd.ArrowDtype(kind))
     for kind in (
@@ -166,7 +178,17 @@ COLUMNS = (
         "text",
         "failed",
     ),
-    *("measure", "min_layer", "temperature", "max_length", "policy", "source", "exact", "stopped", "variant"),
+    *(
+        "measure",
+        "min_layer",
+        "temperature",
+        "max_length",
+        "policy",
+        "source",
+        "exact",
+        "stopped",
+        "variant",
+    ),
 )
 
 
@@ -183,7 +205,9 @@ def test_tables_give_runs_or_a_refusal(seed: int, capsys: pytest.CaptureFixture[
                 try:
                     read += fine(lambda t=table, e=extra: Runs.from_frame(t, candidate_columns=e))
                 except Exception as error:
-                    pytest.fail(f"{kind} as {column} in {container}: {type(error).__name__}: {error}")
+                    pytest.fail(
+                        f"{kind} as {column} in {container}: {type(error).__name__}: {error}"
+                    )
     assert cases > 2000
     assert 0.05 < read / cases < 0.9
     with capsys.disabled():
@@ -195,7 +219,16 @@ def test_tables_give_traces_or_a_refusal(seed: int) -> None:
     rng = np.random.default_rng(seed)
     for number, (kind, values) in enumerate(kinds(rng, N)):
         for place, column in enumerate(
-            ("prompt", "position", "confidence", "confidence_1", "agrees", "agrees_2", "loss", "group")
+            (
+                "prompt",
+                "position",
+                "confidence",
+                "confidence_1",
+                "agrees",
+                "agrees_2",
+                "loss",
+                "group",
+            )
         ):
             frame = pd.DataFrame({"prompt": [f"p{i}" for i in range(N)], "position": 0})
             for exit_ in (1, 2):
@@ -205,7 +238,9 @@ def test_tables_give_traces_or_a_refusal(seed: int) -> None:
                 try:
                     fine(lambda t=table: Traces.from_frame(t))
                 except Exception as error:
-                    pytest.fail(f"{kind} as {column} in {container}: {type(error).__name__}: {error}")
+                    pytest.fail(
+                        f"{kind} as {column} in {container}: {type(error).__name__}: {error}"
+                    )
 
 
 def shapes(values: Any) -> Iterator[tuple[str, Any]]:
@@ -239,11 +274,21 @@ def test_arrays_give_a_result_or_a_refusal(seed: int, capsys: pytest.CaptureFixt
         "calibrate losses": lambda v: calibrate(v, thresholds=grid, delta=0.5),
         "calibrate prompts": lambda v: calibrate(good, thresholds=grid, delta=0.5, prompts=v),
         "calibrate delta": lambda v: calibrate(good, thresholds=grid, delta=v),
-        "Traces prompt": lambda v: Traces.from_arrays(prompt=v, position=where, confidence=good, agrees=agrees),
-        "Traces position": lambda v: Traces.from_arrays(prompt=ids, position=v, confidence=good, agrees=agrees),
-        "Traces confidence": lambda v: Traces.from_arrays(prompt=ids, position=where, confidence=v, agrees=agrees),
-        "Traces agrees": lambda v: Traces.from_arrays(prompt=ids, position=where, confidence=good, agrees=v),
-        "Traces loss": lambda v: Traces.from_arrays(prompt=ids, position=where, confidence=good, loss=v),
+        "Traces prompt": lambda v: Traces.from_arrays(
+            prompt=v, position=where, confidence=good, agrees=agrees
+        ),
+        "Traces position": lambda v: Traces.from_arrays(
+            prompt=ids, position=v, confidence=good, agrees=agrees
+        ),
+        "Traces confidence": lambda v: Traces.from_arrays(
+            prompt=ids, position=where, confidence=v, agrees=agrees
+        ),
+        "Traces agrees": lambda v: Traces.from_arrays(
+            prompt=ids, position=where, confidence=good, agrees=v
+        ),
+        "Traces loss": lambda v: Traces.from_arrays(
+            prompt=ids, position=where, confidence=good, loss=v
+        ),
         "Traces group": lambda v: Traces.from_arrays(
             prompt=ids, position=where, confidence=good, agrees=agrees, group=v
         ),
@@ -261,7 +306,9 @@ def test_arrays_give_a_result_or_a_refusal(seed: int, capsys: pytest.CaptureFixt
         "binomial": lambda v: pvalues.binomial(v, 0.5),
         "bounds": lambda v: riskcal.bounds.hoeffding(v),
         "fwer": lambda v: riskcal.fwer.holm(v, 0.05),
-        "trials": lambda v: riskcal.run_trials(Runs.from_arrays(thresholds=grid, dissimilarity=good), v, n_trials=1),
+        "trials": lambda v: riskcal.run_trials(
+            Runs.from_arrays(thresholds=grid, dissimilarity=good), v, n_trials=1
+        ),
     }
     cases = read = 0
     for kind, values in kinds(rng, N):

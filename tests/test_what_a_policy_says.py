@@ -16,7 +16,13 @@ def cascade(n: int = 80) -> pd.DataFrame:
     """Two thresholds in a row; the second alone decides whether the loss is tolerable."""
     return pd.DataFrame(
         [
-            {"prompt": i, "threshold": a, "threshold_2": b, "dissimilarity": 0.6 if b < 0.5 else 0.0, "layers": a + b}
+            {
+                "prompt": i,
+                "threshold": a,
+                "threshold_2": b,
+                "dissimilarity": 0.6 if b < 0.5 else 0.0,
+                "layers": a + b,
+            }
             for i in range(n)
             for a in (0.9, 0.5)
             for b in (0.8, 0.2)
@@ -38,7 +44,9 @@ def plain(n: int = 80, **columns: object) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**columns)
 
 
-def test_the_second_threshold_of_a_cascade_stands_in_the_policy_and_in_its_file(tmp_path: Path) -> None:
+def test_the_second_threshold_of_a_cascade_stands_in_the_policy_and_in_its_file(
+    tmp_path: Path,
+) -> None:
     found = calibrate(Runs.from_frame(cascade(), candidate_columns=["threshold_2"]), delta=0.1)
     policy = found.policy()
     assert policy.threshold == found.chosen["threshold"] == 0.5
@@ -47,8 +55,12 @@ def test_the_second_threshold_of_a_cascade_stands_in_the_policy_and_in_its_file(
     assert ExitPolicy.load(tmp_path / "policy.json") == policy
 
 
-def test_two_policies_that_differ_in_a_free_coordinate_have_other_digests_and_no_certificate_serves_both() -> None:
-    policy = calibrate(Runs.from_frame(cascade(), candidate_columns=["threshold_2"]), delta=0.1).policy()
+def test_two_policies_that_differ_in_a_free_coordinate_have_other_digests_and_no_certificate_serves_both() -> (
+    None
+):
+    policy = calibrate(
+        Runs.from_frame(cascade(), candidate_columns=["threshold_2"]), delta=0.1
+    ).policy()
     other = policy.model_dump() | {"coordinates": {"threshold_2": 0.2}}
     with pytest.raises(RiskcalError, match="issued for other settings"):
         ExitPolicy(**other)
@@ -59,14 +71,18 @@ def test_two_policies_that_differ_in_a_free_coordinate_have_other_digests_and_no
     [("a", "a"), (2, 2), (np.float32(0.25), 0.25), (True, True), (math.inf, "full")],
 )
 def test_a_constant_candidate_column_stands_in_the_policy_too(value: object, held: object) -> None:
-    found = calibrate(Runs.from_frame(plain(variant=value), candidate_columns=["variant"]), delta=0.1)
+    found = calibrate(
+        Runs.from_frame(plain(variant=value), candidate_columns=["variant"]), delta=0.1
+    )
     assert found.policy().coordinates == {"variant": held}
     assert json.loads(found.policy().model_dump_json())["coordinates"] == {"variant": held}
 
 
 def test_the_full_model_has_no_coordinates() -> None:
     table = cascade().assign(dissimilarity=0.9)
-    policy = calibrate(Runs.from_frame(table, candidate_columns=["threshold_2"]), delta=0.1).policy()
+    policy = calibrate(
+        Runs.from_frame(table, candidate_columns=["threshold_2"]), delta=0.1
+    ).policy()
     assert policy.is_full_model
     assert policy.coordinates is None
 
@@ -74,7 +90,11 @@ def test_the_full_model_has_no_coordinates() -> None:
 @pytest.mark.parametrize(
     ("column", "value", "words"),
     [
-        ("measure", None, r"measure: missing at row 4 \(1 such rows\).*leave the column measure out"),
+        (
+            "measure",
+            None,
+            r"measure: missing at row 4 \(1 such rows\).*leave the column measure out",
+        ),
         ("measure", 3, "measure: 3 at row 4 is not a text"),
         ("min_layer", 2.7, r"min_layer: 2.7 at row 4 is not a whole number"),
         ("min_layer", 0, "min_layer: 0 at row 4 is not a whole number"),
@@ -104,7 +124,8 @@ def test_records_that_name_no_measure_make_a_policy_that_names_none_and_drives_n
     policy = calibrate(Runs.from_frame(plain()), delta=0.1).policy()
     assert (policy.measure, policy.cache, policy.batching) == (None, None, None)
     with pytest.raises(
-        RiskcalError, match=r"measure: the certified policy does not name it.*calibration.policy\(measure="
+        RiskcalError,
+        match=r"measure: the certified policy does not name it.*calibration.policy\(measure=",
     ):
         policy.named()
 
@@ -137,11 +158,18 @@ def test_a_policy_written_by_hand_has_the_usual_settings_and_the_full_model_need
     assert (named.measure, named.cache, named.batching) == ("softmax", "project", "diverge")
     risky = plain()
     risky["risk"] = np.where(np.isinf(risky["threshold"]), 0.0, 1.0)
-    assert calibrate(Runs.from_frame(risky), delta=0.1, objective="risk").policy().named().is_full_model
+    assert (
+        calibrate(Runs.from_frame(risky), delta=0.1, objective="risk")
+        .policy()
+        .named()
+        .is_full_model
+    )
 
 
 def test_coordinates_are_no_setting_of_a_decoder() -> None:
-    with pytest.raises(RiskcalError, match="coordinates: 'threshold_2' is no setting of this decoder"):
+    with pytest.raises(
+        RiskcalError, match="coordinates: 'threshold_2' is no setting of this decoder"
+    ):
         ExitPolicy(threshold=0.5, coordinates={"threshold_2": 0.8}).named()
 
 
@@ -210,7 +238,9 @@ def test_one_threshold_and_another_coordinate_varies(name: str) -> None:
         for i in range(300)
         for j, value in enumerate(values)
     ]
-    runs = Runs.from_frame(pd.DataFrame(rows), candidate_columns=["variant"] if name == "variant" else [])
+    runs = Runs.from_frame(
+        pd.DataFrame(rows), candidate_columns=["variant"] if name == "variant" else []
+    )
     found = calibrate(runs, delta=0.1)
     assert found.procedure == "holm"  # no order of these is known beforehand
     assert found.chosen[name] == values[1]
@@ -240,9 +270,16 @@ def test_a_setting_that_changes_nothing_is_said() -> None:
 def test_a_certified_policy_that_is_slower_than_the_full_model_is_said() -> None:
     table = plain()
     full = np.isinf(table["threshold"])
-    slow = calibrate(Runs.from_frame(table.assign(seconds=np.where(full, 1.0, 1.5))), delta=0.1).message
-    assert "slower than the full model that was recorded beside it: 1.5 seconds a prompt, where that takes 1" in slow
-    fast = calibrate(Runs.from_frame(table.assign(seconds=np.where(full, 1.5, 1.0))), delta=0.1).message
+    slow = calibrate(
+        Runs.from_frame(table.assign(seconds=np.where(full, 1.0, 1.5))), delta=0.1
+    ).message
+    assert (
+        "slower than the full model that was recorded beside it: 1.5 seconds a prompt, where that takes 1"
+        in slow
+    )
+    fast = calibrate(
+        Runs.from_frame(table.assign(seconds=np.where(full, 1.5, 1.0))), delta=0.1
+    ).message
     assert "slower" not in fast
 
 

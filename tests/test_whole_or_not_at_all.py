@@ -13,7 +13,9 @@ from riskcal import RiskcalError, Runs, _validate
 
 
 def runs(n: int) -> Runs:
-    return Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=np.zeros((n, 2)), prompts=[f"p{i}" for i in range(n)])
+    return Runs.from_arrays(
+        thresholds=[0.9, 0.5], dissimilarity=np.zeros((n, 2)), prompts=[f"p{i}" for i in range(n)]
+    )
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
@@ -41,9 +43,14 @@ def test_threads_that_write_one_file_leave_one_of_theirs(tmp_path: Path, ending:
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name]
 
 
-def test_processes_of_one_id_never_share_a_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_id_never_share_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers that share a folder
-    with _validate.replacing(tmp_path / "file") as first, _validate.replacing(tmp_path / "file") as second:
+    with (
+        _validate.replacing(tmp_path / "file") as first,
+        _validate.replacing(tmp_path / "file") as second,
+    ):
         assert first != second
         first.write_text("first")
         second.write_text("second")
@@ -65,7 +72,9 @@ def test_two_containers_whose_processes_have_the_same_id(tmp_path: Path) -> None
     """The real thing where process namespaces are permitted; its twin with a faked id stands above."""
     apart = ["unshare", "--pid", "--fork"]
     try:
-        permitted = subprocess.run([*apart, "true"], capture_output=True, check=False).returncode == 0
+        permitted = (
+            subprocess.run([*apart, "true"], capture_output=True, check=False).returncode == 0
+        )
     except FileNotFoundError:
         permitted = False
     command = [*apart, sys.executable] if permitted else [sys.executable]
@@ -90,7 +99,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 def test_what_is_renamed_was_flushed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done, flush, replace = [], os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (done.append("flush"), flush(descriptor))[1])
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: (done.append("flush"), flush(descriptor))[1]
+    )
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names))[1])
     with _validate.replacing(tmp_path / "file") as partial:
         partial.write_text("new")

@@ -34,11 +34,17 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     asked = Path(folder) / "generation_config.json"
     own = _read_json(asked) if asked.exists() else {}
     of_model = {name: config[name] for name in _requests.GENERATION if config.get(name) is not None}
-    named = {name: value for name, value in own.items() if not name.startswith("_") and name != "transformers_version"}
+    named = {
+        name: value
+        for name, value in own.items()
+        if not name.startswith("_") and name != "transformers_version"
+    }
     return config, {"pad_token_id": 0, "eos_token_id": 1} | of_model | named
 
 
-def read_weights(folder: str | os.PathLike[str], load: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+def read_weights(
+    folder: str | os.PathLike[str], load: Callable[[Path], Mapping[str, Any]]
+) -> dict[str, Any]:
     """A checkpoint's weights by name, from one file or from the parts that its index names.
 
     ``load`` reads one file of safetensors, in the framework's own arrays.
@@ -48,7 +54,9 @@ def read_weights(folder: str | os.PathLike[str], load: Callable[[Path], Mapping[
         found = read_file(path, load, _GIVE)
         lacking = [name for name in names or () if name not in found]
         if lacking:
-            raise RiskcalError(f"{path}: lacks {lacking[0]}, which {_INDEX} places there; copy the checkpoint again.")
+            raise RiskcalError(
+                f"{path}: lacks {lacking[0]}, which {_INDEX} places there; copy the checkpoint again."
+            )
         twice = [name for name in found if name in weights] if names is None else []
         if twice:
             raise RiskcalError(
@@ -95,7 +103,9 @@ def _indexed(index: Path) -> dict[Path, list[str] | None]:
     files: dict[Path, list[str] | None] = {}
     for name, file in placed.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise RiskcalError(f"{index}: places {name} in {file!r}, which is no file of this folder; {_GIVE}.")
+            raise RiskcalError(
+                f"{index}: places {name} in {file!r}, which is no file of this folder; {_GIVE}."
+            )
         names = files.setdefault(index.parent / file, [])
         assert names is not None
         names.append(name)

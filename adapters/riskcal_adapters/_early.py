@@ -19,7 +19,9 @@ class Evidence(NamedTuple):
 
     prompts: int
     early: int  # prompts of which any run left before the last layer
-    shallow: int  # prompts with a shallow run: one whose mean exit is in the lower half of the layers
+    shallow: (
+        int  # prompts with a shallow run: one whose mean exit is in the lower half of the layers
+    )
     own: float
     another: float
 
@@ -35,18 +37,24 @@ def evidence(rows: pd.DataFrame, dissimilarity: Callable[[str, str], float]) -> 
     shallow = candidates[candidates["layers"] <= (1 + depth) / 2].drop_duplicates("prompt")
     if len(full) < 2:
         shallow = shallow[:0]  # no other prompt to compare with
-    another = dict(zip(full["prompt"], np.roll(full["output"].to_numpy(dtype=object), 1), strict=True))
+    another = dict(
+        zip(full["prompt"], np.roll(full["output"].to_numpy(dtype=object), 1), strict=True)
+    )
     distances = [
         dissimilarity(output, another[prompt])
         for output, prompt in zip(shallow["output"], shallow["prompt"], strict=True)
     ]
     early = candidates.loc[candidates["layers"] < depth, "prompt"].nunique()
-    return Evidence(len(full), early, len(shallow), float(shallow["dissimilarity"].sum()), float(sum(distances)))
+    return Evidence(
+        len(full), early, len(shallow), float(shallow["dissimilarity"].sum()), float(sum(distances))
+    )
 
 
 def warn(found: Sequence[Evidence]) -> None:
     """Warn of a model that was not trained for early exit."""
-    prompts, early, shallow, own, another = (sum(part) for part in zip(*found, strict=True)) if found else (0,) * 5
+    prompts, early, shallow, own, another = (
+        (sum(part) for part in zip(*found, strict=True)) if found else (0,) * 5
+    )
     remedy = "train its early exits first, with the layer-weighted loss (CALM, Eq. 6) or exit-aware training"
     if prompts >= LEAST and not early:
         warnings.warn(

@@ -33,7 +33,9 @@ class Run(NamedTuple):
     tokens: int
     seconds: float
     same_above: float  # every threshold above this one, up to the run's own, gives this very run
-    failed: bool | None = None  # whether it is no output at all; None where the decoder does not say
+    failed: bool | None = (
+        None  # whether it is no output at all; None where the decoder does not say
+    )
 
 
 def next_runs(
@@ -52,7 +54,9 @@ def next_runs(
         changed = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
     else:
         changed = [i for i, run in enumerate(last) if run.same_above >= policy.threshold]
-        if policy.batching != "deepest":  # there a row depends on its batch: always all, in the order given
+        if (
+            policy.batching != "deepest"
+        ):  # there a row depends on its batch: always all, in the order given
             changed.sort(key=lambda i: (last[i].tokens, last[i].layers))
     runs = dict(enumerate(last or ()))
     for start in range(0, len(changed), batch_size):
@@ -92,10 +96,14 @@ def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> 
             f"decoder: left at layer {exits[generated].min()} of {decoder.n_layers} under the full model's policy; "
             "without a full model's output there is nothing to compare with."
         )
-    layers = np.where(tokens > 0, exits.sum(1) / np.maximum(tokens, 1), decoder.n_layers)  # no token: nothing was saved
+    layers = np.where(
+        tokens > 0, exits.sum(1) / np.maximum(tokens, 1), decoder.n_layers
+    )  # no token: nothing was saved
     same_above = _same_above(generation, policy, exits.shape)
     return [
-        Run(output, depth, count, seconds, policy.threshold if lost else bound, lost)  # a time-out may not come again
+        Run(
+            output, depth, count, seconds, policy.threshold if lost else bound, lost
+        )  # a time-out may not come again
         for output, depth, count, bound, lost in zip(
             outputs, layers.tolist(), tokens.tolist(), same_above.tolist(), failed, strict=True
         )
@@ -130,7 +138,9 @@ def _failed(generation: Generation, rows: int) -> list[bool | None]:
     return list(map(bool, failed))
 
 
-def _same_above(generation: Generation, policy: ExitPolicy, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _same_above(
+    generation: Generation, policy: ExitPolicy, shape: tuple[int, ...]
+) -> NDArray[np.float64]:
     """The largest threshold below the policy's own at which a row would differ; its own where that is not known.
 
     At one position what a token of some confidence needs is monotone in the threshold, so that the largest refused confidence
@@ -141,7 +151,9 @@ def _same_above(generation: Generation, policy: ExitPolicy, shape: tuple[int, ..
         return unknown
     refused = _numpy(generation.refused).astype(np.float64)
     if refused.shape != shape:
-        raise RiskcalError(f"decoder: gave refused of shape {refused.shape}, but exit_layers of shape {shape}.")
+        raise RiskcalError(
+            f"decoder: gave refused of shape {refused.shape}, but exit_layers of shape {shape}."
+        )
     critical = policy.schedule.critical_threshold(refused, np.arange(shape[1]))
     return np.minimum(critical.max(axis=1), unknown)
 
@@ -168,8 +180,14 @@ def table(
     coordinates = _coordinates(template)
     rows = []
     for i, prompt in enumerate(prompts):
-        labels = {name: getattr(prompt, name) for name in ("cluster", "group") if getattr(prompt, name) is not None}
-        known: dict[tuple[str, bool, bool], dict[str, float]] = {}  # most outputs of a prompt are the same
+        labels = {
+            name: getattr(prompt, name)
+            for name in ("cluster", "group")
+            if getattr(prompt, name) is not None
+        }
+        known: dict[
+            tuple[str, bool, bool], dict[str, float]
+        ] = {}  # most outputs of a prompt are the same
         for policy, column in zip(policies, runs, strict=True):
             run, threshold, is_full = column[i], policy.threshold, policy.is_full_model
             lost = bool(run.failed)
@@ -186,7 +204,12 @@ def table(
                     losses["risk"] = _in_unit(value, "risk", prompt, threshold)
                 known[run.output, is_full, lost] = losses
             marks = {} if run.failed is None else {"failed": run.failed}
-            costs = {"layers": run.layers, "tokens": run.tokens, "seconds": run.seconds, "source": "generated"}
+            costs = {
+                "layers": run.layers,
+                "tokens": run.tokens,
+                "seconds": run.seconds,
+                "source": "generated",
+            }
             working = {"output": run.output, "same_above": run.same_above}
             rows.append(
                 {

@@ -60,15 +60,27 @@ class Plan:
 
     def model(self, decoder: Decoder) -> dict[str, Any]:
         """What a policy says of the model that it is for, where the decoder offers it."""
-        read = [name for name in BINDING if name != "classifier_weights" or self.template.measure == "classifier"]
-        return {"n_layers": int(decoder.n_layers), **{name: binding(decoder, name) for name in read}}
+        read = [
+            name
+            for name in BINDING
+            if name != "classifier_weights" or self.template.measure == "classifier"
+        ]
+        return {
+            "n_layers": int(decoder.n_layers),
+            **{name: binding(decoder, name) for name in read},
+        }
 
     def policies(self, decoder: Decoder) -> list[ExitPolicy]:
         """The full model, then the candidates from the highest threshold down, bound to the decoder and the length limit."""
         bound = {"max_new_tokens": self.max_new_tokens, **self.model(decoder)}
         candidate = self.template.model_copy(update=bound)
-        full = ExitPolicy(sampling=self.template.sampling, **bound | {"classifier_weights": None}).named()
-        return [full, *(candidate.model_copy(update={"threshold": value}) for value in self.thresholds)]
+        full = ExitPolicy(
+            sampling=self.template.sampling, **bound | {"classifier_weights": None}
+        ).named()
+        return [
+            full,
+            *(candidate.model_copy(update={"threshold": value}) for value in self.thresholds),
+        ]
 
 
 @dataclass(frozen=True)
@@ -103,19 +115,25 @@ def length(given: int | None, policy: ExitPolicy | None) -> int:
     """The length limit: the caller's, else the policy's, else the decoders' default."""
     if given is not None:
         return _validate.count(given, "max_new_tokens", least=1)
-    return DEFAULT_LENGTH if policy is None or policy.max_new_tokens is None else policy.max_new_tokens
+    return (
+        DEFAULT_LENGTH if policy is None or policy.max_new_tokens is None else policy.max_new_tokens
+    )
 
 
 def template(given: ExitPolicy | None, max_new_tokens: int) -> ExitPolicy:
     """The policy that all candidates share but for the threshold."""
     policy = ExitPolicy() if given is None else given
     if policy.thresholds is not None:
-        raise RiskcalError("policy: has thresholds per layer; give a template without, for thresholds= to fill in.")
+        raise RiskcalError(
+            "policy: has thresholds per layer; give a template without, for thresholds= to fill in."
+        )
     if policy.max_new_tokens not in (None, max_new_tokens):
         raise RiskcalError(
             f"max_new_tokens: {max_new_tokens}, but {policy.max_new_tokens} in the policy; give the same to both."
         )
-    shared = policy.model_copy(update={"certificate": None, "threshold": np.inf, "max_new_tokens": max_new_tokens})
+    shared = policy.model_copy(
+        update={"certificate": None, "threshold": np.inf, "max_new_tokens": max_new_tokens}
+    )
     return shared.named()
 
 
@@ -124,7 +142,9 @@ def descending(thresholds: ArrayLike) -> tuple[float, ...]:
     try:
         grid = _validate.threshold_grid(thresholds, allow_full=True)
     except RiskcalError as error:
-        raise RiskcalError(f"{error} The full model is recorded beside them for every prompt.") from None
+        raise RiskcalError(
+            f"{error} The full model is recorded beside them for every prompt."
+        ) from None
     if np.isposinf(grid).any():
         raise RiskcalError(
             f"thresholds: inf at index {_validate.first(np.isposinf(grid))}; the full model is recorded for every "
@@ -141,7 +161,9 @@ def check_stop(plan: Plan, prompts: Sequence[Prompt]) -> None:
     _validate.tolerance(stop.delta, *OBJECTIVES[stop.objective])
     _validate.choice(stop.test, "test", TESTS)
     if stop.objective != "textual" and plan.risk is None:
-        raise RiskcalError(f"stop: objective {stop.objective!r} is about a risk; give risk= as well.")
+        raise RiskcalError(
+            f"stop: objective {stop.objective!r} is about a risk; give risk= as well."
+        )
     if len({row.prompt if row.cluster is None else row.cluster for row in prompts}) < 2:
         raise RiskcalError("stop: a test needs at least two prompts (or clusters of them).")
 
@@ -152,7 +174,11 @@ _STALE = 3600
 
 def open_folder(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> list[Path]:
     """Make sure that ``out`` holds this recording, new or begun, and nothing else; gives the folders that had to be made."""
-    out, file, settings = plan.out, plan.out / SETTINGS_FILE, _settings(plan, prompts, shard_prompts)
+    out, file, settings = (
+        plan.out,
+        plan.out / SETTINGS_FILE,
+        _settings(plan, prompts, shard_prompts),
+    )
     with writing(out):
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
         try:
@@ -170,7 +196,9 @@ def open_folder(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> li
             if plan.traces:
                 (out / "traces").mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
-            raise RiskcalError(f"{out}: cannot be used as a folder ({error.strerror}); give another path.") from None
+            raise RiskcalError(
+                f"{out}: cannot be used as a folder ({error.strerror}); give another path."
+            ) from None
         except BaseException:
             _remove_empty(made)
             raise
@@ -184,7 +212,10 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def _begun(out: Path) -> bool:
-    return any(next(out.glob(pattern), None) for pattern in ("runs-*", "traces/traces-*", "unfinished/runs-*"))
+    return any(
+        next(out.glob(pattern), None)
+        for pattern in ("runs-*", "traces/traces-*", "unfinished/runs-*")
+    )
 
 
 def close_folder(plan: Plan, made: Sequence[Path]) -> None:
@@ -195,7 +226,11 @@ def close_folder(plan: Plan, made: Sequence[Path]) -> None:
             return
         remove_leftovers(plan)
         (plan.out / SETTINGS_FILE).unlink(missing_ok=True)
-    _remove_empty(folder for folder in (plan.out / "traces", plan.out / "unfinished", *made) if folder.exists())
+    _remove_empty(
+        folder
+        for folder in (plan.out / "traces", plan.out / "unfinished", *made)
+        if folder.exists()
+    )
 
 
 def remove_leftovers(plan: Plan, older_than: float = -math.inf) -> None:
@@ -227,7 +262,9 @@ def read_shard(path: Path) -> pd.DataFrame:
         raise RiskcalError(f"{error} {_AGAIN}") from None
 
 
-_AGAIN = "To record it again, delete it and make the same call: only its prompts are generated anew."
+_AGAIN = (
+    "To record it again, delete it and make the same call: only its prompts are generated anew."
+)
 
 
 def refuse_damaged(shards: Sequence[Shard]) -> None:
@@ -239,7 +276,10 @@ def refuse_damaged(shards: Sequence[Shard]) -> None:
             grid = [np.inf, *shard.plan.thresholds]
             if "stopped" in rows:
                 grid = grid[: max(1, len(rows) // len(ids))]
-            wanted = {"prompt": np.repeat(np.array(ids, dtype=object), len(grid)), "threshold": grid * len(ids)}
+            wanted = {
+                "prompt": np.repeat(np.array(ids, dtype=object), len(grid)),
+                "threshold": grid * len(ids),
+            }
             _refuse_other_rows(shard.runs_path, rows, wanted)
         if shard.plan.traces and shard.traces_path.exists():
             rows = read_shard(shard.traces_path)
@@ -251,7 +291,9 @@ def refuse_damaged(shards: Sequence[Shard]) -> None:
 def _refuse_other_rows(path: Path, rows: pd.DataFrame, wanted: dict[str, Any]) -> None:
     for name, values in wanted.items():
         if name not in rows or rows[name].tolist() != list(values):
-            raise RiskcalError(f"{path}: holds other rows than were recorded there (column {name}). {_AGAIN}")
+            raise RiskcalError(
+                f"{path}: holds other rows than were recorded there (column {name}). {_AGAIN}"
+            )
 
 
 def bind(plan: Plan, decoder: Decoder) -> None:
@@ -272,7 +314,9 @@ def bind(plan: Plan, decoder: Decoder) -> None:
         )
     file = plan.out / SETTINGS_FILE
     found = _read_settings(file)
-    _refuse_other_settings(plan.out, found, {name: value for name, value in loaded.items() if name in found})
+    _refuse_other_settings(
+        plan.out, found, {name: value for name, value in loaded.items() if name in found}
+    )
     if not loaded.keys() <= found.keys():
         _write_settings(file, found | loaded)
 
@@ -302,7 +346,9 @@ def _name(function: Callable[..., Any]) -> str:
     if isinstance(function, types.FunctionType | types.BuiltinFunctionType | type):
         return f"{function.__module__}.{function.__qualname__}"
     if isinstance(function, functools.partial):
-        arguments = [repr(value) for value in function.args] + [f"{k}={v!r}" for k, v in function.keywords.items()]
+        arguments = [repr(value) for value in function.args] + [
+            f"{k}={v!r}" for k, v in function.keywords.items()
+        ]
         return _without_addresses(f"{_name(function.func)}({', '.join(arguments)})")
     return _without_addresses(repr(function))
 
@@ -334,7 +380,9 @@ def _refuse_other_settings(out: Path, found: dict[str, Any], wanted: dict[str, A
                 name == "config" and isinstance(held, dict) and isinstance(wants, dict)
             ):  # say what differs in them, and no more
                 keys = [key for key in (*held, *wants) if held.get(key, ...) != wants.get(key, ...)]
-                held, wants = ({key: one[key] for key in keys if key in one} for one in (held, wants))
+                held, wants = (
+                    {key: one[key] for key in keys if key in one} for one in (held, wants)
+                )
             there, here = json.dumps(held), json.dumps(wants)
             if name == "format":
                 raise RiskcalError(

@@ -11,11 +11,15 @@ from riskcal._validate import RiskcalError
 from riskcal_adapters._plan import Plan
 from riskcal_adapters.protocol import Pool
 
-_RESUME = "Finished shards are kept: make the same call again, with fewer workers if memory was short."
+_RESUME = (
+    "Finished shards are kept: make the same call again, with fewer workers if memory was short."
+)
 _POLL = 1.0
 
 
-def mapped(pool: Pool | None, function: Callable[[Any], Any], jobs: Sequence[Any], plan: Plan) -> Iterator[Any]:
+def mapped(
+    pool: Pool | None, function: Callable[[Any], Any], jobs: Sequence[Any], plan: Plan
+) -> Iterator[Any]:
     """Results of the jobs as they come, in any order.
 
     Raises
@@ -42,8 +46,14 @@ def mapped(pool: Pool | None, function: Callable[[Any], Any], jobs: Sequence[Any
 
 
 def _lost(error: BaseException) -> RiskcalError:
-    what = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-    return RiskcalError(f"pool: a worker died or failed before its shard was done ({what}). {_RESUME}")
+    what = (
+        f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if str(error)
+        else type(error).__name__
+    )
+    return RiskcalError(
+        f"pool: a worker died or failed before its shard was done ({what}). {_RESUME}"
+    )
 
 
 def _watched(results: Any, pool: Any, plan: Plan) -> Iterator[Any]:
@@ -51,7 +61,9 @@ def _watched(results: Any, pool: Any, plan: Plan) -> Iterator[Any]:
     pulse, since = None, time.monotonic()
     processes: set[Any] = set()
     while True:
-        processes.update(getattr(pool, "_pool", ()))  # multiprocessing's: those that die are replaced, without a word
+        processes.update(
+            getattr(pool, "_pool", ())
+        )  # multiprocessing's: those that die are replaced, without a word
         try:
             result = results.next(_POLL)
         except StopIteration:
@@ -82,7 +94,9 @@ def refuse_unwritten(paths: Iterable[Path], results: Sequence[Any]) -> None:
     if not lacking:
         return
     if any(hasattr(one, "result") for one in results):
-        raise RiskcalError(f"pool: returned before {lacking[0]} was written; its map must give results, not futures.")
+        raise RiskcalError(
+            f"pool: returned before {lacking[0]} was written; its map must give results, not futures."
+        )
     raise RiskcalError(
         f"pool: returned without an error, but {lacking[0]} was not written (of {len(lacking)} in all): a worker was lost, or "
         f"writes to a disk that is not seen from here. {_RESUME}"

@@ -32,14 +32,21 @@ def check_prompts(prompts: Any, *, references: bool = False) -> tuple[Prompt, ..
         Whether references are needed; if not, they are left out.
     """
     if isinstance(prompts, str):
-        raise RiskcalError("prompts: a single string; give a list of strings, or a table with a column 'text'.")
+        raise RiskcalError(
+            "prompts: a single string; give a list of strings, or a table with a column 'text'."
+        )
     frame = _tables.from_object(prompts if _is_table(prompts) else _column(prompts))
     _tables.require(frame, ["text", "references"] if references else ["text"])
     for row, text in enumerate(frame["text"]):
         if not isinstance(text, str) or not text.strip():
             what = "is empty" if isinstance(text, str) else f"is {text!r}, not a string"
-            raise RiskcalError(f"text: row {row} {what}; give every prompt a text, or drop the row.")
-    columns: dict[str, list[Any]] = {"text": frame["text"].tolist(), "prompt": list(range(len(frame)))}
+            raise RiskcalError(
+                f"text: row {row} {what}; give every prompt a text, or drop the row."
+            )
+    columns: dict[str, list[Any]] = {
+        "text": frame["text"].tolist(),
+        "prompt": list(range(len(frame))),
+    }
     for name in ("prompt", "cluster", "group"):
         if name in frame.columns:
             columns[name] = _tables.identifiers(frame[name], name).tolist()
@@ -50,8 +57,13 @@ def check_prompts(prompts: Any, *, references: bool = False) -> tuple[Prompt, ..
             f"prompt: id {columns['prompt'][row]!r} stands twice, again at row {row}; give each prompt its own."
         )
     if references:
-        columns["references"] = [_references(value, row) for row, value in enumerate(frame["references"])]
-    return tuple(Prompt(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+        columns["references"] = [
+            _references(value, row) for row, value in enumerate(frame["references"])
+        ]
+    return tuple(
+        Prompt(**dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    )
 
 
 def _is_table(prompts: Any) -> bool:
@@ -61,17 +73,23 @@ def _is_table(prompts: Any) -> bool:
 def _column(prompts: Any) -> pd.DataFrame:
     if not np.iterable(prompts):
         kind = type(prompts).__name__
-        raise RiskcalError(f"prompts: a {kind}; give a list of strings, or a table with a column 'text'.")
+        raise RiskcalError(
+            f"prompts: a {kind}; give a list of strings, or a table with a column 'text'."
+        )
     return pd.DataFrame({"text": pd.Series(list(prompts), dtype=object)})
 
 
 def _references(value: Any, row: int) -> tuple[str, ...]:
     given = [value] if isinstance(value, str) else list(value) if np.iterable(value) else []
     if not given:
-        raise RiskcalError(f"references: row {row} has none; risk needs at least one for every prompt.")
+        raise RiskcalError(
+            f"references: row {row} has none; risk needs at least one for every prompt."
+        )
     for reference in given:
         if not isinstance(reference, str) or not reference.strip():
-            raise RiskcalError(f"references: row {row} holds {reference!r}; give strings that are not empty.")
+            raise RiskcalError(
+                f"references: row {row} holds {reference!r}; give strings that are not empty."
+            )
     return tuple(given)
 
 

@@ -56,7 +56,14 @@ _GREEDY: dict[str, tuple[Any, ...]] = {
 
 
 #: All that is read of a generation config.
-GENERATION = ("pad_token_id", "eos_token_id", "decoder_start_token_id", "max_new_tokens", "max_length", *_GREEDY)
+GENERATION = (
+    "pad_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+    "max_new_tokens",
+    "max_length",
+    *_GREEDY,
+)
 
 
 class SpecialTokens(NamedTuple):
@@ -90,7 +97,9 @@ def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
             raise RiskcalError(
                 f"generation_config.{name}: is missing; set model.generation_config.{name} (T5: pad 0, eos 1, start 0)."
             )
-        found[name] = list(dict.fromkeys(int(one) for one in (value if isinstance(value, Iterable) else [value])))
+        found[name] = list(
+            dict.fromkeys(int(one) for one in (value if isinstance(value, Iterable) else [value]))
+        )
         foreign = [one for one in found[name] if not 0 <= one < vocabulary]
         if foreign:
             raise RiskcalError(
@@ -101,7 +110,9 @@ def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
                 f"generation_config.{name}: {found[name]}, but all rows of this decoder have one; set "
                 f"model.generation_config.{name} to one id, and make a decoder for each."
             )
-    return SpecialTokens(found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0])
+    return SpecialTokens(
+        found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0]
+    )
 
 
 def default_length(config: Any) -> int:
@@ -117,7 +128,9 @@ def default_length(config: Any) -> int:
     return DEFAULT_LENGTH
 
 
-def classifier_parts(classifier: Any, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def classifier_parts(
+    classifier: Any, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Weights (d,) and bias () of an exit classifier of any framework, for states of this width."""
     lacking = [name for name in ("weight", "bias") if not hasattr(classifier, name)]
     if lacking:
@@ -126,19 +139,25 @@ def classifier_parts(classifier: Any, width: int) -> tuple[NDArray[np.float32], 
         )
     held = (classifier.weight, classifier.bias)
     weight, bias = (
-        np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values) for values in held
+        np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values)
+        for values in held
     )
     if weight.size != width or bias.size != 1:
         raise RiskcalError(
             f"classifier: has {weight.size} weights and {bias.size} biases; this model's states need {width} and 1."
         )
     if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-        raise RiskcalError("classifier: has weights that are not finite; train it again, or load another.")
+        raise RiskcalError(
+            "classifier: has weights that are not finite; train it again, or load another."
+        )
     return weight.reshape(width).astype(np.float32), bias.reshape(()).astype(np.float32)
 
 
 def prompt_mask(
-    input_ids: NDArray[Any], attention_mask: NDArray[Any] | None, special: SpecialTokens, vocabulary: int
+    input_ids: NDArray[Any],
+    attention_mask: NDArray[Any] | None,
+    special: SpecialTokens,
+    vocabulary: int,
 ) -> NDArray[np.bool_]:
     """Which prompt tokens are real (B, S), after checking both arrays; without a mask, all, as Hugging Face has it."""
     if input_ids.ndim != 2 or 0 in input_ids.shape:
@@ -146,7 +165,9 @@ def prompt_mask(
             f"input_ids: has shape {input_ids.shape}; give (B, S), at least one prompt of at least one token each."
         )
     if input_ids.dtype.kind not in "iu":
-        raise RiskcalError(f"input_ids: holds {input_ids.dtype}; give whole numbers, the tokens' ids.")
+        raise RiskcalError(
+            f"input_ids: holds {input_ids.dtype}; give whole numbers, the tokens' ids."
+        )
     if input_ids.min() < 0 or input_ids.max() >= vocabulary:
         bad = (input_ids < 0) | (input_ids >= vocabulary)
         raise RiskcalError(
@@ -168,7 +189,9 @@ def prompt_mask(
 
 def _real_tokens(mask: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     if mask.shape != shape:
-        raise RiskcalError(f"attention_mask: has shape {mask.shape}, but input_ids {shape}; give one entry per token.")
+        raise RiskcalError(
+            f"attention_mask: has shape {mask.shape}, but input_ids {shape}; give one entry per token."
+        )
     real = mask == 1
     if not real.all():
         bad = ~real & (mask != 0)
@@ -176,7 +199,10 @@ def _real_tokens(mask: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_
             raise RiskcalError(
                 f"attention_mask: {mask[bad][0]} at index {_validate.first(bad)}; give 1 for real tokens and 0 for padding."
             )
-        _refuse_rows(~real.any(axis=1), "attention_mask: row {} is 0 throughout; drop the row, or unmask its tokens.")
+        _refuse_rows(
+            ~real.any(axis=1),
+            "attention_mask: row {} is 0 throughout; drop the row, or unmask its tokens.",
+        )
     return real
 
 
@@ -191,17 +217,25 @@ def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy
     if not isinstance(given, Sequence) or not all(isinstance(one, ExitPolicy) for one in given):
         raise RiskcalError(f"policy: {policy!r} is neither an ExitPolicy nor a list of them.")
     if given is policy and len(given) != rows:
-        raise RiskcalError(f"policy: {len(given)} policies for {rows} prompts; give one, or one per row.")
+        raise RiskcalError(
+            f"policy: {len(given)} policies for {rows} prompts; give one, or one per row."
+        )
     named = [one.named() for one in given]
     for row, one in enumerate(named):
         where = "" if len(given) == 1 else f" of row {row}"
         if one.measure not in measures:
-            needed = " (it needs a decoder made with classifier=)" if one.measure == "classifier" else ""
+            needed = (
+                " (it needs a decoder made with classifier=)" if one.measure == "classifier" else ""
+            )
             raise RiskcalError(
                 f"measure: {one.measure!r}{where} is not known to this decoder{needed}; choose one of "
                 f"{', '.join(map(repr, measures))}."
             )
-        if one.measure == "entropy" and isinstance(one.schedule, Decaying) and not one.is_full_model:
+        if (
+            one.measure == "entropy"
+            and isinstance(one.schedule, Decaying)
+            and not one.is_full_model
+        ):
             raise RiskcalError(
                 f"schedule: decays thresholds from 0 to 1, but the measure 'entropy'{where} is never above 0; give Constant(), "
                 "or another measure."
@@ -223,9 +257,13 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
     for row, one in enumerate(asked):
         for name in fields:
             matters = name == "sampling" or not one.is_full_model
-            if matters and getattr(one, name) != DEFAULTS.get(name, ExitPolicy.model_fields[name].default):
+            if matters and getattr(one, name) != DEFAULTS.get(
+                name, ExitPolicy.model_fields[name].default
+            ):
                 where = "" if len(asked) == 1 else f" of row {row}"
-                raise RiskcalError(f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out.")
+                raise RiskcalError(
+                    f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out."
+                )
 
 
 def settings(
@@ -275,7 +313,9 @@ def same_model(asked: Sequence[ExitPolicy], decoder: Any) -> None:
             if name == "config":
                 _same_settings(made_for, has or {}, where)
             else:
-                raise RiskcalError(f"{name}: the policy{where} {_difference(name, made_for, has, unnamed=unnamed)}")
+                raise RiskcalError(
+                    f"{name}: the policy{where} {_difference(name, made_for, has, unnamed=unnamed)}"
+                )
 
 
 def _difference(name: str, made_for: str, has: Any, *, unnamed: bool) -> str:
@@ -354,7 +394,9 @@ def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy], default: int
     return limit
 
 
-def exit_thresholds(asked: Sequence[ExitPolicy], rows: int, n_layers: int, limit: int) -> NDArray[np.float32]:
+def exit_thresholds(
+    asked: Sequence[ExitPolicy], rows: int, n_layers: int, limit: int
+) -> NDArray[np.float32]:
     """(T, L, B): the confidence that each row needs to exit, at each position and layer."""
     tables = [one.exit_thresholds(n_layers, limit) for one in asked]
     return np.stack(tables * (rows // len(tables)), axis=-1)
@@ -364,5 +406,7 @@ def prompt_ids(prompts: ArrayLike | None, rows: int) -> NDArray[Any]:
     """Ids of the prompts (B,), by default 0 to B - 1."""
     ids = np.arange(rows) if prompts is None else np.asarray(prompts)
     if ids.shape != (rows,):
-        raise RiskcalError(f"prompts: has shape {ids.shape}; give one id for each of the {rows} prompts.")
+        raise RiskcalError(
+            f"prompts: has shape {ids.shape}; give one id for each of the {rows} prompts."
+        )
     return ids

@@ -47,11 +47,17 @@ class NamedDecoder:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)  # the user's own modules, as with `python -m`
         try:
-            found: Callable[..., Any] | None = getattr(importlib.import_module(self.module), self.function, None)
+            found: Callable[..., Any] | None = getattr(
+                importlib.import_module(self.module), self.function, None
+            )
         except ImportError as error:
-            raise RiskcalError(f"--decoder: module {self.module} cannot be imported ({error}).") from None
+            raise RiskcalError(
+                f"--decoder: module {self.module} cannot be imported ({error})."
+            ) from None
         if not callable(found):
-            raise RiskcalError(f"--decoder: module {self.module} has no function {self.function!r}.")
+            raise RiskcalError(
+                f"--decoder: module {self.module} has no function {self.function!r}."
+            )
         return found
 
 
@@ -71,33 +77,52 @@ def record(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the records; goes on with one begun.", show_default=False)],
-    thresholds: Annotated[str, typer.Option(help="START:STOP:STEP with both ends, or a list: .5,.8,.9")] = "0:1:.05",
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for the records; goes on with one begun.", show_default=False),
+    ],
+    thresholds: Annotated[
+        str, typer.Option(help="START:STOP:STEP with both ends, or a list: .5,.8,.9")
+    ] = "0:1:.05",
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Length limit of each generation.", show_default="the template's, else 64")
+        int | None,
+        typer.Option(
+            help="Length limit of each generation.", show_default="the template's, else 64"
+        ),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Prompts generated together.")] = 1,
     shard_prompts: Annotated[int, typer.Option(help="Prompts per file.")] = 64,
-    measure: Annotated[str, typer.Option(help="Confidence measure, as the decoder knows it.")] = "softmax",
+    measure: Annotated[
+        str, typer.Option(help="Confidence measure, as the decoder knows it.")
+    ] = "softmax",
     temperature: Annotated[
         float | None,
-        typer.Option(help="Let thresholds decay with the position: tau of CALM's Eq. 5.", show_default="no decay"),
+        typer.Option(
+            help="Let thresholds decay with the position: tau of CALM's Eq. 5.",
+            show_default="no decay",
+        ),
     ] = None,
     decay_length: Annotated[
-        int | None, typer.Option(help="N of Eq. 5; only with --temperature.", show_default="--max-new-tokens")
+        int | None,
+        typer.Option(help="N of Eq. 5; only with --temperature.", show_default="--max-new-tokens"),
     ] = None,
     min_layer: Annotated[int, typer.Option(help="No exit before this layer.")] = 1,
     template: Annotated[
         Path | None,
         typer.Option(
-            help="A policy file instead of these: also pruning, caches, batching and sampling.", show_default=False
+            help="A policy file instead of these: also pruning, caches, batching and sampling.",
+            show_default=False,
         ),
     ] = None,
     loss: Annotated[
         str, typer.Option(help=f"What outputs are compared by: {', '.join(texts.LOSSES)}.")
     ] = "token-errors",
-    risk: Annotated[bool, typer.Option("--risk", help="Also record the loss against references.")] = False,
-    traces: Annotated[bool, typer.Option(help="Also record every exit along the full model's path.")] = False,
+    risk: Annotated[
+        bool, typer.Option("--risk", help="Also record the loss against references.")
+    ] = False,
+    traces: Annotated[
+        bool, typer.Option(help="Also record every exit along the full model's path.")
+    ] = False,
     stop_delta: Annotated[
         float | None,
         typer.Option(
@@ -107,7 +132,9 @@ def record(
         ),
     ] = None,
     stop_epsilon: Annotated[float, typer.Option(help="Error probability of that testing.")] = 0.05,
-    stop_objective: Annotated[str, typer.Option(help="Its loss: textual, risk or risk_clipped.")] = "textual",
+    stop_objective: Annotated[
+        str, typer.Option(help="Its loss: textual, risk or risk_clipped.")
+    ] = "textual",
     workers: Annotated[int, typer.Option(help="Processes; each loads the decoder.")] = 1,
 ) -> None:
     """Run a decoder over prompts at each threshold and with the full model, and write its losses and costs.
@@ -125,7 +152,9 @@ def record(
     except ImportError as missing:
         raise RiskcalError(f"--loss: {missing}") from None
     schedule = (
-        Constant() if temperature is None else Decaying(temperature, decay_length or max_new_tokens or DEFAULT_LENGTH)
+        Constant()
+        if temperature is None
+        else Decaying(temperature, decay_length or max_new_tokens or DEFAULT_LENGTH)
     )
     policy = ExitPolicy(measure=measure, schedule=schedule, min_layer=min_layer)
     if template is not None:
@@ -134,7 +163,11 @@ def record(
                 "--template: says the measure, the schedule and the first layer itself; give one or the other."
             )
         policy = ExitPolicy.load(template).model_copy(update={"threshold": math.inf})
-    settings: dict[str, Any] = {"delta": stop_delta, "epsilon": stop_epsilon, "objective": stop_objective}
+    settings: dict[str, Any] = {
+        "delta": stop_delta,
+        "epsilon": stop_epsilon,
+        "objective": stop_objective,
+    }
     stop = None if stop_delta is None else Stop(**settings)
     with _processes(workers) as pool:
         written = recording.record(
@@ -163,9 +196,13 @@ def read_prompts(path: Path, *, references: bool = False) -> pd.DataFrame:
         try:
             table = _tables.read(path)
         except UnicodeDecodeError as error:
-            raise RiskcalError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+            raise RiskcalError(
+                f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})."
+            ) from None
     if path.suffix.lower() == ".csv" and "references" in table.columns:
-        table["references"] = pd.Series([_split(value) for value in table["references"]], dtype=object)
+        table["references"] = pd.Series(
+            [_split(value) for value in table["references"]], dtype=object
+        )
     try:
         check_prompts(table, references=references)
     except RiskcalError as error:
@@ -184,7 +221,9 @@ def _lines(path: Path) -> list[str]:
     except OSError as error:
         raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
     except UnicodeDecodeError as error:
-        raise RiskcalError(f"{path}: is not UTF-8 text ({error.reason} at byte {error.start}).") from None
+        raise RiskcalError(
+            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})."
+        ) from None
 
 
 def parse_thresholds(text: str) -> list[float]:
@@ -199,12 +238,18 @@ def parse_thresholds(text: str) -> list[float]:
     if len(parts) == 1:
         return [float(_decimal(part, text)) for part in text.split(",")]
     if len(parts) != 3:
-        raise RiskcalError(f"--thresholds: {text!r} is neither START:STOP:STEP nor a list such as .5,.8,.9.")
+        raise RiskcalError(
+            f"--thresholds: {text!r} is neither START:STOP:STEP nor a list such as .5,.8,.9."
+        )
     start, stop, step = (_decimal(part, text) for part in parts)
     if step <= 0 or stop < start:
-        raise RiskcalError(f"--thresholds: {text!r} holds no threshold; give START <= STOP and a positive STEP.")
+        raise RiskcalError(
+            f"--thresholds: {text!r} holds no threshold; give START <= STOP and a positive STEP."
+        )
     if (stop - start) / step >= MOST_THRESHOLDS:
-        raise RiskcalError(f"--thresholds: {text!r} makes more than {MOST_THRESHOLDS} thresholds; give a larger STEP.")
+        raise RiskcalError(
+            f"--thresholds: {text!r} makes more than {MOST_THRESHOLDS} thresholds; give a larger STEP."
+        )
     return [float(start + i * step) for i in range(int((stop - start) / step) + 1)]
 
 
@@ -239,7 +284,9 @@ def _processes(workers: int) -> Any:
     if workers == 1:
         return nullcontext()
     # spawned, as forks of a process that has run torch can hang
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _share_cores, (workers,))
+    return ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _share_cores, (workers,)
+    )
 
 
 def _share_cores(workers: int) -> None:
@@ -247,7 +294,9 @@ def _share_cores(workers: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
-def _report(out: Path, n_prompts: int, n_thresholds: int, stop: Stop | None, *, traces: bool, risk: bool) -> None:
+def _report(
+    out: Path, n_prompts: int, n_thresholds: int, stop: Stop | None, *, traces: bool, risk: bool
+) -> None:
     say = functools.partial(Console(soft_wrap=True, highlight=False).print, markup=False)
     files = len(list(out.glob("runs-*.parquet")))
     delta, objective = 0.1, "risk" if risk else "textual"
@@ -255,9 +304,13 @@ def _report(out: Path, n_prompts: int, n_thresholds: int, stop: Stop | None, *, 
         delta, objective = stop.delta, stop.objective
         recorded = len(Runs.read(out).thresholds)
         if recorded < n_thresholds:
-            say(f"Testing failed at threshold {recorded} of {n_thresholds}: lower ones were not generated.")
+            say(
+                f"Testing failed at threshold {recorded} of {n_thresholds}: lower ones were not generated."
+            )
         n_thresholds = recorded
-    say(f"Recorded {n_prompts} prompts with the full model and {n_thresholds} thresholds; files in {out}: {files}")
+    say(
+        f"Recorded {n_prompts} prompts with the full model and {n_thresholds} thresholds; files in {out}: {files}"
+    )
     if traces:
         say(f"Traces of every exit: {out / 'traces'}")
     option = "" if objective == "textual" else f" --objective {objective}"

@@ -32,7 +32,9 @@ def of_weights(named: Iterable[tuple[str, Any]], read: Callable[[Any], Any] = np
     float16 and bfloat16 weights have the fingerprint of their values in float32; weights that were rounded to a shorter
     type are other weights.
     """
-    weights = {name: values if hasattr(values, "reshape") else np.asarray(values) for name, values in named}
+    weights = {
+        name: values if hasattr(values, "reshape") else np.asarray(values) for name, values in named
+    }
     shared = weights.get("shared.weight")
     hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
@@ -60,7 +62,10 @@ def _equal(one: Any, other: Any, read: Callable[[Any], Any]) -> bool:
 
 def of_classifier(weight: Any, bias: Any) -> str:
     """The same for an exit classifier's parameters, d weights and a bias of any shape, as numpy can read them."""
-    return of_weights((name, np.ravel(np.asarray(values))) for name, values in (("bias", bias), ("weight", weight)))
+    return of_weights(
+        (name, np.ravel(np.asarray(values)))
+        for name, values in (("bias", bias), ("weight", weight))
+    )
 
 
 #: Texts that a tokenizer without a file of its own is told from others by, beside its vocabulary.
@@ -75,7 +80,9 @@ def of_tokenizer(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "to_str"):
         content = json.loads(backend.to_str())
-        told = {key: content[key] for key in content if key not in ("version", "truncation", "padding")}
+        told = {
+            key: content[key] for key in content if key not in ("version", "truncation", "padding")
+        }
     else:
         vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
         read = [list(map(int, tokenizer(text)["input_ids"])) for text in _PROBES]

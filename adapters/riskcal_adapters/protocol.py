@@ -59,14 +59,22 @@ class Decoder(Protocol):
     def encode(self, texts: list[str]) -> tuple[Any, Any]:
         """``input_ids`` and ``attention_mask`` of a batch, padded."""
 
-    def generate(self, input_ids: Any, attention_mask: Any, *, policy: ExitPolicy, max_new_tokens: int) -> Generation:
+    def generate(
+        self, input_ids: Any, attention_mask: Any, *, policy: ExitPolicy, max_new_tokens: int
+    ) -> Generation:
         """Generate under one policy, greedily or as its ``sampling`` says."""
 
     def decode(self, tokens: Any) -> list[str]:
         """One text per row, without special tokens."""
 
     def trace(
-        self, input_ids: Any, attention_mask: Any, *, max_new_tokens: int, prompts: list[Any], policy: ExitPolicy
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        *,
+        max_new_tokens: int,
+        prompts: list[Any],
+        policy: ExitPolicy,
     ) -> Traces:
         """Confidence, as the policy's measure has it, and agreement of every layer along the full model's path.
 

@@ -161,9 +161,13 @@ def record(
             f"load: a {type(load).__name__} cannot be called; give a function that returns it, as workers load their own."
         )
     if pool is not None and not hasattr(pool, "map"):
-        raise RiskcalError(f"pool: a {type(pool).__name__} has no .map; give a pool of processes, or None.")
+        raise RiskcalError(
+            f"pool: a {type(pool).__name__} has no .map; give a pool of processes, or None."
+        )
     if patience is not None and not _validate.number(patience, "patience") > 0:
-        raise RiskcalError(f"patience: {patience:g} is not above 0; give seconds, or None to wait for ever.")
+        raise RiskcalError(
+            f"patience: {patience:g} is not above 0; give seconds, or None to wait for ever."
+        )
     plan = Plan(
         out=Path(out),
         load=load,
@@ -177,7 +181,8 @@ def record(
         traces=traces,
         stop=stop,
         patience=None if pool is None else patience,
-        length_given=max_new_tokens is not None or (policy is not None and policy.max_new_tokens is not None),
+        length_given=max_new_tokens is not None
+        or (policy is not None and policy.max_new_tokens is not None),
     )
     _plan.check_stop(plan, rows)
     _prompts.warn_of_repeated_texts(rows)
@@ -185,7 +190,11 @@ def record(
     shards = [Shard(plan, i, chunk) for i, chunk in enumerate(_chunks(rows, shard_prompts))]
     try:
         _plan.refuse_damaged(shards)
-        found = _record(shards, pool, progress) if stop is None else _record_until(stop, shards, pool, progress)
+        found = (
+            _record(shards, pool, progress)
+            if stop is None
+            else _record_until(stop, shards, pool, progress)
+        )
         with _plan.writing(plan.out):
             _plan.remove_leftovers(plan)
     except BaseException:
@@ -203,11 +212,19 @@ def _record(shards: Sequence[Shard], pool: Pool | None, progress: bool) -> list[
     pending = [shard for shard in shards if not shard.finished]
     if pool is None:
         columns = 1 + len(plan.thresholds)
-        total, left = (columns * sum(len(shard.prompts) for shard in some) for some in (shards, pending))
-        with tqdm(total=total, initial=total - left, desc="record", unit="run", disable=not progress) as bar:
+        total, left = (
+            columns * sum(len(shard.prompts) for shard in some) for some in (shards, pending)
+        )
+        with tqdm(
+            total=total, initial=total - left, desc="record", unit="run", disable=not progress
+        ) as bar:
             return [_record_shard(shard, bar.update) for shard in pending]
     with tqdm(
-        total=len(shards), initial=len(shards) - len(pending), desc="record", unit="shard", disable=not progress
+        total=len(shards),
+        initial=len(shards) - len(pending),
+        desc="record",
+        unit="shard",
+        disable=not progress,
     ) as bar:
         found = []
         for one in _pools.mapped(pool, _record_shard, pending, plan):
@@ -217,7 +234,9 @@ def _record(shards: Sequence[Shard], pool: Pool | None, progress: bool) -> list[
     return found
 
 
-def _record_until(stop: Stop, shards: Sequence[Shard], pool: Pool | None, progress: bool) -> list[_early.Evidence]:
+def _record_until(
+    stop: Stop, shards: Sequence[Shard], pool: Pool | None, progress: bool
+) -> list[_early.Evidence]:
     """Threshold by threshold, each over all shards, until the test of one fails or none is left."""
     plan = shards[0].plan
     if all(shard.finished for shard in shards):
@@ -225,10 +244,14 @@ def _record_until(stop: Stop, shards: Sequence[Shard], pool: Pool | None, progre
         return []
     recorded: list[pd.DataFrame] = []
     thresholds = [math.inf, *plan.thresholds]
-    for index in tqdm(range(len(thresholds)), desc="record", unit="threshold", disable=not progress):
+    for index in tqdm(
+        range(len(thresholds)), desc="record", unit="threshold", disable=not progress
+    ):
         jobs = [(shard, index) for shard in shards if not _has_column(shard, index)]
         done = list(_pools.mapped(pool, _record_column, jobs, plan))
-        _pools.refuse_unwritten((shard.column_path(index) for shard, _ in jobs if not shard.finished), done)
+        _pools.refuse_unwritten(
+            (shard.column_path(index) for shard, _ in jobs if not shard.finished), done
+        )
         recorded += [_column(shard, index, thresholds[index]) for shard in shards]
         if index > 0 and _fails(stop, recorded):
             break
@@ -248,7 +271,9 @@ def _record_shard(shard: Shard, advance: Callable[[int], Any] = lambda n: None) 
     columns: list[list[Run]] = []
     for policy in policies:
         last = columns[-1] if columns else None
-        columns.append(_grid.next_runs(decoder, policy, shard.prompts, last, plan.batch_size, plan.beat))
+        columns.append(
+            _grid.next_runs(decoder, policy, shard.prompts, last, plan.batch_size, plan.beat)
+        )
         advance(len(shard.prompts))
     if plan.traces:
         _write_traces(shard, decoder, policies[-1])
@@ -264,9 +289,15 @@ def _record_column(job: tuple[Shard, int]) -> None:
     decoder = _decoder(shard)
     policies = plan.policies(decoder)
     with _unless_finished(shard):
-        earlier = [_grid.runs_of(_plan.read_shard(shard.column_path(i))) for i in (0, index - 1) if index > 0]
+        earlier = [
+            _grid.runs_of(_plan.read_shard(shard.column_path(i)))
+            for i in (0, index - 1)
+            if index > 0
+        ]
         last = earlier[-1] if earlier else None
-        runs = _grid.next_runs(decoder, policies[index], shard.prompts, last, plan.batch_size, plan.beat)
+        runs = _grid.next_runs(
+            decoder, policies[index], shard.prompts, last, plan.batch_size, plan.beat
+        )
         if index == 0 and plan.traces:
             _write_traces(shard, decoder, policies[-1])
         full = earlier[0] if earlier else runs
@@ -317,11 +348,17 @@ def _write_traces(shard: Shard, decoder: Decoder, policy: ExitPolicy) -> None:
     for batch in _chunks(shard.prompts, shard.plan.batch_size):
         ids: list[Any] = [row.prompt for row in batch]
         encoded = decoder.encode([row.text for row in batch])
-        traced = decoder.trace(*encoded, max_new_tokens=shard.plan.max_new_tokens, prompts=ids, policy=policy)
+        traced = decoder.trace(
+            *encoded, max_new_tokens=shard.plan.max_new_tokens, prompts=ids, policy=policy
+        )
         paths.append(traced.to_frame())
         shard.plan.beat()
-    place = {row.prompt: i for i, row in enumerate(shard.prompts)}  # Traces sorts within each batch: undo that
-    whole = pd.concat(paths).sort_values("prompt", key=lambda ids: ids.map(place), kind="stable", ignore_index=True)
+    place = {
+        row.prompt: i for i, row in enumerate(shard.prompts)
+    }  # Traces sorts within each batch: undo that
+    whole = pd.concat(paths).sort_values(
+        "prompt", key=lambda ids: ids.map(place), kind="stable", ignore_index=True
+    )
     _write(whole, shard.traces_path)
 
 
@@ -397,7 +434,9 @@ def _refuse_incomplete(decoder: Any, plan: Plan) -> None:
     lacking = [name for name in needed if not hasattr(decoder, name)]
     if lacking:
         kind = type(decoder).__name__
-        raise RiskcalError(f"load: returned a {kind} without .{lacking[0]}; it must return a decoder.")
+        raise RiskcalError(
+            f"load: returned a {kind} without .{lacking[0]}; it must return a decoder."
+        )
 
 
 def _release(session: str) -> None:

@@ -61,7 +61,9 @@ class Risk:
     score: Score
 
     def __call__(self, output: str, references: str | Sequence[str]) -> float:
-        return 1.0 - max(_checked(self.score, output, reference) for reference in _several(references))
+        return 1.0 - max(
+            _checked(self.score, output, reference) for reference in _several(references)
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class Learned:
     def __call__(self, candidate: str, reference: str) -> float:
         value = float(_loaded(self)(candidate, reference))
         if value != value:
-            raise RiskcalError(f"score: is NaN for {candidate!r} against {reference!r}; give a number.")
+            raise RiskcalError(
+                f"score: is NaN for {candidate!r} against {reference!r}; give a number."
+            )
         return min(1.0, max(0.0, value))
 
 
@@ -139,7 +143,11 @@ def rouge_l(candidate: str, reference: str, *, tokens: str = "words") -> float:
         If rouge-score is not installed.
     """
     scorer = _rouge(_validate.choice(tokens, "tokens", tuple(_TOKENIZERS)))
-    return 1.0 if candidate == reference else float(scorer.score(reference, candidate)["rougeL"].fmeasure)
+    return (
+        1.0
+        if candidate == reference
+        else float(scorer.score(reference, candidate)["rougeL"].fmeasure)
+    )
 
 
 def token_f1(candidate: str, reference: str) -> float:
@@ -249,7 +257,11 @@ def _rouge(tokens: str) -> Any:
 
 def _sacrebleu(metric: str, candidate: str, reference: str, **options: Any) -> float:
     scorer = _sacrebleu_metric(metric, **options)
-    return 1.0 if candidate == reference else min(1.0, scorer.sentence_score(candidate, [reference]).score / 100.0)
+    return (
+        1.0
+        if candidate == reference
+        else min(1.0, scorer.sentence_score(candidate, [reference]).score / 100.0)
+    )
 
 
 @lru_cache
@@ -313,7 +325,9 @@ def token_error_rate(output: str, references: str | Sequence[str]) -> float:
     levenshtein = _levenshtein()
     said = output.split()
     wanted = [reference.split() for reference in _several(references)]
-    rates: list[float] = [levenshtein.distance(said, tokens) / max(1, len(tokens)) for tokens in wanted]
+    rates: list[float] = [
+        levenshtein.distance(said, tokens) / max(1, len(tokens)) for tokens in wanted
+    ]
     return min(1.0, min(rates))
 
 

@@ -20,7 +20,9 @@ class PowerLimit(NamedTuple):
     power: Floats  # (k,), the chance to select this candidate or a cheaper one; NaN above delta
 
 
-def power_limit(world: World, n: int, delta: float | None = None, epsilon: float = 0.05) -> PowerLimit:
+def power_limit(
+    world: World, n: int, delta: float | None = None, epsilon: float = 0.05
+) -> PowerLimit:
     """The most that any procedure can save with n prompts if it certifies falsely with probability at most epsilon.
 
     Parameters
@@ -59,7 +61,9 @@ def power_limit(world: World, n: int, delta: float | None = None, epsilon: float
     For losses of 0 or 1 the power is that of the exact randomised binomial test.
     """
     n = _validate.count(n, "n", least=1)
-    tolerated = _validate.tolerance(world.delta if delta is None else delta, world.lower, world.upper)
+    tolerated = _validate.tolerance(
+        world.delta if delta is None else delta, world.lower, world.upper
+    )
     level = _validate.level(epsilon, "epsilon")
     grid = _quantiles(world)
     width = world.upper - world.lower
@@ -68,16 +72,24 @@ def power_limit(world: World, n: int, delta: float | None = None, epsilon: float
     for j in np.flatnonzero(world.risk <= tolerated):
         mean = (world.risk[j] - world.lower) / width
         values, weights = _law((grid[:, j] - world.lower) / width, mean)
-        power[j] = level if mean >= unit_delta else neyman_pearson_power(values, weights, n, unit_delta, level)
+        power[j] = (
+            level
+            if mean >= unit_delta
+            else neyman_pearson_power(values, weights, n, unit_delta, level)
+        )
     power = np.fmin.accumulate(
         power
     )  # to select j or a cheaper one is to select i or a cheaper one, for each i before j
     safe = world.risk <= tolerated
     steps = np.diff(np.maximum.accumulate(world.saving[safe]), prepend=0.0)
-    return PowerLimit(float((steps * power[safe]).sum()), world.oracle(tolerated), np.where(safe, power, np.nan))
+    return PowerLimit(
+        float((steps * power[safe]).sum()), world.oracle(tolerated), np.where(safe, power, np.nan)
+    )
 
 
-def neyman_pearson_power(values: Floats, weights: Floats, n: int, delta: float, epsilon: float) -> float:
+def neyman_pearson_power(
+    values: Floats, weights: Floats, n: int, delta: float, epsilon: float
+) -> float:
     """Power against H: E[x] >= delta that no level-epsilon test exceeds, for n draws of a known law on [0, 1].
 
     Parameters
@@ -184,20 +196,34 @@ def _best_bet(values: Floats, weights: Floats, delta: float) -> float:
         return float((weights * (delta - values) / (1.0 + bet * (delta - values))).sum())
 
     largest = (1.0 - 1e-12) / (1.0 - delta)
-    return largest if slope(largest) >= 0.0 else float(optimize.brentq(slope, 0.0, largest, xtol=1e-15))
+    return (
+        largest
+        if slope(largest) >= 0.0
+        else float(optimize.brentq(slope, 0.0, largest, xtol=1e-15))
+    )
 
 
-def _sums_descending(score: Floats, null: Floats, law: Floats, n: int, points: int = 2**16) -> tuple[Floats, Floats]:
+def _sums_descending(
+    score: Floats, null: Floats, law: Floats, n: int, points: int = 2**16
+) -> tuple[Floats, Floats]:
     """Cumulative mass, under n-fold ``null`` and ``law``, of the sum of scores from its largest value down."""
     steps = []
     for mass in (null, law):
         mean = float(mass @ score) / mass.sum()
         steps.append((mean, math.sqrt(float(mass @ (score - mean) ** 2) / mass.sum())))
-    low = max(min(n * mean - 14.0 * math.sqrt(n) * deviation for mean, deviation in steps), n * float(score.min()))
-    high = min(max(n * mean + 14.0 * math.sqrt(n) * deviation for mean, deviation in steps), n * float(score.max()))
+    low = max(
+        min(n * mean - 14.0 * math.sqrt(n) * deviation for mean, deviation in steps),
+        n * float(score.min()),
+    )
+    high = min(
+        max(n * mean + 14.0 * math.sqrt(n) * deviation for mean, deviation in steps),
+        n * float(score.max()),
+    )
     if high - low < 1e-12:
         return np.array([null.sum() ** n]), np.array([1.0])
-    margin = math.ceil(8.0 * math.sqrt(n)) + 4  # rounding to the lattice spreads a sum over that many points
+    margin = (
+        math.ceil(8.0 * math.sqrt(n)) + 4
+    )  # rounding to the lattice spreads a sum over that many points
     spacing = (high - low) / (points - 2 * margin)
     place = (score - score.min()) / spacing
     left = np.floor(place)

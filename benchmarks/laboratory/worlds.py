@@ -53,7 +53,9 @@ class World:
 
     def __post_init__(self) -> None:
         _validate.tolerance(self.delta, self.lower, self.upper)
-        _validate.finite(self.risk, "risk")  # a comparison with NaN would count every violation as none
+        _validate.finite(
+            self.risk, "risk"
+        )  # a comparison with NaN would count every violation as none
 
     @property
     def k(self) -> int:
@@ -120,7 +122,9 @@ def heavy_at_one() -> World:
     """Uniform losses with most of their mass at 1; delta is .8."""
     risk = np.array([0.6, 0.68, 0.75, 0.8 * _JUST_ABOVE, 0.83, 0.86, 0.9, 0.95])
     ones = 2.0 * risk - 1.0
-    return _laddered("heavy at one", risk, lambda u: np.minimum((1.0 - u) / (1.0 - ones), 1.0), delta=0.8)
+    return _laddered(
+        "heavy at one", risk, lambda u: np.minimum((1.0 - u) / (1.0 - ones), 1.0), delta=0.8
+    )
 
 
 def tiny_variance() -> World:
@@ -153,11 +157,15 @@ def dependent() -> World:
 
     def losses_at(uniforms: Floats) -> Floats:
         u, v = uniforms[:, 0], uniforms[:, 1]
-        parts = np.stack([u, u, 1.0 - u, (u + 0.5) % 1.0, np.where(v < 0.9, u, (v - 0.9) / 0.1), v], axis=1)
+        parts = np.stack(
+            [u, u, 1.0 - u, (u + 0.5) % 1.0, np.where(v < 0.9, u, (v - 0.9) / 0.1), v], axis=1
+        )
         return (parts < risk).astype(np.float64)
 
     thresholds = np.linspace(0.9, 0.4, risk.size)
-    return World("dependent candidates", thresholds, risk, 1.0 - thresholds, 0.15, losses_at, width=2)
+    return World(
+        "dependent candidates", thresholds, risk, 1.0 - thresholds, 0.15, losses_at, width=2
+    )
 
 
 #: The eight kinds of losses on which a guarantee is checked; in each, a candidate stands just above delta.
@@ -173,7 +181,9 @@ WORLDS: dict[str, Callable[[], World]] = {
 }
 
 
-def recorded(runs: Runs, *, delta: float, objective: str = "textual", cost: str = "layers") -> World:
+def recorded(
+    runs: Runs, *, delta: float, objective: str = "textual", cost: str = "layers"
+) -> World:
     """The world whose population is a set of recorded prompts: samples are drawn from them with replacement.
 
     Parameters
@@ -191,7 +201,9 @@ def recorded(runs: Runs, *, delta: float, objective: str = "textual", cost: str 
         between candidates, and a curve that need not be monotone; nothing follows for other prompts.
     """
     if runs.coordinates != ["threshold"]:
-        raise RiskcalError(f"runs: candidates differ in {', '.join(runs.coordinates)}; give runs of one coordinate.")
+        raise RiskcalError(
+            f"runs: candidates differ in {', '.join(runs.coordinates)}; give runs of one coordinate."
+        )
     if cost not in runs.values or cost not in runs.full:
         raise RiskcalError(
             f"cost: {cost!r} was not recorded for the candidates and the full model; a saving needs both."
@@ -218,7 +230,9 @@ def _steady_risk(thresholds: Floats) -> Floats:
 def _mostly_zero(name: str, thresholds: Floats, risk: Floats, delta: float) -> World:
     """Losses that are 0, or Beta(2, 3) with probability ``risk / .4``, all functions of one uniform number."""
     table = special.betaincinv(2.0, 3.0, np.linspace(0.0, 1.0, 4097))
-    table[1:-1] *= 0.4 / ((table.sum() - 0.5) / 4096)  # linear in between, so that the mean is .4 to 1e-7
+    table[1:-1] *= 0.4 / (
+        (table.sum() - 0.5) / 4096
+    )  # linear in between, so that the mean is .4 to 1e-7
     share = risk / 0.4
 
     def losses_at(u: Floats) -> Floats:
@@ -244,7 +258,12 @@ def _binary(name: str, delta: float) -> World:
 
 
 def _laddered(
-    name: str, risk: Floats, losses_at: Callable[[Floats], Floats], *, delta: float, lower: float = 0.0
+    name: str,
+    risk: Floats,
+    losses_at: Callable[[Floats], Floats],
+    *,
+    delta: float,
+    lower: float = 0.0,
 ) -> World:
     thresholds = np.linspace(0.9, 0.2, risk.size)
     return World(name, thresholds, risk, 1.0 - thresholds, delta, losses_at, lower=lower)

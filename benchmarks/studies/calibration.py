@@ -30,12 +30,16 @@ PROTOCOLS = {
 TIMED, ROUNDS = 8, 4
 
 
-def columns(task: common.Task, decoder: Any, decoded: common.Decoded, full: common.Decoded, measure: str) -> dict:
+def columns(
+    task: common.Task, decoder: Any, decoded: common.Decoded, full: common.Decoded, measure: str
+) -> dict:
     """Losses and costs of every prompt."""
     edits = [task.edits(*pair) for pair in zip(decoded.texts, task.references, strict=True)]
     return {
         "prompt": np.arange(len(task.prompts)),
-        "dissimilarity": [task.distance(*pair) for pair in zip(decoded.texts, full.texts, strict=True)],
+        "dissimilarity": [
+            task.distance(*pair) for pair in zip(decoded.texts, full.texts, strict=True)
+        ],
         "risk": [min(1.0, wrong / length) for wrong, length in edits],
         "layers": decoded.exits.sum(1) / decoded.tokens,
         "tokens": decoded.tokens,
@@ -48,7 +52,9 @@ def record(task: common.Task, decoder: Any, measure: str, full: common.Decoded) 
     parts = [pd.DataFrame({"threshold": np.inf, **columns(task, decoder, full, full, "static")})]
     for threshold in common.thresholds(decoder, task, measure, SIZE):
         decoded = common.decode(decoder, task, ExitPolicy(measure=measure, threshold=threshold))
-        parts.append(pd.DataFrame({"threshold": threshold, **columns(task, decoder, decoded, full, measure)}))
+        parts.append(
+            pd.DataFrame({"threshold": threshold, **columns(task, decoder, decoded, full, measure)})
+        )
     return riskcal.Runs.from_frame(pd.concat(parts, ignore_index=True))
 
 
@@ -85,8 +91,17 @@ def speeds(task: common.Task, decoder: Any, policies: dict[str, ExitPolicy]) -> 
         for run, encoded in enumerate(some):
             for name in np.roll(list(policies), turn + run):
                 began = time.process_time()
-                decoder.generate(*encoded, policy=policies[name], max_new_tokens=task.max_new_tokens)
-                rows.append({"round": turn, "run": run, "setting": name, "seconds": time.process_time() - began})
+                decoder.generate(
+                    *encoded, policy=policies[name], max_new_tokens=task.max_new_tokens
+                )
+                rows.append(
+                    {
+                        "round": turn,
+                        "run": run,
+                        "setting": name,
+                        "seconds": time.process_time() - began,
+                    }
+                )
     return efficiency.speed_table(pd.DataFrame(rows), ["full"]).set_index("setting")
 
 
@@ -105,21 +120,40 @@ def main() -> None:
         trials += calibrated(measure, runs)
         for consistency, deltas in TABLE.items():
             for delta in deltas:
-                chosen = riskcal.calibrate(runs, delta=delta, epsilon=0.05, **PROTOCOLS["documents", consistency])
+                chosen = riskcal.calibrate(
+                    runs, delta=delta, epsilon=0.05, **PROTOCOLS["documents", consistency]
+                )
                 name = f"{measure}, {consistency} {delta:g}"
                 policies[name] = ExitPolicy(measure=measure, threshold=chosen.threshold)
                 table.append(
-                    {"setting": name, "consistency": consistency, "delta": delta, "measure": measure}
+                    {
+                        "setting": name,
+                        "consistency": consistency,
+                        "delta": delta,
+                        "measure": measure,
+                    }
                     | {"threshold": "full" if np.isinf(chosen.threshold) else chosen.threshold}
                 )
     timed = speeds(task, decoder, policies)
-    of_trials = {(t["measure"], t["consistency"], t["delta"]): t for t in trials if t["protocol"] == "documents"}
+    of_trials = {
+        (t["measure"], t["consistency"], t["delta"]): t
+        for t in trials
+        if t["protocol"] == "documents"
+    }
     for line in table:
         mean = of_trials[line["measure"], line["consistency"], line["delta"]]
         line |= {name: mean[name] for name in ("layers", "flops_ratio")}
-        line |= {"speedup": timed.loc[line["setting"], "x full"], "low": timed.loc[line["setting"], "x full low"]}
+        line |= {
+            "speedup": timed.loc[line["setting"], "x full"],
+            "low": timed.loc[line["setting"], "x full low"],
+        }
         line |= {"high": timed.loc[line["setting"], "x full high"]}
-    found = {"epsilon": 0.05, "trials": trials, "table": table, "timed": {"prompts": TIMED, "rounds": ROUNDS - 1}}
+    found = {
+        "epsilon": 0.05,
+        "trials": trials,
+        "table": table,
+        "timed": {"prompts": TIMED, "rounds": ROUNDS - 1},
+    }
     figures.save(common.save("calibration", options, decoder, task, found))
 
 

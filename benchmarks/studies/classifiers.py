@@ -30,7 +30,9 @@ def main() -> None:
     for objective in OBJECTIVES:
         weights = load_file(options.classifiers / f"classifier-{objective}.safetensors")
         classifiers[objective] = ExitClassifier(decoder.model.config.d_model)
-        classifiers[objective].load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
+        classifiers[objective].load_state_dict(
+            {name: torch.as_tensor(value) for name, value in weights.items()}
+        )
     words = data.splits(data.read_dictionary(data.dictionary_path()))["development"]
     table = f1_by_layer(decoder.model, classifiers, pairs(words)[:F1_WORDS])
     full = common.decode(decoder, task, ExitPolicy())
@@ -38,13 +40,29 @@ def main() -> None:
     for objective, classifier in classifiers.items():
         decoder = type(decoder)(decoder.model, decoder.tokenizer, classifier=classifier)
         for threshold in common.thresholds(decoder, task, "classifier", 8):
-            decoded = common.decode(decoder, task, ExitPolicy(measure="classifier", threshold=threshold))
-            curves.append({"objective": objective, "threshold": threshold, **common.quality(task, decoded, full)})
+            decoded = common.decode(
+                decoder, task, ExitPolicy(measure="classifier", threshold=threshold)
+            )
+            curves.append(
+                {
+                    "objective": objective,
+                    "threshold": threshold,
+                    **common.quality(task, decoded, full),
+                }
+            )
     static = [
-        {"layer": k, **common.quality(task, common.decode(decoder, task, ExitPolicy.static(k)), full)}
+        {
+            "layer": k,
+            **common.quality(task, common.decode(decoder, task, ExitPolicy.static(k)), full),
+        }
         for k in range(1, decoder.n_layers + 1)
     ]
-    found = {"words": F1_WORDS, "f1": table.reset_index().to_dict("records"), "curves": curves, "static": static}
+    found = {
+        "words": F1_WORDS,
+        "f1": table.reset_index().to_dict("records"),
+        "curves": curves,
+        "static": static,
+    }
     figures.save(common.save("classifiers", options, decoder, task, found))
 
 

@@ -59,7 +59,10 @@ class Task:
     def edits(self, output: str, references: Sequence[str]) -> tuple[int, int]:
         """Edits to the reference that suits the output best, and that reference's length."""
         said = self.units(output)
-        both = [(Levenshtein.distance(said, self.units(text)), len(self.units(text))) for text in references]
+        both = [
+            (Levenshtein.distance(said, self.units(text)), len(self.units(text)))
+            for text in references
+        ]
         return min(both, key=lambda pair: pair[0] / pair[1])
 
 
@@ -72,7 +75,9 @@ def g2p(n: int | None) -> Task:
     some = slice(n or 750)
     words = parts["development"]
     pilot = parts["train"].words[:200]
-    return Task(words.words[some], words.pronunciations[some], pilot, str.split, "phoneme", MAX_NEW_TOKENS)
+    return Task(
+        words.words[some], words.pronunciations[some], pilot, str.split, "phoneme", MAX_NEW_TOKENS
+    )
 
 
 def numbers(n: int | None) -> Task:
@@ -82,7 +87,9 @@ def numbers(n: int | None) -> Task:
 
     drawn = data.draw("development", n or 200)
     pilot = data.draw("train", 50, seed=1).prompts
-    return Task(drawn.prompts, [[name] for name in drawn.names], pilot, list, "letter", MAX_NEW_TOKENS)
+    return Task(
+        drawn.prompts, [[name] for name in drawn.names], pilot, list, "letter", MAX_NEW_TOKENS
+    )
 
 
 TASKS = {"g2p": g2p, "numbers": numbers}
@@ -92,9 +99,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The arguments that studies share."""
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--model", choices=TASKS, default="g2p")
-    made.add_argument("--checkpoint", type=Path, help="default: the one that ships with the package")
-    made.add_argument("--classifier", type=Path, help="exit classifier; default: the one beside the checkpoint, if any")
-    made.add_argument("--label", help="name of the result, if the checkpoint is not the task's usual one")
+    made.add_argument(
+        "--checkpoint", type=Path, help="default: the one that ships with the package"
+    )
+    made.add_argument(
+        "--classifier",
+        type=Path,
+        help="exit classifier; default: the one beside the checkpoint, if any",
+    )
+    made.add_argument(
+        "--label", help="name of the result, if the checkpoint is not the task's usual one"
+    )
     made.add_argument("--words", type=int, help="prompts; default: 750 words, 200 numbers")
     return made
 
@@ -103,9 +118,13 @@ def load(options: argparse.Namespace) -> tuple[Task, EarlyExitT5]:
     """The task and its decoder, with the exit classifier that stands beside its weights, if one does."""
     torch.set_num_threads(1)
     task = TASKS[options.model](options.words)
-    with resources.as_file(resources.files("riskcal_adapters") / options.model / "checkpoint") as shipped:
+    with resources.as_file(
+        resources.files("riskcal_adapters") / options.model / "checkpoint"
+    ) as shipped:
         if options.checkpoint is None and not shipped.exists():
-            sys.exit(f"--checkpoint: no {options.model} model ships with this version; train one and give its folder")
+            sys.exit(
+                f"--checkpoint: no {options.model} model ships with this version; train one and give its folder"
+            )
         return task, decoder_of(options.checkpoint or shipped, options.classifier)
 
 
@@ -176,9 +195,12 @@ def quality(task: Task, decoded: Decoded, full: Decoded) -> dict[str, float]:
     difference between the mean error and the full model's, prompt by prompt.
     """
     edits, whole = (
-        np.array([task.edits(*pair) for pair in zip(of.texts, task.references, strict=True)]) for of in (decoded, full)
+        np.array([task.edits(*pair) for pair in zip(of.texts, task.references, strict=True)])
+        for of in (decoded, full)
     )
-    distances = np.array([task.distance(*pair) for pair in zip(decoded.texts, full.texts, strict=True)])
+    distances = np.array(
+        [task.distance(*pair) for pair in zip(decoded.texts, full.texts, strict=True)]
+    )
     error = edits[:, 0].sum() / edits[:, 1].sum()
     risks, risks_full = (np.minimum(of[:, 0] / of[:, 1], 1) for of in (edits, whole))
     root = len(edits) ** 0.5
@@ -195,7 +217,9 @@ def quality(task: Task, decoded: Decoded, full: Decoded) -> dict[str, float]:
     }
 
 
-def thresholds(decoder: EarlyExitT5, task: Task, measure: str, size: int = len(GRID)) -> list[float]:
+def thresholds(
+    decoder: EarlyExitT5, task: Task, measure: str, size: int = len(GRID)
+) -> list[float]:
     """The grid of a measure, highest first, fixed before the development prompts are looked at."""
     if measure in PROBABILITIES:
         return [GRID[round(i)] for i in np.linspace(0, len(GRID) - 1, size)]
@@ -204,10 +228,14 @@ def thresholds(decoder: EarlyExitT5, task: Task, measure: str, size: int = len(G
     return [float(value) for value in np.unique(np.round(values, 6))[::-1]]
 
 
-def pilot_confidences(decoder: EarlyExitT5, task: Task, measure: str, **settings: Any) -> NDArray[np.float64]:
+def pilot_confidences(
+    decoder: EarlyExitT5, task: Task, measure: str, **settings: Any
+) -> NDArray[np.float64]:
     """Confidences at all exits below the last, on training prompts along the full model's path."""
     traces = decoder.trace(
-        *decoder.encode(task.pilot), task.max_new_tokens, policy=ExitPolicy(measure=measure, **settings)
+        *decoder.encode(task.pilot),
+        task.max_new_tokens,
+        policy=ExitPolicy(measure=measure, **settings),
     )
     values = np.asarray(traces.confidence, dtype=np.float64)[:, :-1]
     return values[~np.isnan(values)]
@@ -223,11 +251,17 @@ def label(options: argparse.Namespace) -> str:
     return str(options.label or options.model)
 
 
-def save(study: str, options: argparse.Namespace, decoder: EarlyExitT5, task: Task, found: dict[str, Any]) -> Path:
+def save(
+    study: str, options: argparse.Namespace, decoder: EarlyExitT5, task: Task, found: dict[str, Any]
+) -> Path:
     """Write a study's numbers with the conditions they were measured under."""
     code = Path(riskcal.__file__).parent
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=code, capture_output=True, text=True, check=False).stdout
-    arguments = [re.sub("[^=]*/", "", given) for given in sys.argv[1:]]  # files and folders by their names
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=code, capture_output=True, text=True, check=False
+    ).stdout
+    arguments = [
+        re.sub("[^=]*/", "", given) for given in sys.argv[1:]
+    ]  # files and folders by their names
     conditions = {
         "command": f"python benchmarks/studies/{study}.py {shlex.join(arguments)}".strip(),
         "commit": commit.strip(),
@@ -247,7 +281,9 @@ def save(study: str, options: argparse.Namespace, decoder: EarlyExitT5, task: Ta
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{study}-{label(options)}.json"
     with replacing(path) as partial:
-        partial.write_text(json.dumps({"conditions": conditions, **_rounded(found)}, indent=1) + "\n")
+        partial.write_text(
+            json.dumps({"conditions": conditions, **_rounded(found)}, indent=1) + "\n"
+        )
     print(path.relative_to(ROOT), flush=True)
     return path
 

@@ -15,8 +15,14 @@ DRAWN = 0.9  # the threshold whose course is drawn, as in the paper
 
 def schedules(length: int) -> dict[str, Constant | Decaying]:
     """By name; N is the request's length limit."""
-    paper = {f"paper, tau {tau:g}": Decaying(temperature=tau, max_length=length) for tau in (0, 4, 8)}
-    return {"constant": Constant()} | paper | {"t5x, tau 4": Decaying(temperature=4, max_length=length, form="t5x")}
+    paper = {
+        f"paper, tau {tau:g}": Decaying(temperature=tau, max_length=length) for tau in (0, 4, 8)
+    }
+    return (
+        {"constant": Constant()}
+        | paper
+        | {"t5x, tau 4": Decaying(temperature=4, max_length=length, form="t5x")}
+    )
 
 
 def main() -> None:
@@ -29,8 +35,12 @@ def main() -> None:
     for name, schedule in schedules(task.max_new_tokens).items():
         courses[name] = schedule.local_threshold(DRAWN, positions)
         for threshold in THRESHOLDS:
-            decoded = common.decode(decoder, task, ExitPolicy(threshold=threshold, schedule=schedule))
-            rows.append({"schedule": name, "threshold": threshold, **common.quality(task, decoded, full)})
+            decoded = common.decode(
+                decoder, task, ExitPolicy(threshold=threshold, schedule=schedule)
+            )
+            rows.append(
+                {"schedule": name, "threshold": threshold, **common.quality(task, decoded, full)}
+            )
         print(name, flush=True)
     found = {"threshold": DRAWN, "length": task.max_new_tokens, "courses": courses, "rows": rows}
     figures.save(common.save("decay", options, decoder, task, found))

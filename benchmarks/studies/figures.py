@@ -31,7 +31,13 @@ COLOURS = {
     "static": "#777777",
     "oracle": "#000000",
 }
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+}
 
 
 def read(study: str, label: str) -> dict[str, Any]:
@@ -75,11 +81,23 @@ def measures(found: dict[str, Any]) -> Figure:
     for i, value in enumerate(("error", "distance")):
         for ax, group in zip(axes[i], groups, strict=True):
             static = rows[rows["series"] == "static"].sort_values("layers")
-            ax.plot(static["layers"], static[value], "s--", color=COLOURS["static"], markersize=4, label="static")
+            ax.plot(
+                static["layers"],
+                static[value],
+                "s--",
+                color=COLOURS["static"],
+                markersize=4,
+                label="static",
+            )
             for name in ("static", "softmax"):  # the others' standard errors are alike
                 one = rows[rows["series"] == name]
                 ax.errorbar(
-                    one["layers"], one[value], one[f"{value}_se"], fmt="none", color=COLOURS[name], elinewidth=0.9
+                    one["layers"],
+                    one[value],
+                    one[f"{value}_se"],
+                    fmt="none",
+                    color=COLOURS[name],
+                    elinewidth=0.9,
                 )
             for name in group:
                 one = rows[rows["series"] == name].sort_values("layers")
@@ -96,17 +114,24 @@ def measures(found: dict[str, Any]) -> Figure:
                         label=name,
                     )
             oracle = rows[rows["series"] == "oracle"].iloc[0]
-            ax.plot(oracle["layers"], oracle[value], "*", color="black", markersize=11, label="oracle")
+            ax.plot(
+                oracle["layers"], oracle[value], "*", color="black", markersize=11, label="oracle"
+            )
             ax.axhline(full[value], color="black", linewidth=0.8)
             useful = pd.concat([adaptive[value], static[value]])
             useful = useful[pd.concat([adaptive["layers"], static["layers"]]) >= 1.8]
-            ax.set_ylim(-0.02 * useful.max() if value == "distance" else 0.93 * full[value], 1.05 * useful.max())
+            ax.set_ylim(
+                -0.02 * useful.max() if value == "distance" else 0.93 * full[value],
+                1.05 * useful.max(),
+            )
             if i:
                 ax.set_xlabel("mean layers per token")
         axes[i][0].set_ylabel(f"{unit} error" if value == "error" else "distance to the full model")
     for ax in axes[0]:
         ax.legend(fontsize=8, ncol=2)
-    figure.suptitle(f"{_title(found)}: the line is the full model, bars are a standard error", fontsize=10)
+    figure.suptitle(
+        f"{_title(found)}: the line is the full model, bars are a standard error", fontsize=10
+    )
     return figure
 
 
@@ -117,12 +142,21 @@ def decay(found: dict[str, Any]) -> Figure:
     for (name, course), (colour, line) in zip(found["courses"].items(), SCHEDULES, strict=True):
         left.plot(range(len(course)), course, line, color=colour, label=name, linewidth=1.4)
         one = rows[rows["schedule"] == name].sort_values("layers")
-        right.plot(one["layers"], one["distance"], line, color=colour, marker="o", markersize=3, label=name)
+        right.plot(
+            one["layers"], one["distance"], line, color=colour, marker="o", markersize=3, label=name
+        )
     left.set_xlabel(f"position of the token, of at most {found['length']}")
     left.set_ylabel(f"local threshold, of {found['threshold']:g}")
     left.legend(fontsize=8)
     one = rows[rows["schedule"] == "constant"]
-    right.errorbar(one["layers"], one["distance"], one["distance_se"], fmt="none", color="black", elinewidth=0.9)
+    right.errorbar(
+        one["layers"],
+        one["distance"],
+        one["distance_se"],
+        fmt="none",
+        color="black",
+        elinewidth=0.9,
+    )
     right.set_xlim(0.95 * rows["layers"].min(), 4.2)  # beyond it, the full model alone
     right.set_xlabel("mean layers per token; bars are a standard error")
     right.set_ylabel("distance to the full model")
@@ -145,10 +179,30 @@ def perturbation(found: dict[str, Any]) -> Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     for (name, one), colour in zip(rows.groupby("kind"), ("#1f5a96", "#b3261e"), strict=True):
         left.errorbar(
-            one["position"], one["similarity"], one["error"], fmt="o-", color=colour, markersize=4, label=name
+            one["position"],
+            one["similarity"],
+            one["error"],
+            fmt="o-",
+            color=colour,
+            markersize=4,
+            label=name,
         )
-        left.plot(one["position"], one["alone"], ":", color=colour, label=f"{name}, were it the only change")
-        right.errorbar(one["position"], one["edits"], one["edits_se"], fmt="o-", color=colour, markersize=4, label=name)
+        left.plot(
+            one["position"],
+            one["alone"],
+            ":",
+            color=colour,
+            label=f"{name}, were it the only change",
+        )
+        right.errorbar(
+            one["position"],
+            one["edits"],
+            one["edits_se"],
+            fmt="o-",
+            color=colour,
+            markersize=4,
+            label=name,
+        )
     right.axhline(1, color="black", linewidth=0.8)
     left.set_ylabel("similarity to the undisturbed output")
     right.set_ylabel("edits per token that was replaced by another")
@@ -163,7 +217,9 @@ def perturbation(found: dict[str, Any]) -> Figure:
 def calibration(found: dict[str, Any]) -> Figure:
     """Held-out loss and layers over the tolerance, for both consistencies and both protocols."""
     rows = pd.DataFrame(found["trials"])
-    figure, axes = plt.subplots(2, 4, figsize=(12, 5.6), sharex="col", sharey="row", layout="constrained")
+    figure, axes = plt.subplots(
+        2, 4, figsize=(12, 5.6), sharex="col", sharey="row", layout="constrained"
+    )
     panels = [(c, p) for c in ("textual", "risk") for p in ("documents", "riskcal")]
     for j, (consistency, protocol) in enumerate(panels):
         some = rows[(rows["consistency"] == consistency) & (rows["protocol"] == protocol)]
@@ -172,9 +228,13 @@ def calibration(found: dict[str, Any]) -> Figure:
         for measure, one in some.groupby("measure", sort=False):
             colour = COLOURS.get(measure, "#5aa1d8")
             for i, value in enumerate(("loss", "layers")):
-                axes[i][j].plot(one["delta"], one[value], "o-", color=colour, markersize=3, label=measure)
+                axes[i][j].plot(
+                    one["delta"], one[value], "o-", color=colour, markersize=3, label=measure
+                )
                 low, high = one[value] - one[f"{value}_sd"], one[value] + one[f"{value}_sd"]
-                axes[i][j].fill_between(one["delta"], low, high, color=colour, alpha=0.15, linewidth=0)
+                axes[i][j].fill_between(
+                    one["delta"], low, high, color=colour, alpha=0.15, linewidth=0
+                )
         top = some["delta"].max()
         axes[0][j].plot([0, top], [0, top], "k--", linewidth=0.8)
         tests = {"documents": "as the documents", "riskcal": "riskcal's defaults"}
@@ -183,7 +243,10 @@ def calibration(found: dict[str, Any]) -> Figure:
     axes[0][0].set_ylabel("held-out loss")
     axes[1][0].set_ylabel("mean layers")
     axes[1][0].legend(fontsize=8)
-    figure.suptitle(f"{_title(found)}: 50 trials, epsilon .05; bands are a standard deviation over trials", fontsize=10)
+    figure.suptitle(
+        f"{_title(found)}: 50 trials, epsilon .05; bands are a standard deviation over trials",
+        fontsize=10,
+    )
     return figure
 
 
@@ -204,7 +267,9 @@ def ranks(found: dict[str, Any]) -> Figure:
         numbers = [one["layer"] for one in layers]
         boxes = [dict(zip(names, one["rank"], strict=True)) for one in layers]
         column[0].bxp(boxes, positions=numbers, showfliers=False, widths=0.6)
-        column[0].plot(numbers, [one["mean_rank"] for one in layers], "x", color="#b3261e", label="mean")
+        column[0].plot(
+            numbers, [one["mean_rank"] for one in layers], "x", color="#b3261e", label="mean"
+        )
         column[0].set_yscale("log")
         column[0].yaxis.set_major_locator(FixedLocator([1, 2, 3, 5, 10, 20, 50, 100]))
         column[0].yaxis.set_major_formatter("{x:g}")
@@ -215,10 +280,20 @@ def ranks(found: dict[str, Any]) -> Figure:
             ("margin", "s--", "#e08e0b", "mean softmax margin"),
             ("static_accuracy", "^:", "#2f7d32", "1 - mean error, all exits here"),
         ):
-            column[1].plot(numbers, [one[key] for one in layers], style, color=colour, markersize=4, label=what)
+            column[1].plot(
+                numbers, [one[key] for one in layers], style, color=colour, markersize=4, label=what
+            )
         for i, colour in ((0, "#b3261e"), (1, "#e08e0b"), (3, "#1f5a96")):
-            margin = [m for m, n in zip(layers[i]["bin_margin"], layers[i]["bin_counts"], strict=True) if n >= 10]
-            agrees = [m for m, n in zip(layers[i]["bin_agreement"], layers[i]["bin_counts"], strict=True) if n >= 10]
+            margin = [
+                m
+                for m, n in zip(layers[i]["bin_margin"], layers[i]["bin_counts"], strict=True)
+                if n >= 10
+            ]
+            agrees = [
+                m
+                for m, n in zip(layers[i]["bin_agreement"], layers[i]["bin_counts"], strict=True)
+                if n >= 10
+            ]
             column[2].plot(margin, agrees, "o-", color=colour, markersize=4, label=f"layer {i + 1}")
         column[2].plot([0, 1], [0, 1], "k--", linewidth=0.8)
         for ax in column[:2]:
@@ -230,7 +305,9 @@ def ranks(found: dict[str, Any]) -> Figure:
     axes[2][0].set_ylabel("agrees with the last layer")
     for row in axes:
         row[0].legend(fontsize=8, loc="best")
-    figure.suptitle(f"{_title(found)}: boxes are quartiles, whiskers 5% and 95% of tokens", fontsize=10)
+    figure.suptitle(
+        f"{_title(found)}: boxes are quartiles, whiskers 5% and 95% of tokens", fontsize=10
+    )
     return figure
 
 
@@ -281,7 +358,14 @@ def _over_min_layer(axes: Any, one: pd.DataFrame, measure: str, line: str, label
             linewidth=1.2,
         )
     if label == "softmax":  # the others' are alike
-        axes[1].errorbar(one["min_layer"], one["risk"], one["excess_se"], fmt="none", color=colour, elinewidth=0.9)
+        axes[1].errorbar(
+            one["min_layer"],
+            one["risk"],
+            one["excess_se"],
+            fmt="none",
+            color=colour,
+            elinewidth=0.9,
+        )
 
 
 def second_thread(found: dict[str, Any]) -> Figure:
@@ -308,12 +392,25 @@ def classifiers(found: dict[str, Any]) -> Figure:
     table, curves = pd.DataFrame(found["f1"]), pd.DataFrame(found["curves"])
     static = pd.DataFrame(found["static"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-    for name, colour in (("independent", "#1f5a96"), ("balanced", "#2f7d32"), ("geometric", "#b3261e")):
+    for name, colour in (
+        ("independent", "#1f5a96"),
+        ("balanced", "#2f7d32"),
+        ("geometric", "#b3261e"),
+    ):
         left.plot(table["layer"], table[name], "o-", color=colour, markersize=4, label=name)
         one = curves[curves["objective"] == name].sort_values("layers")
         right.plot(one["layers"], one["risk"], "o-", color=colour, markersize=3, label=name)
-    left.plot(table["layer"], table["inconsistent"], ":", color="black", label="share of such tokens")
-    right.plot(static["layers"], static["risk"], "s--", color=COLOURS["static"], markersize=4, label="static")
+    left.plot(
+        table["layer"], table["inconsistent"], ":", color="black", label="share of such tokens"
+    )
+    right.plot(
+        static["layers"],
+        static["risk"],
+        "s--",
+        color=COLOURS["static"],
+        markersize=4,
+        label="static",
+    )
     left.set_xlabel("layer")
     left.set_ylabel('F1 of "do not exit"')
     right.set_xlabel("mean layers per token")
@@ -331,7 +428,16 @@ def _title(found: dict[str, Any]) -> str:
 
 DRAW: dict[str, Callable[[dict[str, Any]], Figure]] = {
     one.__name__: one
-    for one in (measures, decay, perturbation, calibration, ranks, pruning, second_thread, classifiers)
+    for one in (
+        measures,
+        decay,
+        perturbation,
+        calibration,
+        ranks,
+        pruning,
+        second_thread,
+        classifiers,
+    )
 }
 
 

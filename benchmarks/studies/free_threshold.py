@@ -100,7 +100,9 @@ def fit(confidence: ArrayLike, agrees: ArrayLike) -> BetaMixture:
     c, right = _tokens(confidence, agrees)
     if c.min() == c.max():
         return BetaMixture()
-    return BetaMixture(*(_moments(c, np.where(own, 1.0 - _OTHER, _OTHER)) for own in (~right, right)))
+    return BetaMixture(
+        *(_moments(c, np.where(own, 1.0 - _OTHER, _OTHER)) for own in (~right, right))
+    )
 
 
 def threshold(confidence: ArrayLike, agrees: ArrayLike, *, agreement: float = 0.4) -> float:
@@ -123,7 +125,12 @@ def threshold(confidence: ArrayLike, agrees: ArrayLike, *, agreement: float = 0.
 
 
 def running_thresholds(
-    confidence: ArrayLike, agrees: ArrayLike, prompts: ArrayLike, *, agreement: float = 0.4, updates: int = 300
+    confidence: ArrayLike,
+    agrees: ArrayLike,
+    prompts: ArrayLike,
+    *,
+    agreement: float = 0.4,
+    updates: int = 300,
 ) -> Floats:
     """The threshold after each prompt, as FREE adapts it while it serves: without a guarantee, and moving.
 
@@ -149,7 +156,9 @@ def running_thresholds(
         raise RiskcalError(f"prompts: has shape {ids.shape}; give one id per token, {c.shape}.")
     ends = np.append(np.flatnonzero(ids[1:] != ids[:-1]) + 1, c.size)
     if len(np.unique(ids)) < ends.size:
-        raise RiskcalError("prompts: the tokens of a prompt stand apart; give them in the order of serving.")
+        raise RiskcalError(
+            "prompts: the tokens of a prompt stand apart; give them in the order of serving."
+        )
     moving = [
         threshold(c[:end], right[:end], agreement=agreement)
         for end in ends[: _validate.count(updates, "updates", least=1)]
@@ -162,7 +171,9 @@ def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[Floats, NDArray[n
     _validate.in_range(c, "confidence", 0.0, 1.0)
     right = _validate.array(agrees, "agrees", ndim=(1,))
     if (bad := (right != 0) & (right != 1)).any():
-        raise RiskcalError(f"agrees: {right[bad][0]:g} at index {_validate.first(bad)}; give booleans, or 0 and 1.")
+        raise RiskcalError(
+            f"agrees: {right[bad][0]:g} at index {_validate.first(bad)}; give booleans, or 0 and 1."
+        )
     if c.shape != right.shape:
         raise RiskcalError(f"agrees: has shape {right.shape}; give one per confidence, {c.shape}.")
     return np.clip(c, _EDGE, 1.0 - _EDGE), right == 1

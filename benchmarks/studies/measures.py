@@ -37,14 +37,21 @@ def lengths(tokens: np.ndarray) -> dict[str, float]:
 
 def main() -> None:
     parser = common.parser(__doc__)
-    parser.add_argument("--series", nargs="+", default=[*ORACLES, *MEASURES], help="measures and oracles; default: all")
+    parser.add_argument(
+        "--series",
+        nargs="+",
+        default=[*ORACLES, *MEASURES],
+        help="measures and oracles; default: all",
+    )
     options = parser.parse_args()
     options.words = options.words or (750 if options.model == "g2p" else 200)
     task, decoder = common.load(options)
     full = common.decode(decoder, task, ExitPolicy())
     rows = []
 
-    def row(series: str, threshold: float | None, policy: ExitPolicy, measure: str) -> common.Decoded:
+    def row(
+        series: str, threshold: float | None, policy: ExitPolicy, measure: str
+    ) -> common.Decoded:
         decoded = common.decode(decoder, task, policy)
         rows.append(
             {

@@ -31,7 +31,9 @@ def greedy(
         for index in range(backbone.n_layers):
             state = backbone.layer(index, state, cache)
         cache.states.append(state)
-        chosen = forced[:, position] if position < forced.shape[1] else backbone.logits(state).argmax(-1)
+        chosen = (
+            forced[:, position] if position < forced.shape[1] else backbone.logits(state).argmax(-1)
+        )
         tokens.append(chosen.masked_fill(ended, 0))
         ended |= tokens[-1] == END
         if ended.all():
@@ -59,11 +61,17 @@ def disturbed(decoder, task: common.Task) -> list[dict]:
     for position in np.unique(np.linspace(0, long_enough - 1, POSITIONS).round().astype(int)):
         some = torch.nonzero(lengths > position).flatten()
         for name, replaced in wrong.items():
-            forced = torch.cat([tokens[:, :position], replaced[:, position : position + 1]], 1)[some]
-            texts = decoder.decode(greedy(backbone, ids[some], mask[some], forced, task.max_new_tokens))
+            forced = torch.cat([tokens[:, :position], replaced[:, position : position + 1]], 1)[
+                some
+            ]
+            texts = decoder.decode(
+                greedy(backbone, ids[some], mask[some], forced, task.max_new_tokens)
+            )
             whole = [full[i] for i in some.tolist()]
             away = np.array([task.distance(*pair) for pair in zip(texts, whole, strict=True)])
-            edits = np.array([task.edits(text, [one])[0] for text, one in zip(texts, whole, strict=True)])
+            edits = np.array(
+                [task.edits(text, [one])[0] for text, one in zip(texts, whole, strict=True)]
+            )
             changed = (replaced[some, position] != tokens[some, position]).numpy()
             rows.append(
                 {
@@ -74,7 +82,9 @@ def disturbed(decoder, task: common.Task) -> list[dict]:
                     "error": away.std() / len(away) ** 0.5,
                     "changed": changed.mean(),
                     "edits": edits[changed].mean() if changed.any() else 0.0,
-                    "edits_se": edits[changed].std() / changed.sum() ** 0.5 if changed.any() else 0.0,
+                    "edits_se": edits[changed].std() / changed.sum() ** 0.5
+                    if changed.any()
+                    else 0.0,
                     "alone": 1 - (changed / (lengths[some].numpy() - 1).clip(1)).mean(),
                 }
             )

@@ -22,7 +22,10 @@ THRESHOLD = 0.9
 LARGEST, SMALLEST = 68, 6
 PRUNINGS: dict[str, Pruning | None] = {
     "none": None,
-    **{form: Pruning(form, largest=LARGEST, smallest=SMALLEST) for form in ("fixed", "decaying", "adaptive")},
+    **{
+        form: Pruning(form, largest=LARGEST, smallest=SMALLEST)
+        for form in ("fixed", "decaying", "adaptive")
+    },
 }
 MEASURES = ("softmax", "weighted", "jsd", "jsd-code")
 MEASURES_PRUNED = ("softmax", "jsd")
@@ -30,13 +33,20 @@ LARGE = 32_128
 
 
 def rows_multiplied(
-    measure: str, pruning: Pruning | None, exits: NDArray[np.int64], least: int, vocabulary: int, layers: int
+    measure: str,
+    pruning: Pruning | None,
+    exits: NDArray[np.int64],
+    least: int,
+    vocabulary: int,
+    layers: int,
 ) -> NDArray[np.int64]:
     """Rows of the head that each token multiplies at each layer, contrasts with earlier layers included (B, T, L)."""
     if pruning is None:
         tested = np.where(np.arange(1, layers + 1) >= least, vocabulary, 0)
     else:  # adaptive: at the share that a confidence of nine tenths leaves
-        tested = efficiency.head_sizes(pruning, layers, vocabulary, start=least, confidence=np.full(layers, THRESHOLD))
+        tested = efficiency.head_sizes(
+            pruning, layers, vocabulary, start=least, confidence=np.full(layers, THRESHOLD)
+        )
     sizes = np.broadcast_to(tested, (*exits.shape, layers)).copy()
     for layer in range(least, layers + 1):
         if measure in ("weighted", "contrastive", "contrastive-code") and layer >= 2:
@@ -46,7 +56,9 @@ def rows_multiplied(
             again = range(first, layer) if pruning else range(first, min(least, layer))
         else:
             again = []
-        for earlier in again:  # without pruning an earlier layer's whole head is computed once and kept
+        for (
+            earlier
+        ) in again:  # without pruning an earlier layer's whole head is computed once and kept
             reached = exits >= layer
             if pruning:
                 sizes[..., earlier - 1] += np.where(reached, tested[layer - 1], 0)
@@ -55,11 +67,15 @@ def rows_multiplied(
     return sizes
 
 
-def head_and_body(decoder: Any, task: common.Task, decoded: common.Decoded, sizes: NDArray[np.int64], d: int) -> tuple:
+def head_and_body(
+    decoder: Any, task: common.Task, decoded: common.Decoded, sizes: NDArray[np.int64], d: int
+) -> tuple:
     """FLOPs per token of the head's rows up to the exit, and of the layers."""
     seen = np.arange(1, sizes.shape[-1] + 1) <= decoded.exits[..., None]
     tokens = np.count_nonzero(decoded.exits)
-    return 2 * d * int((sizes * seen).sum()) / tokens, common.flops(decoder, task, decoded, "state").per_token
+    return 2 * d * int((sizes * seen).sum()) / tokens, common.flops(
+        decoder, task, decoded, "state"
+    ).per_token
 
 
 def scaled(pruning: Pruning | None) -> Pruning | None:
@@ -75,14 +91,26 @@ def main() -> None:
     full = common.decode(decoder, task, ExitPolicy())
     rows = []
     settings = [(measure, "none") for measure in MEASURES]
-    settings += [(measure, form) for measure in MEASURES_PRUNED for form in PRUNINGS if form != "none"]
+    settings += [
+        (measure, form) for measure in MEASURES_PRUNED for form in PRUNINGS if form != "none"
+    ]
     for measure, form in settings:
         for least in range(1, layers):
             pruning = PRUNINGS[form]
-            policy = ExitPolicy(measure=measure, threshold=THRESHOLD, min_layer=least, pruning=pruning)
+            policy = ExitPolicy(
+                measure=measure, threshold=THRESHOLD, min_layer=least, pruning=pruning
+            )
             decoded = common.decode(decoder, task, policy)
-            row = {"measure": measure, "pruning": form, "min_layer": least, **common.quality(task, decoded, full)}
-            for size, rule in ((decoder.model.config.vocab_size, pruning), (LARGE, scaled(pruning))):
+            row = {
+                "measure": measure,
+                "pruning": form,
+                "min_layer": least,
+                **common.quality(task, decoded, full),
+            }
+            for size, rule in (
+                (decoder.model.config.vocab_size, pruning),
+                (LARGE, scaled(pruning)),
+            ):
                 sizes = rows_multiplied(measure, rule, decoded.exits, least, size, layers)
                 head, body = head_and_body(decoder, task, decoded, sizes, d)
                 row |= {f"head_flops_{size}": head, f"body_flops_{size}": body}
@@ -106,7 +134,10 @@ def alone(decoder: Any, task: common.Task) -> dict[str, Any]:
     encoded = decoder.encode(task.prompts[:100])
     of = {
         measure: np.asarray(
-            decoder.trace(*encoded, task.max_new_tokens, policy=ExitPolicy(measure=measure)).confidence, dtype=float
+            decoder.trace(
+                *encoded, task.max_new_tokens, policy=ExitPolicy(measure=measure)
+            ).confidence,
+            dtype=float,
         )[:, :-1]
         for measure in ("max", *MEASURES)
     }

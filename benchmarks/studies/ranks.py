@@ -55,7 +55,9 @@ def of_model(decoder, task: common.Task) -> dict:
                 "static_accuracy": 1 - common.quality(task, static, full)["risk"],
             }
         )
-    warns = {str(grid): warnings_of_recording(decoder, task, grid) for grid in ((0.5, 0.7, 0.9), (0.05,))}
+    warns = {
+        str(grid): warnings_of_recording(decoder, task, grid) for grid in ((0.5, 0.7, 0.9), (0.05,))
+    }
     return {"tokens": int(real.sum()), "layers": layers, "record_warns": warns}
 
 
@@ -86,7 +88,11 @@ def main() -> None:
     for given in options.also:
         name, _, folder = given.partition("=")
         models[name] = of_model(common.decoder_of(Path(folder)), task)
-    found = {"quantiles": QUANTILES, "vocabulary": decoder.model.config.vocab_size, "models": models}
+    found = {
+        "quantiles": QUANTILES,
+        "vocabulary": decoder.model.config.vocab_size,
+        "models": models,
+    }
     figures.save(common.save("ranks", options, decoder, task, found))
 
 

@@ -62,7 +62,9 @@ class Second:
         self._thread.join()
 
 
-def one_by_one(backbone: Backbone, cache: Any, depths: list[int], confidence: Confidence) -> list[int]:
+def one_by_one(
+    backbone: Backbone, cache: Any, depths: list[int], confidence: Confidence
+) -> list[int]:
     tokens, token = [], 0
     for depth in depths:
         state = backbone.embed([token])
@@ -80,7 +82,9 @@ def overlapped(backbone: Backbone, cache: Any, depths: list[int], second: Second
         state = backbone.layer(0, backbone.embed([token]), cache)
         for index in range(depth):
             second.ask(state)
-            further = backbone.layer(index + 1, state, cache) if index + 1 < backbone.n_layers else state
+            further = (
+                backbone.layer(index + 1, state, cache) if index + 1 < backbone.n_layers else state
+            )
             token, _ = second.answer()
             if index + 1 == depth:
                 break
@@ -93,14 +97,25 @@ def overlapped(backbone: Backbone, cache: Any, depths: list[int], second: Second
 def large() -> T5ForConditionalGeneration:
     """CALM's 8-layer model, untrained: width 512, 6 heads of 64, feed-forward 1,024, 32,128 tokens."""
     torch.manual_seed(0)
-    sizes = {"d_model": 512, "d_kv": 64, "d_ff": 1024, "num_heads": 6, "num_layers": 2, "num_decoder_layers": 8}
-    config = T5Config(vocab_size=32_128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes)
+    sizes = {
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 1024,
+        "num_heads": 6,
+        "num_layers": 2,
+        "num_decoder_layers": 8,
+    }
+    config = T5Config(
+        vocab_size=32_128, feed_forward_proj="gated-gelu", tie_word_embeddings=False, **sizes
+    )
     config.decoder_start_token_id = 0
     return T5ForConditionalGeneration(config).eval()
 
 
 @torch.inference_mode()
-def measure(model: T5ForConditionalGeneration, prompts: list[torch.Tensor], depths: list[list[int]]) -> dict[str, Any]:
+def measure(
+    model: T5ForConditionalGeneration, prompts: list[torch.Tensor], depths: list[list[int]]
+) -> dict[str, Any]:
     """Wall-clock seconds of every setting in every round, and the parts' own CPU times."""
     backbone = Backbone(model)
 
@@ -112,7 +127,9 @@ def measure(model: T5ForConditionalGeneration, prompts: list[torch.Tensor], dept
     ways = {
         "one by one": lambda cache, depth: one_by_one(backbone, cache, depth, confidence),
         "second thread": lambda cache, depth: overlapped(backbone, cache, depth, second),
-        "two cores in each operation": lambda cache, depth: one_by_one(backbone, cache, depth, confidence),
+        "two cores in each operation": lambda cache, depth: one_by_one(
+            backbone, cache, depth, confidence
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     said: dict[str, list[list[int]]] = {}
@@ -147,7 +164,9 @@ def measure(model: T5ForConditionalGeneration, prompts: list[torch.Tensor], dept
         for depth in flat
     )
     return {
-        "milliseconds_per_token": {name: 1e3 * float(np.median(v[2:])) / steps for name, v in seconds.items()},
+        "milliseconds_per_token": {
+            name: 1e3 * float(np.median(v[2:])) / steps for name, v in seconds.items()
+        },
         "fastest_round": {name: 1e3 * float(np.min(v[2:])) / steps for name, v in seconds.items()},
         "speedup": {
             name: {"median": np.median(r), "low": np.quantile(r, 0.1), "high": np.quantile(r, 0.9)}
@@ -186,11 +205,16 @@ def main() -> None:
     models = {"small": decoder.model, "large": large()}
     found = {name: measure(model, prompts, depths) for name, model in models.items()}
     sizes = {
-        name: {"d_model": model.config.d_model, "vocabulary": model.config.vocab_size} for name, model in models.items()
+        name: {"d_model": model.config.d_model, "vocabulary": model.config.vocab_size}
+        for name, model in models.items()
     }
     conditions = {"cores": os.cpu_count(), "load_before": before, "load_after": os.getloadavg()[0]}
     more = {"sizes": sizes, "rounds": ROUNDS, "mean_depth": float(np.mean(np.concatenate(depths)))}
-    figures.save(common.save("second_thread", options, decoder, task, {**conditions, **more, "models": found}))
+    figures.save(
+        common.save(
+            "second_thread", options, decoder, task, {**conditions, **more, "models": found}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folders.note_settings(options.out, {"steps": options.steps}, file="recipe.json")
     if (options.out / "checkpoint").exists():
-        raise SystemExit(f"{options.out / 'checkpoint'}: is there already; give another folder, or delete it")
+        raise SystemExit(
+            f"{options.out / 'checkpoint'}: is there already; give another folder, or delete it"
+        )
     tokenizer = data.tokenizer()
     model = trainer.new_t5(len(tokenizer))
     words = data.splits(data.read_dictionary(data.dictionary_path()))["train"]

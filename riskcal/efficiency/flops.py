@@ -231,7 +231,12 @@ def decoder_flops(
 
 
 def head_sizes(
-    pruning: "Pruning", n_layers: int, vocabulary: int, *, start: int = 1, confidence: ArrayLike | None = None
+    pruning: "Pruning",
+    n_layers: int,
+    vocabulary: int,
+    *,
+    start: int = 1,
+    confidence: ArrayLike | None = None,
 ) -> Integers:
     """Rows of a pruned head that are multiplied at each layer.
 
@@ -253,12 +258,16 @@ def head_sizes(
     start = _validate.count(start, "start", least=1)
     known = None if confidence is None else np.asarray(confidence, dtype=np.float64)
     if known is not None and known.shape[-1] != n_layers:
-        raise RiskcalError(f"confidence: has shape {known.shape}; the last axis must be the {n_layers} layers.")
+        raise RiskcalError(
+            f"confidence: has shape {known.shape}; the last axis must be the {n_layers} layers."
+        )
     sizes = np.zeros((n_layers,) if known is None else known.shape, dtype=np.int64)
     sizes[..., start - 1] = vocabulary
     for layer in range(start + 1, n_layers + 1):
         before = None if known is None else known[..., layer - 2]
-        sizes[..., layer - 1] = pruning.kept(layer, n_layers, vocabulary, start=start, confidence=before)
+        sizes[..., layer - 1] = pruning.kept(
+            layer, n_layers, vocabulary, start=start, confidence=before
+        )
     return sizes
 
 
@@ -285,7 +294,9 @@ def head_ratio(exit_layers: ArrayLike, sizes: ArrayLike, vocabulary: int) -> flo
     multiplied = np.take_along_axis(np.cumsum(rows, axis=-1), at_exit, -1)[..., 0]
     present = exits > 0
     if not multiplied[present].sum():
-        raise RiskcalError("sizes: the head is called at no layer that a token reaches; give the sizes of the run.")
+        raise RiskcalError(
+            "sizes: the head is called at no layer that a token reaches; give the sizes of the run."
+        )
     return int(called[present].sum()) * vocabulary / int(multiplied[present].sum())
 
 
@@ -299,11 +310,15 @@ def _source_lengths(given: ArrayLike, batch: int) -> Integers:
             f"source_lengths: {value:g} at index {_validate.first(bad)}; give whole numbers of prompt tokens."
         )
     if lengths.ndim and lengths.size != batch:
-        raise RiskcalError(f"source_lengths: {lengths.size} given for {batch} prompts; give one, or one per prompt.")
+        raise RiskcalError(
+            f"source_lengths: {lengths.size} given for {batch} prompts; give one, or one per prompt."
+        )
     return np.broadcast_to(lengths, (batch,))
 
 
-def _layer_flops(exits: Integers, position: Any, source: Any, dimensions: DecoderDimensions) -> Integers:
+def _layer_flops(
+    exits: Integers, position: Any, source: Any, dimensions: DecoderDimensions
+) -> Integers:
     """Of the layers up to the exit, and of the keys and values of those above."""
     d, a = dimensions.d_model, dimensions.attention
     feed_forward = (6 if dimensions.gated else 4) * dimensions.d_ff * d
@@ -313,23 +328,33 @@ def _layer_flops(exits: Integers, position: Any, source: Any, dimensions: Decode
 
 
 def _head_flops(
-    exits: Integers, dimensions: DecoderDimensions, predictor: str, sizes: ArrayLike | None, min_layer: int
+    exits: Integers,
+    dimensions: DecoderDimensions,
+    predictor: str,
+    sizes: ArrayLike | None,
+    min_layer: int,
 ) -> Integers:
     """Of deciding at each layer up to the exit, and of the emitted token's head."""
     d, V = dimensions.d_model, dimensions.vocabulary
     _validate.choice(predictor, "predictor", PREDICTORS)
     if min_layer > dimensions.n_layers:
-        raise RiskcalError(f"min_layer: {min_layer} is not one of the {dimensions.n_layers} layers.")
+        raise RiskcalError(
+            f"min_layer: {min_layer} is not one of the {dimensions.n_layers} layers."
+        )
     tested = exits - min_layer + 1
     if predictor != "head":
         if sizes is not None:
-            raise RiskcalError(f"head_sizes: means nothing to predictor {predictor!r}; leave it out.")
+            raise RiskcalError(
+                f"head_sizes: means nothing to predictor {predictor!r}; leave it out."
+            )
         return 2 * V * d + (2 * d * tested if predictor == "classifier" else np.zeros_like(exits))
     if sizes is None:
         return 2 * V * d * tested
     rows = _sizes(sizes, exits, V)
     at_exit = np.maximum(exits - 1, 0)[..., None]
-    unseen = (exits > 0) & (exits >= min_layer) & (np.take_along_axis(rows, at_exit, -1)[..., 0] == 0)
+    unseen = (
+        (exits > 0) & (exits >= min_layer) & (np.take_along_axis(rows, at_exit, -1)[..., 0] == 0)
+    )
     if unseen.any():
         where = _validate.first(unseen)
         raise RiskcalError(
@@ -349,5 +374,7 @@ def _sizes(sizes: ArrayLike, exits: Integers, vocabulary: int) -> Integers:
             f"head_sizes: {values[bad][0]:g} at index {_validate.first(bad)}; give whole numbers from 0 to {vocabulary}."
         )
     if rows.shape[-1] < exits.max() or (rows.ndim == 3 and rows.shape[:2] != exits.shape):
-        raise RiskcalError(f"head_sizes: has shape {rows.shape}; give (L,) or (B, T, L) with B, T = {exits.shape}.")
+        raise RiskcalError(
+            f"head_sizes: has shape {rows.shape}; give (L,) or (B, T, L) with B, T = {exits.shape}."
+        )
     return np.broadcast_to(rows, (*exits.shape, rows.shape[-1]))

@@ -63,9 +63,13 @@ def exit_array(exit_layers: ArrayLike, n_layers: int | None = None) -> Integers:
     bad = (exits != values) | (exits < 0) | (exits > top)
     if bad.any():
         remedy = (
-            "give whole numbers from 1" + ("" if n_layers is None else f" to {n_layers}") + ", 0 after the last token"
+            "give whole numbers from 1"
+            + ("" if n_layers is None else f" to {n_layers}")
+            + ", 0 after the last token"
         )
-        raise RiskcalError(f"exit_layers: {values[bad][0]:g} at index {_validate.first(bad)}; {remedy}.")
+        raise RiskcalError(
+            f"exit_layers: {values[bad][0]:g} at index {_validate.first(bad)}; {remedy}."
+        )
     if (empty := exits[:, 0] == 0).any():
         raise RiskcalError(
             f"exit_layers: row {_validate.first(empty)} has no token; an output that failed counts as one "

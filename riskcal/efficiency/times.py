@@ -43,20 +43,30 @@ def speed_table(times: pd.DataFrame, baselines: Sequence[str], *, warm_up: int =
     _tables.require(times, ["round", "run", "setting", "seconds"])
     seconds = _validate.array(times["seconds"].to_numpy(), "seconds", ndim=(1,))
     if (bad := seconds <= 0).any():
-        raise RiskcalError(f"seconds: {seconds[bad][0]:g} at row {_validate.first(bad)}; a time is above 0.")
+        raise RiskcalError(
+            f"seconds: {seconds[bad][0]:g} at row {_validate.first(bad)}; a time is above 0."
+        )
     settings = list(times["setting"].unique())
     for baseline in baselines:
         if baseline not in settings:
-            raise RiskcalError(f"baselines: {baseline!r} was not measured; settings: {', '.join(map(str, settings))}.")
+            raise RiskcalError(
+                f"baselines: {baseline!r} was not measured; settings: {', '.join(map(str, settings))}."
+            )
     rounds = np.sort(times["round"].unique())[_validate.count(warm_up, "warm_up", least=0) :]
     if not rounds.size:
         raise RiskcalError(f"warm_up: {warm_up} drops every round; measure more, or drop fewer.")
     kept = times[times["round"].isin(rounds)]
-    counts = kept.pivot_table(index=["round", "run"], columns="setting", values="seconds", aggfunc="size")
+    counts = kept.pivot_table(
+        index=["round", "run"], columns="setting", values="seconds", aggfunc="size"
+    )
     if not (counts.reindex(columns=settings) == 1).to_numpy().all():
-        raise RiskcalError("times: measure every setting exactly once on each run of each round; ratios are paired.")
+        raise RiskcalError(
+            "times: measure every setting exactly once on each run of each round; ratios are paired."
+        )
     columns = kept.groupby("setting")["seconds"]
-    table = pd.DataFrame({"p50": columns.quantile(0.5), "p95": columns.quantile(0.95), "mean": columns.mean()})
+    table = pd.DataFrame(
+        {"p50": columns.quantile(0.5), "p95": columns.quantile(0.95), "mean": columns.mean()}
+    )
     total = kept.pivot_table(index="round", columns="setting", values="seconds", aggfunc="sum")
     if "tokens" in kept.columns:
         tokens = kept.pivot_table(index="round", columns="setting", values="tokens", aggfunc="sum")

@@ -31,7 +31,9 @@ class Work:
     deepest: float
 
 
-def expected_work(shares: ArrayLike, cost: ArrayLike | None = None, *, rows: int = 1, quantile: float = 0.99) -> Work:
+def expected_work(
+    shares: ArrayLike, cost: ArrayLike | None = None, *, rows: int = 1, quantile: float = 0.99
+) -> Work:
     """Work under an exit distribution.
 
     Parameters
@@ -66,14 +68,22 @@ def expected_work(shares: ArrayLike, cost: ArrayLike | None = None, *, rows: int
     share = _validate.array(shares, "shares", ndim=(1,))
     bad = share < 0
     if bad.any():
-        raise RiskcalError(f"shares: {share[bad][0]:g} at index {_validate.first(bad)} is negative; a share is not.")
+        raise RiskcalError(
+            f"shares: {share[bad][0]:g} at index {_validate.first(bad)} is negative; a share is not."
+        )
     if abs(share.sum() - 1.0) > _validate.TOLERANCE:
-        raise RiskcalError(f"shares: sum to {share.sum():.12g}, not to 1; divide them by their sum.")
-    price = np.arange(1.0, share.size + 1) if cost is None else _validate.array(cost, "cost", ndim=(1,))
+        raise RiskcalError(
+            f"shares: sum to {share.sum():.12g}, not to 1; divide them by their sum."
+        )
+    price = (
+        np.arange(1.0, share.size + 1) if cost is None else _validate.array(cost, "cost", ndim=(1,))
+    )
     if price.size != share.size:
         raise RiskcalError(f"cost: {price.size} given for {share.size} layers; give one per layer.")
     if (falls := np.diff(price) < 0).any():
-        raise RiskcalError(f"cost: falls after index {_validate.first(falls)}; a deeper exit cannot cost less.")
+        raise RiskcalError(
+            f"cost: falls after index {_validate.first(falls)}; a deeper exit cannot cost less."
+        )
     wanted = _validate.level(quantile, "quantile")
     reached = np.minimum(np.cumsum(share), 1.0) ** _validate.count(rows, "rows", least=1)
     used = np.flatnonzero(share > 0)
@@ -126,7 +136,9 @@ def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
     exits = exit_array(exit_layers)
     _validate.choice(mode, "mode", BATCH_MODES)
     layers = np.arange(1, exits.max(initial=0) + 1)[:, None]
-    waiting = np.array([(step >= layers).sum(1) for step in exits.T])  # (T, layers): rows that go so deep
+    waiting = np.array(
+        [(step >= layers).sum(1) for step in exits.T]
+    )  # (T, layers): rows that go so deep
     rows = waiting
     if mode != "regroup":
         size, sizes = len(exits), []

@@ -46,13 +46,17 @@ class Reference:
         """Rows, decoded; with batching "deepest" they exit together, else each as if alone."""
         policy = policy.named()
         start = self.model.config.decoder_start_token_id
-        rows = [Row(self.model.encoder(input_ids=prompt[None]).last_hidden_state, start) for prompt in prompts]
+        rows = [
+            Row(self.model.encoder(input_ids=prompt[None]).last_hidden_state, start)
+            for prompt in prompts
+        ]
         for position in range(length):
             thresholds = needed(policy, self.n_layers, position)
             going = [row for row in rows if not self.ended(row)]
             steps = [self.full_step(row) for row in going]
             seen = [
-                self.judged(policy, row, thresholds, states) for row, (states, *_) in zip(going, steps, strict=True)
+                self.judged(policy, row, thresholds, states)
+                for row, (states, *_) in zip(going, steps, strict=True)
             ]
             depths = [self.first_passing(exits) for exits in seen]
             if policy.batching == "deepest" and going:
@@ -69,14 +73,21 @@ class Reference:
         """States (L + 1 of them, (d,)) of a step on the row's history, and its keys and values per layer."""
         decoder, config, position = self.model.decoder, self.model.config, len(row.tokens)
         state = decoder.embed_tokens(torch.tensor([[row.last]]))
-        bias = decoder.block[0].layer[0].SelfAttention.compute_bias(position + 1, position + 1)[:, :, -1:]
+        bias = (
+            decoder.block[0]
+            .layer[0]
+            .SelfAttention.compute_bias(position + 1, position + 1)[:, :, -1:]
+        )
         states, keys, values = [state], [], []
         for i, block in enumerate(decoder.block):
             own, cross = block.layer[0].SelfAttention, block.layer[1].EncDecAttention
             key, value = self.projected(i, state)
             keys.append(key)
             values.append(value)
-            history = [torch.cat([p[i] for p in of] + [new], 2) for of, new in ((row.keys, key), (row.values, value))]
+            history = [
+                torch.cat([p[i] for p in of] + [new], 2)
+                for of, new in ((row.keys, key), (row.values, value))
+            ]
             query = heads(own.q(block.layer[0].layer_norm(state)), config)
             state = state + own.o(attention(query, *history, bias))
             query = heads(cross.q(block.layer[1].layer_norm(state)), config)
@@ -100,7 +111,9 @@ class Reference:
     def judged(self, policy, row, thresholds, states):
         """{layer: (confidence, threshold, logits with -inf for what pruning took away)}, of the layers that are looked at."""
         forced = policy.max_pending is not None and row.pending >= policy.max_pending
-        looked = [] if forced else [i + 1 for i in range(self.n_layers - 1) if thresholds[i] != math.inf]
+        looked = (
+            [] if forced else [i + 1 for i in range(self.n_layers - 1) if thresholds[i] != math.inf]
+        )
         looked.append(self.n_layers)
         target = self.logits(states[-1]).argmax()
         judged, order, before = {}, None, None
@@ -111,7 +124,9 @@ class Reference:
                     order = np.argsort(-logits, kind="stable")
                 else:
                     kept = order[
-                        : tokens_kept(policy.pruning, layer, looked[0], self.n_layers, self.vocabulary, before)
+                        : tokens_kept(
+                            policy.pruning, layer, looked[0], self.n_layers, self.vocabulary, before
+                        )
                     ]
             compared = only(logits, kept)
             if policy.measure == "state":
@@ -125,12 +140,16 @@ class Reference:
                 before = OF_LOGITS[policy.measure](compared)
             else:
                 amateurs = {m: only(self.logits(states[m]), kept) for m in range(1, layer)}
-                before = contrast(policy.measure, policy.contrast, layer, looked[0], compared, amateurs)
+                before = contrast(
+                    policy.measure, policy.contrast, layer, looked[0], compared, amateurs
+                )
             judged[layer] = before, thresholds[layer - 1], compared
         return judged
 
     def first_passing(self, judged):
-        passing = [layer for layer, (confidence, threshold, _) in judged.items() if confidence >= threshold]
+        passing = [
+            layer for layer, (confidence, threshold, _) in judged.items() if confidence >= threshold
+        ]
         return min([*passing, self.n_layers])
 
     def commit(self, policy, row, step, judged, depth):
@@ -150,7 +169,9 @@ class Reference:
         row.tokens.append(row.last)
         row.exits.append(depth)
         row.confidences.append(confidence)
-        row.refused.append(max([c for layer, (c, *_) in judged.items() if layer < depth], default=-math.inf))
+        row.refused.append(
+            max([c for layer, (c, *_) in judged.items() if layer < depth], default=-math.inf)
+        )
         row.pending = 0 if depth == self.n_layers else row.pending + 1
 
 
@@ -165,7 +186,11 @@ def needed(policy, n_layers, position):
         elif policy.schedule.kind == "decaying":
             decay = math.exp(-policy.schedule.temperature * position / policy.schedule.max_length)
             paper = policy.schedule.form == "paper"
-            value = min(max(0.9 * value + 0.1 * decay, 0.0), 1.0) if paper else value * (0.9 + 0.1 * decay)
+            value = (
+                min(max(0.9 * value + 0.1 * decay, 0.0), 1.0)
+                if paper
+                else value * (0.9 + 0.1 * decay)
+            )
         table.append(value)
     return [*table, -math.inf]
 
@@ -181,7 +206,9 @@ def tokens_kept(pruning, layer, start, n_layers, vocabulary, confidence):
 
     def formula(i):
         k1, least = pruning.largest, pruning.smallest
-        return min(vocabulary, max(least, math.floor(k1 / (1 + (k1 - least) / least * i / n_layers))))
+        return min(
+            vocabulary, max(least, math.floor(k1 / (1 + (k1 - least) / least * i / n_layers)))
+        )
 
     first = formula(start)
     if pruning.form == "fixed":
@@ -221,7 +248,9 @@ OF_LOGITS = {
 def jensen_shannon(p, q):
     """In nats, of numbers that need not add up to 1."""
     return sum(
-        x * math.log(2 * x / (x + y)) / 2 for x, y in [*zip(p, q, strict=True), *zip(q, p, strict=True)] if x > 0
+        x * math.log(2 * x / (x + y)) / 2
+        for x, y in [*zip(p, q, strict=True), *zip(q, p, strict=True)]
+        if x > 0
     )
 
 
@@ -263,12 +292,16 @@ def contrast(measure, settings, layer, first, logits, amateurs):
     return lead(scores)
 
 
-def assert_agrees(model, policy, *, classifier=None, batch=3, side="right", length=LENGTH, seed=0, tolerance=1e-5):
+def assert_agrees(
+    model, policy, *, classifier=None, batch=3, side="right", length=LENGTH, seed=0, tolerance=1e-5
+):
     """The decoder, on a padded batch, gives what the definition gives; returns the exits, for a test to see them vary."""
     input_ids, mask = prompts(batch, side, seed)
     decoder = EarlyExitT5(model, classifier=classifier)
     generation = decoder.generate(input_ids, mask, policy=policy, max_new_tokens=length)
-    return assert_same(generation, expected(model, policy, classifier, batch, side, length, seed), tolerance)
+    return assert_same(
+        generation, expected(model, policy, classifier, batch, side, length, seed), tolerance
+    )
 
 
 def expected(model, policy, classifier=None, batch=3, side="right", length=LENGTH, seed=0):
@@ -283,14 +316,19 @@ def assert_same(generation, rows, tolerance=1e-5):
         assert generation.tokens[i, :size].tolist() == row.tokens
         assert generation.exit_layers[i, :size].tolist() == row.exits
         assert not generation.exit_layers[i, size:].any()
-        np.testing.assert_allclose(generation.confidence[i, :size], row.confidences, rtol=0, atol=tolerance)
-        np.testing.assert_allclose(generation.refused[i, :size], row.refused, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(
+            generation.confidence[i, :size], row.confidences, rtol=0, atol=tolerance
+        )
+        np.testing.assert_allclose(
+            generation.refused[i, :size], row.refused, rtol=0, atol=tolerance
+        )
     return [layer for row in rows for layer in row.exits]
 
 
 #: A linear exit classifier for the tiny models, neither always nor never sure.
 CLASSIFIER = SimpleNamespace(
-    weight=torch.randn(32, generator=torch.Generator().manual_seed(1)) * 0.05, bias=torch.tensor(0.1)
+    weight=torch.randn(32, generator=torch.Generator().manual_seed(1)) * 0.05,
+    bias=torch.tensor(0.1),
 )
 
 
@@ -324,7 +362,9 @@ def middling(model, quantile=0.75, **fields):
     if fields.get("measure") == "oracle":
         return ExitPolicy(threshold=1.0, **fields)
     template = ExitPolicy(**fields)
-    decoder = EarlyExitT5(model, classifier=CLASSIFIER if template.measure == "classifier" else None)
+    decoder = EarlyExitT5(
+        model, classifier=CLASSIFIER if template.measure == "classifier" else None
+    )
     traces = decoder.trace(*prompts(3), max_new_tokens=4, policy=template)
     early = np.asarray(traces.confidence)[:, fields.get("min_layer", 1) - 1 : -1]
     return template.model_copy(update={"threshold": float(np.quantile(early, quantile)) + 1e-4})

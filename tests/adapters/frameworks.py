@@ -17,7 +17,9 @@ def decoder(framework, model):
     """A decoder of a PyTorch model; always with a classifier and stacked layers, which spares compiling more programs."""
     if framework == "torch":
         return riskcal_adapters.torch.EarlyExitT5(model, classifier=CLASSIFIER)
-    return riskcal_adapters.jax.EarlyExitT5(riskcal_adapters.jax.from_torch(model), classifier=CLASSIFIER, stacked=True)
+    return riskcal_adapters.jax.EarlyExitT5(
+        riskcal_adapters.jax.from_torch(model), classifier=CLASSIFIER, stacked=True
+    )
 
 
 def confidence_of_logits(framework, name, logits):
@@ -38,4 +40,8 @@ def cosine_of_states(framework, before, state):
     if framework == "torch":
         return torch_measures.saturation(torch.as_tensor(state), torch.as_tensor(before))
     codes = jnp.full(len(state), jax_measures.STATE)
-    return np.asarray(jax_measures.of_states(jnp.asarray(before), jnp.asarray(state), jnp.bool_(False), codes, None))
+    return np.asarray(
+        jax_measures.of_states(
+            jnp.asarray(before), jnp.asarray(state), jnp.bool_(False), codes, None
+        )
+    )

@@ -43,7 +43,11 @@ def hugging_face(model, input_ids, attention_mask=None, max_new_tokens=LENGTH) -
 def ending_early(model: T5ForConditionalGeneration) -> T5ForConditionalGeneration:
     """The same model with an end token that it does say, in some rows and not at once."""
     said = hugging_face(model, *prompts(7))
-    candidates = [t for t in said[:, 2:].unique().tolist() if 0 < (said == t).any(1).sum() < 7 and t not in said[:, 0]]
+    candidates = [
+        t
+        for t in said[:, 2:].unique().tolist()
+        if 0 < (said == t).any(1).sum() < 7 and t not in said[:, 0]
+    ]
     ending = copy.deepcopy(model)
     ending.generation_config.eos_token_id = candidates[0]
     return ending
@@ -60,7 +64,11 @@ def naive(model, input_ids, policy, length=LENGTH):
     token, tokens, exits, confidences = config.decoder_start_token_id, [], [], []
     for position in range(length):
         state = decoder.embed_tokens(torch.tensor([[token]]))
-        bias = decoder.block[0].layer[0].SelfAttention.compute_bias(position + 1, position + 1)[:, :, -1:]
+        bias = (
+            decoder.block[0]
+            .layer[0]
+            .SelfAttention.compute_bias(position + 1, position + 1)[:, :, -1:]
+        )
         exited = None
         for i, block in enumerate(decoder.block):
             own, cross = block.layer[0].SelfAttention, block.layer[1].EncDecAttention
@@ -69,13 +77,19 @@ def naive(model, input_ids, policy, length=LENGTH):
             values[i].append(heads(own.v(normed), config))
             if exited is not None:
                 continue
-            attended = attention(heads(own.q(normed), config), torch.cat(keys[i], 2), torch.cat(values[i], 2), bias)
+            attended = attention(
+                heads(own.q(normed), config), torch.cat(keys[i], 2), torch.cat(values[i], 2), bias
+            )
             state = state + own.o(attended)
             query = heads(cross.q(block.layer[1].layer_norm(state)), config)
-            attended = attention(query, heads(cross.k(memory), config), heads(cross.v(memory), config), 0.0)
+            attended = attention(
+                query, heads(cross.k(memory), config), heads(cross.v(memory), config), 0.0
+            )
             state = block.layer[2](state + cross.o(attended))
             normed = decoder.final_layer_norm(state)[0, 0]
-            logits = model.lm_head(normed * config.d_model**-0.5 if config.scale_decoder_outputs else normed)
+            logits = model.lm_head(
+                normed * config.d_model**-0.5 if config.scale_decoder_outputs else normed
+            )
             margin = margin64(logits)
             if i == n_layers - 1 or margin >= thresholds[position, i]:
                 exited = i + 1
@@ -107,6 +121,8 @@ def assert_row(generation, row, alone, tolerance=1e-5):
     length = alone.tokens.shape[1]
     assert generation.tokens[row, :length].equal(alone.tokens[0])
     assert generation.exit_layers[row, :length].equal(alone.exit_layers[0])
-    torch.testing.assert_close(generation.confidence[row, :length], alone.confidence[0], rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        generation.confidence[row, :length], alone.confidence[0], rtol=0, atol=tolerance
+    )
     assert not generation.exit_layers[row, length:].any()
     assert generation.confidence[row, length:].isnan().all()

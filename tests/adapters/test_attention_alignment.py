@@ -11,9 +11,18 @@ from riskcal_adapters.torch import EarlyExitT5, backbone
 
 def tiny(heads: int) -> EarlyExitT5:
     torch.manual_seed(heads)
-    shape = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": heads}
+    shape = {
+        "vocab_size": 40,
+        "d_model": 16,
+        "d_kv": 4,
+        "d_ff": 16,
+        "num_layers": 2,
+        "num_heads": heads,
+    }
     return EarlyExitT5(
-        T5ForConditionalGeneration(T5Config(**shape, num_decoder_layers=4, decoder_start_token_id=0)).eval()
+        T5ForConditionalGeneration(
+            T5Config(**shape, num_decoder_layers=4, decoder_start_token_id=0)
+        ).eval()
     )
 
 
@@ -26,7 +35,9 @@ def test_every_bias_begins_at_a_whole_piece(
     decoder = EarlyExitT5(tiny(heads).model.to(dtype))
     seen, attend = [], backbone.scaled_dot_product_attention
 
-    def watched(*arguments: torch.Tensor, attn_mask: torch.Tensor | None = None, **options: float) -> torch.Tensor:
+    def watched(
+        *arguments: torch.Tensor, attn_mask: torch.Tensor | None = None, **options: float
+    ) -> torch.Tensor:
         if attn_mask is not None:
             seen.append((attn_mask.data_ptr() % 16, attn_mask.stride(), tuple(attn_mask.shape)))
         return attend(*arguments, attn_mask=attn_mask, **options)
@@ -43,7 +54,9 @@ def test_every_bias_begins_at_a_whole_piece(
         assert remainder == 0, (shape, stride)
         # a width of whole pieces is read as it stands; any other is copied into one by torch itself
         if shape[-1] % 8 == 0:
-            assert all(s % 8 == 0 for s, size in zip(stride[:-1], shape[:-1], strict=True) if size > 1), (shape, stride)
+            assert all(
+                s % 8 == 0 for s, size in zip(stride[:-1], shape[:-1], strict=True) if size > 1
+            ), (shape, stride)
     rows = decoder._backbone._decoder_bias.rows(11)
     expected = decoder._backbone._decoder_bias.square(11)
     for n, row in enumerate(rows[:11], start=1):

@@ -67,9 +67,14 @@ def test_row_1_twelve_layers_exit_as_defined(deep):
 
 thresholds = st.sampled_from([0.03, 0.12, 0.3, 0.5])
 prunings = st.none() | st.builds(
-    Pruning, st.sampled_from(["fixed", "decaying", "adaptive"]), st.sampled_from([12, 40]), st.just(3)
+    Pruning,
+    st.sampled_from(["fixed", "decaying", "adaptive"]),
+    st.sampled_from([12, 40]),
+    st.just(3),
 )
-contrasts = st.builds(Contrast, alpha=st.sampled_from([0.1, 0.5]), alpha_decay=st.sampled_from([0.0, 1.0]))
+contrasts = st.builds(
+    Contrast, alpha=st.sampled_from([0.1, 0.5]), alpha_decay=st.sampled_from([0.0, 1.0])
+)
 
 
 def legal(fields):
@@ -92,13 +97,17 @@ policies = (
             "max_pending": st.integers(1, 3),
             "emits": st.sampled_from(["exit", "last"]),
             "batching": st.sampled_from(["diverge", "regroup", "regroup"]),
-            "sampling": st.builds(Sampling, top_p=st.sampled_from([0.8, 1.0]), seed=st.integers(0, 2)),
+            "sampling": st.builds(
+                Sampling, top_p=st.sampled_from([0.8, 1.0]), seed=st.integers(0, 2)
+            ),
         },
     )
     .flatmap(
         lambda fields: st.one_of(
             thresholds.map(lambda value: {"threshold": value}),
-            st.dictionaries(st.integers(1, 4), thresholds, min_size=1).map(lambda table: {"thresholds": table}),
+            st.dictionaries(st.integers(1, 4), thresholds, min_size=1).map(
+                lambda table: {"thresholds": table}
+            ),
         ).map(lambda needed: fields | needed)
     )
     .map(legal)
@@ -114,7 +123,9 @@ policies = (
     side=st.sampled_from(["left", "right"]),
     seed=st.integers(0, 50),
 )
-def test_row_9_a_row_is_its_run_alone_whatever_it_and_the_others_ask(ending, template, others, values, side, seed):
+def test_row_9_a_row_is_its_run_alone_whatever_it_and_the_others_ask(
+    ending, template, others, values, side, seed
+):
     """Rows of one policy at other thresholds are decoded together; rows of other policies stand between them."""
     rows = [
         template.model_copy(update={"threshold": value} if template.thresholds is None else {})
@@ -129,7 +140,9 @@ def test_row_9_a_row_is_its_run_alone_whatever_it_and_the_others_ask(ending, tem
         alone = decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=6)
         assert_row(together, row, alone)
         size = alone.tokens.shape[1]
-        torch.testing.assert_close(together.refused[row, :size], alone.refused[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            together.refused[row, :size], alone.refused[0], rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -148,14 +161,20 @@ def test_row_9_a_row_is_its_run_alone_whatever_it_and_the_others_ask(ending, tem
 def test_row_9_what_a_layer_does_depends_on_no_other_row(tiny_t5, fields):
     """Settings in which rows at other depths, or at other times, once changed what a row saw."""
     decoder = EarlyExitT5(tiny_t5, classifier=CLASSIFIER)
-    values = [0.45, 0.6, 0.75, 0.9] if fields.get("measure") in ("state", "classifier") else [0.05, 0.2, 0.4, 0.6]
+    values = (
+        [0.45, 0.6, 0.75, 0.9]
+        if fields.get("measure") in ("state", "classifier")
+        else [0.05, 0.2, 0.4, 0.6]
+    )
     rows = [ExitPolicy(threshold=value, **fields) for value in values]
     input_ids, mask = prompts(4)
     together = decoder.generate(input_ids, mask, policy=rows, max_new_tokens=LENGTH)
     assert len(together.exit_layers.unique()) > 1
     for row, (policy, real) in enumerate(zip(rows, mask.bool(), strict=True)):
         assert_row(
-            together, row, decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH)
+            together,
+            row,
+            decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH),
         )
 
 
@@ -174,10 +193,16 @@ def test_row_9_what_a_layer_does_depends_on_no_other_row(tiny_t5, fields):
 )
 def test_row_9_rows_go_on_as_alone_without_those_that_ended(tiny_t5, fields, monkeypatch):
     model = copy.deepcopy(tiny_t5)
-    model.generation_config.eos_token_id = list(range(1, tiny_t5.config.vocab_size, 5))  # rows end one after the other
+    model.generation_config.eos_token_id = list(
+        range(1, tiny_t5.config.vocab_size, 5)
+    )  # rows end one after the other
     decoder, kept = EarlyExitT5(model), []
     keep = Cache.keep
-    monkeypatch.setattr(Cache, "keep", lambda cache, rows: kept.append((cache.batch, len(rows))) or keep(cache, rows))
+    monkeypatch.setattr(
+        Cache,
+        "keep",
+        lambda cache, rows: kept.append((cache.batch, len(rows))) or keep(cache, rows),
+    )
     input_ids, mask = prompts(24, "left")
     policy = ExitPolicy(threshold=0.2, **fields)
     together = decoder.generate(input_ids, mask, policy=policy, max_new_tokens=20)
@@ -187,7 +212,9 @@ def test_row_9_rows_go_on_as_alone_without_those_that_ended(tiny_t5, fields, mon
         alone = decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=20)
         assert_row(together, row, alone)
         size = alone.tokens.shape[1]
-        torch.testing.assert_close(together.refused[row, :size], alone.refused[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            together.refused[row, :size], alone.refused[0], rtol=0, atol=1e-5
+        )
 
 
 def test_row_9_rows_that_look_at_other_layers_prune_by_their_own(tiny_t5):
@@ -198,7 +225,9 @@ def test_row_9_rows_that_look_at_other_layers_prune_by_their_own(tiny_t5):
     together = decoder.generate(input_ids, mask, policy=rows, max_new_tokens=LENGTH)
     for row, (policy, real) in enumerate(zip(rows, mask.bool(), strict=True)):
         assert_row(
-            together, row, decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH)
+            together,
+            row,
+            decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH),
         )
 
 
@@ -215,7 +244,9 @@ def test_row_9_regroup_computes_only_rows_that_go_deeper(tiny_t5, monkeypatch):
     monkeypatch.setattr(
         decoder._backbone,
         "layer_of_rows",
-        lambda i, state, rows, cache: computed.append((i, len(state))) or layer(i, state, rows, cache),
+        lambda i, state, rows, cache: (
+            computed.append((i, len(state))) or layer(i, state, rows, cache)
+        ),
     )
     policies_ = [ExitPolicy.static(depth, batching="regroup") for depth in (1, 3, 2)]
     generation = decoder.generate(*prompts(3), policy=policies_, max_new_tokens=2)
@@ -249,7 +280,10 @@ def test_row_9_deepest_holds_for_the_negative_controls_too(ending, cache):
     policy = middling(ending, 0.4, batching="deepest", cache=cache)
     generation = EarlyExitT5(ending).generate(*prompts(3), policy=policy, max_new_tokens=8)
     going = generation.exit_layers > 0
-    assert all(len(depths[real].unique()) == 1 for depths, real in zip(generation.exit_layers.T, going.T, strict=True))
+    assert all(
+        len(depths[real].unique()) == 1
+        for depths, real in zip(generation.exit_layers.T, going.T, strict=True)
+    )
     for i, row in enumerate(expected(ending, policy, length=8)):
         assert generation.tokens[i, : len(row.tokens)].tolist() == row.tokens
 
@@ -258,7 +292,9 @@ def test_row_9_a_batch_of_one_is_its_own_deepest(ending):
     policy = middling(ending)
     one, _ = prompts(1)
     alone, deepest = (
-        EarlyExitT5(ending).generate(one, policy=policy.model_copy(update={"batching": mode}), max_new_tokens=LENGTH)
+        EarlyExitT5(ending).generate(
+            one, policy=policy.model_copy(update={"batching": mode}), max_new_tokens=LENGTH
+        )
         for mode in ("diverge", "deepest")
     )
     assert alone.tokens.equal(deepest.tokens)
@@ -288,7 +324,9 @@ def test_a_policy_that_never_exits_is_the_full_model_whatever_else_it_says(endin
         {"thresholds": {1: math.inf, 2: math.inf}},
         {"thresholds": {}},
     ):
-        generation = decoder.generate(*prompts(5), policy=ExitPolicy(**fields), max_new_tokens=LENGTH)
+        generation = decoder.generate(
+            *prompts(5), policy=ExitPolicy(**fields), max_new_tokens=LENGTH
+        )
         assert generation.tokens.equal(expected_)
         assert set(generation.exit_layers.unique().tolist()) <= {0, decoder.n_layers}
 
@@ -320,7 +358,11 @@ def test_row_32_a_policy_for_another_model_is_refused_by_the_field(tiny_t5, fiel
 
 def test_row_32_a_policy_for_this_model_is_taken(tiny_t5):
     decoder = EarlyExitT5(tiny_t5)
-    policy = ExitPolicy(threshold=0.5, weights=decoder.weights, n_layers=decoder.n_layers, max_new_tokens=4)
+    policy = ExitPolicy(
+        threshold=0.5, weights=decoder.weights, n_layers=decoder.n_layers, max_new_tokens=4
+    )
     assert decoder.generate(*prompts(2), policy=policy).tokens.shape == (2, 4)
     assert decoder.generate(*prompts(2), policy=policy, max_new_tokens=4).tokens.shape == (2, 4)
-    assert_same(decoder.generate(*prompts(2), policy=policy), expected(tiny_t5, policy, batch=2, length=4))
+    assert_same(
+        decoder.generate(*prompts(2), policy=policy), expected(tiny_t5, policy, batch=2, length=4)
+    )

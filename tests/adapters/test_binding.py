@@ -34,14 +34,18 @@ def in_type(framework, model, dtype):
         return riskcal_adapters.torch.EarlyExitT5(typed)
     # JAX keeps float32 weights and computes in the type asked for: give both decoders the same rounded ones
     rounded = copy.deepcopy(model).to(torch.bfloat16).float() if dtype == "bfloat16" else model
-    return riskcal_adapters.jax.EarlyExitT5(riskcal_adapters.jax.from_torch(rounded), dtype=dtype, stacked=True)
+    return riskcal_adapters.jax.EarlyExitT5(
+        riskcal_adapters.jax.from_torch(rounded), dtype=dtype, stacked=True
+    )
 
 
 def decoder_of(framework, model, tokenizer=None):
     if framework == "torch":
         fast = None if tokenizer is None else PreTrainedTokenizerFast(tokenizer_object=tokenizer)
         return riskcal_adapters.torch.EarlyExitT5(model, fast)
-    return riskcal_adapters.jax.EarlyExitT5(riskcal_adapters.jax.from_torch(model), tokenizer, stacked=True)
+    return riskcal_adapters.jax.EarlyExitT5(
+        riskcal_adapters.jax.from_torch(model), tokenizer, stacked=True
+    )
 
 
 def bound(decoder, **changes):
@@ -63,11 +67,13 @@ def test_a_policy_of_one_compute_type_is_refused_in_another(tiny_t5, framework):
     generate(single, bound(single))
     generate(short, bound(short))
     with pytest.raises(
-        RiskcalError, match=r"^dtype: the policy was made for a decoder that computes in bfloat16, this one .* float32"
+        RiskcalError,
+        match=r"^dtype: the policy was made for a decoder that computes in bfloat16, this one .* float32",
     ):
         generate(single, bound(single, dtype="bfloat16"))
     with pytest.raises(
-        RiskcalError, match=r"^dtype: the policy was made for a decoder that computes in float32, this one .* bfloat16"
+        RiskcalError,
+        match=r"^dtype: the policy was made for a decoder that computes in float32, this one .* bfloat16",
     ):
         generate(short, bound(short, dtype="float32"))
 
@@ -77,7 +83,8 @@ def test_a_policy_that_names_weights_and_no_type_is_one_of_float32(tiny_t5, fram
     single, short = (in_type(framework, tiny_t5, dtype) for dtype in ("float32", "bfloat16"))
     generate(single, ExitPolicy(threshold=0.5, weights=single.weights))
     with pytest.raises(
-        RiskcalError, match=r"^dtype: .*computes in float32 \(it names weights and no type, as policies once did\)"
+        RiskcalError,
+        match=r"^dtype: .*computes in float32 \(it names weights and no type, as policies once did\)",
     ):
         generate(short, ExitPolicy(threshold=0.5, weights=short.weights))
     generate(short, ExitPolicy(threshold=0.5))  # written by hand: bound to nothing
@@ -95,7 +102,9 @@ def test_a_policy_that_names_weights_and_no_type_is_one_of_float32(tiny_t5, fram
         ("config", "relative_attention_max_distance", 12),
     ],
 )
-def test_a_policy_is_bound_to_every_setting_that_changes_tokens(tiny_t5, framework, where, name, value):
+def test_a_policy_is_bound_to_every_setting_that_changes_tokens(
+    tiny_t5, framework, where, name, value
+):
     other = copy.deepcopy(tiny_t5)
     setattr(getattr(other, where), name, value)
     if where == "config":  # modules keep what they were made with
@@ -108,14 +117,19 @@ def test_a_policy_is_bound_to_every_setting_that_changes_tokens(tiny_t5, framewo
     mine, theirs = (decoder_of(framework, model) for model in (tiny_t5, other))
     assert mine.weights == theirs.weights
     generate(theirs, bound(theirs))
-    with pytest.raises(RiskcalError, match=rf"^config: {name} is .* in the model that the policy was made for, and "):
+    with pytest.raises(
+        RiskcalError,
+        match=rf"^config: {name} is .* in the model that the policy was made for, and ",
+    ):
         generate(theirs, bound(mine))
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_setting_that_the_decoder_does_not_know_is_refused(tiny_t5, framework):
     decoder = decoder_of(framework, tiny_t5)
-    with pytest.raises(RiskcalError, match=r"^config: softcap is 30.0 .* and none in the decoder's"):
+    with pytest.raises(
+        RiskcalError, match=r"^config: softcap is 30.0 .* and none in the decoder's"
+    ):
         generate(decoder, bound(decoder, config=decoder.settings | {"softcap": 30.0}))
     rows = [bound(decoder), bound(decoder, config={"eos_token_id": [2]})]
     with pytest.raises(RiskcalError, match=r"^config: eos_token_id is \[2\] .* policy of row 1"):
@@ -126,7 +140,8 @@ def test_both_frameworks_know_the_same_model_and_tokenizer(tiny_t5, tokenizer):
     ours, theirs = (decoder_of(framework, tiny_t5, tokenizer) for framework in FRAMEWORKS)
     assert bound(ours) == bound(theirs)
     assert (
-        riskcal_adapters.torch.load_example().tokenizer_digest == riskcal_adapters.jax.load_example().tokenizer_digest
+        riskcal_adapters.torch.load_example().tokenizer_digest
+        == riskcal_adapters.jax.load_example().tokenizer_digest
     )
     # and bfloat16 is not the same computation in both: JAX keeps logits and attention weights in float32
     single, short = (in_type(framework, tiny_t5, "bfloat16") for framework in FRAMEWORKS)
@@ -142,7 +157,10 @@ def test_a_policy_is_bound_to_the_tokenizer(tiny_t5, tokenizer, framework):
     other = Tokenizer.from_str(json.dumps(content))
     mine, theirs, none = (decoder_of(framework, tiny_t5, one) for one in (tokenizer, other, None))
     generate(mine, bound(mine))
-    with pytest.raises(RiskcalError, match=r"^tokenizer: the policy was made for prompts read by the tokenizer \w{32}"):
+    with pytest.raises(
+        RiskcalError,
+        match=r"^tokenizer: the policy was made for prompts read by the tokenizer \w{32}",
+    ):
         generate(theirs, bound(mine))
     assert none.tokenizer_digest is None
     generate(none, bound(mine))  # who makes ids elsewhere answers for them
@@ -201,13 +219,16 @@ def test_what_was_recorded_stands_in_the_policy(tmp_path, framework):
         changed(decoder, "eos_token_id", 20).generate(*decoder.encode(WORDS[:1]), policy=again)
 
 
-@pytest.mark.parametrize(("name", "value"), [("eos_token_id", 20), ("decoder_start_token_id", 9), ("pad_token_id", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("eos_token_id", 20), ("decoder_start_token_id", 9), ("pad_token_id", 3)]
+)
 def test_a_recording_is_not_resumed_with_other_settings_behind_the_same_name(tmp_path, name, value):
     decoder = riskcal_adapters.torch.load_example()
     folder = recorded(tmp_path / "runs", decoder)
     (folder / "runs-00001.parquet").unlink()
     with pytest.raises(
-        RiskcalError, match=rf'^config: {{"{name}": .*}} in the recording that .*, {{"{name}": .*}} now'
+        RiskcalError,
+        match=rf'^config: {{"{name}": .*}} in the recording that .*, {{"{name}": .*}} now',
     ):
         recorded(folder, changed(decoder, name, value))
     recorded(folder, decoder)
@@ -223,9 +244,13 @@ def test_a_recording_is_not_resumed_with_another_type_or_tokenizer(tmp_path):
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)))
     with pytest.raises(RiskcalError, match=r'^tokenizer: "\w{32}" in the recording that'):
         recorded(folder, riskcal_adapters.torch.EarlyExitT5(decoder.model, other))
-    wide = riskcal_adapters.torch.EarlyExitT5(copy.deepcopy(decoder.model).double(), decoder.tokenizer)
+    wide = riskcal_adapters.torch.EarlyExitT5(
+        copy.deepcopy(decoder.model).double(), decoder.tokenizer
+    )
     assert wide.weights == decoder.weights
-    with pytest.raises(RiskcalError, match=r'^dtype: "float32" in the recording that .*, "float64" now'):
+    with pytest.raises(
+        RiskcalError, match=r'^dtype: "float32" in the recording that .*, "float64" now'
+    ):
         recorded(folder, wide)
 
 
@@ -255,7 +280,9 @@ def test_a_recording_of_another_format_says_what_to_do(tmp_path):
     folder = recorded(tmp_path / "runs", decoder)
     settings = json.loads((folder / "recording.json").read_text())
     (folder / "recording.json").write_text(json.dumps(settings | {"format": 2}))
-    with pytest.raises(RiskcalError, match=r"began \(format 2, now 3\); read it, or .* record to another folder"):
+    with pytest.raises(
+        RiskcalError, match=r"began \(format 2, now 3\); read it, or .* record to another folder"
+    ):
         recorded(folder, decoder)
     assert Runs.read(folder).n == len(WORDS)
     recorded(tmp_path / "other", decoder)
@@ -263,7 +290,13 @@ def test_a_recording_of_another_format_says_what_to_do(tmp_path):
 
 def test_old_policies_load_with_the_digest_that_they_had():
     """Digests of policies that were made before these fields existed, whose files named the cache and the batching."""
-    saved = {"cache": "project", "batching": "diverge", "max_new_tokens": 64, "n_layers": 8, "weights": "ab" * 16}
+    saved = {
+        "cache": "project",
+        "batching": "diverge",
+        "max_new_tokens": 64,
+        "n_layers": 8,
+        "weights": "ab" * 16,
+    }
     old = ExitPolicy(threshold=0.9, measure="max", **saved)
     assert old.digest() == "4ea0ffa883f788d97b067aa9271f9871"
     assert ExitPolicy.full_model().digest() == "2afb9b83f9314e5d029766197f539792"

@@ -65,11 +65,16 @@ def test_row_31_exact_caches_hold_the_full_passes_keys_and_values(ending, cache,
     policy = middling(ending, measure=measure, cache=cache)
     generation, kept = generated(ending, policy, input_ids, mask)
     assert len(generation.exit_layers.unique()) > 2
-    exact = full_pass(ending, input_ids, mask, generation.tokens).past_key_values.self_attention_cache
+    exact = full_pass(
+        ending, input_ids, mask, generation.tokens
+    ).past_key_values.self_attention_cache
     assert 0 in kept.layers
     for index, own in kept.layers.items():
         assert own.filled > 0
-        for mine, theirs in ((own.keys, exact.layers[index].keys), (own.values, exact.layers[index].values)):
+        for mine, theirs in (
+            (own.keys, exact.layers[index].keys),
+            (own.values, exact.layers[index].values),
+        ):
             theirs = theirs[kept.rows, :, : own.filled]
             torch.testing.assert_close(mine[:, :, : own.filled], theirs, rtol=0, atol=1e-5)
 
@@ -81,12 +86,16 @@ def test_row_31_exact_caches_hold_the_full_passes_keys_and_values(ending, cache,
     max_pending=st.sampled_from([None, 1, 3]),
     side=st.sampled_from(["left", "right"]),
 )
-def test_row_31_recomputing_and_deferring_generate_the_same(ending, measure, seed, max_pending, side):
+def test_row_31_recomputing_and_deferring_generate_the_same(
+    ending, measure, seed, max_pending, side
+):
     policy = middling(ending, measure=measure, max_pending=max_pending, cache="deferred")
     decoder = EarlyExitT5(ending, classifier=CLASSIFIER)
     given_ = prompts(3, side, seed)
     one, other = (
-        decoder.generate(*given_, policy=policy.model_copy(update={"cache": cache}), max_new_tokens=8)
+        decoder.generate(
+            *given_, policy=policy.model_copy(update={"cache": cache}), max_new_tokens=8
+        )
         for cache in EXACT
     )
     assert one.tokens.equal(other.tokens)
@@ -121,7 +130,9 @@ def test_row_24_shallow_deep_decoding_is_frees_law(ending, shallow):
             passed = full_pass(ending, input_ids, None, torch.tensor([[*tokens, 0]]))
             config = ending.config
             normed = ending.decoder.final_layer_norm(passed.decoder_hidden_states[shallow][0, -1])
-            early = ending.lm_head(normed * config.d_model**-0.5 if config.scale_decoder_outputs else normed).detach()
+            early = ending.lm_head(
+                normed * config.d_model**-0.5 if config.scale_decoder_outputs else normed
+            ).detach()
             leaves = margin64(early) >= threshold
             tokens.append(int((early if leaves else passed.logits[0, -1]).argmax()))
             layers.append(shallow if leaves else config.num_decoder_layers)
@@ -179,11 +190,15 @@ def test_row_6_the_controls_differ_from_the_projection(tiny_t5):
         decoder = EarlyExitT5(tiny_t5)
         input_ids, mask = prompts(1)
         with torch.inference_mode():
-            run = decoder._run(policy.model_copy(update={"cache": cache}), input_ids, mask.bool().numpy(), 4)
+            run = decoder._run(
+                policy.model_copy(update={"cache": cache}), input_ids, mask.bool().numpy(), 4
+            )
             table = policy.exit_thresholds(decoder.n_layers, 1)[0, :, None].tolist()
             for token in (5, 9, 17):
                 assert decoder._step(run, [token], [0], table).exits == [2]
-            step = decoder._step(run, [3], [0], FULL.exit_thresholds(decoder.n_layers, 1)[0, :, None].tolist())
+            step = decoder._step(
+                run, [3], [0], FULL.exit_thresholds(decoder.n_layers, 1)[0, :, None].tolist()
+            )
         confidences[cache] = step.confidence[0]
     values = list(confidences.values())
     apart = np.abs(np.subtract.outer(values, values))[np.triu_indices(4, 1)]

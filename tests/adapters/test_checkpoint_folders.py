@@ -33,12 +33,16 @@ TOKENIZER = resources.files("riskcal_adapters") / "g2p" / "checkpoint" / "tokeni
 
 def decoder_of(framework, folder, tokenizer=None):
     adapter = getattr(riskcal_adapters, framework)
-    return adapter.EarlyExitT5(adapter.load_t5(folder), tokenizer, **({"stacked": True} if framework == "jax" else {}))
+    return adapter.EarlyExitT5(
+        adapter.load_t5(folder), tokenizer, **({"stacked": True} if framework == "jax" else {})
+    )
 
 
 def generated(decoder, rows=3, **settings):
     ids, mask = (array.numpy() for array in prompts(rows))
-    return np.asarray(decoder.generate(ids, mask, **{"policy": FULL, "max_new_tokens": LENGTH} | settings).tokens)
+    return np.asarray(
+        decoder.generate(ids, mask, **{"policy": FULL, "max_new_tokens": LENGTH} | settings).tokens
+    )
 
 
 def weights_of(model):
@@ -64,11 +68,19 @@ def in_parts(model, folder, count, index=True, noise=0.0):
     saved(model, folder)
     (folder / "model.safetensors").unlink()
     weights = weights_of(model)
-    placed = {name: f"model-{i % count + 1:05d}-of-{count:05d}.safetensors" for i, name in enumerate(sorted(weights))}
+    placed = {
+        name: f"model-{i % count + 1:05d}-of-{count:05d}.safetensors"
+        for i, name in enumerate(sorted(weights))
+    }
     for file in set(placed.values()):
-        save_file({name: weights[name] + noise for name, place in placed.items() if place == file}, folder / file)
+        save_file(
+            {name: weights[name] + noise for name, place in placed.items() if place == file},
+            folder / file,
+        )
     if index:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": placed})
+        )
     return folder
 
 
@@ -76,9 +88,15 @@ def in_parts(model, folder, count, index=True, noise=0.0):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_the_generation_config_counts_and_the_models_where_it_is_silent(tiny_t5, tmp_path, framework):
+def test_the_generation_config_counts_and_the_models_where_it_is_silent(
+    tiny_t5, tmp_path, framework
+):
     end = int(hugging_face(tiny_t5, *prompts(3))[0, 4])
-    folder = saved(tiny_t5, tmp_path, {"eos_token_id": [end], "decoder_start_token_id": 5, "_from_model_config": True})
+    folder = saved(
+        tiny_t5,
+        tmp_path,
+        {"eos_token_id": [end], "decoder_start_token_id": 5, "_from_model_config": True},
+    )
     decoder = decoder_of(framework, folder)
     assert decoder.settings["eos_token_id"] == [end]
     assert (decoder.settings["decoder_start_token_id"], decoder.settings["pad_token_id"]) == (5, 0)
@@ -101,11 +119,18 @@ def test_what_is_not_plain_greedy_decoding_is_refused_wherever_it_stands(
         folder = saved(tiny_t5, tmp_path, **{name: value})
     else:
         folder = saved(tiny_t5, tmp_path, {name: value})
-    with pytest.raises(RiskcalError, match=rf"^generation_config.{name}: .*set model.generation_config.{name} = "):
+    with pytest.raises(
+        RiskcalError, match=rf"^generation_config.{name}: .*set model.generation_config.{name} = "
+    ):
         decoder_of(framework, folder)
     adapter = getattr(riskcal_adapters, framework)
     model = adapter.load_t5(folder)  # the remedy
-    neutral = {"num_beams": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "do_sample": False}
+    neutral = {
+        "num_beams": 1,
+        "no_repeat_ngram_size": 0,
+        "repetition_penalty": 1.0,
+        "do_sample": False,
+    }
     setattr(model.generation_config, name, neutral.get(name))
     adapter.EarlyExitT5(model)
 
@@ -128,13 +153,17 @@ def test_neutral_values_are_no_rules(tiny_t5, tmp_path, framework):
 @pytest.mark.parametrize("name", ["decoder_start_token_id", "pad_token_id"])
 def test_start_and_padding_are_one_id(tiny_t5, tmp_path, framework, name):
     with pytest.raises(
-        RiskcalError, match=rf"^generation_config.{name}: \[3, 4\], but all rows of this decoder have one"
+        RiskcalError,
+        match=rf"^generation_config.{name}: \[3, 4\], but all rows of this decoder have one",
     ):
         decoder_of(framework, saved(tiny_t5, tmp_path, {name: [3, 4]}))
     decoder = decoder_of(framework, saved(tiny_t5, tmp_path, {name: [3, 3]}))
     assert decoder.settings[name] == 3
     assert _requests.special_tokens(
-        SimpleNamespace(pad_token_id=0, eos_token_id=torch.tensor([1, 2]), decoder_start_token_id=np.int64(4)), 9
+        SimpleNamespace(
+            pad_token_id=0, eos_token_id=torch.tensor([1, 2]), decoder_start_token_id=np.int64(4)
+        ),
+        9,
     ) == (0, (1, 2), 4)
 
 
@@ -144,7 +173,9 @@ def test_start_and_padding_are_one_id(tiny_t5, tmp_path, framework, name):
     [({}, 64), ({"max_new_tokens": 7}, 7), ({"max_length": 7}, 6), ({"max_length": 90}, 89),
      ({"max_length": 7, "max_new_tokens": 9}, 9)],
 )  # fmt: skip
-def test_the_configs_length_limit_is_kept_where_nothing_else_says(tiny_t5, tmp_path, framework, asked, length):
+def test_the_configs_length_limit_is_kept_where_nothing_else_says(
+    tiny_t5, tmp_path, framework, asked, length
+):
     for place in ({"generation": asked}, asked):  # in either file
         decoder = decoder_of(framework, saved(tiny_t5, tmp_path / str(len(place)), **place))
         assert generated(decoder, max_new_tokens=None).shape == (3, length)
@@ -153,17 +184,26 @@ def test_the_configs_length_limit_is_kept_where_nothing_else_says(tiny_t5, tmp_p
         for name, value in asked.items():
             setattr(model.generation_config, name, value)
         ids, mask = prompts(3)
-        caches = EncoderDecoderCache(DynamicCache(), DynamicCache())  # the default is sized by the encoder's depth
-        theirs = model.generate(ids, attention_mask=mask, do_sample=False, num_beams=1, past_key_values=caches)
+        caches = EncoderDecoderCache(
+            DynamicCache(), DynamicCache()
+        )  # the default is sized by the encoder's depth
+        theirs = model.generate(
+            ids, attention_mask=mask, do_sample=False, num_beams=1, past_key_values=caches
+        )
         assert generated(decoder, max_new_tokens=None).tolist() == theirs[:, 1:].tolist()
     ids, mask = (array.numpy() for array in prompts(2))
     assert decoder.trace(ids, mask).position.max() == length - 1
     assert generated(decoder, max_new_tokens=3).shape == (3, 3)
-    assert generated(decoder, policy=ExitPolicy(max_new_tokens=4), max_new_tokens=None).shape == (3, 4)
+    assert generated(decoder, policy=ExitPolicy(max_new_tokens=4), max_new_tokens=None).shape == (
+        3,
+        4,
+    )
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-@pytest.mark.parametrize("asked", [{"max_length": 1}, {"max_new_tokens": 0}, {"max_new_tokens": 2.5}])
+@pytest.mark.parametrize(
+    "asked", [{"max_length": 1}, {"max_new_tokens": 0}, {"max_new_tokens": 2.5}]
+)
 def test_limits_that_leave_nothing_are_refused(tiny_t5, tmp_path, framework, asked):
     with pytest.raises(RiskcalError, match=rf"^generation_config.{next(iter(asked))}"):
         decoder_of(framework, saved(tiny_t5, tmp_path, asked))
@@ -176,14 +216,32 @@ def test_record_asks_which_limit_is_meant(tmp_path):
     short = riskcal_adapters.torch.EarlyExitT5(model, decoder.tokenizer)
     settings = {"progress": False, "batch_size": 2}
     with pytest.raises(
-        RiskcalError, match=r"^max_new_tokens: none is given, and 64 .* config says 10; give max_new_tokens=10"
+        RiskcalError,
+        match=r"^max_new_tokens: none is given, and 64 .* config says 10; give max_new_tokens=10",
     ):
         record(["calm", "exit"], lambda: short, [0.5], tmp_path / "a", **settings)
     record(["calm", "exit"], lambda: short, [0.5], tmp_path / "a", max_new_tokens=10, **settings)
-    record(["calm", "exit"], lambda: short, [0.5], tmp_path / "b", policy=ExitPolicy(max_new_tokens=10), **settings)
+    record(
+        ["calm", "exit"],
+        lambda: short,
+        [0.5],
+        tmp_path / "b",
+        policy=ExitPolicy(max_new_tokens=10),
+        **settings,
+    )
     record(["calm", "exit"], lambda: decoder, [0.5], tmp_path / "c", **settings)
-    record(["calm", "exit"], lambda: short, [0.5], tmp_path / "d", policy=ExitPolicy(max_new_tokens=12), **settings)
-    held = [json.loads((tmp_path / name / "recording.json").read_text())["max_new_tokens"] for name in "abcd"]
+    record(
+        ["calm", "exit"],
+        lambda: short,
+        [0.5],
+        tmp_path / "d",
+        policy=ExitPolicy(max_new_tokens=12),
+        **settings,
+    )
+    held = [
+        json.loads((tmp_path / name / "recording.json").read_text())["max_new_tokens"]
+        for name in "abcd"
+    ]
     assert held == [10, 10, 64, 12]
 
 
@@ -209,7 +267,8 @@ def test_parts_that_do_not_fit_together_are_refused(tiny_t5, tmp_path, framework
     load = getattr(riskcal_adapters, framework).load_t5
     stale = in_parts(tiny_t5, in_parts(tiny_t5, tmp_path / "stale", 3, index=False), 2, index=False)
     with pytest.raises(
-        RiskcalError, match=r"4 other parts that are not one whole set, and no model.safetensors.index.json"
+        RiskcalError,
+        match=r"4 other parts that are not one whole set, and no model.safetensors.index.json",
     ):
         load(stale)
     folder = in_parts(tiny_t5, tmp_path / "a", 2)
@@ -236,18 +295,28 @@ def test_parts_that_do_not_fit_together_are_refused(tiny_t5, tmp_path, framework
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_pickles_are_not_read_and_the_message_says_how_to_convert_them(tiny_t5, tmp_path, framework):
+def test_pickles_are_not_read_and_the_message_says_how_to_convert_them(
+    tiny_t5, tmp_path, framework
+):
     folder = saved(tiny_t5, tmp_path / "old")
     (folder / "model.safetensors").unlink()
-    torch.save({name: weight.clone() for name, weight in tiny_t5.state_dict().items()}, folder / "pytorch_model.bin")
+    torch.save(
+        {name: weight.clone() for name, weight in tiny_t5.state_dict().items()},
+        folder / "pytorch_model.bin",
+    )
     load = getattr(riskcal_adapters, framework).load_t5
-    with pytest.raises(RiskcalError, match=r"pytorch_model.bin, a pickle, .*from_pretrained\(folder\).save_pretrained"):
+    with pytest.raises(
+        RiskcalError,
+        match=r"pytorch_model.bin, a pickle, .*from_pretrained\(folder\).save_pretrained",
+    ):
         load(folder)
     T5ForConditionalGeneration.from_pretrained(folder).save_pretrained(tmp_path / "new")
     assert len(load(tmp_path / "new").generation_config.__dict__) > 2
 
 
-@pytest.mark.parametrize(("framework", "kind"), [("torch", "mt5"), ("jax", "mt5"), ("torch", "umt5"), ("jax", "umt5")])
+@pytest.mark.parametrize(
+    ("framework", "kind"), [("torch", "mt5"), ("jax", "mt5"), ("torch", "umt5"), ("jax", "umt5")]
+)
 def test_the_rest_of_the_family_is_read(tmp_path, framework, kind):
     model = family(kind)
     decoder = decoder_of(framework, saved(model, tmp_path))
@@ -260,7 +329,9 @@ def test_the_rest_of_the_family_is_read(tmp_path, framework, kind):
         expected = in_torch.generate(ids, mask, policy=policy, max_new_tokens=LENGTH)
         assert len(expected.exit_layers.unique()) > 2
         for stacked in (True, False):
-            over = riskcal_adapters.jax.EarlyExitT5(riskcal_adapters.jax.from_torch(model), stacked=stacked)
+            over = riskcal_adapters.jax.EarlyExitT5(
+                riskcal_adapters.jax.from_torch(model), stacked=stacked
+            )
             assert over.settings == decoder.settings
             made = over.generate(ids.numpy(), mask.numpy(), policy=policy, max_new_tokens=LENGTH)
             assert made.tokens.tolist() == expected.tokens.tolist()
@@ -271,13 +342,17 @@ def test_the_rest_of_the_family_is_read(tmp_path, framework, kind):
 def test_biases_of_a_umt5_are_not_lost_unseen(tmp_path):
     folder = saved(family("umt5"), tmp_path, model_type="t5")
     for framework in FRAMEWORKS:
-        with pytest.raises(RiskcalError, match=r"relative_attention_bias.weight, which is no weight of a T5"):
+        with pytest.raises(
+            RiskcalError, match=r"relative_attention_bias.weight, which is no weight of a T5"
+        ):
             getattr(riskcal_adapters, framework).load_t5(folder)
 
 
 def test_a_bias_that_old_checkpoints_hold_and_nothing_reads_is_left_aside(tiny_t5, tmp_path):
     folder = saved(tiny_t5, tmp_path)
-    unused = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(8, 3)}
+    unused = {
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": torch.ones(8, 3)
+    }
     save_file(weights_of(tiny_t5) | unused, folder / "model.safetensors")
     tokens = [generated(decoder_of(framework, folder)).tolist() for framework in FRAMEWORKS]
     assert tokens[0] == tokens[1] == hugging_face(tiny_t5, *prompts(3)).tolist()
@@ -310,7 +385,9 @@ def test_texts_are_read_whole_whatever_the_tokenizer_was_asked_before():
 def test_a_tokenizer_that_jax_cannot_call_is_refused_and_its_ids_are_welcome():
     slow = ByT5Tokenizer()
     model = jax_models.random_t5()
-    with pytest.raises(RiskcalError, match=r"^tokenizer: a ByT5Tokenizer has no fast tokenizer .* leave it out"):
+    with pytest.raises(
+        RiskcalError, match=r"^tokenizer: a ByT5Tokenizer has no fast tokenizer .* leave it out"
+    ):
         riskcal_adapters.jax.EarlyExitT5(model, slow)
     read = slow(["ab", "c"], padding=True, return_tensors="np")
     decoder = riskcal_adapters.jax.EarlyExitT5(model, stacked=True)

@@ -5,7 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from exit_reference import StubBackbone, amateur_of, assert_agrees, contrast, lead, middling, only, softmax, tokens_kept
+from exit_reference import (
+    StubBackbone,
+    amateur_of,
+    assert_agrees,
+    contrast,
+    lead,
+    middling,
+    only,
+    softmax,
+    tokens_kept,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from t5_reference import ending_early
@@ -47,7 +57,13 @@ def test_row_21_one_plausible_token_makes_the_original_sure_of_anything():
     head = measures.plausible(torch.tensor([p]), 0.1)[0].tolist()
     assert head == [True] + [False] * 35
     np.testing.assert_allclose(measures.softmax_margin(torch.tensor([p]).log()), [0.28], atol=1e-6)
-    expected = {"weighted": 0.30, "jsd-code": 0.98, "contrastive-code": 0.98, "jsd": 0.28, "contrastive": 0.28}
+    expected = {
+        "weighted": 0.30,
+        "jsd-code": 0.98,
+        "contrastive-code": 0.98,
+        "jsd": 0.28,
+        "contrastive": 0.28,
+    }
     for kind, confidence in expected.items():
         np.testing.assert_allclose(scored(p, q, head, kind), confidence, atol=1e-6)
 
@@ -76,7 +92,9 @@ def test_row_21_an_implausible_token_may_come_second():
 
 def test_row_22_alpha_schedule():
     margin = torch.tensor([0.5, 0.0, 1.0])
-    np.testing.assert_allclose(measures.alpha_at(0.1, 1.0, 19, margin).flatten(), [0.0025, 0.005, 0.0], atol=1e-9)
+    np.testing.assert_allclose(
+        measures.alpha_at(0.1, 1.0, 19, margin).flatten(), [0.0025, 0.005, 0.0], atol=1e-9
+    )
     p = softmax(np.linspace(0, 4, 30))
     sizes = [int(measures.plausible(torch.tensor(p)[None], measures.alpha_at(0.1, 1.0, 3, torch.tensor([c]))).sum())
              for c in (0.0, 0.6, 0.9, 1.0)]  # fmt: skip
@@ -89,9 +107,13 @@ def test_row_22_alpha_0_and_tokens_at_minus_infinity(measure):
     """A margin of exactly 1 makes every token plausible; those at minus infinity have no ratio, and must not make a NaN."""
     backbone = StubBackbone(torch.eye(4), 4)
     backbone.logits = lambda state: state  # a product would make NaN of infinities
-    judge = Judge(backbone, ExitPolicy(measure=measure, contrast=Contrast(alpha_decay=1.0), threshold=0.5))
+    judge = Judge(
+        backbone, ExitPolicy(measure=measure, contrast=Contrast(alpha_decay=1.0), threshold=0.5)
+    )
     for layer in (1, 2, 3, 4):
-        logits = torch.tensor([[200.0 + 30.0 * layer, 0.0, -math.inf, -math.inf], [0.5 * layer, 0.4, 0.3, 0.2]])
+        logits = torch.tensor(
+            [[200.0 + 30.0 * layer, 0.0, -math.inf, -math.inf], [0.5 * layer, 0.4, 0.3, 0.2]]
+        )
         confidence, _ = judge.look(layer, logits, None)
         np.testing.assert_allclose(confidence[0], 1.0, atol=1e-6)
         assert np.isfinite(confidence[1])
@@ -112,11 +134,15 @@ def test_row_21_what_the_amateur_rules_out_is_a_lead_not_a_nan():
 def layers_of_logits(seed, n_layers, rows, vocabulary, scale):
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(n_layers, rows, vocabulary)) * scale
-    return logits + 2 * scale * generator.normal(size=(1, rows, vocabulary))  # layers have something in common
+    return logits + 2 * scale * generator.normal(
+        size=(1, rows, vocabulary)
+    )  # layers have something in common
 
 
 settings_of_contrast = st.builds(
-    Contrast, alpha=st.sampled_from([1e-3, 0.1, 0.5, 1.0]), alpha_decay=st.sampled_from([0.0, 0.3, 1.0])
+    Contrast,
+    alpha=st.sampled_from([1e-3, 0.1, 0.5, 1.0]),
+    alpha_decay=st.sampled_from([0.0, 0.3, 1.0]),
 )
 
 
@@ -124,7 +150,10 @@ settings_of_contrast = st.builds(
 @given(
     measure=st.sampled_from(CONTRASTIVE),
     contrasting=settings_of_contrast,
-    pruning=st.none() | st.builds(Pruning, st.sampled_from(["fixed", "decaying", "adaptive"]), st.just(11), st.just(3)),
+    pruning=st.none()
+    | st.builds(
+        Pruning, st.sampled_from(["fixed", "decaying", "adaptive"]), st.just(11), st.just(3)
+    ),
     mixed=st.booleans(),
     first=st.integers(1, 4),
     regroups=st.booleans(),
@@ -152,7 +181,9 @@ def test_row_21_every_layers_confidence_by_brute_force(
         for place, row in enumerate(left):
             kept = np.arange(vocabulary)
             if order is not None:
-                size = tokens_kept(pruning, layer, first, n_layers, vocabulary, float(before[place]))
+                size = tokens_kept(
+                    pruning, layer, first, n_layers, vocabulary, float(before[place])
+                )
                 kept = order[row][:size]
             amateurs = {m: only(logits[m - 1, row].astype(float), kept) for m in range(1, layer)}
             compared = only(logits[layer - 1, row].astype(float), kept)
@@ -175,7 +206,9 @@ def test_row_21_the_amateur_is_the_most_distant_layer_per_layer_of_distance(monk
     monkeypatch.setattr(
         measures,
         "contrasted",
-        lambda expert, amateur, *a, **k: given_to.append(amateur) or contrasted(expert, amateur, *a, **k),
+        lambda expert, amateur, *a, **k: (
+            given_to.append(amateur) or contrasted(expert, amateur, *a, **k)
+        ),
     )
     chosen = []
     for seed in range(8):
@@ -197,7 +230,9 @@ def test_row_21_the_amateur_is_the_most_distant_layer_per_layer_of_distance(monk
     assert set(chosen) == {(layer, m) for layer in range(3, 7) for m in range(2, layer)}
 
 
-def test_row_21_the_corrected_form_looks_back_to_the_first_exit_and_the_original_to_layer_2(monkeypatch):
+def test_row_21_the_corrected_form_looks_back_to_the_first_exit_and_the_original_to_layer_2(
+    monkeypatch,
+):
     compared = {}
     for measure in ("jsd", "jsd-code"):
         judge = Judge(StubBackbone(torch.eye(5), 6), ExitPolicy(measure=measure, threshold=0.5))
@@ -205,7 +240,9 @@ def test_row_21_the_corrected_form_looks_back_to_the_first_exit_and_the_original
         monkeypatch.setattr(
             Judge,
             "_again",
-            lambda self, layer, scores, to=asked, call=original: to.append(layer) or call(self, layer, scores),
+            lambda self, layer, scores, to=asked, call=original: (
+                to.append(layer) or call(self, layer, scores)
+            ),
         )
         for layer in range(1, 7):
             state = torch.randn(2, 5, generator=torch.Generator().manual_seed(layer))
@@ -218,7 +255,9 @@ def test_row_21_the_corrected_form_looks_back_to_the_first_exit_and_the_original
     assert compared == {"jsd": [4, 4, 5], "jsd-code": [2, 3, 2, 3, 4, 2, 3, 4, 5]}
 
 
-@pytest.mark.parametrize(("measure", "without"), [("jsd", 2), ("jsd-code", 2), ("weighted", 1), ("contrastive", 1)])
+@pytest.mark.parametrize(
+    ("measure", "without"), [("jsd", 2), ("jsd-code", 2), ("weighted", 1), ("contrastive", 1)]
+)
 def test_row_21_layers_without_an_amateur_fall_back_to_the_softmax_margin(measure, without):
     logits = layers_of_logits(3, 4, 6, 8, 2.0).astype(np.float32)
     judge = Judge(StubBackbone(torch.eye(8), 4), ExitPolicy(measure=measure, threshold=0.5))
@@ -236,7 +275,10 @@ def test_row_21_layers_without_an_amateur_fall_back_to_the_softmax_margin(measur
     "fields",
     [
         {"contrast": Contrast(alpha=0.3, alpha_decay=1.0), "min_layer": 2},
-        {"contrast": Contrast(plausible="kept"), "pruning": Pruning("decaying", largest=30, smallest=4)},
+        {
+            "contrast": Contrast(plausible="kept"),
+            "pruning": Pruning("decaying", largest=30, smallest=4),
+        },
     ],
     ids=["alpha schedule", "mixed"],
 )

@@ -99,9 +99,14 @@ def test_models_that_do_not_decode_greedily_are_refused(name, value):
 def test_other_arguments_are_refused():
     with pytest.raises(RiskcalError, match=r"model: str is no riskcal_adapters\.jax\.T5"):
         EarlyExitT5("t5-small")
-    with pytest.raises(RiskcalError, match="dtype: 'float16' is unknown; choose one of 'float32', 'bfloat16'"):
+    with pytest.raises(
+        RiskcalError, match="dtype: 'float16' is unknown; choose one of 'float32', 'bfloat16'"
+    ):
         EarlyExitT5(random_t5(), dtype="float16")
-    with pytest.raises(RiskcalError, match="classifier: has 5 weights and 1 biases; this model's states need 32 and 1"):
+    with pytest.raises(
+        RiskcalError,
+        match="classifier: has 5 weights and 1 biases; this model's states need 32 and 1",
+    ):
         EarlyExitT5(random_t5(), classifier=SimpleNamespace(weight=np.ones(5), bias=0.0))
     with pytest.raises(RiskcalError, match="devices: is empty"):
         EarlyExitT5(random_t5(), devices=[])
@@ -112,13 +117,20 @@ def test_other_arguments_are_refused():
 
 
 def test_a_policy_calibrated_on_another_classifier_is_refused():
-    own, other = (SimpleNamespace(weight=np.full(CONFIG["d_model"], value), bias=[0.0]) for value in (0.1, 0.2))
+    own, other = (
+        SimpleNamespace(weight=np.full(CONFIG["d_model"], value), bias=[0.0])
+        for value in (0.1, 0.2)
+    )
     decoder = EarlyExitT5(random_t5(), classifier=own)
     assert decoder.classifier_weights == fingerprint.of_classifier(own.weight, own.bias)
-    policy = ExitPolicy(threshold=0.5, measure="classifier", classifier_weights=decoder.classifier_weights)
+    policy = ExitPolicy(
+        threshold=0.5, measure="classifier", classifier_weights=decoder.classifier_weights
+    )
     decoder.generate(*prompts(2), policy=policy, max_new_tokens=2)
     with pytest.raises(RiskcalError, match="classifier_weights: the policy was made for weights"):
-        EarlyExitT5(random_t5(), classifier=other).generate(*prompts(2), policy=policy, max_new_tokens=2)
+        EarlyExitT5(random_t5(), classifier=other).generate(
+            *prompts(2), policy=policy, max_new_tokens=2
+        )
 
 
 # -- checkpoints -------------------------------------------------------------------------------------------------------
@@ -137,7 +149,10 @@ def test_checkpoints_read_back_as_they_were(tmp_path):
     (saved(parts) / "model.safetensors").unlink()
     names = sorted(weights)
     for i, part in enumerate((names[:9], names[9:])):
-        save_file({name: weights[name] for name in part}, parts / f"model-0000{i + 1}-of-00002.safetensors")
+        save_file(
+            {name: weights[name] for name in part},
+            parts / f"model-0000{i + 1}-of-00002.safetensors",
+        )
     for folder in (saved(tmp_path), parts):
         loaded = load_t5(folder)
         assert loaded.shape == random_t5().shape
@@ -159,11 +174,15 @@ def test_a_head_of_its_own_counts_whatever_the_config_says(tmp_path):
     gain = weights["decoder.final_layer_norm.weight"][:, None]
     np.testing.assert_allclose(own.head, gain * weights["lm_head.weight"].T, rtol=1e-6)
     tied = {name: values for name, values in weights.items() if name != "lm_head.weight"}
-    shared = arrange(load_t5(saved(tmp_path, tied, scale_decoder_outputs=True)), "float32", stacked=True)
+    shared = arrange(
+        load_t5(saved(tmp_path, tied, scale_decoder_outputs=True)), "float32", stacked=True
+    )
     np.testing.assert_allclose(shared.head, gain * weights["shared.weight"].T * 32**-0.5, rtol=1e-5)
     # older configs say only whether embeddings are tied, and by default they are
     for config, scaled in (({}, True), ({"tie_word_embeddings": False}, False)):
-        old = {key: value for key, value in (CONFIG | config).items() if key != "scale_decoder_outputs"}
+        old = {
+            key: value for key, value in (CONFIG | config).items() if key != "scale_decoder_outputs"
+        }
         (tmp_path / "config.json").write_text(json.dumps(old))
         assert load_t5(tmp_path).shape.tied is scaled
 
@@ -200,8 +219,14 @@ def test_weights_are_refused_by_their_key(tmp_path, change, message):
         ("[]", r"config.json: is not one JSON object"),
         ("{", r"config.json: cannot be read"),
         (json.dumps(CONFIG | {"d_ff": 0}), r"config.json: d_ff is 0"),
-        (json.dumps(CONFIG | {"feed_forward_proj": "gated-tanh"}), "feed_forward_proj 'gated-tanh' is not known"),
-        (json.dumps(CONFIG | {"num_decoder_layers": 4}), r"lacks decoder.block.3.layer.0.layer_norm.weight"),
+        (
+            json.dumps(CONFIG | {"feed_forward_proj": "gated-tanh"}),
+            "feed_forward_proj 'gated-tanh' is not known",
+        ),
+        (
+            json.dumps(CONFIG | {"num_decoder_layers": 4}),
+            r"lacks decoder.block.3.layer.0.layer_norm.weight",
+        ),
     ],
 )
 def test_configs_that_make_no_sense_are_refused(tmp_path, config, message):
@@ -238,4 +263,6 @@ def test_classifiers_are_read(tmp_path):
 
 def test_the_command_line_knows_the_shipped_model_in_both_frameworks():
     for text, module in (("g2p", "torch"), ("torch:g2p", "torch"), ("jax:g2p", "jax")):
-        assert cli.parse_decoder(text) == cli.NamedDecoder(f"riskcal_adapters.{module}", "load_example", ("g2p",))
+        assert cli.parse_decoder(text) == cli.NamedDecoder(
+            f"riskcal_adapters.{module}", "load_example", ("g2p",)
+        )

@@ -33,7 +33,10 @@ def words():
         ["", "n", "ck", "st"],
     )
     made = [
-        "".join(rng.choice(part) for _ in range(rng.integers(1, 4)) for part in (onsets, nuclei, codas)) + "e"
+        "".join(
+            rng.choice(part) for _ in range(rng.integers(1, 4)) for part in (onsets, nuclei, codas)
+        )
+        + "e"
         for _ in range(900)
     ]
     return [word for word in dict.fromkeys(made) if 3 <= len(word) <= 12][:300]
@@ -52,7 +55,10 @@ def in_jax():
 
 def policies():
     schedules = (riskcal.Constant(), Decaying(temperature=4.0, max_length=LENGTH))
-    return [ExitPolicy.full_model(), *(ExitPolicy(threshold=t, schedule=s) for s in schedules for t in THRESHOLDS)]
+    return [
+        ExitPolicy.full_model(),
+        *(ExitPolicy(threshold=t, schedule=s) for s in schedules for t in THRESHOLDS),
+    ]
 
 
 def test_texts_become_the_same_tokens_and_tokens_the_same_texts(in_torch, in_jax, words):
@@ -65,10 +71,14 @@ def test_texts_become_the_same_tokens_and_tokens_the_same_texts(in_torch, in_jax
 
 def test_logits_of_all_layers_are_the_same(in_torch, in_jax, words):
     ids, mask = in_jax.encode(words[:4])
-    spoken = in_torch.generate(torch.as_tensor(ids), torch.as_tensor(mask), max_new_tokens=12).tokens
+    spoken = in_torch.generate(
+        torch.as_tensor(ids), torch.as_tensor(mask), max_new_tokens=12
+    ).tokens
     given = torch.nn.functional.pad(spoken[:, :-1], (1, 0))
     with torch.inference_mode():
-        exact = teacher_forced(in_torch.model.double(), torch.as_tensor(ids), torch.as_tensor(mask), given).numpy()
+        exact = teacher_forced(
+            in_torch.model.double(), torch.as_tensor(ids), torch.as_tensor(mask), given
+        ).numpy()
     in_torch.model.float()
     static, params, _ = in_jax._whole(oracle=False)
 
@@ -85,7 +95,11 @@ def test_logits_of_all_layers_are_the_same(in_torch, in_jax, words):
 
         return jax.lax.scan(step, context.own, (jnp.arange(given.shape[1]), given.T))[1]
 
-    logits = np.asarray(forced(static, params, jnp.asarray(ids), jnp.asarray(mask, bool), jnp.asarray(given.numpy())))
+    logits = np.asarray(
+        forced(
+            static, params, jnp.asarray(ids), jnp.asarray(mask, bool), jnp.asarray(given.numpy())
+        )
+    )
     difference = np.abs(logits.transpose(1, 2, 0, 3) - exact).max()
     print(
         f"largest difference {difference:.2e}, {difference / exact.std():.2e} of the standard deviation {exact.std():.2f}"
@@ -102,8 +116,13 @@ def test_tokens_and_exits_are_the_same_on_300_words(in_torch, in_jax, words):
         for start in range(0, 300, 8):
             ids, mask = in_jax.encode(words[start : start + 8])
             theirs = in_torch.generate(torch.as_tensor(ids), torch.as_tensor(mask), policy, LENGTH)
-            for part in [slice(0, len(ids)), *(slice(i, i + 1) for i in range(len(ids)))]:  # in batches of 8, and alone
-                near += apart(in_jax.generate(ids[part], mask[part], policy, LENGTH), theirs, part, needed)
+            for part in [
+                slice(0, len(ids)),
+                *(slice(i, i + 1) for i in range(len(ids))),
+            ]:  # in batches of 8, and alone
+                near += apart(
+                    in_jax.generate(ids[part], mask[part], policy, LENGTH), theirs, part, needed
+                )
     print(f"rows that differ near a threshold: {near}")
     assert near == 0
 
@@ -112,17 +131,24 @@ def apart(ours, theirs, part, needed):
     """How many rows differ from where a confidence was within 1e-4 of its threshold; any other that differs fails."""
     length = ours.tokens.shape[1]
     tokens, exits, sure, refused = (
-        getattr(theirs, name)[part].numpy() for name in ("tokens", "exit_layers", "confidence", "refused")
+        getattr(theirs, name)[part].numpy()
+        for name in ("tokens", "exit_layers", "confidence", "refused")
     )
     assert not exits[:, length:].any()
     same = (ours.tokens == tokens[:, :length]) & (ours.exit_layers == exits[:, :length])
     for row in np.flatnonzero(~same.all(1)):
         at = int(np.flatnonzero(~same[row])[0])
-        seen = np.array([sure[row, at], refused[row, at], ours.confidence[row, at], ours.refused[row, at]])
+        seen = np.array(
+            [sure[row, at], refused[row, at], ours.confidence[row, at], ours.refused[row, at]]
+        )
         assert np.nanmin(np.abs(seen - needed[at])) <= NEAR, (row, at, seen, needed[at])
     agreeing = same.all(1)
-    np.testing.assert_allclose(ours.confidence[agreeing], sure[agreeing, :length], rtol=0, atol=NEAR)
-    np.testing.assert_allclose(ours.refused[agreeing], refused[agreeing, :length], rtol=0, atol=NEAR)
+    np.testing.assert_allclose(
+        ours.confidence[agreeing], sure[agreeing, :length], rtol=0, atol=NEAR
+    )
+    np.testing.assert_allclose(
+        ours.refused[agreeing], refused[agreeing, :length], rtol=0, atol=NEAR
+    )
     return int((~agreeing).sum())
 
 
@@ -131,7 +157,9 @@ def test_traces_are_the_same(in_torch, in_jax, words, measure):
     ids, mask = in_jax.encode(words[:8])
     asked = ExitPolicy(measure=measure)
     ours = in_jax.trace(ids, mask, LENGTH, policy=asked).to_frame()
-    theirs = in_torch.trace(torch.as_tensor(ids), torch.as_tensor(mask), LENGTH, policy=asked).to_frame()
+    theirs = in_torch.trace(
+        torch.as_tensor(ids), torch.as_tensor(mask), LENGTH, policy=asked
+    ).to_frame()
     pd.testing.assert_frame_equal(ours, theirs, check_exact=False, atol=NEAR, rtol=0)
 
 
@@ -143,18 +171,27 @@ def test_records_are_interchangeable(in_torch, in_jax, words, tmp_path):
         for name, decoder in (("jax", in_jax), ("torch", in_torch))
     ]
     ours, theirs = map(Runs.read, paths)
-    pd.testing.assert_frame_equal(ours.to_frame().drop(columns="seconds"), theirs.to_frame().drop(columns="seconds"))
+    pd.testing.assert_frame_equal(
+        ours.to_frame().drop(columns="seconds"), theirs.to_frame().drop(columns="seconds")
+    )
     assert ours.thresholds.tolist() == theirs.thresholds.tolist()
     first, second = (riskcal.calibrate(runs, delta=0.3).policy() for runs in (ours, theirs))
-    assert first.model_copy(update={"certificate": None}) == second.model_copy(update={"certificate": None})
+    assert first.model_copy(update={"certificate": None}) == second.model_copy(
+        update={"certificate": None}
+    )
     assert first.certificate.pvalue == second.certificate.pvalue
     halves = [ours.to_frame(), theirs.to_frame()]
     mixed = pd.concat([half[half["prompt"] % 2 == i] for i, half in enumerate(halves)])
-    assert riskcal.calibrate(Runs.from_frame(mixed), delta=0.3).policy().threshold == first.threshold
+    assert (
+        riskcal.calibrate(Runs.from_frame(mixed), delta=0.3).policy().threshold == first.threshold
+    )
 
 
 def test_the_shipped_model_with_long_outputs_is_the_same_in_both():
-    ours, theirs = (framework.load_example("numbers") for framework in (riskcal_adapters.jax, riskcal_adapters.torch))
+    ours, theirs = (
+        framework.load_example("numbers")
+        for framework in (riskcal_adapters.jax, riskcal_adapters.torch)
+    )
     assert ours.weights == theirs.weights
     texts = ["fr:1980", "de:7431", "en:90817"]
     policy = ExitPolicy(threshold=0.9)

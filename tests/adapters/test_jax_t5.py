@@ -32,7 +32,9 @@ def decoder(model):
 @pytest.fixture(scope="module")
 def expected(decoder):
     generation = decoder.generate(*prompts(7), policy=EARLY, max_new_tokens=LENGTH)
-    assert len(np.unique(generation.exit_layers)) == CONFIG["num_decoder_layers"], "all exits should be taken"
+    assert len(np.unique(generation.exit_layers)) == CONFIG["num_decoder_layers"], (
+        "all exits should be taken"
+    )
     return generation
 
 
@@ -67,7 +69,10 @@ def test_within_a_size_nothing_is_compiled_again(model, compilations):
     assert once >= 1, "the listener hears nothing"
     schedule = Decaying(temperature=4.0, max_length=LENGTH)
     names = ["softmax", "max", "entropy", "state", "softmax", "max", "state", "entropy"]
-    per_row = [ExitPolicy(threshold=0.1 * i, min_layer=1 + i % 3, measure=name) for i, name in enumerate(names)]
+    per_row = [
+        ExitPolicy(threshold=0.1 * i, min_layer=1 + i % 3, measure=name)
+        for i, name in enumerate(names)
+    ]
     decaying = ExitPolicy(threshold=0.9, schedule=schedule)
     state = ExitPolicy(threshold=0.5, measure="state")
     for policy in (ExitPolicy.full_model(), EARLY, decaying, ExitPolicy.static(2), state, per_row):
@@ -95,7 +100,12 @@ def whiles(jaxpr):
     """How many while-loops stand in each while-loop of a program, outermost first."""
     nested = []
     for equation in jaxpr.eqns:
-        inner = [n for value in equation.params.values() for sub in subprograms(value) for n in whiles(sub)]
+        inner = [
+            n
+            for value in equation.params.values()
+            for sub in subprograms(value)
+            for n in whiles(sub)
+        ]
         nested += [inner] if equation.primitive.name == "while" else inner
     return nested
 
@@ -114,7 +124,9 @@ def test_the_program_is_a_loop_in_a_loop_that_never_asks_the_host(model, stacked
     ids, mask = prompts(2)
     arguments = *made._whole(oracle=False), made._request(ids, mask.astype(bool), *asked)
     jaxpr = jax.make_jaxpr(program.generate, static_argnums=0)(*arguments)
-    assert whiles(jaxpr.jaxpr) == [[[]]], "one loop over tokens, in it one over layers, in that none"
+    assert whiles(jaxpr.jaxpr) == [[[]]], (
+        "one loop over tokens, in it one over layers, in that none"
+    )
     text = program.generate.lower(*arguments).as_text()
     assert text.count("stablehlo.while") >= 2
     assert not re.search(r"callback|infeed|outfeed|stablehlo\.(send|recv)|custom_call", text)
@@ -138,18 +150,25 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(mod
 
     @jax.jit
     def step(params, needed):
-        context = layers.read_prompt(static.shape, params, jnp.asarray(ids), jnp.asarray(mask, bool), LENGTH)
+        context = layers.read_prompt(
+            static.shape, params, jnp.asarray(ids), jnp.asarray(mask, bool), LENGTH
+        )
         previous, going = jnp.zeros(4, jnp.int32), jnp.ones(4, bool)
-        return program.exit_layers(static, params, special, context, previous, going, needed, jnp.zeros(4, jnp.int32))
+        return program.exit_layers(
+            static, params, special, context, previous, going, needed, jnp.zeros(4, jnp.int32)
+        )
 
     left = step(params, needed)
     assert left.said.exit_layers.tolist() == depths.tolist()
-    cut_short = step(params, np.where(np.arange(3) == 1, -np.inf, np.inf)[None].repeat(4, 0).astype(np.float32))
+    cut_short = step(
+        params, np.where(np.arange(3) == 1, -np.inf, np.inf)[None].repeat(4, 0).astype(np.float32)
+    )
     assert int(cut_short.layers) == 2, "no row needs the last layer, so it must not run"
     for one, at in ((left, depths), (cut_short, np.full(4, 2))):
         for layer in range(3):
             weights = {
-                part: model.weights[f"decoder.block.{layer}.layer.0.SelfAttention.{part}.weight"] for part in "kv"
+                part: model.weights[f"decoder.block.{layer}.layer.0.SelfAttention.{part}.weight"]
+                for part in "kv"
             }
             gain = model.weights[f"decoder.block.{layer}.layer.0.layer_norm.weight"]
             for row in np.flatnonzero(at <= layer):
@@ -164,14 +183,18 @@ def test_rows_with_policies_of_their_own_are_as_if_alone(decoder):
     names = ["softmax", "max", "entropy", "state", "softmax", "state", "softmax"]
     asked = [
         ExitPolicy(
-            threshold={"entropy": -2.0, "state": 0.6}.get(name, 0.1 * (1 + i)), measure=name, min_layer=1 + i % 2
+            threshold={"entropy": -2.0, "state": 0.6}.get(name, 0.1 * (1 + i)),
+            measure=name,
+            min_layer=1 + i % 2,
         )
         for i, name in enumerate(names)
     ]
     ids, mask = prompts(7)
     together = decoder.generate(ids, mask, policy=asked, max_new_tokens=LENGTH)
     for row, policy in enumerate(asked):
-        alone = decoder.generate(np.roll(ids, -row, 0), np.roll(mask, -row, 0), policy=policy, max_new_tokens=LENGTH)
+        alone = decoder.generate(
+            np.roll(ids, -row, 0), np.roll(mask, -row, 0), policy=policy, max_new_tokens=LENGTH
+        )
         np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
         np.testing.assert_array_equal(together.exit_layers[row], alone.exit_layers[0])
         np.testing.assert_allclose(together.confidence[row], alone.confidence[0], rtol=0, atol=1e-5)
@@ -187,7 +210,10 @@ def test_the_trace_is_the_full_models_path(decoder):
         mine = np.flatnonzero(np.asarray(traces.prompt) == name)
         assert sorted(traces.position[mine].tolist()) == list(range(LENGTH))
         np.testing.assert_allclose(
-            traces.confidence[mine[np.argsort(traces.position[mine])], -1], full.confidence[row], rtol=0, atol=1e-5
+            traces.confidence[mine[np.argsort(traces.position[mine])], -1],
+            full.confidence[row],
+            rtol=0,
+            atol=1e-5,
         )
 
 
@@ -198,7 +224,9 @@ def test_bfloat16_layers_have_float32_confidences(model, expected):
     short = EarlyExitT5(model, stacked=True, dtype="bfloat16")
     assert {array.dtype.name for array in jax.tree.leaves(short.params)} == {"bfloat16"}
     generation = short.generate(*prompts(7), policy=ExitPolicy.static(2), max_new_tokens=1)
-    exact = EarlyExitT5(model, stacked=True).generate(*prompts(7), policy=ExitPolicy.static(2), max_new_tokens=1)
+    exact = EarlyExitT5(model, stacked=True).generate(
+        *prompts(7), policy=ExitPolicy.static(2), max_new_tokens=1
+    )
     assert generation.confidence.dtype == np.float32
     np.testing.assert_allclose(generation.confidence, exact.confidence, rtol=0, atol=0.1)
     # float32 numbers, not bfloat16 ones in a wider type
@@ -212,7 +240,9 @@ def test_decoding_is_deterministic(decoder, expected):
 
 
 def test_weights_are_put_where_jax_puts_new_arrays(decoder):
-    assert {device for array in jax.tree.leaves(decoder.params) for device in array.devices()} == {jax.devices()[0]}
+    assert {device for array in jax.tree.leaves(decoder.params) for device in array.devices()} == {
+        jax.devices()[0]
+    }
 
 
 def run(script, **environment):
@@ -221,7 +251,9 @@ def run(script, **environment):
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)} | environment,
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
+        | environment,
         check=False,
     )
     assert done.returncode == 0, done.stderr

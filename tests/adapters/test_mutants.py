@@ -33,7 +33,12 @@ def agrees(batch=3, length=6, **fields):
 
     def check(model):
         policy = middling(model, **fields)
-        assert len(set(assert_agrees(model, policy, classifier=CLASSIFIER, batch=batch, length=length))) > 1
+        assert (
+            len(
+                set(assert_agrees(model, policy, classifier=CLASSIFIER, batch=batch, length=length))
+            )
+            > 1
+        )
 
     return check
 
@@ -41,7 +46,9 @@ def agrees(batch=3, length=6, **fields):
 def exact_threshold_exits(model):
     """A confidence of exactly the threshold exits."""
     decoder, (one, _) = EarlyExitT5(model), prompts(1)
-    confidence = decoder.generate(one, policy=ExitPolicy.static(2), max_new_tokens=1).confidence.item()
+    confidence = decoder.generate(
+        one, policy=ExitPolicy.static(2), max_new_tokens=1
+    ).confidence.item()
     policy = ExitPolicy(thresholds={2: confidence})
     assert decoder.generate(one, policy=policy, max_new_tokens=1).exit_layers.item() == 2
 
@@ -49,9 +56,14 @@ def exact_threshold_exits(model):
 def decay_starts_at_position_0(model):
     """The first generated token needs 0.9 threshold + 0.1: here just more than it has."""
     decoder, (one, _) = EarlyExitT5(model), prompts(1)
-    confidence = decoder.generate(one, policy=ExitPolicy.static(2), max_new_tokens=1).confidence.item()
+    confidence = decoder.generate(
+        one, policy=ExitPolicy.static(2), max_new_tokens=1
+    ).confidence.item()
     policy = ExitPolicy(thresholds={2: (confidence + 1e-4 - 0.1) / 0.9}, schedule=DECAYS)
-    assert decoder.generate(one, policy=policy, max_new_tokens=1).exit_layers.item() == decoder.n_layers
+    assert (
+        decoder.generate(one, policy=policy, max_new_tokens=1).exit_layers.item()
+        == decoder.n_layers
+    )
 
 
 def nan_stays(model):
@@ -59,7 +71,9 @@ def nan_stays(model):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         broken.lm_head.weight[3] = math.nan
-    generation = EarlyExitT5(broken).generate(*prompts(2), policy=ExitPolicy(threshold=0.1), max_new_tokens=2)
+    generation = EarlyExitT5(broken).generate(
+        *prompts(2), policy=ExitPolicy(threshold=0.1), max_new_tokens=2
+    )
     assert (generation.exit_layers == broken.config.num_decoder_layers).all()
 
 
@@ -75,7 +89,9 @@ def rows_as_alone(**fields):
             input_ids, mask = prompts(4, side)
             together = decoder.generate(input_ids, mask, policy=policies, max_new_tokens=8)
             for row, real in enumerate(mask.bool()):
-                alone = decoder.generate(input_ids[row : row + 1, real], policy=policies[row], max_new_tokens=8)
+                alone = decoder.generate(
+                    input_ids[row : row + 1, real], policy=policies[row], max_new_tokens=8
+                )
                 assert_row(together, row, alone)
 
     return check
@@ -95,7 +111,11 @@ def cache_instead(mutant):
         run = EarlyExitT5._run
 
         def changed(self, policy, *given):
-            return run(self, policy.model_copy(update={"cache": mutant} if not policy.is_full_model else {}), *given)
+            return run(
+                self,
+                policy.model_copy(update={"cache": mutant} if not policy.is_full_model else {}),
+                *given,
+            )
 
         monkeypatch.setattr(EarlyExitT5, "_run", changed)
 
@@ -104,7 +124,9 @@ def cache_instead(mutant):
 
 def strict_comparison(monkeypatch):
     table = _requests.exit_thresholds
-    monkeypatch.setattr(_requests, "exit_thresholds", lambda *given: np.nextafter(table(*given), np.float32(np.inf)))
+    monkeypatch.setattr(
+        _requests, "exit_thresholds", lambda *given: np.nextafter(table(*given), np.float32(np.inf))
+    )
 
 
 def whole_array_norm(monkeypatch):
@@ -143,7 +165,9 @@ def decay_index(change):
     def patch(monkeypatch):
         local = Decaying.local_threshold
         monkeypatch.setattr(
-            Decaying, "local_threshold", lambda self, value, t: local(self, value, change(np.asarray(t)))
+            Decaying,
+            "local_threshold",
+            lambda self, value, t: local(self, value, change(np.asarray(t))),
         )
 
     return patch
@@ -164,7 +188,9 @@ def kept_sorted_by_id(monkeypatch):
 def adaptive_without_effect(monkeypatch):
     kept = Pruning.kept
     monkeypatch.setattr(
-        Pruning, "kept", lambda self, *a, **k: kept(Pruning("adaptive-code", self.largest, self.smallest), *a, **k)
+        Pruning,
+        "kept",
+        lambda self, *a, **k: kept(Pruning("adaptive-code", self.largest, self.smallest), *a, **k),
     )
 
 
@@ -174,7 +200,9 @@ def scaled_wrongly(monkeypatch):
 
     def changed(self, model):
         make(self, model)
-        self.head = self.head * model.config.d_model ** (0.5 if model.config.scale_decoder_outputs else -0.5)
+        self.head = self.head * model.config.d_model ** (
+            0.5 if model.config.scale_decoder_outputs else -0.5
+        )
 
     monkeypatch.setattr(Backbone, "__init__", changed)
 
@@ -205,7 +233,11 @@ def repetition_penalty_on_what_is_emitted(monkeypatch):
 def head_off_by_one(monkeypatch):
     look = Judge.look
     monkeypatch.setattr(
-        Judge, "look", lambda self, layer, state, before: look(self, layer, state if before is None else before, before)
+        Judge,
+        "look",
+        lambda self, layer, state, before: look(
+            self, layer, state if before is None else before, before
+        ),
     )
 
 
@@ -222,19 +254,25 @@ def exact_caches_project(monkeypatch):
 
 def contrast_without_the_mass(monkeypatch):
     contrasted = measures.contrasted
-    monkeypatch.setattr(measures, "contrasted", lambda *a, tail, mass: contrasted(*a, tail=tail, mass=False))
+    monkeypatch.setattr(
+        measures, "contrasted", lambda *a, tail, mass: contrasted(*a, tail=tail, mass=False)
+    )
 
 
 def always_the_earliest_amateur(monkeypatch):
     distant = Judge._most_distant
     monkeypatch.setattr(
-        Judge, "_most_distant", lambda self, layer, earlier, *given: distant(self, layer, earlier[:1], *given)
+        Judge,
+        "_most_distant",
+        lambda self, layer, earlier, *given: distant(self, layer, earlier[:1], *given),
     )
 
 
 def alpha_of_certainty(monkeypatch):
     """alpha' = alpha / (1 + r i) * c, which narrows the plausible tokens as the layer grows surer."""
-    monkeypatch.setattr(measures, "alpha_at", lambda alpha, r, i, c: (alpha / (1 + r * i) * c)[:, None])
+    monkeypatch.setattr(
+        measures, "alpha_at", lambda alpha, r, i, c: (alpha / (1 + r * i) * c)[:, None]
+    )
 
 
 def pending_never_counted(monkeypatch):
@@ -252,34 +290,49 @@ def noise_by_row(monkeypatch):
 
 def noise_of_the_padding(monkeypatch):
     keys = choosing.noise_keys
-    monkeypatch.setattr(choosing, "noise_keys", lambda tokens, mask: keys(tokens, np.ones_like(mask)))
+    monkeypatch.setattr(
+        choosing, "noise_keys", lambda tokens, mask: keys(tokens, np.ones_like(mask))
+    )
 
 
 def nucleus_without_the_token_that_reaches_it(monkeypatch):
     def narrow(logits, sampling):
         log = torch.log_softmax(logits.double() / sampling.temperature, -1)
         ordered = log.sort(dim=-1, descending=True, stable=True)
-        return log.index_fill(0, ordered.indices[ordered.values.exp().cumsum(-1) > sampling.top_p], -torch.inf)
+        return log.index_fill(
+            0, ordered.indices[ordered.values.exp().cumsum(-1) > sampling.top_p], -torch.inf
+        )
 
     monkeypatch.setattr(choosing, "nucleus", narrow)
 
 
-PRUNED = {form: agrees(pruning=Pruning(form, largest=24, smallest=4)) for form in ("decaying", "adaptive")}
+PRUNED = {
+    form: agrees(pruning=Pruning(form, largest=24, smallest=4)) for form in ("decaying", "adaptive")
+}
 MUTANTS = {
     "t5x propagates the first exit's state": (cache_instead("first"), agrees()),
     "keys and values copied upwards": (cache_instead("copy"), agrees()),
     "projected where exact was asked": (exact_caches_project, agrees(cache="deferred")),
     "FREE exits above the threshold only": (strict_comparison, exact_threshold_exits),
     "t5x takes the cosine of the whole array": (whole_array_norm, agrees(measure="state")),
-    "t5x compares flattened argmaxes": (flattened_argmax_of_the_oracle, agrees(measure="oracle", batch=4)),
+    "t5x compares flattened argmaxes": (
+        flattened_argmax_of_the_oracle,
+        agrees(measure="oracle", batch=4),
+    ),
     "t5x exits at NaN": (nan_exits, nan_stays),
-    "t5x never passes the position": (decay_index(np.zeros_like), agrees(length=8, schedule=DECAYS)),
+    "t5x never passes the position": (
+        decay_index(np.zeros_like),
+        agrees(length=8, schedule=DECAYS),
+    ),
     "FREE counts positions from 1": (decay_index(lambda t: t + 1), decay_starts_at_position_0),
     "kept ids sorted by id": (kept_sorted_by_id, PRUNED["decaying"]),
     "adaptive pruning without effect": (adaptive_without_effect, PRUNED["adaptive"]),
     "head scaled by the wrong power of d": (scaled_wrongly, agrees()),
     "head without the final norm": (no_norm, agrees()),
-    "repetition penalty on what is emitted": (repetition_penalty_on_what_is_emitted, agrees(length=8)),
+    "repetition penalty on what is emitted": (
+        repetition_penalty_on_what_is_emitted,
+        agrees(length=8),
+    ),
     "head one layer too early": (head_off_by_one, agrees()),
     "rows that left go on in the batch": (rows_that_left_go_on, rows_as_alone()),
     "JSD not scaled by the plausible mass": (contrast_without_the_mass, agrees(measure="jsd")),
@@ -294,8 +347,14 @@ MUTANTS = {
         rows_as_alone(cache="deferred", max_pending=2, pruning=Pruning("fixed", 20, 3)),
     ),
     "noise by row": (noise_by_row, rows_as_alone(sampling=Sampling(temperature=2.0))),
-    "noise of the padding": (noise_of_the_padding, rows_as_alone(sampling=Sampling(temperature=2.0))),
-    "nucleus without the token that reaches it": (nucleus_without_the_token_that_reaches_it, draws_from_the_nucleus),
+    "noise of the padding": (
+        noise_of_the_padding,
+        rows_as_alone(sampling=Sampling(temperature=2.0)),
+    ),
+    "nucleus without the token that reaches it": (
+        nucleus_without_the_token_that_reaches_it,
+        draws_from_the_nucleus,
+    ),
 }
 
 

@@ -27,12 +27,20 @@ BY_HAND = {
     101: ("one hundred one", "cent un", "einhunderteins"),
     200: ("two hundred", "deux cents", "zweihundert"),
     1001: ("one thousand one", "mille un", "eintausendeins"),
-    1980: ("one thousand nine hundred eighty", "mille neuf cent quatre-vingts", "eintausendneunhundertachtzig"),
+    1980: (
+        "one thousand nine hundred eighty",
+        "mille neuf cent quatre-vingts",
+        "eintausendneunhundertachtzig",
+    ),
     80_000: ("eighty thousand", "quatre-vingt mille", "achtzigtausend"),
     200_000: ("two hundred thousand", "deux cent mille", "zweihunderttausend"),
     1_000_000: ("one million", "un million", "eine million"),
     80_000_000: ("eighty million", "quatre-vingts millions", "achtzig millionen"),
-    2_000_300: ("two million three hundred", "deux millions trois cents", "zwei millionen dreihundert"),
+    2_000_300: (
+        "two million three hundred",
+        "deux millions trois cents",
+        "zwei millionen dreihundert",
+    ),
 }
 NUMBERS = st.integers(0, 10**9 - 1) | st.integers(0, 2000)
 
@@ -62,12 +70,17 @@ def test_different_numbers_have_different_names(one, other, language):
 
 def test_parts_share_no_number_whatever_the_language():
     drawn = {part: data.draw(part, 300) for part in ("train", "development", "test")}
-    numbers = {part: {prompt.partition(":")[2] for prompt in split.prompts} for part, split in drawn.items()}
+    numbers = {
+        part: {prompt.partition(":")[2] for prompt in split.prompts}
+        for part, split in drawn.items()
+    }
     assert not numbers["train"] & (numbers["development"] | numbers["test"])
     assert not numbers["development"] & numbers["test"]
     for split in drawn.values():
         assert len(set(split.prompts)) == 300
-        assert all(data.LANGUAGES[p[:2]](int(p[3:])) == name for p, name in zip(*split, strict=True))
+        assert all(
+            data.LANGUAGES[p[:2]](int(p[3:])) == name for p, name in zip(*split, strict=True)
+        )
     assert data.draw("test", 300) == drawn["test"]
     assert data.draw("test", 300, seed=1) != drawn["test"]
 
@@ -104,7 +117,9 @@ def test_the_shipped_model_names_held_out_numbers_early_and_well():
     encoded = decoder.encode(split.prompts)
     found = {}
     for threshold in (math.inf, 0.9):
-        generation = decoder.generate(*encoded, policy=ExitPolicy(threshold=threshold), max_new_tokens=MAX_NEW_TOKENS)
+        generation = decoder.generate(
+            *encoded, policy=ExitPolicy(threshold=threshold), max_new_tokens=MAX_NEW_TOKENS
+        )
         found[threshold] = errors(decoder.decode(generation.tokens), split.names)["character_error"]
         layers = generation.exit_layers[generation.exit_layers > 0].float().mean().item()
     # development: under 0.01 at both, and 2.3 of 8 layers at 0.9

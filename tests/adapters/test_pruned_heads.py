@@ -27,14 +27,21 @@ def ending(tiny_t5):
 
 # -- which tokens are kept -----------------------------------------------------------------------------------------------
 
-numbers = st.sampled_from([-np.inf, -3.0, -1e-3, -0.0, 0.0, 1e-38, 0.25, 0.25 + 2**-25, 7.0, np.inf])
+numbers = st.sampled_from(
+    [-np.inf, -3.0, -1e-3, -0.0, 0.0, 1e-38, 0.25, 0.25 + 2**-25, 7.0, np.inf]
+)
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(logits=st.lists(st.lists(numbers, min_size=9, max_size=9), min_size=1, max_size=3), k=st.integers(1, 9))
+@given(
+    logits=st.lists(st.lists(numbers, min_size=9, max_size=9), min_size=1, max_size=3),
+    k=st.integers(1, 9),
+)
 def test_row_20_the_kept_are_the_largest_by_rank_the_lowest_id_first_among_equals(logits, k):
     kept = likeliest(torch.tensor(logits, dtype=torch.float32), k)
-    expected = [sorted(range(9), key=lambda token: (-np.float32(row[token]), token))[:k] for row in logits]
+    expected = [
+        sorted(range(9), key=lambda token: (-np.float32(row[token]), token))[:k] for row in logits
+    ]
     assert kept.tolist() == expected
 
 
@@ -62,12 +69,18 @@ def test_row_20_sizes_of_the_documents_as_used_by_the_head(form):
         sizes[layer] = (~later.logits.isneginf()).sum(1).tolist()
         for row, size in enumerate(sizes[layer]):
             assert later.ids[row, :size].equal(order[row, :size])
-            torch.testing.assert_close(later.logits[row, :size], first.logits[row, order[row, :size]])
+            torch.testing.assert_close(
+                later.logits[row, :size], first.logits[row, order[row, :size]]
+            )
     if form == "decaying":
-        assert sizes == {i: [k, k] for i, k in zip(sizes, (1904, 842, 496, 398, 351, 315, 250), strict=True)}
+        assert sizes == {
+            i: [k, k] for i, k in zip(sizes, (1904, 842, 496, 398, 351, 315, 250), strict=True)
+        }
     else:
         # adaptive: floor(2781 (1 - .9 c)); its original's least, a tenth of V, is above what is kept at all
-        alike = {"fixed": [2781, 2781], "adaptive": [1529, 303], "adaptive-code": [2781, 2781]}[form]
+        alike = {"fixed": [2781, 2781], "adaptive": [1529, 303], "adaptive-code": [2781, 2781]}[
+            form
+        ]
         assert all(size == alike for size in sizes.values())
 
 
@@ -80,7 +93,11 @@ def test_row_20_adaptive_sizes_depend_on_the_confidence_of_the_layer_before():
     for layer in range(1, 7):
         confidence, scores = judge.look(layer, torch.randn(3, 6, generator=generator), None)
         kept = (~scores.logits.isneginf()).sum(1).tolist()
-        expected = [50] * 3 if layer == 1 else [tokens_kept(pruning, layer, 1, 6, 50, float(c)) for c in before]
+        expected = (
+            [50] * 3
+            if layer == 1
+            else [tokens_kept(pruning, layer, 1, 6, 50, float(c)) for c in before]
+        )
         assert kept == expected
         before = confidence
         sizes += kept
@@ -93,7 +110,9 @@ def test_row_20_adaptive_sizes_depend_on_the_confidence_of_the_layer_before():
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("measure", ["softmax", "entropy"])
 def test_row_20_decoding_with_a_pruned_head_is_masking_the_full_one(ending, form, measure):
-    policy = middling(ending, measure=measure, pruning=Pruning(form, largest=30, smallest=4), min_layer=2)
+    policy = middling(
+        ending, measure=measure, pruning=Pruning(form, largest=30, smallest=4), min_layer=2
+    )
     exits = assert_agrees(ending, policy, length=8)
     assert len(set(exits)) > 1
 
@@ -115,7 +134,10 @@ def test_row_20_keeping_every_token_is_not_pruning(ending, measure):
 def test_row_20_ids_map_back_to_the_vocabulary():
     """A token whose logit is largest at every layer is emitted under its own id, wherever it ranks."""
     head = torch.eye(12)
-    judge = Judge(StubBackbone(head, 4), ExitPolicy(threshold=0.5, pruning=Pruning("decaying", largest=8, smallest=2)))
+    judge = Judge(
+        StubBackbone(head, 4),
+        ExitPolicy(threshold=0.5, pruning=Pruning("decaying", largest=8, smallest=2)),
+    )
     states = torch.randn(3, 12, generator=torch.Generator().manual_seed(0))
     winners = [11, 0, 7]
     for row, winner in enumerate(winners):
@@ -131,7 +153,8 @@ def test_row_20_ids_map_back_to_the_vocabulary():
 
 def test_row_20_a_pruned_token_cannot_be_emitted():
     judge = Judge(
-        StubBackbone(torch.eye(6), 3), ExitPolicy(pruning=Pruning("fixed", largest=3, smallest=3), threshold=0.1)
+        StubBackbone(torch.eye(6), 3),
+        ExitPolicy(pruning=Pruning("fixed", largest=3, smallest=3), threshold=0.1),
     )
     judge.look(1, torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]]), None)
     confidence, scores = judge.look(2, torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.0, 9.0]]), None)
@@ -141,16 +164,21 @@ def test_row_20_a_pruned_token_cannot_be_emitted():
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(form=st.sampled_from(FORMS), seed=st.integers(0, 10**6), scale=st.sampled_from([0.1, 1.0, 6.0]))
+@given(
+    form=st.sampled_from(FORMS), seed=st.integers(0, 10**6), scale=st.sampled_from([0.1, 1.0, 6.0])
+)
 def test_row_20_a_margin_over_fewer_tokens_is_never_smaller(form, seed, scale):
     generator = torch.Generator().manual_seed(seed)
     backbone = StubBackbone(torch.randn(5, 60, generator=generator) * scale, 6)
     pruned, full = (
-        Judge(backbone, ExitPolicy(threshold=0.1, pruning=p)) for p in (Pruning(form, largest=50, smallest=2), None)
+        Judge(backbone, ExitPolicy(threshold=0.1, pruning=p))
+        for p in (Pruning(form, largest=50, smallest=2), None)
     )
     for layer in range(1, 7):
         state = torch.randn(4, 5, generator=generator)
-        (kept, scores), (everything, all_scores) = (judge.look(layer, state, None) for judge in (pruned, full))
+        (kept, scores), (everything, all_scores) = (
+            judge.look(layer, state, None) for judge in (pruned, full)
+        )
         best = scores.best() == all_scores.best()  # else the margin is that of another token
         assert (kept >= everything - 1e-6)[best.numpy()].all()
 
@@ -182,7 +210,9 @@ def test_row_20_one_full_head_and_one_gather_per_position(tiny_t5, monkeypatch, 
     decoder = EarlyExitT5(tiny_t5)
     full, gathered = [], []
     logits, select = decoder._backbone.logits, torch.Tensor.index_select
-    monkeypatch.setattr(decoder._backbone, "logits", lambda state: full.append(len(state)) or logits(state))
+    monkeypatch.setattr(
+        decoder._backbone, "logits", lambda state: full.append(len(state)) or logits(state)
+    )
     head = decoder._backbone.head_by_token
 
     def counting(tensor, axis, index):
@@ -191,7 +221,9 @@ def test_row_20_one_full_head_and_one_gather_per_position(tiny_t5, monkeypatch, 
         return select(tensor, axis, index)
 
     monkeypatch.setattr(torch.Tensor, "index_select", counting)
-    policy = ExitPolicy(threshold=9.0, batching=batching, pruning=Pruning("fixed", largest=6, smallest=6))
+    policy = ExitPolicy(
+        threshold=9.0, batching=batching, pruning=Pruning("fixed", largest=6, smallest=6)
+    )
     decoder.generate(*prompts(3), policy=policy, max_new_tokens=4)
     assert full == [3] * 4
     assert gathered == [3 * 6] * 4
@@ -200,7 +232,9 @@ def test_row_20_one_full_head_and_one_gather_per_position(tiny_t5, monkeypatch, 
 def test_a_full_model_policy_with_pruning_is_the_full_model(ending):
     decoder = EarlyExitT5(ending)
     full = decoder.generate(*prompts(4), policy=FULL, max_new_tokens=LENGTH)
-    pruned = FULL.model_copy(update={"pruning": Pruning("fixed", largest=2, smallest=2), "measure": "jsd"})
+    pruned = FULL.model_copy(
+        update={"pruning": Pruning("fixed", largest=2, smallest=2), "measure": "jsd"}
+    )
     same = decoder.generate(*prompts(4), policy=pruned, max_new_tokens=LENGTH)
     assert same.tokens.equal(full.tokens)
     torch.testing.assert_close(same.confidence, full.confidence, rtol=0, atol=0, equal_nan=True)

@@ -18,7 +18,8 @@ app.command("other")(lambda: None)  # with a single command typer would drop its
 
 def run(*arguments):
     return CliRunner().invoke(
-        app, ["record", *map(str, arguments), "--decoder", "toy_decoder:load", "--max-new-tokens", "6"]
+        app,
+        ["record", *map(str, arguments), "--decoder", "toy_decoder:load", "--max-new-tokens", "6"],
     )
 
 
@@ -38,7 +39,18 @@ def words(tmp_path):
 
 def test_text_file_to_records(tmp_path, words):
     out = tmp_path / "runs"
-    result = run(words, "--out", out, "--thresholds", "0:1:.25", "--traces", "--shard-prompts", 2, "--batch-size", 2)
+    result = run(
+        words,
+        "--out",
+        out,
+        "--thresholds",
+        "0:1:.25",
+        "--traces",
+        "--shard-prompts",
+        2,
+        "--batch-size",
+        2,
+    )
     assert result.exit_code == 0, result.exception
     runs = Runs.read(out)
     assert runs.thresholds.tolist() == [1.0, 0.75, 0.5, 0.25, 0.0]
@@ -62,11 +74,23 @@ def test_tables_with_references_and_words_that_look_like_something_else(tmp_path
     if ending == "csv":
         table.assign(references=table["references"].map("|".join)).to_csv(path, index=False)
     elif ending == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_dict("records")), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps(row) + "\n" for row in table.to_dict("records")), encoding="utf-8"
+        )
     else:
         table.to_parquet(path)
     out = tmp_path / "runs"
-    settings = ["--risk", "--temperature", 4, "--decay-length", 6, "--min-layer", 2, "--measure", "margin"]
+    settings = [
+        "--risk",
+        "--temperature",
+        4,
+        "--decay-length",
+        6,
+        "--min-layer",
+        2,
+        "--measure",
+        "margin",
+    ]
     result = run(path, "--out", out, "--thresholds", ".9,.5", *settings)
     assert result.exit_code == 0, result.exception
     runs = Runs.read(out)
@@ -80,10 +104,14 @@ def test_tables_with_references_and_words_that_look_like_something_else(tmp_path
 
 def test_losses_are_chosen_by_name(tmp_path):
     path = tmp_path / "prompts.csv"
-    pd.DataFrame({"text": ["one", "two", "three"], "references": ["w2 w3", "w4|w5", "w6"]}).to_csv(path, index=False)
+    pd.DataFrame({"text": ["one", "two", "three"], "references": ["w2 w3", "w4|w5", "w6"]}).to_csv(
+        path, index=False
+    )
     frames = {}
     for loss in ("rouge-l", "exact-match"):
-        result = run(path, "--out", tmp_path / loss, "--thresholds", ".3,.6", "--loss", loss, "--risk")
+        result = run(
+            path, "--out", tmp_path / loss, "--thresholds", ".3,.6", "--loss", loss, "--risk"
+        )
         assert result.exit_code == 0, result.exception
         frames[loss] = Runs.read(tmp_path / loss).to_frame()
     assert set(frames["exact-match"]["dissimilarity"]) == {0.0, 1.0}
@@ -97,7 +125,9 @@ def test_losses_are_chosen_by_name(tmp_path):
 
 
 def test_a_loss_that_cannot_be_had_is_refused(tmp_path, words, monkeypatch):
-    assert "--loss: 'bertscore' is unknown" in refusal(words, "--out", tmp_path / "a", "--loss", "bertscore")
+    assert "--loss: 'bertscore' is unknown" in refusal(
+        words, "--out", tmp_path / "a", "--loss", "bertscore"
+    )
     texts._sacrebleu_metric.cache_clear()
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
     assert "--loss: this text loss needs sacrebleu: pip install" in refusal(
@@ -108,7 +138,15 @@ def test_a_loss_that_cannot_be_had_is_refused(tmp_path, words, monkeypatch):
 def test_workers_give_what_one_process_gives(tmp_path, words):
     for workers in (1, 2):
         result = run(
-            words, "--out", tmp_path / str(workers), "--shard-prompts", 1, "--workers", workers, "--thresholds", ".5,.9"
+            words,
+            "--out",
+            tmp_path / str(workers),
+            "--shard-prompts",
+            1,
+            "--workers",
+            workers,
+            "--thresholds",
+            ".5,.9",
         )
         assert result.exit_code == 0, result.exception
     one, two = (Runs.read(tmp_path / name).to_frame().drop(columns="seconds") for name in "12")
@@ -128,13 +166,22 @@ def test_stopped_where_testing_fails(tmp_path):
     prompts = tmp_path / "many.txt"
     prompts.write_text("".join(f"text {i}\n" for i in range(24)), encoding="utf-8")
     out = tmp_path / "runs"
-    result = run(prompts, "--out", out, "--thresholds", "0:1:.1", "--stop-delta", 0.45, "--stop-epsilon", 0.2)
+    result = run(
+        prompts, "--out", out, "--thresholds", "0:1:.1", "--stop-delta", 0.45, "--stop-epsilon", 0.2
+    )
     assert result.exit_code == 0, result.exception
     runs = Runs.read(out)
-    assert json.loads(runs.stopped) == {"delta": 0.45, "epsilon": 0.2, "objective": "textual", "test": "betting"}
+    assert json.loads(runs.stopped) == {
+        "delta": 0.45,
+        "epsilon": 0.2,
+        "objective": "textual",
+        "test": "betting",
+    }
     assert f"Testing failed at threshold {runs.k} of 11" in result.output
     assert f"riskcal calibrate {out} --delta 0.45" in result.output
-    assert "epsilon" in refusal(prompts, "--out", tmp_path / "other", "--stop-delta", 0.45, "--stop-epsilon", 2)
+    assert "epsilon" in refusal(
+        prompts, "--out", tmp_path / "other", "--stop-delta", 0.45, "--stop-epsilon", 2
+    )
 
 
 def test_a_template_says_what_no_option_does(tmp_path, words):
@@ -165,10 +212,26 @@ def test_thresholds(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "0:1", "0:1:0", "1:0:.1", "0:1:-.1", "0:1:x", "0:1:1e-9", "0:inf:1", "nan", ".5,inf", "0:1:.1:2"]
+    "text",
+    [
+        "",
+        "a",
+        "0:1",
+        "0:1:0",
+        "1:0:.1",
+        "0:1:-.1",
+        "0:1:x",
+        "0:1:1e-9",
+        "0:inf:1",
+        "nan",
+        ".5,inf",
+        "0:1:.1:2",
+    ],
 )
 def test_bad_thresholds(tmp_path, words, text):
-    assert refusal(words, "--out", tmp_path / "runs", f"--thresholds={text}").startswith("--thresholds: ")
+    assert refusal(words, "--out", tmp_path / "runs", f"--thresholds={text}").startswith(
+        "--thresholds: "
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -199,10 +262,14 @@ def test_bad_files(tmp_path, name, content, message):
 
 
 def test_risk_needs_references(tmp_path, words):
-    assert "words.txt: references: the column is missing" in refusal(words, "--out", tmp_path / "runs", "--risk")
+    assert "words.txt: references: the column is missing" in refusal(
+        words, "--out", tmp_path / "runs", "--risk"
+    )
     table = tmp_path / "a.csv"
     table.write_text("text,references\nx,w1|w2\ny,\n")
-    assert "a.csv: references: row 1 holds ''" in refusal(table, "--out", tmp_path / "runs", "--risk")
+    assert "a.csv: references: row 1 holds ''" in refusal(
+        table, "--out", tmp_path / "runs", "--risk"
+    )
 
 
 @pytest.mark.parametrize(
@@ -216,14 +283,18 @@ def test_risk_needs_references(tmp_path, words):
     ],
 )
 def test_bad_decoders(tmp_path, words, decoder, message):
-    result = CliRunner().invoke(app, ["record", str(words), "--out", str(tmp_path / "runs"), "--decoder", decoder])
+    result = CliRunner().invoke(
+        app, ["record", str(words), "--out", str(tmp_path / "runs"), "--decoder", decoder]
+    )
     assert isinstance(result.exception, RiskcalError)
     assert message in str(result.exception)
     assert not (tmp_path / "runs").exists()
 
 
 def test_short_names_are_shipped_checkpoints():
-    assert cli.parse_decoder("g2p") == cli.NamedDecoder("riskcal_adapters.torch", "load_example", ("g2p",))
+    assert cli.parse_decoder("g2p") == cli.NamedDecoder(
+        "riskcal_adapters.torch", "load_example", ("g2p",)
+    )
     assert cli.parse_decoder("a.b:c") == cli.NamedDecoder("a.b", "c")
 
 

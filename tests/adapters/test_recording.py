@@ -47,8 +47,12 @@ def shards(out, pattern="runs-*.parquet"):
 
 def merged(out, pattern="runs-*.parquet"):
     """The recording as one table, in bytes, but for its seconds."""
-    whole = pa.concat_tables([pa.parquet.read_table(path, partitioning=None) for path in sorted(out.glob(pattern))])
-    whole = whole.drop_columns([name for name in ("seconds",) if name in whole.column_names]).combine_chunks()
+    whole = pa.concat_tables(
+        [pa.parquet.read_table(path, partitioning=None) for path in sorted(out.glob(pattern))]
+    )
+    whole = whole.drop_columns(
+        [name for name in ("seconds",) if name in whole.column_names]
+    ).combine_chunks()
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, whole.schema) as writer:
         writer.write_table(whole)
@@ -64,12 +68,18 @@ def undisturbed(tmp_path_factory):
 
 
 def test_every_row_is_what_a_plain_loop_over_prompts_and_thresholds_gives(undisturbed):
-    rows = pd.concat([pd.read_parquet(undisturbed / name) for name in shards(undisturbed)], ignore_index=True)
+    rows = pd.concat(
+        [pd.read_parquet(undisturbed / name) for name in shards(undisturbed)], ignore_index=True
+    )
     expected = []
     for prompt, text in enumerate(TEXTS):
         full = None
         for threshold in [math.inf, 0.9, 0.5, 0.2, 0.0]:
-            policy = ExitPolicy.full_model() if math.isinf(threshold) else ExitPolicy(threshold=threshold)
+            policy = (
+                ExitPolicy.full_model()
+                if math.isinf(threshold)
+                else ExitPolicy(threshold=threshold)
+            )
             needed = policy.exit_thresholds(toy_decoder.LAYERS, 6)
             tokens, exits, *_ = toy_decoder.generate_alone(text, needed)
             output = " ".join(f"w{token}" for token in tokens if token > toy_decoder.END)
@@ -77,7 +87,9 @@ def test_every_row_is_what_a_plain_loop_over_prompts_and_thresholds_gives(undist
             distance = texts.token_distance(output, full)
             expected.append((prompt, threshold, distance, sum(exits) / len(exits), len(tokens)))
     columns = ["prompt", "threshold", "dissimilarity", "layers", "tokens"]
-    pd.testing.assert_frame_equal(rows[columns], pd.DataFrame(expected, columns=columns), check_exact=True)
+    pd.testing.assert_frame_equal(
+        rows[columns], pd.DataFrame(expected, columns=columns), check_exact=True
+    )
     assert rows["dissimilarity"].nunique() > 5  # the toy is not trivial
     assert list(rows.columns) == [
         *("prompt", "threshold", "min_layer", "measure", "policy"),
@@ -100,7 +112,9 @@ def test_the_folder_reads_as_runs_and_traces(undisturbed):
     assert traces.agrees[:, -1].all()
 
 
-@pytest.mark.parametrize(("shard_prompts", "sizes"), [(1, [1] * 11), (4, [4, 4, 3]), (11, [11]), (50, [11])])
+@pytest.mark.parametrize(
+    ("shard_prompts", "sizes"), [(1, [1] * 11), (4, [4, 4, 3]), (11, [11]), (50, [11])]
+)
 def test_a_prompt_never_spans_two_files(tmp_path, undisturbed, shard_prompts, sizes):
     out = record(tmp_path / "out", shard_prompts=shard_prompts)
     prompts = [pd.read_parquet(out / name)["prompt"].unique().tolist() for name in shards(out)]
@@ -117,16 +131,22 @@ def test_batches_do_not_change_the_tables(tmp_path, undisturbed, batch_size):
 
 
 def test_seconds_of_a_batch_are_shared_by_its_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(_grid, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__))
+    monkeypatch.setattr(
+        _grid, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__)
+    )
     out = record(tmp_path / "out", batch_size=3)
-    for name, expected in zip(shards(out), ([1 / 3] * 3 + [1], [1 / 3] * 3 + [1], [1 / 3] * 3), strict=True):
+    for name, expected in zip(
+        shards(out), ([1 / 3] * 3 + [1], [1 / 3] * 3 + [1], [1 / 3] * 3), strict=True
+    ):
         for _, rows in pd.read_parquet(out / name).groupby("threshold"):
             assert sorted(rows["seconds"]) == expected
 
 
 def test_tables_bring_ids_labels_and_references(tmp_path):
     decoder = toy_decoder.ToyDecoder()
-    full = decoder.generate(*decoder.encode(TEXTS[:4]), policy=ExitPolicy.full_model(), max_new_tokens=6)
+    full = decoder.generate(
+        *decoder.encode(TEXTS[:4]), policy=ExitPolicy.full_model(), max_new_tokens=6
+    )
     a, b, c, d = decoder.decode(full.tokens)
     table = pd.DataFrame(
         {
@@ -138,11 +158,23 @@ def test_tables_bring_ids_labels_and_references(tmp_path):
             "unrelated": 1.5,
         }
     )
-    policy = ExitPolicy(threshold=0.7, measure="margin", schedule=Decaying(temperature=2), min_layer=2)
+    policy = ExitPolicy(
+        threshold=0.7, measure="margin", schedule=Decaying(temperature=2), min_layer=2
+    )
     out = record(tmp_path / "out", table, policy=policy, risk=texts.token_error_rate)
     rows = pd.read_parquet(out / "runs-00000.parquet")
     assert list(rows.columns) == [
-        *("prompt", "cluster", "group", "threshold", "temperature", "max_length", "form", "min_layer", "measure"),
+        *(
+            "prompt",
+            "cluster",
+            "group",
+            "threshold",
+            "temperature",
+            "max_length",
+            "form",
+            "min_layer",
+            "measure",
+        ),
         *("policy", "dissimilarity", "risk", "layers", "tokens", "seconds", "source"),
     ]
     assert rows["prompt"].tolist() == np.repeat(table["prompt"], 5).tolist()
@@ -153,7 +185,10 @@ def test_tables_bring_ids_labels_and_references(tmp_path):
     runs = Runs.read(out)
     assert runs.n == 3
     assert np.ptp(runs.losses("risk")) > 0
-    risks = [texts.token_error_rate(*pair) for pair in zip((a, b, c, d), table["references"], strict=True)]
+    risks = [
+        texts.token_error_rate(*pair)
+        for pair in zip((a, b, c, d), table["references"], strict=True)
+    ]
     assert rows["risk"][::5].tolist() == risks
     assert risks[:2] == [0, 0]
     assert 0 < risks[2] < 1
@@ -181,7 +216,13 @@ def test_killed_twice_and_resumed_equals_undisturbed(tmp_path):
     load = functools.partial(toy_decoder.load, delay=0.03)
     out, settings = tmp_path / "killed", {"shard_prompts": 1, "traces": True}
     for wanted in (3, 6):
-        command = [sys.executable, "-c", INTERRUPTED, str(Path(toy_decoder.__file__).parent), str(out)]
+        command = [
+            sys.executable,
+            "-c",
+            INTERRUPTED,
+            str(Path(toy_decoder.__file__).parent),
+            str(out),
+        ]
         process = subprocess.Popen(command)
         while len(shards(out)) < wanted and process.poll() is None:
             time.sleep(0.002)
@@ -195,11 +236,15 @@ def test_killed_twice_and_resumed_equals_undisturbed(tmp_path):
     assert {name: (out / name).read_bytes() for name in kept} == kept
     assert merged(out) == merged(whole)
     assert merged(out, "traces/*.parquet") == merged(whole, "traces/*.parquet")
-    assert sorted(p.name for p in out.rglob("*")) == sorted(p.name for p in whole.rglob("*"))  # nothing left behind
+    assert sorted(p.name for p in out.rglob("*")) == sorted(
+        p.name for p in whole.rglob("*")
+    )  # nothing left behind
 
 
 @pytest.mark.parametrize("cut", range(6))
-def test_cut_before_any_write_and_resumed_equals_undisturbed(tmp_path, monkeypatch, undisturbed, cut):
+def test_cut_before_any_write_and_resumed_equals_undisturbed(
+    tmp_path, monkeypatch, undisturbed, cut
+):
     write, written = recording._tables.write, []
 
     def interrupted(frame, path):
@@ -233,7 +278,9 @@ def test_a_missing_shard_alone_is_recorded_again(tmp_path, undisturbed):
     (out / "runs-00001.parquet").unlink()
     before = decoder.calls
     record(out, load=lambda: decoder)
-    assert decoder.calls - before == 4 * 5 + 2  # four prompts, full model and four thresholds, and two calls to warm up
+    assert (
+        decoder.calls - before == 4 * 5 + 2
+    )  # four prompts, full model and four thresholds, and two calls to warm up
     assert merged(out) == merged(undisturbed)
 
 
@@ -243,7 +290,9 @@ def test_a_missing_shard_alone_is_recorded_again(tmp_path, undisturbed):
 def test_threads_share_one_decoder_and_give_the_same_tables(tmp_path, undisturbed):
     log = tmp_path / "log"
     with ThreadPoolExecutor(3) as pool:
-        out = record(tmp_path / "out", load=functools.partial(toy_decoder.load, log), pool=pool, traces=True)
+        out = record(
+            tmp_path / "out", load=functools.partial(toy_decoder.load, log), pool=pool, traces=True
+        )
     assert merged(out) == merged(undisturbed)
     assert merged(out, "traces/*.parquet") == merged(undisturbed, "traces/*.parquet")
     assert len(log.read_text().split()) == 1
@@ -286,17 +335,24 @@ class Closed(toy_decoder.OpenDecoder):
 
     def generate(self, *encoded, **settings):
         generation = super().generate(*encoded, **settings)
-        return toy_decoder.ToyGeneration(generation.tokens, generation.exit_layers, generation.confidence)
+        return toy_decoder.ToyGeneration(
+            generation.tokens, generation.exit_layers, generation.confidence
+        )
 
 
 @pytest.mark.parametrize(
-    ("schedule", "min_layer", "batch_size"), [("constant", 1, 5), ("decaying", 1, 1), ("decaying", 2, 5), ("t5x", 1, 3)]
+    ("schedule", "min_layer", "batch_size"),
+    [("constant", 1, 5), ("decaying", 1, 1), ("decaying", 2, 5), ("t5x", 1, 3)],
 )
-def test_what_is_not_run_again_is_what_running_it_again_gives(tmp_path, schedule, min_layer, batch_size):
+def test_what_is_not_run_again_is_what_running_it_again_gives(
+    tmp_path, schedule, min_layer, batch_size
+):
     policy = ExitPolicy(schedule=SCHEDULES[schedule], min_layer=min_layer)
     grid, settings = [round(0.05 * i, 2) for i in range(22)], {"policy": policy, "shard_prompts": 8}
     opened, closed = toy_decoder.OpenDecoder(), Closed()
-    record(tmp_path / "open", load=lambda: opened, thresholds=grid, batch_size=batch_size, **settings)
+    record(
+        tmp_path / "open", load=lambda: opened, thresholds=grid, batch_size=batch_size, **settings
+    )
     record(tmp_path / "closed", load=lambda: closed, thresholds=grid, **settings)
     assert merged(tmp_path / "open") == merged(tmp_path / "closed")
     assert len(closed.generated) == len(TEXTS) * (1 + len(grid)) + 2  # two to warm up
@@ -309,7 +365,9 @@ def test_what_is_not_run_again_is_what_running_it_again_gives(tmp_path, schedule
             if (text, value) in ran
         ]
         assert needed
-        exits = [toy_decoder.generate_alone(text, table, toy_decoder.rough_step)[1] for table in needed]
+        exits = [
+            toy_decoder.generate_alone(text, table, toy_decoder.rough_step)[1] for table in needed
+        ]
         assert all(here != there for here, there in itertools.pairwise(exits))
     assert len(ran) < 0.8 * len(TEXTS) * len(grid)
 
@@ -321,7 +379,10 @@ def test_a_decoder_that_hides_what_it_refused_is_caught_by_the_comparison(tmp_pa
             generation.refused = np.where(generation.refused < 0.6, -np.inf, generation.refused)
             return generation
 
-    lying, honest = record(tmp_path / "lying", load=Lying), record(tmp_path / "honest", load=toy_decoder.OpenDecoder)
+    lying, honest = (
+        record(tmp_path / "lying", load=Lying),
+        record(tmp_path / "honest", load=toy_decoder.OpenDecoder),
+    )
     assert merged(lying) != merged(honest)
 
 
@@ -329,7 +390,9 @@ def test_a_decoder_that_hides_what_it_refused_is_caught_by_the_comparison(tmp_pa
     confidence=hnp.arrays(
         np.float32,
         (5, toy_decoder.LAYERS),
-        elements=st.one_of(st.sampled_from([np.nan, -1, 0, 0.1, 0.3, 0.7, 0.99, 1]), st.floats(-0.5, 1.5, width=32)),
+        elements=st.one_of(
+            st.sampled_from([np.nan, -1, 0, 0.1, 0.3, 0.7, 0.99, 1]), st.floats(-0.5, 1.5, width=32)
+        ),
     ),
     ran_at=st.integers(0, 300).map(lambda i: i / 200),
     asked=st.integers(-20, 300).map(lambda i: i / 200),
@@ -350,7 +413,9 @@ def test_a_lower_threshold_is_skipped_if_and_only_if_no_exit_would_change(
     needed, taken = policy.exit_thresholds(toy_decoder.LAYERS, len(confidence)), exits(policy)
     before = np.arange(toy_decoder.LAYERS) < taken[:, None]
     refused = (
-        np.where(before & np.isfinite(needed) & ~np.isnan(confidence), confidence, -np.inf).max(1).astype(np.float32)
+        np.where(before & np.isfinite(needed) & ~np.isnan(confidence), confidence, -np.inf)
+        .max(1)
+        .astype(np.float32)
     )
     generation = toy_decoder.OpenGeneration(None, None, None, refused[None])
     (same_above,) = _grid._same_above(generation, policy, (1, len(confidence)))
@@ -363,9 +428,13 @@ def test_where_rows_depend_on_their_batch_all_run_in_the_order_given(tmp_path):
     decoder = toy_decoder.OpenDecoder()
     policy = ExitPolicy(batching="deepest")
     record(tmp_path / "out", load=lambda: decoder, policy=policy, batch_size=3)
-    rows = pd.concat([pd.read_parquet(tmp_path / "out" / name) for name in shards(tmp_path / "out")])
+    rows = pd.concat(
+        [pd.read_parquet(tmp_path / "out" / name) for name in shards(tmp_path / "out")]
+    )
     for threshold in GRID:
-        needed = policy.model_copy(update={"threshold": threshold}).exit_thresholds(toy_decoder.LAYERS, 6)
+        needed = policy.model_copy(update={"threshold": threshold}).exit_thresholds(
+            toy_decoder.LAYERS, 6
+        )
         expected = []
         for batch in (TEXTS[0:3], TEXTS[3:4], TEXTS[4:7], TEXTS[7:8], TEXTS[8:11]):
             together = toy_decoder.generate_deepest(batch, needed, toy_decoder.rough_step)
@@ -387,7 +456,12 @@ def test_the_reference_is_the_plain_full_model_with_the_template_s_noise(tmp_pat
             return super().generate(*encoded, policy=policy, max_new_tokens=max_new_tokens)
 
     template = ExitPolicy(
-        measure="entropy", min_layer=2, cache="deferred", max_pending=3, batching="deepest", sampling=Sampling(seed=5)
+        measure="entropy",
+        min_layer=2,
+        cache="deferred",
+        max_pending=3,
+        batching="deepest",
+        sampling=Sampling(seed=5),
     )
     record(tmp_path / "out", load=Listening, policy=template)
     bound = {"max_new_tokens": 6, "n_layers": toy_decoder.LAYERS, "weights": "toy"}
@@ -395,11 +469,15 @@ def test_the_reference_is_the_plain_full_model_with_the_template_s_noise(tmp_pat
     for policy in asked:
         full = ExitPolicy(sampling=Sampling(seed=5), **bound).named()
         assert policy == (
-            full if policy.is_full_model else template.model_copy(update=bound | {"threshold": policy.threshold})
+            full
+            if policy.is_full_model
+            else template.model_copy(update=bound | {"threshold": policy.threshold})
         )
 
 
-def test_common_noise_leaves_the_full_model_at_distance_zero_from_a_threshold_that_nothing_reaches(tmp_path):
+def test_common_noise_leaves_the_full_model_at_distance_zero_from_a_threshold_that_nothing_reaches(
+    tmp_path,
+):
     tables = []
     for seed in (1, 2):
         out = record(
@@ -419,7 +497,11 @@ def test_calibrated_policies_are_bound_to_length_depth_and_weights(tmp_path):
     template = ExitPolicy(cache="deferred", sampling=Sampling(temperature=0.5))
     out = record(tmp_path / "out", load=toy_decoder.OpenDecoder, policy=template)
     policy = riskcal.calibrate(Runs.read(out), delta=0.99).policy()
-    assert (policy.max_new_tokens, policy.n_layers, policy.weights) == (6, toy_decoder.LAYERS, "toy")
+    assert (policy.max_new_tokens, policy.n_layers, policy.weights) == (
+        6,
+        toy_decoder.LAYERS,
+        "toy",
+    )
     assert (policy.cache, policy.sampling) == ("deferred", Sampling(temperature=0.5))
     plain = riskcal.calibrate(Runs.read(record(tmp_path / "plain")), delta=0.99).policy()
     assert (plain.n_layers, plain.weights) == (toy_decoder.LAYERS, None)
@@ -453,7 +535,9 @@ def test_other_weights_do_not_go_on_with_a_recording(tmp_path):
         record(out, load=lambda: Other())
     assert len(shards(out)) == 2
     record(out, load=lambda: toy_decoder.OpenDecoder())
-    with pytest.raises(RiskcalError, match="weights: 'toy' in the policy, but the decoder has 'other'"):
+    with pytest.raises(
+        RiskcalError, match="weights: 'toy' in the policy, but the decoder has 'other'"
+    ):
         record(tmp_path / "new", load=Other, policy=ExitPolicy(weights="toy"))
     with pytest.raises(RiskcalError, match="n_layers: 3 in the policy, but the decoder has 4"):
         record(tmp_path / "deep", load=Other, policy=ExitPolicy(n_layers=3))
@@ -468,14 +552,19 @@ class Untrained(toy_decoder.ToyDecoder):
     """Exits whose tokens have nothing to do with the last layer's."""
 
     def generate(self, input_ids, attention_mask, *, policy, max_new_tokens):
-        generation = super().generate(input_ids, attention_mask, policy=policy, max_new_tokens=max_new_tokens)
+        generation = super().generate(
+            input_ids, attention_mask, policy=policy, max_new_tokens=max_new_tokens
+        )
         early = (generation.exit_layers > 0) & (generation.exit_layers < toy_decoder.LAYERS)
-        return dataclasses.replace(generation, tokens=np.where(early, 90 + generation.tokens, generation.tokens))
+        return dataclasses.replace(
+            generation, tokens=np.where(early, 90 + generation.tokens, generation.tokens)
+        )
 
 
 def test_exits_at_chance_level_are_warned_of(tmp_path):
     with pytest.warns(
-        UserWarning, match=r"chance level: their mean dissimilarity is 1.00, .*train its early exits"
+        UserWarning,
+        match=r"chance level: their mean dissimilarity is 1.00, .*train its early exits",
     ) as caught:
         record(tmp_path / "out", MANY, load=Untrained, shard_prompts=7)
     assert caught[0].filename == __file__
@@ -484,7 +573,9 @@ def test_exits_at_chance_level_are_warned_of(tmp_path):
 
 
 def test_a_model_that_never_exits_is_warned_of(tmp_path):
-    with pytest.warns(UserWarning, match="no token of 24 prompts left before the last layer at any threshold"):
+    with pytest.warns(
+        UserWarning, match="no token of 24 prompts left before the last layer at any threshold"
+    ):
         record(tmp_path / "out", MANY, thresholds=[1.5, 2])
 
 
@@ -504,7 +595,9 @@ FINE = [round(0.1 * i, 1) for i in range(11)]
 
 def outcome(runs, **settings):
     calibration = riskcal.calibrate(runs, procedure="fixed_sequence", **settings)
-    return calibration.threshold, calibration.table.loc[calibration.table["certified"], "threshold"].tolist()
+    return calibration.threshold, calibration.table.loc[
+        calibration.table["certified"], "threshold"
+    ].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -515,7 +608,12 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     return record(
-        tmp_path_factory.mktemp("stopped") / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7
+        tmp_path_factory.mktemp("stopped") / "out",
+        MANY,
+        thresholds=FINE,
+        traces=True,
+        stop=STOP,
+        shard_prompts=7,
     )
 
 
@@ -546,10 +644,18 @@ def test_on_a_stopped_recording_no_test_certifies_what_it_would_not_on_the_whole
 
 @pytest.mark.parametrize(
     "settings",
-    [{"procedure": "holm"}, {"starts": 2}, {"order": range(3)}, {"delta": [0.3, 0.5]}, {"procedure": "pilot_order"}],
+    [
+        {"procedure": "holm"},
+        {"starts": 2},
+        {"order": range(3)},
+        {"delta": [0.3, 0.5]},
+        {"procedure": "pilot_order"},
+    ],
 )
 def test_procedures_that_need_the_whole_grid_are_refused_on_a_stopped_one(stopped, settings):
-    with pytest.raises(RiskcalError, match=r"procedure: the recording stopped .* only a fixed sequence"):
+    with pytest.raises(
+        RiskcalError, match=r"procedure: the recording stopped .* only a fixed sequence"
+    ):
         riskcal.calibrate(Runs.read(stopped), **({"delta": 0.5} | settings))
 
 
@@ -567,17 +673,26 @@ def test_a_stop_is_in_the_message_the_certificate_and_every_file_format(tmp_path
         runs.write(tmp_path / f"runs.{ending}")
         again = Runs.read(tmp_path / f"runs.{ending}")
         assert (again.stopped, again.digest()) == (runs.stopped, runs.digest())
-    assert riskcal.calibrate(Runs.from_frame(runs.to_frame().drop(columns="stopped")), delta=0.5).stopped is None
+    assert (
+        riskcal.calibrate(
+            Runs.from_frame(runs.to_frame().drop(columns="stopped")), delta=0.5
+        ).stopped
+        is None
+    )
 
 
 def test_a_recording_that_nothing_stops_has_the_whole_grid_and_says_nothing(tmp_path, whole):
     out = record(tmp_path / "out", MANY, thresholds=FINE, stop=Stop(delta=0.99), traces=True)
     assert merged(out) == merged(whole)
-    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        path.name for path in whole.iterdir()
+    )
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 13, 23, 24, 27])
-def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(tmp_path, monkeypatch, stopped, cut):
+def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(
+    tmp_path, monkeypatch, stopped, cut
+):
     write, written = recording._tables.write, []
 
     def interrupted(frame, path):
@@ -587,25 +702,39 @@ def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(t
         write(frame, path)
 
     def again():
-        return record(tmp_path / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7)
+        return record(
+            tmp_path / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(recording._tables, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             again()
     assert merged(again()) == merged(stopped)
-    assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == sorted(p.name for p in stopped.rglob("*"))
+    assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == sorted(
+        p.name for p in stopped.rglob("*")
+    )
 
 
 def test_stopped_recordings_go_on_in_pools_and_are_not_touched_when_finished(tmp_path, stopped):
     with ThreadPoolExecutor(3) as pool:
-        out = record(tmp_path / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7, pool=pool)
+        out = record(
+            tmp_path / "out",
+            MANY,
+            thresholds=FINE,
+            traces=True,
+            stop=STOP,
+            shard_prompts=7,
+            pool=pool,
+        )
     assert merged(out) == merged(stopped)
     settings = {"thresholds": FINE, "traces": True, "shard_prompts": 7}
     record(out, MANY, load=toy_decoder.load, stop=STOP, **settings)
     (out / "runs-00002.parquet").unlink()
     assert merged(record(out, MANY, stop=STOP, **settings)) == merged(stopped)
-    with pytest.raises(RiskcalError, match=r'stop: .*"delta": 0.45.* in the recording .*, null now'):
+    with pytest.raises(
+        RiskcalError, match=r'stop: .*"delta": 0.45.* in the recording .*, null now'
+    ):
         record(out, MANY, **settings)
 
 
@@ -637,8 +766,14 @@ def test_bad_stops(tmp_path, stop, message):
         ("one string", "prompts: a single string"),
         (5, "prompts: a int"),
         ({"prompt": [1]}, "text: the column is missing; the table has: prompt"),
-        ({"text": ["a", "b", "c"], "prompt": [1, 2, 1]}, "prompt: id 1 stands twice, again at row 2"),
-        ({"text": ["a", "b"], "prompt": [1.5, 2]}, "prompt: 1.5 at row 0, in a column of type float64"),
+        (
+            {"text": ["a", "b", "c"], "prompt": [1, 2, 1]},
+            "prompt: id 1 stands twice, again at row 2",
+        ),
+        (
+            {"text": ["a", "b"], "prompt": [1.5, 2]},
+            "prompt: 1.5 at row 0, in a column of type float64",
+        ),
         ({"text": ["a", "b"], "group": ["x", None]}, "group: missing at row 1"),
         ({"text": ["a", "b"], "cluster": [1]}, "columns of one length"),
     ],
@@ -675,7 +810,10 @@ def test_risk_without_references(tmp_path, references, message):
         ([0.5, math.nan], "thresholds: nan at index 1"),
         ([0.5, -math.inf], "thresholds: -inf at index 1"),
         ([0.5, 0.7, 0.5], "thresholds: 0.5 is given more than once"),
-        ([0.5, math.inf], "thresholds: inf at index 1; the full model is recorded for every prompt anyway"),
+        (
+            [0.5, math.inf],
+            "thresholds: inf at index 1; the full model is recorded for every prompt anyway",
+        ),
     ],
 )
 def test_bad_thresholds(tmp_path, thresholds, message):
@@ -722,17 +860,29 @@ def test_other_folders_are_left_alone(tmp_path):
             "prompts: other texts, ids, references, clusters or groups in the recording",
         ),
         ({"prompts": TEXTS[:-1]}, "n_prompts: 11 in the recording .*, 10 now"),
-        ({"thresholds": [0.5]}, r"thresholds: \[0.9, 0.5, 0.2, 0.0\] in the recording .*, \[0.5\] now"),
+        (
+            {"thresholds": [0.5]},
+            r"thresholds: \[0.9, 0.5, 0.2, 0.0\] in the recording .*, \[0.5\] now",
+        ),
         ({"max_new_tokens": 5}, "max_new_tokens: 6 in the recording .*, 5 now"),
         ({"batch_size": 2}, "batch_size: 1 in the recording .*, 2 now"),
         ({"shard_prompts": 5}, "shard_prompts: 4 in the recording .*, 5 now"),
-        ({"policy": ExitPolicy(min_layer=2)}, 'policy: .* "min_layer": 1.* in the recording .* "min_layer": 2'),
-        ({"policy": ExitPolicy(schedule=Decaying())}, "policy: .*constant.* in the recording .*decaying"),
+        (
+            {"policy": ExitPolicy(min_layer=2)},
+            'policy: .* "min_layer": 1.* in the recording .* "min_layer": 2',
+        ),
+        (
+            {"policy": ExitPolicy(schedule=Decaying())},
+            "policy: .*constant.* in the recording .*decaying",
+        ),
         (
             {"dissimilarity": texts.token_error_rate},
             "dissimilarity: .*token_distance.* in the recording .*token_error_rate",
         ),
-        ({"load": toy_decoder.ToyDecoder}, "decoder: .*toy_decoder.load.* in the recording .*ToyDecoder"),
+        (
+            {"load": toy_decoder.ToyDecoder},
+            "decoder: .*toy_decoder.load.* in the recording .*ToyDecoder",
+        ),
         ({"traces": True}, "traces: false in the recording .*, true now"),
     ],
 )
@@ -762,12 +912,16 @@ def test_a_first_try_that_recorded_nothing_does_not_block_the_next(tmp_path):
     with pytest.raises(RiskcalError, match="min_layer"):
         record(tmp_path / "out", policy=ExitPolicy(min_layer=9))
     assert len(shards(record(tmp_path / "out"))) == 3
-    assert json.loads((tmp_path / "out" / _plan.SETTINGS_FILE).read_text())["policy"]["min_layer"] == 1
+    assert (
+        json.loads((tmp_path / "out" / _plan.SETTINGS_FILE).read_text())["policy"]["min_layer"] == 1
+    )
 
 
 def test_repeated_texts_warn_unless_they_share_a_cluster(tmp_path):
     table = {"text": ["same", "other", "same"], "prompt": ["a", "b", "c"]}
-    with pytest.warns(UserWarning, match="prompt 'c' repeats the text of prompt 'a'.*not independent") as caught:
+    with pytest.warns(
+        UserWarning, match="prompt 'c' repeats the text of prompt 'a'.*not independent"
+    ) as caught:
         record(tmp_path / "warned", table)
     assert caught[0].filename == __file__
     with warnings.catch_warnings():
@@ -782,7 +936,10 @@ def test_repeated_texts_warn_unless_they_share_a_cluster(tmp_path):
             {"dissimilarity": lambda early, full: 1.5},
             r"dissimilarity: 1.5 for prompt 0 at threshold 0.9 is outside \[0, 1\]",
         ),
-        ({"dissimilarity": lambda early, full: math.nan}, "dissimilarity: prompt 0, threshold 0.9: is NaN"),
+        (
+            {"dissimilarity": lambda early, full: math.nan},
+            "dissimilarity: prompt 0, threshold 0.9: is NaN",
+        ),
         ({"load": toy_decoder.load_nothing}, r"load: returned a object without \.n_layers"),
         ({"load": toy_decoder.ToyDecoder()}, "load: a ToyDecoder cannot be called"),
         ({"pool": 3}, "pool: a int has no .map"),
@@ -799,7 +956,9 @@ def test_decoders_that_break_the_protocol_are_refused(tmp_path):
     class Impatient(toy_decoder.ToyDecoder):
         def generate(self, input_ids, attention_mask, *, policy, max_new_tokens):
             always = ExitPolicy(threshold=0.0)
-            return super().generate(input_ids, attention_mask, policy=always, max_new_tokens=max_new_tokens)
+            return super().generate(
+                input_ids, attention_mask, policy=always, max_new_tokens=max_new_tokens
+            )
 
     class Mute(toy_decoder.ToyDecoder):
         def generate(self, input_ids, attention_mask, *, policy, max_new_tokens):
@@ -822,5 +981,7 @@ def test_decoders_that_break_the_protocol_are_refused(tmp_path):
 def test_no_framework_is_imported():
     frameworks = "{'torch', 'jax', 'ray', 'transformers'} & set(sys.modules)"
     script = f"import sys, riskcal_adapters, riskcal_adapters.cli; print({frameworks})"
-    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert found.stdout.strip() == "set()"

@@ -18,7 +18,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-sys.path.insert(0, str(Path(__file__).parent))  # workers import the toy by name, whatever pytest's import mode
+sys.path.insert(
+    0, str(Path(__file__).parent)
+)  # workers import the toy by name, whatever pytest's import mode
 
 import toy_decoder
 from test_recording import FINE, MANY, STOP, TEXTS, merged, record, shards
@@ -59,7 +61,9 @@ def names(folder):
 
 
 @pytest.mark.parametrize("name", ["runs-00001.parquet", "traces/traces-00002.parquet"])
-def test_flipped_bits_are_refused_by_name_or_change_nothing_and_the_remedy_works(tmp_path, undisturbed, name):
+def test_flipped_bits_are_refused_by_name_or_change_nothing_and_the_remedy_works(
+    tmp_path, undisturbed, name
+):
     out = copy_of(undisturbed, tmp_path)
     whole, pattern = (out / name).read_bytes(), name.replace("-00001", "-*").replace("-00002", "-*")
     refused = 0
@@ -90,7 +94,9 @@ def test_files_cut_short_are_refused_by_name(tmp_path, undisturbed, cut):
     out = copy_of(undisturbed, tmp_path)
     path = out / "runs-00000.parquet"
     path.write_bytes(path.read_bytes()[:cut])
-    with pytest.raises(RiskcalError, match=r"runs-00000\.parquet: .*delete it and make the same call"):
+    with pytest.raises(
+        RiskcalError, match=r"runs-00000\.parquet: .*delete it and make the same call"
+    ):
         record(out, traces=True)
     path.unlink()
     assert merged(record(out, traces=True)) == merged(undisturbed)
@@ -100,15 +106,23 @@ def test_a_shard_of_other_prompts_or_thresholds_is_refused(tmp_path, undisturbed
     out = copy_of(undisturbed, tmp_path)
     path = out / "runs-00001.parquet"
     rows = pd.read_parquet(path)
-    for other in (pd.read_parquet(out / "runs-00000.parquet"), rows[:-1], rows[rows["threshold"] != 0.5]):
+    for other in (
+        pd.read_parquet(out / "runs-00000.parquet"),
+        rows[:-1],
+        rows[rows["threshold"] != 0.5],
+    ):
         riskcal._tables.write(other, path)
-        with pytest.raises(RiskcalError, match=r"runs-00001\.parquet: holds other rows than were recorded there"):
+        with pytest.raises(
+            RiskcalError, match=r"runs-00001\.parquet: holds other rows than were recorded there"
+        ):
             record(out, traces=True)
     path.unlink()
     assert merged(record(out, traces=True)) == merged(undisturbed)
 
 
-def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(tmp_path, monkeypatch, stopped):
+def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(
+    tmp_path, monkeypatch, stopped
+):
     write, written = recording._tables.write, []
 
     def interrupted(frame, path):
@@ -140,14 +154,23 @@ def a_pool(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "stop"), [("pool", None), ("pool", STOP), ("executor", None)], ids=["pool", "pool with stop", "executor"]
+    ("kind", "stop"),
+    [("pool", None), ("pool", STOP), ("executor", None)],
+    ids=["pool", "pool with stop", "executor"],
 )
 def test_a_killed_worker_is_said_and_the_same_call_ends_in_the_same_tables(tmp_path, kind, stop):
     flag = tmp_path / "flag"
     flag.touch()
-    settings = {"load": functools.partial(toy_decoder.load_killed, str(flag)), "shard_prompts": 2, "stop": stop}
+    settings = {
+        "load": functools.partial(toy_decoder.load_killed, str(flag)),
+        "shard_prompts": 2,
+        "stop": stop,
+    }
     wanted = "was killed .exit code -9." if kind == "pool" else "a worker died or failed"
-    with a_pool(kind) as pool, pytest.raises(RiskcalError, match=f"pool: .*{wanted}.*make the same call again"):
+    with (
+        a_pool(kind) as pool,
+        pytest.raises(RiskcalError, match=f"pool: .*{wanted}.*make the same call again"),
+    ):
         record(tmp_path / "out", pool=pool, **settings)
     assert not flag.exists()
     with a_pool(kind) as pool:
@@ -157,7 +180,9 @@ def test_a_killed_worker_is_said_and_the_same_call_ends_in_the_same_tables(tmp_p
     assert names(tmp_path / "out") == names(whole)
 
 
-def test_a_killed_worker_of_the_command_line_is_said_and_the_same_command_goes_on(tmp_path, monkeypatch):
+def test_a_killed_worker_of_the_command_line_is_said_and_the_same_command_goes_on(
+    tmp_path, monkeypatch
+):
     app = typer.Typer()
     app.command("record")(cli.record)
     app.command("other")(lambda: None)
@@ -199,13 +224,16 @@ class Silent:
         raise multiprocessing.TimeoutError
 
 
-def test_a_pool_that_falls_silent_is_given_up_after_the_given_patience(tmp_path, monkeypatch, undisturbed):
+def test_a_pool_that_falls_silent_is_given_up_after_the_given_patience(
+    tmp_path, monkeypatch, undisturbed
+):
     clock = iter(range(10**6))
     monkeypatch.setattr(_pools.time, "monotonic", lambda: next(clock))
     short, long = Silent(1), Silent(1, beats=50)
     for pool, folder in ((short, "short"), (long, "long")):
         with pytest.raises(
-            RiskcalError, match=r"no worker has finished a batch for 20 seconds.*make the same call again.*patience="
+            RiskcalError,
+            match=r"no worker has finished a batch for 20 seconds.*make the same call again.*patience=",
         ):
             record(tmp_path / folder, pool=pool, patience=20, traces=True)
         assert len(shards(tmp_path / folder)) == 1
@@ -244,9 +272,18 @@ class Fragile:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("raised", r"pool: a worker died or failed .* \(ActorDied: the actor died: its process was killed\)"),
-        ("given", r"pool: a worker died or failed .* \(ActorDied: the actor died: its process was killed\)"),
-        ("silent", r"pool: returned without an error, but runs-00001\.parquet was not written .*a worker was lost"),
+        (
+            "raised",
+            r"pool: a worker died or failed .* \(ActorDied: the actor died: its process was killed\)",
+        ),
+        (
+            "given",
+            r"pool: a worker died or failed .* \(ActorDied: the actor died: its process was killed\)",
+        ),
+        (
+            "silent",
+            r"pool: returned without an error, but runs-00001\.parquet was not written .*a worker was lost",
+        ),
     ],
 )
 def test_what_a_pool_of_actors_shows_is_said_as_it_is(tmp_path, undisturbed, how, message):
@@ -291,7 +328,12 @@ riskcal_adapters.record({texts!r}, load, {grid!r}, sys.argv[2], traces=True, sha
 def test_two_processes_that_record_the_same_with_stop_both_succeed(tmp_path, stopped, columns):
     out = tmp_path / "out"
     command = [sys.executable, "-c", TWO, str(Path(toy_decoder.__file__).parent), str(out)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
@@ -308,7 +350,9 @@ def test_two_processes_that_record_the_same_with_stop_both_succeed(tmp_path, sto
     assert names(out) == names(stopped)
 
 
-@pytest.mark.parametrize("step", ["_record_column", "_column", "_join_columns", "_write", "_fails", "_table"])
+@pytest.mark.parametrize(
+    "step", ["_record_column", "_column", "_join_columns", "_write", "_fails", "_table"]
+)
 @pytest.mark.parametrize("call", [0, 1, 5, 9])
 def test_another_process_may_finish_at_any_moment(tmp_path, monkeypatch, stopped, step, call):
     out, real, calls = tmp_path / "out", getattr(recording, step), []
@@ -346,7 +390,9 @@ class Broken(toy_decoder.ToyDecoder):
         ({"policy": ExitPolicy(min_layer=9), "stop": STOP}, RiskcalError),
     ],
 )
-def test_a_run_that_failed_before_anything_was_recorded_leaves_nothing_behind(tmp_path, settings, error):
+def test_a_run_that_failed_before_anything_was_recorded_leaves_nothing_behind(
+    tmp_path, settings, error
+):
     (tmp_path / "empty").mkdir()
     for out in (tmp_path / "new" / "deep", tmp_path / "empty"):
         with pytest.raises(error):
@@ -370,11 +416,24 @@ def test_a_run_that_failed_later_keeps_what_was_recorded(tmp_path, undisturbed):
 
 
 @pytest.mark.parametrize(
-    "call", ["mkdir", "unlink", "rmdir", "iterdir", "touch", "write_text", "write_bytes", "replace", "open"]
+    "call",
+    [
+        "mkdir",
+        "unlink",
+        "rmdir",
+        "iterdir",
+        "touch",
+        "write_text",
+        "write_bytes",
+        "replace",
+        "open",
+    ],
 )
 @pytest.mark.parametrize("stop", [None, STOP], ids=["all", "stop"])
 @pytest.mark.parametrize("skipped", [0, 1, 3])
-def test_what_the_system_refuses_is_said_with_its_path(tmp_path, monkeypatch, undisturbed, short, call, stop, skipped):
+def test_what_the_system_refuses_is_said_with_its_path(
+    tmp_path, monkeypatch, undisturbed, short, call, stop, skipped
+):
     """Whichever call fails, from the first, second or fourth on, what leaves `record` is a `RiskcalError`."""
     out, calls = tmp_path / "out", []
     where = os if call == "replace" else Path
@@ -399,10 +458,14 @@ def test_what_the_system_refuses_is_said_with_its_path(tmp_path, monkeypatch, un
         else:
             message = None
     assert message or len(calls) <= skipped or call in ("touch", "rmdir", "unlink")
-    assert merged(record(out, TEXTS, traces=True, stop=stop)) == merged(undisturbed if stop is None else short)
+    assert merged(record(out, TEXTS, traces=True, stop=stop)) == merged(
+        undisturbed if stop is None else short
+    )
 
 
-def test_a_finished_recording_on_a_disk_that_cannot_be_written_is_found_finished(tmp_path, monkeypatch, undisturbed):
+def test_a_finished_recording_on_a_disk_that_cannot_be_written_is_found_finished(
+    tmp_path, monkeypatch, undisturbed
+):
     out = copy_of(undisturbed, tmp_path)
 
     def refused(path, *arguments, **settings):
@@ -423,7 +486,9 @@ class Failing(toy_decoder.OpenDecoder):
     asked: list[tuple[str, float]] = []  # noqa: RUF012
 
     def generate(self, input_ids, attention_mask, *, policy, max_new_tokens):
-        whole = super().generate(input_ids, attention_mask, policy=policy, max_new_tokens=max_new_tokens)
+        whole = super().generate(
+            input_ids, attention_mask, policy=policy, max_new_tokens=max_new_tokens
+        )
         texts = self.texts(input_ids, attention_mask)
         self.asked.extend((text, policy.threshold) for text in texts)
         whole.failed = np.array([self.fails(text, policy) for text in texts])
@@ -443,21 +508,37 @@ class Failing(toy_decoder.OpenDecoder):
 def test_an_output_that_failed_is_the_worst_loss_and_no_prompt_is_left_out(tmp_path, stop):
     table = {"text": TEXTS, "references": ["w2 w3"] * len(TEXTS)}
     Failing.asked.clear()
-    out = record(tmp_path / "out", table, load=lambda: Failing(), risk=texts.token_error_rate, batch_size=3, stop=stop)
-    plain = record(tmp_path / "plain", table, load=toy_decoder.OpenDecoder, risk=texts.token_error_rate)
+    out = record(
+        tmp_path / "out",
+        table,
+        load=lambda: Failing(),
+        risk=texts.token_error_rate,
+        batch_size=3,
+        stop=stop,
+    )
+    plain = record(
+        tmp_path / "plain", table, load=toy_decoder.OpenDecoder, risk=texts.token_error_rate
+    )
     rows, honest = (
-        pd.concat([pd.read_parquet(o / name) for name in shards(o)], ignore_index=True) for o in (out, plain)
+        pd.concat([pd.read_parquet(o / name) for name in shards(o)], ignore_index=True)
+        for o in (out, plain)
     )
     text = rows["prompt"].map(lambda i: TEXTS[i])
     full = np.isposinf(rows["threshold"])
-    failed = (full & (text == TEXTS[3])) | (~full & (rows["threshold"] < 0.8) & text.isin([TEXTS[1], TEXTS[6]]))
+    failed = (full & (text == TEXTS[3])) | (
+        ~full & (rows["threshold"] < 0.8) & text.isin([TEXTS[1], TEXTS[6]])
+    )
     assert rows["failed"].tolist() == failed.tolist()
     assert (rows.loc[failed, "risk"] == 1).all()
-    lost = ~full & (failed | (text == TEXTS[3]))  # also what would be compared with an output that failed
+    lost = ~full & (
+        failed | (text == TEXTS[3])
+    )  # also what would be compared with an output that failed
     assert (rows.loc[lost, "dissimilarity"] == 1).all()
     assert (rows.loc[full, "dissimilarity"] == 0).all()
     same = ["prompt", "threshold", "dissimilarity", "risk", "layers", "tokens"]
-    pd.testing.assert_frame_equal(rows.loc[~(failed | lost), same], honest.loc[~(failed | lost), same])
+    pd.testing.assert_frame_equal(
+        rows.loc[~(failed | lost), same], honest.loc[~(failed | lost), same]
+    )
     assert (rows.loc[failed, "tokens"] == 0).all()
     assert (rows.loc[failed, "layers"] == toy_decoder.LAYERS).all()  # nothing was saved by it
     assert {threshold for asked, threshold in Failing.asked if asked == TEXTS[1]} >= {
@@ -477,5 +558,7 @@ def test_decoders_that_do_not_say_properly_what_failed_are_refused(tmp_path, fai
             whole.failed = failed
             return whole
 
-    with pytest.raises(RiskcalError, match=r"decoder: gave failed of shape .* each needs one true or false"):
+    with pytest.raises(
+        RiskcalError, match=r"decoder: gave failed of shape .* each needs one true or false"
+    ):
         record(tmp_path / "out", load=Unclear)

@@ -62,7 +62,11 @@ def test_random_weights_are_warned_of_and_the_shipped_ones_are_not(tmp_path, dec
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in shuffled.parameters():
-            weight.copy_(weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(weight))
+            weight.copy_(
+                weight.flatten()[torch.randperm(weight.numel(), generator=generator)].view_as(
+                    weight
+                )
+            )
     random = EarlyExitT5(shuffled, decoder.tokenizer)
     with pytest.warns(UserWarning, match=r"chance level.*train its early exits"):
         record(WORDS, lambda: random, [0.9, 0.5, 0.0], tmp_path / "random", **settings)

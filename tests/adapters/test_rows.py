@@ -7,14 +7,29 @@ import math
 import numpy as np
 import pytest
 import torch
-from exit_reference import CLASSIFIER, OF_LOGITS, Reference, assert_same, cosine, expected, truncated
+from exit_reference import (
+    CLASSIFIER,
+    OF_LOGITS,
+    Reference,
+    assert_same,
+    cosine,
+    expected,
+    truncated,
+)
 from frameworks import FRAMEWORKS, confidence_of_logits, cosine_of_states, decoder
 from t5_reference import DECAYING, FULL, LENGTH, ending_early, hugging_face, margin64, prompts
 
 from riskcal import Constant, Decaying, ExitPolicy
 
 #: A threshold for each measure at which some tokens of the tiny models exit early and some late.
-THRESHOLDS = {"softmax": 0.3, "max": 0.4, "entropy": -1.7, "state": 0.8, "classifier": 0.5, "oracle": 1.0}
+THRESHOLDS = {
+    "softmax": 0.3,
+    "max": 0.4,
+    "entropy": -1.7,
+    "state": 0.8,
+    "classifier": 0.5,
+    "oracle": 1.0,
+}
 #: Rows of all batches here: few sizes, few programs to compile.
 ROWS = 4
 
@@ -44,7 +59,9 @@ def defined(ending):
 
 
 def generate(framework, model, policy, rows=ROWS, side="right", seed=0):
-    return decoder(framework, model).generate(*prompts(rows, side, seed), policy=policy, max_new_tokens=LENGTH)
+    return decoder(framework, model).generate(
+        *prompts(rows, side, seed), policy=policy, max_new_tokens=LENGTH
+    )
 
 
 def array(values):
@@ -79,7 +96,9 @@ def test_row_1_disabled_it_is_plain_generation(framework, ending, side):
 
 @pytest.mark.parametrize("min_layer", [1, 3])
 def test_row_1_at_threshold_0_all_exit_at_the_first_allowed_layer(framework, tiny_t5, min_layer):
-    exits = array(generate(framework, tiny_t5, ExitPolicy(threshold=0.0, min_layer=min_layer)).exit_layers)
+    exits = array(
+        generate(framework, tiny_t5, ExitPolicy(threshold=0.0, min_layer=min_layer)).exit_layers
+    )
     assert (exits == min_layer).all()
 
 
@@ -87,7 +106,9 @@ def test_row_1_exits_per_layer_sum_to_the_tokens(framework, ending):
     generation = generate(framework, ending, ExitPolicy(threshold=0.1))
     ends = array(generation.tokens) == ending.generation_config.eos_token_id
     after_end = ends.cumsum(1) - ends
-    histogram = np.bincount(array(generation.exit_layers).ravel(), minlength=ending.config.num_decoder_layers + 1)
+    histogram = np.bincount(
+        array(generation.exit_layers).ravel(), minlength=ending.config.num_decoder_layers + 1
+    )
     assert histogram[1:].sum() == (after_end == 0).sum()
     assert histogram[0] == (after_end > 0).sum()
 
@@ -161,22 +182,29 @@ def test_row_3_every_measure_decodes_as_by_the_definition(framework, ending, mea
 
 
 def test_row_3_the_state_measure_is_0_at_layer_1(framework, tiny_t5):
-    assert (array(generate(framework, tiny_t5, ExitPolicy.static(1, measure="state")).confidence) == 0).all()
+    assert (
+        array(generate(framework, tiny_t5, ExitPolicy.static(1, measure="state")).confidence) == 0
+    ).all()
 
 
 def test_row_3_rows_of_a_batch_are_as_if_alone(framework, ending):
     asked = [
-        ExitPolicy(threshold=THRESHOLDS[name], measure=name) for name in ("softmax", "entropy", "state", "classifier")
+        ExitPolicy(threshold=THRESHOLDS[name], measure=name)
+        for name in ("softmax", "entropy", "state", "classifier")
     ]
     made = decoder(framework, ending)
     input_ids, mask = prompts(ROWS)
     together = made.generate(input_ids, mask, policy=asked, max_new_tokens=LENGTH)
     for row, policy in enumerate(asked):
-        alone = made.generate(input_ids[row : row + 1, mask[row].bool()], policy=policy, max_new_tokens=LENGTH)
+        alone = made.generate(
+            input_ids[row : row + 1, mask[row].bool()], policy=policy, max_new_tokens=LENGTH
+        )
         size = alone.tokens.shape[1]
         np.testing.assert_array_equal(together.tokens[row, :size], alone.tokens[0])
         np.testing.assert_array_equal(together.exit_layers[row, :size], alone.exit_layers[0])
-        np.testing.assert_allclose(together.confidence[row, :size], alone.confidence[0], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(
+            together.confidence[row, :size], alone.confidence[0], rtol=0, atol=1e-5
+        )
         assert not array(together.exit_layers)[row, size:].any()
 
 
@@ -202,7 +230,9 @@ class WithoutNorm(Reference):
 class OtherScale(Reference):
     def logits(self, state):
         width = self.model.config.d_model
-        return super().logits(state) * (width**0.5 if self.model.config.scale_decoder_outputs else width**-0.5)
+        return super().logits(state) * (
+            width**0.5 if self.model.config.scale_decoder_outputs else width**-0.5
+        )
 
 
 @pytest.mark.parametrize("control", [WithoutNorm, OtherScale])
@@ -221,14 +251,19 @@ def test_row_4_heads_of_early_layers_have_the_norm_and_the_scale(framework, endi
 @pytest.mark.parametrize("form", ["paper", "t5x"])
 def test_row_5_thresholds_decay_with_the_position(framework, ending, form, defined):
     min_layer = 2
-    policy = ExitPolicy(threshold=0.3, schedule=dataclasses.replace(DECAYING, form=form), min_layer=min_layer)
+    policy = ExitPolicy(
+        threshold=0.3, schedule=dataclasses.replace(DECAYING, form=form), min_layer=min_layer
+    )
     generation = generate(framework, ending, policy)
     exits = assert_same(generation, defined(policy))
     assert len(set(exits)) > 1
     needed = policy.exit_thresholds(ending.config.num_decoder_layers, LENGTH)
     assert (np.diff(needed[:, min_layer - 1]) < 0).all()
     for row, position in zip(*np.nonzero(array(generation.exit_layers)), strict=True):
-        assert generation.confidence[row, position] >= needed[position, int(generation.exit_layers[row, position]) - 1]
+        assert (
+            generation.confidence[row, position]
+            >= needed[position, int(generation.exit_layers[row, position]) - 1]
+        )
         assert generation.refused[row, position] < needed[position, min_layer - 1]
 
 
@@ -258,7 +293,9 @@ def test_row_6_skipped_layers_get_projections_of_the_exit_state(framework, endin
 
 
 @pytest.mark.parametrize("min_layer", [1, 2])
-def test_row_7_the_oracle_exits_at_the_first_layer_that_says_what_the_last_would(framework, ending, min_layer, defined):
+def test_row_7_the_oracle_exits_at_the_first_layer_that_says_what_the_last_would(
+    framework, ending, min_layer, defined
+):
     policy = ExitPolicy(threshold=1.0, measure="oracle", min_layer=min_layer)
     generation = generate(framework, ending, policy)
     exits = assert_same(generation, defined(policy))
@@ -275,6 +312,8 @@ def test_row_7_the_oracle_exits_at_the_first_layer_that_says_what_the_last_would
 @pytest.mark.parametrize("layer", [1, 3])
 def test_row_8_a_static_exit_is_the_truncated_model(framework, ending, layer):
     generation = generate(framework, ending, ExitPolicy.static(layer))
-    np.testing.assert_array_equal(generation.tokens, hugging_face(truncated(ending, layer), *prompts(ROWS)))
+    np.testing.assert_array_equal(
+        generation.tokens, hugging_face(truncated(ending, layer), *prompts(ROWS))
+    )
     exits = array(generation.exit_layers)
     assert set(exits[exits > 0].tolist()) == {layer}

@@ -24,7 +24,10 @@ def ending(tiny_t5):
 
 def law(logits, sampling):
     """Probabilities by the definition: temperature first, then the smallest set of likeliest tokens of mass top_p."""
-    weights = np.exp(np.float64(logits) / sampling.temperature - np.max(np.float64(logits) / sampling.temperature))
+    weights = np.exp(
+        np.float64(logits) / sampling.temperature
+        - np.max(np.float64(logits) / sampling.temperature)
+    )
     p = weights / weights.sum()
     kept, total = np.zeros(len(p), dtype=bool), 0.0
     for token in np.argsort(-p, kind="stable"):
@@ -60,7 +63,9 @@ def test_the_nucleus_is_the_smallest_set_of_that_mass_the_token_that_reaches_it_
     for top_p, size in ((0.01, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4), (1.0, 4)):
         assert int(nucleus(logits, Sampling(top_p=top_p)).isfinite().sum()) == size
     tied = nucleus(torch.zeros(5), Sampling(top_p=0.5))
-    assert tied.isfinite().tolist() == [True, True, True, False, False], "the lowest ids among equals"
+    assert tied.isfinite().tolist() == [True, True, True, False, False], (
+        "the lowest ids among equals"
+    )
 
 
 def test_draws_of_a_pruned_head_are_the_same_tokens_where_the_logits_are():
@@ -81,7 +86,9 @@ def distinct_prompts(n, seed=0):
     return torch.tensor(np.random.default_rng(seed).permutation(rows)[:n])
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0.7), Sampling(top_p=0.6, seed=5)], ids=str)
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0.7), Sampling(top_p=0.6, seed=5)], ids=str
+)
 @pytest.mark.parametrize("exits", [False, True], ids=["full model", "early exits"])
 def test_sampled_decoding_follows_the_law_at_every_prompt_and_position(tiny_t5, sampling, exits):
     """Each draw, put into its own law's distribution function, is uniform, and those of two positions are independent."""
@@ -100,7 +107,12 @@ def test_sampled_decoding_follows_the_law_at_every_prompt_and_position(tiny_t5, 
             uniform[row, position] = p[:token].sum() + p[token] * generator.random()
     cells = np.minimum((uniform[real] * 5).astype(int), 4)
     counts = np.histogram2d(*cells.T, bins=[np.arange(6)] * 2)[0]
-    assert stats.chisquare(np.bincount((uniform[:, 0] * 20).astype(int).clip(0, 19), minlength=20)).pvalue > LEVEL
+    assert (
+        stats.chisquare(
+            np.bincount((uniform[:, 0] * 20).astype(int).clip(0, 19), minlength=20)
+        ).pvalue
+        > LEVEL
+    )
     assert stats.chi2_contingency(counts).pvalue > LEVEL
 
 
@@ -115,14 +127,18 @@ def layer_logits(model, input_ids, first, depth):
 def test_early_and_full_runs_draw_with_common_random_numbers(ending):
     decoder = EarlyExitT5(ending)
     sampling = Sampling(seed=3)
-    full = decoder.generate(*prompts(7), policy=ExitPolicy(sampling=sampling), max_new_tokens=LENGTH)
+    full = decoder.generate(
+        *prompts(7), policy=ExitPolicy(sampling=sampling), max_new_tokens=LENGTH
+    )
     # nothing exits, whatever else the policy says: the same draws
     for fields in (
         {"threshold": 9.0},
         {"threshold": 9.0, "cache": "deferred"},
         {"threshold": 9.0, "batching": "regroup"},
     ):
-        never = decoder.generate(*prompts(7), policy=ExitPolicy(sampling=sampling, **fields), max_new_tokens=LENGTH)
+        never = decoder.generate(
+            *prompts(7), policy=ExitPolicy(sampling=sampling, **fields), max_new_tokens=LENGTH
+        )
         assert never.tokens.equal(full.tokens)
     # and exits whose logits are the last layer's draw its tokens; other random numbers would not
     last = ExitPolicy(threshold=0.2, cache="deferred", emits="last", sampling=sampling)
@@ -144,11 +160,18 @@ def test_close_laws_draw_the_same_tokens_far_more_often_than_independent_draws_w
         )
     )
     with_common, without = (one == common).sum().item(), (one == other).sum().item()
-    assert stats.fisher_exact([[with_common, 600 - with_common], [without, 600 - without]], "greater").pvalue < LEVEL
+    assert (
+        stats.fisher_exact(
+            [[with_common, 600 - with_common], [without, 600 - without]], "greater"
+        ).pvalue
+        < LEVEL
+    )
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"batching": "regroup"}, {"pruning": Pruning("fixed", 20, 3)}, {"cache": "deferred"}], ids=str
+    "fields",
+    [{}, {"batching": "regroup"}, {"pruning": Pruning("fixed", 20, 3)}, {"cache": "deferred"}],
+    ids=str,
 )
 def test_a_sampled_row_is_its_run_alone_on_either_side_of_padding(ending, fields):
     policy = middling(ending, sampling=Sampling(temperature=1.3, top_p=0.9, seed=2), **fields)
@@ -157,7 +180,9 @@ def test_a_sampled_row_is_its_run_alone_on_either_side_of_padding(ending, fields
         input_ids, mask = prompts(4, side)
         together = decoder.generate(input_ids, mask, policy=policy, max_new_tokens=LENGTH)
         for row, real in enumerate(mask.bool()):
-            alone = decoder.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH)
+            alone = decoder.generate(
+                input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH
+            )
             assert_row(together, row, alone)
 
 
@@ -167,10 +192,14 @@ def test_noise_belongs_to_the_prompt_the_position_and_the_seed():
     keys = noise_keys(tokens, mask)
     assert keys[0] == keys[1] == keys[2]
     assert keys[3] != keys[0]
-    assert noise_keys(tokens[:1], np.ones((1, 4), dtype=bool))[0] != keys[0], "an unmasked token is part of the prompt"
+    assert noise_keys(tokens[:1], np.ones((1, 4), dtype=bool))[0] != keys[0], (
+        "an unmasked token is part of the prompt"
+    )
     wide = torch.zeros(1, 10_000)
     drawn = {
-        (key, position, seed): draw(Scores(wide), [0], [key], position, Sampling(seed=seed), 10_000)[0]
+        (key, position, seed): draw(
+            Scores(wide), [0], [key], position, Sampling(seed=seed), 10_000
+        )[0]
         for key in keys[2:]
         for position in (0, 1)
         for seed in (0, 1)
@@ -186,7 +215,10 @@ def test_a_seed_changes_the_draws_and_a_prompt_that_repeats_does_not(ending):
     input_ids[2:], mask[2:] = input_ids[:2].clone(), mask[:2].clone()
     zero, one = (
         decoder.generate(
-            input_ids, mask, policy=ExitPolicy(sampling=Sampling(temperature=2.0, seed=s)), max_new_tokens=LENGTH
+            input_ids,
+            mask,
+            policy=ExitPolicy(sampling=Sampling(temperature=2.0, seed=s)),
+            max_new_tokens=LENGTH,
         )
         for s in (0, 1)
     )
@@ -198,7 +230,9 @@ def test_a_seed_changes_the_draws_and_a_prompt_that_repeats_does_not(ending):
 def test_cold_sampling_and_a_narrow_nucleus_are_greedy(ending):
     decoder = EarlyExitT5(ending)
     for sampling in (Sampling(temperature=1e-6), Sampling(top_p=1e-9, temperature=3.0)):
-        generation = decoder.generate(*prompts(7), policy=ExitPolicy(sampling=sampling), max_new_tokens=LENGTH)
+        generation = decoder.generate(
+            *prompts(7), policy=ExitPolicy(sampling=sampling), max_new_tokens=LENGTH
+        )
         assert generation.tokens.equal(hugging_face(ending, *prompts(7)))
         greedy, sampled = (
             decoder.generate(*prompts(3), policy=middling(ending, sampling=s), max_new_tokens=8)

@@ -93,15 +93,21 @@ def wrapped(model):
 
 
 def hook(model):
-    model.decoder.block[1].layer[2].register_forward_hook(lambda module, inputs, output: output * 1.01)
+    model.decoder.block[1].layer[2].register_forward_hook(
+        lambda module, inputs, output: output * 1.01
+    )
 
 
 def hook_before(model):
-    model.encoder.final_layer_norm.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 0.1,))
+    model.encoder.final_layer_norm.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0] + 0.1,)
+    )
 
 
 def hook_on_the_whole(model):
-    model.register_forward_hook(lambda module, inputs, output: {**output, "logits": output.logits + torch.arange(41.0)})
+    model.register_forward_hook(
+        lambda module, inputs, output: {**output, "logits": output.logits + torch.arange(41.0)}
+    )
 
 
 def bias(model):
@@ -175,8 +181,12 @@ def test_in_short_types_all_that_looks_attached_is_refused(tiny_t5, dtype):
     """Rounding would hide a small update."""
     model = copy.deepcopy(tiny_t5).to(dtype)
     EarlyExitT5(model)
-    model.decoder.block[0].layer[2].DenseReluDense.wo = LowRank(model.decoder.block[0].layer[2].DenseReluDense.wo, 1e-4)
-    with pytest.raises(RiskcalError, match=r"^model: decoder.block.0.layer.2.DenseReluDense.wo is a .*LowRank"):
+    model.decoder.block[0].layer[2].DenseReluDense.wo = LowRank(
+        model.decoder.block[0].layer[2].DenseReluDense.wo, 1e-4
+    )
+    with pytest.raises(
+        RiskcalError, match=r"^model: decoder.block.0.layer.2.DenseReluDense.wo is a .*LowRank"
+    ):
         EarlyExitT5(model.to(dtype))
 
 
@@ -184,7 +194,11 @@ def test_the_message_names_what_is_there_and_its_remedy_works(tiny_t5):
     model = copy.deepcopy(tiny_t5)
     torch.manual_seed(0)
     low_rank(model)
-    handle = model.decoder.block[1].layer[2].register_forward_hook(lambda module, inputs, output: output * 1.01)
+    handle = (
+        model.decoder.block[1]
+        .layer[2]
+        .register_forward_hook(lambda module, inputs, output: output * 1.01)
+    )
     with pytest.raises(RiskcalError, match=r"SelfAttention.q is a .*LowRank.*decoder.block.1.layer.2 has a forward hook|"
                        r"decoder.block.1.layer.2 has a forward hook.*SelfAttention.q is a .*LowRank"):  # fmt: skip
         EarlyExitT5(model)
@@ -237,8 +251,12 @@ def test_a_model_that_says_not_a_number_can_still_be_looked_at(tiny_t5):
 def test_quantized_models_are_refused(tiny_t5):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(tiny_t5), {nn.Linear}, dtype=torch.qint8)
-    with pytest.raises(RiskcalError, match=r"^model: holds a torch.*Linear, which has no floating-point weight"):
+        quantized = torch.ao.quantization.quantize_dynamic(
+            copy.deepcopy(tiny_t5), {nn.Linear}, dtype=torch.qint8
+        )
+    with pytest.raises(
+        RiskcalError, match=r"^model: holds a torch.*Linear, which has no floating-point weight"
+    ):
         EarlyExitT5(quantized)
     with pytest.raises(RiskcalError, match=r"^model: "):
         riskcal_adapters.jax.from_torch(quantized)
@@ -258,7 +276,10 @@ def family(kind, **changes):
     torch.manual_seed(5)
     short = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16}
     config = config_class(
-        **SHAPE | short | {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0} | changes
+        **SHAPE
+        | short
+        | {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+        | changes
     )
     model = model_class(config).eval()
     for name, parameter in model.named_parameters():
@@ -279,16 +300,24 @@ def test_other_classes_of_the_family_are_decoded_as_hugging_face_does(kind, side
     decoder = EarlyExitT5(model)
     for rows, length in ((1, 30), (7, LENGTH)):
         generation = decoder.generate(*prompts(rows, side), policy=FULL, max_new_tokens=length)
-        assert generation.tokens.equal(hugging_face(model, *prompts(rows, side), max_new_tokens=length))
+        assert generation.tokens.equal(
+            hugging_face(model, *prompts(rows, side), max_new_tokens=length)
+        )
     assert len(generation.tokens.unique()) > 5
 
 
 def test_caches_know_each_layers_bias():
     """The exact caches are two ways to the same, rows alone and together as well."""
     decoder = EarlyExitT5(family("umt5"))
-    ways = {cache: ExitPolicy(threshold=0.05, cache=cache) for cache in ("project", "deferred", "recompute")}
+    ways = {
+        cache: ExitPolicy(threshold=0.05, cache=cache)
+        for cache in ("project", "deferred", "recompute")
+    }
     ways["regroup"] = ExitPolicy(threshold=0.05, batching="regroup")
-    made = {name: decoder.generate(*prompts(7), policy=policy, max_new_tokens=20) for name, policy in ways.items()}
+    made = {
+        name: decoder.generate(*prompts(7), policy=policy, max_new_tokens=20)
+        for name, policy in ways.items()
+    }
     assert made["deferred"].tokens.equal(made["recompute"].tokens)
     assert made["project"].tokens.equal(made["regroup"].tokens)
     assert len(made["project"].exit_layers.unique()) > 2
@@ -298,7 +327,8 @@ def test_a_checkpoint_of_another_class_of_the_family_is_refused(tmp_path):
     family("umt5").save_pretrained(tmp_path)
     lost = T5ForConditionalGeneration.from_pretrained(tmp_path)
     with pytest.raises(
-        RiskcalError, match=r"^model: T5For.*UMT5ForConditionalGeneration, whose layers each have a bias"
+        RiskcalError,
+        match=r"^model: T5For.*UMT5ForConditionalGeneration, whose layers each have a bias",
     ):
         EarlyExitT5(lost)
     EarlyExitT5(UMT5ForConditionalGeneration.from_pretrained(tmp_path))
@@ -306,7 +336,8 @@ def test_a_checkpoint_of_another_class_of_the_family_is_refused(tmp_path):
     EarlyExitT5(T5ForConditionalGeneration.from_pretrained(tmp_path / "mt5"))
     made_up = UMT5ForConditionalGeneration.from_pretrained(tmp_path / "mt5")
     with pytest.raises(
-        RiskcalError, match=r"^model: UMT5For.*MT5ForConditionalGeneration, whose layers share one bias"
+        RiskcalError,
+        match=r"^model: UMT5For.*MT5ForConditionalGeneration, whose layers share one bias",
     ):
         EarlyExitT5(made_up)
 
@@ -335,9 +366,12 @@ class Raced(PositionBias):
 
     stored, kept, both = None, {}, threading.Barrier(2)
     _square = property(
-        lambda self: self.kept["square"], lambda self, made: self.replace("square", made, made.shape[-1])
+        lambda self: self.kept["square"],
+        lambda self, made: self.replace("square", made, made.shape[-1]),
     )
-    _rows = property(lambda self: self.kept["rows"], lambda self, made: self.replace("rows", made, len(made)))
+    _rows = property(
+        lambda self: self.kept["rows"], lambda self, made: self.replace("rows", made, len(made))
+    )
 
 
 @pytest.mark.parametrize("name", ["square", "rows"])
@@ -345,7 +379,10 @@ def test_threads_that_share_a_decoder_do_not_take_each_others_biases(tiny_t5, na
     bias = Raced(tiny_t5.encoder, torch.float32)
     bias.stored = {5: threading.Event(), 40: threading.Event()}
     got = {}
-    threads = [threading.Thread(target=lambda n=n: got.update({n: getattr(bias, name)(n)})) for n in (40, 5)]
+    threads = [
+        threading.Thread(target=lambda n=n: got.update({n: getattr(bias, name)(n)}))
+        for n in (40, 5)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -359,9 +396,12 @@ def test_decoding_in_threads_is_decoding(tiny_t5):
     policy = ExitPolicy(threshold=0.1)
     generator = torch.Generator().manual_seed(1)
     asked = [
-        torch.randint(2, 41, (1, int(n)), generator=generator) for n in torch.randint(1, 60, (60,), generator=generator)
+        torch.randint(2, 41, (1, int(n)), generator=generator)
+        for n in torch.randint(1, 60, (60,), generator=generator)
     ]
-    expected = [EarlyExitT5(tiny_t5).generate(ids, policy=policy, max_new_tokens=5).tokens for ids in asked]
+    expected = [
+        EarlyExitT5(tiny_t5).generate(ids, policy=policy, max_new_tokens=5).tokens for ids in asked
+    ]
     failed = []
 
     def work(order):
@@ -370,7 +410,10 @@ def test_decoding_in_threads_is_decoding(tiny_t5):
             if not made.equal(expected[i]):
                 failed.append(i)
 
-    threads = [threading.Thread(target=work, args=(np.random.default_rng(seed).permutation(60),)) for seed in range(4)]
+    threads = [
+        threading.Thread(target=work, args=(np.random.default_rng(seed).permutation(60),))
+        for seed in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -381,7 +424,9 @@ def test_decoding_in_threads_is_decoding(tiny_t5):
 def test_a_cache_goes_on_with_what_is_filled_and_no_more(monkeypatch):
     batch, heads, width, limit = 4, 2, 3, 1000
     rows = torch.full((limit * batch, 3 * heads * width), torch.nan)
-    own = LayerCache.on(rows, torch.zeros(batch, heads, 5, width), torch.zeros(batch, heads, 5, width))
+    own = LayerCache.on(
+        rows, torch.zeros(batch, heads, 5, width), torch.zeros(batch, heads, 5, width)
+    )
     own.filled, own.filled_rows[:] = 6, [0, 8, 3, 2]
     rows[: 8 * batch] = torch.arange(8 * batch)[:, None].float()
     copied, select = [], torch.index_select
@@ -401,7 +446,11 @@ def test_a_cache_goes_on_with_what_is_filled_and_no_more(monkeypatch):
 def test_a_fingerprint_holds_a_part_of_the_weights_at_a_time(monkeypatch):
     monkeypatch.setattr(fingerprint, "_PART", 7)
     rng = np.random.default_rng(0)
-    named = {"shared.weight": rng.normal(size=(11, 3)), "a.weight": rng.normal(size=(5,)), "b": rng.normal(size=())}
+    named = {
+        "shared.weight": rng.normal(size=(11, 3)),
+        "a.weight": rng.normal(size=(5,)),
+        "b": rng.normal(size=()),
+    }
     named["lm_head.weight"] = named["shared.weight"].copy()
     sizes = []
 

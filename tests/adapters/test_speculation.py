@@ -18,11 +18,17 @@ from riskcal_adapters.torch import EarlyExitT5, Speculation, speculation
 LENGTHS = [1, 2, 5, 40, "adaptive"]
 
 
-def weak_above(model: T5ForConditionalGeneration, layer: int, factor: float) -> T5ForConditionalGeneration:
+def weak_above(
+    model: T5ForConditionalGeneration, layer: int, factor: float
+) -> T5ForConditionalGeneration:
     """The same model, but the layers above this one add only a share to the state: drafts agree with it often."""
     weak = copy.deepcopy(model)
     for block in weak.decoder.block[layer:]:
-        for out in (block.layer[0].SelfAttention.o, block.layer[1].EncDecAttention.o, block.layer[2].DenseReluDense.wo):
+        for out in (
+            block.layer[0].SelfAttention.o,
+            block.layer[1].EncDecAttention.o,
+            block.layer[2].DenseReluDense.wo,
+        ):
             out.weight.data *= factor
     return weak
 
@@ -54,7 +60,9 @@ def test_row_29_greedy_tokens_are_the_full_models(decoder, length):
     full = decoder.generate(input_ids, mask, max_new_tokens=LENGTH).tokens
     right = wrong = 0
     for layer in range(1, decoder.n_layers):
-        speculated = decoder.speculate(input_ids, mask, draft_layer=layer, draft_length=length, max_new_tokens=LENGTH)
+        speculated = decoder.speculate(
+            input_ids, mask, draft_layer=layer, draft_length=length, max_new_tokens=LENGTH
+        )
         assert speculated.tokens.equal(full)
         right += int(speculated.accepted.sum())
         wrong += int((speculated.drafted - speculated.accepted).sum())
@@ -84,7 +92,9 @@ def test_row_29_ends_inside_drafts(decoder, monkeypatch):
     drafts, chosen = spied(monkeypatch, "_draft"), spied(monkeypatch, "_verify")
     end = decoder.model.generation_config.eos_token_id
     input_ids, mask = prompts(50)
-    speculated = decoder.speculate(input_ids, mask, draft_layer=1, draft_length=4, max_new_tokens=30)
+    speculated = decoder.speculate(
+        input_ids, mask, draft_layer=1, draft_length=4, max_new_tokens=30
+    )
     assert speculated.tokens.equal(decoder.generate(input_ids, mask, max_new_tokens=30).tokens)
     stopped = [len(drafted) < 4 for drafted, _ in drafts]  # by an end token: the limit is far
     held = [len(tokens) > len(drafted) for (drafted, _), tokens in zip(drafts, chosen, strict=True)]
@@ -97,8 +107,12 @@ def test_row_29_ends_inside_drafts(decoder, monkeypatch):
 def test_the_length_limit_inside_a_draft(decoder, limit):
     input_ids, mask = prompts(5)
     for length in (1, 4, 40):
-        speculated = decoder.speculate(input_ids, mask, draft_layer=2, draft_length=length, max_new_tokens=limit)
-        assert speculated.tokens.equal(decoder.generate(input_ids, mask, max_new_tokens=limit).tokens)
+        speculated = decoder.speculate(
+            input_ids, mask, draft_layer=2, draft_length=length, max_new_tokens=limit
+        )
+        assert speculated.tokens.equal(
+            decoder.generate(input_ids, mask, max_new_tokens=limit).tokens
+        )
 
 
 def test_one_token_is_not_drafted(decoder):
@@ -116,7 +130,9 @@ def test_all_end_tokens_of_a_list_end(decoder):
     first = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = [first, int(hugging_face(model, *prompts(7))[1, 1])]
     several = EarlyExitT5(model)
-    speculated = several.speculate(*prompts(7), draft_layer=1, draft_length=3, max_new_tokens=LENGTH)
+    speculated = several.speculate(
+        *prompts(7), draft_layer=1, draft_length=3, max_new_tokens=LENGTH
+    )
     assert speculated.tokens.equal(hugging_face(model, *prompts(7)))
     assert not speculated.tokens.equal(hugging_face(decoder.model, *prompts(7)))
 
@@ -140,7 +156,12 @@ def test_generation_goes_on_after_a_start_token_that_is_also_an_end(tiny_t5, pad
 def test_counts_add_up(decoder, length, sampling):
     input_ids, mask = prompts(10)
     speculated = decoder.speculate(
-        input_ids, mask, draft_layer=2, draft_length=length, sampling=sampling, max_new_tokens=LENGTH
+        input_ids,
+        mask,
+        draft_layer=2,
+        draft_length=length,
+        sampling=sampling,
+        max_new_tokens=LENGTH,
     )
     end = decoder.model.generation_config.eos_token_id
     lengths = [row.index(end) + 1 if end in row else LENGTH for row in speculated.tokens.tolist()]
@@ -149,7 +170,9 @@ def test_counts_add_up(decoder, length, sampling):
     most = speculation.LONGEST if length == "adaptive" else length
     assert (speculated.drafted <= most * speculated.verifications).all()
     assert speculated.acceptance_rate == speculated.accepted.sum() / speculated.drafted.sum()
-    assert speculated.tokens_per_verification == pytest.approx(sum(lengths) / int(speculated.verifications.sum()))
+    assert speculated.tokens_per_verification == pytest.approx(
+        sum(lengths) / int(speculated.verifications.sum())
+    )
 
 
 @pytest.mark.parametrize("confidence", [None, 0.1])
@@ -168,9 +191,15 @@ def test_no_layer_is_run_twice_for_a_position_that_stays(decoder, confidence, mo
 
         monkeypatch.setattr(decoder._backbone, name, counting)
     speculated = decoder.speculate(
-        *prompts(10), draft_layer=2, draft_length=3, draft_confidence=confidence, max_new_tokens=LENGTH
+        *prompts(10),
+        draft_layer=2,
+        draft_length=3,
+        draft_confidence=confidence,
+        max_new_tokens=LENGTH,
     )
-    assert len(run) == 2 * speculated.drafted.sum() + decoder.n_layers * speculated.verifications.sum()
+    assert (
+        len(run) == 2 * speculated.drafted.sum() + decoder.n_layers * speculated.verifications.sum()
+    )
 
 
 def test_row_30_keys_and_values_after_cropping_are_those_of_a_full_run(tiny_t5, monkeypatch):
@@ -189,7 +218,11 @@ def test_row_30_keys_and_values_after_cropping_are_those_of_a_full_run(tiny_t5, 
         return chosen
 
     monkeypatch.setattr(speculation, "_verify", verified)
-    tokens = decoder.speculate(input_ids, draft_layer=1, draft_length=2, max_new_tokens=LENGTH).tokens[0].tolist()
+    tokens = (
+        decoder.speculate(input_ids, draft_layer=1, draft_length=2, max_new_tokens=LENGTH)
+        .tokens[0]
+        .tolist()
+    )
     assert set(rejected[:-1]) == {True, False}
     backbone = decoder._backbone
     with torch.inference_mode():
@@ -203,8 +236,12 @@ def test_row_30_keys_and_values_after_cropping_are_those_of_a_full_run(tiny_t5, 
         assert len(kept) == decoder.n_layers
         for index, (keys, values) in enumerate(kept):
             filled = keys.shape[2]
-            torch.testing.assert_close(keys, full.layers[index].keys[:, :, :filled], rtol=0, atol=1e-5)
-            torch.testing.assert_close(values, full.layers[index].values[:, :, :filled], rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                keys, full.layers[index].keys[:, :, :filled], rtol=0, atol=1e-5
+            )
+            torch.testing.assert_close(
+                values, full.layers[index].values[:, :, :filled], rtol=0, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling(seed=1)])
@@ -228,7 +265,9 @@ def test_a_draft_stops_where_it_is_unsure(tiny_t5, monkeypatch):
     )
     assert speculated.drafted.sum() == sum(margin[0] >= 0.1 for margin in margins)
     assert any(margin[0] < 0.1 for margin in margins)
-    never = decoder.speculate(*prompts(10), draft_layer=2, draft_confidence=1.0, max_new_tokens=LENGTH)
+    never = decoder.speculate(
+        *prompts(10), draft_layer=2, draft_confidence=1.0, max_new_tokens=LENGTH
+    )
     assert never.drafted.sum() == 0
     assert (never.verifications == LENGTH).all()
 
@@ -236,7 +275,10 @@ def test_a_draft_stops_where_it_is_unsure(tiny_t5, monkeypatch):
 # -- adaptive drafts ---------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(0, 1), st.integers(2, 24).flatmap(lambda n: st.tuples(st.integers(1, n - 1), st.just(n))))
+@given(
+    st.floats(0, 1),
+    st.integers(2, 24).flatmap(lambda n: st.tuples(st.integers(1, n - 1), st.just(n))),
+)
 def test_the_best_draft_length_is_the_best_of_all(acceptance, layers):
     layer, n_layers = layers
 
@@ -245,7 +287,9 @@ def test_the_best_draft_length_is_the_best_of_all(acceptance, layers):
         return tokens / (m * layer + n_layers)
 
     best = speculation.best_length(acceptance, layer, n_layers)
-    assert rate(best) == pytest.approx(max(rate(m) for m in range(speculation.LONGEST + 1)), rel=1e-9)
+    assert rate(best) == pytest.approx(
+        max(rate(m) for m in range(speculation.LONGEST + 1)), rel=1e-9
+    )
 
 
 def test_the_best_draft_length_at_the_ends():
@@ -253,7 +297,9 @@ def test_the_best_draft_length_at_the_ends():
     assert speculation.best_length(0.0, 1, 8) == 0
     lengths = [speculation.best_length(a, 2, 8) for a in np.linspace(0, 1, 101)]
     assert lengths == sorted(lengths)
-    assert [a > 24 for a in range(101) if lengths[a] > 0] == [True] * 75, "drafting one token pays where a L > E"
+    assert [a > 24 for a in range(101) if lengths[a] > 0] == [True] * 75, (
+        "drafting one token pays where a L > E"
+    )
 
 
 def test_acceptance_is_estimated_from_what_was_judged(tiny_t5, monkeypatch):
@@ -310,12 +356,19 @@ def test_a_row_of_a_batch_is_its_run_alone(decoder, side, sampling):
                                       Sampling(temperature=1.5, top_p=0.9, seed=3)], ids=repr)  # fmt: skip
 def test_sampled_tokens_are_those_of_plain_sampling(decoder, sampling):
     input_ids, mask = prompts(5)
-    plain = decoder.generate(input_ids, mask, policy=ExitPolicy(sampling=sampling), max_new_tokens=LENGTH).tokens
+    plain = decoder.generate(
+        input_ids, mask, policy=ExitPolicy(sampling=sampling), max_new_tokens=LENGTH
+    ).tokens
     right = wrong = 0
     for layer in range(1, decoder.n_layers):
         for length in (1, 4, "adaptive"):
             speculated = decoder.speculate(
-                input_ids, mask, draft_layer=layer, draft_length=length, sampling=sampling, max_new_tokens=LENGTH
+                input_ids,
+                mask,
+                draft_layer=layer,
+                draft_length=length,
+                sampling=sampling,
+                max_new_tokens=LENGTH,
             )
             assert speculated.tokens.equal(plain)
             right += int(speculated.accepted.sum())
@@ -354,7 +407,11 @@ def speculated(few_words) -> list[Speculation]:
     decoder, prompt = EarlyExitT5(few_words), torch.tensor([[3, 1, 4]])
     return [
         decoder.speculate(
-            prompt, draft_layer=1, draft_length=1, sampling=Sampling(seed=seed, **SAMPLING), max_new_tokens=2
+            prompt,
+            draft_layer=1,
+            draft_length=1,
+            sampling=Sampling(seed=seed, **SAMPLING),
+            max_new_tokens=2,
         )
         for seed in range(SEEDS)
     ]
@@ -364,11 +421,15 @@ def speculated(few_words) -> list[Speculation]:
 def next_token_law(model, said: list[int], layer: int | None = None) -> np.ndarray:
     """(V,) by Hugging Face's modules and numpy; of a draft layer, or of the full model."""
     output = model(
-        input_ids=torch.tensor([[3, 1, 4]]), decoder_input_ids=torch.tensor([[0, *said]]), output_hidden_states=True
+        input_ids=torch.tensor([[3, 1, 4]]),
+        decoder_input_ids=torch.tensor([[0, *said]]),
+        output_hidden_states=True,
     )
     logits = output.logits[0, -1]
     if layer is not None:
-        logits = model.lm_head(model.decoder.final_layer_norm(output.decoder_hidden_states[layer][0, -1]))
+        logits = model.lm_head(
+            model.decoder.final_layer_norm(output.decoder_hidden_states[layer][0, -1])
+        )
     scaled = np.float64(logits) / SAMPLING["temperature"]
     law = np.exp(scaled - scaled.max())
     law /= law.sum()
@@ -393,12 +454,16 @@ def chi_square(counts: np.ndarray, law: np.ndarray) -> float:
     expected = law * counts.sum()
     cells = [(counts[expected >= 5], expected[expected >= 5])]
     if 0 < expected.min(initial=5, where=law > 0) < 5:
-        cells.append((counts[expected < 5].sum(keepdims=True), expected[expected < 5].sum(keepdims=True)))
+        cells.append(
+            (counts[expected < 5].sum(keepdims=True), expected[expected < 5].sum(keepdims=True))
+        )
     return float(stats.chisquare(*map(np.concatenate, zip(*cells, strict=True))).pvalue)
 
 
 def test_row_30_the_law_of_sampled_tokens_is_the_full_models(few_words, speculated):
-    pairs = torch.cat([torch.nn.functional.pad(one.tokens, (0, 2 - one.tokens.shape[1])) for one in speculated]).numpy()
+    pairs = torch.cat(
+        [torch.nn.functional.pad(one.tokens, (0, 2 - one.tokens.shape[1])) for one in speculated]
+    ).numpy()
     counts = np.zeros((VOCABULARY, VOCABULARY))
     np.add.at(counts, tuple(pairs.T), 1)
     full, draft = law_of_two(few_words), law_of_two(few_words, layer=1)
@@ -435,7 +500,10 @@ def test_acceptance_is_that_of_common_noise(few_words, speculated):
         ({"draft_layer": True}, "draft_layer: True"),
         ({"draft_layer": 9}, "draft_layer: 9, but the model has . layers"),
         ({"draft_length": 0}, "draft_length: 0"),
-        ({"draft_length": "dynamic"}, "draft_length: 'dynamic'; give a number of tokens, or 'adaptive'"),
+        (
+            {"draft_length": "dynamic"},
+            "draft_length: 'dynamic'; give a number of tokens, or 'adaptive'",
+        ),
         ({"draft_confidence": 1.5}, "draft_confidence: 1.5 is no softmax margin"),
         ({"draft_confidence": math.nan}, "draft_confidence: is NaN"),
         ({"sampling": 0.7}, "sampling: 0.7 is no riskcal.Sampling"),

@@ -35,7 +35,9 @@ def test_every_result_is_on_the_page(path):
 
 @pytest.mark.parametrize("label", ["g2p", "numbers"])
 def test_row_18_a_wrong_token_hurts_more_the_earlier_it_stands(label):
-    rows = [row for row in result(f"perturbation-{label}")["rows"] if row["kind"] == "sampling-based"]
+    rows = [
+        row for row in result(f"perturbation-{label}")["rows"] if row["kind"] == "sampling-based"
+    ]
     rows = [row for row in rows if row["outputs"] >= 100]
     rows.sort(key=lambda row: row["position"])
     similarity = np.array([row["similarity"] for row in rows])
@@ -82,7 +84,11 @@ def few_words():
 def layers_logits(model, ids, mask, inputs):
     """(L, B, T, V) by Hugging Face's forward pass; its last hidden state is normed already."""
     run = model(
-        input_ids=ids, attention_mask=mask, decoder_input_ids=inputs, output_hidden_states=True, use_cache=False
+        input_ids=ids,
+        attention_mask=mask,
+        decoder_input_ids=inputs,
+        output_hidden_states=True,
+        use_cache=False,
     )
     early = [model.decoder.final_layer_norm(state) for state in run.decoder_hidden_states[1:-1]]
     scale = model.config.d_model**-0.5 if model.config.scale_decoder_outputs else 1.0
@@ -146,7 +152,9 @@ def test_row_18_a_disturbed_output_is_what_generate_says_after_the_wrong_token(f
             if prefix[0, -1] == decoder.model.generation_config.eos_token_id:
                 said = prefix
             else:
-                said = generated(decoder.model, ids[i : i + 1], mask[i : i + 1], prefix, task.max_new_tokens)
+                said = generated(
+                    decoder.model, ids[i : i + 1], mask[i : i + 1], prefix, task.max_new_tokens
+                )
             away.append(task.distance(decoder.decode(said)[0], full[i]))
         assert row["outputs"] == len(away)
         assert row["similarity"] == pytest.approx(1 - np.mean(away))

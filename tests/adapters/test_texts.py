@@ -20,9 +20,9 @@ from riskcal import RiskcalError
 from riskcal_adapters import record, texts
 
 sentences = st.lists(st.sampled_from("abcd"), max_size=8).map(" ".join)
-prose = st.lists(st.sampled_from(["The", "cat", "sat,", "a", "mat.", "it's", "x_1", "--", "42"]), max_size=8).map(
-    " ".join
-)
+prose = st.lists(
+    st.sampled_from(["The", "cat", "sat,", "a", "mat.", "it's", "x_1", "--", "42"]), max_size=8
+).map(" ".join)
 any_text = st.text(max_size=12) | prose
 MEASURES = {
     "rouge_l": texts.rouge_l,
@@ -53,14 +53,22 @@ def test_ascii_tokens_are_rouge_scores_on_any_text(candidate, reference):
 
 @given(any_text, any_text, st.sampled_from(["13a", "char", "none"]))
 def test_sentence_bleu_is_sacrebleus(candidate, reference, tokenize):
-    expected = BLEU(effective_order=True, tokenize=tokenize).sentence_score(candidate, [reference]).score / 100
+    expected = (
+        BLEU(effective_order=True, tokenize=tokenize).sentence_score(candidate, [reference]).score
+        / 100
+    )
     found = texts.sentence_bleu(candidate, reference, tokenize=tokenize)
     assert found == pytest.approx(1.0 if candidate == reference else expected, abs=1e-12)
 
 
 @given(any_text, any_text, st.sampled_from([0, 2]), st.booleans())
 def test_chrf_is_sacrebleus(candidate, reference, word_order, whitespace):
-    expected = CHRF(word_order=word_order, whitespace=whitespace).sentence_score(candidate, [reference]).score / 100
+    expected = (
+        CHRF(word_order=word_order, whitespace=whitespace)
+        .sentence_score(candidate, [reference])
+        .score
+        / 100
+    )
     found = texts.chrf(candidate, reference, word_order=word_order, whitespace=whitespace)
     assert found == pytest.approx(1.0 if candidate == reference else expected, abs=1e-12)
 
@@ -141,7 +149,9 @@ def test_rouge_l_of_other_scripts(one, other, words, characters):
 def test_rouge_scores_own_tokens_lose_letters_outside_ascii():
     assert texts.rouge_l("mañana sí", "ma ana s", tokens="ascii") == 1.0
     assert texts.rouge_l("mañana sí", "ma ana s") == 0.0
-    assert texts.rouge_l("слово", "слава", tokens="ascii") == 0.0  # no token is left: as far as can be
+    assert (
+        texts.rouge_l("слово", "слава", tokens="ascii") == 0.0
+    )  # no token is left: as far as can be
     assert texts.rouge_l("ɹ æ t", "r æ t", tokens="whitespace") == pytest.approx(2 / 3)
 
 
@@ -163,7 +173,15 @@ PICKLABLE = {
 
 def recorded_name(folder, loss):
     """What a recording knows a loss by: it goes on only if this is the same."""
-    record(["one"], toy_decoder.load, [0.5], folder, dissimilarity=loss, max_new_tokens=3, progress=False)
+    record(
+        ["one"],
+        toy_decoder.load,
+        [0.5],
+        folder,
+        dissimilarity=loss,
+        max_new_tokens=3,
+        progress=False,
+    )
     return json.loads((folder / "recording.json").read_text(encoding="utf-8"))["dissimilarity"]
 
 
@@ -178,7 +196,10 @@ def test_losses_travel_to_other_processes_under_one_name(tmp_path, name):
 
 
 def test_different_losses_have_different_names(tmp_path):
-    losses = [loss for pair in texts.LOSSES.values() for loss in pair] + [PICKLABLE["of options"], PICKLABLE["learned"]]
+    losses = [loss for pair in texts.LOSSES.values() for loss in pair] + [
+        PICKLABLE["of options"],
+        PICKLABLE["learned"],
+    ]
     names = {recorded_name(tmp_path / str(i), loss) for i, loss in enumerate(losses)}
     assert len(names) == len(losses)
 
@@ -219,8 +240,16 @@ def test_unknown_tokens_are_refused():
 @pytest.mark.parametrize(
     ("module", "loss", "message"),
     [
-        ("rouge_score.rouge_scorer", texts.rouge_l, r"needs rouge-score: pip install 'riskcal-ltt\[text\]'"),
-        ("sacrebleu.metrics", texts.sentence_bleu, r"needs sacrebleu: pip install 'riskcal-ltt\[text\]'"),
+        (
+            "rouge_score.rouge_scorer",
+            texts.rouge_l,
+            r"needs rouge-score: pip install 'riskcal-ltt\[text\]'",
+        ),
+        (
+            "sacrebleu.metrics",
+            texts.sentence_bleu,
+            r"needs sacrebleu: pip install 'riskcal-ltt\[text\]'",
+        ),
         ("sacrebleu.metrics", texts.chrf, r"needs sacrebleu"),
         (
             "rapidfuzz.distance.Levenshtein",

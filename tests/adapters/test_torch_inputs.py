@@ -25,20 +25,41 @@ from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
         ({"input_ids": torch.ones(2, 0, dtype=torch.long)}, r"input_ids: has shape \(2, 0\)"),
         ({"input_ids": torch.ones(2, 3)}, "input_ids: holds float32"),
         ({"input_ids": [[1, 2], [3]]}, "input_ids: not an array"),
-        ({"input_ids": torch.tensor([[5, 6], [7, 41]])}, r"input_ids: 41 at index \[1, 1\].*vocabulary of 41"),
+        (
+            {"input_ids": torch.tensor([[5, 6], [7, 41]])},
+            r"input_ids: 41 at index \[1, 1\].*vocabulary of 41",
+        ),
         ({"input_ids": torch.tensor([[5, 6], [0, 0]])}, "input_ids: row 1 holds only padding"),
-        ({"attention_mask": torch.ones(2, 4)}, r"attention_mask: has shape \(2, 4\), but input_ids \(2, 3\)"),
-        ({"attention_mask": torch.tensor([[1, 1, 1], [0, 0, 0]])}, "attention_mask: row 1 is 0 throughout"),
-        ({"attention_mask": torch.tensor([[1, 1, 2], [1, 1, 1]])}, r"attention_mask: 2 at index \[0, 2\]"),
+        (
+            {"attention_mask": torch.ones(2, 4)},
+            r"attention_mask: has shape \(2, 4\), but input_ids \(2, 3\)",
+        ),
+        (
+            {"attention_mask": torch.tensor([[1, 1, 1], [0, 0, 0]])},
+            "attention_mask: row 1 is 0 throughout",
+        ),
+        (
+            {"attention_mask": torch.tensor([[1, 1, 2], [1, 1, 1]])},
+            r"attention_mask: 2 at index \[0, 2\]",
+        ),
         ({"policy": [FULL] * 3}, "policy: 3 policies for 2 prompts"),
         ({"policy": 0.9}, "policy: 0.9 is neither"),
         ({"policy": [FULL, 0.9]}, "policy: .* is neither"),
         ({"policy": ExitPolicy(measure="distance")}, "measure: 'distance' is not known"),
-        ({"policy": [FULL, ExitPolicy(measure="distance")]}, "measure: 'distance' of row 1 is not known"),
+        (
+            {"policy": [FULL, ExitPolicy(measure="distance")]},
+            "measure: 'distance' of row 1 is not known",
+        ),
         ({"policy": ExitPolicy(threshold=0.5, min_layer=9)}, "min_layer: 9 exceeds"),
         ({"policy": ExitPolicy(thresholds={9: 0.5})}, "thresholds: layer 9 exceeds"),
-        ({"policy": ExitPolicy(max_new_tokens=8), "max_new_tokens": 9}, "max_new_tokens: 9, but .* calibrated for 8"),
-        ({"policy": [ExitPolicy(max_new_tokens=8), ExitPolicy(max_new_tokens=9)]}, "max_new_tokens: 8, but .* for 9"),
+        (
+            {"policy": ExitPolicy(max_new_tokens=8), "max_new_tokens": 9},
+            "max_new_tokens: 9, but .* calibrated for 8",
+        ),
+        (
+            {"policy": [ExitPolicy(max_new_tokens=8), ExitPolicy(max_new_tokens=9)]},
+            "max_new_tokens: 8, but .* for 9",
+        ),
         ({"max_new_tokens": 0}, "max_new_tokens: 0"),
         ({"max_new_tokens": 2.5}, "max_new_tokens: 2.5"),
     ],
@@ -75,7 +96,9 @@ def test_other_models_are_refused(tiny_t5):
 
 def test_what_is_never_above_0_does_not_decay(tiny_t5):
     decaying = ExitPolicy(threshold=-0.3, measure="entropy", schedule=Decaying(4.0, 8))
-    with pytest.raises(RiskcalError, match="schedule: decays thresholds from 0 to 1, but the measure 'entropy'"):
+    with pytest.raises(
+        RiskcalError, match="schedule: decays thresholds from 0 to 1, but the measure 'entropy'"
+    ):
         EarlyExitT5(tiny_t5).generate(*prompts(2), policy=decaying)
     full = decaying.model_copy(update={"threshold": math.inf})
     EarlyExitT5(tiny_t5).generate(*prompts(2), policy=full, max_new_tokens=2)
@@ -114,7 +137,11 @@ def test_checkpoints_read_back_as_they_were(tiny_t5, tmp_path):
     assert loaded.config.scale_decoder_outputs is tiny_t5.config.scale_decoder_outputs
     assert (loaded.lm_head.weight is loaded.shared.weight) is not own_head
     assert loaded.encoder.embed_tokens.weight is loaded.shared.weight
-    assert EarlyExitT5(loaded).generate(*prompts(3)).tokens.equal(EarlyExitT5(tiny_t5).generate(*prompts(3)).tokens)
+    assert (
+        EarlyExitT5(loaded)
+        .generate(*prompts(3))
+        .tokens.equal(EarlyExitT5(tiny_t5).generate(*prompts(3)).tokens)
+    )
 
 
 def test_half_precision_is_read_as_float32(tiny_t5, tmp_path):
@@ -155,13 +182,17 @@ def test_g2p_full_policy_is_hugging_face_generate_on_200_words(g2p):
     for word in words:
         input_ids, mask = g2p.encode([word])
         alone.append(g2p.generate(input_ids, mask, policy=FULL).tokens[0].tolist())
-        expected_alone.append(hugging_face(g2p.model, input_ids, mask, max_new_tokens=64)[0].tolist())
+        expected_alone.append(
+            hugging_face(g2p.model, input_ids, mask, max_new_tokens=64)[0].tolist()
+        )
     assert alone == expected_alone
     for start in range(0, 200, 8):
         input_ids, mask = g2p.encode(words[start : start + 8])
         together = g2p.generate(input_ids, mask, policy=FULL).tokens
         assert together.equal(hugging_face(g2p.model, input_ids, mask, max_new_tokens=64))
-        assert g2p.decode(together) == [g2p.decode(torch.tensor([t]))[0] for t in alone[start : start + 8]]
+        assert g2p.decode(together) == [
+            g2p.decode(torch.tensor([t]))[0] for t in alone[start : start + 8]
+        ]
 
 
 def test_g2p_batches_equal_single_words_when_exiting(g2p):
@@ -178,7 +209,10 @@ def test_g2p_knows_how_words_sound(g2p):
     words = ["phoneme", "risk", "calibration"]
     spoken = g2p.decode(g2p.generate(*g2p.encode(words)).tokens)
     assert spoken[1] == "R IH S K"
-    assert g2p.decode(g2p.generate(*g2p.encode(words), policy=ExitPolicy(threshold=0.9)).tokens)[1] == "R IH S K"
+    assert (
+        g2p.decode(g2p.generate(*g2p.encode(words), policy=ExitPolicy(threshold=0.9)).tokens)[1]
+        == "R IH S K"
+    )
 
 
 def test_examples_are_known_by_name():
@@ -195,7 +229,11 @@ def made_up_words(count: int) -> list[str]:
         ["", "n", "ck", "st"],
     )
     return [
-        "w" + "".join(rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas) for _ in range(rng.integers(1, 4)))
+        "w"
+        + "".join(
+            rng.choice(onsets) + rng.choice(nuclei) + rng.choice(codas)
+            for _ in range(rng.integers(1, 4))
+        )
         for _ in range(count)
     ]
 
@@ -204,14 +242,19 @@ def made_up_words(count: int) -> list[str]:
 def test_special_tokens_outside_the_vocabulary_are_refused(tiny_t5, name):
     model = copy.deepcopy(tiny_t5)
     setattr(model.generation_config, name, 5000)
-    with pytest.raises(RiskcalError, match=rf"generation_config.{name}: 5000 is not in the model's vocabulary"):
+    with pytest.raises(
+        RiskcalError, match=rf"generation_config.{name}: 5000 is not in the model's vocabulary"
+    ):
         EarlyExitT5(model)
 
 
 @pytest.mark.parametrize(
     ("classifier", "message"),
     [
-        ("classifier.safetensors", r"classifier: a str without .weight; read a file with load_classifier"),
+        (
+            "classifier.safetensors",
+            r"classifier: a str without .weight; read a file with load_classifier",
+        ),
         (torch.nn.Linear(3, 1), r"classifier: has 3 weights"),
     ],
 )

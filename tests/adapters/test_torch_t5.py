@@ -9,7 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from t5_reference import DECAYING, FULL, LENGTH, assert_row, ending_early, hugging_face, margin64, naive, prompts
+from t5_reference import (
+    DECAYING,
+    FULL,
+    LENGTH,
+    assert_row,
+    ending_early,
+    hugging_face,
+    margin64,
+    naive,
+    prompts,
+)
 
 from riskcal import Constant, ExitPolicy
 from riskcal_adapters.torch import EarlyExitT5
@@ -41,7 +51,9 @@ def test_full_policy_is_hugging_face_generate(tiny_t5, batch, side, ends):
 
 def test_without_a_mask_all_tokens_are_real_as_for_hugging_face(tiny_t5):
     input_ids, _ = prompts(7)
-    with pytest.warns(UserWarning, match="attention_mask: none is given, but row 1 of input_ids holds padding"):
+    with pytest.warns(
+        UserWarning, match="attention_mask: none is given, but row 1 of input_ids holds padding"
+    ):
         generation = EarlyExitT5(tiny_t5).generate(input_ids, max_new_tokens=LENGTH)
     assert generation.tokens.equal(hugging_face(tiny_t5, input_ids))
 
@@ -58,7 +70,9 @@ def test_all_end_tokens_of_a_list_end(tiny_t5):
 def test_other_types_stay_close_to_float32(tiny_t5, dtype):
     input_ids, mask = prompts(7)
     expected = EarlyExitT5(tiny_t5).generate(input_ids, mask, max_new_tokens=1)
-    other = EarlyExitT5(copy.deepcopy(tiny_t5).to(dtype)).generate(input_ids, mask, max_new_tokens=1)
+    other = EarlyExitT5(copy.deepcopy(tiny_t5).to(dtype)).generate(
+        input_ids, mask, max_new_tokens=1
+    )
     assert other.confidence.dtype == torch.float32
     tolerance = {torch.bfloat16: 0.15, torch.float16: 0.02, torch.float64: 1e-5}[dtype]
     torch.testing.assert_close(other.confidence, expected.confidence, rtol=0, atol=tolerance)
@@ -79,7 +93,9 @@ def test_lengths_beyond_the_largest_relative_distance(tiny_t5):
     decoder = EarlyExitT5(tiny_t5)
     for length in (20, 40, 30):  # what is kept for one length serves the others
         generation = decoder.generate(input_ids[:, :length], max_new_tokens=length)
-        assert generation.tokens.equal(hugging_face(tiny_t5, input_ids[:, :length], max_new_tokens=length))
+        assert generation.tokens.equal(
+            hugging_face(tiny_t5, input_ids[:, :length], max_new_tokens=length)
+        )
 
 
 # -- early exits -------------------------------------------------------------------------------------------------------
@@ -120,7 +136,11 @@ policies = st.builds(
 
 
 @settings(max_examples=12, deadline=None, derandomize=True)
-@given(rows=st.lists(policies, min_size=2, max_size=8), side=st.sampled_from(["left", "right"]), data=st.data())
+@given(
+    rows=st.lists(policies, min_size=2, max_size=8),
+    side=st.sampled_from(["left", "right"]),
+    data=st.data(),
+)
 def test_a_row_of_a_batch_is_its_run_alone(tiny_t5, rows, side, data):
     decoder = EarlyExitT5(ending_early(tiny_t5))
     policy = rows if data.draw(st.booleans(), label="one policy per row") else rows[0]
@@ -129,13 +149,21 @@ def test_a_row_of_a_batch_is_its_run_alone(tiny_t5, rows, side, data):
     assert together.tokens.shape == together.exit_layers.shape == together.confidence.shape
     for row, real in enumerate(mask.bool()):
         own = policy[row] if isinstance(policy, list) else policy
-        assert_row(together, row, decoder.generate(input_ids[row : row + 1, real], policy=own, max_new_tokens=LENGTH))
+        assert_row(
+            together,
+            row,
+            decoder.generate(input_ids[row : row + 1, real], policy=own, max_new_tokens=LENGTH),
+        )
 
 
 def test_exits_per_layer_sum_to_the_tokens(tiny_t5):
     model = ending_early(tiny_t5)
-    generation = EarlyExitT5(model).generate(*prompts(8), policy=ExitPolicy(threshold=0.1), max_new_tokens=LENGTH)
-    histogram = torch.bincount(generation.exit_layers.flatten(), minlength=model.config.num_decoder_layers + 1)
+    generation = EarlyExitT5(model).generate(
+        *prompts(8), policy=ExitPolicy(threshold=0.1), max_new_tokens=LENGTH
+    )
+    histogram = torch.bincount(
+        generation.exit_layers.flatten(), minlength=model.config.num_decoder_layers + 1
+    )
     ends = generation.tokens == model.generation_config.eos_token_id
     after_end = ends.cumsum(1) - ends.long()
     assert histogram[1:].sum() == (after_end == 0).sum()
@@ -144,9 +172,13 @@ def test_exits_per_layer_sum_to_the_tokens(tiny_t5):
 
 def test_per_layer_thresholds_use_only_their_layers(tiny_t5):
     decoder = EarlyExitT5(tiny_t5)
-    static = decoder.generate(*prompts(5), policy=ExitPolicy(thresholds={2: 0.0}), max_new_tokens=LENGTH)
+    static = decoder.generate(
+        *prompts(5), policy=ExitPolicy(thresholds={2: 0.0}), max_new_tokens=LENGTH
+    )
     assert (static.exit_layers == 2).all()
-    mixed = decoder.generate(*prompts(5), policy=ExitPolicy(thresholds={1: 0.2, 3: 0.1}), max_new_tokens=LENGTH)
+    mixed = decoder.generate(
+        *prompts(5), policy=ExitPolicy(thresholds={1: 0.2, 3: 0.1}), max_new_tokens=LENGTH
+    )
     assert set(mixed.exit_layers.unique().tolist()) <= {1, 3, decoder.n_layers}
 
 
@@ -154,7 +186,9 @@ def test_no_head_is_computed_where_no_exit_is_possible(tiny_t5, monkeypatch):
     decoder = EarlyExitT5(tiny_t5)
     computed = []
     head = decoder._backbone.logits
-    monkeypatch.setattr(decoder._backbone, "logits", lambda state: computed.append(1) or head(state))
+    monkeypatch.setattr(
+        decoder._backbone, "logits", lambda state: computed.append(1) or head(state)
+    )
     decoder.generate(*prompts(3), max_new_tokens=4)
     assert len(computed) == 4
     computed.clear()
@@ -191,7 +225,9 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(tin
                 if depth > index:
                     continue  # it ran this layer: its state there was another
                 normed = block.layer[0].layer_norm(cache.states[position])
-                keys, values = (linear(normed).view(3, model.config.num_heads, -1) for linear in (own.k, own.v))
+                keys, values = (
+                    linear(normed).view(3, model.config.num_heads, -1) for linear in (own.k, own.v)
+                )
                 torch.testing.assert_close(layer.keys[:, :, position], keys, rtol=0, atol=1e-5)
                 torch.testing.assert_close(layer.values[:, :, position], values, rtol=0, atol=1e-5)
             for row, depth in enumerate(exits):
@@ -199,7 +235,9 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(tin
                     continue
                 normed = block.layer[0].layer_norm(cache.states[-1][row])
                 keys = own.k(normed).view(model.config.num_heads, -1)
-                torch.testing.assert_close(layer.keys[row, :, len(exits_at)], keys, rtol=0, atol=1e-5)
+                torch.testing.assert_close(
+                    layer.keys[row, :, len(exits_at)], keys, rtol=0, atol=1e-5
+                )
 
 
 def test_layers_that_were_never_reached_are_never_opened(tiny_t5):
@@ -217,7 +255,9 @@ def test_layers_that_were_never_reached_are_never_opened(tiny_t5):
 @pytest.mark.parametrize("scale", [0.01, 1.0, 8.0, 50.0])
 def test_confidence_is_the_float64_formula(scale):
     logits = torch.randn(200, 68, generator=torch.Generator().manual_seed(0)) * scale
-    np.testing.assert_allclose(softmax_margin(logits), [margin64(row) for row in logits], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        softmax_margin(logits), [margin64(row) for row in logits], rtol=0, atol=1e-6
+    )
     assert softmax_margin(logits.double()).dtype == np.float32
     tied = torch.zeros(1, 5)
     tied[0, [1, 3]] = 4.0
@@ -227,11 +267,18 @@ def test_confidence_is_the_float64_formula(scale):
 def test_a_confidence_equal_to_the_threshold_exits(tiny_t5):
     decoder = EarlyExitT5(tiny_t5)
     input_ids, _ = prompts(1)
-    at_first = decoder.generate(input_ids, policy=ExitPolicy(threshold=0.0), max_new_tokens=1).confidence.item()
-    exactly = decoder.generate(input_ids, policy=ExitPolicy(thresholds={1: at_first}), max_new_tokens=1)
+    at_first = decoder.generate(
+        input_ids, policy=ExitPolicy(threshold=0.0), max_new_tokens=1
+    ).confidence.item()
+    exactly = decoder.generate(
+        input_ids, policy=ExitPolicy(thresholds={1: at_first}), max_new_tokens=1
+    )
     just_above = ExitPolicy(thresholds={1: math.nextafter(at_first, 1.0)})
     assert exactly.exit_layers.item() == 1
-    assert decoder.generate(input_ids, policy=just_above, max_new_tokens=1).exit_layers.item() == decoder.n_layers
+    assert (
+        decoder.generate(input_ids, policy=just_above, max_new_tokens=1).exit_layers.item()
+        == decoder.n_layers
+    )
 
 
 def test_nan_never_exits(tiny_t5):
@@ -239,7 +286,9 @@ def test_nan_never_exits(tiny_t5):
     with torch.no_grad():
         broken.lm_head.weight[3] = math.nan
     for threshold in (0.0, -1.0):
-        generation = EarlyExitT5(broken).generate(*prompts(2), policy=ExitPolicy(threshold=threshold), max_new_tokens=3)
+        generation = EarlyExitT5(broken).generate(
+            *prompts(2), policy=ExitPolicy(threshold=threshold), max_new_tokens=3
+        )
         assert (generation.exit_layers == broken.config.num_decoder_layers).all()
         assert generation.confidence.isnan().all()
 
@@ -284,11 +333,17 @@ def test_trace_is_teacher_forcing_along_the_full_path(tiny_t5):
         mine = np.flatnonzero(np.asarray(traces.prompt) == name)
         mine = mine[np.argsort(traces.position[mine])]
         assert traces.position[mine].tolist() == list(range(length))
-        expected = np.array([[margin64(logits[i, row, t]) for i in range(decoder.n_layers)] for t in range(length)])
+        expected = np.array(
+            [[margin64(logits[i, row, t]) for i in range(decoder.n_layers)] for t in range(length)]
+        )
         np.testing.assert_allclose(traces.confidence[mine], expected, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(traces.confidence[mine, -1], generation.confidence[row, :length], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            traces.confidence[mine, -1], generation.confidence[row, :length], rtol=0, atol=1e-6
+        )
         best = logits[:, row, :length].argmax(-1).T
-        np.testing.assert_array_equal(traces.agrees[mine], best == generation.tokens[row, :length, None])
+        np.testing.assert_array_equal(
+            traces.agrees[mine], best == generation.tokens[row, :length, None]
+        )
 
 
 def test_threshold_never_reached_trains_as_the_plain_loss(tiny_t5):
@@ -303,14 +358,18 @@ def test_threshold_never_reached_trains_as_the_plain_loss(tiny_t5):
     torch.testing.assert_close(
         layer_weighted_loss(aware, targets), layer_weighted_loss(plain, targets), rtol=1e-6, atol=0
     )
-    torch.testing.assert_close(layer_weighted_loss(plain[-1:], targets), loss.loss, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        layer_weighted_loss(plain[-1:], targets), loss.loss, rtol=1e-6, atol=0
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.2])
 def test_exit_aware_training_sees_what_decoding_sees(tiny_t5, threshold):
     decoder = EarlyExitT5(tiny_t5)
     input_ids, mask = prompts(5)
-    generation = decoder.generate(input_ids, mask, policy=ExitPolicy(threshold=threshold), max_new_tokens=LENGTH)
+    generation = decoder.generate(
+        input_ids, mask, policy=ExitPolicy(threshold=threshold), max_new_tokens=LENGTH
+    )
     with torch.inference_mode():
         shifted = torch.nn.functional.pad(generation.tokens[:, :-1], (1, 0))
         logits = teacher_forced(tiny_t5, input_ids, mask, shifted, threshold=threshold)

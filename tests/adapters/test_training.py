@@ -24,7 +24,11 @@ from riskcal_adapters.torch.training import (
     teacher_forced,
 )
 
-KINDS = {"linear": [1, 2, 3, 4, 5, 6], "uniform": [1, 1, 1, 1, 1, 1], "geometric": [2, 4, 8, 16, 32, 64]}
+KINDS = {
+    "linear": [1, 2, 3, 4, 5, 6],
+    "uniform": [1, 1, 1, 1, 1, 1],
+    "geometric": [2, 4, 8, 16, 32, 64],
+}
 
 
 @pytest.fixture
@@ -73,7 +77,9 @@ def padding_counts(loss, logits, labels) -> bool:
     """Whether logits at padding change a loss."""
     other = (
         logits
-        + 100 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)) * (labels == -100)[..., None]
+        + 100
+        * torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
+        * (labels == -100)[..., None]
     )
     return not math.isclose(float(loss(logits, labels)), float(loss(other, labels)), rel_tol=1e-6)
 
@@ -86,7 +92,9 @@ def test_row_10_a_mask_repeated_flat_counts_padding(batch):
     """The original's suspected bug: ``resize`` of the mask (B, T) to (B, T, L) repeats its flat data instead of broadcasting."""
 
     def resized(logits, labels):
-        losses = -logits.log_softmax(-1).gather(-1, labels.clamp(min=0).expand(6, 4, 5)[..., None])[..., 0]
+        losses = -logits.log_softmax(-1).gather(-1, labels.clamp(min=0).expand(6, 4, 5)[..., None])[
+            ..., 0
+        ]
         mask = torch.from_numpy(np.resize((labels != -100).numpy(), (4, 5, 6)).astype(float))
         return (losses.permute(1, 2, 0) * mask * layer_weights(6)).sum() / (labels != -100).sum()
 
@@ -107,7 +115,9 @@ def test_only_padding_is_refused(batch):
 def a_classifier(d_model):
     classifier = ExitClassifier(d_model)
     with torch.no_grad():
-        classifier.weight.copy_(torch.randn(d_model, generator=torch.Generator().manual_seed(5)) * 0.1)
+        classifier.weight.copy_(
+            torch.randn(d_model, generator=torch.Generator().manual_seed(5)) * 0.1
+        )
         classifier.bias.fill_(0.2)
     return classifier
 
@@ -131,14 +141,18 @@ def test_exit_aware_pass_is_what_decoding_sees(tiny_t5, measure):
     full = decoder.generate(input_ids, mask, max_new_tokens=LENGTH).tokens
     with torch.no_grad():
         states, logits = decoder_pass(tiny_t5, input_ids, mask, shifted(full))
-        threshold = float(confidence(states[:2], logits[:2]).median())  # about half of the tokens exit at layer 2
+        threshold = float(
+            confidence(states[:2], logits[:2]).median()
+        )  # about half of the tokens exit at layer 2
     policy = ExitPolicy(threshold=threshold, **settings)
     generation = decoder.generate(input_ids, mask, policy=policy, max_new_tokens=LENGTH)
     with torch.no_grad():
         states, logits = decoder_pass(
             tiny_t5, input_ids, mask, shifted(generation.tokens), threshold, confidence=confidence
         )
-        values = torch.stack([confidence(states[: i + 1], logits[: i + 1]) for i in range(len(states))])
+        values = torch.stack(
+            [confidence(states[: i + 1], logits[: i + 1]) for i in range(len(states))]
+        )
     values[-1] = math.inf  # the last layer always accepts
     first = (values >= threshold).int().argmax(0)
     assert (generation.exit_layers == first + 1).all()
@@ -168,7 +182,9 @@ def test_plain_pass_is_exit_aware_for_a_recomputed_cache(tiny_t5):
         generation = decoder.generate(input_ids, mask, policy=policy, max_new_tokens=LENGTH)
         with torch.no_grad():
             states, logits = decoder_pass(tiny_t5, input_ids, mask, shifted(generation.tokens))
-            margins = torch.stack([softmax_margin(states[:i], logits[:i]) for i in range(1, len(states) + 1)])
+            margins = torch.stack(
+                [softmax_margin(states[:i], logits[:i]) for i in range(1, len(states) + 1)]
+            )
         margins[-1] = math.inf
         first = (margins >= threshold).int().argmax(0)
         at_exit = margins.gather(0, first[None])[0]
@@ -202,7 +218,9 @@ def test_an_exit_changes_what_others_see_but_not_its_own_path(tiny_t5):
 
     with torch.no_grad():
         plain, _ = decoder_pass(tiny_t5, input_ids, mask, shifted(targets))
-        aware, _ = decoder_pass(tiny_t5, input_ids, mask, shifted(targets), 0.5, confidence=only_the_third)
+        aware, _ = decoder_pass(
+            tiny_t5, input_ids, mask, shifted(targets), 0.5, confidence=only_the_third
+        )
     torch.testing.assert_close(aware[:, :, :3], plain[:, :, :3], rtol=0, atol=2e-5)
     torch.testing.assert_close(aware[0], plain[0], rtol=0, atol=2e-5)
     assert ((aware - plain)[-1, :, 3:].abs().amax(-1) > 1e-4).all()
@@ -250,7 +268,9 @@ def test_dropout_acts_where_hugging_face_has_it(tiny_t5, monkeypatch, threshold)
         of_the_model, calls[:] = sorted(calls), []
         _, logits = decoder_pass(model, input_ids, mask, given, threshold)
     torch.testing.assert_close(logits[-1], own, rtol=0, atol=2e-5)
-    heads = [(*given.shape, model.config.d_model)] * (len(logits) - 1)  # every layer has one, dropped out anew
+    heads = [(*given.shape, model.config.d_model)] * (
+        len(logits) - 1
+    )  # every layer has one, dropped out anew
     assert sorted(calls) == sorted(of_the_model + heads)
 
 
@@ -259,7 +279,9 @@ def test_dropout_acts_where_hugging_face_has_it(tiny_t5, monkeypatch, threshold)
 
 def test_dropout_rates_rise_to_the_largest():
     expected = [0.5 * 0.2 * (math.exp(layer * math.log(2) / 7) - 1) for layer in range(8)]
-    np.testing.assert_allclose(dropout_rates(8, 0.2, progress=0.5), expected, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(
+        dropout_rates(8, 0.2, progress=0.5), expected, rtol=1e-12, atol=1e-15
+    )
     assert float(dropout_rates(8, 0.2)[-1]) == pytest.approx(0.2)
 
 

@@ -89,7 +89,9 @@ def test_balanced_loss_weighs_both_classes_of_a_layer_alike(case):
         classes = {True: [], False: []}
         for place in places:
             c = 1 / (1 + math.exp(-scores[layer][place].item()))
-            classes[bool(consistent[layer][place])].append(-math.log(c if consistent[layer][place] else 1 - c))
+            classes[bool(consistent[layer][place])].append(
+                -math.log(c if consistent[layer][place] else 1 - c)
+            )
         if classes[True] and classes[False]:  # a class alone has weight one minus one
             total += (np.mean(classes[True]) + np.mean(classes[False])) / 2 / (LAYERS - 1)
     assert independent_loss(scores, consistent, labels, balanced=True).item() == pytest.approx(
@@ -135,7 +137,11 @@ def test_f1_of_do_not_exit(case, threshold):
     found = do_not_exit_f1(scores, consistent, labels, threshold)
     places = positions(labels)
     for layer in range(LAYERS - 1):
-        kept = {place for place in places if 1 / (1 + math.exp(-scores[layer][place].item())) < threshold}
+        kept = {
+            place
+            for place in places
+            if 1 / (1 + math.exp(-scores[layer][place].item())) < threshold
+        }
         wanted = {place for place in places if not consistent[layer][place]}
         if kept | wanted:
             precision = len(kept & wanted) / max(len(kept), 1)
@@ -150,7 +156,10 @@ def test_f1_of_do_not_exit(case, threshold):
 
 
 def digest(model) -> str:
-    parts = [name.encode() + value.detach().numpy().tobytes() for name, value in sorted(model.state_dict().items())]
+    parts = [
+        name.encode() + value.detach().numpy().tobytes()
+        for name, value in sorted(model.state_dict().items())
+    ]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -200,7 +209,18 @@ def example():
     return load_example("g2p")
 
 
-WORDS = ["phoneme", "calibrate", "early", "exit", "thresholds", "layer", "rhythm", "queue", "colonel", "hiccough"]
+WORDS = [
+    "phoneme",
+    "calibrate",
+    "early",
+    "exit",
+    "thresholds",
+    "layer",
+    "rhythm",
+    "queue",
+    "colonel",
+    "hiccough",
+]
 
 
 def test_the_example_exits_by_its_classifier(example):
@@ -211,8 +231,13 @@ def test_the_example_exits_by_its_classifier(example):
         generation = example.generate(*example.encode(WORDS), policy=policy)
         depths.append(generation.exit_layers[generation.exit_layers > 0].float().mean().item())
     assert example.n_layers > depths[0] > depths[1] > depths[2] >= 1
-    closer = example.generate(*example.encode(WORDS), policy=ExitPolicy(threshold=0.999, measure="classifier"))
-    same = [a == b for a, b in zip(example.decode(full.tokens), example.decode(closer.tokens), strict=True)]
+    closer = example.generate(
+        *example.encode(WORDS), policy=ExitPolicy(threshold=0.999, measure="classifier")
+    )
+    same = [
+        a == b
+        for a, b in zip(example.decode(full.tokens), example.decode(closer.tokens), strict=True)
+    ]
     assert sum(same) >= 8
 
 
@@ -220,7 +245,9 @@ def test_the_example_exits_by_its_classifier(example):
 def test_shipped_classifiers_rank_consistent_layers_higher(example, objective):
     folder = resources.files("riskcal_adapters") / "g2p" / "checkpoint"
     classifier = load_classifier(folder / f"classifier-{objective}.safetensors")
-    input_ids, mask = example.encode(sorted(riskcal.load_example("g2p").prompts.tolist())[::30])  # 100 held-out words
+    input_ids, mask = example.encode(
+        sorted(riskcal.load_example("g2p").prompts.tolist())[::30]
+    )  # 100 held-out words
     tokens = example.generate(input_ids, mask).tokens
     with torch.no_grad():
         shifted = torch.nn.functional.pad(tokens[:, :-1], (1, 0))

@@ -36,7 +36,10 @@ from riskcal_adapters.torch.training.trainer import (
 
 def some_pairs(count=40):
     rng = np.random.default_rng(0)
-    return [(rng.integers(2, 41, 5).tolist(), rng.integers(2, 41, rng.integers(2, 7)).tolist()) for _ in range(count)]
+    return [
+        (rng.integers(2, 41, 5).tolist(), rng.integers(2, 41, rng.integers(2, 7)).tolist())
+        for _ in range(count)
+    ]
 
 
 def test_batches_hold_every_example_once_and_little_padding():
@@ -79,7 +82,9 @@ def test_training_begins_where_decoding_does(tiny_t5, tmp_path, monkeypatch, kin
     real = trainers.decoder_pass
     monkeypatch.setattr(trainers, "decoder_pass", spy)
     if kind == "backbone":
-        train(model, some_pairs(), tmp_path / "run", Stage(steps=2, learning_rate=1e-3, batch_size=8))
+        train(
+            model, some_pairs(), tmp_path / "run", Stage(steps=2, learning_rate=1e-3, batch_size=8)
+        )
     else:
         train_classifier(model, some_pairs(), tmp_path / "run", steps=2, batch_size=8)
     assert seen == [[40], [40]]
@@ -90,12 +95,22 @@ def test_what_was_trained_from_a_start_token_is_decoded_from_it(tmp_path):
     model = new_t5(41, decoder_layers=2)
     model.generation_config.decoder_start_token_id = model.config.decoder_start_token_id = 40
     pairs = [([token, 1], [token + 10, token + 20, 1]) for token in range(2, 7)]
-    train(model, pairs, tmp_path / "run", Stage(steps=60, learning_rate=3e-3, batch_size=5), save_steps=60)
+    train(
+        model,
+        pairs,
+        tmp_path / "run",
+        Stage(steps=60, learning_rate=3e-3, batch_size=5),
+        save_steps=60,
+    )
     prompts = torch.tensor([source for source, _ in pairs])
 
     def exact(start):
         model.generation_config.decoder_start_token_id = start
-        said = EarlyExitT5(model.eval()).generate(prompts, torch.ones_like(prompts), max_new_tokens=3).tokens
+        said = (
+            EarlyExitT5(model.eval())
+            .generate(prompts, torch.ones_like(prompts), max_new_tokens=3)
+            .tokens
+        )
         return (said == torch.tensor([target for _, target in pairs])).all(1).double().mean()
 
     assert exact(40) == 1
@@ -121,7 +136,9 @@ class StopAt(TrainerCallback):
 
 
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tiny_t5, tmp_path):
-    stage = Stage(steps=4, learning_rate=1e-3, batch_size=8, thresholds=(0.05, math.inf), largest_dropout=0.5)
+    stage = Stage(
+        steps=4, learning_rate=1e-3, batch_size=8, thresholds=(0.05, math.inf), largest_dropout=0.5
+    )
     whole, cut, other = (copy.deepcopy(tiny_t5) for _ in range(3))
     train(whole, some_pairs(), tmp_path / "whole", stage, save_steps=2)
     train(cut, some_pairs(), tmp_path / "cut", stage, save_steps=2, callbacks=[StopAt(2)])
@@ -145,7 +162,9 @@ class Steps(TrainerCallback):
 
 
 def equal(model, other):
-    return all(bool((a == b).all()) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    return all(
+        bool((a == b).all()) for a, b in zip(model.parameters(), other.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("save_steps", [1, 2, 5, 500])
@@ -191,7 +210,9 @@ def test_a_folder_of_another_stage_is_refused(tiny_t5, tmp_path, change, message
     assert not equal(model, tiny_t5)
 
 
-def test_a_folder_of_other_pairs_or_another_model_is_refused_and_other_weights_are_said(tiny_t5, tmp_path):
+def test_a_folder_of_other_pairs_or_another_model_is_refused_and_other_weights_are_said(
+    tiny_t5, tmp_path
+):
     train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path, STAGE)
     with pytest.raises(RiskcalError, match="pairs: others in the training"):
         train(copy.deepcopy(tiny_t5), some_pairs(41), tmp_path, STAGE)
@@ -214,13 +235,19 @@ def test_a_recipe_s_folder_begun_with_other_options_is_refused(tmp_path):
     folders.note_settings(tmp_path / "new" / "run", {"scale": 0.1, "seed": 0}, file="recipe.json")
     folders.note_settings(tmp_path / "new" / "run", {"scale": 0.1, "seed": 0}, file="recipe.json")
     with pytest.raises(RiskcalError, match=r"scale: 0\.1 in the training that .* holds, 1\.0 now"):
-        folders.note_settings(tmp_path / "new" / "run", {"scale": 1.0, "seed": 0}, file="recipe.json")
+        folders.note_settings(
+            tmp_path / "new" / "run", {"scale": 1.0, "seed": 0}, file="recipe.json"
+        )
 
 
 @pytest.mark.parametrize("recipe", ["g2p", "numbers"])
-def test_recipes_do_not_take_another_scale_s_checkpoint_for_their_own(tmp_path, monkeypatch, recipe):
+def test_recipes_do_not_take_another_scale_s_checkpoint_for_their_own(
+    tmp_path, monkeypatch, recipe
+):
     module = pytest.importorskip(f"riskcal_adapters.{recipe}.train")
-    folders.note_settings(tmp_path, {"seed": 0, "scale": 0.1, "decoder_layers": 8}, file="recipe.json")
+    folders.note_settings(
+        tmp_path, {"seed": 0, "scale": 0.1, "decoder_layers": 8}, file="recipe.json"
+    )
     monkeypatch.setattr(sys, "argv", ["train", "--out", str(tmp_path)])
     with pytest.raises(RiskcalError, match=r"scale: 0\.1 in the training"):
         module.main()
@@ -256,12 +283,16 @@ def test_what_cannot_be_written_is_said_with_its_path(tiny_t5, tmp_path, monkeyp
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(
-            RiskcalError, match=r"file.*: cannot be written \((File exists|Not a directory)\); make room"
+            RiskcalError,
+            match=r"file.*: cannot be written \((File exists|Not a directory)\); make room",
         ):
             train(tiny_t5, some_pairs(), folder, STAGE)
     with monkeypatch.context() as patch:
         patch.setattr(trainers.EarlyExitTrainer, "_save_checkpoint", refused_by_the_system)
-        with pytest.raises(RiskcalError, match=r"/somewhere: cannot be written \(Read-only file system\); make room"):
+        with pytest.raises(
+            RiskcalError,
+            match=r"/somewhere: cannot be written \(Read-only file system\); make room",
+        ):
             train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE)
     with monkeypatch.context() as patch:
         patch.setattr(trainers, "save_file", refused_by_the_system)
@@ -269,7 +300,9 @@ def test_what_cannot_be_written_is_said_with_its_path(tiny_t5, tmp_path, monkeyp
             write_checkpoint(new_t5(101, decoder_layers=1), data.tokenizer(), tmp_path / "made")
     with pytest.raises(RiskcalError, match=r"c\.safetensors: cannot be written"):
         save_classifier(ExitClassifier(4), tmp_path / "absent" / "c.safetensors")
-    train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE)  # there is room now: the same call goes on
+    train(
+        copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE
+    )  # there is room now: the same call goes on
 
 
 def test_a_folder_is_one_writers_work_and_whole(tmp_path):
@@ -301,9 +334,14 @@ def test_a_folder_that_cannot_be_finished_leaves_the_old_one_and_nothing_else(tm
         (staging / "file").write_text("old")
     with pytest.raises(ZeroDivisionError), folders.replaced(tmp_path / "made") as staging:
         (staging / "file").write_text(f"half {1 / 0}")
-    assert [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()] == [("made", "old")]
+    assert [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()] == [
+        ("made", "old")
+    ]
     (tmp_path / "mine").write_text("a file")
-    with pytest.raises(RiskcalError, match="mine: cannot be written"), folders.replaced(tmp_path / "mine"):
+    with (
+        pytest.raises(RiskcalError, match="mine: cannot be written"),
+        folders.replaced(tmp_path / "mine"),
+    ):
         pass
     assert (tmp_path / "mine").read_text() == "a file"
 
@@ -314,12 +352,24 @@ def test_a_stage_draws_its_thresholds_and_dropped_layers(tiny_t5, tmp_path, monk
     def spy(model, input_ids, attention_mask, decoder_input_ids, threshold, *, confidence, dropped):
         seen.append((threshold, dropped))
         return real(
-            model, input_ids, attention_mask, decoder_input_ids, threshold, confidence=confidence, dropped=dropped
+            model,
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            threshold,
+            confidence=confidence,
+            dropped=dropped,
         )
 
     real = trainers.decoder_pass
     monkeypatch.setattr(trainers, "decoder_pass", spy)
-    stage = Stage(steps=12, learning_rate=1e-4, batch_size=8, thresholds=(0.1, 0.5, math.inf), largest_dropout=0.9)
+    stage = Stage(
+        steps=12,
+        learning_rate=1e-4,
+        batch_size=8,
+        thresholds=(0.1, 0.5, math.inf),
+        largest_dropout=0.9,
+    )
     train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path, stage, save_steps=100)
     assert {threshold for threshold, _ in seen} == {0.1, 0.5, math.inf}
     dropped = torch.cat([rows for _, rows in seen], 1).double().mean(1)
@@ -333,10 +383,15 @@ def test_a_written_checkpoint_decodes_alike(tmp_path):
     tokenizer = data.tokenizer()
     model = new_t5(len(tokenizer), decoder_layers=3)
     write_checkpoint(model.half().float(), tokenizer, tmp_path / "made")
-    before, after = EarlyExitT5(model.eval(), tokenizer), EarlyExitT5(load_t5(tmp_path / "made"), tokenizer)
+    before, after = (
+        EarlyExitT5(model.eval(), tokenizer),
+        EarlyExitT5(load_t5(tmp_path / "made"), tokenizer),
+    )
     encoded = before.encode(["en:12", "fr:3456"])
     for policy in (ExitPolicy.full_model(), ExitPolicy(threshold=0.2)):
-        mine, wanted = (d.generate(*encoded, policy=policy, max_new_tokens=8) for d in (after, before))
+        mine, wanted = (
+            d.generate(*encoded, policy=policy, max_new_tokens=8) for d in (after, before)
+        )
         assert (mine.tokens == wanted.tokens).all()
         assert (mine.exit_layers == wanted.exit_layers).all()
 
@@ -345,11 +400,19 @@ def test_decoding_study_rows(tmp_path):
     decoder = load_example("g2p")
     words = ["phoneme", "calibration", "exit"]
     policies = {
-        name: p for name, p in static_and_adaptive(8).items() if name in ("full model", "static 3", "threshold 0.5")
+        name: p
+        for name, p in static_and_adaptive(8).items()
+        if name in ("full model", "static 3", "threshold 0.5")
     }
     outputs = decoder.decode(decoder.generate(*decoder.encode(words), max_new_tokens=24).tokens)
     table = decode_policies(
-        decoder, words, policies, lambda said: {"same": float(said == outputs)}, 24, split=str.split, batch_size=2
+        decoder,
+        words,
+        policies,
+        lambda said: {"same": float(said == outputs)},
+        24,
+        split=str.split,
+        batch_size=2,
     )
     assert table["policy"].tolist() == list(policies)
     assert table["same"].iloc[0] == 1
@@ -358,9 +421,15 @@ def test_decoding_study_rows(tmp_path):
     assert 1 <= table["layers"].iloc[2] < 8
     assert len(static_and_adaptive(8)) == 1 + 7 + 9
     split = type("Split", (), {"words": words, "pronunciations": [[said] for said in outputs]})
-    assert evaluate(decoder, split, {"full model": ExitPolicy.full_model()})["phoneme_error"].item() == 0
+    assert (
+        evaluate(decoder, split, {"full model": ExitPolicy.full_model()})["phoneme_error"].item()
+        == 0
+    )
 
 
 def test_phoneme_errors_take_the_pronunciation_that_suits_best():
-    assert errors(["A B C", "D"], [["X Y Z", "A B"], ["E"]]) == {"phoneme_error": 2 / 3, "word_accuracy": 0.0}
+    assert errors(["A B C", "D"], [["X Y Z", "A B"], ["E"]]) == {
+        "phoneme_error": 2 / 3,
+        "word_accuracy": 0.0,
+    }
     assert errors(["A B"], [["X", "A B"]]) == {"phoneme_error": 0.0, "word_accuracy": 1.0}

@@ -8,7 +8,9 @@ LOADED = []
 def ratio(scale):
     """A "model" that is slow to load."""
     LOADED.append(scale)
-    return lambda candidate, reference: scale * difflib.SequenceMatcher(None, candidate, reference).ratio()
+    return lambda candidate, reference: (
+        scale * difflib.SequenceMatcher(None, candidate, reference).ratio()
+    )
 
 
 def constant(value):

@@ -128,9 +128,13 @@ class ToyDecoder:
     def trace(self, input_ids, attention_mask, *, max_new_tokens, prompts, policy):
         columns = {"prompt": [], "position": [], "confidence": [], "agrees": []}
         for text, prompt in zip(self.texts(input_ids, attention_mask), prompts, strict=True):
-            tokens, *_ = generate_alone(text, np.full((max_new_tokens, LAYERS), [np.inf] * (LAYERS - 1) + [-np.inf]))
+            tokens, *_ = generate_alone(
+                text, np.full((max_new_tokens, LAYERS), [np.inf] * (LAYERS - 1) + [-np.inf])
+            )
             for position, token in enumerate(tokens):
-                layers = [step(text, tuple(tokens[:position]), layer) for layer in range(1, LAYERS + 1)]
+                layers = [
+                    step(text, tuple(tokens[:position]), layer) for layer in range(1, LAYERS + 1)
+                ]
                 columns["prompt"].append(prompt)
                 columns["position"].append(position)
                 columns["confidence"].append([confidence for _, confidence in layers])
@@ -148,7 +152,10 @@ class OpenDecoder(ToyDecoder):
         self.generated = []  # (text, threshold) of every row ever generated
 
     def generate(self, input_ids, attention_mask, *, policy, max_new_tokens):
-        needed, texts = policy.exit_thresholds(LAYERS, max_new_tokens), self.texts(input_ids, attention_mask)
+        needed, texts = (
+            policy.exit_thresholds(LAYERS, max_new_tokens),
+            self.texts(input_ids, attention_mask),
+        )
         self.generated += [(text, policy.threshold) for text in texts]
         if policy.batching == "deepest":
             rows = generate_deepest(texts, needed, rough_step)

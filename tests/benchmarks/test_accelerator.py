@@ -24,7 +24,11 @@ def test_smoke_checks_and_measures_every_part(tmp_path: Path) -> None:
     assert len(found["checks"]) >= 13
     assert all(check["holds"] for check in found["checks"])
     measured = {(row["model"].split(",")[0], row["setting"]) for row in found["timings"]}
-    assert {("g2p", "certified"), ("g2p", "generate"), ("random T5", "forced depths, regrouped")} <= measured
+    assert {
+        ("g2p", "certified"),
+        ("g2p", "generate"),
+        ("random T5", "forced depths, regrouped"),
+    } <= measured
     assert any(model.startswith("g2p in JAX") for model, _ in measured)
 
 
@@ -37,4 +41,9 @@ def test_no_time_left_means_left_out_and_named(tmp_path: Path) -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert json.loads(figures.read_text())["left_out"] == ["checks", "shipped model", "T5-large", "JAX"]
+    assert json.loads(figures.read_text())["left_out"] == [
+        "checks",
+        "shipped model",
+        "T5-large",
+        "JAX",
+    ]

@@ -22,17 +22,23 @@ def draw(seed, n, disagree=(2, 4), agree=(6, 1.5), share=0.7):
 
 @given(confidences, st.data())
 def test_fit_has_the_weighted_moments_of_each_outcome(values, data):
-    agrees = np.array(data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))))
+    agrees = np.array(
+        data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    )
     inside = np.clip(values, 1e-4, 1 - 1e-4)
     assume(np.ptp(inside) > 1e-3)
     mixture = free_threshold.fit(values, agrees)
     for parameters, own in ((mixture.agree, agrees), (mixture.disagree, ~agrees)):
-        weights = np.where(own, 0.2, 1e-4)  # the released code's responsibilities, before they are normalised
+        weights = np.where(
+            own, 0.2, 1e-4
+        )  # the released code's responsibilities, before they are normalised
         mean = np.average(inside, weights=weights)
         fitted = stats.beta(*parameters)
         assert min(parameters) > 0
         assert fitted.mean() == pytest.approx(mean, rel=1e-6)
-        assert fitted.var() == pytest.approx(np.average((inside - mean) ** 2, weights=weights), rel=1e-4)
+        assert fitted.var() == pytest.approx(
+            np.average((inside - mean) ** 2, weights=weights), rel=1e-4
+        )
 
 
 def test_fit_recovers_what_the_sample_was_drawn_from():
@@ -64,7 +70,9 @@ def test_row_24_the_threshold_is_on_the_grid_whatever_the_sample(values, data):
 def test_more_agreement_asks_for_no_less_confidence(seed, one, other):
     sample = draw(seed, 200)
     low, high = sorted([one, other])
-    assert free_threshold.threshold(*sample, agreement=low) <= free_threshold.threshold(*sample, agreement=high)
+    assert free_threshold.threshold(*sample, agreement=low) <= free_threshold.threshold(
+        *sample, agreement=high
+    )
 
 
 def test_a_shallow_model_that_tells_good_from_bad_exits_earlier():
@@ -80,11 +88,17 @@ def test_confidence_that_misleads_gives_the_most_cautious_threshold():
 
 @pytest.mark.parametrize(
     ("confidence", "agrees"),
-    [([0.7], [True]), ([0.7, 0.7, 0.7], [1, 1, 0]), ([1.0, 1.0, 0.99999], [1, 1, 0])],  # margins saturate at 1
+    [
+        ([0.7], [True]),
+        ([0.7, 0.7, 0.7], [1, 1, 0]),
+        ([1.0, 1.0, 0.99999], [1, 1, 0]),
+    ],  # margins saturate at 1
 )
 def test_what_cannot_be_fitted_keeps_its_start(confidence, agrees):
     assert free_threshold.fit(confidence, agrees) == BetaMixture((1.0, 2.0), (2.0, 1.0))
-    assert free_threshold.threshold(confidence, agrees) == GRID[2]  # 2c > 0.4 (2c + 2(1-c)): c > 0.4
+    assert (
+        free_threshold.threshold(confidence, agrees) == GRID[2]
+    )  # 2c > 0.4 (2c + 2(1-c)): c > 0.4
 
 
 def test_an_outcome_never_seen_has_the_moments_of_all():
@@ -97,7 +111,9 @@ def test_an_outcome_never_seen_has_the_moments_of_all():
 def test_a_shallow_model_that_is_never_right_gets_the_largest_threshold():
     assert free_threshold.threshold([0.2, 0.5, 0.9], [False] * 3) == GRID[-1]
     assert (
-        free_threshold.running_thresholds([0.2, 0.5, 0.9, 0.4], [0, 0, 0, 1], [0, 0, 1, 2])[:2].tolist()
+        free_threshold.running_thresholds([0.2, 0.5, 0.9, 0.4], [0, 0, 0, 1], [0, 0, 1, 2])[
+            :2
+        ].tolist()
         == [GRID[-1]] * 2
     )
 
@@ -135,7 +151,10 @@ def test_bad_tokens_are_refused(confidence, agrees, message):
 
 @pytest.mark.parametrize(
     ("prompts", "message"),
-    [([1, 2], r"prompts: has shape \(2,\)"), ([1, 2, 1], "prompts: the tokens of a prompt stand apart")],
+    [
+        ([1, 2], r"prompts: has shape \(2,\)"),
+        ([1, 2, 1], "prompts: the tokens of a prompt stand apart"),
+    ],
 )
 def test_bad_prompts_are_refused(prompts, message):
     with pytest.raises(RiskcalError, match=message):

@@ -10,7 +10,9 @@ from riskcal.efficiency import BatchWork, batch_work
 from timing import BatchCosts, fit_batch_costs
 
 SIZES = (1, 4, 8, 16)
-COSTS = BatchCosts(sizes=SIZES, call=(1e-4, 3e-4, 3.2e-4, 5e-4), step=3e-4)  # far from a straight line
+COSTS = BatchCosts(
+    sizes=SIZES, call=(1e-4, 3e-4, 3.2e-4, 5e-4), step=3e-4
+)  # far from a straight line
 
 
 def measured_batches(seed=0, sizes=SIZES):
@@ -37,7 +39,9 @@ def test_fit_recovers_the_costs_of_times_without_noise():
 def test_fit_predicts_fresh_batches_within_the_noise():
     works = measured_batches()
     noise = np.random.default_rng(1).lognormal(0, 0.05, len(works))
-    found = fit_batch_costs(works, [COSTS.seconds(w) * e for w, e in zip(works, noise, strict=True)])
+    found = fit_batch_costs(
+        works, [COSTS.seconds(w) * e for w, e in zip(works, noise, strict=True)]
+    )
     fresh = measured_batches(seed=2, sizes=(1, 2, 6, 12, 20))
     errors = [found.seconds(work) / COSTS.seconds(work) - 1 for work in fresh]
     assert np.abs(errors).max() < 0.1

@@ -117,7 +117,9 @@ def test_the_tilt_has_mean_delta_inside_the_interval_and_at_its_end():
 def test_the_limit_of_constant_losses_is_known_in_closed_form():
     """All losses are 0: the null puts delta on 1, so that n zeros have probability (1 - delta)^n."""
     for n, expected in [(10, 0.05 / 0.9**10), (40, 1.0)]:
-        assert neyman_pearson_power(np.zeros(1), np.ones(1), n, 0.1, 0.05) == pytest.approx(expected)
+        assert neyman_pearson_power(np.zeros(1), np.ones(1), n, 0.1, 0.05) == pytest.approx(
+            expected
+        )
 
 
 def test_the_limit_grows_with_n_epsilon_and_delta_and_stays_below_the_oracle():
@@ -134,14 +136,18 @@ def test_the_limit_grows_with_n_epsilon_and_delta_and_stays_below_the_oracle():
 def test_no_test_exceeds_the_limit():
     """2,000 draws, n = 100: the betting test's power is below the Neyman-Pearson power of every safe candidate."""
     world = worlds.monotone()
-    p = pvalues.betting(world.sample_many(100, 2000, np.random.default_rng(4)), world.delta, level=0.05)
+    p = pvalues.betting(
+        world.sample_many(100, 2000, np.random.default_rng(4)), world.delta, level=0.05
+    )
     rejected = (p <= 0.05).reshape(2000, world.k).mean(axis=0)
     power = power_limit(world, 100).power
     safe = world.risk < world.delta
     assert (rejected[safe] <= power[safe] + 4 * np.sqrt(0.25 / 2000)).all()
 
 
-@pytest.mark.parametrize("make", [worlds.non_monotone, worlds.dependent, lambda: worlds.bump(0.075)])
+@pytest.mark.parametrize(
+    "make", [worlds.non_monotone, worlds.dependent, lambda: worlds.bump(0.075)]
+)
 def test_the_limit_is_refused_where_its_argument_fails(make):
     with pytest.raises(RiskcalError, match="monotone kind"):
         power_limit(make(), 100)
@@ -155,7 +161,9 @@ def test_efficiency_counts_a_false_certificate_as_no_more_than_the_oracle():
     assert found.saving == pytest.approx(world.oracle() / 2)
     assert found.efficiency == pytest.approx(found.saving / power_limit(world, 200).saving)
     assert found.violation_rate == 0.25
-    assert found.standard_error == pytest.approx(world.oracle() * math.sqrt(1 / 3) / 2 / found.limit)
+    assert found.standard_error == pytest.approx(
+        world.oracle() * math.sqrt(1 / 3) / 2 / found.limit
+    )
     own = efficiency(world, safe[None], n=200, limit=world.oracle())
     assert own.efficiency == 1
     with pytest.raises(RiskcalError, match="certified"):
@@ -187,14 +195,18 @@ def test_validity_counts_what_a_loop_counts():
     found = validity(world, lambda x: x.mean(axis=0) <= world.delta, n=40, trials=200, seed=9)
     rng = np.random.default_rng(9)
     wrong = world.risk > world.delta
-    expected = sum(bool((world.sample(40, rng).mean(axis=0) <= world.delta)[wrong].any()) for _ in range(200))
+    expected = sum(
+        bool((world.sample(40, rng).mean(axis=0) <= world.delta)[wrong].any()) for _ in range(200)
+    )
     assert found.violations == expected
     assert found.rate == expected / 200
     exact = stats.binomtest(expected, 200).proportion_ci(0.95, method="exact")
     assert (found.low, found.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
 
 
-@pytest.mark.parametrize(("count", "low", "high"), [(0, 0.0, None), (30, None, 1.0), (7, None, None)])
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(0, 0.0, None), (30, None, 1.0), (7, None, None)]
+)
 def test_the_interval_is_clopper_and_pearsons(count, low, high):
     found = clopper_pearson(count, 30, 0.99)
     exact = stats.binomtest(count, 30).proportion_ci(0.99, method="exact")
@@ -213,7 +225,8 @@ def test_validity_finds_the_naive_rule_out_and_clears_the_default():
 
 
 @pytest.mark.parametrize(
-    ("decide", "message"), [(lambda x: x.mean(axis=0), "float64"), (lambda x: np.ones(2, dtype=bool), r"\(2,\)")]
+    ("decide", "message"),
+    [(lambda x: x.mean(axis=0), "float64"), (lambda x: np.ones(2, dtype=bool), r"\(2,\)")],
 )
 def test_a_decision_of_the_wrong_kind_is_refused(decide, message):
     with pytest.raises(RiskcalError, match=message):
@@ -241,7 +254,9 @@ def test_certificates_hold_in_the_eight_worlds(name):
             found[test, level, "bonferroni"] = p <= EPSILON / world.k
             for procedure in (fwer.holm, fwer.hochberg):
                 certified = np.zeros(p.shape, dtype=bool)
-                for i in np.flatnonzero(p.min(axis=1) <= EPSILON):  # elsewhere neither rejects anything
+                for i in np.flatnonzero(
+                    p.min(axis=1) <= EPSILON
+                ):  # elsewhere neither rejects anything
                     certified[i] = procedure(p[i], EPSILON)
                 found[test, level, procedure.__name__] = certified
     rates = {key: float((certified & wrong).any(axis=1).mean()) for key, certified in found.items()}
@@ -253,10 +268,14 @@ NAN = {
     "risk": lambda: worlds.bump(math.nan),
     "the oracle's delta": lambda: worlds.binary().oracle(math.nan),
     "the limit's delta": lambda: power_limit(worlds.binary(), 100, math.nan),
-    "validity's delta": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, delta=math.nan),
+    "validity's delta": lambda: validity(
+        worlds.binary(), lambda x: x.mean(0) < 1, n=5, delta=math.nan
+    ),
     "n": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=math.nan),
     "seed": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, seed=math.nan),
-    "efficiency's delta": lambda: efficiency(worlds.binary(), np.ones((2, 8), bool), n=5, delta=math.nan),
+    "efficiency's delta": lambda: efficiency(
+        worlds.binary(), np.ones((2, 8), bool), n=5, delta=math.nan
+    ),
 }
 
 
@@ -287,5 +306,6 @@ def test_records_are_a_world_of_their_own():
         worlds.recorded(runs, delta=0.1, cost="seconds")
     with pytest.raises(RiskcalError, match="measure"):
         worlds.recorded(
-            Runs.from_frame(runs.to_frame().assign(measure=lambda t: t["threshold"].astype(str))), delta=0.1
+            Runs.from_frame(runs.to_frame().assign(measure=lambda t: t["threshold"].astype(str))),
+            delta=0.1,
         )

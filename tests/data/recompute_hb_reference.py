@@ -37,7 +37,9 @@ def main() -> int:
     for number, given in enumerate(table):
         for name, exact in recompute(int(given["n"]), int(given["k"]), given["alpha"]).items():
             if abs(exact - mpf(given[name])) > mpf("1e-14") * exact:
-                print(f"row {number}: {name} is {given[name]}, but {nstr(exact, 17)} in {mp.dps} digits")
+                print(
+                    f"row {number}: {name} is {given[name]}, but {nstr(exact, 17)} in {mp.dps} digits"
+                )
                 return 1
     print(f"{len(table)} rows agree to 1e-14")
     return 0

@@ -53,7 +53,11 @@ def tiny_variance(rng):
 
 def signed(rng):
     kind = rng.random((N, DRAWS))
-    return _single(np.select([kind < 0.1, kind < 0.28], [-0.5, 0.5], 0.0) * rng.random((N, DRAWS)) * 2, 0.04, -1.0)
+    return _single(
+        np.select([kind < 0.1, kind < 0.28], [-0.5, 0.5], 0.0) * rng.random((N, DRAWS)) * 2,
+        0.04,
+        -1.0,
+    )
 
 
 def non_monotone_curve(rng):
@@ -70,7 +74,16 @@ def dependent_candidates(rng):
     return World((np.stack(parts, axis=2) < 0.15) * 1.0, np.full(6, 0.15))
 
 
-WORLDS = [sparse, binary, continuous, heavy_at_one, tiny_variance, signed, non_monotone_curve, dependent_candidates]
+WORLDS = [
+    sparse,
+    binary,
+    continuous,
+    heavy_at_one,
+    tiny_variance,
+    signed,
+    non_monotone_curve,
+    dependent_candidates,
+]
 
 
 @pytest.fixture(scope="module", params=WORLDS, ids=lambda world: world.__name__)
@@ -100,7 +113,9 @@ def test_bounds_at_a_shared_level_hold_for_all_candidates_at_once(method, world)
     assert misses.mean() <= allowed(LEVEL, misses.size)
 
 
-@pytest.mark.parametrize("make", [sparse, binary, dependent_candidates], ids=lambda world: world.__name__)
+@pytest.mark.parametrize(
+    "make", [sparse, binary, dependent_candidates], ids=lambda world: world.__name__
+)
 def test_clopper_pearson_misses_in_at_most_its_share_of_draws(make):
     misses = below_the_mean("clopper_pearson", make(np.random.default_rng(8)), LEVEL)
     assert (misses.mean(0) <= allowed(LEVEL, len(misses))).all()
@@ -113,7 +128,9 @@ def test_a_choice_made_after_looking_is_covered_by_simultaneous_bounds_alone(met
     draws, misses = 300, {"simultaneous": 0, "one by one": 0}
     for i in range(draws):
         losses = world.losses[:, i]
-        misses["simultaneous"] += bounds.simultaneous(losses, epsilon=LEVEL, method=method).min() < 0.15
+        misses["simultaneous"] += (
+            bounds.simultaneous(losses, epsilon=LEVEL, method=method).min() < 0.15
+        )
         misses["one by one"] += bounds.METHODS[method](losses, epsilon=LEVEL).min() < 0.15
     assert misses["simultaneous"] / draws <= allowed(LEVEL, draws)
     assert misses["one by one"] / draws > allowed(LEVEL, draws)
@@ -134,7 +151,9 @@ def two_point_nulls(rng, count):
         yield int(rng.choice([10, 30, 60])), delta, low, high, (delta - low) / (high - low)
 
 
-@pytest.mark.parametrize("test", ["hoeffding", "bentkus", "hoeffding_bentkus", "convex_order", "empirical_bernstein"])
+@pytest.mark.parametrize(
+    "test", ["hoeffding", "bentkus", "hoeffding_bentkus", "convex_order", "empirical_bernstein"]
+)
 def test_no_two_point_null_breaks_an_order_free_test(test):
     """Exact, no simulation: a test that ignores the order sees how many losses are high, which is binomial."""
     worst = 0.0
@@ -164,7 +183,9 @@ def test_no_two_point_null_breaks_an_order_dependent_test(test, level):
     assert max(rate(law, 40_000) for law in suspects) <= allowed(level, 40_000)
 
 
-@pytest.mark.parametrize("test", ["betting", "predictable_bernstein", "convex_order", "empirical_bernstein"])
+@pytest.mark.parametrize(
+    "test", ["betting", "predictable_bernstein", "convex_order", "empirical_bernstein"]
+)
 def test_pooled_p_values_are_super_uniform_at_the_null(test, world):
     """At the mean itself, every level, not only the one that a test is tuned at: level + 3 SE of the draws."""
     tuned = {"level": LEVEL} if test in ("betting", "predictable_bernstein") else {}

@@ -84,7 +84,10 @@ def edges(k):
 #: Levels to tune at, (k,), and what is rejected.
 PROCEDURES = {
     "two starts": (lambda k: np.full(k, EPSILON / 2), lambda p: fwer.fixed_sequence(p, EPSILON, 2)),
-    "k starts": (lambda k: np.full(k, EPSILON / k), lambda p: fwer.fixed_sequence(p, EPSILON, p.size)),
+    "k starts": (
+        lambda k: np.full(k, EPSILON / k),
+        lambda p: fwer.fixed_sequence(p, EPSILON, p.size),
+    ),
     "fallback": (
         lambda k: fwer.initial_levels(EPSILON, shares(k)),
         lambda p: fwer.fallback(p, EPSILON, shares(p.size)),
@@ -97,7 +100,9 @@ PROCEDURES = {
 
 
 @pytest.mark.parametrize("procedure", PROCEDURES)
-def test_starts_fallback_and_graphs_certify_falsely_at_most_epsilon_of_the_time(procedure, world, losses):
+def test_starts_fallback_and_graphs_certify_falsely_at_most_epsilon_of_the_time(
+    procedure, world, losses
+):
     """Betting, tuned where each hypothesis is first tested, and the exact test or the sharpest of sums: 3,000 draws."""
     levels, select = PROCEDURES[procedure]
     above, found = world.risk > world.delta, {}
@@ -148,24 +153,36 @@ def test_every_delta_of_a_list_holds_at_once(name):
             lower=world.lower,
             upper=world.upper,
         )
-        false += any(risk[t] > c.delta for c in found for t in c.table.loc[c.table["certified"], "threshold"])
+        false += any(
+            risk[t] > c.delta for c in found for t in c.table.loc[c.table["certified"], "threshold"]
+        )
     assert false <= most(EPSILON, draws)
 
 
 def test_two_risks_at_once():
     """One non-monotone, one signed, at the border at the same candidate: 60 draws."""
     text, task = worlds.non_monotone(), worlds.signed()
-    above, rng, draws, false = (text.risk > text.delta) | (task.risk > task.delta), np.random.default_rng(3), 60, 0
+    above, rng, draws, false = (
+        (text.risk > text.delta) | (task.risk > task.delta),
+        np.random.default_rng(3),
+        60,
+        0,
+    )
     for _ in range(draws):
         change = task.sample(N, rng)
-        full = (change.min(1, keepdims=True) < 0) * 1.0  # each prompt gains at all candidates or loses at all
+        full = (
+            change.min(1, keepdims=True) < 0
+        ) * 1.0  # each prompt gains at all candidates or loses at all
         runs = Runs.from_arrays(
             thresholds=np.r_[text.thresholds, math.inf],
             dissimilarity=np.c_[text.sample(N, rng), np.zeros(N)],
             risk=np.c_[full + change, full],
         )
         table = riskcal.calibrate(
-            runs, delta={"textual": text.delta, "risk": task.delta}, epsilon=EPSILON, procedure="holm"
+            runs,
+            delta={"textual": text.delta, "risk": task.delta},
+            epsilon=EPSILON,
+            procedure="holm",
         ).table
         false += bool((table["certified"].to_numpy() & above).any())
     assert false <= most(EPSILON, draws)
@@ -176,9 +193,14 @@ def test_strata_that_share_epsilon_are_right_together():
     world, rng, draws, false = worlds.binary(), np.random.default_rng(4), 60, 0
     group = np.array(["a", "b"])[np.arange(2 * N) % 2]
     for _ in range(draws):
-        runs = Runs.from_arrays(thresholds=world.thresholds, dissimilarity=world.sample(2 * N, rng), group=group)
+        runs = Runs.from_arrays(
+            thresholds=world.thresholds, dissimilarity=world.sample(2 * N, rng), group=group
+        )
         found = riskcal.calibrate_groups(runs, delta=world.delta, epsilon=EPSILON)
-        false += any((c.table["certified"].to_numpy() & (world.risk > world.delta)).any() for c in found.values())
+        false += any(
+            (c.table["certified"].to_numpy() & (world.risk > world.delta)).any()
+            for c in found.values()
+        )
     assert false <= most(EPSILON, draws)
 
 
@@ -187,7 +209,12 @@ def test_a_calibration_that_may_stop_at_any_time_holds_epsilon(bets, world, loss
     """`AdaptiveCalibration`'s capital after every one of 120 prompts, candidates in sequence: 1,500 draws."""
     draws = DRAWS // 2
     bounds = {"lower": world.lower, "upper": world.upper}
-    arrived = rows_to_certify(losses[:, : draws * world.k], world.delta, level=EPSILON, bets=bets, **bounds) > 0
+    arrived = (
+        rows_to_certify(
+            losses[:, : draws * world.k], world.delta, level=EPSILON, bets=bets, **bounds
+        )
+        > 0
+    )
     certified = np.logical_and.accumulate(arrived.reshape(draws, world.k), axis=1)
     assert (certified & (world.risk > world.delta)).any(1).sum() <= most(EPSILON, draws)
     alone = arrived.reshape(draws, world.k)[:, world.risk > world.delta].sum(0)
@@ -203,7 +230,9 @@ def test_six_of_the_worlds_are_monotone_in_every_row():
     assert sum(monotone_in_every_row(make()) for make in worlds.WORLDS.values()) == 6
 
 
-@pytest.mark.parametrize("bound", ["betting", "convex_order", "empirical_bernstein", "predictable_bernstein"])
+@pytest.mark.parametrize(
+    "bound", ["betting", "convex_order", "empirical_bernstein", "predictable_bernstein"]
+)
 def test_rcps_holds_epsilon_where_it_applies_and_refuses_elsewhere(bound, world):
     """300 draws; its p-values at all bounds are those of the first test of this file."""
     rng, draws, false = generator(world, 6), 300, 0
@@ -214,7 +243,10 @@ def test_rcps_holds_epsilon_where_it_applies_and_refuses_elsewhere(bound, world)
         return
     unsafe = world.thresholds[world.risk > world.delta].max()
     for _ in range(draws):
-        false += monotone.rcps(world.sample(N, rng), world.thresholds, world.delta, EPSILON, **options) <= unsafe
+        false += (
+            monotone.rcps(world.sample(N, rng), world.thresholds, world.delta, EPSILON, **options)
+            <= unsafe
+        )
     assert false <= most(EPSILON, draws)
 
 
@@ -222,13 +254,19 @@ def test_conformal_risk_control_keeps_the_expectation_where_it_applies(world):
     """500 draws: the mean of the true risks at the thresholds returned, at most delta + 3 standard errors."""
     if not monotone_in_every_row(world):
         with pytest.raises(riskcal.RiskcalError, match="monotone in every row"):
-            monotone.conformal_risk_control(world.sample(N, generator(world)), world.thresholds, world.delta)
+            monotone.conformal_risk_control(
+                world.sample(N, generator(world)), world.thresholds, world.delta
+            )
         return
     rng = generator(world, 7)
     full = 0.0 if world.lower == 0.0 else world.delta  # the full model is as good as asked
     risk = dict(zip(world.thresholds, world.risk, strict=True)) | {math.inf: full}
     found = [
-        risk[monotone.conformal_risk_control(world.sample(N, rng), world.thresholds, world.delta, world.upper)]
+        risk[
+            monotone.conformal_risk_control(
+                world.sample(N, rng), world.thresholds, world.delta, world.upper
+            )
+        ]
         for _ in range(500)
     ]
     assert np.mean(found) <= world.delta + 3 * np.std(found) / math.sqrt(len(found))
@@ -239,7 +277,9 @@ def test_a_risk_that_never_rises_is_reported_as_rising_at_most_epsilon_of_the_ti
     rng, draws = generator(world, 8), 300
     bounds = {"lower": world.lower, "upper": world.upper}
     found = sum(
-        not monotone.risk_rises(world.sample(N, rng), world.thresholds, epsilon=EPSILON, **bounds).empty
+        not monotone.risk_rises(
+            world.sample(N, rng), world.thresholds, epsilon=EPSILON, **bounds
+        ).empty
         for _ in range(draws)
     )
     if (np.diff(world.risk) >= -1e-12).all():
@@ -282,7 +322,9 @@ def test_no_two_point_null_breaks_a_calibration_that_may_stop_at_any_time(bets):
         sample = np.where(rng.random((50, draws)) < share, high, low)
         return int((rows_to_certify(sample, delta, level=EPSILON, bets=bets) > 0).sum())
 
-    suspects = sorted(two_point_laws(np.random.default_rng(52), 60), key=lambda law: count(law, 400))[-4:]
+    suspects = sorted(
+        two_point_laws(np.random.default_rng(52), 60), key=lambda law: count(law, 400)
+    )[-4:]
     worst = max(count(law, 10_000) for law in suspects)
     assert worst <= most(EPSILON, 10_000)
     assert worst > 0.4 * EPSILON * 10_000  # the search does reach hard cases
@@ -297,7 +339,9 @@ def test_no_two_point_null_breaks_the_monitor():
         sample = np.where(rng.random((draws, 1000)) < share, high, low)
         return sum(RiskMonitor(delta, epsilon=EPSILON).update(stream).alarm for stream in sample)
 
-    suspects = sorted(two_point_laws(np.random.default_rng(54), 30), key=lambda law: count(law, 80))[-2:]
+    suspects = sorted(
+        two_point_laws(np.random.default_rng(54), 30), key=lambda law: count(law, 80)
+    )[-2:]
     worst = max(count(law, 1500) for law in suspects)
     assert worst <= most(EPSILON, 1500)
     assert worst > 0.5 * EPSILON * 1500

@@ -15,7 +15,9 @@ from riskcal import Runs, calibrate, pvalues
 DELTA, EPSILON = 0.1, 0.1
 GRID = np.linspace(1.0, 0.05, 20)
 #: True risks of the candidates: monotone, the last five above delta, the first of these by next to nothing.
-RISKS = np.r_[np.linspace(0.0, 0.06, 10), np.linspace(0.065, 0.09, 5), DELTA + 1e-9, 0.102, 0.12, 0.2, 0.35]
+RISKS = np.r_[
+    np.linspace(0.0, 0.06, 10), np.linspace(0.065, 0.09, 5), DELTA + 1e-9, 0.102, 0.12, 0.2, 0.35
+]
 
 
 def monotone_losses(rng, n):
@@ -33,7 +35,9 @@ def violations(world, draws, n, seed, **options):
     """How often some certified candidate has a true risk above delta."""
     rng, count = np.random.default_rng(seed), 0
     for _ in range(draws):
-        table = calibrate(world(rng, n), thresholds=GRID, delta=DELTA, epsilon=EPSILON, **options).table
+        table = calibrate(
+            world(rng, n), thresholds=GRID, delta=DELTA, epsilon=EPSILON, **options
+        ).table
         count += bool(table["certified"].to_numpy()[RISKS > DELTA].any())
     return count / draws
 
@@ -74,7 +78,9 @@ def test_the_world_uses_the_guarantee_up_so_that_errors_of_a_factor_would_be_see
     honest = pvalues.betting(losses, DELTA, level=EPSILON) <= EPSILON
     best_of_ten = honest.copy()
     for _ in range(9):
-        best_of_ten |= pvalues.betting(losses[rng.permutation(300)], DELTA, level=EPSILON) <= EPSILON
+        best_of_ten |= (
+            pvalues.betting(losses[rng.permutation(300)], DELTA, level=EPSILON) <= EPSILON
+        )
     assert 0.06 < honest.mean() <= allowed(EPSILON, draws)
     assert best_of_ten.mean() > allowed(EPSILON, draws)
     assert (losses.mean(0) <= DELTA).mean() > 0.4

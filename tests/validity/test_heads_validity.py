@@ -70,7 +70,9 @@ class Population:
 
     def oracle(self, agreement):
         """The most that thresholds save which keep the agreement: each choice of heads, each head as bold as it may be."""
-        weight = np.repeat(self.lengths, self.confidence.shape[1]) / (self.lengths.sum() * self.confidence.shape[1])
+        weight = np.repeat(self.lengths, self.confidence.shape[1]) / (
+            self.lengths.sum() * self.confidence.shape[1]
+        )
         confidence, right = (a.reshape(-1, self.heads) for a in (self.confidence, self.right))
         best, least = np.full(self.heads, np.inf), 0.0
         for used in itertools.product([False, True], repeat=self.heads):
@@ -79,7 +81,9 @@ class Population:
                 order = np.argsort(-confidence[waiting, k])
                 level, mass = confidence[waiting, k][order], weight[waiting][order]
                 agreed = np.cumsum(mass * right[waiting, k][order]) / np.cumsum(mass)
-                feasible = np.flatnonzero((agreed >= agreement) & np.r_[level[1:] != level[:-1], True])
+                feasible = np.flatnonzero(
+                    (agreed >= agreement) & np.r_[level[1:] != level[:-1], True]
+                )
                 if feasible.size:
                     thresholds[k] = level[feasible[-1]]
                     waiting &= confidence[:, k] < thresholds[k]
@@ -92,7 +96,9 @@ def independent(n_heads=4, size=40_000):
     """One token per prompt, heads that know nothing of each other, errors that rise with the cube of the doubt."""
     confidence = np.random.default_rng(1).random((1, size, n_heads))
     doubt = 1 - confidence
-    return Population(np.array([1]), confidence, 1 - 0.02 - np.linspace(0.8, 0.5, n_heads) * doubt**3)
+    return Population(
+        np.array([1]), confidence, 1 - 0.02 - np.linspace(0.8, 0.5, n_heads) * doubt**3
+    )
 
 
 def cascade(lengths=(5, 50), n_heads=4, kinds=400, size=50):
@@ -101,7 +107,9 @@ def cascade(lengths=(5, 50), n_heads=4, kinds=400, size=50):
     difficulty = 0.7 * rng.normal(size=(kinds, 1, 1)) + rng.normal(size=(kinds, size, 1))
     mastery = np.linspace(-0.2, 1.2, n_heads) - difficulty
     confidence = special.expit(2 * (mastery + 0.5 * rng.normal(size=mastery.shape)))
-    return Population(np.resize(lengths, kinds), confidence, 1 - 0.9 * special.expit(-2 * mastery - 1))
+    return Population(
+        np.resize(lengths, kinds), confidence, 1 - 0.9 * special.expit(-2 * mastery - 1)
+    )
 
 
 def uninformative(n_heads=1):
@@ -113,8 +121,13 @@ def uninformative(n_heads=1):
 
 def cliff(lengths):
     """One head, sure of half its tokens and rightly so; with the other half its agreement is 9 in 10 all but a hair."""
-    right = np.array([0.99, 0.81 - 1e-6])[None, :, None] + np.array([0.005, -0.005, 0.005, -0.005])[:, None, None]
-    population = Population(np.resize(lengths, 4), np.broadcast_to([[[0.9], [0.4]]], (4, 2, 1)), right)
+    right = (
+        np.array([0.99, 0.81 - 1e-6])[None, :, None]
+        + np.array([0.005, -0.005, 0.005, -0.005])[:, None, None]
+    )
+    population = Population(
+        np.resize(lengths, 4), np.broadcast_to([[[0.9], [0.4]]], (4, 2, 1)), right
+    )
     excess = population.truth(np.array([0.0]))[1][0] - (0.9 - 1e-6)
     return Population(population.lengths, population.confidence, right - excess)
 
@@ -123,13 +136,17 @@ def leftovers():
     """Two heads of which the second agrees often enough by itself, but not on what the first leaves it: all but a hair."""
     confidence = np.array([[[0.9, 0.9]] * 3 + [[0.1, 0.4]] * 2])
     right = np.array([[[0.99, 0.99]] * 3 + [[0.5, 0.9 - 1e-6]] * 2])
-    return Population(np.array([1, 2]), np.repeat(confidence, 2, axis=0), np.repeat(right, 2, axis=0))
+    return Population(
+        np.array([1, 2]), np.repeat(confidence, 2, axis=0), np.repeat(right, 2, axis=0)
+    )
 
 
 def certify(population, data, agreement, **options):
     confidence, agrees, prompts = data
     options = {"max_tokens": population.max_tokens, "epsilon": EPSILON} | options
-    return heads.certified(confidence, agrees, prompts=prompts, agreement=agreement, **options).thresholds
+    return heads.certified(
+        confidence, agrees, prompts=prompts, agreement=agreement, **options
+    ).thresholds
 
 
 def draws_of(population, n, draws, seed=0):
@@ -145,7 +162,10 @@ def alone(population, data, agreement):
     confidence, agrees, prompts = data
     found = [
         certify(
-            population, (confidence[:, [k]], agrees[:, [k]], prompts), agreement, epsilon=EPSILON / population.heads
+            population,
+            (confidence[:, [k]], agrees[:, [k]], prompts),
+            agreement,
+            epsilon=EPSILON / population.heads,
         )
         for k in range(population.heads)
     ]
@@ -166,7 +186,8 @@ def in_turn(population, data, agreement, steps=6):
     strict = goal._replace(level=EPSILON / 20)
 
     chosen = heads._climb(
-        np.ones(population.heads, dtype=bool), lambda u: heads._boldest(pilot, u, 0.5, recorded.n, strict)[0]
+        np.ones(population.heads, dtype=bool),
+        lambda u: heads._boldest(pilot, u, 0.5, recorded.n, strict)[0],
     )
     used = np.flatnonzero(np.isfinite(heads._boldest(pilot, chosen, 0.5, recorded.n, strict)[1]))
     thresholds, share = np.full(population.heads, np.inf), 1.0
@@ -177,7 +198,9 @@ def in_turn(population, data, agreement, steps=6):
             heads._boldest(pilot, only, margin, recorded.n, goal._replace(level=level))[1][k]
             for margin in np.linspace(3, -1.5, steps)
         ]
-        proposed = list(dict.fromkeys(threshold for threshold in proposed if math.isfinite(threshold)))
+        proposed = list(
+            dict.fromkeys(threshold for threshold in proposed if math.isfinite(threshold))
+        )
         for threshold in proposed:
             trial = np.where(only, threshold, thresholds)
             losses = heads._count(recorded, trial).losses(goal)[:, k]
@@ -202,7 +225,9 @@ def by_agreement(population, data, agreement):
         thresholds, waiting = np.full(population.heads, np.inf), pilot.copy()
         for k in range(population.heads):
             if waiting.any():
-                thresholds[k] = heads.self_supervised(confidence[waiting][:, [k]], agrees[waiting][:, [k]], asked)[0]
+                thresholds[k] = heads.self_supervised(
+                    confidence[waiting][:, [k]], agrees[waiting][:, [k]], asked
+                )[0]
                 waiting &= confidence[:, k] < thresholds[k]
         used = np.isfinite(thresholds)
         if used.any():
@@ -227,7 +252,11 @@ def compare(population, agreement, n, draws, methods=METHODS):
             missed[name] += population.breaks(thresholds, agreement)
             saved[name].append(population.saving(thresholds) / most)
     return {
-        name: (missed[name] / draws, float(np.mean(saved[name])), float(np.std(saved[name]) / math.sqrt(draws)))
+        name: (
+            missed[name] / draws,
+            float(np.mean(saved[name])),
+            float(np.std(saved[name]) / math.sqrt(draws)),
+        )
         for name in methods
     }
 
@@ -257,7 +286,10 @@ def test_the_documents_rule_misses_its_target_in_a_cascade_of_related_heads_near
 def test_false_certificates_at_the_edge_of_a_cliff(lengths, n):
     """1000 draws: a standard error of .0069. The bold step's true agreement is a hair below the target."""
     population, draws = cliff(lengths), 1000
-    missed = [population.breaks(certify(population, data, 0.9), 0.9) for data in draws_of(population, n, draws)]
+    missed = [
+        population.breaks(certify(population, data, 0.9), 0.9)
+        for data in draws_of(population, n, draws)
+    ]
     assert np.mean(missed) <= limit(draws)
     if n == 400:
         assert np.mean(missed) > 0.01  # the edge is reached: the check has teeth
@@ -269,7 +301,10 @@ def test_false_certificates_of_a_head_that_is_good_enough_alone():
     both = np.array([0.9, 0.4])
     assert population.breaks(both, 0.9)
     assert not population.breaks(both, 0.9, alone=True)
-    missed = [population.breaks(certify(population, data, 0.9), 0.9) for data in draws_of(population, 500, draws)]
+    missed = [
+        population.breaks(certify(population, data, 0.9), 0.9)
+        for data in draws_of(population, 500, draws)
+    ]
     assert 0.01 < np.mean(missed) <= limit(draws)
 
 
@@ -278,7 +313,10 @@ def test_false_certificates_where_every_threshold_is_just_short(n_heads):
     """400 draws: a standard error of .0109. Prompts of lengths 5 and 50, tokens that share their prompt's luck."""
     population, draws = uninformative(n_heads), 400
     target = float(population.truth(np.zeros(n_heads))[1][0]) + 1e-6
-    missed = [population.breaks(certify(population, data, target), target) for data in draws_of(population, 200, draws)]
+    missed = [
+        population.breaks(certify(population, data, target), target)
+        for data in draws_of(population, 200, draws)
+    ]
     assert np.mean(missed) <= limit(draws)
 
 
@@ -307,7 +345,12 @@ def test_tokens_taken_for_prompts_certify_too_often():
     wrong = 0
     for confidence, agrees, _ in draws_of(population, 200, draws):
         found = heads.certified(
-            confidence, agrees, prompts=np.arange(len(agrees)), max_tokens=1, agreement=target, epsilon=EPSILON
+            confidence,
+            agrees,
+            prompts=np.arange(len(agrees)),
+            max_tokens=1,
+            agreement=target,
+            epsilon=EPSILON,
         )
         wrong += population.breaks(found.thresholds, target)
     assert wrong / draws > limit(draws)
@@ -322,8 +365,14 @@ def test_it_saves_more_than_other_valid_methods_and_heads_alone_break_their_targ
 
 def main(draws=400):
     for n in (500, 2000, 10000):
-        print(f"the documents' rule, independent heads, {n} tokens:", misses_of_the_rule(independent(), n, draws, 0.95))
-    print("the documents' rule, cascade 5/50, 500 prompts:", misses_of_the_rule(cascade(), 500, draws, 0.9))
+        print(
+            f"the documents' rule, independent heads, {n} tokens:",
+            misses_of_the_rule(independent(), n, draws, 0.95),
+        )
+    print(
+        "the documents' rule, cascade 5/50, 500 prompts:",
+        misses_of_the_rule(cascade(), 500, draws, 0.9),
+    )
     for lengths, n in (((1, 1), 400), ((1, 2), 400), ((2, 8), 60), ((2, 8), 1000)):
         population = cliff(lengths)
         data = draws_of(population, n, 10 * draws)
@@ -346,9 +395,13 @@ def main(draws=400):
     }
     for world, (population, agreement, sizes) in worlds.items():
         best = population.oracle(agreement)
-        print(f"{world}: the oracle exits {population.truth(best)[0].sum():.3f}, saves {population.saving(best):.3f}")
+        print(
+            f"{world}: the oracle exits {population.truth(best)[0].sum():.3f}, saves {population.saving(best):.3f}"
+        )
         for n in sizes:
-            for name, (missed, saved, error) in compare(population, agreement, n, draws // 4).items():
+            for name, (missed, saved, error) in compare(
+                population, agreement, n, draws // 4
+            ).items():
                 print(
                     f"  n={n} {name}: missed {missed:.3f}, saving {saved:.3f} +- {error:.3f} of the oracle's",
                     flush=True,

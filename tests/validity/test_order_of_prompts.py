@@ -29,7 +29,10 @@ def names_by_difficulty(losses, kind):
 
 def test_from_arrays(draws):
     for direction in (1, -1):
-        false = sum(calibrate(losses[::direction, None], thresholds=[0.5], delta=0.1).certified for losses in draws)
+        false = sum(
+            calibrate(losses[::direction, None], thresholds=[0.5], delta=0.1).certified
+            for losses in draws
+        )
         assert false <= 0.088 * DRAWS
 
 
@@ -40,7 +43,9 @@ def test_from_tables_in_any_row_order(draws, kind):
         names = names_by_difficulty(losses, kind)
         frame = pd.DataFrame({"prompt": names, "threshold": 0.5, "dissimilarity": losses})
         orders = (np.arange(N), np.arange(N)[::-1], rng.permutation(N))
-        certified = {calibrate(Runs.from_frame(frame.iloc[order]), delta=0.1).certified for order in orders}
+        certified = {
+            calibrate(Runs.from_frame(frame.iloc[order]), delta=0.1).certified for order in orders
+        }
         assert len(certified) == 1
         false += certified.pop()
     assert false <= 0.088 * DRAWS
@@ -51,7 +56,9 @@ def test_from_clusters_whose_ids_follow_their_difficulty(draws):
     for losses in draws:
         cluster = names_by_difficulty(losses, "str")
         runs = Runs.from_arrays(
-            thresholds=[0.5], dissimilarity=np.repeat(losses, 2)[:, None], cluster=np.repeat(cluster, 2)
+            thresholds=[0.5],
+            dissimilarity=np.repeat(losses, 2)[:, None],
+            cluster=np.repeat(cluster, 2),
         )
         calibration = calibrate(runs, delta=0.1)
         assert calibration.n == N

@@ -59,7 +59,9 @@ def generator(*key):
 
 def assert_rate_at_most(errors, level):
     draws = len(errors)
-    assert np.mean(errors) <= level + 3 * math.sqrt(level * (1 - level) / draws), f"{np.mean(errors):.4f} of {draws}"
+    assert np.mean(errors) <= level + 3 * math.sqrt(level * (1 - level) / draws), (
+        f"{np.mean(errors):.4f} of {draws}"
+    )
 
 
 # RiskMonitor
@@ -68,7 +70,10 @@ def assert_rate_at_most(errors, level):
 def false_alarms(world, draws=1500, n=20_000):
     """Whether Ville's alarm is ever raised in n losses at the boundary."""
     rng = generator("ville", world.__name__)
-    return [RiskMonitor(DELTA, epsilon=EPSILON).update(world(rng, DELTA, (n,))).alarm for _ in range(draws)]
+    return [
+        RiskMonitor(DELTA, epsilon=EPSILON).update(world(rng, DELTA, (n,))).alarm
+        for _ in range(draws)
+    ]
 
 
 def run_lengths(world, length, draws, horizon):
@@ -133,7 +138,9 @@ REFERENCE = {
 KINDS = {"ville": {"epsilon": EPSILON}, "detector": {"average_run_length": 5000}}
 
 
-@pytest.mark.parametrize("case", REFERENCE, ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}")
+@pytest.mark.parametrize(
+    "case", REFERENCE, ids=lambda case: f"{case[0].__name__}-{case[1]}-{case[2]}"
+)
 def test_detection_delay(case):
     """Medians of 400 streams, whose error is about 5%: at most 15% above the reference."""
     world, kind, good = case
@@ -193,7 +200,9 @@ def merged_alarms(losses, how, step):
 def test_merged_alarms(world, how):
     """300 fleets of four shards, merged after every 100 losses each until 1,500."""
     rng = generator("merge", world.__name__, how)
-    assert_rate_at_most([merged_alarms(world(rng, DELTA, (1500, 4)), how, 100) for _ in range(300)], EPSILON)
+    assert_rate_at_most(
+        [merged_alarms(world(rng, DELTA, (1500, 4)), how, 100) for _ in range(300)], EPSILON
+    )
 
 
 def test_losses_that_depend_across_shards():
@@ -238,7 +247,9 @@ def test_error_when_stopped_at_the_most_favourable_time(world, bets):
 def test_error_of_signed_losses(bets):
     """3,000 draws of 1,000 differences of mean 0.02 in [-1, 1], nine tenths of them ties."""
     steps = generator("signed", bets).choice([-1.0, 0.0, 1.0], (1000, 3000), p=[0.04, 0.9, 0.06])
-    assert_rate_at_most(rows_to_certify(steps, 0.02, level=EPSILON, bets=bets, lower=-1.0) > 0, EPSILON)
+    assert_rate_at_most(
+        rows_to_certify(steps, 0.02, level=EPSILON, bets=bets, lower=-1.0) > 0, EPSILON
+    )
 
 
 @pytest.mark.parametrize("bets", BETS)
@@ -249,7 +260,10 @@ def test_error_of_five_candidates_in_sequence(bets, comonotone):
     n, draws = 600, 1500
     shape = (n, draws, 1) if comonotone else (n, draws, 5)
     losses = np.where(rng.random(shape) < means / 0.4, rng.beta(2, 3, shape), 0.0)
-    reached = rows_to_certify(losses.reshape(n, -1), DELTA, level=EPSILON, bets=bets).reshape(draws, 5) > 0
+    reached = (
+        rows_to_certify(losses.reshape(n, -1), DELTA, level=EPSILON, bets=bets).reshape(draws, 5)
+        > 0
+    )
     certified = np.logical_and.accumulate(reached, axis=1)
     assert certified[:, 1].mean() > 0.9
     assert_rate_at_most(certified[:, 2:].any(1), EPSILON)
@@ -291,7 +305,10 @@ def test_prompts_used(world):
         for bets, reference in PROMPTS[world].items():
             assert used[bets] <= 1.08 * reference[i][0]
             expected = reference[i][1]
-            assert share[bets] >= expected - 3 * math.sqrt(max(expected * (1 - expected), 0.001) / 400) - 0.02
+            assert (
+                share[bets]
+                >= expected - 3 * math.sqrt(max(expected * (1 - expected), 0.001) / 400) - 0.02
+            )
         # the default: nearly as quick as the mixture where that is quick, nearly as strong as the hedger by the end
         assert used["combined"] <= 1.25 * min(used["mixture"], used["hedged"])
         assert share["combined"] >= max(share["mixture"], share["hedged"]) - 0.15
@@ -300,18 +317,26 @@ def test_prompts_used(world):
 def print_tables():
     for world in (zero_inflated, bernoulli):
         alarms, name = false_alarms(world, 4000), world.__name__
-        print(f"{name}: false alarms in 20,000 losses {np.mean(alarms):.4f} (SE {np.std(alarms) / 4000**0.5:.4f})")
+        print(
+            f"{name}: false alarms in 20,000 losses {np.mean(alarms):.4f} (SE {np.std(alarms) / 4000**0.5:.4f})"
+        )
         lengths = run_lengths(world, 5000, 1000, 20)
         error, cut = lengths.std() / 1000**0.5, (lengths == 100_000).sum()
-        print(f"{name}: mean run length {lengths.mean():.0f} (SE {error:.0f}), {cut} of 1000 cut off")
+        print(
+            f"{name}: mean run length {lengths.mean():.0f} (SE {error:.0f}), {cut} of 1000 cut off"
+        )
     for world, kind, good in REFERENCE:
         cells = [f"{delays(world, KINDS[kind], ratio, good, 1000):g}" for ratio in RATIOS]
         reference = REFERENCE[world, kind, good]
-        print(f"{world.__name__}: delay of {kind} after {good}: {' / '.join(cells)} (reference {reference})")
+        print(
+            f"{world.__name__}: delay of {kind} after {good}: {' / '.join(cells)} (reference {reference})"
+        )
     for world in PROMPTS:
         for bets in BETS:
             error = (rows(world, 1.0, bets, draws=20_000) > 0).mean()
-            cells = ["{:.0f} ({:.3f})".format(*usage(world, ratio, bets, 2000)) for ratio in MARGINS]
+            cells = [
+                "{:.0f} ({:.3f})".format(*usage(world, ratio, bets, 2000)) for ratio in MARGINS
+            ]
             print(f"{world.__name__}: {bets}: error {error:.4f}; prompts {' | '.join(cells)}")
 
 

@@ -30,10 +30,14 @@ EVALUATED = 1500
 
 
 @torch.inference_mode()
-def f1_by_layer(model: T5ForConditionalGeneration, classifiers: dict[str, ExitClassifier], some: Pairs) -> pd.DataFrame:
+def f1_by_layer(
+    model: T5ForConditionalGeneration, classifiers: dict[str, ExitClassifier], some: Pairs
+) -> pd.DataFrame:
     """F1 of "do not exit" at confidence one half, one row per layer below the last, and the share of inconsistent tokens."""
     batch = collator(model)(some)
-    states, logits = decoder_pass(model, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"])
+    states, logits = decoder_pass(
+        model, batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"]
+    )
     consistent, labels = consistency_labels(logits), batch["labels"]
     real = labels != -100
     columns = {"inconsistent": (~consistent & real).sum((1, 2)) / real.sum()}
@@ -41,14 +45,18 @@ def f1_by_layer(model: T5ForConditionalGeneration, classifiers: dict[str, ExitCl
         columns[name] = do_not_exit_f1(classifier(states[:-1]), consistent, labels)
     layers = range(1, len(consistent) + 1)
     return pd.DataFrame(
-        {name: column.numpy() for name, column in columns.items()}, index=pd.Index(layers, name="layer")
+        {name: column.numpy() for name, column in columns.items()},
+        index=pd.Index(layers, name="layer"),
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="folder of the model; the classifiers go there too"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="folder of the model; the classifiers go there too",
     )
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
@@ -58,7 +66,9 @@ def main() -> None:
     classifiers = {}
     for objective in OBJECTIVES:
         with TemporaryDirectory() as folder:
-            trained = train_classifier(model, pairs(parts["train"]), Path(folder), objective, steps=options.steps)
+            trained = train_classifier(
+                model, pairs(parts["train"]), Path(folder), objective, steps=options.steps
+            )
         save_classifier(trained, options.checkpoint / f"classifier-{objective}.safetensors")
         classifiers[objective] = trained
     development = pairs(parts["development"])[:EVALUATED]

@@ -13,9 +13,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-PHONEMES = (
-    "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split()
-)
+PHONEMES = "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 SPECIAL = ["<pad>", "</s>"]
 
@@ -49,7 +47,9 @@ def read_dictionary(path: Path) -> dict[str, list[str]]:
     return entries
 
 
-def splits(entries: dict[str, list[str]], *, seed: int = 0, held_out: int = 3000) -> dict[str, Split]:
+def splits(
+    entries: dict[str, list[str]], *, seed: int = 0, held_out: int = 3000
+) -> dict[str, Split]:
     """Split by word into ``train``, ``development`` and ``test`` (the last two of ``held_out`` words each).
 
     Inflections of one stem can fall on both sides.
@@ -71,5 +71,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[a-z']"), "isolated")]
     )
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>")

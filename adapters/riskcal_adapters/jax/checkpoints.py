@@ -37,7 +37,9 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
     config, generation = _checkpoints.read_config(folder)
     weights.read_shape(config, str(folder / "config.json"))  # before gigabytes are read
     named = _checkpoints.read_weights(folder, load_file)
-    return _checked(named, config, generation, str(folder / "config.json"), str(folder / "model.safetensors"))
+    return _checked(
+        named, config, generation, str(folder / "config.json"), str(folder / "model.safetensors")
+    )
 
 
 def from_torch(model: Any) -> T5:
@@ -69,7 +71,9 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     """
     found = _checkpoints.read_file(Path(path), load_file, "give a file written by save_classifier")
     if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
-        raise RiskcalError(f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier.")
+        raise RiskcalError(
+            f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier."
+        )
     return Classifier(**found)
 
 
@@ -99,7 +103,11 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
 
 
 def _checked(
-    named: Mapping[str, NDArray[Any]], config: Mapping[str, Any], generation: Mapping[str, Any], asked: str, given: str
+    named: Mapping[str, NDArray[Any]],
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    asked: str,
+    given: str,
 ) -> T5:
     shape = weights.read_shape(config, asked)
     weights.check(named, shape, given)
@@ -111,6 +119,8 @@ def _from_tensor(tensor: Any) -> NDArray[Any]:
     if tensor.device.type == "meta":
         raise RiskcalError("model: weights on meta; load it whole.")
     if not tensor.is_floating_point():
-        raise RiskcalError(f"model: has weights of type {tensor.dtype}; load it with floating-point weights.")
+        raise RiskcalError(
+            f"model: has weights of type {tensor.dtype}; load it with floating-point weights."
+        )
     values: NDArray[Any] = tensor.detach().cpu().float().numpy()
     return values.copy()

@@ -39,11 +39,15 @@ def of_logits(logits: Array, measures: Array, target: Array | None) -> tuple[Arr
     confidence = jnp.where(measures == MAX, 1.0 / total, confidence)
     confidence = jnp.where(measures == ENTROPY, mean_shift - jnp.log(total), confidence)
     if target is not None:
-        confidence = jnp.where(measures == ORACLE, (token == target).astype(jnp.float32), confidence)
+        confidence = jnp.where(
+            measures == ORACLE, (token == target).astype(jnp.float32), confidence
+        )
     return token, confidence
 
 
-def of_states(before: Array, state: Array, first: Array, measures: Array, classifier: Classifier | None) -> Array:
+def of_states(
+    before: Array, state: Array, first: Array, measures: Array, classifier: Classifier | None
+) -> Array:
     """Confidence by raw states (..., B, d): the layer's own and that before it; ``first`` where there is none before.
 
     The cosine between the two, 0 at the first layer and for states of length zero, or the linear classifier's probability
@@ -55,5 +59,7 @@ def of_states(before: Array, state: Array, first: Array, measures: Array, classi
     confidence = jnp.where(first | (lengths == 0), 0.0, cosine)
     if classifier is None:
         return confidence
-    score = jnp.matmul(state, classifier.weight, precision=jax.lax.Precision.HIGHEST) + classifier.bias
+    score = (
+        jnp.matmul(state, classifier.weight, precision=jax.lax.Precision.HIGHEST) + classifier.bias
+    )
     return jnp.where(measures == CLASSIFIER, jax.nn.sigmoid(score), confidence)

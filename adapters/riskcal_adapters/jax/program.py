@@ -19,7 +19,15 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from riskcal_adapters.jax import measures
-from riskcal_adapters.jax.layers import Context, all_layers, at_position, decoder_layer, logits, memory_of, read_prompt
+from riskcal_adapters.jax.layers import (
+    Context,
+    all_layers,
+    at_position,
+    decoder_layer,
+    logits,
+    memory_of,
+    read_prompt,
+)
 from riskcal_adapters.jax.weights import Params, Shape
 
 #: The axis of devices among which rows are dealt out.
@@ -97,7 +105,9 @@ def _dealt_out(static: Static, function: Any) -> Any:
     if static.mesh is None:
         return run
     every, rows = PartitionSpec(), PartitionSpec(ROWS)
-    return jax.shard_map(run, mesh=static.mesh, in_specs=(every, every, rows), out_specs=rows, check_vma=False)
+    return jax.shard_map(
+        run, mesh=static.mesh, in_specs=(every, every, rows), out_specs=rows, check_vma=False
+    )
 
 
 def _generate(static: Static, params: Params, special: Special, request: Request) -> Generated:
@@ -111,11 +121,15 @@ def _generate(static: Static, params: Params, special: Special, request: Request
         needed = lax.dynamic_index_in_dim(request.thresholds, position, 1, keepdims=False)
         left = exit_layers(static, params, special, seen, previous, going, needed, request.measures)
         own = lax.dynamic_update_index_in_dim(own, left.memory, position, -2)
-        said = jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), said, left.said)
+        said = jax.tree.map(
+            lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), said, left.said
+        )
         token = left.said.tokens
         return position + 1, token, _unended(special, request, position, token, going), own, said
 
-    said = jax.tree.map(lambda one: jnp.broadcast_to(one[:, None], (batch, length)), _silent(special, batch))
+    said = jax.tree.map(
+        lambda one: jnp.broadcast_to(one[:, None], (batch, length)), _silent(special, batch)
+    )
     start = jnp.broadcast_to(special.start, (batch,))
     carry = jnp.int32(0), start, request.lengths > 0, context.own, said
     return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
@@ -171,7 +185,9 @@ def exit_layers(
             tokens=jnp.where(leaving, tokens, left.said.tokens),
             exit_layers=jnp.where(leaving, index + 1, left.said.exit_layers),
             confidence=jnp.where(leaving, sure, left.said.confidence),
-            refused=jnp.where(looked_at & ~leaving & (sure > left.said.refused), sure, left.said.refused),
+            refused=jnp.where(
+                looked_at & ~leaving & (sure > left.said.refused), sure, left.said.refused
+            ),
         )
         memory = lax.dynamic_update_index_in_dim(left.memory, fresh, index, 0)
         return Left(index + 1, state, left.active & ~leaving, memory, said)
@@ -199,20 +215,32 @@ def _trace(static: Static, params: Params, special: Special, request: Request) -
         seen = at_position(shape, params, context, position, own)
         state = params.embedding[previous]
         states, memory = all_layers(shape, params, seen, state)
-        sure = measures.of_states(jnp.stack([state, *states[:-1]]), states, first, request.measures, params.classifier)
+        sure = measures.of_states(
+            jnp.stack([state, *states[:-1]]), states, first, request.measures, params.classifier
+        )
         values = logits(shape, params, states)
         target = values[-1].argmax(-1)
         tokens, read = measures.of_logits(values, request.measures, target)
         sure = jnp.where(measures.by_logits(request.measures), read, sure)
         own = lax.dynamic_update_index_in_dim(own, memory, position, -2)
         here = Traced(tokens.T, sure.T, going)
-        traced = jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), traced, here)
+        traced = jax.tree.map(
+            lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), traced, here
+        )
         token = jnp.where(going, tokens[-1], special.pad)
         return position + 1, token, _unended(special, request, position, token, going), own, traced
 
     size = (batch, length, shape.decoder_layers)
-    traced = Traced(jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.float32), jnp.zeros((batch, length), bool))
-    carry = jnp.int32(0), jnp.broadcast_to(special.start, (batch,)), request.lengths > 0, context.own, traced
+    traced = Traced(
+        jnp.zeros(size, jnp.int32), jnp.zeros(size, jnp.float32), jnp.zeros((batch, length), bool)
+    )
+    carry = (
+        jnp.int32(0),
+        jnp.broadcast_to(special.start, (batch,)),
+        request.lengths > 0,
+        context.own,
+        traced,
+    )
     return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
 
 
@@ -232,6 +260,8 @@ def _silent(special: Special, batch: int) -> Generated:
     )
 
 
-def _unended(special: Special, request: Request, position: Array, token: Array, going: Array) -> Array:
+def _unended(
+    special: Special, request: Request, position: Array, token: Array, going: Array
+) -> Array:
     ended = (token[:, None] == special.ends).any(-1)
     return going & ~ended & (position + 1 < request.lengths)

@@ -134,9 +134,13 @@ class EarlyExitT5:
             scaled=shape.tied,
             logits="float32",
         )
-        self._measures = [name for name in measures.NAMES if name != "classifier" or classifier is not None]
+        self._measures = [
+            name for name in measures.NAMES if name != "classifier" or classifier is not None
+        ]
         if devices is not None and not len(devices):
-            raise RiskcalError("devices: is empty; give at least one, jax.devices() for all, or leave it out.")
+            raise RiskcalError(
+                "devices: is empty; give at least one, jax.devices() for all, or leave it out."
+            )
         self._mesh = None if devices is None else Mesh(np.array(devices), (program.ROWS,))
         place = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec())
         if stacked is None:
@@ -148,7 +152,8 @@ class EarlyExitT5:
             )
         self.params = jax.device_put(arranged, place)
         ids = (
-            np.array(values, dtype=np.int32) for values in (self._special.pad, self._special.start, self._special.ends)
+            np.array(values, dtype=np.int32)
+            for values in (self._special.pad, self._special.start, self._special.ends)
         )
         self._framing = jax.device_put(Special(*ids), place)
         self._last_asked: tuple[Any, ...] = (None, 0, None, None)
@@ -206,7 +211,9 @@ class EarlyExitT5:
         """
         tokens, mask = self._checked(input_ids, attention_mask)
         oracle, *asked = self._asked(policy, len(tokens), max_new_tokens)
-        generated = jax.device_get(program.generate(*self._whole(oracle), self._request(tokens, mask, *asked)))
+        generated = jax.device_get(
+            program.generate(*self._whole(oracle), self._request(tokens, mask, *asked))
+        )
         rows = len(tokens)
         length = int((generated.exit_layers[:rows] > 0).sum(1).max())
         chosen, exits, *sure = (array[:rows, :length] for array in generated)
@@ -268,12 +275,16 @@ class EarlyExitT5:
 
     def decode(self, tokens: ArrayLike) -> list[str]:
         """One text per row of token ids (B, T), without special tokens."""
-        texts: list[str] = self._need_tokenizer().decode_batch(np.asarray(tokens).tolist(), skip_special_tokens=True)
+        texts: list[str] = self._need_tokenizer().decode_batch(
+            np.asarray(tokens).tolist(), skip_special_tokens=True
+        )
         return texts
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
-            raise RiskcalError("tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer).")
+            raise RiskcalError(
+                "tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer)."
+            )
         return _backend(self.tokenizer)
 
     @functools.cached_property
@@ -285,10 +296,14 @@ class EarlyExitT5:
         whole.no_padding()
         return whole
 
-    def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    def _checked(
+        self, input_ids: Any, attention_mask: Any
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         tokens = _given(input_ids, "input_ids")
         given = None if attention_mask is None else _given(attention_mask, "attention_mask")
-        return tokens, _requests.prompt_mask(tokens, given, self._special, self.model.shape.vocabulary)
+        return tokens, _requests.prompt_mask(
+            tokens, given, self._special, self.model.shape.vocabulary
+        )
 
     def _policies(self, policy: Any, rows: int) -> list[ExitPolicy]:
         asked = _requests.policies(policy, rows, self._measures)
@@ -308,27 +323,43 @@ class EarlyExitT5:
         limit = _requests.length(max_new_tokens, asked, self.default_length)
         batch = _round_rows(rows, 1 if self._mesh is None else self._mesh.size)
         thresholds = np.full((batch, _round_tokens(limit), self.n_layers), np.inf, dtype=np.float32)
-        thresholds[:rows, :limit] = _requests.exit_thresholds(asked, rows, self.n_layers, limit).transpose(2, 0, 1)
+        thresholds[:rows, :limit] = _requests.exit_thresholds(
+            asked, rows, self.n_layers, limit
+        ).transpose(2, 0, 1)
         codes = np.zeros(batch, dtype=np.int32)
         # a policy that never exits is the full model, whatever it would have looked at
-        codes[:rows] = [0 if one.is_full_model else measures.NAMES.index(one.measure) for one in asked]
+        codes[:rows] = [
+            0 if one.is_full_model else measures.NAMES.index(one.measure) for one in asked
+        ]
         lengths = np.zeros(batch, dtype=np.int32)
         lengths[:rows] = limit
-        place = None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(program.ROWS))
-        found = bool((codes == measures.ORACLE).any()), *jax.device_put((thresholds, codes, lengths), place)
+        place = (
+            None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(program.ROWS))
+        )
+        found = (
+            bool((codes == measures.ORACLE).any()),
+            *jax.device_put((thresholds, codes, lengths), place),
+        )
         if isinstance(policy, ExitPolicy):
             self._last_asked = policy, rows, max_new_tokens, found
         return found
 
     def _request(
-        self, tokens: NDArray[Any], mask: NDArray[np.bool_], thresholds: Any, codes: Any, lengths: Any
+        self,
+        tokens: NDArray[Any],
+        mask: NDArray[np.bool_],
+        thresholds: Any,
+        codes: Any,
+        lengths: Any,
     ) -> Request:
         rows, width = tokens.shape
         ids = np.full((len(lengths), _round_tokens(width)), self._special.pad, dtype=np.int32)
         ids[:rows, :width] = tokens
         real = np.zeros(ids.shape, dtype=bool)
         real[:rows, :width] = mask
-        real[rows:, 0] = True  # rows that only fill the batch; without a token to attend to they would be NaN
+        real[rows:, 0] = (
+            True  # rows that only fill the batch; without a token to attend to they would be NaN
+        )
         return Request(ids, real, thresholds, codes, lengths)
 
     def _whole(self, oracle: bool) -> tuple[Static, Params, Special]:
@@ -348,7 +379,9 @@ def _given(values: Any, name: str) -> NDArray[Any]:
     try:
         return np.asarray(_detached(values))
     except (TypeError, ValueError, RuntimeError) as error:
-        raise RiskcalError(f"{name}: not an array of numbers ({error}); give (B, S), padded to one length.") from None
+        raise RiskcalError(
+            f"{name}: not an array of numbers ({error}); give (B, S), padded to one length."
+        ) from None
 
 
 def _round_tokens(count: int) -> int:

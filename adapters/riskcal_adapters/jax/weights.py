@@ -43,7 +43,9 @@ class Shape(NamedTuple):
     reach: int  #: relative distances beyond this are all the same
     epsilon: float
     tied: bool  #: whether logits are scaled by d ** -0.5
-    bias_per_layer: bool = False  #: whether each layer has a bias on positions, as in a UMT5, or all share the first's
+    bias_per_layer: bool = (
+        False  #: whether each layer has a bias on positions, as in a UMT5, or all share the first's
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +106,16 @@ def read_shape(config: Mapping[str, Any], where: str) -> Shape:
         raise RiskcalError(f"{where}: does not describe a T5 (model_type 't5', 'mt5' or 'umt5').")
     for name in ("d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size"):
         if not isinstance(config.get(name), int) or config[name] < 1:
-            raise RiskcalError(f"{where}: {name} is {config.get(name)!r}; give the config of a whole T5 checkpoint.")
+            raise RiskcalError(
+                f"{where}: {name} is {config.get(name)!r}; give the config of a whole T5 checkpoint."
+            )
     projection = str(config.get("feed_forward_proj") or "relu")
     activation = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise RiskcalError(f"{where}: feed_forward_proj {projection!r} is not known; choose {known}, gated- or not.")
+        raise RiskcalError(
+            f"{where}: feed_forward_proj {projection!r} is not known; choose {known}, gated- or not."
+        )
     return Shape(
         width=config["d_model"],
         heads=config["num_heads"],
@@ -126,7 +132,12 @@ def read_shape(config: Mapping[str, Any], where: str) -> Shape:
         # transformers 5 writes tie_word_embeddings: true whatever the head, and tells by this whether a T5 scales; its mT5
         # never does, its UMT5 always
         tied=kind == "umt5"
-        or (kind == "t5" and bool(config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False))),
+        or (
+            kind == "t5"
+            and bool(
+                config.get("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
+            )
+        ),
         bias_per_layer=kind == "umt5",
     )
 
@@ -140,9 +151,13 @@ def check(weights: Mapping[str, NDArray[Any]], shape: Shape, where: str) -> None
         if name not in weights:
             raise RiskcalError(f"{where}: lacks {name}; give the folder of a whole T5 checkpoint.")
         if weights[name].shape != size:
-            raise RiskcalError(f"{where}: {name} has shape {weights[name].shape}, but the config asks for {size}.")
+            raise RiskcalError(
+                f"{where}: {name} has shape {weights[name].shape}, but the config asks for {size}."
+            )
         if not jnp.issubdtype(weights[name].dtype, jnp.floating):
-            raise RiskcalError(f"{where}: {name} holds {weights[name].dtype}; give floating-point weights.")
+            raise RiskcalError(
+                f"{where}: {name} holds {weights[name].dtype}; give floating-point weights."
+            )
     copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight", UNUSED}
     for name in weights:
         if name not in expected and name not in copies:
@@ -156,7 +171,9 @@ def arrange(model: T5, dtype: str, *, stacked: bool) -> Params:
     weights, shape = model.weights, model.shape
 
     def plain(*names: str) -> NDArray[Any]:
-        return np.concatenate([np.asarray(weights[f"{name}.weight"], np.float32).T for name in names], axis=1)
+        return np.concatenate(
+            [np.asarray(weights[f"{name}.weight"], np.float32).T for name in names], axis=1
+        )
 
     def after(norm: str, *names: str, scale: float = 1.0) -> NDArray[Any]:
         gain = np.asarray(weights[f"{norm}.weight"], np.float32) * np.float32(scale)
@@ -169,7 +186,9 @@ def arrange(model: T5, dtype: str, *, stacked: bool) -> Params:
         made = Layer(
             self_in=after(f"{own}.layer_norm", *(f"{own}.SelfAttention.{part}" for part in "qkv")),
             self_out=plain(f"{own}.SelfAttention.o"),
-            ff_in=after(f"{dense}.layer_norm", *(f"{dense}.DenseReluDense.{entry}" for entry in entries)),
+            ff_in=after(
+                f"{dense}.layer_norm", *(f"{dense}.DenseReluDense.{entry}" for entry in entries)
+            ),
             ff_out=plain(f"{dense}.DenseReluDense.wo"),
         )
         if not cross:
@@ -185,7 +204,10 @@ def arrange(model: T5, dtype: str, *, stacked: bool) -> Params:
     decoder = [layer(block, cross=True) for block in blocks]
     inner = shape.heads * shape.head_width
     memory = [
-        after("encoder.final_layer_norm", *(f"{block}.layer.1.EncDecAttention.{part}" for part in "kv"))
+        after(
+            "encoder.final_layer_norm",
+            *(f"{block}.layer.1.EncDecAttention.{part}" for part in "kv"),
+        )
         for block in blocks
     ]
     # a checkpoint's own head counts, whatever the config says of tied embeddings
@@ -196,9 +218,15 @@ def arrange(model: T5, dtype: str, *, stacked: bool) -> Params:
         decoder=_stack(decoder) if stacked else tuple(decoder),
         self_memory=np.concatenate([one.self_in[:, inner:] for one in decoder], axis=1),
         cross_memory=np.concatenate(memory, axis=1),
-        head=after("decoder.final_layer_norm", head, scale=shape.width**-0.5 if shape.tied else 1.0),
-        encoder_bias=np.stack([np.asarray(weights[name], np.float32) for name in _biases(shape, "encoder")]),
-        decoder_bias=np.stack([np.asarray(weights[name], np.float32) for name in _biases(shape, "decoder")]),
+        head=after(
+            "decoder.final_layer_norm", head, scale=shape.width**-0.5 if shape.tied else 1.0
+        ),
+        encoder_bias=np.stack(
+            [np.asarray(weights[name], np.float32) for name in _biases(shape, "encoder")]
+        ),
+        decoder_bias=np.stack(
+            [np.asarray(weights[name], np.float32) for name in _biases(shape, "decoder")]
+        ),
     )
     return jax.tree.map(lambda array: array.astype(jnp.dtype(dtype)), arranged)
 
@@ -210,7 +238,9 @@ def _stack(layers: list[Layer]) -> Layer:
 def _biases(shape: Shape, stack: str) -> list[str]:
     depth = shape.encoder_layers if stack == "encoder" else shape.decoder_layers
     layers = range(depth if shape.bias_per_layer else 1)
-    return [f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight" for i in layers]
+    return [
+        f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight" for i in layers
+    ]
 
 
 def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
@@ -224,7 +254,9 @@ def expected_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
         for block in (f"{stack}.block.{i}.layer" for i in range(depth)):
             for place, attention in enumerate(attentions):
                 expected[f"{block}.{place}.layer_norm.weight"] = (width,)
-                expected |= {f"{block}.{place}.{attention}.{part}.weight": (inner, width) for part in "qkv"}
+                expected |= {
+                    f"{block}.{place}.{attention}.{part}.weight": (inner, width) for part in "qkv"
+                }
                 expected[f"{block}.{place}.{attention}.o.weight"] = (width, inner)
             dense = f"{block}.{len(attentions)}"
             expected[f"{dense}.layer_norm.weight"] = (width,)

@@ -98,7 +98,10 @@ def german(number: int) -> str:
     if millions:
         parts.append("eine million" if millions == 1 else f"{_german_group(millions)} millionen")
     if rest:
-        parts.append((f"{_german_group(thousands)}tausend" if thousands else "") + _german_group(units, alone=True))
+        parts.append(
+            (f"{_german_group(thousands)}tausend" if thousands else "")
+            + _german_group(units, alone=True)
+        )
     return " ".join(parts) or _DE_UNITS[0]
 
 
@@ -152,11 +155,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
     ``fr:1980`` is ``f r : 1000 900 80 0``; ``0`` stands in ones' place as well as in others. 101 tokens in all. Names are read
     back without loss.
     """
-    places = {(digit, zeros): f"{digit}{'0' * zeros}" for zeros in range(DIGITS[1]) for digit in range(1, 10)}
+    places = {
+        (digit, zeros): f"{digit}{'0' * zeros}"
+        for zeros in range(DIGITS[1])
+        for digit in range(1, 10)
+    }
     signs = {
         key: chr(0xE000 + i) for i, key in enumerate(places)
     }  # one private character for each, until it is a token
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", *CHARACTERS, *signs.values()])}
+    vocabulary = {
+        token: i for i, token in enumerate(["<pad>", "</s>", *CHARACTERS, *signs.values()])
+    }
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     core.normalizer = normalizers.Sequence(
         [
@@ -165,8 +174,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
         ]
     )
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    core.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )

@@ -22,11 +22,20 @@ from riskcal_adapters.decoding_study import decode_policies, static_and_adaptive
 from riskcal_adapters.numbers import data
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
-from riskcal_adapters.torch.training.trainer import THRESHOLDS, Pairs, Stage, new_t5, train, write_checkpoint
+from riskcal_adapters.torch.training.trainer import (
+    THRESHOLDS,
+    Pairs,
+    Stage,
+    new_t5,
+    train,
+    write_checkpoint,
+)
 
 STAGES = {
     "plain": Stage(steps=400, learning_rate=2e-3, batch_size=32),
-    "exit-aware": Stage(steps=250, learning_rate=1e-3, batch_size=32, thresholds=THRESHOLDS, seed=1),
+    "exit-aware": Stage(
+        steps=250, learning_rate=1e-3, batch_size=32, thresholds=THRESHOLDS, seed=1
+    ),
     "control": Stage(steps=250, learning_rate=1e-3, batch_size=32, seed=1),
 }
 TRAINED = 40_000
@@ -38,10 +47,14 @@ MAX_NEW_TOKENS = 96
 def pairs(split: data.Split) -> Pairs:
     """Token ids of prompts and names."""
     tokenizer = data.tokenizer()
-    return list(zip(tokenizer(split.prompts)["input_ids"], tokenizer(split.names)["input_ids"], strict=True))
+    return list(
+        zip(tokenizer(split.prompts)["input_ids"], tokenizer(split.names)["input_ids"], strict=True)
+    )
 
 
-def evaluate(decoder: EarlyExitT5, split: data.Split, policies: Mapping[str, ExitPolicy] | None = None) -> pd.DataFrame:
+def evaluate(
+    decoder: EarlyExitT5, split: data.Split, policies: Mapping[str, ExitPolicy] | None = None
+) -> pd.DataFrame:
     """Character error, exact names, distance to the full model and depth of each policy (see `decode_policies`)."""
     return decode_policies(
         decoder,
@@ -54,7 +67,9 @@ def evaluate(decoder: EarlyExitT5, split: data.Split, policies: Mapping[str, Exi
 
 def errors(outputs: Sequence[str], names: Sequence[str]) -> dict[str, float]:
     """Edits over reference characters, summed over numbers, and the share of names without one."""
-    edits = [Levenshtein.distance(output, wanted) for output, wanted in zip(outputs, names, strict=True)]
+    edits = [
+        Levenshtein.distance(output, wanted) for output, wanted in zip(outputs, names, strict=True)
+    ]
     return {
         "character_error": sum(edits) / sum(map(len, names)),
         "exact": sum(edit == 0 for edit in edits) / len(edits),
@@ -74,9 +89,15 @@ def trained(name: str, out: Path, scale: float = 1.0) -> T5ForConditionalGenerat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and figures")
-    parser.add_argument("--control", action="store_true", help="the plain control instead of the exit-aware stage")
-    parser.add_argument("--scale", type=float, default=1.0, help="share of the recipe's steps, to try it out")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for checkpoints and figures"
+    )
+    parser.add_argument(
+        "--control", action="store_true", help="the plain control instead of the exit-aware stage"
+    )
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the recipe's steps, to try it out"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     folders.note_settings(options.out, {"scale": options.scale}, file="recipe.json")

@@ -44,7 +44,9 @@ class LayerCache:
         """An empty one on ``rows``' memory."""
         batch, heads, _, width = prompt_keys.shape
         own = rows.view(-1, batch, 3, heads, width).permute(2, 1, 3, 0, 4).unbind(0)
-        return cls(rows, *own, prompt_keys, prompt_values, filled_rows=np.zeros(batch, dtype=np.int64))
+        return cls(
+            rows, *own, prompt_keys, prompt_values, filled_rows=np.zeros(batch, dtype=np.int64)
+        )
 
     def of(self, kept: Tensor, batch: int) -> "LayerCache":
         """The same for some rows of the batch."""
@@ -54,7 +56,9 @@ class LayerCache:
         rows = self.rows.new_empty(len(all_rows) * len(kept), self.rows.shape[1])
         chosen = rows.view(-1, len(kept), self.rows.shape[1])
         torch.index_select(all_rows[:filled], 1, kept, out=chosen[:filled])
-        part = LayerCache.on(rows, self.prompt_keys.index_select(0, kept), self.prompt_values.index_select(0, kept))
+        part = LayerCache.on(
+            rows, self.prompt_keys.index_select(0, kept), self.prompt_values.index_select(0, kept)
+        )
         part.filled, part.filled_rows = self.filled, self.filled_rows[kept.cpu().numpy()]
         return part
 
@@ -69,12 +73,20 @@ class Cache:
     batch: int
     length: int
     layers: dict[int, LayerCache] = field(default_factory=dict)
-    states: list[Tensor] = field(default_factory=list)  # (B, d) each, by position: the state that later layers build on
-    causal_bias: dict[PositionBias, Tensor] = field(default_factory=dict)  # (1, heads, T, T), -inf ahead; where needed
+    states: list[Tensor] = field(
+        default_factory=list
+    )  # (B, d) each, by position: the state that later layers build on
+    causal_bias: dict[PositionBias, Tensor] = field(
+        default_factory=dict
+    )  # (1, heads, T, T), -inf ahead; where needed
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows of the batch, (A,) in this order."""
-        self.memory = self.memory.view(self.batch, -1, self.memory.shape[1]).index_select(0, rows).flatten(0, 1)
+        self.memory = (
+            self.memory.view(self.batch, -1, self.memory.shape[1])
+            .index_select(0, rows)
+            .flatten(0, 1)
+        )
         if self.prompt_bias is not None:
             self.prompt_bias = self.prompt_bias.index_select(0, rows)
         self.states[:] = [state.index_select(0, rows) for state in self.states]
@@ -142,7 +154,9 @@ class Backbone:
             attended = scaled_dot_product_attention(
                 queries, keys, values, attn_mask=_of_layer(biases, index), scale=1.0
             )
-            state = torch.addmm(state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out)
+            state = torch.addmm(
+                state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out
+            )
             state = self._feed_forward(layer, state)
         rows = [bias.rows(length) for bias in self._decoder_bias.layers]
         return Cache(self._norm(state), prompt_bias, rows, batch, length)
@@ -193,7 +207,11 @@ class Backbone:
         batch, position = cache.batch, len(cache.states)
         gaps = [(p, row) for row in rows for p in range(own.filled_rows[row], position)]
         slots = [p * batch + row for p, row in gaps] + [position * batch + row for row in rows]
-        entering = torch.cat([torch.stack([cache.states[p][row] for p, row in gaps]), state]) if gaps else state
+        entering = (
+            torch.cat([torch.stack([cache.states[p][row] for p, row in gaps]), state])
+            if gaps
+            else state
+        )
         projected = torch.mm(self._norm(entering), layer.self_in)
         own.rows.index_copy_(0, self.tensor(np.array(slots)), projected)
         own.filled_rows[rows] = position + 1
@@ -202,7 +220,9 @@ class Backbone:
             return kept if len(rows) == batch else kept.index_select(0, chosen)
 
         chosen = self.tensor(np.array(rows))
-        queries = projected[len(gaps) :, : projected.shape[1] // 3].view(len(rows), self._heads, 1, -1)
+        queries = projected[len(gaps) :, : projected.shape[1] // 3].view(
+            len(rows), self._heads, 1, -1
+        )
         attended = scaled_dot_product_attention(
             queries,
             of_rows(own.keys.narrow(2, 0, position + 1)),
@@ -231,22 +251,34 @@ class Backbone:
         layer = self._decoder[index]
         batch, m = cache.batch, position + 1 - first
         states = torch.cat([*cache.states[first:], state])  # (m * B, d), position by position
-        torch.mm(self._norm(states), layer.self_in, out=own.rows[first * batch : (position + 1) * batch])
+        torch.mm(
+            self._norm(states), layer.self_in, out=own.rows[first * batch : (position + 1) * batch]
+        )
         own.filled = position + 1
         bias = self._causal_bias(cache, index)[:, :, first : position + 1, : position + 1]
         attended = scaled_dot_product_attention(
             own.queries.narrow(2, first, m),
             own.keys.narrow(2, 0, position + 1),
             own.values.narrow(2, 0, position + 1),
-            attn_mask=bias.clone(memory_format=torch.contiguous_format),  # a part may begin anywhere: weights.ALIGNMENT
+            attn_mask=bias.clone(
+                memory_format=torch.contiguous_format
+            ),  # a part may begin anywhere: weights.ALIGNMENT
             scale=1.0,
         )
-        states = torch.addmm(states, attended.permute(2, 0, 1, 3).reshape(m * batch, -1), layer.self_out)
-        query = torch.mm(self._norm(states), layer.cross_query).view(m, batch, self._heads, -1).permute(1, 2, 0, 3)
+        states = torch.addmm(
+            states, attended.permute(2, 0, 1, 3).reshape(m * batch, -1), layer.self_out
+        )
+        query = (
+            torch.mm(self._norm(states), layer.cross_query)
+            .view(m, batch, self._heads, -1)
+            .permute(1, 2, 0, 3)
+        )
         attended = scaled_dot_product_attention(
             query, own.prompt_keys, own.prompt_values, attn_mask=cache.prompt_bias, scale=1.0
         )
-        states = torch.addmm(states, attended.permute(2, 0, 1, 3).reshape(m * batch, -1), layer.cross_out)
+        states = torch.addmm(
+            states, attended.permute(2, 0, 1, 3).reshape(m * batch, -1), layer.cross_out
+        )
         *earlier, state = self._feed_forward(layer, states).split(batch)
         cache.states[first:] = earlier
         return state
@@ -267,7 +299,9 @@ class Backbone:
         """Memory for a layer's keys and values, and the prompt's projected for it."""
         layer = self._decoder[index]
         rows = cache.memory.new_empty(cache.length * cache.batch, layer.self_in.shape[1])
-        prompt = self._split_heads(torch.mm(cache.memory, layer.cross_memory), cache.batch, 2).unbind(0)
+        prompt = self._split_heads(
+            torch.mm(cache.memory, layer.cross_memory), cache.batch, 2
+        ).unbind(0)
         cache.layers[index] = LayerCache.on(rows, *prompt)
         return cache.layers[index]
 

@@ -45,7 +45,10 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
         If a file is missing, cannot be read, or lacks weights that the config asks for.
     """
     folder = Path(folder)
-    weights = {name: weight.float() for name, weight in _checkpoints.read_weights(folder, load_file).items()}
+    weights = {
+        name: weight.float()
+        for name, weight in _checkpoints.read_weights(folder, load_file).items()
+    }
     config, generation = _checkpoints.read_config(folder)
     weights.pop(_checkpoints.UNUSED, None)
     model_class, config_class = _CLASSES[config["model_type"]]
@@ -60,13 +63,21 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
         raise RiskcalError(
             f"{folder}: the weights do not fit the config ({str(error).splitlines()[-1].strip()})."
         ) from None
-    copies = {name for name, weight in model.state_dict(keep_vars=True).items() if weight is model.shared.weight}
+    copies = {
+        name
+        for name, weight in model.state_dict(keep_vars=True).items()
+        if weight is model.shared.weight
+    }
     lacking = sorted(set(absent) - copies if "shared.weight" in weights else set(absent))
     if lacking or unknown:
         what = (
-            f"lacks {lacking[0]}" if lacking else f"holds {unknown[0]}, which is no weight of a {model_class.__name__}"
+            f"lacks {lacking[0]}"
+            if lacking
+            else f"holds {unknown[0]}, which is no weight of a {model_class.__name__}"
         )
-        raise RiskcalError(f"{folder / 'model.safetensors'}: {what}; give the folder of a whole T5 checkpoint.")
+        raise RiskcalError(
+            f"{folder / 'model.safetensors'}: {what}; give the folder of a whole T5 checkpoint."
+        )
     loaded: T5 = model.eval()
     return loaded
 
@@ -93,6 +104,13 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     """
     _validate.choice(name, "name", ("g2p", "numbers"))
     with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
-        model, tokenizer = load_t5(folder), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        model, tokenizer = (
+            load_t5(folder),
+            PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True),
+        )
         classifier = folder / "classifier-independent.safetensors"
-        return EarlyExitT5(model, tokenizer, classifier=load_classifier(classifier) if classifier.is_file() else None)
+        return EarlyExitT5(
+            model,
+            tokenizer,
+            classifier=load_classifier(classifier) if classifier.is_file() else None,
+        )

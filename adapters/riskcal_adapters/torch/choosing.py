@@ -31,7 +31,12 @@ def nucleus(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def draw(
-    scores: Scores, places: list[int], keys: list[int], position: int, sampling: Sampling, vocabulary: int
+    scores: Scores,
+    places: list[int],
+    keys: list[int],
+    position: int,
+    sampling: Sampling,
+    vocabulary: int,
 ) -> list[int]:
     """One token for each of some rows of the scores, drawn by adding Gumbel noise to log probabilities.
 
@@ -41,7 +46,9 @@ def draw(
     drawn = []
     for place, key in zip(places, keys, strict=True):
         log = nucleus(scores.logits[place].cpu(), sampling)
-        noise = torch.from_numpy(np.random.default_rng([sampling.seed, key, position]).gumbel(size=vocabulary))
+        noise = torch.from_numpy(
+            np.random.default_rng([sampling.seed, key, position]).gumbel(size=vocabulary)
+        )
         if scores.ids is None:
             drawn.append(int((log + noise).argmax()))
         else:

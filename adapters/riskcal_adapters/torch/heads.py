@@ -16,7 +16,9 @@ class Scores(NamedTuple):
     """Logits of the tokens that were compared."""
 
     logits: Tensor  #: (B, V), or (B, k) over the kept ones
-    ids: Tensor | None = None  #: (B, k) their ids, the likeliest at the first exit first; None: all, in order
+    ids: Tensor | None = (
+        None  #: (B, k) their ids, the likeliest at the first exit first; None: all, in order
+    )
 
     def best(self) -> Tensor:
         """(B,) the id of the largest logit, the lowest of equals."""
@@ -74,7 +76,9 @@ class PrunedHead:
             self._looked = Scores(backbone.logits(state))
             self._ids = likeliest(self._looked.logits, k)
             return self._looked
-        kept = pruning.kept(layer, backbone.n_layers, backbone.vocabulary, start=self._start, confidence=confidence)
+        kept = pruning.kept(
+            layer, backbone.n_layers, backbone.vocabulary, start=self._start, confidence=confidence
+        )
         widest = int(kept.max())
         logits = self._kept_logits(state, widest)
         if kept.min() < widest:
@@ -87,7 +91,9 @@ class PrunedHead:
         """Logits of another state over the kept tokens of the last `scores`."""
         assert self._looked is not None
         logits = self._kept_logits(state, self._looked.logits.shape[1])
-        return Scores(logits.masked_fill(self._looked.logits.isneginf(), -torch.inf), self._looked.ids)
+        return Scores(
+            logits.masked_fill(self._looked.logits.isneginf(), -torch.inf), self._looked.ids
+        )
 
     def _kept_logits(self, state: Tensor, k: int) -> Tensor:
         assert self._ids is not None
@@ -103,7 +109,9 @@ def likeliest(logits: Tensor, k: int) -> Tensor:
     ``topk`` says nothing of equals, and among 32,000 float32 numbers there nearly always are some; a stable sort is several
     times slower. So logits are read as whole numbers of the same order, with the id in the lower half.
     """
-    bits = (logits.float().nan_to_num(nan=math.inf) + 0.0).view(torch.int32)  # + 0.0: -0 and 0 are equal
+    bits = (logits.float().nan_to_num(nan=math.inf) + 0.0).view(
+        torch.int32
+    )  # + 0.0: -0 and 0 are equal
     ascending = torch.where(bits < 0, bits ^ torch.iinfo(torch.int32).max, bits).long()
     ids = torch.arange(logits.shape[-1], device=logits.device)
     return ((ascending << 32) - ids).topk(k).indices

@@ -38,7 +38,9 @@ class Judge:
         Needed by the measure of that name.
     """
 
-    def __init__(self, backbone: Backbone, policy: ExitPolicy, classifier: Classifier | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, policy: ExitPolicy, classifier: Classifier | None = None
+    ) -> None:
         policy = policy.named()
         self._backbone, self._classifier = backbone, classifier
         self._measure, self._contrast = policy.measure, policy.contrast
@@ -63,7 +65,9 @@ class Judge:
         self._head.keep(rows)
         self._targets = None if self._targets is None else self._targets.index_select(0, rows)
         self._states = [state.index_select(0, rows) for state in self._states]
-        self._logits = {layer: logits.index_select(0, rows) for layer, logits in self._logits.items()}
+        self._logits = {
+            layer: logits.index_select(0, rows) for layer, logits in self._logits.items()
+        }
         if self._confidence is not None:
             self._confidence = self._confidence[rows.cpu().numpy()]
 
@@ -72,7 +76,9 @@ class Judge:
         if self._remembers:
             self._states.append(state)
 
-    def look(self, layer: int, state: Tensor, before: Tensor | None) -> tuple[Confidences, Scores | None]:
+    def look(
+        self, layer: int, state: Tensor, before: Tensor | None
+    ) -> tuple[Confidences, Scores | None]:
         """Confidence after a layer, and its scores where the measure needed them.
 
         Parameters
@@ -122,7 +128,11 @@ class Judge:
         else:
             amateur = self._again(earlier[0], scores)
         return measures.contrasted(
-            expert, amateur, head, tail=self._measure != "weighted", mass=not self._measure.endswith("-code")
+            expert,
+            amateur,
+            head,
+            tail=self._measure != "weighted",
+            mass=not self._measure.endswith("-code"),
         )
 
     def _amateurs(self, layer: int) -> list[int]:
@@ -140,7 +150,9 @@ class Judge:
             return measures.plausible(probabilities, contrast.alpha)
         margin = self._backbone.tensor(measures.softmax_margin(expert))
         alpha = measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, margin)
-        return measures.plausible(probabilities, alpha) & kept  # a margin of 1 makes alpha 0, and all tokens plausible
+        return (
+            measures.plausible(probabilities, alpha) & kept
+        )  # a margin of 1 makes alpha 0, and all tokens plausible
 
     def _most_distant(
         self, layer: int, earlier: list[int], scores: Scores, probabilities: Tensor, head: Tensor
@@ -149,7 +161,9 @@ class Judge:
         candidates = torch.stack([self._again(number, scores) for number in earlier])
         expert = probabilities.masked_fill(~head, 0.0)
         discounted = [
-            measures.divergence(expert, torch.softmax(logits, -1, dtype=torch.float32).masked_fill(~head, 0.0))
+            measures.divergence(
+                expert, torch.softmax(logits, -1, dtype=torch.float32).masked_fill(~head, 0.0)
+            )
             / (layer - number)
             for number, logits in zip(earlier, candidates, strict=True)
         ]

@@ -75,10 +75,14 @@ def alpha_at(alpha: float, decay: float, layer: int, margin: Tensor) -> Tensor:
 def divergence(p: Tensor, q: Tensor) -> Tensor:
     """Jensen-Shannon divergence in nats of nonnegative (B, V), not normalised; 0 log 0 is 0."""
     mean = (p + q) / 2
-    return (torch.xlogy(p, p / mean).nan_to_num() + torch.xlogy(q, q / mean).nan_to_num()).sum(-1) / 2
+    return (torch.xlogy(p, p / mean).nan_to_num() + torch.xlogy(q, q / mean).nan_to_num()).sum(
+        -1
+    ) / 2
 
 
-def contrasted(expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mass: bool) -> Confidences:
+def contrasted(
+    expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mass: bool
+) -> Confidences:
     """The margin between the two largest scores of contrastive decoding.
 
     On the plausible tokens H (``head``) the expert's lead over the amateur is a softmax g, scaled by the probability that
@@ -93,10 +97,14 @@ def contrasted(expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mas
     """
     log = torch.log_softmax(expert, -1, dtype=torch.float32)
     # what the amateur rules out altogether is a very large lead, not an infinite one
-    lead = log - torch.log_softmax(amateur, -1, dtype=torch.float32).clamp_min(torch.finfo(torch.float32).min)
+    lead = log - torch.log_softmax(amateur, -1, dtype=torch.float32).clamp_min(
+        torch.finfo(torch.float32).min
+    )
     share = torch.softmax(lead.masked_fill(~head, -torch.inf), -1)
     probabilities = log.exp()
     scale = probabilities.masked_fill(~head, 0.0).sum(-1, keepdim=True) if mass else 1.0
-    scores = torch.where(head, share * scale, probabilities if tail else 0.0 * probabilities)  # 0, but a NaN stays one
+    scores = torch.where(
+        head, share * scale, probabilities if tail else 0.0 * probabilities
+    )  # 0, but a NaN stays one
     top = scores.topk(2).values.cpu().numpy()
     return np.asarray(top[:, 0] - top[:, 1])

@@ -54,7 +54,9 @@ def refuse_attachments(model: T5, backbone: Backbone) -> None:
     if unusual and not precise:
         raise RiskcalError(f"model: {_listed(unusual)}. {_REMEDY}")
     error = _error(model, backbone)
-    least = min((weight.dtype for weight in model.parameters()), key=lambda dtype: -_TOLERANCE[dtype])
+    least = min(
+        (weight.dtype for weight in model.parameters()), key=lambda dtype: -_TOLERANCE[dtype]
+    )
     if error > _TOLERANCE[least]:
         cause = (
             _listed(unusual)
@@ -95,14 +97,21 @@ def _error(model: T5, backbone: Backbone) -> float:
     device, vocabulary = backbone.device, backbone.vocabulary
     # spread over the vocabulary by a step that shares no factor with it; one row is padded
     step = next(step for step in (7919, 7907, 7901, 1) if math.gcd(step, vocabulary) == 1)
-    ids = torch.arange(1, 2 * (_PROMPT + _LENGTH) + 1, device=device).mul(step).remainder(vocabulary).view(2, -1)
+    ids = (
+        torch.arange(1, 2 * (_PROMPT + _LENGTH) + 1, device=device)
+        .mul(step)
+        .remainder(vocabulary)
+        .view(2, -1)
+    )
     prompt, forced = ids[:, :_PROMPT].contiguous(), ids[:, _PROMPT:].contiguous()
     mask = torch.ones_like(prompt)
     mask[1, -3:] = 0
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         with _evaluating(model):
             try:
-                own = model(input_ids=prompt, attention_mask=mask, decoder_input_ids=forced, use_cache=False).logits
+                own = model(
+                    input_ids=prompt, attention_mask=mask, decoder_input_ids=forced, use_cache=False
+                ).logits
             except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
                 raise RiskcalError(f"model: its own forward fails ({error}). {_REMEDY}") from error
         ours = _teacher_forced(backbone, prompt, mask.cpu().numpy().astype(bool), forced)

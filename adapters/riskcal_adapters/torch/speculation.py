@@ -88,14 +88,20 @@ class Drafting:
         """Of the arguments of `EarlyExitT5.speculate`."""
         _validate.count(layer, "draft_layer", least=1)
         if layer >= n_layers:
-            raise RiskcalError(f"draft_layer: {layer}, but the model has {n_layers} layers; leave some to verify with.")
+            raise RiskcalError(
+                f"draft_layer: {layer}, but the model has {n_layers} layers; leave some to verify with."
+            )
         if length != "adaptive":
             if isinstance(length, str):
-                raise RiskcalError(f"draft_length: {length!r}; give a number of tokens, or 'adaptive'.")
+                raise RiskcalError(
+                    f"draft_length: {length!r}; give a number of tokens, or 'adaptive'."
+                )
             _validate.count(length, "draft_length", least=1)
         least = 0.0 if confidence is None else _validate.number(confidence, "draft_confidence")
         if not 0 <= least <= 1:
-            raise RiskcalError(f"draft_confidence: {least:g} is no softmax margin; give a number in [0, 1], or None.")
+            raise RiskcalError(
+                f"draft_confidence: {least:g} is no softmax margin; give a number in [0, 1], or None."
+            )
         return cls(layer, None if length == "adaptive" else length, least)
 
 
@@ -142,14 +148,20 @@ def choice(sampling: Sampling | None, key: int) -> Choice:
     def drawn(logits: Tensor, position: int) -> list[int]:
         scores, vocabulary = Scores(logits), logits.shape[1]
         return [
-            choosing.draw(scores, [i], [key], position + i, sampling, vocabulary)[0] for i in range(logits.shape[0])
+            choosing.draw(scores, [i], [key], position + i, sampling, vocabulary)[0]
+            for i in range(logits.shape[0])
         ]
 
     return drawn
 
 
 def speculate(
-    backbone: Backbone, prompt: Tensor, drafting: Drafting, choose: Choice, special: SpecialTokens, limit: int
+    backbone: Backbone,
+    prompt: Tensor,
+    drafting: Drafting,
+    choose: Choice,
+    special: SpecialTokens,
+    limit: int,
 ) -> Row:
     """Generate for one prompt (1, S) without padding; at most ``limit`` tokens."""
     cache = backbone.start(prompt, np.ones(prompt.shape, dtype=bool), limit)

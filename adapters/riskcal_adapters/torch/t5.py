@@ -88,7 +88,9 @@ class _Run:
     keys: list[int]  # of each row's noise
     pending: list[int]  # each row's early exits in a row
     opens: list[bool]  # whether any row may ever exit at a layer
-    embedded: list[Tensor] = field(default_factory=list)  # of all positions, where they are run again
+    embedded: list[Tensor] = field(
+        default_factory=list
+    )  # of all positions, where they are run again
 
     @property
     def position(self) -> int:
@@ -167,7 +169,9 @@ class EarlyExitT5:
         )
         self.n_layers: int = self._backbone.n_layers
         self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
-        self.measures: list[str] = [name for name in MEASURES if name != "classifier" or classifier is not None]
+        self.measures: list[str] = [
+            name for name in MEASURES if name != "classifier" or classifier is not None
+        ]
         self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
 
     @property
@@ -184,7 +188,9 @@ class EarlyExitT5:
     def weights(self) -> str:
         """Fingerprint of the model's weights, by which a policy knows the model that it was calibrated on."""
         if weights.versions(self.model) != self._as_read:
-            raise RiskcalError("model: its weights changed after this decoder read them; make a new decoder.")
+            raise RiskcalError(
+                "model: its weights changed after this decoder read them; make a new decoder."
+            )
         named = self.model.state_dict().items()
         return fingerprint.of_weights(named, lambda part: part.float().cpu().numpy())
 
@@ -192,7 +198,11 @@ class EarlyExitT5:
     def classifier_weights(self) -> str | None:
         """Fingerprint of the exit classifier, None without one."""
         own = self._classifier
-        return None if own is None else fingerprint.of_classifier(own.weight.cpu().numpy(), own.bias.cpu().numpy())
+        return (
+            None
+            if own is None
+            else fingerprint.of_classifier(own.weight.cpu().numpy(), own.bias.cpu().numpy())
+        )
 
     def generate(
         self,
@@ -239,7 +249,10 @@ class EarlyExitT5:
             if len(groups) == 1:
                 parts = [self._decode(groups[0][0], tokens, mask, thresholds)]
             else:
-                parts = [self._decode(one, tokens[rows], mask[rows], thresholds[:, :, rows]) for one, rows in groups]
+                parts = [
+                    self._decode(one, tokens[rows], mask[rows], thresholds[:, :, rows])
+                    for one, rows in groups
+                ]
         return self._generation([rows for _, rows in groups], parts, batch)
 
     def speculate(
@@ -286,7 +299,9 @@ class EarlyExitT5:
         tokens, mask = self._checked(input_ids, attention_mask)
         drafting = Drafting.checked(draft_layer, draft_length, draft_confidence, self.n_layers)
         if sampling is not None and not isinstance(sampling, Sampling):
-            raise RiskcalError(f"sampling: {sampling!r} is no riskcal.Sampling; leave it out to decode greedily.")
+            raise RiskcalError(
+                f"sampling: {sampling!r} is no riskcal.Sampling; leave it out to decode greedily."
+            )
         limit = _requests.length(max_new_tokens, [], self.default_length)
         with torch.inference_mode():
             rows = [
@@ -363,7 +378,9 @@ class EarlyExitT5:
             raise RiskcalError("texts: give a list of at least one string.")
         with _TOKENIZING:
             encoded = self._need_tokenizer()(list(texts), padding=True, return_tensors="pt")
-        return encoded["input_ids"].to(self._backbone.device), encoded["attention_mask"].to(self._backbone.device)
+        return encoded["input_ids"].to(self._backbone.device), encoded["attention_mask"].to(
+            self._backbone.device
+        )
 
     def decode(self, tokens: Tensor) -> list[str]:
         """One text per row of token ids (B, T), without special tokens."""
@@ -371,13 +388,21 @@ class EarlyExitT5:
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
-            raise RiskcalError("tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer).")
+            raise RiskcalError(
+                "tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer)."
+            )
         return self.tokenizer
 
     def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, NDArray[np.bool_]]:
         tokens = _given(input_ids, "input_ids")
-        given = None if attention_mask is None else _given(attention_mask, "attention_mask").cpu().numpy()
-        mask = _requests.prompt_mask(tokens.cpu().numpy(), given, self._special, self._backbone.vocabulary)
+        given = (
+            None
+            if attention_mask is None
+            else _given(attention_mask, "attention_mask").cpu().numpy()
+        )
+        mask = _requests.prompt_mask(
+            tokens.cpu().numpy(), given, self._special, self._backbone.vocabulary
+        )
         return tokens.to(self._backbone.device, torch.long), mask
 
     def _asked(
@@ -397,7 +422,9 @@ class EarlyExitT5:
             self._last_asked = policy, batch, max_new_tokens, groups, table
         return groups, table
 
-    def _generation(self, rows: list[list[int]], parts: list[list[_Step]], batch: int) -> Generation:
+    def _generation(
+        self, rows: list[list[int]], parts: list[list[_Step]], batch: int
+    ) -> Generation:
         """Put groups of rows together again."""
         length = max(len(steps) for steps in parts)
         tokens = np.full((batch, length), self._special.pad)
@@ -408,26 +435,38 @@ class EarlyExitT5:
             own, size = slice(None) if len(some) == batch else some, len(steps)
             tokens[own, :size] = np.array([step.tokens for step in steps]).T
             exits[own, :size] = np.array([step.exits for step in steps]).T
-            confidence[own, :size] = np.array([step.confidence for step in steps], dtype=np.float32).T
+            confidence[own, :size] = np.array(
+                [step.confidence for step in steps], dtype=np.float32
+            ).T
             refused[own, :size] = np.array([step.refused for step in steps], dtype=np.float32).T
         as_tensor = self._backbone.tensor
-        return Generation(as_tensor(tokens), as_tensor(exits), as_tensor(confidence), as_tensor(refused))
+        return Generation(
+            as_tensor(tokens), as_tensor(exits), as_tensor(confidence), as_tensor(refused)
+        )
 
-    def _run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> _Run:
+    def _run(
+        self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int
+    ) -> _Run:
         backbone, batch = self._backbone, len(tokens)
         policy = policy.named()
         return _Run(
             policy=policy,
             cache=backbone.start(tokens, mask, length),
             judge=Judge(backbone, policy, self._classifier),
-            layer=backbone.layer_exact if policy.cache in ("deferred", "recompute") else backbone.layer,
+            layer=backbone.layer_exact
+            if policy.cache in ("deferred", "recompute")
+            else backbone.layer,
             keys=choosing.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
             opens=[True] * self.n_layers,
         )
 
     def _decode(
-        self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], thresholds: NDArray[np.float32]
+        self,
+        policy: ExitPolicy,
+        tokens: Tensor,
+        mask: NDArray[np.bool_],
+        thresholds: NDArray[np.float32],
     ) -> list[_Step]:
         """The positions of rows that share ``policy``, but for the ``thresholds`` (T, L, B)."""
         batch = len(tokens)
@@ -438,19 +477,27 @@ class EarlyExitT5:
         steps, rows = [], going  # rows: which of the batch's those of the run are
         for position in range(len(thresholds)):
             step = advance(run, chosen, going, thresholds[position].tolist())
-            steps.append(step if len(rows) == batch else step.spread(rows, _Step.blank(batch, self._special.pad)))
+            steps.append(
+                step
+                if len(rows) == batch
+                else step.spread(rows, _Step.blank(batch, self._special.pad))
+            )
             chosen = step.tokens
             going = [row for row in going if chosen[row] not in self._special.ends]
             if not going:
                 break
-            if 2 * len(going) <= len(rows):  # half of the batch has ended: go on with the others alone
+            if 2 * len(going) <= len(
+                rows
+            ):  # half of the batch has ended: go on with the others alone
                 run.keep(going, self._backbone.tensor)
                 thresholds = thresholds[:, :, going]
                 rows, chosen = [rows[row] for row in going], [chosen[row] for row in going]
                 going = list(range(len(rows)))
         return steps
 
-    def _step(self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]) -> _Step:
+    def _step(
+        self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]
+    ) -> _Step:
         """The next token of each row.
 
         ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed.
@@ -458,7 +505,11 @@ class EarlyExitT5:
         policy, cache, judge = run.policy, run.cache, run.judge
         step = _Step.blank(cache.batch, self._special.pad)
         state = first = self._begin(run, previous)
-        ahead = self._last_scores(run, state) if policy.measure == "oracle" or policy.emits == "last" else None
+        ahead = (
+            self._last_scores(run, state)
+            if policy.measure == "oracle" or policy.emits == "last"
+            else None
+        )
         judge.begin(None if ahead is None else ahead.best())
         if policy.max_pending is not None:
             thresholds = self._forced(run, thresholds)
@@ -474,7 +525,9 @@ class EarlyExitT5:
             if index == 0:
                 first = state
             last = index == self.n_layers - 1
-            if not last and (not run.opens[index] or all(needed[row] == math.inf for row in active)):
+            if not last and (
+                not run.opens[index] or all(needed[row] == math.inf for row in active)
+            ):
                 judge.pass_by(state)
                 continue
             confidence, scores = judge.look(index + 1, state, before)
@@ -485,11 +538,23 @@ class EarlyExitT5:
                 leaving = [] if waiting else active
             if leaving:
                 emitting = scores or judge.scores(index + 1, state)
-                self._leave(run, step, index + 1, leaving, leaving, sure, emitting if policy.emits == "exit" else ahead)
+                self._leave(
+                    run,
+                    step,
+                    index + 1,
+                    leaving,
+                    leaving,
+                    sure,
+                    emitting if policy.emits == "exit" else ahead,
+                )
                 if len(leaving) == len(active):
                     break
             for row in active:
-                if sure[row] > step.refused[row] and not step.exits[row] and needed[row] != math.inf:
+                if (
+                    sure[row] > step.refused[row]
+                    and not step.exits[row]
+                    and needed[row] != math.inf
+                ):
                     step.refused[row] = sure[row]
             if leaving:
                 active = [row for row in active if not step.exits[row]]
@@ -501,13 +566,19 @@ class EarlyExitT5:
             run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
         return step
 
-    def _step_of_rows(self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]) -> _Step:
+    def _step_of_rows(
+        self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]
+    ) -> _Step:
         """As `_step`, computing in each layer the rows that go so deep and no others."""
         cache, judge, as_tensor = run.cache, run.judge, self._backbone.tensor
         step = _Step.blank(cache.batch, self._special.pad)
         rows = going
         at_exit = self._begin(run, previous)  # (B, d), row after row
-        state = at_exit if len(rows) == cache.batch else at_exit.index_select(0, as_tensor(np.array(rows)))
+        state = (
+            at_exit
+            if len(rows) == cache.batch
+            else at_exit.index_select(0, as_tensor(np.array(rows)))
+        )
         at_exit = at_exit.clone()
         judge.begin()
         for index, needed in enumerate(thresholds):
@@ -522,7 +593,15 @@ class EarlyExitT5:
             places = [i for i, row in enumerate(rows) if last or sure[i] >= needed[row]]
             if places:
                 leaving = [rows[i] for i in places]
-                self._leave(run, step, index + 1, leaving, places, sure, scores or judge.scores(index + 1, state))
+                self._leave(
+                    run,
+                    step,
+                    index + 1,
+                    leaving,
+                    places,
+                    sure,
+                    scores or judge.scores(index + 1, state),
+                )
                 exiting = state.index_select(0, as_tensor(np.array(places)))
                 at_exit.index_copy_(0, as_tensor(np.array(leaving)), exiting)
             stay = [i for i, row in enumerate(rows) if not step.exits[row]]
@@ -567,7 +646,10 @@ class EarlyExitT5:
         if not due:
             return thresholds
         *early, last = thresholds
-        return [[math.inf if row in due else value for row, value in enumerate(needed)] for needed in early] + [last]
+        return [
+            [math.inf if row in due else value for row, value in enumerate(needed)]
+            for needed in early
+        ] + [last]
 
     def _leave(
         self,
@@ -590,12 +672,18 @@ class EarlyExitT5:
             best = scores.best().tolist()
             return [best[place] for place in places]
         keys = [run.keys[row] for row in rows]
-        return choosing.draw(scores, places, keys, run.position, sampling, self._backbone.vocabulary)
+        return choosing.draw(
+            scores, places, keys, run.position, sampling, self._backbone.vocabulary
+        )
 
-    def _all_exits(self, run: _Run, previous: list[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _all_exits(
+        self, run: _Run, previous: list[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Confidence and token (B, L) at every layer, of a step that skips none; the last token is the full model's."""
         policy, cache, judge = run.policy, run.cache, run.judge
-        begins = policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
+        begins = (
+            policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
+        )
         everyone = list(range(cache.batch))
         states = [self._backbone.embed(previous)]
         for index in range(self.n_layers):
@@ -607,7 +695,10 @@ class EarlyExitT5:
         for layer, state in enumerate(states[1:], start=1):
             if layer < begins:
                 judge.pass_by(state)
-                sure, scores = np.full(cache.batch, np.float32(math.nan)), Scores(self._backbone.logits(state))
+                sure, scores = (
+                    np.full(cache.batch, np.float32(math.nan)),
+                    Scores(self._backbone.logits(state)),
+                )
             else:
                 sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
             confidence.append(sure)
@@ -634,7 +725,9 @@ class _Linear:
 
     @classmethod
     def of(cls, classifier: Classifier, backbone: Backbone) -> "_Linear":
-        weight, bias = map(torch.from_numpy, _requests.classifier_parts(classifier, len(backbone.head)))
+        weight, bias = map(
+            torch.from_numpy, _requests.classifier_parts(classifier, len(backbone.head))
+        )
         return cls(weight.to(backbone.device), bias.to(backbone.device))
 
 
@@ -642,4 +735,6 @@ def _given(values: Any, name: str) -> Tensor:
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise RiskcalError(f"{name}: not an array of numbers ({error}); give (B, S), padded to one length.") from None
+        raise RiskcalError(
+            f"{name}: not an array of numbers ({error}); give (B, S), padded to one length."
+        ) from None

@@ -12,7 +12,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import MT5ForConditionalGeneration, T5ForConditionalGeneration, UMT5ForConditionalGeneration
+from transformers import (
+    MT5ForConditionalGeneration,
+    T5ForConditionalGeneration,
+    UMT5ForConditionalGeneration,
+)
 
 from riskcal._validate import RiskcalError
 
@@ -28,7 +32,9 @@ class Layer(NamedTuple):
     ff_in: Tensor  #: (d, f), or (d, 2f): gate and linear part
     ff_out: Tensor  #: (f, d)
     cross_query: Tensor | None = None  #: (d, h); the encoder has no cross-attention
-    cross_memory: Tensor | None = None  #: (d, 2h): keys and values, from the encoder's normed output
+    cross_memory: Tensor | None = (
+        None  #: (d, 2h): keys and values, from the encoder's normed output
+    )
     cross_out: Tensor | None = None  #: (h, d)
 
 
@@ -72,7 +78,9 @@ def refuse_other(model: object) -> None:
     written = getattr(model.config, "architectures", None) or []
     own = isinstance(model, UMT5ForConditionalGeneration)
     foreign = [
-        name for name in written if name.endswith("T5ForConditionalGeneration") and name.startswith("UMT5") != own
+        name
+        for name in written
+        if name.endswith("T5ForConditionalGeneration") and name.startswith("UMT5") != own
     ]
     if foreign:
         raise RiskcalError(
@@ -86,7 +94,9 @@ def compute_dtype(model: T5) -> torch.dtype:
     dtypes = {parameter.dtype for parameter in model.parameters()}
     foreign = [dtype for dtype in dtypes if not dtype.is_floating_point]
     if foreign:
-        raise RiskcalError(f"model: has weights of type {foreign[0]}; load it with floating-point weights.")
+        raise RiskcalError(
+            f"model: has weights of type {foreign[0]}; load it with floating-point weights."
+        )
     widest = functools.reduce(torch.promote_types, dtypes)
     return torch.float32 if widest is torch.float16 else widest
 
@@ -95,7 +105,9 @@ def device(model: T5) -> torch.device:
     """Where all the weights are."""
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or torch.device("meta") in devices:
-        raise RiskcalError(f"model: weights on {', '.join(sorted(map(str, devices)))}; load it whole, on one device.")
+        raise RiskcalError(
+            f"model: weights on {', '.join(sorted(map(str, devices)))}; load it whole, on one device."
+        )
     return devices.pop()
 
 
@@ -108,14 +120,18 @@ def norm_offset(model: T5, dtype: torch.dtype) -> Tensor:
 def versions(model: T5) -> list[tuple[str, int, int]]:
     """What changes when a weight is replaced or written to, short of reading them all."""
     named = model.state_dict().items()
-    return [(name, held.data_ptr(), 0 if held.is_inference() else held._version) for name, held in named]
+    return [
+        (name, held.data_ptr(), 0 if held.is_inference() else held._version) for name, held in named
+    ]
 
 
 def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
     """T5's norm without its gain, over ``sqrt(d)``; both are in the weights that follow. Three operations, not nine."""
     length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=offset.dtype)
     normed = state / torch.hypot(length, offset)
-    return normed if normed.dtype == state.dtype else normed.to(state.dtype)  # asking is dearer than looking
+    return (
+        normed if normed.dtype == state.dtype else normed.to(state.dtype)
+    )  # asking is dearer than looking
 
 
 def activation(model: T5) -> Callable[[Tensor], Tensor]:
@@ -138,13 +154,19 @@ class PositionBias:
     def __init__(self, stack: torch.nn.Module, dtype: torch.dtype, layer: int = 0) -> None:
         own = [block.layer[0].SelfAttention for block in stack.block]
         attention = own[layer]
-        self._reach: int = attention.relative_attention_max_distance  # beyond it the bias stays the same
+        self._reach: int = (
+            attention.relative_attention_max_distance
+        )  # beyond it the bias stays the same
         with torch.no_grad():
             around = attention.compute_bias(1, 2 * self._reach + 1, past_seen_tokens=self._reach)
         self._by_offset = around[0, :, 0].to(dtype)  # (heads, 2 * reach + 1)
         self._square = self._between(0, 0)
         self._rows: list[Tensor] = []
-        others = [i for i, one in enumerate(own) if i and one.has_relative_attention_bias] if layer == 0 else []
+        others = (
+            [i for i, one in enumerate(own) if i and one.has_relative_attention_bias]
+            if layer == 0
+            else []
+        )
         self.layers = [self, *(PositionBias(stack, dtype, i) for i in others)]
 
     def square(self, length: int) -> Tensor:
@@ -163,12 +185,16 @@ class PositionBias:
         rows = self._rows
         if len(rows) < length:
             last = self._between(length - 1, length)
-            room = (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT  # for any shift, rows apart by whole pieces
+            room = (
+                (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT
+            )  # for any shift, rows apart by whole pieces
             copies = [last.new_zeros(*last.shape[:-1], room) for _ in range(ALIGNMENT)]
             for shift, copy in enumerate(copies):
                 copy[..., shift : shift + length] = last
             starts = [(length - n, -(length - n) % ALIGNMENT) for n in range(1, length + 1)]
-            self._rows = rows = [copies[shift][..., start + shift : length + shift] for start, shift in starts]
+            self._rows = rows = [
+                copies[shift][..., start + shift : length + shift] for start, shift in starts
+            ]
         return rows
 
     def _between(self, first: int, length: int) -> Tensor:
@@ -191,7 +217,10 @@ def _self_and_feed_forward(block: torch.nn.Module, dtype: torch.dtype) -> Layer:
 
 
 def _after_norm(
-    norm: torch.nn.Module, linears: Iterable[torch.nn.Module], dtype: torch.dtype, scale: float = 1.0
+    norm: torch.nn.Module,
+    linears: Iterable[torch.nn.Module],
+    dtype: torch.dtype,
+    scale: float = 1.0,
 ) -> Tensor:
     fine = torch.promote_types(dtype, torch.float32)
     weight = _weight(norm)

@@ -5,7 +5,9 @@ with layers dropped), ``losses``, ``classifier`` (the learned measure), ``traine
 """
 
 from riskcal_adapters.torch.training.classifier import ExitClassifier as ExitClassifier
-from riskcal_adapters.torch.training.classifier import classifier_confidence as classifier_confidence
+from riskcal_adapters.torch.training.classifier import (
+    classifier_confidence as classifier_confidence,
+)
 from riskcal_adapters.torch.training.classifier import load_classifier as load_classifier
 from riskcal_adapters.torch.training.classifier import save_classifier as save_classifier
 from riskcal_adapters.torch.training.confidence import pruned_margin as pruned_margin

@@ -43,7 +43,10 @@ class ExitClassifier(torch.nn.Module):
 def save_classifier(classifier: ExitClassifier, path: str | os.PathLike[str]) -> None:
     """Write ``weight`` and ``bias`` as safetensors; an existing file is replaced whole or not at all."""
     with folders.written(Path(path)), _validate.replacing(path) as partial:
-        save_file({name: value.detach().contiguous() for name, value in classifier.state_dict().items()}, partial)
+        save_file(
+            {name: value.detach().contiguous() for name, value in classifier.state_dict().items()},
+            partial,
+        )
 
 
 def load_classifier(path: str | os.PathLike[str]) -> ExitClassifier:
@@ -57,9 +60,13 @@ def load_classifier(path: str | os.PathLike[str]) -> ExitClassifier:
     try:
         found = load_file(Path(path))
     except (OSError, SafetensorError) as error:
-        raise RiskcalError(f"{path}: cannot be read ({error}); give a file written by save_classifier.") from None
+        raise RiskcalError(
+            f"{path}: cannot be read ({error}); give a file written by save_classifier."
+        ) from None
     if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
-        raise RiskcalError(f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier.")
+        raise RiskcalError(
+            f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier."
+        )
     classifier = ExitClassifier(len(found["weight"]))
     classifier.load_state_dict(found)
     return classifier

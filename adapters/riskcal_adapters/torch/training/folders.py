@@ -22,7 +22,11 @@ SETTINGS_FILE = "stage.json"
 
 
 def note_settings(
-    folder: Path, settings: dict[str, Any], *, beside: dict[str, Any] | None = None, file: str = SETTINGS_FILE
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    beside: dict[str, Any] | None = None,
+    file: str = SETTINGS_FILE,
 ) -> dict[str, Any]:
     """Note in a folder of training what it is begun with, and refuse one that was begun with something else.
 
@@ -53,7 +57,9 @@ def note_settings(
         found = read_settings(path) if path.exists() else None
         begun = get_last_checkpoint(str(folder))
     if found is None and begun is not None:
-        raise RiskcalError(f"{folder}: holds checkpoints, but no {file} that says of what; give another folder.")
+        raise RiskcalError(
+            f"{folder}: holds checkpoints, but no {file} that says of what; give another folder."
+        )
     if found is None:
         found = settings | (beside or {})
         with _validate.replacing(path) as partial:
@@ -75,13 +81,19 @@ def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> tuple[str,
         inner, *values = _first_difference(before, now)
         return f"{name}.{inner}", *values
     if name in ("pairs", "model"):
-        return name, "others" if name == "pairs" else "another shape", "these" if name == "pairs" else "this one"
+        return (
+            name,
+            "others" if name == "pairs" else "another shape",
+            "these" if name == "pairs" else "this one",
+        )
     return name, json.dumps(before), json.dumps(now)
 
 
 def _plain(value: Any) -> Any:
     """As JSON holds it: functions by their names, which say nothing of what stands behind them."""
-    return json.loads(json.dumps(value, default=lambda one: getattr(one, "__qualname__", type(one).__name__)))
+    return json.loads(
+        json.dumps(value, default=lambda one: getattr(one, "__qualname__", type(one).__name__))
+    )
 
 
 def digest(value: Any) -> str:
@@ -98,7 +110,9 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error}); delete the folder {path.parent} and train again."
         ) from None
     if not isinstance(found, dict):
-        raise RiskcalError(f"{path}: holds no settings; delete the folder {path.parent} and train again.")
+        raise RiskcalError(
+            f"{path}: holds no settings; delete the folder {path.parent} and train again."
+        )
     return found
 
 
@@ -145,8 +159,13 @@ def written(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        where, why = getattr(error, "filename", None) or folder, getattr(error, "strerror", None) or error
-        raise RiskcalError(f"{where}: cannot be written ({why}); make room, or give a folder that can be.") from None
+        where, why = (
+            getattr(error, "filename", None) or folder,
+            getattr(error, "strerror", None) or error,
+        )
+        raise RiskcalError(
+            f"{where}: cannot be written ({why}); make room, or give a folder that can be."
+        ) from None
     except RuntimeError as error:
         if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
             raise

@@ -130,22 +130,32 @@ def _self_attention(layer: torch.nn.Module, state: Tensor, seen: Tensor, bias: T
     attention = layer.SelfAttention
     normed = layer.layer_norm(state)
     query = _heads(attention.q(normed), attention)
-    own_key, own_value = _heads(attention.k(normed), attention), _heads(attention.v(normed), attention)
+    own_key, own_value = (
+        _heads(attention.k(normed), attention),
+        _heads(attention.v(normed), attention),
+    )
     if seen is state:
         attended = _attend(attention, query, own_key, own_value, bias)
     else:
         seen_normed = layer.layer_norm(seen)
-        key, value = _heads(attention.k(seen_normed), attention), _heads(attention.v(seen_normed), attention)
+        key, value = (
+            _heads(attention.k(seen_normed), attention),
+            _heads(attention.v(seen_normed), attention),
+        )
         diagonal = torch.eye(query.shape[2], dtype=torch.bool, device=query.device)
         scores = query @ key.transpose(-1, -2)
         own_scores = (query * own_key).sum(-1, keepdim=True)
-        weights = _weights(attention, torch.where(diagonal, own_scores, scores) + bias).to(value.dtype)
+        weights = _weights(attention, torch.where(diagonal, own_scores, scores) + bias).to(
+            value.dtype
+        )
         own_weights = weights.diagonal(dim1=-2, dim2=-1)[..., None]
         attended = weights.masked_fill(diagonal, 0) @ value + own_weights * own_value
     return layer.dropout(attention.o(attended.transpose(1, 2).flatten(2)))
 
 
-def _cross_attention(layer: torch.nn.Module, state: Tensor, encoded: Tensor, bias: Tensor) -> Tensor:
+def _cross_attention(
+    layer: torch.nn.Module, state: Tensor, encoded: Tensor, bias: Tensor
+) -> Tensor:
     attention = layer.EncDecAttention
     query = _heads(attention.q(layer.layer_norm(state)), attention)
     key, value = _heads(attention.k(encoded), attention), _heads(attention.v(encoded), attention)
@@ -153,10 +163,14 @@ def _cross_attention(layer: torch.nn.Module, state: Tensor, encoded: Tensor, bia
     return layer.dropout(attention.o(attended.transpose(1, 2).flatten(2)))
 
 
-def _attend(attention: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+def _attend(
+    attention: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
+) -> Tensor:
     if attention.training and attention.dropout:
         return _weights(attention, query @ key.transpose(-1, -2) + bias).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype), scale=1.0)
+    return F.scaled_dot_product_attention(
+        query, key, value, attn_mask=bias.to(query.dtype), scale=1.0
+    )
 
 
 def _weights(attention: torch.nn.Module, scores: Tensor) -> Tensor:

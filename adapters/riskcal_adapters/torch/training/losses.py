@@ -24,7 +24,11 @@ def layer_weights(n_layers: int, kind: str = "linear") -> Tensor:
     _validate.choice(kind, "kind", ("linear", "uniform", "geometric"))
     _validate.count(n_layers, "n_layers", least=1)
     layer = torch.arange(1, n_layers + 1, dtype=torch.float64)
-    weights = {"linear": layer, "uniform": torch.ones_like(layer), "geometric": 2 ** (layer - n_layers)}[kind]
+    weights = {
+        "linear": layer,
+        "uniform": torch.ones_like(layer),
+        "geometric": 2 ** (layer - n_layers),
+    }[kind]
     return weights / weights.sum()
 
 
@@ -46,7 +50,9 @@ def layer_weighted_loss(logits: Tensor, labels: Tensor, kind: str = "linear") ->
     """
     n_layers, vocabulary = logits.shape[0], logits.shape[-1]
     losses = F.cross_entropy(
-        logits.float().reshape(-1, vocabulary), labels.expand(n_layers, *labels.shape).reshape(-1), reduction="none"
+        logits.float().reshape(-1, vocabulary),
+        labels.expand(n_layers, *labels.shape).reshape(-1),
+        reduction="none",
     )
     per_layer = losses.view(n_layers, -1).sum(1) / _tokens(labels)
     return (per_layer * layer_weights(n_layers, kind).to(per_layer)).sum()
@@ -58,7 +64,9 @@ def consistency_labels(logits: Tensor) -> Tensor:
     return said[:-1] == said[-1]
 
 
-def independent_loss(scores: Tensor, consistent: Tensor, labels: Tensor, *, balanced: bool = False) -> Tensor:
+def independent_loss(
+    scores: Tensor, consistent: Tensor, labels: Tensor, *, balanced: bool = False
+) -> Tensor:
     """Binary cross-entropy of every layer's exit decision, averaged over layers (CALM, section 3.5).
 
     Parameters
@@ -93,11 +101,15 @@ def geometric_loss(scores: Tensor, consistent: Tensor, labels: Tensor) -> Tensor
     earlier = consistent.cumsum(0) - consistent.long()  # consistent layers strictly below
     first = consistent & (earlier == 0)
     below = ~consistent & (earlier == 0)
-    losses = torch.where(first, -F.logsigmoid(scores), 0) + torch.where(below, -F.logsigmoid(-scores), 0)
+    losses = torch.where(first, -F.logsigmoid(scores), 0) + torch.where(
+        below, -F.logsigmoid(-scores), 0
+    )
     return (losses * real).sum() / _tokens(labels)
 
 
-def do_not_exit_f1(scores: Tensor, consistent: Tensor, labels: Tensor, threshold: float = 0.5) -> Tensor:
+def do_not_exit_f1(
+    scores: Tensor, consistent: Tensor, labels: Tensor, threshold: float = 0.5
+) -> Tensor:
     """F1 of "do not exit" at each layer, ``(L - 1,)``: a position is kept where confidence is below the threshold.
 
     NaN at a layer that is always consistent and never kept. Arguments as in `independent_loss`.
@@ -111,5 +123,7 @@ def do_not_exit_f1(scores: Tensor, consistent: Tensor, labels: Tensor, threshold
 def _tokens(labels: Tensor) -> Tensor:
     count = (labels != -100).sum()
     if not count:
-        raise RiskcalError("labels: every position is padding (-100); give at least one target token.")
+        raise RiskcalError(
+            "labels: every position is padding (-100); give at least one target token."
+        )
     return count

@@ -74,7 +74,9 @@ class Stage:
     seed: int = 0
 
 
-def new_t5(vocabulary: int, *, decoder_layers: int = 8, seed: int = 0) -> T5ForConditionalGeneration:
+def new_t5(
+    vocabulary: int, *, decoder_layers: int = 8, seed: int = 0
+) -> T5ForConditionalGeneration:
     """A T5 v1.1 of width 128 with 2 encoder layers and a head of its own; 2.2 million weights with 8 decoder layers."""
     torch.manual_seed(seed)
     config = T5Config(
@@ -94,7 +96,9 @@ def new_t5(vocabulary: int, *, decoder_layers: int = 8, seed: int = 0) -> T5ForC
     )
     model = T5ForConditionalGeneration(config)
     # transformers 5 ties the head to the embedding whatever the config says
-    model.lm_head.weight = torch.nn.Parameter(torch.randn(vocabulary, config.d_model) * config.d_model**-0.5)
+    model.lm_head.weight = torch.nn.Parameter(
+        torch.randn(vocabulary, config.d_model) * config.d_model**-0.5
+    )
     return model
 
 
@@ -162,8 +166,15 @@ class EarlyExitTrainer(_LengthSorted):
         dropped = None
         if stage.largest_dropout:
             rates = dropout_rates(model.config.num_decoder_layers, stage.largest_dropout).numpy()
-            dropped = torch.from_numpy(rng.random((len(rates), len(labels))) < rates[:, None]).to(labels.device)
-        passed = (inputs["input_ids"], inputs["attention_mask"], inputs["decoder_input_ids"], threshold)
+            dropped = torch.from_numpy(rng.random((len(rates), len(labels))) < rates[:, None]).to(
+                labels.device
+            )
+        passed = (
+            inputs["input_ids"],
+            inputs["attention_mask"],
+            inputs["decoder_input_ids"],
+            threshold,
+        )
         _, logits = decoder_pass(model, *passed, confidence=stage.confidence, dropped=dropped)
         return layer_weighted_loss(logits, labels, stage.weights)
 
@@ -211,10 +222,14 @@ def train(
     special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
     settings = {
         "stage": dataclasses.asdict(stage),
-        "pairs": folders.digest([[list(map(int, source)), list(map(int, target))] for source, target in pairs]),
+        "pairs": folders.digest(
+            [[list(map(int, source)), list(map(int, target))] for source, target in pairs]
+        ),
         "model": folders.digest([shapes, special.start, special.pad]),
     }
-    begun = folders.note_settings(folder, settings, beside={"begun_with": _weights(model)})["begun_with"]
+    begun = folders.note_settings(folder, settings, beside={"begun_with": _weights(model)})[
+        "begun_with"
+    ]
     last = get_last_checkpoint(str(folder))
     if last is not None:
         saved = Path(last) / "model.safetensors"
@@ -228,17 +243,29 @@ def train(
             _load_weights(model, saved)
             return
     arguments = _arguments(
-        folder, stage.steps, stage.learning_rate, stage.batch_size, stage.seed, save_steps=min(save_steps, stage.steps)
+        folder,
+        stage.steps,
+        stage.learning_rate,
+        stage.batch_size,
+        stage.seed,
+        save_steps=min(save_steps, stage.steps),
     )
     trainer = EarlyExitTrainer(
-        model, arguments, train_dataset=pairs, data_collator=collator(model), stage=stage, callbacks=callbacks
+        model,
+        arguments,
+        train_dataset=pairs,
+        data_collator=collator(model),
+        stage=stage,
+        callbacks=callbacks,
     )
     with folders.written(folder):
         trainer.train(resume_from_checkpoint=last)
 
 
 def _weights(model: T5ForConditionalGeneration) -> str:
-    return fingerprint.of_weights((name, weight.detach().float().cpu()) for name, weight in model.state_dict().items())
+    return fingerprint.of_weights(
+        (name, weight.detach().float().cpu()) for name, weight in model.state_dict().items()
+    )
 
 
 def _weights_of_file(path: Path, model: T5ForConditionalGeneration) -> str:
@@ -248,10 +275,16 @@ def _weights_of_file(path: Path, model: T5ForConditionalGeneration) -> str:
 
 def _load_weights(model: T5ForConditionalGeneration, path: Path) -> None:
     found = _read_weights(path)
-    copies = {name for name, weight in model.state_dict(keep_vars=True).items() if weight is model.shared.weight}
+    copies = {
+        name
+        for name, weight in model.state_dict(keep_vars=True).items()
+        if weight is model.shared.weight
+    }
     lacking = sorted(set(model.state_dict()) - copies - set(found))
     if lacking:
-        raise RiskcalError(f"{path}: lacks {lacking[0]}; delete the folder {path.parent} and train again.")
+        raise RiskcalError(
+            f"{path}: lacks {lacking[0]}; delete the folder {path.parent} and train again."
+        )
     model.load_state_dict(found, strict=False)
 
 
@@ -271,30 +304,45 @@ def _steps_of(checkpoint: Path) -> int:
 
 def _check_pairs(pairs: Pairs, vocabulary: int) -> None:
     if not len(pairs):
-        raise RiskcalError("pairs: there is none; give token ids of at least one prompt and its target.")
+        raise RiskcalError(
+            "pairs: there is none; give token ids of at least one prompt and its target."
+        )
     for row, pair in enumerate(pairs):
         for what, ids in zip(("prompt", "target"), pair, strict=True):
             foreign = [one for one in ids if not 0 <= one < vocabulary]
             if foreign or not len(ids):
-                said = f"holds {foreign[0]}, not in the model's vocabulary of {vocabulary}" if foreign else "is empty"
-                raise RiskcalError(f"pairs: the {what} at row {row} {said}; give token ids with their end token.")
+                said = (
+                    f"holds {foreign[0]}, not in the model's vocabulary of {vocabulary}"
+                    if foreign
+                    else "is empty"
+                )
+                raise RiskcalError(
+                    f"pairs: the {what} at row {row} {said}; give token ids with their end token."
+                )
 
 
 class _ClassifierTrainer(_LengthSorted):
-    def __init__(self, *args, backbone: T5ForConditionalGeneration, objective: str, **kwargs) -> None:
+    def __init__(
+        self, *args, backbone: T5ForConditionalGeneration, objective: str, **kwargs
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.backbone, self.objective = backbone, objective
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.no_grad():
             states, logits = decoder_pass(
-                self.backbone, inputs["input_ids"], inputs["attention_mask"], inputs["decoder_input_ids"]
+                self.backbone,
+                inputs["input_ids"],
+                inputs["attention_mask"],
+                inputs["decoder_input_ids"],
             )
             consistent = consistency_labels(logits)
         scores = model(states[:-1])
         if self.objective == "geometric":
             return geometric_loss(scores, consistent, inputs["labels"])
-        return independent_loss(scores, consistent, inputs["labels"], balanced=self.objective == "balanced")
+        return independent_loss(
+            scores, consistent, inputs["labels"], balanced=self.objective == "balanced"
+        )
 
 
 def train_classifier(
@@ -335,15 +383,26 @@ def train_classifier(
     return classifier
 
 
-def write_checkpoint(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def write_checkpoint(
+    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
     """Half-precision weights, each stored once, with the configs and tokenizer that read them back."""
     with folders.replaced(folder) as staging:
         tokenizer.save_pretrained(staging)
-        model.config.use_cache = True  # the trainer turns it off, and generate() with a given cache then goes wrong
+        model.config.use_cache = (
+            True  # the trainer turns it off, and generate() with a given cache then goes wrong
+        )
         model.config.save_pretrained(staging)
         model.generation_config.save_pretrained(staging)
-        skip = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}  # the shared embedding again
-        weights = {k: v.detach().half().contiguous() for k, v in model.state_dict().items() if k not in skip}
+        skip = {
+            "encoder.embed_tokens.weight",
+            "decoder.embed_tokens.weight",
+        }  # the shared embedding again
+        weights = {
+            k: v.detach().half().contiguous()
+            for k, v in model.state_dict().items()
+            if k not in skip
+        }
         save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
 
 

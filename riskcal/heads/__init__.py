@@ -77,8 +77,12 @@ def self_supervised(confidence: ArrayLike, agrees: ArrayLike, agreement: float =
     levels, right = _tokens(confidence, agrees)
     target = _validate.number(agreement, "agreement")
     if not 0.0 < target <= 1.0:
-        raise RiskcalError(f"agreement: {target:g} is not in (0, 1]; give the share of exited tokens that must agree.")
-    return np.array([_lowest_feasible(levels[:, k], right[:, k], target) for k in range(levels.shape[1])])
+        raise RiskcalError(
+            f"agreement: {target:g} is not in (0, 1]; give the share of exited tokens that must agree."
+        )
+    return np.array(
+        [_lowest_feasible(levels[:, k], right[:, k], target) for k in range(levels.shape[1])]
+    )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -156,12 +160,19 @@ class HeadCalibration:
 
         for name in ("threshold", "thresholds", "certificate"):
             if name in fields:
-                raise RiskcalError(f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own.")
+                raise RiskcalError(
+                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
+                )
         self._mind_the_layers(fields.get("n_layers"))
-        by_layer = {int(layer): float(threshold) for layer, threshold in zip(self.layers, self.thresholds, strict=True)}
+        by_layer = {
+            int(layer): float(threshold)
+            for layer, threshold in zip(self.layers, self.thresholds, strict=True)
+        }
         chosen = self.table["pvalue"][self.table["certified"]]
         certificate = Certificate(
-            delta=float(1 - Decimal(repr(self.agreement))),  # .1 for .9, which binary fractions do not give
+            delta=float(
+                1 - Decimal(repr(self.agreement))
+            ),  # .1 for .9, which binary fractions do not give
             epsilon=self.epsilon,
             epsilon_spent=self.epsilon,
             attempt=None,
@@ -209,7 +220,9 @@ class HeadCalibration:
     def _brief(self) -> pd.DataFrame:
         """The table without the heads that no step uses."""
         idle = [layer for layer in self.layers if np.isinf(self.table[f"threshold_{layer}"]).all()]
-        return self.table.drop(columns=[f"{name}_{i}" for i in idle for name in ("threshold", "exits", "agreement")])
+        return self.table.drop(
+            columns=[f"{name}_{i}" for i in idle for name in ("threshold", "exits", "agreement")]
+        )
 
 
 class _Goal(NamedTuple):
@@ -237,7 +250,9 @@ class _Pilot(NamedTuple):
     """The pilot's tokens, prompt by prompt, and the thresholds that a path may use."""
 
     grids: list[Floats]  # K of them, descending
-    level: NDArray[np.uint8]  # (K, N), the first threshold of the head's grid that the token reaches
+    level: NDArray[
+        np.uint8
+    ]  # (K, N), the first threshold of the head's grid that the token reaches
     agrees: Bools  # (K, N)
     start: NDArray[np.intp]  # (n_pilot + 1,), bounds of each prompt's tokens
     spared: Floats  # (K,), layers that an exit saves, as if the full model came as far behind the last head as heads are apart
@@ -254,7 +269,9 @@ class _Counts(NamedTuple):
         return _loss(self.exits, self.errors, 1.0 - goal.agreement, goal.max_tokens)
 
 
-def request_loss(exits: ArrayLike, errors: ArrayLike, *, agreement: float, max_tokens: int) -> float | Floats:
+def request_loss(
+    exits: ArrayLike, errors: ArrayLike, *, agreement: float, max_tokens: int
+) -> float | Floats:
     """The loss of a request that `certified` controls: feed it to `riskcal.RiskMonitor` with ``delta = 1 - agreement``.
 
     Parameters
@@ -282,7 +299,9 @@ def request_loss(exits: ArrayLike, errors: ArrayLike, *, agreement: float, max_t
     left = np.atleast_1d(_validate.array(exits, "exits", ndim=(0, 1)))
     wrong = np.atleast_1d(_validate.array(errors, "errors", ndim=(0, 1)))
     if left.shape != wrong.shape:
-        raise RiskcalError(f"errors: {wrong.size} given for {left.size} exits; give one per request.")
+        raise RiskcalError(
+            f"errors: {wrong.size} given for {left.size} exits; give one per request."
+        )
     for name, values, most, why in (
         ("exits", left, float(most_tokens), f"0 to max_tokens ({most_tokens})"),
         ("errors", wrong, left, "0 to the request's exits"),
@@ -380,12 +399,25 @@ def certified(
         if tested[-1] > goal.level:
             break
     rejected = fwer.fixed_sequence(tested, goal.level) if tested else np.zeros(0, dtype=bool)
-    table = _table(steps, counts, tested, rejected, numbers, tokens=int(np.sum(recorded.prompt >= recorded.n_pilot)))
+    table = _table(
+        steps,
+        counts,
+        tested,
+        rejected,
+        numbers,
+        tokens=int(np.sum(recorded.prompt >= recorded.n_pilot)),
+    )
     last = int(rejected.sum()) - 1
     if last >= 0:
         told = partial(_certified_message, recorded, table, numbers, goal, last)
     else:
-        told = partial(_failure_message, recorded, numbers, goal, _validate.level(pilot_fraction, "pilot_fraction"))
+        told = partial(
+            _failure_message,
+            recorded,
+            numbers,
+            goal,
+            _validate.level(pilot_fraction, "pilot_fraction"),
+        )
     return HeadCalibration(
         thresholds=steps[last] if last >= 0 else np.full(len(numbers), math.inf),
         layers=numbers,
@@ -441,7 +473,11 @@ def _pilot(recorded: _Records, layers: NDArray[np.int64]) -> _Pilot:
         column = recorded.confidence[rows, k].astype(np.float64)
         known = column[~np.isnan(column)]
         shares = np.arange(_LEVELS) / _LEVELS
-        grids.append(np.unique(np.quantile(known, shares, method="lower"))[::-1] if known.size else np.empty(0))
+        grids.append(
+            np.unique(np.quantile(known, shares, method="lower"))[::-1]
+            if known.size
+            else np.empty(0)
+        )
         level[k] = np.searchsorted(-grids[k], -column)  # NaN comes after all of them
     spacing = (layers[-1] - layers[0]) / (len(layers) - 1) if len(layers) > 1 else 1.0
     return _Pilot(
@@ -453,17 +489,27 @@ def _pilot(recorded: _Records, layers: NDArray[np.int64]) -> _Pilot:
     )
 
 
-def _boldest(pilot: _Pilot, used: Bools, margin: float, n: int, goal: _Goal) -> tuple[float, Floats]:
+def _boldest(
+    pilot: _Pilot, used: Bools, margin: float, n: int, goal: _Goal
+) -> tuple[float, Floats]:
     """What the used heads save, each at the lowest threshold that is projected to pass on n prompts; and these thresholds."""
     from riskcal import _kernels
 
     chosen = np.full(used.size, -1)
-    fixed = (goal.agreement, goal.max_tokens, n, -float(special.ndtri(goal.level)), -math.log(goal.level))
+    fixed = (
+        goal.agreement,
+        goal.max_tokens,
+        n,
+        -float(special.ndtri(goal.level)),
+        -math.log(goal.level),
+    )
     count = np.array([len(grid) for grid in pilot.grids])
     saving = _kernels.head_levels(
         pilot.level, count, pilot.agrees, pilot.start, used, pilot.spared, *fixed, margin, chosen
     )
-    thresholds = [grid[i] if i >= 0 else math.inf for grid, i in zip(pilot.grids, chosen, strict=True)]
+    thresholds = [
+        grid[i] if i >= 0 else math.inf for grid, i in zip(pilot.grids, chosen, strict=True)
+    ]
     return float(saving), np.array(thresholds)
 
 
@@ -477,7 +523,9 @@ def _climb(used: Bools, saving: Callable[[Bools], float]) -> Bools:
     best = saving(used)
     while True:
         moves = [used ^ head for head in one]
-        moves += [used ^ one[k] ^ one[k + 1] for k in range(used.size - 1) if used[k] != used[k + 1]]
+        moves += [
+            used ^ one[k] ^ one[k + 1] for k in range(used.size - 1) if used[k] != used[k + 1]
+        ]
         values = [saving(move) for move in moves]
         if max(values) <= best:
             return used
@@ -489,7 +537,9 @@ def _count(recorded: _Records, thresholds: Floats) -> _Counts:
 
     exits = np.zeros((len(recorded.ids), thresholds.size), dtype=np.int64)
     errors = np.zeros_like(exits)
-    _kernels.head_exits(recorded.confidence, recorded.agrees, recorded.prompt, thresholds, exits, errors)
+    _kernels.head_exits(
+        recorded.confidence, recorded.agrees, recorded.prompt, thresholds, exits, errors
+    )
     return _Counts(exits[recorded.n_pilot :], errors[recorded.n_pilot :])
 
 
@@ -508,7 +558,10 @@ def _table(
     rows = []
     for thresholds, count in zip(steps, counts, strict=True):
         exits, errors = count.exits.sum(0), count.errors.sum(0)
-        row = {"exits": exits.sum() / tokens, "agreement": _share(exits.sum() - errors.sum(), exits.sum())}
+        row = {
+            "exits": exits.sum() / tokens,
+            "agreement": _share(exits.sum() - errors.sum(), exits.sum()),
+        }
         for k, layer in enumerate(heads):
             row[f"threshold_{layer}"] = thresholds[k]
             row[f"exits_{layer}"] = exits[k] / tokens
@@ -539,9 +592,13 @@ def _certified_message(
     )
 
 
-def _failure_message(recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float) -> str:
+def _failure_message(
+    recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float
+) -> str:
     opening = f"Nothing was certified at agreement {goal.agreement:g}: run the full model. "
-    everyone = _pilot(recorded._replace(n_pilot=len(recorded.ids)), layers)  # planning may look at all of them
+    everyone = _pilot(
+        recorded._replace(n_pilot=len(recorded.ids)), layers
+    )  # planning may look at all of them
     size = min(_prompts_needed(_losses_alone(everyone, k, goal), goal) for k in range(len(layers)))
     if math.isinf(size):
         return opening + (
@@ -564,7 +621,13 @@ def _failure_message(recorded: _Records, layers: NDArray[np.int64], goal: _Goal,
 
 
 def _share_certified(
-    recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float, n: int, draws: int, seed: int
+    recorded: _Records,
+    layers: NDArray[np.int64],
+    goal: _Goal,
+    pilot_fraction: float,
+    n: int,
+    draws: int,
+    seed: int,
 ) -> float:
     """Of samples of n prompts, drawn whole from those recorded, the share in which the first step of the path is certified."""
     n_pilot = math.ceil(pilot_fraction * n)
@@ -577,7 +640,11 @@ def _share_certified(
         within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         rows = by_prompt[np.repeat(start[of], length) + within]
         drawn = _Records(
-            recorded.confidence[rows], recorded.agrees[rows], np.repeat(np.arange(n), length), np.arange(n), n_pilot
+            recorded.confidence[rows],
+            recorded.agrees[rows],
+            np.repeat(np.arange(n), length),
+            np.arange(n),
+            n_pilot,
         )
         first = next(_path(drawn, layers, goal), None)
         certified += first is not None and _pvalue(_count(drawn, first), first, goal) <= goal.level
@@ -602,7 +669,9 @@ def _prompts_needed(losses: Floats, goal: _Goal) -> float:
     positive = np.maximum(surplus, _ROUNDING)
     noise = (special.ndtri(1.0 - goal.level) + special.ndtri(0.8)) * deviation / positive
     growth = -1.25 * math.log(goal.level) / np.log1p(0.99 / goal.agreement * positive)
-    return float(np.where(surplus > _ROUNDING, np.maximum(noise**2, growth), math.inf).min(initial=math.inf))
+    return float(
+        np.where(surplus > _ROUNDING, np.maximum(noise**2, growth), math.inf).min(initial=math.inf)
+    )
 
 
 def _losses_alone(pilot: _Pilot, head: int, goal: _Goal) -> Floats:
@@ -611,14 +680,19 @@ def _losses_alone(pilot: _Pilot, head: int, goal: _Goal) -> Floats:
     prompt = np.repeat(np.arange(n_pilot), np.diff(pilot.start))
     cell = prompt * (levels + 1) + pilot.level[head]
     exits, errors = (
-        np.bincount(cell, weights, minlength=n_pilot * (levels + 1)).reshape(n_pilot, -1)[:, :levels].cumsum(1)
+        np.bincount(cell, weights, minlength=n_pilot * (levels + 1))
+        .reshape(n_pilot, -1)[:, :levels]
+        .cumsum(1)
         for weights in (None, ~pilot.agrees[head])
     )
     return _Counts(exits, errors).losses(goal)
 
 
 def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floating[Any]], Bools]:
-    levels, right = _validate.float_matrix(confidence, "confidence"), _validate.as_given(agrees, "agrees")
+    levels, right = (
+        _validate.float_matrix(confidence, "confidence"),
+        _validate.as_given(agrees, "agrees"),
+    )
     if right.dtype != bool or right.ndim != 2:
         right = _validate.float_matrix(agrees, "agrees")
     if right.shape != levels.shape:
@@ -641,7 +715,11 @@ def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floati
 
 
 def _records(
-    confidence: NDArray[np.floating[Any]], agrees: Bools, prompts: ArrayLike, max_tokens: int, pilot_fraction: float
+    confidence: NDArray[np.floating[Any]],
+    agrees: Bools,
+    prompts: ArrayLike,
+    max_tokens: int,
+    pilot_fraction: float,
 ) -> _Records:
     column = _tables.series(prompts, "prompts")
     if len(column) != len(confidence):
@@ -677,10 +755,14 @@ def _order(
     """The order of prompts: that of their ids, or of the content of all their tokens where ids only number them."""
     if not records.numbered(ids):
         return records.tested_order(ids)
-    levels = ((column.astype(np.float64) + 0.0).view(np.int64) for column in confidence.T)  # one zero
+    levels = (
+        (column.astype(np.float64) + 0.0).view(np.int64) for column in confidence.T
+    )  # one zero
     outcomes = (column.astype(np.int64) for column in agrees.T)
     prints = np.zeros(len(ids), dtype=np.uint64)
-    np.add.at(prints, code, records.row_prints(itertools.chain(levels, outcomes)))  # whatever the order of tokens
+    np.add.at(
+        prints, code, records.row_prints(itertools.chain(levels, outcomes))
+    )  # whatever the order of tokens
     ascending = np.argsort(ids.astype(np.int64))
     return ascending[records.order_by_prints(prints[ascending])]
 
@@ -690,7 +772,9 @@ def _digest(recorded: _Records, layers: NDArray[np.int64]) -> str:
     hasher = hashlib.blake2b("\x1f".join(map(str, recorded.ids.tolist())).encode(), digest_size=16)
     hasher.update(layers.data)
     order = np.argsort(recorded.prompt, kind="stable")
-    for first in range(0, len(order), 65536):  # in parts: a copy of the whole is as large as the arrays
+    for first in range(
+        0, len(order), 65536
+    ):  # in parts: a copy of the whole is as large as the arrays
         rows = order[first : first + 65536]
         hasher.update(recorded.prompt[rows].astype(np.int64).data)
         hasher.update(recorded.confidence[rows].astype(np.float64).data)
@@ -717,10 +801,13 @@ def _layers(layers: Sequence[int] | None, heads: int) -> NDArray[np.int64]:
     with _validate.reading("layers", "a list of whole numbers"):
         given = list(_validate.on_the_host(layers))
     numbers = np.array(
-        [_validate.count(layer, "layers", least=1, most=_MOST_LAYERS) for layer in given], dtype=np.int64
+        [_validate.count(layer, "layers", least=1, most=_MOST_LAYERS) for layer in given],
+        dtype=np.int64,
     )
     if numbers.size != heads:
-        raise RiskcalError(f"layers: {numbers.size} given for {heads} heads; give one per column of confidence.")
+        raise RiskcalError(
+            f"layers: {numbers.size} given for {heads} heads; give one per column of confidence."
+        )
     falling = np.diff(numbers) <= 0
     if falling.any():
         raise RiskcalError(

@@ -31,7 +31,9 @@ class Sums(NamedTuple):
     delta: float
 
 
-def hoeffding(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def hoeffding(
+    losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """Hoeffding's bound, ``exp(-2 n max(0, delta - mean)^2)`` (CALM, Eq. 9).
 
     Parameters
@@ -56,7 +58,9 @@ def hoeffding(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: flo
     return _test(_hoeffding, losses, delta, lower, upper)
 
 
-def bentkus(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def bentkus(
+    losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """Bentkus' bound, ``e P(Bin(n, delta) <= ceil(sum))`` (Bentkus 2004; Learn then Test, Eq. 5).
 
     Parameters, returns and errors as in `hoeffding`. A sum within a relative 1e-9 above an integer counts as that integer:
@@ -65,7 +69,9 @@ def bentkus(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float
     return _test(_bentkus, losses, delta, lower, upper)
 
 
-def hoeffding_bentkus(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def hoeffding_bentkus(
+    losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """The smaller of Hoeffding's bound in its relative-entropy form and Bentkus' (CALM's own test).
 
     ``min(exp(-n h(min(mean, delta), delta)), e P(Bin(n, delta) <= ceil(sum)))`` with ``h(a, b) = a ln(a/b) + (1-a)
@@ -75,7 +81,9 @@ def hoeffding_bentkus(losses: ArrayLike, delta: float, *, lower: float = 0.0, up
     return _test(_hoeffding_bentkus, losses, delta, lower, upper)
 
 
-def convex_order(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def convex_order(
+    losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """The sharpest bound that the convex order gives from the sum alone; never above Hoeffding-Bentkus.
 
     ``min over integers t > sum of E max(0, t - B) / (t - sum)`` with ``B ~ Bin(n, delta)``. Each loss is below a Bernoulli
@@ -95,10 +103,14 @@ def binomial(losses: ArrayLike, delta: float) -> float | Floats:
         Beside the refusals of `hoeffding`, for a loss that is neither 0 nor 1.
     """
     counts = _validate.binary(losses)
-    return _test(OF_SUMS["binomial"], counts if np.ndim(losses) == 2 else counts[:, 0], delta, 0.0, 1.0)
+    return _test(
+        OF_SUMS["binomial"], counts if np.ndim(losses) == 2 else counts[:, 0], delta, 0.0, 1.0
+    )
 
 
-def betting(losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def betting(
+    losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """Option-hedged betting: one over the largest capital of a bettor against H, who bets on each row in the order given.
 
     Parameters
@@ -135,17 +147,23 @@ def betting(losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0
     low, high = _validate.bounds(lower, upper)
     matrix, total = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
-    prior = max((tolerated - low) * (high - tolerated) * (0.05 if low < 0.0 < high else 1.0), _TINY**0.5)
+    prior = max(
+        (tolerated - low) * (high - tolerated) * (0.05 if low < 0.0 < high else 1.0), _TINY**0.5
+    )
     from riskcal import _kernels
 
     pvalues = np.exp(
-        -_kernels.option_hedged_betting(matrix, tolerated, level=level, lower=low, upper=high, prior=prior)
+        -_kernels.option_hedged_betting(
+            matrix, tolerated, level=level, lower=low, upper=high, prior=prior
+        )
     )
     pvalues[total >= len(matrix) * tolerated] = 1.0
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
-def empirical_bernstein(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def empirical_bernstein(
+    losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """Maurer and Pontil's empirical Bernstein bound (2009, Theorem 4), inverted: ``2 exp(-x)``.
 
     The x is the root of ``mean + sqrt(2 variance x / n) + 7 x / (3 (n - 1)) = delta``, on losses mapped to the unit
@@ -190,12 +208,16 @@ def predictable_bernstein(
     from riskcal import _kernels
 
     unit = matrix if (low, high) == (0.0, 1.0) else (matrix - low) / (high - low)
-    log_capital, _ = _kernels.predictable_bernstein(unit, (tolerated - low) / (high - low), level=level)
+    log_capital, _ = _kernels.predictable_bernstein(
+        unit, (tolerated - low) / (high - low), level=level
+    )
     pvalues = np.maximum(np.exp(-log_capital), _TINY)
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
-def clt(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float | Floats:
+def clt(
+    losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
     """Asymptotic, without any finite-sample guarantee: the one-sided z-test with the sample's standard deviation.
 
     ``Phi(sqrt(n) (mean - delta) / deviation)``, but never below ``((upper - delta) / (upper - lower))^n``, which is what
@@ -216,7 +238,9 @@ def clt(losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
-def sample_size(test: str, mean: float, deviation: float, delta: float, level: float, *, power: float = 0.8) -> int:
+def sample_size(
+    test: str, mean: float, deviation: float, delta: float, level: float, *, power: float = 0.8
+) -> int:
     """How many units a test needs to reject at ``level`` with this power, on losses mapped to the unit interval.
 
     Found by simulating the test itself (seeded, so that the answer is always the same) on losses that follow the beta law
@@ -263,7 +287,9 @@ def _rough_size(
     return float(noise**2 - math.log(level) / math.log1p(gap / (width - delta)))
 
 
-def _share_rejected(test: str, law: "Law", n: int, delta: float, level: float, *, lower: float, upper: float) -> float:
+def _share_rejected(
+    test: str, law: "Law", n: int, delta: float, level: float, *, lower: float, upper: float
+) -> float:
     """Of simulated samples of n units from a law of one column, the share in which H is rejected at ``level``."""
     from riskcal import _simulation
 
@@ -272,7 +298,16 @@ def _share_rejected(test: str, law: "Law", n: int, delta: float, level: float, *
         law, moved, n = _simulation.scaled(law, moved, n, np.array([upper]))
     rejected = []
     for _, sample in law.samples(n, ordered=test == "betting"):
-        p = _of_sample(test, sample, 0, np.arange(sample.draws), float(moved[0]), level, lower=lower, upper=upper)
+        p = _of_sample(
+            test,
+            sample,
+            0,
+            np.arange(sample.draws),
+            float(moved[0]),
+            level,
+            lower=lower,
+            upper=upper,
+        )
         rejected.append(p <= level)
     return float(np.concatenate(rejected).mean())
 
@@ -290,11 +325,15 @@ def _of_sample(
 ) -> Floats:
     """P-values of one column of simulated losses in the draws ``of``."""
     if test == "betting":
-        return np.asarray(betting(sample.rows(column, of), delta, level=level, lower=lower, upper=upper))
+        return np.asarray(
+            betting(sample.rows(column, of), delta, level=level, lower=lower, upper=upper)
+        )
     n, width = sample.n, upper - lower
     tolerated, totals = (delta - lower) / width, (sample.totals(column)[of] - n * lower) / width
     if test == "empirical_bernstein":
-        squares = (sample.totals(column, power=2)[of] - 2.0 * lower * width * totals - n * lower**2) / width**2
+        squares = (
+            sample.totals(column, power=2)[of] - 2.0 * lower * width * totals - n * lower**2
+        ) / width**2
         variance = np.maximum(squares - totals**2 / n, 0.0) / (n - 1)
         return _empirical_bernstein(totals / n, np.sqrt(variance), tolerated, n)
     return _finish(OF_SUMS[test], Sums(np.clip(totals, 0.0, n), n, tolerated))
@@ -305,16 +344,25 @@ def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floa
     from riskcal import _kernels
 
     values = _validate.as_given(losses, "losses", "an array of numbers")
-    if values.dtype.kind in "fbiu" and values.ndim in (1, 2) and values.shape[0] > 1 and values.size:
+    if (
+        values.dtype.kind in "fbiu"
+        and values.ndim in (1, 2)
+        and values.shape[0] > 1
+        and values.size
+    ):
         matrix = np.ascontiguousarray(values, dtype=np.float64).reshape(len(values), -1)
         total, smallest, largest = _kernels.column_summary(matrix)
         if smallest >= lower and largest <= upper and np.isfinite(total).all():
             return matrix, total
-    matrix = np.ascontiguousarray(_validate.losses(values, lower=lower, upper=upper))  # says what is wrong, or clips
+    matrix = np.ascontiguousarray(
+        _validate.losses(values, lower=lower, upper=upper)
+    )  # says what is wrong, or clips
     return matrix, matrix.sum(0)
 
 
-def _moments(losses: ArrayLike, delta: float, lower: float, upper: float) -> tuple[Floats, Floats, float, int]:
+def _moments(
+    losses: ArrayLike, delta: float, lower: float, upper: float
+) -> tuple[Floats, Floats, float, int]:
     """Each column's mean and standard deviation, delta, all mapped to the unit interval, and n."""
     low, high = _validate.bounds(lower, upper)
     tolerated = _validate.tolerance(delta, low, high)
@@ -336,11 +384,15 @@ def _empirical_bernstein(mean: Floats, deviation: Floats, delta: float, n: int) 
 def _sums(losses: ArrayLike, delta: float, lower: float, upper: float) -> Sums:
     low, high = _validate.bounds(lower, upper)
     tolerated = _validate.tolerance(delta, low, high)
-    matrix, total = _matrix(losses, low, high)  # sums, never n * mean: 100 * (7 / 100) is above 7 in floating point
+    matrix, total = _matrix(
+        losses, low, high
+    )  # sums, never n * mean: 100 * (7 / 100) is above 7 in floating point
     n = len(matrix)
     if (low, high) != (0.0, 1.0):
         total = (total - n * low) / (high - low)
-        tolerated = min(max((tolerated - low) / (high - low), _TINY), 1.0 - 2.0**-53)  # never rounded to 0 or 1
+        tolerated = min(
+            max((tolerated - low) / (high - low), _TINY), 1.0 - 2.0**-53
+        )  # never rounded to 0 or 1
     return Sums(np.clip(total, 0.0, n), n, tolerated)
 
 
@@ -353,12 +405,16 @@ def _hoeffding(s: Sums) -> Floats:
 
 
 def _bentkus(s: Sums) -> Floats:
-    return np.minimum(1.0, math.e * _binomial_cdf(np.ceil(s.total - _ROUNDING * np.maximum(s.total, 1.0)), s))
+    return np.minimum(
+        1.0, math.e * _binomial_cdf(np.ceil(s.total - _ROUNDING * np.maximum(s.total, 1.0)), s)
+    )
 
 
 def _hoeffding_bentkus(s: Sums) -> Floats:
     mean = np.minimum(s.total / s.n, s.delta)
-    entropy = special.xlogy(mean, mean / s.delta) + special.xlogy(1.0 - mean, (1.0 - mean) / (1.0 - s.delta))
+    entropy = special.xlogy(mean, mean / s.delta) + special.xlogy(
+        1.0 - mean, (1.0 - mean) / (1.0 - s.delta)
+    )
     smaller: Floats = np.minimum(np.exp(-s.n * entropy), _bentkus(s))
     return smaller
 
@@ -375,7 +431,9 @@ def _convex_order(s: Sums) -> Floats:
     stop = t - np.divide(shortfall, upto, out=np.zeros(s.n), where=upto > 0)
     best = np.searchsorted(stop, s.total).clip(np.floor(s.total), s.n - 1).astype(np.intp)
     room = t[best] - s.total
-    bound: Floats = np.divide(shortfall[best], room, out=np.ones_like(room), where=room > shortfall[best])
+    bound: Floats = np.divide(
+        shortfall[best], room, out=np.ones_like(room), where=room > shortfall[best]
+    )
     return bound
 
 
@@ -383,7 +441,9 @@ def _binomial_cdf(count: Floats, s: Sums) -> Floats:
     """P(Bin(n, delta) <= count) by the incomplete beta function, accurate far into the tail; each count once."""
     distinct, where = np.unique(np.clip(count, 0, s.n), return_inverse=True)
     inside = np.minimum(distinct, s.n - 1)
-    return np.where(distinct >= s.n, 1.0, special.betainc(s.n - inside, inside + 1.0, 1.0 - s.delta))[where]
+    return np.where(
+        distinct >= s.n, 1.0, special.betainc(s.n - inside, inside + 1.0, 1.0 - s.delta)
+    )[where]
 
 
 def _finish(test: Callable[[Sums], Floats], s: Sums) -> Floats:

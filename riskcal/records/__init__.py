@@ -52,7 +52,10 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
     Content-free and not the user's to choose. A betting test in an order that depends on the prompts' content (sorted by
     difficulty, say) is wrong about as often as not. For ids that only number the rows see `numbered`.
     """
-    digests = [hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest() for i in np.asarray(identifiers)]
+    digests = [
+        hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest()
+        for i in np.asarray(identifiers)
+    ]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
 
 
@@ -96,7 +99,9 @@ def content_order(*columns: ArrayLike) -> NDArray[np.intp]:
 
 def order_by_content(columns: Iterable[Floats]) -> NDArray[np.intp]:
     """`content_order` of columns (n,) that are made one at a time."""
-    return order_by_prints(row_prints(np.rint(column * 2.0**30).astype(np.int64) for column in columns))
+    return order_by_prints(
+        row_prints(np.rint(column * 2.0**30).astype(np.int64) for column in columns)
+    )
 
 
 def row_prints(columns: Iterable[NDArray[np.int64]]) -> NDArray[np.uint64]:
@@ -111,7 +116,9 @@ def row_prints(columns: Iterable[NDArray[np.int64]]) -> NDArray[np.uint64]:
 
 def order_by_prints(prints: NDArray[np.uint64]) -> NDArray[np.intp]:
     """The permutation that the fingerprints (n,) of all units fix, however they stand."""
-    digest = hashlib.blake2b(_CONTENT_SALT + np.sort(prints).astype("<u8").tobytes(), digest_size=16).digest()
+    digest = hashlib.blake2b(
+        _CONTENT_SALT + np.sort(prints).astype("<u8").tobytes(), digest_size=16
+    ).digest()
     return np.random.default_rng(int.from_bytes(digest, "big")).permutation(len(prints))
 
 
@@ -138,7 +145,9 @@ class TokenLosses(np.ndarray):
 
 def holds_tokens(losses: Any) -> bool:
     """Whether an array is one of `TokenLosses`, or a view of one."""
-    while isinstance(losses, np.ndarray):  # a base of other objects means something else, and may have no end
+    while isinstance(
+        losses, np.ndarray
+    ):  # a base of other objects means something else, and may have no end
         if isinstance(losses, TokenLosses):
             return True
         losses = losses.base
@@ -275,15 +284,23 @@ class Runs:
                     "prompt share a cluster=."
                 )
             matrix = _validate.shaped(value, name, ndim=(2,))
-            if matrix.ndim != 2 or matrix.shape[1] != grid.size or (shape is not None and matrix.shape != shape):
+            if (
+                matrix.ndim != 2
+                or matrix.shape[1] != grid.size
+                or (shape is not None and matrix.shape != shape)
+            ):
                 wanted = shape or ("n", grid.size)
-                raise RiskcalError(f"{name}: has shape {matrix.shape}; expected {wanted}, one column per threshold.")
+                raise RiskcalError(
+                    f"{name}: has shape {matrix.shape}; expected {wanted}, one column per threshold."
+                )
             shape = matrix.shape
             columns[name] = matrix.ravel()
             if name == "failed":
                 if not ((matrix == 0) | (matrix == 1)).all():
                     where = _validate.first((matrix != 0) & (matrix != 1))
-                    raise RiskcalError(f"failed: index {where} is neither true nor false; say it of every output.")
+                    raise RiskcalError(
+                        f"failed: index {where} is neither true nor false; say it of every output."
+                    )
                 columns[name] = matrix.ravel().astype(bool)
             if "failed" in values:
                 continue  # an output that failed may have no loss; `from_frame` looks at the others
@@ -291,7 +308,9 @@ class Runs:
             if name not in COSTS:
                 _validate.in_range(matrix, name, 0.0, 1.0)
         if shape is None or not {"dissimilarity", "risk"} & set(columns):
-            raise RiskcalError("dissimilarity, risk: neither is given; give at least one (n, k) matrix.")
+            raise RiskcalError(
+                "dissimilarity, risk: neither is given; give at least one (n, k) matrix."
+            )
         labels = {"prompt": np.arange(shape[0]) if prompts is None else prompts}
         labels |= {"cluster": cluster, "group": group, "text": text, "full_risk": full_risk}  # type: ignore[dict-item]
         for name, label in labels.items():
@@ -454,7 +473,9 @@ class Runs:
             if column.dtype.kind in "biuf" and name not in ("prompt", *self.labels):
                 hasher.update(np.ascontiguousarray(column, dtype=np.float64).data)
                 continue
-            for first in range(0, rows, 4096):  # in parts: the text of a long table is many times its size
+            for first in range(
+                0, rows, 4096
+            ):  # in parts: the text of a long table is many times its size
                 text = "\x1f".join(map(str, column[first : first + 4096].tolist()))
                 hasher.update((("\x1f" if first else "") + text).encode())
         return hasher.hexdigest()
@@ -494,11 +515,19 @@ class Runs:
 
     def mean_costs(self) -> pd.DataFrame:
         """Mean recorded costs of each candidate, one row per candidate."""
-        return pd.DataFrame({name: self.unit_means(self.values[name]).mean(0) for name in COSTS if name in self.values})
+        return pd.DataFrame(
+            {
+                name: self.unit_means(self.values[name]).mean(0)
+                for name in COSTS
+                if name in self.values
+            }
+        )
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:
-            raise RiskcalError(f"{column}: objective {objective!r} needs this column, which was not recorded.")
+            raise RiskcalError(
+                f"{column}: objective {objective!r} needs this column, which was not recorded."
+            )
         return self.values[column]
 
     def __repr__(self) -> str:
@@ -588,7 +617,9 @@ class Traces:
         if loss is not None or outcome.dtype != bool or outcome.ndim != 2:
             outcome = _validate.float_matrix(agrees if loss is None else loss, outcome_name)
         if outcome.shape != levels.shape:
-            raise RiskcalError(f"confidence: has shape {levels.shape}, but the outcomes have {outcome.shape}.")
+            raise RiskcalError(
+                f"confidence: has shape {levels.shape}, but the outcomes have {outcome.shape}."
+            )
         where = _tables.series(position, "position").to_numpy()
         classes = None if group is None else _tables.series(group, "group").to_numpy()
         for name, column in (("prompt", ids), ("position", where), ("group", classes)):
@@ -603,7 +634,11 @@ class Traces:
         if outcome.dtype != bool:
             _validate.in_range(outcome, outcome_name, 0.0, 1.0)
         if loss is None:
-            fractional = np.zeros(0, dtype=bool) if outcome.dtype == bool else (outcome != 0) & (outcome != 1)
+            fractional = (
+                np.zeros(0, dtype=bool)
+                if outcome.dtype == bool
+                else (outcome != 0) & (outcome != 1)
+            )
             if fractional.any():
                 raise RiskcalError(
                     f"agrees: {outcome[fractional][0]:g} at index {_validate.first(fractional)}; it is true or false. "
@@ -616,7 +651,9 @@ class Traces:
                     stacklevel=2,
                 )
         if not np.issubdtype(where.dtype, np.integer) or (where < 0).any():
-            raise RiskcalError("position: give whole numbers from 0, the index of the generated token.")
+            raise RiskcalError(
+                "position: give whole numbers from 0, the index of the generated token."
+            )
         distinct, code = np.unique(ids, return_inverse=True)
         rank = np.empty(len(distinct), dtype=np.intp)
         rank[tested_order(distinct)] = np.arange(len(distinct))
@@ -660,7 +697,9 @@ class Traces:
                 if name in frame.columns:
                     matrix = np.vstack(frame.pop(name).to_list())
                     # float32 as it is: its own shortest text would be read back as another float64
-                    spread = pd.DataFrame(matrix if matrix.dtype == bool else matrix.astype(np.float64))
+                    spread = pd.DataFrame(
+                        matrix if matrix.dtype == bool else matrix.astype(np.float64)
+                    )
                     spread.columns = pd.Index([f"{name}_{i + 1}" for i in range(spread.shape[1])])
                     frame = frame.join(spread)
         _tables.write(frame, path)
@@ -672,20 +711,41 @@ class Traces:
 
 
 def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequence[str]) -> _R:
-    if isinstance(candidate_columns, str) or not all(isinstance(name, str) for name in candidate_columns or ()):
-        raise RiskcalError(f"candidate_columns: {candidate_columns!r} is no list of names of columns.")
+    if isinstance(candidate_columns, str) or not all(
+        isinstance(name, str) for name in candidate_columns or ()
+    ):
+        raise RiskcalError(
+            f"candidate_columns: {candidate_columns!r} is no list of names of columns."
+        )
     candidate_columns = list(candidate_columns or ())
     outcomes = [name for name in candidate_columns if name in _NO_COORDINATES]
     if outcomes:
-        raise RiskcalError(f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out.")
+        raise RiskcalError(
+            f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out."
+        )
     _tables.require(frame, ["prompt", "threshold", *candidate_columns])
-    read_cell_by_cell = ("threshold", *COORDINATES, *candidate_columns, "failed", "source", "exact", "stopped")
+    read_cell_by_cell = (
+        "threshold",
+        *COORDINATES,
+        *candidate_columns,
+        "failed",
+        "source",
+        "exact",
+        "stopped",
+    )
     frame = frame.assign(
-        **{name: _tables.as_numpy(frame[name], name) for name in read_cell_by_cell if name in frame.columns}
+        **{
+            name: _tables.as_numpy(frame[name], name)
+            for name in read_cell_by_cell
+            if name in frame.columns
+        }
     )
     frame = frame.assign(threshold=_thresholds(frame["threshold"]))
     prompt = _tables.identifiers(frame["prompt"], "prompt")
-    coordinates = ["threshold", *(c for c in (*COORDINATES, *candidate_columns) if c in frame.columns)]
+    coordinates = [
+        "threshold",
+        *(c for c in (*COORDINATES, *candidate_columns) if c in frame.columns),
+    ]
     coordinates = list(dict.fromkeys(coordinates))
     measured = [name for name in ("dissimilarity", "risk") if name in frame.columns]
     if not measured:
@@ -693,9 +753,13 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     costs = [name for name in COSTS if name in frame.columns]
     is_full = np.isposinf(frame["threshold"].to_numpy())
     failed = (
-        _tables.truths(frame["failed"], "failed") if "failed" in frame.columns else np.zeros(len(frame), dtype=bool)
+        _tables.truths(frame["failed"], "failed")
+        if "failed" in frame.columns
+        else np.zeros(len(frame), dtype=bool)
     )
-    values = {name: _tables.numbers(frame[name], name, 0.0, 1.0, failed, is_full) for name in measured}
+    values = {
+        name: _tables.numbers(frame[name], name, 0.0, 1.0, failed, is_full) for name in measured
+    }
     if "dissimilarity" in values:
         values["dissimilarity"][failed & is_full] = 0.0
     values |= {name: _tables.numbers(frame[name], name, 0.0, math.inf) for name in costs}
@@ -710,8 +774,14 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
     code, ids = pd.factorize(prompt)
     n = len(ids)
     if n < 2:
-        raise RiskcalError(f"prompt: only {n} prompt ({plain(ids[0])!r}, row 0); at least two are needed.")
-    labels = {name: _label(frame, name, code, n) for name in ("cluster", "group", "text") if name in frame.columns}
+        raise RiskcalError(
+            f"prompt: only {n} prompt ({plain(ids[0])!r}, row 0); at least two are needed."
+        )
+    labels = {
+        name: _label(frame, name, code, n)
+        for name in ("cluster", "group", "text")
+        if name in frame.columns
+    }
     order = tested_order(ids)
     rank = np.empty(n, dtype=np.intp)
     rank[order] = np.arange(n)
@@ -725,13 +795,21 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
         _refuse_coordinate(frame.loc[~is_full, name], name)
     candidates = frame.loc[~is_full, coordinates].drop_duplicates()
     if candidates.empty:
-        raise RiskcalError("threshold: every row is the full model (inf); record at least one finite threshold.")
+        raise RiskcalError(
+            "threshold: every row is the full model (inf); record at least one finite threshold."
+        )
     ascending = [name != "threshold" for name in coordinates]
     candidates = candidates.sort_values(coordinates, ascending=ascending, ignore_index=True)
     column = _candidate_code(frame, candidates, coordinates, is_full)
     sweep = not only_threshold(candidates)
     _refuse_duplicates(
-        prompt, frame["threshold"], row_of_prompt, column, is_full, sweep=sweep, failed="failed" in frame
+        prompt,
+        frame["threshold"],
+        row_of_prompt,
+        column,
+        is_full,
+        sweep=sweep,
+        failed="failed" in frame,
     )
     present = np.zeros((n, len(candidates)), dtype=bool)
     present[row_of_prompt[~is_full], column[~is_full]] = True
@@ -770,7 +848,11 @@ def _runs_from_frame(cls: type[_R], frame: pd.DataFrame, candidate_columns: Sequ
 
 
 def _count_failed_references(
-    values: Mapping[str, Floats], failed: NDArray[np.bool_], is_full: NDArray[np.bool_], code: NDArray[np.intp], n: int
+    values: Mapping[str, Floats],
+    failed: NDArray[np.bool_],
+    is_full: NDArray[np.bool_],
+    code: NDArray[np.intp],
+    n: int,
 ) -> None:
     """Where the full model's own output failed, nothing can be near it, and no candidate is credited for its risk."""
     without = np.bincount(code[failed], minlength=n) > 0
@@ -782,7 +864,9 @@ def _count_failed_references(
 
 def _reference(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
     """The full model's (n,): it may stand in every cell of a sweep, with one risk; costs measured again are averaged."""
-    together = np.lexsort((value, row))  # a sum of floats depends on its order, which must not be that of the rows
+    together = np.lexsort(
+        (value, row)
+    )  # a sum of floats depends on its order, which must not be that of the rows
     value, row = value[together], row[together]
     first = np.searchsorted(row, np.arange(n))
     count = np.diff(np.r_[first, len(row)])
@@ -803,8 +887,12 @@ def _thresholds(column: pd.Series) -> Floats:
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         values = _tables.floats(column)
     else:
-        given = [math.inf if isinstance(v, str) and v.strip().lower() == "full" else v for v in column]
-        values = _tables.floats(pd.Series([None if isinstance(v, bool) else v for v in given], dtype=object))
+        given = [
+            math.inf if isinstance(v, str) and v.strip().lower() == "full" else v for v in column
+        ]
+        values = _tables.floats(
+            pd.Series([None if isinstance(v, bool) else v for v in given], dtype=object)
+        )
     bad = np.isnan(values) | np.isneginf(values)
     if bad.any():
         row = int(bad.argmax())
@@ -831,7 +919,9 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
     if name == "text":
         again = pd.Series(label).duplicated()
         if "cluster" in frame.columns:  # the remedy: one text, one cluster
-            unit = pd.DataFrame({"text": label, "cluster": frame["cluster"].to_numpy()[first_row]}).drop_duplicates()
+            unit = pd.DataFrame(
+                {"text": label, "cluster": frame["cluster"].to_numpy()[first_row]}
+            ).drop_duplicates()
             again &= pd.Series(label).isin(unit["text"][unit["text"].duplicated()])
         if again.any():
             warnings.warn(
@@ -859,20 +949,27 @@ def _refuse_coordinate(column: pd.Series, name: str) -> None:
     with suppress(TypeError):  # a list has no hash, and is refused below
         given = given.drop_duplicates()
     for row, value in given.items():
-        if not isinstance(value, str | bool | int | float | np.bool_ | np.integer | np.floating) or isinstance(
-            value, np.timedelta64
-        ):  # which numpy calls an integer
+        if not isinstance(
+            value, str | bool | int | float | np.bool_ | np.integer | np.floating
+        ) or isinstance(value, np.timedelta64):  # which numpy calls an integer
             raise RiskcalError(
                 f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
                 "of several a column of its own, and name it in candidate_columns."
             )
         if name in ("measure", "form", "policy") and not isinstance(value, str):
-            raise RiskcalError(f"{name}: {plain(value)!r} at row {row} is not a text; write its name.")
+            raise RiskcalError(
+                f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
+            )
         _refuse_what_no_policy_can_hold(value, name, row)
-        if name in ("min_layer", "max_length") and (isinstance(value, str | bool | np.bool_) or value % 1 or value < 1):
-            raise RiskcalError(f"{name}: {plain(value)!r} at row {row} is not a whole number of at least 1; repair it.")
+        if name in ("min_layer", "max_length") and (
+            isinstance(value, str | bool | np.bool_) or value % 1 or value < 1
+        ):
+            raise RiskcalError(
+                f"{name}: {plain(value)!r} at row {row} is not a whole number of at least 1; repair it."
+            )
     kinds = [
-        str if isinstance(value, str) else bool if isinstance(value, bool | np.bool_) else float for value in given
+        str if isinstance(value, str) else bool if isinstance(value, bool | np.bool_) else float
+        for value in given
     ]
     other = [row for row, kind in zip(given.index, kinds, strict=True) if kind is not kinds[0]]
     if other:
@@ -888,7 +985,9 @@ def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
         if name == "temperature":
             raise RiskcalError(f"{name}: {value!r} at row {row} is a text; write a number.")
         if not value.isascii() and value.encode(errors="ignore").decode() != value:
-            raise RiskcalError(f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it.")
+            raise RiskcalError(
+                f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it."
+            )
         return
     if isinstance(value, int | np.integer) and not -(2**63) <= int(value) < 2**63:
         raise RiskcalError(
@@ -901,7 +1000,10 @@ def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
 
 
 def _candidate_code(
-    frame: pd.DataFrame, candidates: pd.DataFrame, coordinates: list[str], is_full: NDArray[np.bool_]
+    frame: pd.DataFrame,
+    candidates: pd.DataFrame,
+    coordinates: list[str],
+    is_full: NDArray[np.bool_],
 ) -> NDArray[np.intp]:
     """Which candidate each row is; -1 for the full model, whose other coordinates mean nothing."""
     code = np.full(len(frame), -1, dtype=np.intp)
@@ -937,7 +1039,9 @@ def _refuse_duplicates(
         )
 
 
-def _refuse_gaps(present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], candidates: pd.DataFrame) -> None:
+def _refuse_gaps(
+    present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], candidates: pd.DataFrame
+) -> None:
     incomplete = ~present.all(1)
     if incomplete.any():
         which = int(incomplete.argmax())
@@ -951,7 +1055,11 @@ def _refuse_gaps(present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], c
 
 
 def _full_risk(
-    frame: pd.DataFrame, full: Mapping[str, Floats], code: NDArray[np.intp], n: int, order: NDArray[np.intp]
+    frame: pd.DataFrame,
+    full: Mapping[str, Floats],
+    code: NDArray[np.intp],
+    n: int,
+    order: NDArray[np.intp],
 ) -> Floats | None:
     if "full_risk" not in frame.columns:
         return full.get("risk")
@@ -969,7 +1077,9 @@ def _full_risk(
         )
     stated = per_prompt[order]
     if "risk" in full and not np.allclose(stated, full["risk"], rtol=0, atol=_validate.TOLERANCE):
-        raise RiskcalError("full_risk: differs from the risk in the full model's rows; keep one of the two.")
+        raise RiskcalError(
+            "full_risk: differs from the risk in the full model's rows; keep one of the two."
+        )
     return stated
 
 
@@ -988,7 +1098,9 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
     stated = frame["exact"].tolist() if "exact" in frame.columns else [False]
     for row, value in enumerate(stated):
         if not isinstance(value, bool) or value != stated[0]:
-            raise RiskcalError(f"exact: {value!r} at row {row}; it is true throughout or false throughout.")
+            raise RiskcalError(
+                f"exact: {value!r} at row {row}; it is true throughout or false throughout."
+            )
     return kinds[0], bool(stated[0])
 
 
@@ -1008,8 +1120,13 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """One (N, L) array from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
         _tables.as_numpy(frame[name], name)  # refuses what has no cells to look at
-        lists = [isinstance(v, list | tuple) or (isinstance(v, np.ndarray) and v.ndim > 0) for v in frame[name]]
-        lengths = np.array([len(v) if held else -1 for v, held in zip(frame[name], lists, strict=True)])
+        lists = [
+            isinstance(v, list | tuple) or (isinstance(v, np.ndarray) and v.ndim > 0)
+            for v in frame[name]
+        ]
+        lengths = np.array(
+            [len(v) if held else -1 for v, held in zip(frame[name], lists, strict=True)]
+        )
         if (lengths < 0).any():
             row = int((lengths < 0).argmax())
             raise RiskcalError(
@@ -1024,7 +1141,11 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
             )
         return frame[name].to_list()
     numbered = re.compile(rf"{name}_(\d+)")
-    exits = sorted(int(match[1]) for column in frame.columns if (match := numbered.fullmatch(str(column))))
+    exits = sorted(
+        int(match[1]) for column in frame.columns if (match := numbered.fullmatch(str(column)))
+    )
     if exits and exits != list(range(1, len(exits) + 1)):
-        raise RiskcalError(f"{name}: columns for the exits {exits}; number them from {name}_1 on, with no gap.")
+        raise RiskcalError(
+            f"{name}: columns for the exits {exits}; number them from {name}_1 on, with no gap."
+        )
     return frame[[f"{name}_{i}" for i in exits]].to_numpy() if exits else None

@@ -64,7 +64,9 @@ def replay_arrays(
         raise RiskcalError(f"min_layer: {min_layer} exceeds the {levels.shape[1]} recorded layers.")
     if position is None:
         if not isinstance(schedule, Constant):
-            raise RiskcalError("position: a decaying schedule needs each token's position; give position=.")
+            raise RiskcalError(
+                "position: a decaying schedule needs each token's position; give position=."
+            )
         where = np.zeros(len(levels), dtype=np.int64)
     else:
         where = _validate.as_given(position, "position")
@@ -82,7 +84,9 @@ def replay_arrays(
     exits = np.empty_like(sorted_exits)
     exits[:, order] = sorted_exits
     losses = np.take_along_axis(outcome, exits - 1, axis=1).view(TokenLosses)
-    return losses.astype(np.float64), exits  # a copy that owns its memory, so that plain views of it lead back to it
+    return losses.astype(
+        np.float64
+    ), exits  # a copy that owns its memory, so that plain views of it lead back to it
 
 
 def replay_traces(
@@ -128,9 +132,15 @@ def replay_traces(
     if traces.loss is not None:
         full = np.add.reduceat(traces.loss[:, -1].astype(np.float64), start[:-1]) / tokens
     names = ["dissimilarity"] * (not full.any()) + ["risk"] * (traces.loss is not None)
-    ran_with: dict[str, Any] = {"min_layer": min_layer}  # a policy needs what the thresholds were replayed with
+    ran_with: dict[str, Any] = {
+        "min_layer": min_layer
+    }  # a policy needs what the thresholds were replayed with
     if isinstance(schedule, Decaying):
-        ran_with |= {"temperature": schedule.temperature, "max_length": schedule.max_length, "form": schedule.form}
+        ran_with |= {
+            "temperature": schedule.temperature,
+            "max_length": schedule.max_length,
+            "form": schedule.form,
+        }
     at_full = dict.fromkeys(names, full)
     return Runs(
         prompts=prompts,
@@ -156,7 +166,9 @@ def _prompt_means(
     needed = np.column_stack([local, np.full(len(position), math.nan)])
     top = _BUCKETS_BY_POSITION if decays else _BUCKETS
     low = float(local.min())
-    with np.errstate(over="ignore", divide="ignore"):  # a degenerate scale puts all in one bucket, and all are compared
+    with np.errstate(
+        over="ignore", divide="ignore"
+    ):  # a degenerate scale puts all in one bucket, and all are compared
         scale = float(np.divide(top - 1, local.max() - low))
     table = _kernels.ranks_by_bucket(needed, low, scale, top)
     outcome = np.ascontiguousarray(traces.agrees if traces.loss is None else traces.loss)
@@ -169,7 +181,20 @@ def _prompt_means(
     met = np.zeros(grid.size, dtype=bool)
     row_of = traces.position if decays else traces.position[:0]
     _kernels.replay_means(
-        traces.confidence, outcome, start, row_of, first, needed, table, low, scale, offset, sign, sums, *means, met
+        traces.confidence,
+        outcome,
+        start,
+        row_of,
+        first,
+        needed,
+        table,
+        low,
+        scale,
+        offset,
+        sign,
+        sums,
+        *means,
+        met,
     )
     return *means, met
 
@@ -183,10 +208,14 @@ def _distinct(prompts: NDArray[Any]) -> None:
             "Traces.from_arrays, from_frame or read, which put them in order."
         )
     if len(prompts) < 2:
-        raise RiskcalError(f"traces: only 1 prompt ({plain(prompts[0])!r}); at least two are needed.")
+        raise RiskcalError(
+            f"traces: only 1 prompt ({plain(prompts[0])!r}); at least two are needed."
+        )
 
 
-def _local_table(grid: Floats, schedule: Schedule, position: NDArray[np.int64]) -> tuple[NDArray[np.intp], Floats]:
+def _local_table(
+    grid: Floats, schedule: Schedule, position: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], Floats]:
     """Finite thresholds ascending (their columns in ``order``), and the confidence each needs at every position."""
     order = np.argsort(grid)
     finite = grid[order][np.isfinite(grid[order])]
@@ -194,8 +223,13 @@ def _local_table(grid: Floats, schedule: Schedule, position: NDArray[np.int64]) 
     return order, np.ascontiguousarray(table)
 
 
-def _pair(confidence: ArrayLike, loss: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    levels, outcome = _validate.float_matrix(confidence, "confidence"), _validate.float_matrix(loss, "loss")
+def _pair(
+    confidence: ArrayLike, loss: ArrayLike
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    levels, outcome = (
+        _validate.float_matrix(confidence, "confidence"),
+        _validate.float_matrix(loss, "loss"),
+    )
     if levels.shape != outcome.shape:
         raise RiskcalError(
             f"loss: has shape {outcome.shape}, but confidence has {levels.shape}; give the same for both."

@@ -39,7 +39,9 @@ def _not_nan(value: Any) -> Any:
     if isinstance(number, bool) or not _validate.is_number(number):
         raise ValueError(f"{_validate.shown(value)} is neither a number nor 'full'")
     if math.isnan(number) or number == -math.inf:
-        raise ValueError(f"{value} is no threshold; give a number, or inf (in JSON: 'full') for the full model")
+        raise ValueError(
+            f"{value} is no threshold; give a number, or inf (in JSON: 'full') for the full model"
+        )
     return float(number)
 
 
@@ -190,13 +192,21 @@ class Certificate(_Frozen):
     preregistered: str | None = Field(
         default=None, description="digest of an order, weights and transitions that were given"
     )
-    policy_digest: str | None = Field(default=None, description="digest of the certified policy's settings")
-    max_tokens: int | None = Field(default=None, ge=1, description="of heads: the most tokens that a prompt can have")
-    layers_given: bool | None = Field(default=None, description="of heads: whether their layers were said, or counted")
+    policy_digest: str | None = Field(
+        default=None, description="digest of the certified policy's settings"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="of heads: the most tokens that a prompt can have"
+    )
+    layers_given: bool | None = Field(
+        default=None, description="of heads: whether their layers were said, or counted"
+    )
     weighting: Literal["prompts", "clusters", "requests"] | None = Field(
         default=None, description="what the certified mean is taken over"
     )
-    max_cluster: int | None = Field(default=None, ge=1, description="most requests of a cluster, fixed beforehand")
+    max_cluster: int | None = Field(
+        default=None, ge=1, description="most requests of a cluster, fixed beforehand"
+    )
     versions: dict[str, str]
 
 
@@ -309,7 +319,10 @@ class ExitPolicy(_Frozen):
 
     @model_validator(mode="after")
     def _certified_as_it_is(self) -> Self:
-        if self.certificate is not None and self.certificate.policy_digest not in (None, self.digest()):
+        if self.certificate is not None and self.certificate.policy_digest not in (
+            None,
+            self.digest(),
+        ):
             raise ValueError(
                 "certificate: was issued for other settings than these; calibrate what you run, or leave the certificate out"
             )
@@ -342,7 +355,9 @@ class ExitPolicy(_Frozen):
         unnamed = [name for name in DEFAULTS if getattr(self, name) is None]
         if unnamed and not self.is_full_model:
             settings["unnamed"] = unnamed
-        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            json.dumps(settings, sort_keys=True).encode(), digest_size=16
+        ).hexdigest()
 
     def named(self) -> Self:
         """The policy as a decoder runs it: with ``measure``, ``cache`` and ``batching``.
@@ -404,19 +419,27 @@ class ExitPolicy(_Frozen):
         """
         _validate.count(n_layers, "n_layers", least=1)
         if self.n_layers not in (None, n_layers):
-            raise RiskcalError(f"n_layers: the policy was made for {self.n_layers} layers, the model has {n_layers}.")
+            raise RiskcalError(
+                f"n_layers: the policy was made for {self.n_layers} layers, the model has {n_layers}."
+            )
         _validate.count(length, "length", least=0)
         if self.min_layer > n_layers:
-            raise RiskcalError(f"min_layer: {self.min_layer} exceeds the model's {n_layers} layers.")
+            raise RiskcalError(
+                f"min_layer: {self.min_layer} exceeds the model's {n_layers} layers."
+            )
         per_layer = np.full(n_layers, self.threshold)
         if self.thresholds is not None:
             foreign = [layer for layer in self.thresholds if layer > n_layers]
             if foreign:
-                raise RiskcalError(f"thresholds: layer {foreign[0]} exceeds the model's {n_layers} layers.")
+                raise RiskcalError(
+                    f"thresholds: layer {foreign[0]} exceeds the model's {n_layers} layers."
+                )
             per_layer[[layer - 1 for layer in self.thresholds]] = list(self.thresholds.values())
         per_layer[: self.min_layer - 1] = math.inf
         exact = self.schedule.local_threshold(per_layer[None, :], np.arange(length)[:, None])
-        with np.errstate(over="ignore"):  # beyond float32 is inf, which no float32 confidence but inf reaches either
+        with np.errstate(
+            over="ignore"
+        ):  # beyond float32 is inf, which no float32 confidence but inf reaches either
             rounded = np.array(exact, dtype=np.float32)
         rounded = np.where(rounded < exact, np.nextafter(rounded, np.float32(math.inf)), rounded)
         rounded[:, -1] = -math.inf
@@ -467,5 +490,7 @@ def _refusal(name: str, error: ValidationError) -> RiskcalError:
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, RiskcalError):  # from a nested model, which names its own field
         return RiskcalError(f"{field}.{cause}")
-    unknown = dict.fromkeys(("extra_forbidden", "unexpected_keyword_argument"), "is not a field; remove it")
+    unknown = dict.fromkeys(
+        ("extra_forbidden", "unexpected_keyword_argument"), "is not a field; remove it"
+    )
     return RiskcalError(f"{field}: {unknown.get(first['type'], cause or first['msg'])}")
