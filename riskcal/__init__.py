@@ -16,9 +16,9 @@ from riskcal.adaptive import AdaptiveCalibration as AdaptiveCalibration
 from riskcal.calibration import Calibration as Calibration
 from riskcal.calibration import calibrate as calibrate
 from riskcal.calibration import calibrate_groups as calibrate_groups
+from riskcal.calibration.planning import plan as plan
 from riskcal.examples import load_example as load_example
 from riskcal.monitor import RiskMonitor as RiskMonitor
-from riskcal.planning import plan as plan
 from riskcal.policy import Certificate as Certificate
 from riskcal.policy import Contrast as Contrast
 from riskcal.policy import ExitPolicy as ExitPolicy

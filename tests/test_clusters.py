@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import RiskcalError, Runs, _problem, calibrate
+from riskcal import RiskcalError, Runs, calibrate
+from riskcal.calibration import posing
 
 DRAWS = 400
 
@@ -81,7 +82,7 @@ def test_the_unit_loss_has_the_losses_bounds_and_its_mean_the_sign_of_the_mean_o
         layers=rng.random((n, 2)),
     )
     delta = 0.3
-    problem = _problem.from_runs(runs, {objective: delta}, weighting="requests", max_cluster=6)
+    problem = posing.from_runs(runs, {objective: delta}, weighting="requests", max_cluster=6)
     [risk] = problem.risks
     mean = runs.prompt_losses(objective).mean(0)
     assert (risk.losses >= risk.lower - 1e-12).all()

@@ -6,6 +6,9 @@ import pytest
 
 from laboratory import worlds
 from riskcal import RiskcalError, Runs, calibrate, pvalues, trials
+from riskcal.calibration.posing import pose
+from riskcal.trials import deciding, run
+from riskcal.trials.compare import of_units
 
 THRESHOLDS = np.array([0.9, 0.7, 0.5, 0.3, 0.1])
 
@@ -31,9 +34,9 @@ def make_runs(n=80, seed=0, *, thresholds=THRESHOLDS, kind="mixed", full=True, *
 
 def split(runs, row):
     """The calibration runs of a trial, from the splits that `run_trials` makes."""
-    heldout = trials._splits(runs.n, 6, 0.75, 3)
-    kept = trials._kept(heldout, runs.n)[row]
-    return trials._of_units(runs, kept), trials._of_units(runs, np.sort(heldout[row]))
+    heldout = run.splits(runs.n, 6, 0.75, 3)
+    kept = deciding.kept_rows(heldout, runs.n)[row]
+    return of_units(runs, kept), of_units(runs, np.sort(heldout[row]))
 
 
 @pytest.mark.parametrize(
@@ -159,12 +162,12 @@ def test_trials_are_reproducible_and_share_their_splits():
 
 
 def test_the_split_sizes_are_exact_and_the_units_all_there():
-    heldout = trials._splits(103, 40, 0.8, 0)
-    kept = trials._kept(heldout, 103)
+    heldout = run.splits(103, 40, 0.8, 0)
+    kept = deciding.kept_rows(heldout, 103)
     assert heldout.shape == (40, 21)
     assert (np.diff(kept, axis=1) > 0).all()
     assert (np.sort(np.c_[heldout, kept], axis=1) == np.arange(103)).all()
-    counts = np.bincount(trials._splits(20, 20_000, 0.8, 0).ravel(), minlength=20)
+    counts = np.bincount(run.splits(20, 20_000, 0.8, 0).ravel(), minlength=20)
     assert abs(counts - 4000).max() < 4 * math.sqrt(20_000 * 0.2 * 0.8)
 
 
@@ -191,9 +194,9 @@ def test_summary_is_the_mean_and_deviation_of_each_delta():
 
 
 def test_single_precision_is_used_only_where_it_counts_exactly():
-    assert trials._exact_type(np.array([[0.0, 1.0], [-1.0, 0.0]])) is np.float32
-    assert trials._exact_type(np.array([[0.0, 0.5]])) is np.float64
-    assert trials._exact_type(np.array([[0.0, 3.0]])) is np.float64
+    assert deciding.exact_type(np.array([[0.0, 1.0], [-1.0, 0.0]])) is np.float32
+    assert deciding.exact_type(np.array([[0.0, 0.5]])) is np.float64
+    assert deciding.exact_type(np.array([[0.0, 3.0]])) is np.float64
 
 
 def test_lazy_betting_agrees_with_the_test_on_every_kind_of_loss():
@@ -202,10 +205,14 @@ def test_lazy_betting_agrees_with_the_test_on_every_kind_of_loss():
     for make in worlds.WORLDS.values():
         world = make()
         losses = world.sample(240, rng)
-        pool = trials._Pool(losses, world.lower, world.upper, pd.DataFrame(), {}, {}, None)
-        kept = trials._kept(trials._splits(240, 25, 0.75, 1), 240)
+        known = {"lower": world.lower, "upper": world.upper}
+        grid = np.arange(world.k, 0, -1.0)
+        problem = pose(losses, world.delta, thresholds=grid, **known)
+        order = problem.units
+        heldout = run.splits(240, 25, 0.75, 1)
+        kept = [order[rows] for rows in deciding.kept_rows(heldout, 240)]
         deltas = [world.delta, world.delta * 1.2]
-        counts = trials._bet_in_sequence(pool, deltas, kept, 0.05)
+        counts = deciding._decide_by_walking(problem, deltas, heldout, 0.05)[0] + 1
         for d, delta in enumerate(deltas):
             for t, rows in enumerate(kept):
                 p = pvalues.betting(

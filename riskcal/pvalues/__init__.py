@@ -147,9 +147,7 @@ def betting(
     low, high = _validate.bounds(lower, upper)
     matrix, total = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
-    prior = max(
-        (tolerated - low) * (high - tolerated) * (0.05 if low < 0.0 < high else 1.0), _TINY**0.5
-    )
+    prior = _prior_variance(tolerated, low, high)
     from riskcal import _kernels
 
     pvalues = np.exp(
@@ -159,6 +157,12 @@ def betting(
     )
     pvalues[total >= len(matrix) * tolerated] = 1.0
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
+
+
+def _prior_variance(delta: float, lower: float, upper: float) -> float:
+    """The variance that `betting` starts from: the largest at mean delta, a twentieth where losses are differences."""
+    share = 0.05 if lower < 0.0 < upper else 1.0
+    return float(max((delta - lower) * (upper - delta) * share, _TINY**0.5))
 
 
 def empirical_bernstein(
@@ -466,3 +470,15 @@ OF_SUMS: dict[str, Callable[[Sums], Floats]] = {
     "convex_order": _convex_order,
     "binomial": _binomial,
 }
+
+
+from riskcal.pvalues.methods import BY_NAME as BY_NAME  # noqa: E402  # they call the functions above
+from riskcal.pvalues.methods import Bentkus as Bentkus  # noqa: E402
+from riskcal.pvalues.methods import Betting as Betting  # noqa: E402
+from riskcal.pvalues.methods import Binomial as Binomial  # noqa: E402
+from riskcal.pvalues.methods import ConvexOrder as ConvexOrder  # noqa: E402
+from riskcal.pvalues.methods import EmpiricalBernstein as EmpiricalBernstein  # noqa: E402
+from riskcal.pvalues.methods import Hoeffding as Hoeffding  # noqa: E402
+from riskcal.pvalues.methods import HoeffdingBentkus as HoeffdingBentkus  # noqa: E402
+from riskcal.pvalues.methods import Method as Method  # noqa: E402
+from riskcal.pvalues.methods import named as named  # noqa: E402

@@ -11,9 +11,9 @@ from laboratory import worlds
 from laboratory.limit import _best_bet, efficiency, neyman_pearson_power, power_limit
 from laboratory.validity import clopper_pearson, validity
 from riskcal import RiskcalError, Runs, fwer, pvalues
-from riskcal.calibration import TESTS
 
 EPSILON, DRAWS, N = 0.1, 3000, 120
+TESTS = {name: getattr(pvalues, name) for name in pvalues.BY_NAME}
 EVERY = worlds.WORLDS | {
     "monotone": worlds.monotone,
     "monotone_100": lambda: worlds.monotone(100),

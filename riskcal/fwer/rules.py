@@ -1,8 +1,7 @@
-"""Which hypotheses may be rejected together, so that a false rejection happens with probability at most epsilon.
+"""The procedures as functions of p-values (k,) in tested order, which return a boolean (k,): rejected, that is, certified.
 
-Each function takes p-values (k,) in the order in which they are to be tested and returns a boolean (k,): rejected, that
-is, certified. All but `hochberg` hold for any dependence between the p-values. Orders, weights and graphs must not depend
-on the data that are tested.
+All but `hochberg` hold for any dependence between the p-values. Orders, weights and graphs must not depend on the data that
+are tested.
 """
 
 import numpy as np

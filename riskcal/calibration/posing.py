@@ -1,134 +1,79 @@
-"""What a calibration tests: losses in tested order, candidates and costs, drawn from `Runs` or from plain arrays."""
+"""From `Runs` or plain arrays to the `Problem` that is tested, and what cannot be tested is refused."""
 
 import hashlib
 import json
-import math
 import os
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Self
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from riskcal import _tables, _validate, records
 from riskcal._validate import Floats, RiskcalError
+from riskcal.calibration.problem import Problem, Risk
 from riskcal.policy import Stop
 from riskcal.records import Runs, Traces, holds_tokens
 
-#: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
-Weighting = Literal["prompts", "clusters", "requests"]
 
-
-class Risk(NamedTuple):
-    """One controlled loss: (n, k), rows and columns in tested order, its tolerance and its known bounds."""
-
-    name: str
-    losses: Floats
-    delta: float
-    lower: float
-    upper: float
-
-    @property
-    def width(self) -> float:
-        return self.upper - self.lower
-
-
-@dataclass(frozen=True, eq=False)
-class Problem:
-    """Risks over the same units and candidates, with what each candidate costs each unit."""
-
-    risks: tuple[Risk, ...]
-    candidates: pd.DataFrame
-    costs: Mapping[str, Floats]
-    full: Mapping[str, Floats]  # (n,) each: what the full model costs each unit
-    units: NDArray[Any]
-    unit: str  # what a row is, in the plural
-    digest: str
-    stopped: Stop | None = None  # why lower thresholds were never run
-    weighting: Weighting = "prompts"  # what the mean is taken over
-    sizes: NDArray[np.intp] | None = (
-        None  # requests of each unit, where these count and not the clusters
-    )
-    max_cluster: int | None = None
-    nameless: bool = (
-        False  # units have no ids but their numbers, and may have been sorted by outcome
-    )
-
-    @property
-    def n(self) -> int:
-        return len(self.units)
-
-    @property
-    def k(self) -> int:
-        return len(self.candidates)
-
-    @property
-    def coordinates(self) -> list[str]:
-        """What candidates differ in; the threshold, if there is but one candidate."""
-        return records.varying(self.candidates)
-
-    @property
-    def several(self) -> bool:
-        """Whether candidates differ in anything but their thresholds, which alone have an order that is known beforehand."""
-        return not records.only_threshold(self.candidates)
-
-    @property
-    def full_costs(self) -> dict[str, float]:
-        """The full model's mean costs, over these units as the candidates' are."""
-        return {name: float(cost.mean()) for name, cost in self.full.items()}
-
-    def mean(self, risk: Risk) -> Floats:
-        """Each candidate's observed mean loss (k,), over what it is certified for."""
-        if self.sizes is None or self.max_cluster is None:
-            mean: Floats = risk.losses.mean(0)
-            return mean
-        summed: Floats = (risk.losses - risk.delta).sum(0)
-        return risk.delta + summed * float(self.max_cluster / self.sizes.sum())
-
-    def name(self, candidate: int) -> str:
-        """A candidate, as messages name it: what it is in each coordinate."""
-        row = self.candidates.iloc[candidate]
-        return ", ".join(f"{name} {plain(row[name])}" for name in self.coordinates)
-
-    def rows(self, which: slice | NDArray[np.intp]) -> Self:
-        """The same problem on some of the units."""
-        sizes = None if self.sizes is None else self.sizes[which]
-        again = 1.0 if self.sizes is None or sizes is None else self.sizes.mean() / sizes.mean()
-        return replace(
-            self,
-            risks=tuple(risk._replace(losses=risk.losses[which]) for risk in self.risks),
-            costs={name: cost[which] * again for name, cost in self.costs.items()},
-            full={name: cost[which] * again for name, cost in self.full.items()},
-            units=self.units[which],
-            sizes=sizes,
+def pose(
+    runs: Any,
+    delta: Any,
+    objective: str = "textual",
+    weighting: str | None = None,
+    max_cluster: int | None = None,
+    *,
+    thresholds: Any = None,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    prompts: Any = None,
+    exact: bool = False,
+) -> Problem:
+    """The problem that these arguments of `riskcal.calibrate` ask for; one that would not be used is refused."""
+    _validate.choice(objective, "objective", records.OBJECTIVES)
+    if objective != "textual" and (isinstance(delta, Mapping) or not isinstance(runs, Runs)):
+        given = (
+            "a mapping of deltas names the objectives"
+            if isinstance(delta, Mapping)
+            else "an array is the losses itself"
         )
-
-    def columns(self, which: NDArray[np.intp]) -> Self:
-        """The same problem on some of the candidates, in this order."""
-        return replace(
-            self,
-            risks=tuple(
-                risk._replace(losses=np.ascontiguousarray(risk.losses[:, which]))
-                for risk in self.risks
-            ),
-            candidates=self.candidates.iloc[which].reset_index(drop=True),
-            costs={name: cost[:, which] for name, cost in self.costs.items()},
+        raise RiskcalError(f"objective: {given}, so {objective!r} would not be used; leave it out.")
+    if not isinstance(runs, Runs):
+        if isinstance(delta, Mapping):
+            raise RiskcalError(
+                "delta: several risks at once need Runs, which name them; an array has one delta."
+            )
+        for name, value in (("weighting", weighting), ("max_cluster", max_cluster)):
+            if value is not None:
+                raise RiskcalError(
+                    f"{name}: is for Runs with clusters; the rows of an array count alike. Leave it out."
+                )
+        known = {"lower": lower, "upper": upper}
+        return from_arrays(
+            runs, delta, thresholds=thresholds, prompts=prompts, exact=exact, **known
         )
+    for name, value in (("thresholds", thresholds), ("prompts", prompts), ("exact", exact)):
+        if value is not None and value is not False:
+            raise RiskcalError(f"{name}: Runs carry their own; leave it out.")
+    if (lower, upper) not in ((0.0, 1.0), records.OBJECTIVES[objective]):
+        raise RiskcalError(
+            f"lower, upper: objective {objective!r} of Runs has its own bounds; leave them out."
+        )
+    deltas = delta if isinstance(delta, Mapping) else {objective: delta}
+    if not deltas:
+        raise RiskcalError("delta: the mapping is empty; give at least one objective.")
+    return from_runs(runs, deltas, weighting=weighting, max_cluster=max_cluster)
 
 
-def plain(value: Any) -> str:
-    """A coordinate's value or a tolerance, as messages write it: six digits, or as many more as tell it from others."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return str(value)
-    number = float(value)
-    written = (f"{number:.{digits}g}" for digits in range(6, 18))
-    return next(
-        (text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number)
-    )
+def require_runs(runs: Any) -> None:
+    """Refuse what is no Runs where the prompts' groups, or costs, are needed."""
+    if not isinstance(runs, Runs):
+        raise RiskcalError(
+            f"runs: give Runs, not {type(runs).__name__}; Runs.from_arrays makes them of matrices, Runs.from_frame of a table."
+        )
 
 
 def from_runs(
@@ -245,33 +190,6 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
     return sizes
 
 
-def two_values(losses: Floats) -> tuple[float, float] | None:
-    """The two values that losses (n,) take, up to rounding; None if they are fewer or more."""
-    low, high = float(losses.min()), float(losses.max())
-    near = _validate.TOLERANCE * max(1.0, abs(low), abs(high))
-    between = (losses > low + near) & (losses < high - near)
-    return None if high - low <= 2 * near or between.any() else (low, high)
-
-
-def of_count(losses: Floats, delta: float) -> float:
-    """The exact p-value of losses (n,) of two values, which is that of their count; 0, no claim, for others.
-
-    Sorted losses of two values say nothing beyond the count, and with one arrangement for each count betting is at the mercy
-    of a few of them (a true size of up to .15 at a nominal .05). Never below this p-value it is right for any arrangement.
-    """
-    values = two_values(losses)
-    if values is None:
-        return 0.0
-    count = (losses > 0.5 * (values[0] + values[1])).sum()
-    return float(count_pvalue(count, len(losses), values, delta))
-
-
-def count_pvalue(count: Any, n: int, values: tuple[float, float], delta: float) -> Any:
-    """Of so many of n losses at the upper of two values, that their mean is above delta."""
-    low, high = values
-    return special.bdtr(count, n, min(max((delta - low) / (high - low), 0.0), 1.0))
-
-
 def _stop(text: str) -> Stop:
     try:
         return Stop(**json.loads(text))
@@ -350,57 +268,6 @@ def from_arrays(
         unit="rows" if prompts is None else "prompts",
         digest=hasher.hexdigest(),
     )
-
-
-def split_pilot(problem: Problem, fraction: float) -> tuple[Problem, Problem]:
-    """The first units in tested order as a pilot, whose losses may choose an order, and the rest, which are tested."""
-    share = _validate.level(fraction, "pilot_fraction")
-    size = math.ceil(share * problem.n)
-    if not pilot_fits(problem.n, share):
-        raise RiskcalError(
-            f"pilot_fraction: {share:g} of {problem.n} {problem.unit} leaves {size} for the pilot and {problem.n - size} for "
-            "the test; each needs at least two."
-        )
-    return problem.rows(slice(None, size)), problem.rows(slice(size, None))
-
-
-def pilot_fits(n: int, fraction: float) -> bool:
-    """Whether a pilot of this share of n units leaves two for itself, and two to test."""
-    size = math.ceil(_validate.level(fraction, "pilot_fraction") * n)
-    return size >= 2 and n - size >= 2
-
-
-def pilot_order(pilot: Problem) -> NDArray[np.intp]:
-    """Candidates by what the pilot says of them, those furthest below their tolerances first."""
-    return np.argsort(_excess(pilot), kind="stable")
-
-
-def pareto_order(pilot: Problem, cost: str) -> NDArray[np.intp]:
-    """Only the candidates that no other beats in both risk and cost on the pilot, safest first (Pareto Testing)."""
-    excess, spent = _excess(pilot), mean_cost(pilot, cost)
-    order = np.lexsort((spent, excess))
-    cheapest_so_far = np.minimum.accumulate(np.r_[np.inf, spent[order][:-1]])
-    return order[spent[order] < cheapest_so_far]
-
-
-def mean_cost(problem: Problem, cost: str) -> Floats:
-    """Each candidate's mean cost; with the threshold as the only coordinate and no cost recorded, the threshold itself."""
-    if cost in problem.costs:
-        mean: Floats = problem.costs[cost].mean(0)
-        return mean
-    if problem.several:
-        raise RiskcalError(
-            f"cost: {cost!r} was not recorded; choosing among several coordinates needs it."
-        )
-    return problem.candidates["threshold"].to_numpy(dtype=np.float64)
-
-
-def _excess(pilot: Problem) -> Floats:
-    """Mean loss above tolerance, relative to the loss's range; of several risks the worst."""
-    worst: Floats = np.max(
-        [(pilot.mean(risk) - risk.delta) / risk.width for risk in pilot.risks], axis=0
-    )
-    return worst
 
 
 def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray[Any]]:

@@ -1,0 +1,396 @@
+"""`calibrate`: from records to the cheapest candidate whose expected loss is certified, or to the full model."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate, bounds, fwer, pvalues
+from riskcal._validate import Floats, RiskcalError
+from riskcal.calibration import problem as problems
+from riskcal.calibration import sentences
+from riskcal.calibration.outlook import Design, outlook
+from riskcal.calibration.posing import pose
+from riskcal.calibration.problem import Problem
+from riskcal.calibration.result import Calibration
+from riskcal.fwer import FixedSequence, PilotOrder, Procedure
+from riskcal.pvalues import Method
+from riskcal.records import Runs
+
+
+def calibrate(
+    runs: Runs | ArrayLike,
+    *,
+    delta: Any,
+    epsilon: float = 0.05,
+    objective: str = "textual",
+    test: str | Method = "betting",
+    procedure: str | Procedure | None = None,
+    attempt: int | None = None,
+    cost: str = "layers",
+    thresholds: ArrayLike | None = None,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    prompts: ArrayLike | None = None,
+    exact: bool = False,
+    weighting: str | None = None,
+    max_cluster: int | None = None,
+    **options: Any,
+) -> Any:  # a Calibration; a list of them where delta is a list
+    """Find the cheapest candidate whose expected loss is at most delta, with probability at least 1 - epsilon.
+
+    Parameters
+    ----------
+    runs : Runs, or (n, k) array of losses
+        Array rows are independent units (or tokens, with ``prompts``), columns are ``thresholds``.
+    delta : float, mapping of objective to float, or list of float
+        Tolerated expected loss, in the loss's own units. A mapping such as ``{"textual": 0.1, "risk": 0.02}`` controls
+        several losses at once: a candidate's p-value is then the largest of theirs. A list is served by simultaneous
+        bounds: all its calibrations hold together, so that one of the deltas may be chosen after looking.
+    epsilon : float
+        Probability, over the draw of the calibration prompts, that a false certificate is issued.
+    objective : {"textual", "risk", "risk_clipped"}
+        Which loss of the runs is tested (see `Runs.losses`); not used with arrays or a mapping of deltas.
+    test : str or `riskcal.pvalues.Method`
+        ``"betting"`` (see the power table of the guarantee's page), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
+        ``"hoeffding"``, ``"empirical_bernstein"``, or ``"binomial"`` for 0/1 losses.
+    procedure : str or `riskcal.fwer.Procedure`, optional
+        ``"fixed_sequence"`` (default for one coordinate: from the highest threshold down), ``"holm"`` (default for
+        several), ``"bonferroni"``, ``"hochberg"`` (needs positively dependent p-values), ``"fallback"``, ``"graphical"``,
+        or a fixed sequence whose order a pilot split chooses: ``"pilot_order"`` (all candidates, by pilot risk) and
+        ``"pareto"`` (those that none beats in risk and cost). Or the object, with its options:
+        ``riskcal.fwer.FixedSequence(starts=3)``. With a list of deltas there is none.
+    attempt : int, optional
+        Which planned attempt this is, from 1; attempt j spends ``6 epsilon / (pi^2 j^2)``. The default, one attempt with
+        all of epsilon, is right only if no second look follows, whatever its outcome.
+    cost : str
+        Recorded cost that the choice among certified candidates of several coordinates minimises.
+    thresholds, lower, upper : optional
+        For arrays: one threshold per column, and the losses' known bounds.
+    prompts : (n,), optional
+        For arrays: the prompt that each row belongs to; rows are averaged within it.
+    exact : bool
+        For arrays that `riskcal.replay_arrays` made with several rows per prompt: declares that the exit has no memory, as
+        ``replay_traces(..., exact=True)`` does for Runs.
+    weighting : {"clusters", "requests"}, optional
+        For runs with clusters: whether each cluster counts alike (the default, with a warning where their sizes differ) or
+        each of its prompts. The second certifies ``E[sum of a cluster's losses] / E[its size]``, the mean over requests.
+    max_cluster : int, optional
+        With ``weighting="requests"``: the most prompts that a cluster may have, fixed before the data were seen.
+    **options
+        Of a procedure given by its name: ``starts``, ``order``, ``weights``, ``transitions``, ``pilot_fraction``; see
+        `riskcal.fwer.FixedSequence` and so on. ``procedure="fixed_sequence", starts=3`` is ``FixedSequence(starts=3)``. A
+        preregistered ``order`` is needed for a fixed sequence over several coordinates.
+
+    Returns
+    -------
+    Calibration, or a list of them where ``delta`` is a list
+
+    Raises
+    ------
+    RiskcalError
+        For invalid input, options that the procedure does not use, replayed runs that are not exact, token rows without
+        ``prompts``, and any procedure but a fixed sequence from the highest threshold down for runs that were ``stopped``.
+
+    Notes
+    -----
+    Assumes i.i.d. units from the population that will be served, candidates and order fixed before the data were seen, and
+    bounded losses. Prompts are tested in a pseudo-random order that depends on their ids alone, never in the order they
+    stand in. Rows without ids (arrays without ``prompts``, and ids that only number the rows) are tested in an order drawn
+    from the content of all of them (`riskcal.records.content_order`), and if a candidate's losses have only two values its
+    betting p-value is never below the exact one of their count, so that sorting the rows by outcome does no harm. Nothing
+    is said about a single prompt or a stratum. With ``u = delta + sum of (loss - delta) over a cluster / max_cluster``,
+    which has the losses' bounds, the mean of u is at most delta exactly where the mean over requests is: that is what
+    ``weighting="requests"`` tests. Sources: Learn then Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto
+    Testing (Laufer-Goldshtein et al. 2023).
+    """
+    epsilon = _validate.level(epsilon, "epsilon")
+    method = pvalues.named(test)
+    deltas, several_deltas = listed(delta)
+    problem = pose(
+        runs,
+        deltas[0],
+        objective,
+        weighting,
+        max_cluster,
+        thresholds=thresholds,
+        lower=lower,
+        upper=upper,
+        prompts=prompts,
+        exact=exact,
+    )
+    if several_deltas:
+        refuse_for_list(problem, procedure, options)
+    told: dict[str, Any] = {
+        "epsilon": epsilon,
+        "epsilon_spent": fwer.spent(epsilon, attempt),
+        "attempt": attempt,
+    }
+    if several_deltas:
+        refuse_cut_grid(problem.stopped, one_sequence=False)
+        refuse_unused_cost(problem, None, cost)
+        return _simultaneous(problem, deltas, method, cost, told)
+    chosen = procedure_for(problem, procedure, options)
+    refuse_unused_cost(problem, chosen, cost)
+    tested = arranged(problem, chosen, cost)
+    return _result(
+        tested,
+        prove(tested.problem, method, chosen, told["epsilon_spent"]),
+        method,
+        chosen,
+        cost,
+        told,
+    )
+
+
+def listed(delta: Any) -> tuple[list[Any], bool]:
+    """The deltas, and whether they were given as a list."""
+    several = not isinstance(delta, Mapping) and _validate.several(delta, "delta")
+    return (list(_validate.numbers(delta, "delta")), True) if several else ([delta], False)
+
+
+def procedure_for(problem: Problem, procedure: Any, options: Mapping[str, Any]) -> Procedure:
+    """The procedure that is meant, as an object, if it is sound and of use on this problem."""
+    if procedure is None:
+        procedure = "holm" if problem.several else "fixed_sequence"
+    chosen = fwer.named(procedure, **options)
+    sequence = isinstance(chosen, FixedSequence)
+    starts = getattr(chosen, "starts", 1)
+    unordered = getattr(chosen, "order", None) is None
+    one = sequence and starts == 1 and unordered and not problem.several
+    refuse_cut_grid(problem.stopped, one_sequence=one)
+    if problem.several and sequence and unordered:
+        raise RiskcalError(
+            "order: candidates differ in several coordinates, so a fixed sequence needs a preregistered order= (row "
+            "numbers of runs.candidates), fixed before the data were seen; or use procedure='holm'."
+        )
+    return chosen
+
+
+def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
+    """Refuse all but one fixed sequence from the top where a recording stopped: it ended by what the losses were."""
+    if stopped is not None and not one_sequence:
+        raise RiskcalError(
+            "procedure: the recording stopped where a fixed sequence failed, so that which thresholds there are depends on "
+            "the losses; only a fixed sequence from the highest threshold down, with one start, is sound on them."
+        )
+
+
+def refuse_unused_cost(problem: Problem, procedure: Procedure | None, cost: str) -> None:
+    """Refuse a cost that would choose nothing."""
+    if cost != "layers" and not problem.several and not getattr(procedure, "looks_at_cost", False):
+        raise RiskcalError(
+            f"cost: {cost!r} chooses among candidates of several coordinates; where only the threshold varies, the lowest "
+            "certified one is chosen. Leave it out."
+        )
+
+
+def refuse_for_list(problem: Problem, procedure: Any, options: Mapping[str, Any]) -> None:
+    """Refuse what a list of deltas cannot be served with."""
+    if problem.weighting == "requests":
+        raise RiskcalError(
+            "weighting: 'requests' is for one delta at a time, by which a cluster's losses are summed; give one."
+        )
+    if procedure is not None:
+        name = procedure.name if isinstance(procedure, Procedure) else procedure
+        raise RiskcalError(
+            f"procedure: a list of deltas is served by simultaneous bounds, not by {name!r}."
+        )
+    fwer.refuse_options(options, "a list of deltas")
+
+
+class Arranged(NamedTuple):
+    """A problem in tested order, and how it came about."""
+
+    problem: Problem
+    whole: Problem  # what a fresh sample would look like: all units, candidates as ties are broken
+    order: NDArray[np.intp]  # which of the original candidates are tested, first to last
+    pilot: tuple[Any, ...]  # ids of the units that chose the order and are not tested
+
+
+def arranged(problem: Problem, procedure: Procedure, cost: str) -> Arranged:
+    """The problem in the order in which the procedure tests it."""
+    if isinstance(procedure, PilotOrder):
+        pilot, rest = problems.split_pilot(problem, procedure.pilot_fraction)
+        looks = procedure.looks_at_cost
+        spent = problems.mean_cost(pilot, cost) if looks else np.zeros(pilot.k)
+        order = procedure.chosen(problems.excess(pilot), spent)
+        spent = problems.mean_cost(problem, cost) if looks else np.zeros(problem.k)
+        whole = problem.columns(procedure.ties(spent))
+        return Arranged(rest.columns(order), whole, order, tuple(pilot.units.tolist()))
+    fixed = procedure.arranged(problem.k)
+    if fixed is None:
+        return Arranged(problem, problem, np.arange(problem.k), ())
+    ordered = problem.columns(fixed)
+    return Arranged(ordered, ordered, fixed, ())
+
+
+class Proof(NamedTuple):
+    """P-values (k,), in tested order, and which candidates they certify."""
+
+    pvalues: Floats
+    certified: NDArray[np.bool_]
+
+
+def prove(problem: Problem, method: Method, procedure: Procedure, epsilon: float) -> Proof:
+    """Test all candidates of a problem in tested order; of several risks the largest p-value counts."""
+    levels = procedure.levels(epsilon, problem.k)
+    p: Floats = np.max(
+        [_pvalues(method, risk, levels, problem.nameless) for risk in problem.risks], axis=0
+    )
+    return Proof(p, procedure.rejected(p, epsilon))
+
+
+def _pvalues(method: Method, risk: problems.Risk, levels: Floats, nameless: bool) -> Floats:
+    """P-values (k,) of one risk, those of a tuned test at the level of each."""
+    p = np.empty(len(levels))
+    for level in np.unique(levels) if method.walks else levels[:1]:
+        tuned = (levels == level) | (not method.walks)
+        losses = risk.losses if tuned.all() else np.compress(tuned, risk.losses, axis=1)
+        p[tuned] = method.pvalues(
+            losses, risk.delta, level=float(level), lower=risk.lower, upper=risk.upper
+        )
+    if nameless and method.walks:
+        p = np.maximum(p, [problems.of_count(column, risk.delta) for column in risk.losses.T])
+    return p
+
+
+def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str) -> int | None:
+    """The certified candidate of least cost; with one coordinate, of the lowest threshold."""
+    if not certified.any():
+        return None
+    spending = problem.candidates["threshold"].to_numpy(dtype=np.float64)
+    if problem.several:
+        spending = problems.mean_cost(problem, cost)
+    return int(np.where(certified, spending, math.inf).argmin())
+
+
+def _result(
+    tested: Arranged,
+    proof: Proof,
+    method: Method,
+    procedure: Procedure,
+    cost: str,
+    told: dict[str, Any],
+) -> Calibration:
+    problem = tested.problem
+    design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
+    return settled(
+        problem,
+        table_of(problem).assign(pvalue=proof.pvalues, certified=proof.certified),
+        cost,
+        outlook=partial(outlook, tested.whole, design, sentences.MEANING),
+        pilot=tested.pilot,
+        rises=sentences.rises(problem),
+        test=method.name,
+        procedure=procedure.name,
+        starts=getattr(procedure, "starts", 1),
+        preregistered=procedure.preregistered,
+        **told,
+    )
+
+
+def _simultaneous(
+    problem: Problem, deltas: list[float], method: Method, cost: str, told: dict[str, Any]
+) -> list[Calibration]:
+    """One calibration per delta from bounds that hold for all candidates at once."""
+    risk = problem.risks[0]
+    for delta in deltas:
+        _validate.tolerance(delta, risk.lower, risk.upper)
+    name = "clopper_pearson" if method.name == "binomial" else method.name
+    grid = {"grid": np.unique(deltas)} if method.walks else {}
+    epsilon = told["epsilon_spent"]
+    bound = bounds.simultaneous(
+        risk.losses, epsilon=epsilon, method=name, lower=risk.lower, upper=risk.upper, **grid
+    )
+    if method.walks and problem.nameless:
+        level = epsilon / problem.k
+        exact = [_bound_of_count(column, level, risk.lower) for column in risk.losses.T]
+        bound = np.maximum(bound, exact)
+    rises, results = sentences.rises(problem), []
+    design = Design.of(method, fwer.Bonferroni(), epsilon, problem.k)
+    for delta in deltas:
+        posed = replace(problem, risks=(risk._replace(delta=delta),))
+        results.append(
+            settled(
+                posed,
+                table_of(posed).assign(bound=bound, certified=bound <= delta),
+                cost,
+                outlook=partial(outlook, posed, design, sentences.MEANING),
+                rises=rises,
+                test=method.name,
+                procedure="simultaneous",
+                **told,
+            )
+        )
+    return results
+
+
+def _bound_of_count(column: Floats, level: float, lower: float) -> float:
+    """The exact upper bound for losses of two values; the lower bound, no claim, for others. See `problem.of_count`."""
+    values = problems.two_values(column)
+    if values is None:
+        return lower
+    low, high = values
+    share = bounds.clopper_pearson((column > (low + high) / 2).astype(np.float64), epsilon=level)
+    return low + (high - low) * float(share)
+
+
+def table_of(problem: Problem) -> pd.DataFrame:
+    """One row per candidate: coordinates, n, mean losses and costs."""
+    losses = {f"loss_{risk.name}": problem.mean(risk) for risk in problem.risks}
+    if len(losses) == 1:
+        losses = {"loss": next(iter(losses.values()))}
+    costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
+    return problem.candidates.assign(n=problem.n, **losses, **costs)
+
+
+def settled(
+    problem: Problem,
+    table: pd.DataFrame,
+    cost: str,
+    *,
+    outlook: Callable[[], str],
+    rises: str = "",
+    pilot: tuple[Any, ...] = (),
+    starts: int = 1,
+    **settings: Any,
+) -> Calibration:
+    """The calibration that says what the table's column ``certified`` does."""
+    costs = [name for name in problem.costs if name in table.columns]
+    table = table[[name for name in table.columns if name not in costs] + costs]
+    index = cheapest(problem, table["certified"].to_numpy(dtype=bool), cost)
+    chosen = None if index is None else table.iloc[index]
+    opening = sentences.opening(problem, chosen, settings["epsilon_spent"])
+    remarks = (
+        sentences.worth(problem, table, chosen) + rises + sentences.end(table, problem.stopped)
+    )
+    single = problem.risks[0]
+    return Calibration(
+        threshold=math.inf if chosen is None else float(chosen["threshold"]),
+        certified=chosen is not None,
+        chosen=chosen,
+        table=table,
+        full_costs=problem.full_costs,
+        _told=partial(sentences.message, opening, None if chosen is not None else outlook, remarks),
+        delta=single.delta
+        if len(problem.risks) == 1
+        else {risk.name: risk.delta for risk in problem.risks},
+        objective="+".join(risk.name for risk in problem.risks),
+        n=problem.n,
+        k=problem.k,
+        lower=min(risk.lower for risk in problem.risks),
+        upper=max(risk.upper for risk in problem.risks),
+        records_digest=problem.digest,
+        pilot=pilot,
+        starts=starts,
+        stopped=problem.stopped,
+        weighting=problem.weighting,
+        max_cluster=problem.max_cluster,
+        **settings,
+    )

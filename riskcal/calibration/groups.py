@@ -1,0 +1,139 @@
+"""`calibrate_groups`: a guarantee for each stratum."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from riskcal import _validate, fwer, pvalues
+from riskcal.calibration.calibrate import (
+    calibrate,
+    listed,
+    procedure_for,
+    refuse_for_list,
+    refuse_unused_cost,
+    settled,
+    table_of,
+)
+from riskcal.calibration.posing import pose, require_runs, warn_of_sizes
+from riskcal.calibration.result import Calibration
+from riskcal.records import Runs
+
+
+def calibrate_groups(
+    runs: Runs, *, delta: float, epsilon: float = 0.05, joint: bool = True, **options: Any
+) -> dict[str, Calibration]:
+    """Calibrate each stratum (the ``group`` of its prompts) on its own, so that each gets its own guarantee.
+
+    Parameters
+    ----------
+    runs : Runs
+        With a ``group`` for every prompt.
+    delta, **options
+        As in `calibrate`.
+    epsilon : float
+        With ``joint`` the probability that any stratum's certificate is false (each gets an equal share); without it, the
+        probability for each stratum by itself, so that of G strata up to ``G epsilon`` may fail.
+    joint : bool
+        Whether epsilon is shared among the strata.
+
+    Returns
+    -------
+    dict of group to Calibration
+        A stratum with too few prompts for a test gets the full model, and does not stand in the way of the others. The
+        pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
+    """
+    require_runs(runs)
+    groups = np.unique(runs.group)
+    strata = {str(name): runs.of_group(name) for name in groups}
+    share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
+    if (
+        options.get("weighting") is None
+        and "cluster" in runs.labels
+        and options.get("max_cluster") is None
+    ):
+        if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
+            warn_of_sizes(runs, stacklevel=3)
+        options = options | {"weighting": "clusters"}  # said for all strata at once
+    found = {}
+    for name, stratum in strata.items():
+        found[name] = (_too_few if _small(stratum, options) else calibrate)(
+            stratum, delta=delta, epsilon=share, **options
+        )
+    return found
+
+
+def _small(runs: Runs, options: dict[str, Any]) -> bool:
+    """Whether a stratum has too few units for the test that these options ask for."""
+    if runs.n < 2:
+        return True
+    procedure = options.get("procedure")
+    given = {name: value for name, value in options.items() if name == "pilot_fraction"}
+    if isinstance(procedure, str) and procedure in ("pilot_order", "pareto"):
+        procedure = fwer.named(procedure, **given)
+    if not isinstance(procedure, fwer.PilotOrder):
+        return False
+    return fwer.pilot_size(runs.n, procedure.pilot_fraction) is None
+
+
+def _too_few(
+    runs: Runs,
+    *,
+    delta: Any,
+    epsilon: float,
+    objective: str = "textual",
+    test: Any = "betting",
+    procedure: Any = None,
+    attempt: int | None = None,
+    cost: str = "layers",
+    weighting: str | None = None,
+    max_cluster: int | None = None,
+    thresholds: Any = None,
+    lower: float = 0.0,
+    upper: float = 1.0,
+    prompts: Any = None,
+    exact: bool = False,
+    **options: Any,
+) -> Any:
+    """What `calibrate` makes of these arguments for a stratum that is too small for any test: the full model."""
+    method = pvalues.named(test)
+    deltas, several_deltas = listed(delta)
+    arrays = {
+        "thresholds": thresholds,
+        "lower": lower,
+        "upper": upper,
+        "prompts": prompts,
+        "exact": exact,
+    }
+    results = []
+    for one in deltas:
+        problem = pose(runs, one, objective, weighting, max_cluster, **arrays)
+        name, starts, chosen = "simultaneous", 1, None
+        if several_deltas:
+            refuse_for_list(problem, procedure, options)
+        else:
+            chosen = procedure_for(problem, procedure, options)
+            name, starts = chosen.name, getattr(chosen, "starts", 1)
+        refuse_unused_cost(problem, chosen, cost)
+        unproven = {"pvalue": 1.0}
+        if several_deltas:
+            unproven = {"bound": max(risk.upper for risk in problem.risks)}
+        remedy = (
+            f"{problem.n} {problem.unit} are too few for a test: record more of this group, or fix beforehand that it is "
+            "pooled with another."
+        )
+        results.append(
+            settled(
+                problem,
+                table_of(problem).assign(**unproven, certified=False),
+                cost,
+                outlook=partial(str, remedy),
+                epsilon=epsilon,
+                epsilon_spent=fwer.spent(epsilon, attempt),
+                attempt=attempt,
+                test=method.name,
+                procedure=name,
+                starts=starts,
+            )
+        )
+    return results if several_deltas else results[0]

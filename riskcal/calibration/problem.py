@@ -1,0 +1,189 @@
+"""What a calibration tests: losses in tested order, with candidates and costs; see `riskcal.calibration.posing`."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from riskcal import _validate, records
+from riskcal._validate import Floats, RiskcalError
+from riskcal.fwer import pilot_size
+from riskcal.policy import Stop
+
+#: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
+Weighting = Literal["prompts", "clusters", "requests"]
+
+
+class Risk(NamedTuple):
+    """One controlled loss: (n, k), rows and columns in tested order, its tolerance and its known bounds."""
+
+    name: str
+    losses: Floats
+    delta: float
+    lower: float
+    upper: float
+
+    @property
+    def width(self) -> float:
+        """Of the losses' range."""
+        return self.upper - self.lower
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Risks over the same units and candidates, with what each candidate costs each unit."""
+
+    risks: tuple[Risk, ...]
+    candidates: pd.DataFrame
+    costs: Mapping[str, Floats]
+    full: Mapping[str, Floats]  # (n,) each: what the full model costs each unit
+    units: NDArray[Any]
+    unit: str  # what a row is, in the plural
+    digest: str
+    stopped: Stop | None = None  # why lower thresholds were never run
+    weighting: Weighting = "prompts"  # what the mean is taken over
+    sizes: NDArray[np.intp] | None = (
+        None  # requests of each unit, where these count and not the clusters
+    )
+    max_cluster: int | None = None
+    nameless: bool = (
+        False  # units have no ids but their numbers, and may have been sorted by outcome
+    )
+
+    @property
+    def n(self) -> int:
+        """Independent units."""
+        return len(self.units)
+
+    @property
+    def k(self) -> int:
+        """Candidates, the full model not counted."""
+        return len(self.candidates)
+
+    @property
+    def coordinates(self) -> list[str]:
+        """What candidates differ in; the threshold, if there is but one candidate."""
+        return records.varying(self.candidates)
+
+    @property
+    def several(self) -> bool:
+        """Whether candidates differ in anything but their thresholds, which alone have an order that is known beforehand."""
+        return not records.only_threshold(self.candidates)
+
+    @property
+    def full_costs(self) -> dict[str, float]:
+        """The full model's mean costs, over these units as the candidates' are."""
+        return {name: float(cost.mean()) for name, cost in self.full.items()}
+
+    def mean(self, risk: Risk) -> Floats:
+        """Each candidate's observed mean loss (k,), over what it is certified for."""
+        if self.sizes is None or self.max_cluster is None:
+            mean: Floats = risk.losses.mean(0)
+            return mean
+        summed: Floats = (risk.losses - risk.delta).sum(0)
+        return risk.delta + summed * float(self.max_cluster / self.sizes.sum())
+
+    def name(self, candidate: int) -> str:
+        """A candidate, as messages name it: what it is in each coordinate."""
+        row = self.candidates.iloc[candidate]
+        return ", ".join(f"{name} {plain(row[name])}" for name in self.coordinates)
+
+    def rows(self, which: slice | NDArray[np.intp]) -> Self:
+        """The same problem on some of the units."""
+        sizes = None if self.sizes is None else self.sizes[which]
+        again = 1.0 if self.sizes is None or sizes is None else self.sizes.mean() / sizes.mean()
+        return replace(
+            self,
+            risks=tuple(risk._replace(losses=risk.losses[which]) for risk in self.risks),
+            costs={name: cost[which] * again for name, cost in self.costs.items()},
+            full={name: cost[which] * again for name, cost in self.full.items()},
+            units=self.units[which],
+            sizes=sizes,
+        )
+
+    def columns(self, which: NDArray[np.intp]) -> Self:
+        """The same problem on some of the candidates, in this order."""
+        return replace(
+            self,
+            risks=tuple(
+                risk._replace(losses=np.ascontiguousarray(risk.losses[:, which]))
+                for risk in self.risks
+            ),
+            candidates=self.candidates.iloc[which].reset_index(drop=True),
+            costs={name: cost[:, which] for name, cost in self.costs.items()},
+        )
+
+
+def plain(value: Any) -> str:
+    """A coordinate's value or a tolerance, as messages write it: six digits, or as many more as tell it from others."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    number = float(value)
+    written = (f"{number:.{digits}g}" for digits in range(6, 18))
+    return next(
+        (text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number)
+    )
+
+
+def split_pilot(problem: Problem, fraction: float) -> tuple[Problem, Problem]:
+    """The first units in tested order as a pilot, whose losses may choose an order, and the rest, which are tested."""
+    size = pilot_size(problem.n, fraction)
+    if size is None:
+        aside = math.ceil(fraction * problem.n)
+        raise RiskcalError(
+            f"pilot_fraction: {fraction:g} of {problem.n} {problem.unit} leaves {aside} for the pilot and "
+            f"{problem.n - aside} for the test; each needs at least two."
+        )
+    return problem.rows(slice(None, size)), problem.rows(slice(size, None))
+
+
+def excess(pilot: Problem) -> Floats:
+    """Mean loss above tolerance, relative to the loss's range; of several risks the worst."""
+    worst: Floats = np.max(
+        [(pilot.mean(risk) - risk.delta) / risk.width for risk in pilot.risks], axis=0
+    )
+    return worst
+
+
+def mean_cost(problem: Problem, cost: str) -> Floats:
+    """Each candidate's mean cost; with the threshold as the only coordinate and no cost recorded, the threshold itself."""
+    if cost in problem.costs:
+        mean: Floats = problem.costs[cost].mean(0)
+        return mean
+    if problem.several:
+        raise RiskcalError(
+            f"cost: {cost!r} was not recorded; choosing among several coordinates needs it."
+        )
+    return problem.candidates["threshold"].to_numpy(dtype=np.float64)
+
+
+def two_values(losses: Floats) -> tuple[float, float] | None:
+    """The two values that losses (n,) take, up to rounding; None if they are fewer or more."""
+    low, high = float(losses.min()), float(losses.max())
+    near = _validate.TOLERANCE * max(1.0, abs(low), abs(high))
+    between = (losses > low + near) & (losses < high - near)
+    return None if high - low <= 2 * near or between.any() else (low, high)
+
+
+def of_count(losses: Floats, delta: float) -> float:
+    """The exact p-value of losses (n,) of two values, which is that of their count; 0, no claim, for others.
+
+    Sorted losses of two values say nothing beyond the count, and with one arrangement for each count betting is at the mercy
+    of a few of them (a true size of up to .15 at a nominal .05). Never below this p-value it is right for any arrangement.
+    """
+    values = two_values(losses)
+    if values is None:
+        return 0.0
+    count = (losses > 0.5 * (values[0] + values[1])).sum()
+    return float(count_pvalue(count, len(losses), values, delta))
+
+
+def count_pvalue(count: Any, n: int, values: tuple[float, float], delta: float) -> Any:
+    """Of so many of n losses at the upper of two values, that their mean is above delta."""
+    low, high = values
+    return special.bdtr(count, n, min(max((delta - low) / (high - low), 0.0), 1.0))

@@ -1,0 +1,176 @@
+"""`Calibration`: what was tested, what was certified, and the policy to deploy."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from riskcal import records
+from riskcal._validate import RiskcalError
+from riskcal.calibration.problem import Weighting
+from riskcal.calibration.recorded import recorded_policy
+from riskcal.policy import Certificate, ExitPolicy, Stop, ids_digest, versions
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Calibration:
+    """What was tested, what was certified, and the candidate to deploy.
+
+    Attributes
+    ----------
+    threshold : float
+        The chosen candidate's threshold; ``inf``, the full model, if nothing was certified.
+    certified : bool
+        Whether any candidate was.
+    chosen : Series or None
+        The certified candidate of least cost (with one coordinate, of the lowest threshold): its row of ``table``.
+    table : DataFrame
+        One row per tested candidate in tested order: coordinates, ``n``, mean ``loss`` (with several risks one column
+        each, ``loss_textual`` and so on), ``pvalue`` (for a list of deltas the upper ``bound``), ``certified``, mean costs.
+    full_costs : dict
+        Mean costs of the full model, where recorded, over the same units as those of ``table``.
+    message : str
+        The outcome in plain words; if nothing was certified, what would help, such as the size of a fresh sample. That size
+        is simulated where the message is first read, which takes up to a second or so.
+    pilot : tuple
+        Ids of the units that chose the order and were not tested; empty for an order fixed beforehand.
+    weighting : {"prompts", "clusters", "requests"}
+        What the certified mean is taken over; with clusters, each counts alike.
+    max_cluster : int or None
+        The bound on a cluster's requests that weighting by requests was given.
+    preregistered : str or None
+        Digest of the ``order``, ``weights`` and ``transitions`` that were given: nothing here can know when they were fixed,
+        but whoever wrote them down before the data were seen can show that they are the same.
+    stopped : Stop or None
+        Why lower thresholds were never run; None if the recorded grid is whole.
+    """
+
+    threshold: float
+    certified: bool
+    chosen: pd.Series | None
+    table: pd.DataFrame
+    full_costs: dict[str, float]
+    _told: Callable[[], str]
+    delta: float | dict[str, float]
+    epsilon: float
+    epsilon_spent: float
+    attempt: int | None
+    objective: str
+    test: str
+    procedure: str
+    starts: int
+    n: int
+    k: int
+    lower: float
+    upper: float
+    records_digest: str
+    pilot: tuple[Any, ...] = ()
+    stopped: Stop | None = None
+    preregistered: str | None = None
+    weighting: Weighting = "prompts"
+    max_cluster: int | None = None
+
+    @cached_property
+    def message(self) -> str:
+        """The outcome in plain words."""
+        return self._told()
+
+    def policy(self, **fields: Any) -> ExitPolicy:
+        """The policy to deploy, with its certificate.
+
+        Parameters
+        ----------
+        **fields
+            Fields of `ExitPolicy` that the records do not say (``max_new_tokens``; ``measure``, ``cache`` and ``batching`` of
+            records from elsewhere; a decaying schedule's length, if the records have its temperature alone).
+
+        Returns
+        -------
+        ExitPolicy
+            With every coordinate that the records told candidates apart by, and nothing that they do not say. A candidate
+            column of the name of a field (``cache``, ``emits``) fills that field; what has none stands in ``coordinates``.
+
+        Raises
+        ------
+        RiskcalError
+            If a field that is given is not what was recorded, or a column has the name of a field that one number or text
+            cannot fill (``thresholds``, ``config``).
+        """
+        given = recorded_policy(self.table, self.chosen, fields.get("schedule"))
+        for name in ("threshold", "thresholds", "coordinates", "certificate"):
+            if name in fields:
+                raise RiskcalError(
+                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
+                )
+        for name, value in given.items():
+            if fields.get(name, value) != value:
+                raise RiskcalError(
+                    f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out."
+                )
+        pvalue = (
+            None
+            if self.chosen is None or "pvalue" not in self.table.columns
+            else float(self.chosen["pvalue"])
+        )
+        certificate = Certificate(
+            delta=self.delta,
+            epsilon=self.epsilon,
+            epsilon_spent=self.epsilon_spent,
+            attempt=self.attempt,
+            objective=self.objective,
+            lower=self.lower,
+            upper=self.upper,
+            test=self.test,
+            procedure=self.procedure,
+            starts=self.starts,
+            n=self.n,
+            k=self.k,
+            pvalue=pvalue,
+            records_digest=self.records_digest,
+            pilot_n=len(self.pilot),
+            pilot_digest=ids_digest(self.pilot) if self.pilot else None,
+            stopped=self.stopped,
+            preregistered=self.preregistered,
+            weighting=self.weighting,
+            max_cluster=self.max_cluster,
+            versions=versions(),
+        )
+        return ExitPolicy(**(given | fields)).certified(certificate)
+
+    @property
+    def coordinates(self) -> list[str]:
+        """What the candidates differ in: the threshold, and whatever else was varied."""
+        names = list(self.table.columns[: self.table.columns.get_loc("n")])
+        return records.varying(self.table[names])
+
+    def plot(self, ax: Any = None) -> Any:
+        """Mean loss against the threshold, with delta and the certified thresholds; returns the matplotlib axes.
+
+        For one controlled loss, and candidates that differ in their thresholds alone.
+        """
+        from riskcal import plots
+
+        if isinstance(self.delta, dict):
+            raise RiskcalError(
+                "plot: one curve needs one delta; plot the loss_... columns of the table instead."
+            )
+        if self.coordinates != ["threshold"]:
+            raise RiskcalError(
+                f"plot: candidates differ in {', '.join(self.coordinates)}, which one curve over thresholds cannot show; plot "
+                "columns of calibration.table, where calibration.chosen is the row to mark."
+            )
+        return plots.risk_curve(self.table, delta=self.delta, threshold=self.threshold, ax=ax)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A copy of ``table``."""
+        return self.table.copy()
+
+    def __repr__(self) -> str:
+        head = f"Calibration: {self.objective}, delta {self.delta}, epsilon {self.epsilon:g}, {self.test}, {self.procedure}"
+        return f"{head}\n{self.message}\n\n{self.table.to_string(index=False, float_format='{:.4g}'.format)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.message)}</p>{self.table.to_html(index=False, float_format='{:.4g}'.format)}"

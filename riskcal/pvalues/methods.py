@@ -1,0 +1,155 @@
+"""The tests as small frozen objects, which `riskcal.calibrate` takes as ``test``."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riskcal import _validate, pvalues
+from riskcal._validate import Floats, RiskcalError
+
+if TYPE_CHECKING:
+    from riskcal._simulation import Sample
+
+
+@dataclass(frozen=True)
+class Method:
+    """What `riskcal.calibrate` asks of a test of H: E[L] > delta."""
+
+    name: ClassVar[str]
+    #: Whether it looks at the rows in the order given, and is tuned at a level.
+    walks: ClassVar[bool] = False
+    #: Whether it sees the losses through their sum alone.
+    of_sum: ClassVar[bool] = False
+
+    def pvalues(
+        self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
+    ) -> Floats:
+        """P-values (k,) of losses (n, k); ``level`` is where a test that is tuned is tuned."""
+        return np.atleast_1d(getattr(pvalues, self.name)(losses, delta, lower=lower, upper=upper))
+
+    def simulated(
+        self,
+        sample: "Sample",
+        column: int,
+        of: NDArray[np.intp],
+        delta: float,
+        level: float,
+        *,
+        lower: float,
+        upper: float,
+    ) -> Floats:
+        """P-values of one column of simulated losses in the draws ``of``."""
+        return pvalues._of_sample(
+            self.name, sample, column, of, delta, level, lower=lower, upper=upper
+        )
+
+
+@dataclass(frozen=True)
+class Betting(Method):
+    """`riskcal.pvalues.betting`: the default, the most powerful but for losses of 0 or 1."""
+
+    name: ClassVar[str] = "betting"
+    walks: ClassVar[bool] = True
+
+    def pvalues(
+        self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
+    ) -> Floats:
+        return np.atleast_1d(pvalues.betting(losses, delta, level=level, lower=lower, upper=upper))
+
+
+@dataclass(frozen=True)
+class OfSum(Method):
+    """A test that depends on the losses through their sum alone."""
+
+    of_sum: ClassVar[bool] = True
+
+    def of_totals(
+        self, totals: Floats, n: int, delta: float, *, lower: float, upper: float
+    ) -> Floats:
+        """P-values of sums (any shape) of n losses."""
+        width = upper - lower
+        unit = np.clip((totals.ravel() - n * lower) / width, 0.0, n)
+        sums = pvalues.Sums(unit, n, (delta - lower) / width)
+        return pvalues._finish(pvalues.OF_SUMS[self.name], sums).reshape(totals.shape)
+
+
+@dataclass(frozen=True)
+class ConvexOrder(OfSum):
+    """`riskcal.pvalues.convex_order`: free of the rows' order."""
+
+    name: ClassVar[str] = "convex_order"
+
+
+@dataclass(frozen=True)
+class HoeffdingBentkus(OfSum):
+    """`riskcal.pvalues.hoeffding_bentkus`: CALM's own test."""
+
+    name: ClassVar[str] = "hoeffding_bentkus"
+
+
+@dataclass(frozen=True)
+class Bentkus(OfSum):
+    """`riskcal.pvalues.bentkus`."""
+
+    name: ClassVar[str] = "bentkus"
+
+
+@dataclass(frozen=True)
+class Hoeffding(OfSum):
+    """`riskcal.pvalues.hoeffding`."""
+
+    name: ClassVar[str] = "hoeffding"
+
+
+@dataclass(frozen=True)
+class EmpiricalBernstein(Method):
+    """`riskcal.pvalues.empirical_bernstein`: for large n and a small variance."""
+
+    name: ClassVar[str] = "empirical_bernstein"
+
+
+@dataclass(frozen=True)
+class Binomial(OfSum):
+    """`riskcal.pvalues.binomial`: exact, for losses of 0 or 1."""
+
+    name: ClassVar[str] = "binomial"
+
+    def pvalues(
+        self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
+    ) -> Floats:
+        self._refuse(lower, upper)
+        return np.atleast_1d(pvalues.binomial(losses, delta))
+
+    def of_totals(
+        self, totals: Floats, n: int, delta: float, *, lower: float, upper: float
+    ) -> Floats:
+        self._refuse(lower, upper)
+        return super().of_totals(np.rint(totals), n, delta, lower=lower, upper=upper)
+
+    def _refuse(self, lower: float, upper: float) -> None:
+        if (lower, upper) != (0.0, 1.0):
+            raise RiskcalError(
+                f"test: 'binomial' is for 0/1 losses, but these lie in [{lower:g}, {upper:g}]; use betting."
+            )
+
+
+#: Every test by its name.
+BY_NAME: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Betting(),
+        ConvexOrder(),
+        HoeffdingBentkus(),
+        Bentkus(),
+        Hoeffding(),
+        EmpiricalBernstein(),
+        Binomial(),
+    )
+}
+
+
+def named(test: Any) -> Method:
+    """The test of this name; an object is returned as it is."""
+    return test if isinstance(test, Method) else BY_NAME[_validate.choice(test, "test", BY_NAME)]

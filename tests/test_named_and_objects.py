@@ -1,0 +1,114 @@
+"""Tests and procedures are objects with their own options; their names are accepted wherever they are."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from riskcal import RiskcalError, calibrate, compare, fwer, load_example, pvalues, run_trials
+
+K = 5
+OPTIONS = {
+    "fixed_sequence": {"starts": 2},
+    "fallback": {"weights": [0.6, 0.1, 0.1, 0.1, 0.1]},
+    "graphical": {"transitions": np.eye(K, k=1)},
+    "pilot_order": {"pilot_fraction": 0.2},
+    "pareto": {"pilot_fraction": 0.2},
+}
+
+
+def losses():
+    rng = np.random.default_rng(3)
+    return (rng.random((400, 1)) < np.linspace(0.02, 0.15, K)) * rng.random((400, 1))
+
+
+GRID = np.linspace(0.9, 0.1, K)
+
+
+@pytest.mark.parametrize("name", fwer.BY_NAME)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_name_with_options_is_the_object(name, given):
+    options = OPTIONS.get(name, {}) if given or name == "graphical" else {}
+    known = {"thresholds": GRID, "delta": 0.06}
+    by_name = calibrate(losses(), procedure=name, **options, **known)
+    by_object = calibrate(losses(), procedure=fwer.BY_NAME[name](**options), **known)
+    pd.testing.assert_frame_equal(by_name.table, by_object.table)
+    assert by_name.policy() == by_object.policy()
+    assert by_name.message == by_object.message
+    assert by_object.procedure == name
+
+
+@pytest.mark.parametrize("name", [n for n in pvalues.BY_NAME if n != "binomial"])
+def test_a_test_by_name_is_the_object(name):
+    known = {"thresholds": GRID, "delta": 0.06}
+    by_name = calibrate(losses(), test=name, **known)
+    by_object = calibrate(losses(), test=pvalues.BY_NAME[name], **known)
+    pd.testing.assert_frame_equal(by_name.table, by_object.table)
+    assert by_object.test == name
+
+
+@pytest.mark.parametrize("name", fwer.BY_NAME)
+def test_what_certifies_first_is_what_the_procedure_rejects_alone(name):
+    """One p-value at what `begins` says, all others 1: rejected; a little above it: not."""
+    procedure = fwer.named(name, **OPTIONS.get(name, {}))
+    begins = procedure.begins(0.05, K)
+    for j in range(K):
+        p = np.ones(K)
+        p[j] = begins[j] if begins[j] > 0 else 0.04
+        first = j == 0 or name not in ("pilot_order", "pareto")  # a pilot puts any candidate first
+        assert procedure.rejected(p, 0.05)[j] == (begins[j] > 0 and first)
+        p[j] = begins[j] * 1.001 + 1e-9
+        assert not procedure.rejected(p, 0.05).any()
+    assert (procedure.levels(0.05, K) >= begins - 1e-15).all()
+
+
+def test_options_beside_an_object_or_for_another_procedure_are_refused():
+    known = {"thresholds": GRID, "delta": 0.06}
+    with pytest.raises(RiskcalError, match=r"starts: procedure 'holm' carries its own options"):
+        calibrate(losses(), procedure=fwer.Holm(), starts=2, **known)
+    with pytest.raises(RiskcalError, match=r"weights: procedure 'holm' does not use it, only fall"):
+        calibrate(losses(), procedure="holm", weights=[1, 0, 0, 0, 0], **known)
+    with pytest.raises(RiskcalError, match="starts"):
+        fwer.FixedSequence(starts=0)
+    with pytest.raises(RiskcalError, match="pilot_fraction"):
+        fwer.Pareto(pilot_fraction=1.5)
+    with pytest.raises(RiskcalError, match="transitions"):
+        fwer.Graphical()
+    with pytest.raises(TypeError, match="strats"):
+        calibrate(losses(), strats=2, **known)
+
+
+def test_trials_and_comparisons_take_objects():
+    runs = load_example("g2p")
+    three = {"n_trials": 3}
+    by_name = run_trials(runs, [0.1], procedure="fixed_sequence", starts=3, **three)
+    by_object = run_trials(runs, [0.1], procedure=fwer.FixedSequence(starts=3), **three)
+    pd.testing.assert_frame_equal(by_name, by_object)
+    table = compare(
+        runs,
+        [0.1],
+        tests=[pvalues.ConvexOrder()],
+        procedures=[fwer.FixedSequence(starts=3), "holm"],
+    )
+    assert table["procedure"].tolist() == ["fixed_sequence", "holm"]
+    assert table["test"].tolist() == ["convex_order"] * 2
+
+
+def test_trials_of_numbered_rows_of_two_values_are_their_calibrations():
+    """Where rows have no ids the betting p-value is never below that of the count, in trials too."""
+    from riskcal import Runs
+
+    rng = np.random.default_rng(0)
+    binary = (rng.random((150, 1)) < [0.03, 0.05, 0.07]).astype(float)
+    runs = Runs.from_arrays(thresholds=[0.9, 0.6, 0.3], dissimilarity=binary)
+    table = run_trials(runs, 0.12, n_trials=20, calibration_fraction=0.8)
+    walked = run_trials(
+        Runs.from_arrays(
+            thresholds=[0.9, 0.6, 0.3], dissimilarity=binary, prompts=[f"p{i}" for i in range(150)]
+        ),
+        0.12,
+        n_trials=20,
+        calibration_fraction=0.8,
+    )
+    assert table["certified"].mean() <= walked["certified"].mean() + 0.3
+    exact = run_trials(runs, 0.12, n_trials=20, calibration_fraction=0.8, test="binomial")
+    assert (table["threshold"] >= exact["threshold"]).all()
