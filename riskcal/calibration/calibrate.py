@@ -40,6 +40,7 @@ def calibrate(
     exact: bool = False,
     weighting: str | None = None,
     max_cluster: int | None = None,
+    budget: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Any:  # a Calibration; a list of them where delta is a list
     """Find the cheapest candidate whose expected loss is at most delta, with probability at least 1 - epsilon.
@@ -54,17 +55,20 @@ def calibrate(
         bounds: all its calibrations hold together, so that one of the deltas may be chosen after looking.
     epsilon : float
         Probability, over the draw of the calibration prompts, that a false certificate is issued.
-    objective : {"textual", "risk", "risk_clipped"}
-        Which loss of the runs is tested (see `Runs.losses`); not used with arrays or a mapping of deltas.
+    objective : {"textual", "risk", "risk_clipped", "selective"}
+        Which loss of the runs is tested (see `Runs.losses`); not used with arrays or a mapping of deltas. ``"selective"`` is
+        the dissimilarity pooled over the requests that stopped early, those with fewer ``layers`` than the full model took
+        for them: ``E[loss; early] / P(early) <= delta``. Requests that ran in full do not dilute it.
     test : str or `riskcal.pvalues.Method`
         ``"betting"`` (see the power table of the guarantee's page), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
         ``"hoeffding"``, ``"empirical_bernstein"``, or ``"binomial"`` for 0/1 losses.
     procedure : str or `riskcal.fwer.Procedure`, optional
-        ``"fixed_sequence"`` (default for one coordinate: from the highest threshold down), ``"holm"`` (default for
-        several), ``"bonferroni"``, ``"hochberg"`` (needs positively dependent p-values), ``"fallback"``, ``"graphical"``,
-        or a fixed sequence whose order a pilot split chooses: ``"pilot_order"`` (all candidates, by pilot risk) and
-        ``"pareto"`` (those that none beats in risk and cost). Or the object, with its options:
-        ``riskcal.fwer.FixedSequence(starts=3)``. With a list of deltas there is none.
+        ``"fixed_sequence"`` (default for one coordinate: from the highest threshold down), ``"holm"`` (default for several,
+        and with a selective risk or a budget, of which the highest threshold is not the safest), ``"bonferroni"``,
+        ``"hochberg"`` (needs positively dependent p-values), ``"fallback"``, ``"graphical"``, or a fixed sequence whose order
+        a pilot split chooses: ``"pilot_order"`` (all candidates, by pilot risk) and ``"pareto"`` (those that none beats in
+        risk and cost). Or the object, with its options: ``riskcal.fwer.FixedSequence(starts=3)``. With a list of deltas
+        there is none.
     attempt : int, optional
         Which planned attempt this is, from 1; attempt j spends ``6 epsilon / (pi^2 j^2)``. The default, one attempt with
         all of epsilon, is right only if no second look follows, whatever its outcome.
@@ -82,6 +86,9 @@ def calibrate(
         each of its prompts. The second certifies ``E[sum of a cluster's losses] / E[its size]``, the mean over requests.
     max_cluster : int, optional
         With ``weighting="requests"``: the most prompts that a cluster may have, fixed before the data were seen.
+    budget : mapping of cost to float or (float, float), optional
+        Certifies beside the loss that the mean cost is at most so much, ``{"layers": 5}``. The second number of a pair is the
+        largest cost that a request can have, fixed beforehand; layers have that of the full model.
     **options
         Of a procedure given by its name: ``starts``, ``order``, ``weights``, ``transitions``, ``pilot_fraction``; see
         `riskcal.fwer.FixedSequence` and so on. ``procedure="fixed_sequence", starts=3`` is ``FixedSequence(starts=3)``. A
@@ -106,7 +113,8 @@ def calibrate(
     betting p-value is never below the exact one of their count, so that sorting the rows by outcome does no harm. Nothing
     is said about a single prompt or a stratum. With ``u = delta + sum of (loss - delta) over a cluster / max_cluster``,
     which has the losses' bounds, the mean of u is at most delta exactly where the mean over requests is: that is what
-    ``weighting="requests"`` tests. Sources: Learn then Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto
+    ``weighting="requests"`` tests.
+    In the same way ``u = delta + (loss - delta) early`` is tested for a selective risk. Sources: Learn then Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto
     Testing (Laufer-Goldshtein et al. 2023).
     """
     epsilon = _validate.level(epsilon, "epsilon")
@@ -123,6 +131,7 @@ def calibrate(
         upper=upper,
         prompts=prompts,
         exact=exact,
+        budget=budget,
     )
     if several_deltas:
         refuse_for_list(problem, procedure, options)
@@ -157,7 +166,7 @@ def listed(delta: Any) -> tuple[list[Any], bool]:
 def procedure_for(problem: Problem, procedure: Any, options: Mapping[str, Any]) -> Procedure:
     """The procedure that is meant, as an object, if it is sound and of use on this problem."""
     if procedure is None:
-        procedure = "holm" if problem.several else "fixed_sequence"
+        procedure = "fixed_sequence" if problem.from_the_top else "holm"
     chosen = fwer.named(procedure, **options)
     sequence = isinstance(chosen, FixedSequence)
     starts = getattr(chosen, "starts", 1)
@@ -195,6 +204,10 @@ def refuse_for_list(problem: Problem, procedure: Any, options: Mapping[str, Any]
     if problem.weighting == "requests":
         raise RiskcalError(
             "weighting: 'requests' is for one delta at a time, by which a cluster's losses are summed; give one."
+        )
+    if any(risk.early is not None or risk.is_cost for risk in problem.risks):
+        raise RiskcalError(
+            "delta: selective risks and budgets are for one delta at a time; give one."
         )
     if procedure is not None:
         name = procedure.name if isinstance(procedure, Procedure) else procedure
@@ -284,7 +297,7 @@ def _result(
         problem,
         table_of(problem).assign(pvalue=proof.pvalues, certified=proof.certified),
         cost,
-        outlook=partial(outlook, tested.whole, design, sentences.MEANING),
+        outlook=partial(outlook, tested.whole, design),
         pilot=tested.pilot,
         rises=sentences.rises(problem),
         test=method.name,
@@ -321,7 +334,7 @@ def _simultaneous(
                 posed,
                 table_of(posed).assign(bound=bound, certified=bound <= delta),
                 cost,
-                outlook=partial(outlook, posed, design, sentences.MEANING),
+                outlook=partial(outlook, posed, design),
                 rises=rises,
                 test=method.name,
                 procedure="simultaneous",
@@ -384,8 +397,8 @@ def settled(
         objective="+".join(risk.name for risk in problem.risks),
         n=problem.n,
         k=problem.k,
-        lower=min(risk.lower for risk in problem.risks),
-        upper=max(risk.upper for risk in problem.risks),
+        lower=min(risk.lower for risk in problem.risks if not risk.is_cost),
+        upper=max(risk.upper for risk in problem.risks if not risk.is_cost),
         records_digest=problem.digest,
         pilot=pilot,
         starts=starts,

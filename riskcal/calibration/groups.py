@@ -93,6 +93,7 @@ def _too_few(
     upper: float = 1.0,
     prompts: Any = None,
     exact: bool = False,
+    budget: Any = None,
     **options: Any,
 ) -> Any:
     """What `calibrate` makes of these arguments for a stratum that is too small for any test: the full model."""
@@ -104,6 +105,7 @@ def _too_few(
         "upper": upper,
         "prompts": prompts,
         "exact": exact,
+        "budget": budget,
     }
     results = []
     for one in deltas:

@@ -14,6 +14,7 @@ from riskcal import _simulation, pvalues
 from riskcal._simulation import Law, Sample
 from riskcal._validate import Floats
 from riskcal.calibration.problem import Problem, Risk, count_pvalue, two_values
+from riskcal.calibration.sentences import meaning
 from riskcal.fwer import PilotOrder, Procedure
 from riskcal.pvalues import Method
 
@@ -50,7 +51,7 @@ class Design:
         )
 
 
-def outlook(problem: Problem, design: Design, meaning: dict[str, str]) -> str:
+def outlook(problem: Problem, design: Design) -> str:
     """What is known after nothing was certified, and what would help: the rest of a calibration's message.
 
     ``problem`` holds all units, those of a pilot too, and the candidates in tested order (with a pilot: in the order that
@@ -59,17 +60,18 @@ def outlook(problem: Problem, design: Design, meaning: dict[str, str]) -> str:
     excess = np.array(
         [(risk.losses.mean(0) - risk.delta) / risk.width for risk in problem.risks]
     )  # (r, k)
-    worst = excess.max(0)
+    means = np.array([problem.mean(risk) for risk in problem.risks])
+    worst = np.where(np.isnan(means).any(0), math.inf, excess.max(0))  # nobody stops early there
     begins = design.first > 0.0
     if not ((worst < 0.0) & begins).any():
-        return _above(problem, worst, begins, meaning)
+        return _above(problem, worst, begins)
     found = sample_size(problem, design)
     sequence = begins.sum() == 1
     named = int(begins.argmax()) if sequence else int(np.where(begins, worst, math.inf).argmin())
     risk = problem.risks[int(excess[:, named].argmax())]
     subject = (
         f"{'The first candidate tested' if sequence else 'The safest candidate'}, {problem.name(named)}, has an observed "
-        f"{meaning[risk.name]} of {problem.mean(risk)[named]:.4g}; "
+        f"{meaning(risk.name)} of {problem.mean(risk)[named]:.4g}; "
     )
     condition = "if losses are distributed as those observed"
     if found is None:
@@ -215,13 +217,16 @@ def _often(share: float) -> str:
     return f"{100 * share:.0f} draws of 100"
 
 
-def _above(
-    problem: Problem, worst: Floats, begins: NDArray[np.bool_], meaning: dict[str, str]
-) -> str:
+def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     """What to say where no candidate that could be certified first is observed below delta."""
     first = int(np.where(begins, worst, math.inf).argmin())
+    if math.isinf(worst[first]):
+        return (
+            f"At {problem.name(first)}, where testing begins, no request stopped early, so that there is nothing to test: begin "
+            f"elsewhere, with an order= fixed beforehand, or procedure='holm', which needs none, on fresh {problem.unit}."
+        )
     risk = max(problem.risks, key=lambda r: (r.losses[:, first].mean() - r.delta) / r.width)
-    observed = f"observed {meaning[risk.name]} is {problem.mean(risk)[first]:.4g}"
+    observed = f"observed {meaning(risk.name)} is {problem.mean(risk)[first]:.4g}"
     beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(begins).tolist())
     chance = f"not below delta, but by no more than chance explains in {problem.n} {problem.unit}"
     if not (worst < 0.0).any():

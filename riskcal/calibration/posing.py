@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _tables, _validate, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.calibration.problem import Problem, Risk
+from riskcal.calibration.problem import Problem, Risk, plain
 from riskcal.policy import Stop
 from riskcal.records import Runs, Traces, holds_tokens
+
+#: Range of each loss that can be asked for.
+RANGES = records.OBJECTIVES | {"selective": (0.0, 1.0)}
 
 
 def pose(
@@ -31,9 +35,10 @@ def pose(
     upper: float = 1.0,
     prompts: Any = None,
     exact: bool = False,
+    budget: Mapping[str, Any] | None = None,
 ) -> Problem:
     """The problem that these arguments of `riskcal.calibrate` ask for; one that would not be used is refused."""
-    _validate.choice(objective, "objective", records.OBJECTIVES)
+    _validate.choice(objective, "objective", RANGES)
     if objective != "textual" and (isinstance(delta, Mapping) or not isinstance(runs, Runs)):
         given = (
             "a mapping of deltas names the objectives"
@@ -51,6 +56,8 @@ def pose(
                 raise RiskcalError(
                     f"{name}: is for Runs with clusters; the rows of an array count alike. Leave it out."
                 )
+        if budget is not None:
+            raise RiskcalError("budget: costs stand in Runs; an array is the losses alone.")
         known = {"lower": lower, "upper": upper}
         return from_arrays(
             runs, delta, thresholds=thresholds, prompts=prompts, exact=exact, **known
@@ -58,14 +65,16 @@ def pose(
     for name, value in (("thresholds", thresholds), ("prompts", prompts), ("exact", exact)):
         if value is not None and value is not False:
             raise RiskcalError(f"{name}: Runs carry their own; leave it out.")
-    if (lower, upper) not in ((0.0, 1.0), records.OBJECTIVES[objective]):
+    if (lower, upper) not in ((0.0, 1.0), RANGES[objective]):
         raise RiskcalError(
             f"lower, upper: objective {objective!r} of Runs has its own bounds; leave them out."
         )
     deltas = delta if isinstance(delta, Mapping) else {objective: delta}
     if not deltas:
         raise RiskcalError("delta: the mapping is empty; give at least one objective.")
-    return from_runs(runs, deltas, weighting=weighting, max_cluster=max_cluster)
+    return from_runs(
+        runs, deltas, weighting=weighting, max_cluster=max_cluster, budget=budget or {}
+    )
 
 
 def require_runs(runs: Any) -> None:
@@ -82,8 +91,9 @@ def from_runs(
     *,
     weighting: str | None = None,
     max_cluster: int | None = None,
+    budget: Mapping[str, Any] = MappingProxyType({}),
 ) -> Problem:
-    """The problem of controlling each objective of recorded runs at its delta."""
+    """The problem of controlling each objective of recorded runs at its delta, and each cost at its budget."""
     if runs.source == "replayed" and not runs.exact:
         raise RiskcalError(
             "runs: they were replayed on the full model's path, but after a first early exit a real decoder's states differ. "
@@ -92,13 +102,25 @@ def from_runs(
     sizes = _sizes(runs, weighting, max_cluster)
     risks = []
     for objective, delta in deltas.items():
-        _validate.choice(objective, "objective", records.OBJECTIVES)
-        lower, upper = records.OBJECTIVES[objective]
+        _validate.choice(objective, "objective", RANGES)
+        lower, upper = RANGES[objective]
         tolerated = _validate.tolerance(delta, lower, upper)
-        losses = runs.losses(objective)
+        early = _early(runs, sizes) if objective == "selective" else None
+        if early is None:
+            losses = runs.losses(objective)
+        else:  # has mean delta or less exactly where the pooled risk is
+            per_prompt = runs.prompt_losses("textual") - tolerated
+            losses = tolerated + runs.unit_means(per_prompt * early)
         if sizes is not None and max_cluster is not None:
             losses = tolerated + (losses - tolerated) * (sizes / max_cluster)[:, None]
-        risks.append(Risk(objective, losses, tolerated, lower, upper))
+        if early is not None:
+            early = runs.unit_means(early)
+            if sizes is not None and max_cluster is not None:
+                early = early * (sizes / max_cluster)[:, None]
+        risks.append(Risk(objective, losses, tolerated, lower, upper, early))
+    if budget and sizes is not None:
+        raise RiskcalError("budget: with weighting='requests' none can be certified; leave it out.")
+    risks.extend(_budgeted(runs, name, wanted) for name, wanted in budget.items())
 
     def cost(per_prompt: Floats) -> Floats:
         """Rows whose mean is the mean over clusters, or over requests."""
@@ -136,6 +158,61 @@ def from_runs(
         if name in runs.values
     ]
     return _by_content(problem, *(column for mean in means for column in mean.T))
+
+
+def _early(runs: Runs, sizes: Any) -> Floats:
+    """Which prompts stopped early under which candidate, (n prompts, k), as 0 and 1."""
+    if "cluster" in runs.labels and sizes is None:
+        raise RiskcalError(
+            "objective: 'selective' pools requests, so clusters need weighting='requests' and max_cluster=."
+        )
+    if "layers" not in runs.values or "layers" not in runs.full:
+        raise RiskcalError(
+            "layers: objective 'selective' asks which requests stopped before the full model did; record the column for every "
+            "candidate, and rows of the full model (threshold inf)."
+        )
+    early: Floats = (
+        runs.values["layers"] < runs.full["layers"][:, None] * (1 - _validate.TOLERANCE)
+    ).astype(np.float64)
+    if not early.any():
+        raise RiskcalError(
+            "layers: no request took fewer than the full model under any candidate, so that there is no selective risk; "
+            "record lower thresholds."
+        )
+    return early
+
+
+def _budgeted(runs: Runs, name: str, wanted: Any) -> Risk:
+    """The mean of a cost as a risk."""
+    if name not in runs.values or name not in records.COSTS:
+        recorded = [cost for cost in records.COSTS if cost in runs.values]
+        raise RiskcalError(
+            f"budget: {name!r} is no recorded cost; there is {', '.join(recorded) or 'none'}."
+        )
+    costs = runs.unit_means(runs.values[name])
+    pair = wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, None)
+    largest = pair[1]
+    if largest is None and name == "layers" and name in runs.full:
+        largest = float(runs.full[name].max()) * (1 + _validate.TOLERANCE)
+    if largest is None:
+        raise RiskcalError(
+            f"budget: give {name!r} with the largest cost that a request can have, fixed beforehand: "
+            f"budget={{{name!r}: ({plain(pair[0])}, largest)}}."
+        )
+    most = _validate.number(largest, f"budget: largest {name}")
+    mean = _validate.number(pair[0], f"budget: {name}")
+    if not 0.0 < mean < most:
+        raise RiskcalError(
+            f"budget: {name!r} of {mean:g} is not between 0 and its largest, {most:g}."
+        )
+    beyond = (costs > most) | (costs < 0.0)
+    if beyond.any():
+        row, column = (int(i) for i in np.argwhere(beyond)[0])
+        raise RiskcalError(
+            f"budget: {name} of {_tables.plain(runs.units[row])!r} is {costs[row, column]:g}, outside [0, {most:g}] "
+            f"({int(beyond.sum())} values are); give a bound that holds for all that will be served."
+        )
+    return Risk(name, costs, mean, 0.0, most, is_cost=True)
 
 
 def _by_content(problem: Problem, *content: Floats) -> Problem:

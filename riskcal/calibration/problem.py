@@ -27,11 +27,19 @@ class Risk(NamedTuple):
     delta: float
     lower: float
     upper: float
+    early: Floats | None = None  # (n, k) which rows count at all: those that stopped early
+    is_cost: bool = False  # a budget's, which falls with the threshold
 
     @property
     def width(self) -> float:
         """Of the losses' range."""
         return self.upper - self.lower
+
+    def sliced(self, rows: Any = slice(None), columns: Any = slice(None)) -> Self:
+        """The same risk on some units and candidates."""
+        losses = np.ascontiguousarray(self.losses[rows][:, columns])
+        early = None if self.early is None else self.early[rows][:, columns]
+        return self._replace(losses=losses, early=early)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +84,30 @@ class Problem:
         return not records.only_threshold(self.candidates)
 
     @property
+    def from_the_top(self) -> bool:
+        """Whether the highest threshold is the safest: not where few stop early there, or where it costs the most."""
+        plain_losses = all(risk.early is None and not risk.is_cost for risk in self.risks)
+        return plain_losses and not self.several
+
+    @property
     def full_costs(self) -> dict[str, float]:
         """The full model's mean costs, over these units as the candidates' are."""
         return {name: float(cost.mean()) for name, cost in self.full.items()}
 
     def mean(self, risk: Risk) -> Floats:
         """Each candidate's observed mean loss (k,), over what it is certified for."""
-        if self.sizes is None or self.max_cluster is None:
-            mean: Floats = risk.losses.mean(0)
+        if risk.early is not None:
+            counted = risk.early.sum(0)
+            summed = (risk.losses - risk.delta).sum(0)
+            share: Floats = np.divide(
+                summed, counted, out=np.full(len(counted), math.nan), where=counted > 0
+            )
+            mean: Floats = risk.delta + share
             return mean
-        summed: Floats = (risk.losses - risk.delta).sum(0)
+        if self.sizes is None or self.max_cluster is None:
+            mean = risk.losses.mean(0)
+            return mean
+        summed = (risk.losses - risk.delta).sum(0)
         return risk.delta + summed * float(self.max_cluster / self.sizes.sum())
 
     def name(self, candidate: int) -> str:
@@ -99,7 +121,7 @@ class Problem:
         again = 1.0 if self.sizes is None or sizes is None else self.sizes.mean() / sizes.mean()
         return replace(
             self,
-            risks=tuple(risk._replace(losses=risk.losses[which]) for risk in self.risks),
+            risks=tuple(risk.sliced(rows=which) for risk in self.risks),
             costs={name: cost[which] * again for name, cost in self.costs.items()},
             full={name: cost[which] * again for name, cost in self.full.items()},
             units=self.units[which],
@@ -110,10 +132,7 @@ class Problem:
         """The same problem on some of the candidates, in this order."""
         return replace(
             self,
-            risks=tuple(
-                risk._replace(losses=np.ascontiguousarray(risk.losses[:, which]))
-                for risk in self.risks
-            ),
+            risks=tuple(risk.sliced(columns=which) for risk in self.risks),
             candidates=self.candidates.iloc[which].reset_index(drop=True),
             costs={name: cost[:, which] for name, cost in self.costs.items()},
         )

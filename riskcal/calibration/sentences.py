@@ -21,7 +21,13 @@ MEANING = {
     "risk": "increase in risk over the full model",
     "risk_clipped": "increase in risk over the full model (improvements counted as 0)",
     "losses": "loss",
+    "selective": "dissimilarity to the full model's output, among the requests that stopped early,",
 }
+
+
+def meaning(name: str) -> str:
+    """What the mean of a risk is, in words."""
+    return MEANING.get(name, f"cost in {name}")
 
 
 def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> str:
@@ -37,7 +43,7 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     where = ", ".join(f"{name} {plain(chosen[name])}" for name in problem.coordinates)
     loss = "loss" if len(problem.risks) == 1 else "loss_{}"
     claims = " and ".join(
-        f"the expected {MEANING[risk.name]} is at most {plain(risk.delta)} "
+        f"the expected {meaning(risk.name)} is at most {plain(risk.delta)} "
         f"(observed {chosen[loss.format(risk.name)]:.4g})"
         for risk in problem.risks
     )
@@ -95,7 +101,7 @@ def end(table: pd.DataFrame, stopped: Stop | None) -> str:
         return ""
     end = (
         f" Thresholds below {plain(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
-        f"{MEANING[stopped.objective]} had failed (delta {stopped.delta:g}, epsilon {stopped.epsilon:g}, {stopped.test})."
+        f"{meaning(stopped.objective)} had failed (delta {stopped.delta:g}, epsilon {stopped.epsilon:g}, {stopped.test})."
     )
     return end + " Here it did not fail, so that a lower one might do." * bool(
         table["certified"].iloc[-1]
@@ -108,10 +114,12 @@ def rises(problem: Problem) -> str:
         return ""
     thresholds = problem.candidates["threshold"].to_numpy(dtype=np.float64)
     for risk in problem.risks:
+        if risk.is_cost or risk.early is not None:
+            continue
         pairs = monotone.risk_rises(risk.losses, thresholds, lower=risk.lower, upper=risk.upper)
         if len(pairs):
             return (
-                f" The {MEANING[risk.name]} does not fall steadily as the threshold rises ({len(pairs)} pairs of "
+                f" The {meaning(risk.name)} does not fall steadily as the threshold rises ({len(pairs)} pairs of "
                 "thresholds say so beyond noise): a fixed sequence can stop early there, Holm does not mind."
             )
     return ""

@@ -1,0 +1,153 @@
+"""The pooled risk among requests that stopped early, and budgets: certified, with the guarantee, beside a loss."""
+
+import math
+
+import numpy as np
+import pytest
+
+from riskcal import RiskcalError, Runs, calibrate
+from riskcal.fwer import FixedSequence
+
+GRID = [0.9, 0.6, 0.3]
+SHARE = np.array([0.2, 0.5, 0.8])  # of requests that stop early
+
+
+def world(n, rng, risk, *, layers=8, cluster=None):
+    """Requests stop early with probability `SHARE`, and only then lose: with probability ``risk`` (k,)."""
+    early = rng.random((n, 1)) < SHARE
+    lost = early & (rng.random((n, 1)) < risk)
+    depth = np.where(early, rng.integers(1, layers, (n, 1)), layers)
+    return Runs.from_arrays(
+        thresholds=[math.inf, *GRID],
+        dissimilarity=np.c_[np.zeros(n), lost],
+        layers=np.c_[np.full(n, layers), depth],
+        prompts=[f"p{i}" for i in range(n)],
+        cluster=cluster,
+    )
+
+
+def test_the_observed_selective_risk_is_the_mean_over_those_that_stopped():
+    runs = world(900, np.random.default_rng(0), np.array([0.01, 0.02, 0.03]))
+    found = calibrate(runs, delta=0.1, objective="selective")
+    early = runs.values["layers"] < 8
+    losses = np.where(early, runs.losses(), np.nan)
+    assert found.table["loss"].to_numpy() == pytest.approx(np.nanmean(losses, axis=0))
+    assert found.procedure == "holm"
+    assert found.certified
+    assert "among the requests that stopped early" in found.message
+    certificate = found.policy().certificate
+    assert (certificate.objective, certificate.delta, certificate.upper) == ("selective", 0.1, 1.0)
+
+
+def test_a_loss_that_full_requests_dilute_is_certified_but_not_its_selective_risk():
+    """A fifth of the requests stop early, and lose one in four: .05 over all, .25 among those that stopped."""
+    runs = world(2000, np.random.default_rng(1), np.array([0.25, 0.25, 0.25]))
+    assert calibrate(runs, delta=0.1).threshold == 0.9
+    assert not calibrate(runs, delta=0.1, objective="selective").certified
+
+
+def test_false_selective_certificates_at_the_boundary():
+    """400 draws at a pooled risk of exactly delta: at most .05 + three standard errors (.033)."""
+    rng = np.random.default_rng(2)
+    delta, false = 0.1, 0
+    for _ in range(400):
+        runs = world(300, rng, np.full(3, delta))
+        false += calibrate(runs, delta=delta, objective="selective").certified
+    assert false / 400 <= 0.05 + 0.033
+
+
+def test_false_selective_certificates_of_requests_in_clusters():
+    """Sizes 1 to 4, larger clusters lose more; the pooled risk is exactly delta. 300 draws, standard error .0126."""
+    rng = np.random.default_rng(3)
+    false = 0
+    rate = {1: 0.05, 4: 0.1125}  # 1 * .05 + 4 * .1125 = .5 = 5 * .1
+    for _ in range(300):
+        sizes = rng.choice([1, 4], 120)
+        cluster = np.repeat(np.arange(120), sizes)
+        risk = np.array([rate[size] for size in sizes])[cluster][:, None]
+        runs = world(len(cluster), rng, risk, cluster=[f"c{i}" for i in cluster])
+        found = calibrate(
+            runs, delta=0.1, objective="selective", weighting="requests", max_cluster=4
+        )
+        false += found.certified
+    assert false / 300 <= 0.05 + 0.038
+
+
+def test_a_budget_is_certified_beside_the_loss():
+    runs = world(1500, np.random.default_rng(4), np.array([0.02, 0.03, 0.04]))
+    found = calibrate(runs, delta=0.1, budget={"layers": 6.5})
+    mean = runs.values["layers"].mean(0)
+    assert found.table["loss_layers"].to_numpy() == pytest.approx(mean)
+    assert found.table["certified"].tolist() == [False, True, True]  # 7.2, 6.0 and 4.8 layers
+    assert "cost in layers is at most 6.5" in found.message
+    assert found.policy().certificate.delta == {"textual": 0.1, "layers": 6.5}
+    assert not calibrate(runs, delta=0.1, budget={"layers": 4.0}).certified
+
+
+def test_false_budget_certificates_at_the_boundary():
+    """400 draws; layers have mean 5 exactly, budget 5: at most .05 + .033."""
+    rng = np.random.default_rng(5)
+    false = 0
+    for _ in range(400):
+        depth = rng.choice([2.0, 8.0], (200, 1))
+        runs = Runs.from_arrays(
+            thresholds=[math.inf, 0.5],
+            dissimilarity=np.zeros((200, 2)),
+            layers=np.c_[np.full(200, 8.0), depth],
+            prompts=[f"p{i}" for i in range(200)],
+        )
+        false += calibrate(runs, delta=0.1, budget={"layers": 5.0}).certified
+    assert false / 400 <= 0.05 + 0.033
+
+
+def test_seconds_need_a_largest_value_and_get_it():
+    n = 300
+    rng = np.random.default_rng(6)
+    runs = Runs.from_arrays(
+        thresholds=[0.5],
+        dissimilarity=np.zeros((n, 1)),
+        seconds=rng.random((n, 1)),
+        prompts=[f"p{i}" for i in range(n)],
+    )
+    with pytest.raises(
+        RiskcalError, match=r"budget: give 'seconds' with the largest cost.*largest"
+    ):
+        calibrate(runs, delta=0.1, budget={"seconds": 0.7})
+    assert calibrate(runs, delta=0.1, budget={"seconds": (0.7, 1.0)}).certified
+    with pytest.raises(RiskcalError, match=r"budget: seconds of .* outside \[0, 0.9\]"):
+        calibrate(runs, delta=0.1, budget={"seconds": (0.7, 0.9)})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": {"price": 1}}, "budget: 'price' is no recorded cost; there is layers"),
+        ({"budget": {"layers": 9}}, "budget: 'layers' of 9 is not between 0 and its largest, 8"),
+        ({"budget": {"layers": float("nan")}}, "budget: layers"),
+        ({"budget": {"layers": 5}, "delta": [0.1, 0.2]}, "one delta at a time"),
+        ({"objective": "selective", "delta": [0.1, 0.2]}, "one delta at a time"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(options, message):
+    runs = world(100, np.random.default_rng(7), np.full(3, 0.02))
+    with pytest.raises(RiskcalError, match=message):
+        calibrate(runs, **({"delta": 0.1} | options))
+
+
+def test_where_nobody_stops_early_there_is_no_selective_risk():
+    runs = world(50, np.random.default_rng(8), np.zeros(3))
+    layers = np.c_[np.full(50, 8.0), np.full((50, 3), 8.0)]
+    still = Runs.from_arrays(
+        thresholds=[math.inf, *GRID], dissimilarity=np.zeros((50, 4)), layers=layers
+    )
+    with pytest.raises(RiskcalError, match="layers: no request took fewer"):
+        calibrate(still, delta=0.1, objective="selective")
+    one = Runs.from_arrays(
+        thresholds=[math.inf, 0.9, 0.1],
+        dissimilarity=np.c_[np.zeros(50), np.zeros(50), np.ones(50)],
+        layers=np.c_[np.full(50, 8.0), np.full(50, 8.0), np.ones(50)],
+    )
+    found = calibrate(one, delta=0.1, objective="selective", procedure=FixedSequence())
+    assert not found.certified
+    assert "nan" not in found.message
+    assert runs.n == 50
