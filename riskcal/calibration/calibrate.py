@@ -114,7 +114,9 @@ def calibrate(
     is said about a single prompt or a stratum. With ``u = delta + sum of (loss - delta) over a cluster / max_cluster``,
     which has the losses' bounds, the mean of u is at most delta exactly where the mean over requests is: that is what
     ``weighting="requests"`` tests.
-    In the same way ``u = delta + (loss - delta) early`` is tested for a selective risk. Sources: Learn then Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto
+    In the same way ``u = delta + (loss - delta) early`` is tested for a selective risk.
+
+    Sources: Learn then Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto
     Testing (Laufer-Goldshtein et al. 2023).
     """
     epsilon = _validate.level(epsilon, "epsilon")

@@ -95,20 +95,18 @@ class Problem:
         return {name: float(cost.mean()) for name, cost in self.full.items()}
 
     def mean(self, risk: Risk) -> Floats:
-        """Each candidate's observed mean loss (k,), over what it is certified for."""
+        """Each candidate's observed mean loss (k,), over what it is certified for; NaN where that is nothing."""
+        if risk.early is None and (self.sizes is None or self.max_cluster is None):
+            return np.asarray(risk.losses.mean(0))
+        above = (risk.losses - risk.delta).sum(0)
         if risk.early is not None:
             counted = risk.early.sum(0)
-            summed = (risk.losses - risk.delta).sum(0)
-            share: Floats = np.divide(
-                summed, counted, out=np.full(len(counted), math.nan), where=counted > 0
-            )
-            mean: Floats = risk.delta + share
-            return mean
-        if self.sizes is None or self.max_cluster is None:
-            mean = risk.losses.mean(0)
-            return mean
-        summed = (risk.losses - risk.delta).sum(0)
-        return risk.delta + summed * float(self.max_cluster / self.sizes.sum())
+        elif self.sizes is not None and self.max_cluster is not None:
+            counted = np.full(self.k, self.sizes.sum() / self.max_cluster)
+        some = counted > 0
+        mean = np.full(self.k, math.nan)
+        mean[some] = risk.delta + above[some] / counted[some]
+        return mean
 
     def name(self, candidate: int) -> str:
         """A candidate, as messages name it: what it is in each coordinate."""

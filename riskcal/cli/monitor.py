@@ -1,0 +1,143 @@
+"""`riskcal monitor`: watch a log of losses, and stop as soon as they exceed what was certified."""
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from riskcal import _loss_log, _validate, heads
+from riskcal._validate import RiskcalError
+from riskcal.cli.app import app
+from riskcal.monitor import RiskMonitor
+from riskcal.policy import ExitPolicy
+
+
+@app.command()
+def monitor(
+    log: Annotated[
+        str,
+        typer.Argument(
+            help="CSV, JSON lines or a JSON array of losses, oldest first; - reads stdin."
+        ),
+    ],
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Policy whose certificate says delta and the losses' bounds."),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(help="Tolerated expected loss, instead of the certificate's.")
+    ] = None,
+    epsilon: Annotated[
+        float, typer.Option(help="Probability that a false alarm is ever raised.")
+    ] = 0.05,
+    average_run_length: Annotated[
+        float | None,
+        typer.Option(help="Instead of epsilon: mean number of losses to a false alarm."),
+    ] = None,
+    sampling_rate: Annotated[
+        float,
+        typer.Option(
+            help="Rate of shadow sampling; the smallest, if a column rate says it per row."
+        ),
+    ] = 1.0,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="Go on from here if it exists, and leave the new state here."),
+    ] = None,
+) -> None:
+    """Watch the losses in LOG, and stop with exit status 3 as soon as they exceed the policy's delta.
+
+    For a policy of certified heads the log may have columns exits and errors instead: tokens that left early, and those of
+    them that are not the full model's.
+    """
+    certificate = None if policy is None else ExitPolicy.load(policy).certificate
+    if delta is None:
+        if certificate is None or isinstance(certificate.delta, dict):
+            raise RiskcalError(
+                "delta: neither given nor certified for one risk; give --delta, or a --policy that is."
+            )
+        delta = certificate.delta
+    bounds = {} if certificate is None else {"lower": certificate.lower, "upper": certificate.upper}
+    watch = RiskMonitor(
+        delta,
+        epsilon=epsilon,
+        average_run_length=average_run_length,
+        sampling_rate=sampling_rate,
+        **bounds,
+    )
+    counted = None
+    if certificate is not None and certificate.max_tokens is not None:
+        counted = partial(
+            heads.request_loss, agreement=1.0 - delta, max_tokens=certificate.max_tokens
+        )
+    if state is not None and state.exists():
+        watch = _restored(state, watch)
+    before = watch.n
+    try:
+        row = _feed(watch, log, counted)
+    except KeyboardInterrupt:  # the usual end of a stream
+        row = None
+    if watch.n == before and not watch.alarm:
+        raise RiskcalError(
+            f"{log}: was left before its first loss, so that nothing can be said of the requests."
+        )
+    if state is not None:
+        with _validate.replacing(state) as temporary:
+            temporary.write_text(watch.to_json() + "\n", encoding="utf-8")
+    print(watch)
+    if counted is not None and certificate is not None:
+        print(
+            f"Loss of a request: {delta:g} + (errors - {delta:g} exits) / {certificate.max_tokens}. Its mean is at most "
+            f"{delta:g} exactly where at least {1 - delta:g} of the tokens that left early are the full model's."
+        )
+    if watch.alarm:
+        where = f"row {row} of {log} (counted from 0)" if row is not None else "an earlier log"
+        print(f"Alarm at {where}. Serve the full model, and calibrate afresh on requests of today.")
+    raise typer.Exit(3 if watch.alarm else 0)
+
+
+def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
+    try:
+        saved = RiskMonitor.from_json(path.read_bytes())
+    except OSError as error:
+        raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
+    except RiskcalError as error:
+        raise RiskcalError(f"{path}: {error}") from None
+    for name, value in fresh.parameters.items():
+        if saved.parameters[name] != value:
+            raise RiskcalError(
+                f"{path}: {name} is {saved.parameters[name]} there but {value} here; use the same options, or another file."
+            )
+    return saved
+
+
+def _feed(
+    watch: RiskMonitor, log: str, counted: Callable[[float, float], Any] | None
+) -> int | None:
+    """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
+    if watch.alarm:
+        return None
+    with _loss_log.opened(log) as file:
+        rows = _loss_log.entries(file, log, watch.sampling_rate, counted)
+        while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
+            before = watch.n
+            try:
+                watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
+            except RiskcalError:
+                _refuse_row(block, watch, log)
+            if watch.alarm_at is not None:
+                return block[watch.alarm_at - before - 1].row
+    return None
+
+
+def _refuse_row(block: list[_loss_log.Entry], watch: RiskMonitor, log: str) -> None:
+    """Say which row of a refused block is to blame."""
+    for number, loss, rate in block:
+        try:
+            RiskMonitor(**watch.parameters).update(loss, rates=rate)  # type: ignore[arg-type]
+        except RiskcalError as error:
+            reason = str(error).replace(" at index 0", "")
+            raise RiskcalError(f"{log}: row {number}: {reason}") from None

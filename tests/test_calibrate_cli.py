@@ -1,0 +1,82 @@
+"""`riskcal calibrate` from the shell: what it writes, prints and refuses."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import riskcal
+from riskcal import ExitPolicy, RiskcalError, cli
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
+
+
+@pytest.fixture
+def log(tmp_path):
+    """Two thresholds of a cascade, whose second coordinate matters to cost alone."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "threshold_2": t2,
+            "dissimilarity": float(rng.random() < 0.04),
+            "layers": 4 * t + t2,
+        }
+        for i in range(300)
+        for t in (0.9, 0.5)
+        for t2 in (0.8, 0.4)
+    ]
+    path = tmp_path / "runs.jsonl"
+    pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    return path
+
+
+def test_the_version_is_printed():
+    assert run("--version").stdout.strip() == f"riskcal {riskcal.__version__}"
+    assert run("-h").exit_code == 0
+
+
+def test_coordinates_reach_the_policy(log, tmp_path):
+    out = tmp_path / "policy.json"
+    found = run("calibrate", log, "--delta", 0.1, "--coordinate", "threshold_2", "--out", out)
+    assert found.exit_code == 0
+    policy = ExitPolicy.load(out)
+    assert policy.threshold == 0.5
+    assert policy.coordinates == {"threshold_2": 0.4}
+
+
+def test_the_outcome_as_json_is_json_and_nothing_else(log):
+    found = run("calibrate", log, "--delta", 0.1, "--coordinate", "threshold_2", "--json")
+    told = json.loads(found.stdout)
+    assert told["certified"]
+    assert told["chosen"]["threshold_2"] == 0.4
+    assert len(told["table"]) == 4
+    nothing = run("calibrate", log, "--delta", 0.001, "--coordinate", "threshold_2", "--json")
+    told = json.loads(nothing.stdout)
+    assert (nothing.exit_code, told["threshold"], told["chosen"]) == (1, "full", None)
+
+
+def test_a_budget_is_asked_for_in_the_shell(log):
+    given = ("calibrate", log, "--delta", 0.1, "--coordinate", "threshold_2")
+    found = run(*given, "--budget", "layers=3:8")
+    assert "cost in layers is at most 3" in " ".join(found.stdout.split())
+    assert run(*given, "--budget", "layers=2:8").exit_code == 1
+    with pytest.raises(RiskcalError, match="--budget: 'layers' is neither NAME=MEAN"):
+        run(*given, "--budget", "layers")
+    with pytest.raises(RiskcalError, match="budget: give 'layers' with the largest"):
+        run(*given, "--budget", "layers=3")
+
+
+def test_the_picture_is_drawn_or_refused(tmp_path):
+    runs = tmp_path / "runs.parquet"
+    riskcal.load_example("g2p").write(runs)
+    plot = tmp_path / "risk.svg"
+    assert run("calibrate", runs, "--delta", 0.1, "--plot", plot).exit_code == 0
+    assert plot.read_text().startswith("<?xml")
+    with pytest.raises(RiskcalError, match="--plot: .*gif ends in none of"):
+        run("calibrate", runs, "--delta", 0.1, "--plot", tmp_path / "risk.gif")
