@@ -25,7 +25,7 @@ import transformers
 
 from riskcal import ExitPolicy
 from riskcal._validate import replacing
-from riskcal.pruning import Pruning
+from riskcal.policy.pruning import Pruning
 from riskcal_adapters import g2p
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate

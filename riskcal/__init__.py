@@ -24,13 +24,13 @@ from riskcal.policy import Contrast as Contrast
 from riskcal.policy import ExitPolicy as ExitPolicy
 from riskcal.policy import Sampling as Sampling
 from riskcal.policy import Stop as Stop
-from riskcal.pruning import Pruning as Pruning
+from riskcal.policy.pruning import Pruning as Pruning
+from riskcal.policy.schedules import Constant as Constant
+from riskcal.policy.schedules import Decaying as Decaying
 from riskcal.records import Runs as Runs
 from riskcal.records import Traces as Traces
 from riskcal.replay import replay_arrays as replay_arrays
 from riskcal.replay import replay_traces as replay_traces
-from riskcal.schedules import Constant as Constant
-from riskcal.schedules import Decaying as Decaying
 from riskcal.trials import compare as compare
 from riskcal.trials import run_trials as run_trials
 from riskcal.trials import split_pilot as split_pilot

@@ -11,9 +11,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from riskcal import _tables, _validate, policy, records
+from riskcal import _validate, policy, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Certificate, ExitPolicy
+from riskcal.records import columns as table_columns
 
 #: Constant bets, as shares of the largest bet that a single loss cannot make a debt.
 _CONSTANT = np.array([0.1, 0.2, 0.45, 0.95])
@@ -581,7 +582,7 @@ class AdaptiveCalibration:
 
 def _identifiers(prompts: Any) -> list[int | str]:
     """Distinct ids as Python integers or strings, at least two."""
-    ids = _tables.identifiers(pd.Series(list(prompts), dtype=None), "prompts")
+    ids = table_columns.identifiers(pd.Series(list(prompts), dtype=None), "prompts")
     if len(ids) < 2:
         raise RiskcalError(f"prompts: {len(ids)} given; at least two are needed.")
     again = ids.duplicated().to_numpy()

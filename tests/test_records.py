@@ -18,12 +18,12 @@ from riskcal import (
     RiskcalError,
     Runs,
     Traces,
-    _tables,
     _validate,
     calibrate,
     records,
     replay_traces,
 )
+from riskcal.records import files
 
 FILES = ("parquet", "csv", "jsonl")
 TABLES = ("pandas", "pyarrow", "polars", "duckdb")
@@ -981,7 +981,7 @@ def test_a_write_that_breaks_half_way_leaves_the_old_file_untouched(ending, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(_tables._parquet, "write", half)
+        patch.setattr(files._parquet, "write", half)
         patch.setattr(pd.DataFrame, "to_csv", half)
         patch.setattr(json, "dumps", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):

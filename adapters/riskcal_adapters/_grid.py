@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy
-from riskcal.schedules import Decaying
+from riskcal.policy.schedules import Decaying
 from riskcal_adapters._prompts import Prompt
 from riskcal_adapters.protocol import Decoder, Generation
 

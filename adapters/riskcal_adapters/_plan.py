@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from riskcal import _tables, _validate
+from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.policy import ExitPolicy, Stop
-from riskcal.records import OBJECTIVES
+from riskcal.records import OBJECTIVES, files
 from riskcal_adapters._prompts import Prompt
 from riskcal_adapters._requests import DEFAULT_LENGTH
 from riskcal_adapters.protocol import BINDING, Decoder, binding
@@ -257,7 +257,7 @@ def writing(path: Path) -> Iterator[None]:
 def read_shard(path: Path) -> pd.DataFrame:
     """A file of the recording; one that was damaged since is refused with what to do."""
     try:
-        return _tables.read(path)
+        return files.read(path)
     except RiskcalError as error:
         raise RiskcalError(f"{error} {_AGAIN}") from None
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import DEFAULTS, ExitPolicy
-from riskcal.schedules import Decaying
+from riskcal.policy.schedules import Decaying
 from riskcal_adapters.protocol import BINDING, binding
 
 DEFAULT_LENGTH = 64

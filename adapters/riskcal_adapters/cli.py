@@ -18,11 +18,11 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from riskcal import _tables, _validate
+from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy, Stop
-from riskcal.records import Runs
-from riskcal.schedules import Constant, Decaying
+from riskcal.policy.schedules import Constant, Decaying
+from riskcal.records import Runs, files
 from riskcal_adapters import recording, texts
 from riskcal_adapters._prompts import check_prompts
 from riskcal_adapters._requests import DEFAULT_LENGTH
@@ -194,7 +194,7 @@ def read_prompts(path: Path, *, references: bool = False) -> pd.DataFrame:
         table = pd.DataFrame({"text": _lines(path)}, dtype=object)
     else:
         try:
-            table = _tables.read(path)
+            table = files.read(path)
         except UnicodeDecodeError as error:
             raise RiskcalError(
                 f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})."

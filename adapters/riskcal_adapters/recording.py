@@ -16,11 +16,11 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from riskcal import _tables, _validate
+from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.calibration import calibrate
 from riskcal.policy import ExitPolicy, Stop
-from riskcal.records import Runs
+from riskcal.records import Runs, files
 from riskcal_adapters import _early, _grid, _plan, _pools, _prompts, texts
 from riskcal_adapters._grid import Run
 from riskcal_adapters._plan import Plan, Shard
@@ -364,7 +364,7 @@ def _write_traces(shard: Shard, decoder: Decoder, policy: ExitPolicy) -> None:
 
 def _write(rows: pd.DataFrame, path: Path) -> None:
     try:
-        _tables.write(rows, path)
+        files.write(rows, path)
     except RiskcalError:
         if not path.exists():  # if it does, another process has recorded the same
             raise

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import riskcal
 from riskcal import ExitPolicy, efficiency
-from riskcal.pruning import Pruning
+from riskcal.policy.pruning import Pruning
 
 THRESHOLD = 0.9
 #: The documents keep 35,000 and 250 of 32,128; these keep like shares of the ranking that matter at 68.

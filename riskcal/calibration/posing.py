@@ -13,11 +13,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _tables, _validate, records
+from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.problem import Problem, Risk, plain
 from riskcal.policy import Stop
 from riskcal.records import Runs, Traces, holds_tokens
+from riskcal.records import columns as table_columns
 
 #: Range of each loss that can be asked for.
 RANGES = records.OBJECTIVES | {"selective": (0.0, 1.0)}
@@ -260,7 +261,7 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
     if (sizes > most).any():
         which = int((sizes > most).argmax())
         raise RiskcalError(
-            f"max_cluster: cluster {_tables.plain(runs.units[which])!r} has {sizes[which]} prompts ({int((sizes > most).sum())} "
+            f"max_cluster: cluster {table_columns.plain(runs.units[which])!r} has {sizes[which]} prompts ({int((sizes > most).sum())} "
             f"clusters exceed {most}); give a bound that holds for all that will be served, or keep {most} prompts of each "
             "cluster, drawn at random before their losses are known."
         )
@@ -349,7 +350,7 @@ def from_arrays(
 
 def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray[Any]]:
     """Mean of each prompt's rows, and the prompts' ids, in tested order."""
-    ids = _tables.identifiers(_tables.series(prompts, "prompts"), "prompts")
+    ids = table_columns.identifiers(table_columns.series(prompts, "prompts"), "prompts")
     if len(ids) != len(matrix):
         raise RiskcalError(f"prompts: {len(ids)} ids for {len(matrix)} rows; give one per row.")
     code, distinct = pd.factorize(ids)

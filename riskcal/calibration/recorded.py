@@ -10,7 +10,7 @@ import pandas as pd
 from riskcal import records
 from riskcal._validate import RiskcalError
 from riskcal.policy import COLUMNS, DEFAULTS, ExitPolicy
-from riskcal.schedules import Decaying
+from riskcal.policy.schedules import Decaying
 
 #: Fields of `ExitPolicy` that a column of their name fills; the other fields have a structure, or are what calibration finds.
 _OF_EXITS = ("cache", "max_pending", "emits", "batching")

@@ -11,7 +11,7 @@ from riskcal._validate import RiskcalError
 from riskcal.efficiency.layers import Integers, exit_array
 
 if TYPE_CHECKING:
-    from riskcal.pruning import Pruning
+    from riskcal.policy.pruning import Pruning
 
 #: What deciding on an exit costs: nothing to speak of, a linear classifier, or the language-model head.
 PREDICTORS = ("none", "classifier", "head")
@@ -183,7 +183,7 @@ def decoder_flops(
         for the token only (full model, static exits, state similarity; an oracle costs nothing by convention).
     head_sizes : (L,) or (B, T, L) int, optional
         Rows of the head that are multiplied at each layer, with ``predictor="head"``: `head_sizes` makes them from a
-        `riskcal.pruning.Pruning`. 0 where the head is not called. Default: V from ``min_layer`` on.
+        `riskcal.Pruning`. 0 where the head is not called. Default: V from ``min_layer`` on.
     min_layer : int
         No token exits before it.
 
@@ -242,7 +242,7 @@ def head_sizes(
 
     Parameters
     ----------
-    pruning : riskcal.pruning.Pruning
+    pruning : riskcal.Pruning
     n_layers, vocabulary : int
         L and V.
     start : int

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from riskcal import _tables, _validate
+from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal.records import columns as table_columns
 
 
 def speed_table(times: pd.DataFrame, baselines: Sequence[str], *, warm_up: int = 1) -> pd.DataFrame:
@@ -40,7 +41,7 @@ def speed_table(times: pd.DataFrame, baselines: Sequence[str], *, warm_up: int =
         If columns are missing, seconds are not above 0, a baseline was not measured, no round is left, or a setting was
         measured not exactly once on each run of each round.
     """
-    _tables.require(times, ["round", "run", "setting", "seconds"])
+    table_columns.require(times, ["round", "run", "setting", "seconds"])
     seconds = _validate.array(times["seconds"].to_numpy(), "seconds", ndim=(1,))
     if (bad := seconds <= 0).any():
         raise RiskcalError(

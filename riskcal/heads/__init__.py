@@ -21,8 +21,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from riskcal import _simulation, _tables, _validate, fwer, pvalues, records
+from riskcal import _simulation, _validate, fwer, pvalues, records
 from riskcal._validate import Floats, RiskcalError
+from riskcal.records import columns as table_columns
 
 if TYPE_CHECKING:
     from riskcal.policy import ExitPolicy
@@ -721,12 +722,12 @@ def _records(
     max_tokens: int,
     pilot_fraction: float,
 ) -> _Records:
-    column = _tables.series(prompts, "prompts")
+    column = table_columns.series(prompts, "prompts")
     if len(column) != len(confidence):
         raise RiskcalError(
             f"prompts: has shape ({len(column)},); give one id for each of the {len(confidence)} tokens."
         )
-    code, distinct = pd.factorize(_tables.identifiers(column, "prompts"))
+    code, distinct = pd.factorize(table_columns.identifiers(column, "prompts"))
     ids = np.asarray(distinct)
     tokens = np.bincount(code)
     long = tokens > max_tokens

@@ -245,7 +245,7 @@ def test_killed_twice_and_resumed_equals_undisturbed(tmp_path):
 def test_cut_before_any_write_and_resumed_equals_undisturbed(
     tmp_path, monkeypatch, undisturbed, cut
 ):
-    write, written = recording._tables.write, []
+    write, written = recording.files.write, []
 
     def interrupted(frame, path):
         if len(written) == cut:
@@ -254,7 +254,7 @@ def test_cut_before_any_write_and_resumed_equals_undisturbed(
         write(frame, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording._tables, "write", interrupted)
+        patch.setattr(recording.files, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             record(tmp_path / "out", traces=True)
     out = record(tmp_path / "out", traces=True)
@@ -693,7 +693,7 @@ def test_a_recording_that_nothing_stops_has_the_whole_grid_and_says_nothing(tmp_
 def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(
     tmp_path, monkeypatch, stopped, cut
 ):
-    write, written = recording._tables.write, []
+    write, written = recording.files.write, []
 
     def interrupted(frame, path):
         if len(written) == cut:
@@ -707,7 +707,7 @@ def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording._tables, "write", interrupted)
+        patch.setattr(recording.files, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             again()
     assert merged(again()) == merged(stopped)

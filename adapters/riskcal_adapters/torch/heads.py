@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riskcal.pruning import Pruning
+from riskcal.policy.pruning import Pruning
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.measures import Confidences
 

@@ -1,0 +1,87 @@
+"""`Certificate`: what was shown about a policy, on which records, by which test."""
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, Literal
+
+from pydantic import Field, FiniteFloat
+
+from riskcal.policy.fields import Frozen, Stop
+
+
+class Certificate(Frozen):
+    """What was shown about a policy, on which records, by which test.
+
+    The statement: with probability at least ``1 - epsilon_spent`` over the draw of the calibration prompts, the expected
+    loss of a new prompt is at most ``delta``. It is about the mean over the population the prompts were drawn from, not
+    about a single prompt or a stratum. ``weighting`` says which mean: over ``"prompts"``, over ``"clusters"`` of them, each
+    counting alike whatever its size, or over the ``"requests"`` of clusters of at most ``max_cluster``; None in certificates
+    from before this was said (prompts, or clusters where the records had them).
+
+    Objective ``"agreement"`` (`riskcal.heads.certified`) is about each head that is used, and about all of them together:
+    ``delta`` is 1 - agreement, and the loss of a prompt of at most ``max_tokens`` tokens is that of
+    `riskcal.heads.request_loss`, whose mean is at most delta exactly where of all tokens that exit a share of at least 1 - delta
+    agrees with the full model. Where ``layers_given`` is false nobody said after which layers the heads stand, and the columns
+    were taken for layers 1 to K.
+
+    With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is None where nothing could be certified
+    and the policy is the full model, and where simultaneous bounds were used instead. ``pilot_n`` units, whose ids hash to
+    ``pilot_digest``, chose the order of the tests and were not tested. ``stopped`` says by which tests a recording left lower
+    thresholds out, None if it did not. ``policy_digest`` names the policy that was certified: a file in which a setting was
+    changed since is refused.
+    """
+
+    delta: FiniteFloat | dict[str, FiniteFloat]
+    epsilon: FiniteFloat
+    epsilon_spent: FiniteFloat
+    attempt: int | None
+    objective: str
+    lower: FiniteFloat
+    upper: FiniteFloat
+    test: str
+    procedure: str
+    starts: int = Field(ge=1)
+    n: int = Field(ge=1, description="independent units: prompts, or clusters of prompts")
+    k: int = Field(ge=0, description="candidates tested, the full model not counted")
+    pvalue: FiniteFloat | None
+    records_digest: str
+    pilot_n: int = Field(default=0, ge=0)
+    pilot_digest: str | None = None
+    stopped: Stop | None = None
+    preregistered: str | None = Field(
+        default=None, description="digest of an order, weights and transitions that were given"
+    )
+    policy_digest: str | None = Field(
+        default=None, description="digest of the certified policy's settings"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="of heads: the most tokens that a prompt can have"
+    )
+    layers_given: bool | None = Field(
+        default=None, description="of heads: whether their layers were said, or counted"
+    )
+    weighting: Literal["prompts", "clusters", "requests"] | None = Field(
+        default=None, description="what the certified mean is taken over"
+    )
+    max_cluster: int | None = Field(
+        default=None, ge=1, description="most requests of a cluster, fixed beforehand"
+    )
+    versions: dict[str, str]
+
+
+def ids_digest(ids: Sequence[Any]) -> str:
+    """By which a certificate names the units that chose an order."""
+    return hashlib.blake2b("\x1f".join(map(str, ids)).encode(), digest_size=16).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Of what a certificate's figures were computed with."""
+    found = {"python": platform.python_version()}
+    for package in ("riskcal-ltt", "numpy", "scipy", "numba"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout that was never installed
+            found[package] = "not installed"
+    return found

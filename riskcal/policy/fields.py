@@ -1,0 +1,137 @@
+"""Types of a policy's fields, and the smaller objects that stand in one: `Contrast`, `Sampling`, `Stop`."""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+)
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+
+
+def _full_to_inf(value: Any) -> Any:
+    return math.inf if isinstance(value, str) and value == "full" else value
+
+
+def _not_nan(value: Any) -> Any:
+    number = _full_to_inf(value)
+    if isinstance(number, bool) or not _validate.is_number(number):
+        raise ValueError(f"{_validate.shown(value)} is neither a number nor 'full'")
+    if math.isnan(number) or number == -math.inf:
+        raise ValueError(
+            f"{value} is no threshold; give a number, or inf (in JSON: 'full') for the full model"
+        )
+    return float(number)
+
+
+Threshold = Annotated[
+    float,
+    BeforeValidator(_not_nan),
+    PlainSerializer(lambda value: "full" if math.isinf(value) else value, when_used="json"),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"const": "full"}]}),
+]
+
+#: A setting of a model's config, as JSON has it.
+Setting = bool | int | FiniteFloat | str | list[int] | None
+
+#: What a candidate may be told apart by that has no field of its own.
+Coordinate = bool | int | FiniteFloat | str
+
+
+class Frozen(BaseModel):
+    """A frozen object that refuses fields it does not know, by a `RiskcalError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _refusal(type(self).__name__, error) from None
+
+
+class Contrast(Frozen):
+    """What a contrastive measure compares: a layer's distribution with an earlier, less able layer's.
+
+    Parameters
+    ----------
+    alpha : float
+        In (0, 1]: tokens of at least ``alpha`` times the largest probability are plausible and contrasted.
+    alpha_decay : float
+        Rate r, at least 0: with r > 0 the share at layer i is ``alpha / (1 + r i) * (1 - c)``, c the layer's softmax margin;
+        surer layers contrast more tokens. 0 keeps ``alpha`` constant.
+    plausible : {"alpha", "kept"}
+        ``"kept"``: all tokens that a pruned head keeps are plausible instead (the mixed form; needs ``pruning``).
+    """
+
+    alpha: FiniteFloat = Field(default=0.1, gt=0, le=1)
+    alpha_decay: FiniteFloat = Field(default=0.0, ge=0)
+    plausible: Literal["alpha", "kept"] = "alpha"
+
+
+class Sampling(Frozen):
+    """Tokens drawn at random instead of the likeliest.
+
+    The noise of a token is a function of ``seed``, the prompt's text and the position alone. So two policies that differ in
+    where they exit draw with the same random numbers, and a loss between them is an expectation over prompts and noise.
+
+    Parameters
+    ----------
+    temperature : float
+        Divides the logits, above 0. Confidences are those of the logits as they are.
+    top_p : float
+        In (0, 1]: only the likeliest tokens whose probabilities add up to this are drawn.
+    seed : int
+        At least 0.
+    """
+
+    temperature: FiniteFloat = Field(default=1.0, gt=0)
+    top_p: FiniteFloat = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class Stop(Frozen):
+    """When a recording may leave the lower thresholds out: once fixed-sequence testing has failed.
+
+    The thresholds are then tested from the highest down while they are recorded. A fixed sequence at these settings never
+    gets below its first failure, so that nothing is lost; at other settings, or over other losses of the same runs, it ends
+    at the lowest recorded threshold at the latest, so that nothing more is certified than on the whole grid.
+
+    Parameters
+    ----------
+    delta : float
+        Tolerated expected loss.
+    epsilon : float
+        In (0, 1): the probability that a false certificate is issued.
+    objective : {"textual", "risk", "risk_clipped"}
+        Which loss is tested.
+    test : str
+        As in `riskcal.calibrate`.
+    """
+
+    delta: FiniteFloat
+    epsilon: FiniteFloat = Field(default=0.05, gt=0, lt=1)
+    objective: Literal["textual", "risk", "risk_clipped"] = "textual"
+    test: str = "betting"
+
+
+def _refusal(name: str, error: ValidationError) -> RiskcalError:
+    """Pydantic's first complaint, in one line that names the field."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or name
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, RiskcalError):  # from a nested model, which names its own field
+        return RiskcalError(f"{field}.{cause}")
+    unknown = dict.fromkeys(
+        ("extra_forbidden", "unexpected_keyword_argument"), "is not a field; remove it"
+    )
+    return RiskcalError(f"{field}: {unknown.get(first['type'], cause or first['msg'])}")

@@ -1,0 +1,127 @@
+"""What tells candidates apart: the threshold, and every further setting that was recorded."""
+
+import math
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+from riskcal.policy import SCHEDULE_COLUMNS
+from riskcal.records import columns
+from riskcal.records.columns import plain
+
+
+def varying(candidates: pd.DataFrame) -> list[str]:
+    """The columns that tell candidates apart; the threshold, if there is but one candidate."""
+    names = [str(name) for name in candidates.columns if candidates[name].nunique(dropna=False) > 1]
+    return names or ["threshold"]
+
+
+def only_threshold(candidates: pd.DataFrame) -> bool:
+    """Whether candidates differ in their thresholds alone, which have an order of their own."""
+    return varying(candidates) == ["threshold"]
+
+
+def thresholds(column: pd.Series) -> Floats:
+    """Numbers, with ``"full"`` read as ``inf``; NaN and minus infinity are refused."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        values = columns.floats(column)
+    else:
+        given = [
+            math.inf if isinstance(v, str) and v.strip().lower() == "full" else v for v in column
+        ]
+        values = columns.floats(
+            pd.Series([None if isinstance(v, bool) else v for v in given], dtype=object)
+        )
+    bad = np.isnan(values) | np.isneginf(values)
+    if bad.any():
+        row = int(bad.argmax())
+        raise RiskcalError(
+            f"threshold: {plain(column.iloc[row])!r} at row {row} is not a threshold; give a number, or 'full' for the full "
+            "model."
+        )
+    return values
+
+
+def refuse_coordinate(column: pd.Series, name: str) -> None:
+    """Refuse what cannot tell candidates apart, or would be rounded on its way into a policy; rows keep their numbers.
+
+    A schedule's columns alone may be empty: such a candidate's threshold does not decay. An empty text is a CSV's null.
+    """
+    empty = np.array([isinstance(value, str) and not value for value in column], dtype=bool)
+    with _validate.reading(name, "a column of numbers or texts"):
+        missing = column.isna().to_numpy() | empty
+    if missing.any() and name not in SCHEDULE_COLUMNS:
+        raise RiskcalError(
+            f"{name}: missing at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every candidate "
+            f"has one. Fill it in, or leave the column {name} out if nothing is known of it."
+        )
+    given = column[~missing]
+    with suppress(TypeError):  # a list has no hash, and is refused below
+        given = given.drop_duplicates()
+    for row, value in given.items():
+        if not isinstance(
+            value, str | bool | int | float | np.bool_ | np.integer | np.floating
+        ) or isinstance(value, np.timedelta64):  # which numpy calls an integer
+            raise RiskcalError(
+                f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
+                "of several a column of its own, and name it in candidate_columns."
+            )
+        if name in ("measure", "form", "policy") and not isinstance(value, str):
+            raise RiskcalError(
+                f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
+            )
+        _refuse_what_no_policy_can_hold(value, name, row)
+        if name in ("min_layer", "max_length") and (
+            isinstance(value, str | bool | np.bool_) or value % 1 or value < 1
+        ):
+            raise RiskcalError(
+                f"{name}: {plain(value)!r} at row {row} is not a whole number of at least 1; repair it."
+            )
+    kinds = [
+        str if isinstance(value, str) else bool if isinstance(value, bool | np.bool_) else float
+        for value in given
+    ]
+    other = [row for row, kind in zip(given.index, kinds, strict=True) if kind is not kinds[0]]
+    if other:
+        raise RiskcalError(
+            f"{name}: {plain(given[other[0]])!r} at row {other[0]} is of another type than {plain(given.iloc[0])!r} at row "
+            f"{given.index[0]}; give numbers throughout, texts, or truth values."
+        )
+
+
+def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
+    """Values of a coordinate that could be recorded, and neither written nor decoded with."""
+    if isinstance(value, str):
+        if name == "temperature":
+            raise RiskcalError(f"{name}: {value!r} at row {row} is a text; write a number.")
+        if not value.isascii() and value.encode(errors="ignore").decode() != value:
+            raise RiskcalError(
+                f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it."
+            )
+        return
+    if isinstance(value, int | np.integer) and not -(2**63) <= int(value) < 2**63:
+        raise RiskcalError(
+            f"{name}: {plain(value)!r} at row {row} is not a number of 64 bits; give another, or a text."
+        )
+    if name == "temperature" and (isinstance(value, bool | np.bool_) or not 0 < value < math.inf):
+        raise RiskcalError(
+            f"{name}: {plain(value)!r} at row {row} is no finite number above 0; leave it empty where nothing decays."
+        )
+
+
+def code_of(
+    frame: pd.DataFrame,
+    candidates: pd.DataFrame,
+    coordinates: list[str],
+    is_full: NDArray[np.bool_],
+) -> NDArray[np.intp]:
+    """Which candidate each row is; -1 for the full model, whose other coordinates mean nothing."""
+    code = np.full(len(frame), -1, dtype=np.intp)
+    ran = pd.MultiIndex.from_frame(frame.loc[~is_full, coordinates])
+    code[~is_full] = pd.MultiIndex.from_frame(candidates).get_indexer(ran)
+    return code

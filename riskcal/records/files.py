@@ -1,0 +1,281 @@
+"""Tables in files: Parquet, CSV, JSON lines, packed or not, and folders, patterns and lists of them."""
+
+import csv
+import glob
+import io
+import json
+import os
+import re
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+
+from riskcal import _parquet, _validate
+from riskcal._validate import RiskcalError
+from riskcal.records.columns import canonical, of_arrow
+
+#: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
+TEXT_COLUMNS = (
+    "prompt",
+    "cluster",
+    "group",
+    "measure",
+    "form",
+    "source",
+    "text",
+    "references",
+    "threshold",
+)
+
+#: What a path may be: a file, a folder, a pattern such as ``logs/*.jsonl``, or a list of these.
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+#: Stands in the folders that `riskcal_adapters.record` writes: their shards are at the top, and what is below is not runs.
+RECORDING = "recording.json"
+
+_KINDS = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
+
+_PACKED = {".gz": "gzip", ".zst": "zstd"}
+
+_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
+
+
+def read(source: Source) -> pd.DataFrame:
+    """The table in a file, by its ending, or in all files of a folder, a pattern or a list, in the order of their names."""
+    if not isinstance(source, str | os.PathLike):
+        if isinstance(source, bytes) or not isinstance(source, Iterable):
+            raise RiskcalError(
+                f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these."
+            )
+        parts = [read(one) for one in source]
+        if not parts:
+            raise RiskcalError("path: the list is empty; give at least one file.")
+        return _together(parts)
+    path = Path(source)
+    if path.is_dir():
+        return _together(
+            [_partition(_read_file(file), file.relative_to(path), file) for file in _files(path)]
+        )
+    if not path.exists():
+        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
+        if found:
+            return read(found)
+        raise RiskcalError(f"{path}: no such file.")
+    return _read_file(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file below a folder; one that cannot be read is named rather than left out."""
+    try:
+        seen = [file for file in _contents(folder, set()) if not _is_mark(file)]
+    except OSError as error:
+        raise RiskcalError(
+            f"{error.filename or folder}: cannot be read ({error.strerror})."
+        ) from None
+    files = [file for file in seen if _ending(file)[0] in _KINDS]
+    others = [file for file in seen if _ending(file)[0] not in _KINDS]
+    if others:
+        named = ", ".join(str(file.relative_to(folder)) for file in others[:20])
+        raise RiskcalError(
+            f"{folder}: holds {len(others)} files that are no tables ({named}{', ...' if len(others) > 20 else ''}), and would "
+            f"be read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
+            f"'{folder}/**/*.parquet'."
+        )
+    if not files:
+        raise RiskcalError(f"{folder}: the folder holds no .parquet, .csv or .jsonl file.")
+    return files
+
+
+def _contents(folder: Path, entered: set[Path]) -> Iterator[Path]:
+    """All files to the folder's depth, links followed, none twice; of a recording its table alone, which stands at the top."""
+    if (real := folder.resolve()) in entered:
+        return
+    entered.add(real)
+    recorded = (folder / RECORDING).exists()
+    for path in sorted(folder.iterdir()):
+        if recorded and path.name in (RECORDING, "traces", "unfinished"):
+            continue
+        if path.is_dir():
+            yield from _contents(path, entered)
+        else:
+            yield path
+
+
+def _is_mark(file: Path) -> bool:
+    """Whether a file is a mark of some program (``.DS_Store``, ``_SUCCESS``), or not whole yet, and no table."""
+    return file.name[0] in "._" and _ending(file)[0] not in _KINDS
+
+
+def _partition(frame: pd.DataFrame, below: Path, file: Path) -> pd.DataFrame:
+    """The frame with what folders such as ``threshold=0.9`` say of it as columns."""
+    for part in below.parts[:-1]:
+        name, says, value = part.partition("=")
+        if not says:
+            continue
+        if name in frame.columns:
+            raise RiskcalError(
+                f"{file}: {name} is a column of the file and the name of its folder; keep one of the two."
+            )
+        frame = frame.assign(**{name: _partition_value(name, urllib.parse.unquote(value))})
+    return frame
+
+
+def _partition_value(name: str, value: str) -> Any:
+    if value == "__HIVE_DEFAULT_PARTITION__":
+        return None
+    if name in TEXT_COLUMNS:
+        return int(value) if name in ("prompt", "cluster") and _INTEGER.fullmatch(value) else value
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(value)
+    return value
+
+
+def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say.
+
+    A part of outputs that all ended need not say that none ``failed``. Columns of several types become objects, since pandas
+    would make floats of signed and unsigned ids.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    if any("failed" in part.columns for part in parts):
+        parts = [part if "failed" in part.columns else part.assign(failed=False) for part in parts]
+    names = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
+    mixed = [
+        name
+        for name in names
+        if len({part[name].dtype for part in parts if name in part.columns}) > 1
+    ]
+    alike = [
+        part.astype({name: object for name in mixed if name in part.columns}) for part in parts
+    ]
+    return pd.concat(alike, ignore_index=True)
+
+
+def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a table in the format of the path's ending; an existing file is replaced whole or not at all."""
+    if not isinstance(path, str | os.PathLike):
+        raise RiskcalError(f"path: {path!r} is no path of a file.")
+    target = Path(path)
+    kind = _kind(target)
+    with _validate.replacing(target) as partial:
+        try:
+            _write_as(kind, frame, partial)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise RiskcalError(
+                f"{target}: cannot be written as {kind} ({_validate.reason(error)})."
+            ) from None
+
+
+def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
+    if kind == "parquet":
+        _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
+    elif kind == "csv":
+        frame.to_csv(
+            path, index=False, quoting=csv.QUOTE_NONNUMERIC
+        )  # a bare carriage return ends a row
+    else:
+        with path.open("w", encoding="utf-8") as file:
+            for row in frame.to_dict("records"):
+                file.write(
+                    json.dumps({key: _jsonable(str(key), value) for key, value in row.items()})
+                    + "\n"
+                )
+
+
+def _ending(path: Path) -> tuple[str, str | None]:
+    """The ending that says what a file holds, and how it is packed."""
+    packed = _PACKED.get(path.suffix.lower())
+    return (Path(path.stem) if packed else path).suffix.lower(), packed
+
+
+def _kind(path: Path) -> str:
+    ending, packed = _ending(path)
+    if ending not in _KINDS or (packed and _KINDS[ending] == "parquet"):
+        raise RiskcalError(
+            f"{path}: unknown ending {''.join(path.suffixes[-2:])!r}; use .parquet, .csv or .jsonl (also .csv.gz, .jsonl.zst)."
+        )
+    return _KINDS[ending]
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    kind = _kind(path)
+    try:
+        if path.stat().st_size == 0:
+            raise RiskcalError(f"{path}: the file is empty.")
+        if kind == "parquet":
+            return canonical(of_arrow(_parquet.read(path)))
+        with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
+            return _read_csv(stream) if kind == "csv" else _read_json_lines(stream, path)
+    except RiskcalError as error:
+        raise (
+            error if str(error).startswith(str(path)) else RiskcalError(f"{path}: {error}")
+        ) from None
+    except UnicodeDecodeError as error:
+        raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
+    except OSError as error:
+        raise RiskcalError(
+            f"{path}: cannot be read ({error.strerror or _validate.reason(error)})."
+        ) from None
+    except (pa.ArrowException, ValueError) as error:
+        raise RiskcalError(
+            f"{path}: not a readable {kind} file ({_validate.reason(error)})."
+        ) from None
+
+
+def _read_csv(stream: Any) -> pd.DataFrame:
+    text = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False
+    )
+    lines = pa.csv.ParseOptions(newlines_in_values=True)
+    return canonical(
+        _restore_integers(
+            of_arrow(pa.csv.read_csv(stream, parse_options=lines, convert_options=text))
+        )
+    )
+
+
+def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
+    rows = []
+    # some programs begin a file with a byte-order mark
+    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig")):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
+        if not isinstance(row, dict):
+            raise RiskcalError(f"{path}: row {number} is not a JSON object.")
+        rows.append(row)
+    return canonical(pd.DataFrame(rows))
+
+
+def _restore_integers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Read ids back as integers where a CSV's text is exactly how integers are written."""
+    for name in ("prompt", "cluster"):
+        if (
+            list(frame.columns).count(name) == 1
+            and frame[name].str.fullmatch(_INTEGER.pattern).all()
+        ):
+            with suppress(OverflowError):  # 19 digits may be more than an int64 holds
+                frame[name] = frame[name].astype("int64")
+    return frame
+
+
+def _jsonable(name: str, value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return "full" if name == "threshold" and value == float("inf") else value

@@ -1,0 +1,86 @@
+"""The order in which units are tested: drawn from their ids, or from the content of all of them, never from what a user chose."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal._validate import Floats
+
+_ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
+
+_MIXERS = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93], dtype=np.uint64)
+
+_CONTENT_SALT = b"riskcal: order of rows without ids, version 1\x00"
+
+
+def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
+    """The order in which units are tested: ascending BLAKE2b hash of a fixed salt and the unit's id.
+
+    Content-free and not the user's to choose. A betting test in an order that depends on the prompts' content (sorted by
+    difficulty, say) is wrong about as often as not. For ids that only number the rows see `numbered`.
+    """
+    digests = [
+        hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest()
+        for i in np.asarray(identifiers)
+    ]
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
+
+
+def numbered(identifiers: ArrayLike) -> bool:
+    """Whether ids are but the numbers of rows, 0 to n - 1 or 1 to n in any order: as good as no ids.
+
+    Whoever numbered the rows may have sorted them by outcome first, and then `tested_order` is one fixed arrangement of the
+    sorted rows. Such units are tested in `content_order`.
+    """
+    ids = {str(i) for i in np.asarray(identifiers).tolist()}
+    return any(ids == {str(i) for i in range(first, first + len(ids))} for first in (0, 1))
+
+
+def content_order(*columns: ArrayLike) -> NDArray[np.intp]:
+    """The order in which units without ids are tested: a permutation drawn from a digest of all rows as a multiset.
+
+    Parameters
+    ----------
+    *columns : (n,) or (n, k)
+        The losses of each unit, on the unit interval; differences below a billionth do not count.
+
+    Returns
+    -------
+    (n,)
+        To be applied to the rows as they stand. It is the same for any order of the rows, which makes it harmless: given the
+        multiset, i.i.d. rows are equally likely to stand in any order, and a permutation that the multiset fixes leaves them
+        so. Rows that somebody sorted are put into an arrangement that is drawn afresh for each data set, as far as data sets
+        differ as multisets. (Losses of two values differ in their count alone: see `riskcal.calibrate`.)
+    """
+    return order_by_content(
+        column
+        for matrix in columns
+        for column in np.asarray(matrix, dtype=np.float64).reshape(len(np.asarray(matrix)), -1).T
+    )
+
+
+def order_by_content(columns: Iterable[Floats]) -> NDArray[np.intp]:
+    """`content_order` of columns (n,) that are made one at a time."""
+    return order_by_prints(
+        row_prints(np.rint(column * 2.0**30).astype(np.int64) for column in columns)
+    )
+
+
+def row_prints(columns: Iterable[NDArray[np.int64]]) -> NDArray[np.uint64]:
+    """A fingerprint (n,) of each row of columns (n,): a multiply-and-shift mix."""
+    prints = np.zeros(1, dtype=np.uint64)
+    for column in columns:
+        prints = (prints ^ column.view(np.uint64)) * _MIXERS[0]
+        prints = (prints ^ (prints >> np.uint64(32))) * _MIXERS[1]
+        prints ^= prints >> np.uint64(29)
+    return prints
+
+
+def order_by_prints(prints: NDArray[np.uint64]) -> NDArray[np.intp]:
+    """The permutation that the fingerprints (n,) of all units fix, however they stand."""
+    digest = hashlib.blake2b(
+        _CONTENT_SALT + np.sort(prints).astype("<u8").tobytes(), digest_size=16
+    ).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big")).permutation(len(prints))

@@ -1,0 +1,341 @@
+"""From a long table, one row per prompt and candidate, to the arrays of `Runs`: every check of what was recorded."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+from riskcal.policy import CANDIDATE_COLUMNS
+from riskcal.records import candidates as settings
+from riskcal.records import columns
+from riskcal.records.columns import plain
+from riskcal.records.order import tested_order
+
+COSTS = ("layers", "tokens", "seconds", "flops")
+
+#: Columns that say who a prompt is, or what came of it.
+_NO_COORDINATES = (
+    "prompt",
+    "cluster",
+    "group",
+    "text",
+    "dissimilarity",
+    "risk",
+    "full_risk",
+    "failed",
+    "source",
+    "exact",
+    "stopped",
+)
+
+
+def from_frame(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> dict[str, Any]:
+    """The fields of `Runs` that a table holds; what it must hold is said in `Runs.from_frame`."""
+    if isinstance(candidate_columns, str) or not all(
+        isinstance(name, str) for name in candidate_columns or ()
+    ):
+        raise RiskcalError(
+            f"candidate_columns: {candidate_columns!r} is no list of names of columns."
+        )
+    candidate_columns = list(candidate_columns or ())
+    outcomes = [name for name in candidate_columns if name in _NO_COORDINATES]
+    if outcomes:
+        raise RiskcalError(
+            f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out."
+        )
+    columns.require(frame, ["prompt", "threshold", *candidate_columns])
+    read_cell_by_cell = (
+        "threshold",
+        *CANDIDATE_COLUMNS,
+        *candidate_columns,
+        "failed",
+        "source",
+        "exact",
+        "stopped",
+    )
+    frame = frame.assign(
+        **{
+            name: columns.as_numpy(frame[name], name)
+            for name in read_cell_by_cell
+            if name in frame.columns
+        }
+    )
+    frame = frame.assign(threshold=settings.thresholds(frame["threshold"]))
+    prompt = columns.identifiers(frame["prompt"], "prompt")
+    coordinates = [
+        "threshold",
+        *(c for c in (*CANDIDATE_COLUMNS, *candidate_columns) if c in frame.columns),
+    ]
+    coordinates = list(dict.fromkeys(coordinates))
+    measured = [name for name in ("dissimilarity", "risk") if name in frame.columns]
+    if not measured:
+        raise RiskcalError("dissimilarity, risk: both columns are missing; record at least one.")
+    costs = [name for name in COSTS if name in frame.columns]
+    is_full = np.isposinf(frame["threshold"].to_numpy())
+    failed = (
+        columns.truths(frame["failed"], "failed")
+        if "failed" in frame.columns
+        else np.zeros(len(frame), dtype=bool)
+    )
+    values = {
+        name: columns.numbers(frame[name], name, 0.0, 1.0, failed, is_full) for name in measured
+    }
+    if "dissimilarity" in values:
+        values["dissimilarity"][failed & is_full] = 0.0
+    values |= {name: columns.numbers(frame[name], name, 0.0, math.inf) for name in costs}
+    if "dissimilarity" in values:
+        nonzero = is_full & (values["dissimilarity"] > _validate.TOLERANCE)
+        if nonzero.any():
+            row = int(nonzero.argmax())
+            raise RiskcalError(
+                f"dissimilarity: {values['dissimilarity'][row]:g} at row {row}, a full-model row; the full model is at "
+                "distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
+            )
+    code, ids = pd.factorize(prompt)
+    n = len(ids)
+    if n < 2:
+        raise RiskcalError(
+            f"prompt: only {n} prompt ({plain(ids[0])!r}, row 0); at least two are needed."
+        )
+    labels = {
+        name: _label(frame, name, code, n)
+        for name in ("cluster", "group", "text")
+        if name in frame.columns
+    }
+    order = tested_order(ids)
+    rank = np.empty(n, dtype=np.intp)
+    rank[order] = np.arange(n)
+    row_of_prompt = rank[code]
+    if failed.any():
+        _count_failed_references(values, failed & is_full, is_full, code, n)
+    if "failed" in frame.columns:
+        values["failed"] = failed.astype(np.float64)
+
+    for name in coordinates[1:]:
+        settings.refuse_coordinate(frame.loc[~is_full, name], name)
+    candidates = frame.loc[~is_full, coordinates].drop_duplicates()
+    if candidates.empty:
+        raise RiskcalError(
+            "threshold: every row is the full model (inf); record at least one finite threshold."
+        )
+    ascending = [name != "threshold" for name in coordinates]
+    candidates = candidates.sort_values(coordinates, ascending=ascending, ignore_index=True)
+    column = settings.code_of(frame, candidates, coordinates, is_full)
+    sweep = not settings.only_threshold(candidates)
+    _refuse_duplicates(
+        prompt,
+        frame["threshold"],
+        row_of_prompt,
+        column,
+        is_full,
+        sweep=sweep,
+        failed="failed" in frame,
+    )
+    present = np.zeros((n, len(candidates)), dtype=bool)
+    present[row_of_prompt[~is_full], column[~is_full]] = True
+    _refuse_gaps(present[rank], ids, code, candidates)
+
+    def matrix(name: str) -> Floats:
+        result = np.empty((n, len(candidates)))
+        result[row_of_prompt[~is_full], column[~is_full]] = values[name][~is_full]
+        return result
+
+    full: dict[str, Floats] = {}
+    if is_full.any():
+        lacking = np.bincount(code[is_full], minlength=n) == 0
+        if lacking.any():
+            which = int(lacking.argmax())
+            raise RiskcalError(
+                f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the full model's row (threshold "
+                "inf), which other prompts have; record it for all or for none."
+            )
+        full = {
+            name: _reference(value[is_full], row_of_prompt[is_full], n, name, ids[order])
+            for name, value in values.items()
+        }
+    source, exact = _provenance(frame)
+    return dict(
+        prompts=np.asarray(ids)[order],
+        candidates=candidates,
+        values={name: matrix(name) for name in values},
+        full=full,
+        full_risk=_full_risk(frame, full, code, n, order),
+        labels={name: label[order] for name, label in labels.items()},
+        source=source,
+        exact=exact,
+        stopped=_stopped(frame),
+    )
+
+
+def _count_failed_references(
+    values: Mapping[str, Floats],
+    failed: NDArray[np.bool_],
+    is_full: NDArray[np.bool_],
+    code: NDArray[np.intp],
+    n: int,
+) -> None:
+    """Where the full model's own output failed, nothing can be near it, and no candidate is credited for its risk."""
+    without = np.bincount(code[failed], minlength=n) > 0
+    if "dissimilarity" in values:
+        values["dissimilarity"][~is_full & without[code]] = 1.0
+    if "risk" in values:
+        values["risk"][failed] = 0.0
+
+
+def _reference(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
+    """The full model's (n,): it may stand in every cell of a sweep, with one risk; costs measured again are averaged."""
+    together = np.lexsort(
+        (value, row)
+    )  # a sum of floats depends on its order, which must not be that of the rows
+    value, row = value[together], row[together]
+    first = np.searchsorted(row, np.arange(n))
+    count = np.diff(np.r_[first, len(row)])
+    lowest, highest = value[first], value[first + count - 1]
+    differs = highest - lowest > _validate.TOLERANCE
+    if name in ("dissimilarity", "risk", "failed") and differs.any():
+        which = int(differs.argmax())
+        raise RiskcalError(
+            f"{name}: the full model's rows of prompt {plain(ids[which])!r} differ ({lowest[which]:g} and {highest[which]:g}; "
+            f"{int(differs.sum())} such prompts); it has one output for a prompt. Is the decoder deterministic? Settings with "
+            "a full model each: calibrate each by itself, from a table of its own."
+        )
+    return np.where(highest > lowest, np.add.reduceat(value, first) / count, lowest)
+
+
+def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> NDArray[Any]:
+    """A prompt's label, (n,) in order of first appearance; it may not change within a prompt."""
+    column = columns.identifiers(frame[name], name).to_numpy()
+    first_row = np.full(n, -1, dtype=np.intp)
+    first_row[code[::-1]] = np.arange(len(code))[::-1]
+    changed = column != column[first_row[code]]
+    if np.any(changed):
+        row = int(np.argmax(changed))
+        raise RiskcalError(
+            f"{name}: {plain(column[row])!r} at row {row}, but {plain(column[first_row[code[row]]])!r} earlier for the same "
+            f"prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
+        )
+    label = column[first_row]
+    if name == "text":
+        again = pd.Series(label).duplicated()
+        if "cluster" in frame.columns:  # the remedy: one text, one cluster
+            unit = pd.DataFrame(
+                {"text": label, "cluster": frame["cluster"].to_numpy()[first_row]}
+            ).drop_duplicates()
+            again &= pd.Series(label).isin(unit["text"][unit["text"].duplicated()])
+        if again.any():
+            warnings.warn(
+                f"text: prompt {plain(frame['prompt'].iloc[first_row[int(again.argmax())]])!r} repeats an earlier prompt's text; "
+                "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
+                stacklevel=4,
+            )
+    return label
+
+
+def _refuse_duplicates(
+    prompt: pd.Series,
+    threshold: pd.Series,
+    row_of_prompt: NDArray[np.intp],
+    column: NDArray[np.intp],
+    is_full: NDArray[np.bool_],
+    *,
+    sweep: bool,
+    failed: bool,
+) -> None:
+    again = pd.DataFrame({"prompt": row_of_prompt, "candidate": column}).duplicated().to_numpy()
+    if sweep:  # there the reference may stand in every cell
+        again = again & ~is_full
+    if again.any():
+        row = int(again.argmax())
+        value = "full" if math.isinf(threshold.iloc[row]) else f"{threshold.iloc[row]:g}"
+        # a truth has no average; a source or a cluster that an average lost would be believed to be the default
+        average = "" if failed else ", or average them (their numbers; keep all other columns)"
+        raise RiskcalError(
+            f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {row} "
+            f"({int(again.sum())} such rows). The very same rows again: keep one of each, with drop_duplicates(). Several "
+            "samples of one prompt: give each a prompt of its own, and name the prompt they share in a column cluster"
+            f"{average}. Retries: keep the one that was served, by a rule fixed beforehand. Other settings: name the column that "
+            "tells them apart in candidate_columns."
+        )
+
+
+def _refuse_gaps(
+    present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], candidates: pd.DataFrame
+) -> None:
+    incomplete = ~present.all(1)
+    if incomplete.any():
+        which = int(incomplete.argmax())
+        missing = candidates.iloc[int((~present[which]).argmax())]
+        named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)
+        raise RiskcalError(
+            f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the candidate {named} "
+            f"({int(incomplete.sum())} prompts lack one); every prompt needs every candidate. Record it; if it was tried and "
+            "failed, add its row with failed true. To leave out what failed would select on the outcome."
+        )
+
+
+def _full_risk(
+    frame: pd.DataFrame,
+    full: Mapping[str, Floats],
+    code: NDArray[np.intp],
+    n: int,
+    order: NDArray[np.intp],
+) -> Floats | None:
+    if "full_risk" not in frame.columns:
+        return full.get("risk")
+    given = frame["full_risk"]
+    if "failed" in full:  # there no candidate is credited, whatever is stated
+        given = given.mask(full["failed"][np.argsort(order)][code] > 0, 0.0)
+    column = columns.numbers(given, "full_risk", 0.0, 1.0)
+    per_prompt = np.empty(n)
+    per_prompt[code] = column
+    changed = column != per_prompt[code]
+    if changed.any():
+        row = int(changed.argmax())
+        raise RiskcalError(
+            f"full_risk: {column[row]:g} at row {row} differs within prompt {plain(frame['prompt'].iloc[row])!r}."
+        )
+    stated = per_prompt[order]
+    if "risk" in full and not np.allclose(stated, full["risk"], rtol=0, atol=_validate.TOLERANCE):
+        raise RiskcalError(
+            "full_risk: differs from the risk in the full model's rows; keep one of the two."
+        )
+    return stated
+
+
+def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
+    kinds = frame["source"].tolist() if "source" in frame.columns else ["generated"]
+    for row, kind in enumerate(kinds):
+        if kind is kinds[0] and row > 0:
+            continue
+        if not isinstance(kind, str) or kind not in ("generated", "replayed"):
+            raise RiskcalError(f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'.")
+        if kind != kinds[0]:
+            raise RiskcalError(
+                f"source: {kind!r} at row {row}, but {kinds[0]!r} at row 0; keep replayed and generated "
+                "rows in separate tables."
+            )
+    stated = frame["exact"].tolist() if "exact" in frame.columns else [False]
+    for row, value in enumerate(stated):
+        if not isinstance(value, bool) or value != stated[0]:
+            raise RiskcalError(
+                f"exact: {value!r} at row {row}; it is true throughout or false throughout."
+            )
+    return kinds[0], bool(stated[0])
+
+
+def _stopped(frame: pd.DataFrame) -> str | None:
+    if "stopped" not in frame.columns:
+        return None
+    for row, value in enumerate(frame["stopped"]):
+        if not isinstance(value, str) or value != frame["stopped"].iloc[0]:
+            raise RiskcalError(
+                f"stopped: {plain(value)!r} at row {row}; it says how the recording of all rows ended. Keep recordings that "
+                "ended differently in separate tables."
+            )
+    return str(frame["stopped"].iloc[0])

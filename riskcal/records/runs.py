@@ -1,0 +1,412 @@
+"""`Runs`: one row per prompt and candidate, of generations that really ran."""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+from riskcal.records import columns, files, reading
+from riskcal.records.candidates import varying
+from riskcal.records.order import content_order, numbered, tested_order
+from riskcal.records.reading import COSTS
+from riskcal.records.tokens import holds_tokens
+
+#: Range of each loss that an objective can ask for.
+OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
+
+Objective = Literal["textual", "risk", "risk_clipped"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Runs:
+    """Losses and costs of real generations, for each of n prompts and k candidates.
+
+    Build it with `read`, `from_frame` or `from_arrays`; each validates. Prompts stand in the order in which they are
+    tested (`tested_order`; prompts that are only `numbered`: `content_order`), candidates from the highest threshold down,
+    whatever the order of rows in the source.
+
+    Attributes
+    ----------
+    prompts : (n,) array
+        Ids, integers or strings.
+    candidates : DataFrame, k rows
+        ``threshold`` and every further coordinate that was recorded.
+    values : mapping of name to (n, k) array
+        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops``).
+    full : mapping of name to (n,) array
+        The same for the full model's rows; empty if none were recorded.
+    full_risk : (n,) array or None
+        Risk of the full model's output.
+    labels : mapping of name to (n,) array
+        ``cluster``, ``group``, ``text`` where given.
+    source : {"generated", "replayed"}
+        Whether each candidate really ran, or was read off one teacher-forced path.
+    exact : bool
+        Declares that replay is exact: the exit has no memory (classifiers, cascades of models).
+    stopped : str or None
+        The `riskcal.Stop` by which lower thresholds were left out, as JSON; None if the grid is whole.
+    """
+
+    prompts: NDArray[Any]
+    candidates: pd.DataFrame
+    values: Mapping[str, Floats]
+    full: Mapping[str, Floats] = field(default_factory=dict)
+    full_risk: Floats | None = None
+    labels: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    source: Literal["generated", "replayed"] = "generated"
+    exact: bool = False
+    stopped: str | None = None
+
+    @classmethod
+    def read(cls, path: files.Source, *, candidate_columns: Sequence[str] = ()) -> Self:
+        """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
+
+        A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
+        read, or named in the refusal. A list of files and a pattern (``logs/**/*.jsonl``) are read in the order of their names.
+
+        Raises
+        ------
+        RiskcalError
+            Naming the file, the column, the first offending row (counted from 0) and the remedy.
+        """
+        frame = files.read(path)
+        try:
+            return cls.from_frame(frame, candidate_columns=candidate_columns)
+        except RiskcalError as error:
+            raise RiskcalError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_frame(cls, table: Any, *, candidate_columns: Sequence[str] = ()) -> Self:
+        """Validate a long table: one row per prompt and candidate.
+
+        Parameters
+        ----------
+        table : DataFrame or any object with the Arrow PyCapsule interface
+            Columns ``prompt``, ``threshold`` and at least one of ``dissimilarity`` and ``risk``; optional ``cluster``,
+            ``group``, ``text``, ``temperature`` (of a decaying schedule, with its ``max_length`` and ``form``),
+            ``min_layer``, ``measure``, ``policy`` (further fields of its `ExitPolicy`, as a JSON object), ``full_risk``,
+            ``source``, ``exact``, ``failed`` (an output that failed has the worst loss, whatever stands there), ``stopped``
+            (where a recording ended before its lowest threshold) and the costs ``layers``, ``tokens``, ``seconds``,
+            ``flops``. Other columns are left out.
+        candidate_columns : sequence of str
+            Further columns that tell candidates apart.
+
+        Raises
+        ------
+        RiskcalError
+            For missing columns, an empty table, fewer than two prompts, NaN or infinite or out-of-range values, a NaN
+            threshold, a prompt that lacks a candidate, a duplicated (prompt, candidate), a full-model row with nonzero
+            dissimilarity, or a label that changes within a prompt.
+
+        Warns
+        -----
+        UserWarning
+            If one prompt text stands under two ids, which breaks independence.
+        """
+        fields = reading.from_frame(columns.from_object(table), candidate_columns)
+        return cls(**fields).in_content_order()
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        thresholds: ArrayLike,
+        prompts: ArrayLike | None = None,
+        full_risk: ArrayLike | None = None,
+        cluster: ArrayLike | None = None,
+        group: ArrayLike | None = None,
+        text: ArrayLike | None = None,
+        source: Literal["generated", "replayed"] = "generated",
+        exact: bool = False,
+        **values: ArrayLike,
+    ) -> Self:
+        """Build from matrices instead of a long table.
+
+        Parameters
+        ----------
+        thresholds : (k,)
+            One per column, in any order; an ``inf`` column holds the full model.
+        prompts : (n,), optional
+            Ids; default 0 to n - 1, which count as none (`riskcal.records.numbered`).
+        full_risk, cluster, group, text : (n,), optional
+        **values : (n, k)
+            ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
+        """
+        grid = _validate.threshold_grid(thresholds, allow_full=True)
+        _validate.choice(source, "source", ("generated", "replayed"))
+        if not isinstance(exact, bool | np.bool_):
+            raise RiskcalError(f"exact: {_validate.shown(exact)} is neither True nor False.")
+        known = ("dissimilarity", "risk", "failed", *COSTS)
+        table: dict[str, Any] = {}
+        shape: tuple[int, ...] | None = None
+        for name, value in values.items():
+            _validate.choice(name, "argument", known)
+            if source == "generated" and holds_tokens(value):
+                raise RiskcalError(
+                    f"{name}: these rows were replayed, and after a first early exit a real decoder's states differ. Record real "
+                    "generations, or give source='replayed', and exact=True where the exit has no memory; rows that share a "
+                    "prompt share a cluster=."
+                )
+            matrix = _validate.shaped(value, name, ndim=(2,))
+            if (
+                matrix.ndim != 2
+                or matrix.shape[1] != grid.size
+                or (shape is not None and matrix.shape != shape)
+            ):
+                wanted = shape or ("n", grid.size)
+                raise RiskcalError(
+                    f"{name}: has shape {matrix.shape}; expected {wanted}, one column per threshold."
+                )
+            shape = matrix.shape
+            table[name] = matrix.ravel()
+            if name == "failed":
+                if not ((matrix == 0) | (matrix == 1)).all():
+                    where = _validate.first((matrix != 0) & (matrix != 1))
+                    raise RiskcalError(
+                        f"failed: index {where} is neither true nor false; say it of every output."
+                    )
+                table[name] = matrix.ravel().astype(bool)
+            if "failed" in values:
+                continue  # an output that failed may have no loss; `from_frame` looks at the others
+            _validate.finite(matrix, name)
+            if name not in COSTS:
+                _validate.in_range(matrix, name, 0.0, 1.0)
+        if shape is None or not {"dissimilarity", "risk"} & set(table):
+            raise RiskcalError(
+                "dissimilarity, risk: neither is given; give at least one (n, k) matrix."
+            )
+        labels = {"prompt": np.arange(shape[0]) if prompts is None else prompts}
+        labels |= {"cluster": cluster, "group": group, "text": text, "full_risk": full_risk}  # type: ignore[dict-item]
+        for name, label in labels.items():
+            if label is not None:
+                entries = columns.series(label, name)
+                if len(entries) != shape[0]:
+                    raise RiskcalError(
+                        f"{name}: has shape ({len(entries)},); expected ({shape[0]},), one entry per row."
+                    )
+                table[name] = np.repeat(entries.to_numpy(), grid.size)
+        table["threshold"] = np.tile(grid, shape[0])
+        table["source"] = source
+        table["exact"] = exact
+        return cls.from_frame(pd.DataFrame(table))
+
+    @property
+    def thresholds(self) -> Floats:
+        """The distinct finite thresholds, descending."""
+        return np.unique(self.candidates["threshold"].to_numpy(dtype=np.float64))[::-1]
+
+    @property
+    def n(self) -> int:
+        """Independent units: clusters if given, else prompts."""
+        return len(self.units)
+
+    @property
+    def k(self) -> int:
+        """Candidates, the full model not counted."""
+        return len(self.candidates)
+
+    @property
+    def coordinates(self) -> list[str]:
+        """The columns of ``candidates`` that take more than one value: what a candidate is told apart by."""
+        return varying(self.candidates)
+
+    @property
+    def units(self) -> NDArray[Any]:
+        """Ids of the independent units in tested order: the rows of `losses`."""
+        if "cluster" not in self.labels:
+            return self.prompts
+        distinct = np.unique(self.labels["cluster"])
+        return distinct[tested_order(distinct)]
+
+    @property
+    def unit_sizes(self) -> NDArray[np.intp]:
+        """Prompts of each independent unit, in tested order: ones, where there are no clusters."""
+        if "cluster" not in self.labels:
+            return np.ones(len(self.prompts), dtype=np.intp)
+        return np.bincount(self._unit_of_prompt(), minlength=self.n)
+
+    @property
+    def group(self) -> NDArray[Any]:
+        """The stratum of each prompt, (n,)."""
+        if "group" not in self.labels:
+            raise RiskcalError("group: the column was not recorded; strata need one per prompt.")
+        return self.labels["group"]
+
+    def of_group(self, name: Any) -> Self:
+        """The runs of one stratum's prompts."""
+        kept = self.group == name
+        if not kept.any():
+            raise RiskcalError(
+                f"group: no prompt is of {name!r}; choose one of {', '.join(map(repr, np.unique(self.group).tolist()))}."
+            )
+        return self._take(np.flatnonzero(kept))
+
+    def _take(self, rows: NDArray[np.intp]) -> Self:
+        """Some of the prompts, or all in another order."""
+        return replace(
+            self,
+            prompts=self.prompts[rows],
+            values={key: value[rows] for key, value in self.values.items()},
+            full={key: value[rows] for key, value in self.full.items()},
+            full_risk=None if self.full_risk is None else self.full_risk[rows],
+            labels={key: value[rows] for key, value in self.labels.items()},
+        )
+
+    @property
+    def nameless(self) -> bool:
+        """Whether units have no ids but their numbers, which somebody may have given them by outcome.
+
+        Recordings of `riskcal_adapters.record`, known by their column ``policy``, are not among them: there prompts are
+        numbered before they are run.
+        """
+        recorded = self.stopped is not None or "policy" in self.candidates.columns
+        return not recorded and numbered(self.units)
+
+    def in_content_order(self) -> Self:
+        """The same runs with prompts in their `content_order` if they are `nameless`.
+
+        Where clusters are the units, the order of prompts is of no account, and `riskcal.calibrate` sees to that of clusters.
+        """
+        if "cluster" in self.labels or not self.nameless:
+            return self
+        content = [self.values[name] for name in ("dissimilarity", "risk") if name in self.values]
+        content += [] if self.full_risk is None else [self.full_risk]
+        ascending = np.argsort(self.prompts.astype(np.int64))
+        return self._take(ascending[content_order(*(column[ascending] for column in content))])
+
+    def losses(self, objective: str = "textual") -> Floats:
+        """The loss matrix that an objective tests.
+
+        Parameters
+        ----------
+        objective : {"textual", "risk", "risk_clipped"}
+            ``dissimilarity`` in [0, 1]; ``risk - full_risk`` in [-1, 1] (CALM, Definition 2); its positive part (Eq. 11).
+
+        Returns
+        -------
+        (n, k) float64
+            Rows are the independent units in tested order: prompts, or the means over each cluster.
+
+        Raises
+        ------
+        RiskcalError
+            If the objective is unknown or its columns were not recorded.
+        """
+        return self.unit_means(self.prompt_losses(objective))
+
+    def prompt_losses(self, objective: str = "textual") -> Floats:
+        """As `losses`, one row for each prompt, (n prompts, k), whatever its cluster."""
+        _validate.choice(objective, "objective", OBJECTIVES)
+        if objective == "textual":
+            return self._recorded("dissimilarity", objective)
+        risk = self._recorded("risk", objective)
+        if self.full_risk is None:
+            raise RiskcalError(
+                f"full_risk: objective {objective!r} needs the full model's risk; record a row with threshold inf "
+                "for every prompt, or a full_risk column."
+            )
+        difference = risk - self.full_risk[:, None]
+        return np.maximum(difference, 0.0) if objective == "risk_clipped" else difference
+
+    def unit_means(self, per_prompt: Floats) -> Floats:
+        """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
+        if "cluster" not in self.labels:
+            return per_prompt
+        code = self._unit_of_prompt()
+        counts = np.bincount(code)
+        sums = np.zeros((len(counts), *per_prompt.shape[1:]))
+        np.add.at(sums, code, per_prompt)
+        return sums / counts.reshape(-1, *[1] * (per_prompt.ndim - 1))
+
+    def _unit_of_prompt(self) -> NDArray[np.intp]:
+        """The row in `units` of each prompt's cluster."""
+        units = self.units
+        sorter = np.argsort(units)
+        return sorter[np.searchsorted(units, self.labels["cluster"], sorter=sorter)]
+
+    def digest(self) -> str:
+        """A hash of everything recorded, the same for any order of rows and any file format."""
+        order = tested_order(self.prompts)
+        if not np.array_equal(order, np.arange(len(order))):  # numbered prompts stand in another
+            return self._take(order).digest()
+        hasher = hashlib.blake2b(digest_size=16)
+        rows = len(self.prompts) * (self.k + bool(self.full))
+        for name, value in self._columns():
+            column = np.broadcast_to(value, rows)
+            hasher.update(name.encode() + b"\x00")
+            if column.dtype.kind in "biuf" and name not in ("prompt", *self.labels):
+                hasher.update(np.ascontiguousarray(column, dtype=np.float64).data)
+                continue
+            for first in range(
+                0, rows, 4096
+            ):  # in parts: the text of a long table is many times its size
+                text = "\x1f".join(map(str, column[first : first + 4096].tolist()))
+                hasher.update((("\x1f" if first else "") + text).encode())
+        return hasher.hexdigest()
+
+    def to_frame(self) -> pd.DataFrame:
+        """The long table of the contract, prompts in tested order, the full model's row first in each."""
+        return pd.DataFrame(dict(self._columns()))
+
+    def _columns(self) -> Iterator[tuple[str, Any]]:
+        """The long table's columns, made one at a time."""
+        n, k, has_full = len(self.prompts), self.k, bool(self.full)
+        yield "prompt", np.repeat(self.prompts, k + has_full)
+        for name, label in self.labels.items():
+            yield name, np.repeat(label, k + has_full)
+        coordinates = self.candidates
+        if has_full:
+            reference = self.candidates.iloc[[0]].assign(threshold=math.inf)
+            coordinates = pd.concat([reference, self.candidates], ignore_index=True)
+        for name in coordinates.columns:
+            yield name, np.tile(coordinates[name].to_numpy(), n)
+        for name, value in self.values.items():
+            whole = np.column_stack([self.full[name], value]) if has_full else value
+            whole = whole.astype(np.int64) if name == "tokens" and not (whole % 1).any() else whole
+            whole = whole.astype(bool) if name == "failed" else whole
+            yield name, whole.ravel()
+        if not has_full and self.full_risk is not None:
+            yield "full_risk", np.repeat(self.full_risk, k)
+        yield "source", self.source
+        if self.exact:
+            yield "exact", True
+        if self.stopped is not None:
+            yield "stopped", self.stopped
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write `to_frame` as Parquet, CSV or JSON lines, by the path's ending; replaced whole or not at all."""
+        files.write(self.to_frame(), path)
+
+    def mean_costs(self) -> pd.DataFrame:
+        """Mean recorded costs of each candidate, one row per candidate."""
+        return pd.DataFrame(
+            {
+                name: self.unit_means(self.values[name]).mean(0)
+                for name in COSTS
+                if name in self.values
+            }
+        )
+
+    def _recorded(self, column: str, objective: str) -> Floats:
+        if column not in self.values:
+            raise RiskcalError(
+                f"{column}: objective {objective!r} needs this column, which was not recorded."
+            )
+        return self.values[column]
+
+    def __repr__(self) -> str:
+        grid = self.thresholds
+        unit = "clusters" if "cluster" in self.labels else "prompts"
+        measured = ", ".join(self.values)
+        return (
+            f"Runs: {self.n} {unit} x {self.k} candidates ({self.source}), thresholds {grid[0]:g} to {grid[-1]:g}; "
+            f"{measured}; full model {'recorded' if self.full else 'not recorded'}"
+        )
