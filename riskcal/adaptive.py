@@ -514,7 +514,7 @@ class AdaptiveCalibration:
         try:
             state = _State.model_validate_json(text)
         except ValidationError as error:
-            raise RiskcalError(f"state: {policy._refusal('state', error)}") from None
+            raise RiskcalError(f"state: {policy.refusal('state', error)}") from None
         parameters = state.parameters.model_dump()
         result = cls(state.prompts, parameters.pop("thresholds"), **parameters)  # type: ignore[arg-type]
         if result.prompts != state.prompts:

@@ -321,7 +321,7 @@ class RiskMonitor:
         try:
             state = _State.model_validate_json(text)
         except ValidationError as error:
-            raise RiskcalError(f"state: {policy._refusal('state', error)}") from None
+            raise RiskcalError(f"state: {policy.refusal('state', error)}") from None
         if state.alarm_at is not None and state.alarm_at > state.n:
             raise RiskcalError(
                 f"alarm_at: {state.alarm_at} exceeds the {state.n} losses seen; the state was edited."

@@ -261,8 +261,8 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
     if (sizes > most).any():
         which = int((sizes > most).argmax())
         raise RiskcalError(
-            f"max_cluster: cluster {table_columns.plain(runs.units[which])!r} has {sizes[which]} prompts ({int((sizes > most).sum())} "
-            f"clusters exceed {most}); give a bound that holds for all that will be served, or keep {most} prompts of each "
+            f"max_cluster: cluster {table_columns.plain(runs.units[which])!r} has {sizes[which]} prompts "
+            f"({int((sizes > most).sum())} clusters exceed {most}); give a bound that holds for all that will be served, or keep {most} prompts of each "
             "cluster, drawn at random before their losses are known."
         )
     return sizes

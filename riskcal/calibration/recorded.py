@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from riskcal import records
 from riskcal._validate import RiskcalError
-from riskcal.policy import COLUMNS, DEFAULTS, ExitPolicy
+from riskcal.policy import CANDIDATE_COLUMNS, COLUMNS, DEFAULTS, ExitPolicy
 from riskcal.policy.schedules import Decaying
 
 #: Fields of `ExitPolicy` that a column of their name fills; the other fields have a structure, or are what calibration finds.
@@ -31,7 +30,7 @@ def recorded_policy(table: pd.DataFrame, chosen: pd.Series | None, schedule: Any
     if "policy" in columns:
         vectors = table["policy"].nunique() == table["threshold"].nunique()
         given |= _recorded_fields(str(row["policy"]), vectors=vectors, tested=chosen is not None)
-    others = [name for name in columns if name not in ("threshold", *records.COORDINATES)]
+    others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
     own = [name for name in others if name in ExitPolicy.model_fields]
     written = json.loads(str(row["policy"])) if "policy" in columns else {}
     if chosen is None:  # the full model has no setting of exits, and is told from no candidate

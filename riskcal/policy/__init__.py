@@ -11,6 +11,7 @@ from riskcal.policy.exit_policy import ExitPolicy as ExitPolicy
 from riskcal.policy.fields import Contrast as Contrast
 from riskcal.policy.fields import Sampling as Sampling
 from riskcal.policy.fields import Stop as Stop
+from riskcal.policy.fields import refusal as refusal
 from riskcal.policy.pruning import Pruning as Pruning
 from riskcal.policy.schedules import Constant as Constant
 from riskcal.policy.schedules import Decaying as Decaying

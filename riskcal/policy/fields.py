@@ -56,7 +56,7 @@ class Frozen(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise _refusal(type(self).__name__, error) from None
+            raise refusal(type(self).__name__, error) from None
 
 
 class Contrast(Frozen):
@@ -124,7 +124,7 @@ class Stop(Frozen):
     test: str = "betting"
 
 
-def _refusal(name: str, error: ValidationError) -> RiskcalError:
+def refusal(name: str, error: ValidationError) -> RiskcalError:
     """Pydantic's first complaint, in one line that names the field."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"]) or name

@@ -1,6 +1,5 @@
 """What decoders write down: `Runs` (one row per prompt and candidate) and `Traces` (one row per generated token)."""
 
-from riskcal.policy.columns import CANDIDATE_COLUMNS as COORDINATES  # noqa: F401
 from riskcal.records.candidates import only_threshold as only_threshold
 from riskcal.records.candidates import varying as varying
 from riskcal.records.order import content_order as content_order

@@ -163,6 +163,7 @@ def _label_type(values: Any) -> type | None:
 
 
 def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a table without rows or without one of these columns, or with two of one name."""
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         have = ", ".join(map(str, frame.columns)) or "none"
@@ -316,5 +317,6 @@ def plain(value: Any) -> Any:
 
 
 def of_arrow(table: pa.Table) -> pd.DataFrame:
+    """An Arrow table as a pandas frame, whatever pandas once wrote of its index."""
     frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     return frame

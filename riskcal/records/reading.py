@@ -160,17 +160,17 @@ def from_frame(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> dict[st
             for name, value in values.items()
         }
     source, exact = _provenance(frame)
-    return dict(
-        prompts=np.asarray(ids)[order],
-        candidates=candidates,
-        values={name: matrix(name) for name in values},
-        full=full,
-        full_risk=_full_risk(frame, full, code, n, order),
-        labels={name: label[order] for name, label in labels.items()},
-        source=source,
-        exact=exact,
-        stopped=_stopped(frame),
-    )
+    return {
+        "prompts": np.asarray(ids)[order],
+        "candidates": candidates,
+        "values": {name: matrix(name) for name in values},
+        "full": full,
+        "full_risk": _full_risk(frame, full, code, n, order),
+        "labels": {name: label[order] for name, label in labels.items()},
+        "source": source,
+        "exact": exact,
+        "stopped": _stopped(frame),
+    }
 
 
 def _count_failed_references(
