@@ -210,7 +210,7 @@ def _budgeted(runs: Runs, name: str, wanted: Any) -> Risk:
     if beyond.any():
         row, column = (int(i) for i in np.argwhere(beyond)[0])
         raise RiskcalError(
-            f"budget: {name} of {_tables.plain(runs.units[row])!r} is {costs[row, column]:g}, outside [0, {most:g}] "
+            f"budget: {name} of {table_columns.plain(runs.units[row])!r} is {costs[row, column]:g}, outside [0, {most:g}] "
             f"({int(beyond.sum())} values are); give a bound that holds for all that will be served."
         )
     return Risk(name, costs, mean, 0.0, most, is_cost=True)
@@ -262,7 +262,8 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
         which = int((sizes > most).argmax())
         raise RiskcalError(
             f"max_cluster: cluster {table_columns.plain(runs.units[which])!r} has {sizes[which]} prompts "
-            f"({int((sizes > most).sum())} clusters exceed {most}); give a bound that holds for all that will be served, or keep {most} prompts of each "
+            f"({int((sizes > most).sum())} clusters exceed {most}); give a bound that holds for all that will be served, "
+            f"or keep {most} prompts of each "
             "cluster, drawn at random before their losses are known."
         )
     return sizes

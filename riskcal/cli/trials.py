@@ -8,11 +8,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from riskcal import _tables, _validate, plots
+from riskcal import _validate, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
-from riskcal.records import Runs
+from riskcal.records import Runs, files
 from riskcal.trials import run_trials, summary
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def trials(
         f"{n_trials} splits, {calibration_fraction:.0%} to calibrate on, {objective}, {test}",
     )
     if out is not None:
-        _tables.write(table, out)
+        files.write(table, out)
         print(f"Trials written to {out}")
     if figure is not None and plot is not None:
         with _validate.replacing(plot) as temporary:
