@@ -21,8 +21,8 @@ from decode import timings
 from riskcal import ExitPolicy, Pruning, efficiency
 from riskcal_adapters.g2p import data
 from riskcal_adapters.torch import EarlyExitT5, load_example
+from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.heads import Scores
-from riskcal_adapters.torch.judging import Judge
 from riskcal_adapters.torch.measures import Confidences
 
 FULL = "full model"

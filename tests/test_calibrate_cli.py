@@ -78,5 +78,5 @@ def test_the_picture_is_drawn_or_refused(tmp_path):
     plot = tmp_path / "risk.svg"
     assert run("calibrate", runs, "--delta", 0.1, "--plot", plot).exit_code == 0
     assert plot.read_text().startswith("<?xml")
-    with pytest.raises(RiskcalError, match="--plot: .*gif ends in none of"):
+    with pytest.raises(RiskcalError, match=r"--plot: .*gif ends in none of"):
         run("calibrate", runs, "--delta", 0.1, "--plot", tmp_path / "risk.gif")

@@ -17,7 +17,7 @@ from riskcal.pruning import Pruning
 from riskcal_adapters import _requests
 from riskcal_adapters.torch import EarlyExitT5
 from riskcal_adapters.torch.backbone import Cache
-from riskcal_adapters.torch.judging import MEASURES
+from riskcal_adapters.torch.confidence import MEASURES
 
 
 @pytest.fixture(scope="module")

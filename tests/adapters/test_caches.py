@@ -23,7 +23,7 @@ def ending(tiny_t5):
 def generated(model, policy, input_ids, mask, length=LENGTH):
     """A generation, and the cache that it leaves; its ``rows`` are those of the batch that it still holds."""
     decoder, caches = EarlyExitT5(model, classifier=CLASSIFIER), []
-    make = decoder._run
+    make = decoder._loop.run
 
     def run(*given):
         made = make(*given)
@@ -38,7 +38,7 @@ def generated(model, policy, input_ids, mask, length=LENGTH):
         caches.append(cache)
         return made
 
-    decoder._run = run
+    decoder._loop.run = run
     return decoder.generate(input_ids, mask, policy=policy, max_new_tokens=length), caches[0]
 
 
@@ -190,13 +190,13 @@ def test_row_6_the_controls_differ_from_the_projection(tiny_t5):
         decoder = EarlyExitT5(tiny_t5)
         input_ids, mask = prompts(1)
         with torch.inference_mode():
-            run = decoder._run(
+            run = decoder._loop.run(
                 policy.model_copy(update={"cache": cache}), input_ids, mask.bool().numpy(), 4
             )
             table = policy.exit_thresholds(decoder.n_layers, 1)[0, :, None].tolist()
             for token in (5, 9, 17):
-                assert decoder._step(run, [token], [0], table).exits == [2]
-            step = decoder._step(
+                assert decoder._loop.step(run, [token], [0], table).exits == [2]
+            step = decoder._loop.step(
                 run, [3], [0], FULL.exit_thresholds(decoder.n_layers, 1)[0, :, None].tolist()
             )
         confidences[cache] = step.confidence[0]

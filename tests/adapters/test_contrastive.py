@@ -24,7 +24,7 @@ from riskcal import ExitPolicy
 from riskcal.policy import Contrast
 from riskcal.pruning import Pruning
 from riskcal_adapters.torch import measures
-from riskcal_adapters.torch.judging import CONTRASTIVE, Judge
+from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
 
 #: tail, mass: the second is what corrects the authors' code
 KINDS = {

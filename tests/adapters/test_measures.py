@@ -24,7 +24,7 @@ from riskcal import ExitPolicy
 from riskcal.policy import Contrast
 from riskcal.pruning import Pruning
 from riskcal_adapters.torch import EarlyExitT5, measures
-from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES
+from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
 
 PRUNED = Pruning("adaptive", largest=30, smallest=4)
 

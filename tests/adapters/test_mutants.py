@@ -19,8 +19,9 @@ from riskcal.pruning import Pruning
 from riskcal_adapters import _requests
 from riskcal_adapters.torch import EarlyExitT5, choosing, measures, selfcheck
 from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.confidence import Judge
+from riskcal_adapters.torch.decoding import Loop
 from riskcal_adapters.torch.heads import PrunedHead, Scores
-from riskcal_adapters.torch.judging import Judge
 
 DECAYS = Decaying(temperature=4.0, max_length=LENGTH)
 
@@ -108,7 +109,7 @@ def draws_from_the_nucleus(model):
 
 def cache_instead(mutant):
     def patch(monkeypatch):
-        run = EarlyExitT5._run
+        run = Loop.run
 
         def changed(self, policy, *given):
             return run(
@@ -117,7 +118,7 @@ def cache_instead(mutant):
                 *given,
             )
 
-        monkeypatch.setattr(EarlyExitT5, "_run", changed)
+        monkeypatch.setattr(Loop, "run", changed)
 
     return patch
 
@@ -212,7 +213,7 @@ def no_norm(monkeypatch):
 
 
 def repetition_penalty_on_what_is_emitted(monkeypatch):
-    step, choose = EarlyExitT5._step, EarlyExitT5._choose
+    step, choose = Loop.step, Loop._choose
 
     def noting(self, run, previous, *given):
         run.said = [*getattr(run, "said", []), previous]
@@ -226,8 +227,8 @@ def repetition_penalty_on_what_is_emitted(monkeypatch):
                 logits[place, said[row]] = value / 1.2 if value > 0 else value * 1.2
         return choose(self, run, Scores(logits), rows, places)
 
-    monkeypatch.setattr(EarlyExitT5, "_step", noting)
-    monkeypatch.setattr(EarlyExitT5, "_choose", penalised)
+    monkeypatch.setattr(Loop, "step", noting)
+    monkeypatch.setattr(Loop, "_choose", penalised)
 
 
 def head_off_by_one(monkeypatch):
@@ -242,7 +243,7 @@ def head_off_by_one(monkeypatch):
 
 
 def rows_that_left_go_on(monkeypatch):
-    monkeypatch.setattr(EarlyExitT5, "_column", lambda *given: None)
+    monkeypatch.setattr(Loop, "_column", lambda *given: None)
 
 
 def exact_caches_project(monkeypatch):
@@ -276,7 +277,7 @@ def alpha_of_certainty(monkeypatch):
 
 
 def pending_never_counted(monkeypatch):
-    monkeypatch.setattr(EarlyExitT5, "_forced", lambda self, run, thresholds: thresholds)
+    monkeypatch.setattr(Loop, "_forced", lambda self, run, thresholds: thresholds)
 
 
 def forced_rows_share_a_batch(monkeypatch):

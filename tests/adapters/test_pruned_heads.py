@@ -13,8 +13,8 @@ from t5_reference import FULL, LENGTH, ending_early, prompts
 from riskcal import ExitPolicy
 from riskcal.pruning import Pruning
 from riskcal_adapters.torch import EarlyExitT5
+from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.heads import PrunedHead, Scores, likeliest
-from riskcal_adapters.torch.judging import Judge
 
 FORMS = ("fixed", "decaying", "adaptive", "adaptive-code")
 EVERYTHING = Pruning("fixed", largest=10**6, smallest=41)

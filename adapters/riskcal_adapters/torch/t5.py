@@ -6,10 +6,8 @@ later tokens attend to it there; what they see is the policy's ``cache``, and ma
 """
 
 import functools
-import math
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,86 +21,15 @@ from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import _requests, fingerprint
 from riskcal_adapters.torch import choosing, selfcheck, speculation, weights
-from riskcal_adapters.torch.backbone import Backbone, Cache
-from riskcal_adapters.torch.heads import Scores
-from riskcal_adapters.torch.judging import CONTRASTIVE, MEASURES, Judge
+from riskcal_adapters.torch.confidence import MEASURES
+from riskcal_adapters.torch.decoding import Linear, Loop
+from riskcal_adapters.torch.generation import Generation as Generation
+from riskcal_adapters.torch.generation import assembled
 from riskcal_adapters.torch.measures import Classifier
 from riskcal_adapters.torch.speculation import Drafting, Speculation
 
 #: A fast tokenizer notes how it pads before it reads, which threads that share it must not do at once.
 _TOKENIZING = threading.Lock()
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """What was generated for B prompts; T is the longest of the generations.
-
-    Attributes
-    ----------
-    tokens : (B, T) int64
-        Token ids, the end token included, the padding id after it.
-    exit_layers : (B, T) int64
-        Layer at which each token left the decoder, 1..L; 0 where padded.
-    confidence : (B, T) float32
-        Confidence at that layer; NaN where padded.
-    refused : (B, T) float32
-        The largest confidence at which the token might have exited earlier and did not; ``-inf`` where there was none. A
-        threshold above all of a row's would have generated the very same.
-    """
-
-    tokens: Tensor
-    exit_layers: Tensor
-    confidence: Tensor
-    refused: Tensor
-
-
-@dataclass(eq=False)
-class _Step:
-    """One position of a batch, row by row."""
-
-    tokens: list[int]
-    exits: list[int]
-    confidence: list[float]
-    refused: list[float]
-
-    @classmethod
-    def blank(cls, batch: int, pad: int) -> "_Step":
-        return cls([pad] * batch, [0] * batch, [math.nan] * batch, [-math.inf] * batch)
-
-    def spread(self, rows: list[int], blank: "_Step") -> "_Step":
-        """``blank``, of a larger batch, with this at its ``rows``."""
-        for place, row in enumerate(rows):
-            blank.tokens[row], blank.exits[row] = self.tokens[place], self.exits[place]
-            blank.confidence[row], blank.refused[row] = self.confidence[place], self.refused[place]
-        return blank
-
-
-@dataclass(eq=False)
-class _Run:
-    """The generation of rows that share all settings of their policies but thresholds."""
-
-    policy: ExitPolicy
-    cache: Cache
-    judge: Judge
-    layer: Callable[[int, Tensor, Cache], Tensor]
-    keys: list[int]  # of each row's noise
-    pending: list[int]  # each row's early exits in a row
-    opens: list[bool]  # whether any row may ever exit at a layer
-    embedded: list[Tensor] = field(
-        default_factory=list
-    )  # of all positions, where they are run again
-
-    @property
-    def position(self) -> int:
-        return len(self.cache.states)
-
-    def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
-        """Go on with some rows of the batch."""
-        kept = as_tensor(np.array(rows))
-        self.cache.keep(kept)
-        self.keys = [self.keys[row] for row in rows] if self.keys else []
-        self.pending = [self.pending[row] for row in rows]
-        self.embedded = [state.index_select(0, kept) for state in self.embedded]
 
 
 class EarlyExitT5:
@@ -168,10 +95,11 @@ class EarlyExitT5:
             logits=self.dtype,
         )
         self.n_layers: int = self._backbone.n_layers
-        self._classifier = None if classifier is None else _Linear.of(classifier, self._backbone)
+        self._classifier = None if classifier is None else Linear.of(classifier, self._backbone)
         self.measures: list[str] = [
             name for name in MEASURES if name != "classifier" or classifier is not None
         ]
+        self._loop = Loop(self._backbone, self._special, self._classifier)
         self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
 
     @property
@@ -247,13 +175,15 @@ class EarlyExitT5:
         groups, thresholds = self._asked(policy, batch, max_new_tokens)
         with torch.inference_mode():
             if len(groups) == 1:
-                parts = [self._decode(groups[0][0], tokens, mask, thresholds)]
+                parts = [self._loop.decode(groups[0][0], tokens, mask, thresholds)]
             else:
                 parts = [
-                    self._decode(one, tokens[rows], mask[rows], thresholds[:, :, rows])
+                    self._loop.decode(one, tokens[rows], mask[rows], thresholds[:, :, rows])
                     for one, rows in groups
                 ]
-        return self._generation([rows for _, rows in groups], parts, batch)
+        return assembled(
+            [rows for _, rows in groups], parts, batch, self._special.pad, self._backbone.tensor
+        )
 
     def speculate(
         self,
@@ -353,10 +283,10 @@ class EarlyExitT5:
         [template] = _requests.policies(policy, batch, self.measures)
         rows, positions, confidence, agrees = [], [], [], []
         with torch.inference_mode():
-            run = self._run(template, tokens, mask, limit)
+            run = self._loop.run(template, tokens, mask, limit)
             chosen, going = [self._special.start] * batch, list(range(batch))
             for position in range(limit):
-                sure, best = self._all_exits(run, chosen)
+                sure, best = self._loop.all_exits(run, chosen)
                 chosen = best[:, -1].tolist()
                 rows += going
                 positions += [position] * len(going)
@@ -421,314 +351,6 @@ class EarlyExitT5:
         if isinstance(policy, ExitPolicy):
             self._last_asked = policy, batch, max_new_tokens, groups, table
         return groups, table
-
-    def _generation(
-        self, rows: list[list[int]], parts: list[list[_Step]], batch: int
-    ) -> Generation:
-        """Put groups of rows together again."""
-        length = max(len(steps) for steps in parts)
-        tokens = np.full((batch, length), self._special.pad)
-        exits = np.zeros((batch, length), dtype=np.int64)
-        confidence = np.full((batch, length), math.nan, dtype=np.float32)
-        refused = np.full((batch, length), -math.inf, dtype=np.float32)
-        for some, steps in zip(rows, parts, strict=True):
-            own, size = slice(None) if len(some) == batch else some, len(steps)
-            tokens[own, :size] = np.array([step.tokens for step in steps]).T
-            exits[own, :size] = np.array([step.exits for step in steps]).T
-            confidence[own, :size] = np.array(
-                [step.confidence for step in steps], dtype=np.float32
-            ).T
-            refused[own, :size] = np.array([step.refused for step in steps], dtype=np.float32).T
-        as_tensor = self._backbone.tensor
-        return Generation(
-            as_tensor(tokens), as_tensor(exits), as_tensor(confidence), as_tensor(refused)
-        )
-
-    def _run(
-        self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int
-    ) -> _Run:
-        backbone, batch = self._backbone, len(tokens)
-        policy = policy.named()
-        return _Run(
-            policy=policy,
-            cache=backbone.start(tokens, mask, length),
-            judge=Judge(backbone, policy, self._classifier),
-            layer=backbone.layer_exact
-            if policy.cache in ("deferred", "recompute")
-            else backbone.layer,
-            keys=choosing.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
-            pending=[0] * batch,
-            opens=[True] * self.n_layers,
-        )
-
-    def _decode(
-        self,
-        policy: ExitPolicy,
-        tokens: Tensor,
-        mask: NDArray[np.bool_],
-        thresholds: NDArray[np.float32],
-    ) -> list[_Step]:
-        """The positions of rows that share ``policy``, but for the ``thresholds`` (T, L, B)."""
-        batch = len(tokens)
-        run = self._run(policy, tokens, mask, len(thresholds))
-        run.opens = np.isfinite(thresholds).any((0, 2)).tolist()
-        chosen, going = [self._special.start] * batch, list(range(batch))
-        advance = self._step_of_rows if policy.batching == "regroup" else self._step
-        steps, rows = [], going  # rows: which of the batch's those of the run are
-        for position in range(len(thresholds)):
-            step = advance(run, chosen, going, thresholds[position].tolist())
-            steps.append(
-                step
-                if len(rows) == batch
-                else step.spread(rows, _Step.blank(batch, self._special.pad))
-            )
-            chosen = step.tokens
-            going = [row for row in going if chosen[row] not in self._special.ends]
-            if not going:
-                break
-            if 2 * len(going) <= len(
-                rows
-            ):  # half of the batch has ended: go on with the others alone
-                run.keep(going, self._backbone.tensor)
-                thresholds = thresholds[:, :, going]
-                rows, chosen = [rows[row] for row in going], [chosen[row] for row in going]
-                going = list(range(len(rows)))
-        return steps
-
-    def _step(
-        self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]
-    ) -> _Step:
-        """The next token of each row.
-
-        ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed.
-        """
-        policy, cache, judge = run.policy, run.cache, run.judge
-        step = _Step.blank(cache.batch, self._special.pad)
-        state = first = self._begin(run, previous)
-        ahead = (
-            self._last_scores(run, state)
-            if policy.measure == "oracle" or policy.emits == "last"
-            else None
-        )
-        judge.begin(None if ahead is None else ahead.best())
-        if policy.max_pending is not None:
-            thresholds = self._forced(run, thresholds)
-        together = policy.batching == "deepest"
-        # Rows that exit keep the state at which they did; with exact caches their true state goes on with the others'.
-        freezes = not together and run.layer != self._backbone.layer_exact
-        active, moving = going, self._column(going, cache) if freezes else None
-        waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
-        for index, needed in enumerate(thresholds):
-            before = state if index else None
-            deeper = run.layer(index, state, cache)
-            state = deeper if moving is None else torch.where(moving, deeper, state)
-            if index == 0:
-                first = state
-            last = index == self.n_layers - 1
-            if not last and (
-                not run.opens[index] or all(needed[row] == math.inf for row in active)
-            ):
-                judge.pass_by(state)
-                continue
-            confidence, scores = judge.look(index + 1, state, before)
-            sure = confidence.tolist()
-            leaving = active if last else [row for row in active if sure[row] >= needed[row]]
-            if together and not last:
-                waiting.difference_update(leaving)
-                leaving = [] if waiting else active
-            if leaving:
-                emitting = scores or judge.scores(index + 1, state)
-                self._leave(
-                    run,
-                    step,
-                    index + 1,
-                    leaving,
-                    leaving,
-                    sure,
-                    emitting if policy.emits == "exit" else ahead,
-                )
-                if len(leaving) == len(active):
-                    break
-            for row in active:
-                if (
-                    sure[row] > step.refused[row]
-                    and not step.exits[row]
-                    and needed[row] != math.inf
-                ):
-                    step.refused[row] = sure[row]
-            if leaving:
-                active = [row for row in active if not step.exits[row]]
-                moving = self._column(active, cache) if freezes else None
-        cache.states.append(first if policy.cache == "first" else state)
-        if policy.cache == "copy":
-            self._backbone.copy_upwards(cache, max(step.exits))
-        for row in going:
-            run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
-        return step
-
-    def _step_of_rows(
-        self, run: _Run, previous: list[int], going: list[int], thresholds: list[list[float]]
-    ) -> _Step:
-        """As `_step`, computing in each layer the rows that go so deep and no others."""
-        cache, judge, as_tensor = run.cache, run.judge, self._backbone.tensor
-        step = _Step.blank(cache.batch, self._special.pad)
-        rows = going
-        at_exit = self._begin(run, previous)  # (B, d), row after row
-        state = (
-            at_exit
-            if len(rows) == cache.batch
-            else at_exit.index_select(0, as_tensor(np.array(rows)))
-        )
-        at_exit = at_exit.clone()
-        judge.begin()
-        for index, needed in enumerate(thresholds):
-            before = state if index else None
-            state = self._backbone.layer_of_rows(index, state, rows, cache)
-            last = index == self.n_layers - 1
-            if not last and (not run.opens[index] or all(needed[row] == math.inf for row in rows)):
-                judge.pass_by(state)
-                continue
-            confidence, scores = judge.look(index + 1, state, before)
-            sure = confidence.tolist()
-            places = [i for i, row in enumerate(rows) if last or sure[i] >= needed[row]]
-            if places:
-                leaving = [rows[i] for i in places]
-                self._leave(
-                    run,
-                    step,
-                    index + 1,
-                    leaving,
-                    places,
-                    sure,
-                    scores or judge.scores(index + 1, state),
-                )
-                exiting = state.index_select(0, as_tensor(np.array(places)))
-                at_exit.index_copy_(0, as_tensor(np.array(leaving)), exiting)
-            stay = [i for i, row in enumerate(rows) if not step.exits[row]]
-            for i in stay:
-                if sure[i] > step.refused[rows[i]] and needed[rows[i]] != math.inf:
-                    step.refused[rows[i]] = sure[i]
-            if not stay:
-                break
-            if places:
-                rows = [rows[i] for i in stay]
-                kept = as_tensor(np.array(stay))
-                state = state.index_select(0, kept)
-                judge.keep(kept)
-        cache.states.append(at_exit)
-        return step
-
-    def _begin(self, run: _Run, previous: list[int]) -> Tensor:
-        """Embed the tokens before; where the cache is recomputed, go back to the last position that ran all layers."""
-        state = self._backbone.embed(previous)
-        if run.policy.cache == "recompute":
-            deepest = run.cache.layers.get(self.n_layers - 1)
-            full = 0 if deepest is None else deepest.filled
-            run.cache.rewind(full)
-            run.cache.states[full:] = run.embedded[full:]
-            run.embedded.append(state)
-        return state
-
-    def _last_scores(self, run: _Run, state: Tensor) -> Scores:
-        """The last layer's logits on the cache as it is; the cache is left as if they had not been asked for."""
-        cache = run.cache
-        position, states = run.position, list(cache.states)
-        for index in range(self.n_layers):
-            state = run.layer(index, state, cache)
-        cache.rewind(position)
-        cache.states[:] = states
-        return Scores(self._backbone.logits(state))
-
-    def _forced(self, run: _Run, thresholds: list[list[float]]) -> list[list[float]]:
-        """No exit for rows that exited ``max_pending`` times in a row."""
-        limit = run.policy.max_pending
-        due = {row for row, count in enumerate(run.pending) if limit is not None and count >= limit}
-        if not due:
-            return thresholds
-        *early, last = thresholds
-        return [
-            [math.inf if row in due else value for row, value in enumerate(needed)]
-            for needed in early
-        ] + [last]
-
-    def _leave(
-        self,
-        run: _Run,
-        step: _Step,
-        layer: int,
-        rows: list[int],
-        places: list[int],
-        sure: list[float],
-        scores: Scores,
-    ) -> None:
-        """Rows of the batch, which stand at ``places`` in the scores and confidences, emit their tokens."""
-        tokens = self._choose(run, scores, rows, places)
-        for row, place, token in zip(rows, places, tokens, strict=True):
-            step.tokens[row], step.exits[row], step.confidence[row] = token, layer, sure[place]
-
-    def _choose(self, run: _Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
-        sampling = run.policy.sampling
-        if sampling is None:
-            best = scores.best().tolist()
-            return [best[place] for place in places]
-        keys = [run.keys[row] for row in rows]
-        return choosing.draw(
-            scores, places, keys, run.position, sampling, self._backbone.vocabulary
-        )
-
-    def _all_exits(
-        self, run: _Run, previous: list[int]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Confidence and token (B, L) at every layer, of a step that skips none; the last token is the full model's."""
-        policy, cache, judge = run.policy, run.cache, run.judge
-        begins = (
-            policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
-        )
-        everyone = list(range(cache.batch))
-        states = [self._backbone.embed(previous)]
-        for index in range(self.n_layers):
-            states.append(self._backbone.layer(index, states[-1], cache))
-        last = Scores(self._backbone.logits(states[-1]))
-        judge.begin(last.best() if policy.measure == "oracle" else None)
-        confidence, best = [], []
-        scores: Scores | None
-        for layer, state in enumerate(states[1:], start=1):
-            if layer < begins:
-                judge.pass_by(state)
-                sure, scores = (
-                    np.full(cache.batch, np.float32(math.nan)),
-                    Scores(self._backbone.logits(state)),
-                )
-            else:
-                sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
-            confidence.append(sure)
-            best.append(self._choose(run, scores or judge.scores(layer, state), everyone, everyone))
-        best[-1] = self._choose(run, last, everyone, everyone)
-        cache.states.append(states[-1])
-        return np.stack(confidence, axis=1), np.array(best).T
-
-    def _column(self, rows: list[int], cache: Cache) -> Tensor | None:
-        """(B, 1), true at these rows; None if these are all."""
-        if len(rows) == cache.batch:
-            return None
-        chosen = np.zeros((cache.batch, 1), dtype=bool)
-        chosen[rows] = True
-        return self._backbone.tensor(chosen)
-
-
-@dataclass(frozen=True, eq=False)
-class _Linear:
-    """An exit classifier's weights, on the model's device."""
-
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, classifier: Classifier, backbone: Backbone) -> "_Linear":
-        weight, bias = map(
-            torch.from_numpy, _requests.classifier_parts(classifier, len(backbone.head))
-        )
-        return cls(weight.to(backbone.device), bias.to(backbone.device))
 
 
 def _given(values: Any, name: str) -> Tensor:

@@ -1,0 +1,357 @@
+"""The decoding loop: one position after the other, in which every row may leave at an earlier layer.
+
+It knows a decoder by its `riskcal_adapters.torch.backbone`: layers, cache, logits. The faces (`riskcal_adapters.torch.t5`) check
+what users hand over, and put together what comes out.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from riskcal.policy import ExitPolicy
+from riskcal_adapters import _requests
+from riskcal_adapters.torch import choosing
+from riskcal_adapters.torch.backbone import Backbone, Cache
+from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
+from riskcal_adapters.torch.generation import Step
+from riskcal_adapters.torch.heads import Scores
+from riskcal_adapters.torch.measures import Classifier
+
+
+@dataclass(eq=False)
+class Run:
+    """The generation of rows that share all settings of their policies but thresholds."""
+
+    policy: ExitPolicy
+    cache: Cache
+    judge: Judge
+    layer: Callable[[int, Tensor, Cache], Tensor]
+    keys: list[int]  # of each row's noise
+    pending: list[int]  # each row's early exits in a row
+    opens: list[bool]  # whether any row may ever exit at a layer
+    embedded: list[Tensor] = field(
+        default_factory=list
+    )  # of all positions, where they are run again
+
+    @property
+    def position(self) -> int:
+        return len(self.cache.states)
+
+    def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
+        """Go on with some rows of the batch."""
+        kept = as_tensor(np.array(rows))
+        self.cache.keep(kept)
+        self.keys = [self.keys[row] for row in rows] if self.keys else []
+        self.pending = [self.pending[row] for row in rows]
+        self.embedded = [state.index_select(0, kept) for state in self.embedded]
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """An exit classifier's weights, on the model's device."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, classifier: Classifier, backbone: Backbone) -> "Linear":
+        weight, bias = map(
+            torch.from_numpy, _requests.classifier_parts(classifier, len(backbone.head))
+        )
+        return cls(weight.to(backbone.device), bias.to(backbone.device))
+
+
+@dataclass(eq=False)
+class Loop:
+    """Decodes rows with a backbone.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    special : riskcal_adapters._requests.SpecialTokens
+        Ids of padding, start and end tokens.
+    classifier : Linear or None
+        The exit classifier, for policies that ask for it.
+    """
+
+    backbone: Backbone
+    special: _requests.SpecialTokens
+    classifier: Linear | None = None
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers L."""
+        return self.backbone.n_layers
+
+    def run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Run:
+        backbone, batch = self.backbone, len(tokens)
+        policy = policy.named()
+        return Run(
+            policy=policy,
+            cache=backbone.start(tokens, mask, length),
+            judge=Judge(backbone, policy, self.classifier),
+            layer=backbone.layer_exact
+            if policy.cache in ("deferred", "recompute")
+            else backbone.layer,
+            keys=choosing.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
+            pending=[0] * batch,
+            opens=[True] * self.n_layers,
+        )
+
+    def decode(
+        self,
+        policy: ExitPolicy,
+        tokens: Tensor,
+        mask: NDArray[np.bool_],
+        thresholds: NDArray[np.float32],
+    ) -> list[Step]:
+        """The positions of rows that share ``policy``, but for the ``thresholds`` (T, L, B)."""
+        batch = len(tokens)
+        run = self.run(policy, tokens, mask, len(thresholds))
+        run.opens = np.isfinite(thresholds).any((0, 2)).tolist()
+        chosen, going = [self.special.start] * batch, list(range(batch))
+        advance = self.step_of_rows if policy.batching == "regroup" else self.step
+        steps, rows = [], going  # rows: which of the batch's those of the run are
+        for position in range(len(thresholds)):
+            step = advance(run, chosen, going, thresholds[position].tolist())
+            steps.append(
+                step
+                if len(rows) == batch
+                else step.spread(rows, Step.blank(batch, self.special.pad))
+            )
+            chosen = step.tokens
+            going = [row for row in going if chosen[row] not in self.special.ends]
+            if not going:
+                break
+            if 2 * len(going) <= len(
+                rows
+            ):  # half of the batch has ended: go on with the others alone
+                run.keep(going, self.backbone.tensor)
+                thresholds = thresholds[:, :, going]
+                rows, chosen = [rows[row] for row in going], [chosen[row] for row in going]
+                going = list(range(len(rows)))
+        return steps
+
+    def step(
+        self, run: Run, previous: list[int], going: list[int], thresholds: list[list[float]]
+    ) -> Step:
+        """The next token of each row.
+
+        ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed.
+        """
+        policy, cache, judge = run.policy, run.cache, run.judge
+        step = Step.blank(cache.batch, self.special.pad)
+        state = first = self._begin(run, previous)
+        ahead = (
+            self._last_scores(run, state)
+            if policy.measure == "oracle" or policy.emits == "last"
+            else None
+        )
+        judge.begin(None if ahead is None else ahead.best())
+        if policy.max_pending is not None:
+            thresholds = self._forced(run, thresholds)
+        together = policy.batching == "deepest"
+        # Rows that exit keep the state at which they did; with exact caches their true state goes on with the others'.
+        freezes = not together and run.layer != self.backbone.layer_exact
+        active, moving = going, self._column(going, cache) if freezes else None
+        waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
+        for index, needed in enumerate(thresholds):
+            before = state if index else None
+            deeper = run.layer(index, state, cache)
+            state = deeper if moving is None else torch.where(moving, deeper, state)
+            if index == 0:
+                first = state
+            last = index == self.n_layers - 1
+            if not last and (
+                not run.opens[index] or all(needed[row] == math.inf for row in active)
+            ):
+                judge.pass_by(state)
+                continue
+            confidence, scores = judge.look(index + 1, state, before)
+            sure = confidence.tolist()
+            leaving = active if last else [row for row in active if sure[row] >= needed[row]]
+            if together and not last:
+                waiting.difference_update(leaving)
+                leaving = [] if waiting else active
+            if leaving:
+                emitting = scores or judge.scores(index + 1, state)
+                self._leave(
+                    run,
+                    step,
+                    index + 1,
+                    leaving,
+                    leaving,
+                    sure,
+                    emitting if policy.emits == "exit" else ahead,
+                )
+                if len(leaving) == len(active):
+                    break
+            for row in active:
+                if (
+                    sure[row] > step.refused[row]
+                    and not step.exits[row]
+                    and needed[row] != math.inf
+                ):
+                    step.refused[row] = sure[row]
+            if leaving:
+                active = [row for row in active if not step.exits[row]]
+                moving = self._column(active, cache) if freezes else None
+        cache.states.append(first if policy.cache == "first" else state)
+        if policy.cache == "copy":
+            self.backbone.copy_upwards(cache, max(step.exits))
+        for row in going:
+            run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
+        return step
+
+    def step_of_rows(
+        self, run: Run, previous: list[int], going: list[int], thresholds: list[list[float]]
+    ) -> Step:
+        """As `step`, computing in each layer the rows that go so deep and no others."""
+        cache, judge, as_tensor = run.cache, run.judge, self.backbone.tensor
+        step = Step.blank(cache.batch, self.special.pad)
+        rows = going
+        at_exit = self._begin(run, previous)  # (B, d), row after row
+        state = (
+            at_exit
+            if len(rows) == cache.batch
+            else at_exit.index_select(0, as_tensor(np.array(rows)))
+        )
+        at_exit = at_exit.clone()
+        judge.begin()
+        for index, needed in enumerate(thresholds):
+            before = state if index else None
+            state = self.backbone.layer_of_rows(index, state, rows, cache)
+            last = index == self.n_layers - 1
+            if not last and (not run.opens[index] or all(needed[row] == math.inf for row in rows)):
+                judge.pass_by(state)
+                continue
+            confidence, scores = judge.look(index + 1, state, before)
+            sure = confidence.tolist()
+            places = [i for i, row in enumerate(rows) if last or sure[i] >= needed[row]]
+            if places:
+                leaving = [rows[i] for i in places]
+                self._leave(
+                    run,
+                    step,
+                    index + 1,
+                    leaving,
+                    places,
+                    sure,
+                    scores or judge.scores(index + 1, state),
+                )
+                exiting = state.index_select(0, as_tensor(np.array(places)))
+                at_exit.index_copy_(0, as_tensor(np.array(leaving)), exiting)
+            stay = [i for i, row in enumerate(rows) if not step.exits[row]]
+            for i in stay:
+                if sure[i] > step.refused[rows[i]] and needed[rows[i]] != math.inf:
+                    step.refused[rows[i]] = sure[i]
+            if not stay:
+                break
+            if places:
+                rows = [rows[i] for i in stay]
+                kept = as_tensor(np.array(stay))
+                state = state.index_select(0, kept)
+                judge.keep(kept)
+        cache.states.append(at_exit)
+        return step
+
+    def _begin(self, run: Run, previous: list[int]) -> Tensor:
+        """Embed the tokens before; where the cache is recomputed, go back to the last position that ran all layers."""
+        state = self.backbone.embed(previous)
+        if run.policy.cache == "recompute":
+            deepest = run.cache.layers.get(self.n_layers - 1)
+            full = 0 if deepest is None else deepest.filled
+            run.cache.rewind(full)
+            run.cache.states[full:] = run.embedded[full:]
+            run.embedded.append(state)
+        return state
+
+    def _last_scores(self, run: Run, state: Tensor) -> Scores:
+        """The last layer's logits on the cache as it is; the cache is left as if they had not been asked for."""
+        cache = run.cache
+        position, states = run.position, list(cache.states)
+        for index in range(self.n_layers):
+            state = run.layer(index, state, cache)
+        cache.rewind(position)
+        cache.states[:] = states
+        return Scores(self.backbone.logits(state))
+
+    def _forced(self, run: Run, thresholds: list[list[float]]) -> list[list[float]]:
+        """No exit for rows that exited ``max_pending`` times in a row."""
+        limit = run.policy.max_pending
+        due = {row for row, count in enumerate(run.pending) if limit is not None and count >= limit}
+        if not due:
+            return thresholds
+        *early, last = thresholds
+        return [
+            [math.inf if row in due else value for row, value in enumerate(needed)]
+            for needed in early
+        ] + [last]
+
+    def _leave(
+        self,
+        run: Run,
+        step: Step,
+        layer: int,
+        rows: list[int],
+        places: list[int],
+        sure: list[float],
+        scores: Scores,
+    ) -> None:
+        """Rows of the batch, which stand at ``places`` in the scores and confidences, emit their tokens."""
+        tokens = self._choose(run, scores, rows, places)
+        for row, place, token in zip(rows, places, tokens, strict=True):
+            step.tokens[row], step.exits[row], step.confidence[row] = token, layer, sure[place]
+
+    def _choose(self, run: Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
+        sampling = run.policy.sampling
+        if sampling is None:
+            best = scores.best().tolist()
+            return [best[place] for place in places]
+        keys = [run.keys[row] for row in rows]
+        return choosing.draw(scores, places, keys, run.position, sampling, self.backbone.vocabulary)
+
+    def all_exits(
+        self, run: Run, previous: list[int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Confidence and token (B, L) at every layer, of a step that skips none; the last token is the full model's."""
+        policy, cache, judge = run.policy, run.cache, run.judge
+        begins = (
+            policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
+        )
+        everyone = list(range(cache.batch))
+        states = [self.backbone.embed(previous)]
+        for index in range(self.n_layers):
+            states.append(self.backbone.layer(index, states[-1], cache))
+        last = Scores(self.backbone.logits(states[-1]))
+        judge.begin(last.best() if policy.measure == "oracle" else None)
+        confidence, best = [], []
+        scores: Scores | None
+        for layer, state in enumerate(states[1:], start=1):
+            if layer < begins:
+                judge.pass_by(state)
+                sure, scores = (
+                    np.full(cache.batch, np.float32(math.nan)),
+                    Scores(self.backbone.logits(state)),
+                )
+            else:
+                sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
+            confidence.append(sure)
+            best.append(self._choose(run, scores or judge.scores(layer, state), everyone, everyone))
+        best[-1] = self._choose(run, last, everyone, everyone)
+        cache.states.append(states[-1])
+        return np.stack(confidence, axis=1), np.array(best).T
+
+    def _column(self, rows: list[int], cache: Cache) -> Tensor | None:
+        """(B, 1), true at these rows; None if these are all."""
+        if len(rows) == cache.batch:
+            return None
+        chosen = np.zeros((cache.batch, 1), dtype=bool)
+        chosen[rows] = True
+        return self.backbone.tensor(chosen)
