@@ -507,3 +507,33 @@ def test_the_digest_of_a_policy_is_that_of_what_changes_tokens(policy):
     named = policy.model_copy(update={"batching": "diverge"})
     assert named.model_copy(update={"batching": "regroup"}).digest() == named.digest()
     assert policy.model_copy(update={"batching": "deepest"}).digest() != policy.digest()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"schedule": Decaying(2.0, 40, "t5x"), "min_layer": 3, "cache": "copy"},
+        {"pruning": Pruning("fixed"), "sampling": Sampling(seed=4), "dtype": "bfloat16"},
+        {"coordinates": {"threshold_2": 0.25, "variant": "b", "fast": True}},
+        {"weights": "0f", "config": {"eos_token_id": [1, 2]}, "batching": "regroup"},
+    ],
+)
+def test_a_policys_columns_make_the_same_policy_again(settings):
+    policies = [
+        ExitPolicy(
+            threshold=t,
+            **({"measure": "top", "cache": "project", "batching": "diverge"} | settings),
+        )
+        for t in (0.9, 0.4)
+    ]
+    table = pd.DataFrame([policy.to_columns() for policy in policies])
+    for policy, (_, row) in zip(policies, table.iterrows(), strict=True):
+        again = ExitPolicy.from_columns(table, row)
+        assert again == policy
+        assert again.digest() == policy.digest()
+
+
+def test_thresholds_of_several_layers_do_not_fit_into_a_column():
+    with pytest.raises(RiskcalError, match="thresholds: a column holds one threshold"):
+        ExitPolicy(thresholds={2: 0.5}).to_columns()

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy
-from riskcal.policy.schedules import Decaying
 from riskcal_adapters._prompts import Prompt
 from riskcal_adapters.protocol import Decoder, Generation
 
@@ -177,7 +176,7 @@ def table(
     ``template`` is any candidate: they differ in their thresholds alone, and the full model's coordinates mean nothing. The
     columns are those of `record`, and `WORKING`.
     """
-    coordinates = _coordinates(template)
+    coordinates = template.to_columns()
     rows = []
     for i, prompt in enumerate(prompts):
         labels = {
@@ -215,8 +214,7 @@ def table(
                 {
                     "prompt": prompt.prompt,
                     **labels,
-                    "threshold": threshold,
-                    **coordinates,
+                    **(coordinates | {"threshold": threshold}),
                     **losses,
                     **marks,
                     **costs,
@@ -224,20 +222,6 @@ def table(
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _coordinates(candidate: ExitPolicy) -> dict[str, Any]:
-    """What a table says of its candidates beyond their thresholds."""
-    coordinates: dict[str, Any] = {}
-    if isinstance(candidate.schedule, Decaying):
-        schedule = candidate.schedule
-        coordinates["temperature"] = float(schedule.temperature)
-        coordinates |= {"max_length": schedule.max_length, "form": schedule.form}
-    return coordinates | {
-        "min_layer": candidate.min_layer,
-        "measure": candidate.measure,
-        "policy": candidate.other_fields(),
-    }
 
 
 def _in_unit(value: Any, name: str, prompt: Prompt, threshold: float) -> float:

@@ -11,7 +11,6 @@ import pandas as pd
 from riskcal import records
 from riskcal._validate import RiskcalError
 from riskcal.calibration.problem import Weighting
-from riskcal.calibration.recorded import recorded_policy
 from riskcal.policy import Certificate, ExitPolicy, Stop, ids_digest, versions
 
 
@@ -99,17 +98,8 @@ class Calibration:
             If a field that is given is not what was recorded, or a column has the name of a field that one number or text
             cannot fill (``thresholds``, ``config``).
         """
-        given = recorded_policy(self.table, self.chosen, fields.get("schedule"))
-        for name in ("threshold", "thresholds", "coordinates", "certificate"):
-            if name in fields:
-                raise RiskcalError(
-                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
-                )
-        for name, value in given.items():
-            if fields.get(name, value) != value:
-                raise RiskcalError(
-                    f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out."
-                )
+        settings = self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
+        policy = ExitPolicy.from_columns(settings, self.chosen, **fields)
         pvalue = (
             None
             if self.chosen is None or "pvalue" not in self.table.columns
@@ -138,7 +128,7 @@ class Calibration:
             max_cluster=self.max_cluster,
             versions=versions(),
         )
-        return ExitPolicy(**(given | fields)).certified(certificate)
+        return policy.certified(certificate)
 
     @property
     def coordinates(self) -> list[str]:

@@ -1,7 +1,178 @@
 """Between a policy and the columns of a table: the one place where its fields become columns and come back."""
 
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from riskcal._validate import RiskcalError
+from riskcal.policy.schedules import Decaying, Schedule
+
+if TYPE_CHECKING:
+    from riskcal.policy.exit_policy import ExitPolicy
+
 #: Columns of a decaying schedule; empty where nothing decays.
 SCHEDULE_COLUMNS = ("temperature", "max_length", "form")
 
 #: All columns of a candidate beside its threshold that an `ExitPolicy` has fields for.
 CANDIDATE_COLUMNS = (*SCHEDULE_COLUMNS, "min_layer", "measure", "policy")
+#: What a table of records has columns for, or what differs from candidate to candidate.
+COLUMNS = {
+    "schema_version",
+    "threshold",
+    "thresholds",
+    "measure",
+    "schedule",
+    "min_layer",
+    "coordinates",
+    "certificate",
+}
+#: What a decoder takes where a policy that no certificate vouches for leaves it open; digests have left them out from the start.
+DEFAULTS = {"measure": "softmax", "cache": "project", "batching": "diverge"}
+#: Fields of `ExitPolicy` that a column of their name fills; the other fields have a structure, or are what calibration finds.
+_OF_EXITS = ("cache", "max_pending", "emits", "batching")
+_OF_MODELS = ("max_new_tokens", "n_layers", "weights", "classifier_weights", "dtype", "tokenizer")
+
+
+def schedule_columns(schedule: Schedule) -> dict[str, Any]:
+    """A decaying schedule as columns; a constant one has none."""
+    if not isinstance(schedule, Decaying):
+        return {}
+    return {
+        "temperature": float(schedule.temperature),
+        "max_length": schedule.max_length,
+        "form": schedule.form,
+    }
+
+
+def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
+    """A candidate's columns, by which `from_columns` finds its settings again; see `ExitPolicy.to_columns`."""
+    if policy.thresholds is not None:
+        raise RiskcalError(
+            "thresholds: a column holds one threshold; number such candidates in the column threshold, and write their "
+            "thresholds as JSON in the column policy."
+        )
+    return {
+        "threshold": policy.threshold,
+        **schedule_columns(policy.schedule),
+        "min_layer": policy.min_layer,
+        "measure": policy.measure,
+        "policy": policy.other_fields(),
+        **(policy.coordinates or {}),
+    }
+
+
+def from_columns(
+    policy: "type[ExitPolicy]", table: pd.DataFrame, chosen: pd.Series | None, schedule: Any
+) -> dict[str, Any]:
+    """The fields of a policy that a candidate's row of a table holds, every column in one of them.
+
+    Parameters
+    ----------
+    policy : type
+        `ExitPolicy`, whose fields these are.
+    table : DataFrame
+        The columns of all candidates, ``threshold`` among them, and no others.
+    chosen : Series or None
+        The candidate's row; None for the full model, which shares the rest with all of them.
+    schedule : Constant, Decaying or None
+        What the table leaves open of a schedule that decays.
+    """
+    row = table.iloc[0] if chosen is None else chosen
+    columns = [str(name) for name in table.columns]
+    given: dict[str, Any] = {"threshold": math.inf if chosen is None else float(row["threshold"])}
+    if "measure" in columns:
+        given["measure"] = str(row["measure"])
+    if "min_layer" in columns:
+        given["min_layer"] = int(row["min_layer"])
+    if chosen is not None and not pd.isna(row.get("temperature", math.nan)):
+        given["schedule"] = _recorded_schedule(row, schedule)
+    if "policy" in columns:
+        vectors = table["policy"].nunique() == table["threshold"].nunique()
+        given |= _recorded_fields(
+            policy, str(row["policy"]), vectors=vectors, tested=chosen is not None
+        )
+    others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
+    own = [name for name in others if name in policy.model_fields]
+    written = json.loads(str(row["policy"])) if "policy" in columns else {}
+    if chosen is None:  # the full model has no setting of exits, and is told from no candidate
+        own = [name for name in own if name in _OF_MODELS and table[name].nunique() == 1]
+    for name in own:
+        value = _filling(name, row[name])
+        if name in written and written[name] != value:
+            raise RiskcalError(
+                f"{name}: {value!r} in its column, but {written[name]!r} in the column policy; record one of the two."
+            )
+        given[name] = value
+    free = [name for name in others if name not in policy.model_fields]
+    if chosen is not None and free:
+        given["coordinates"] = {name: _held(row[name]) for name in free}
+    return given
+
+
+def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
+    """The decaying schedule that a candidate ran with; what the records leave open must be given, and fit."""
+    temperature = float(row["temperature"])
+    if "max_length" in row and "form" in row:
+        recorded = Decaying(temperature, int(row["max_length"]), row["form"])
+        if given not in (None, recorded):
+            raise RiskcalError(f"schedule: {given} is not the recorded {recorded}; leave it out.")
+        return recorded
+    if not isinstance(given, Decaying) or given.temperature != temperature:
+        raise RiskcalError(
+            f"schedule: the records decay with temperature {temperature:g} but do not say over what length; give "
+            f"schedule=Decaying({temperature:g}, max_length=...) as it was recorded."
+        )
+    return given
+
+
+def _filling(name: str, value: Any) -> Any:
+    """What a column of the name of an `ExitPolicy` field puts into it."""
+    held = _held(value)
+    if name not in (*_OF_EXITS, *_OF_MODELS):
+        raise RiskcalError(
+            f"{name}: {held!r} cannot stand in the policy's field of that name, which is no single number or text. Rename the "
+            "column, to have it among the policy's coordinates, or record the field as JSON in a column policy."
+        )
+    return int(held) if isinstance(held, float) and held.is_integer() else held
+
+
+def _held(value: Any) -> Any:
+    """A coordinate as JSON holds it."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    return "full" if isinstance(plain, float) and math.isinf(plain) else plain
+
+
+def _recorded_fields(
+    policy: "type[ExitPolicy]", text: str, *, vectors: bool, tested: bool
+) -> dict[str, Any]:
+    """The fields of a policy that a candidate ran with, beyond those that records have columns for.
+
+    Whoever writes that column names everything: what it leaves out had its default. Where each threshold has a text of its own
+    (``vectors``), thresholds per exit layer may stand there, of which ``threshold`` is then but the name; the full model (not
+    ``tested``) has none.
+    """
+    try:
+        fields = json.loads(text)
+        recorded = policy(**fields)
+    except (TypeError, ValueError) as error:
+        raise RiskcalError(
+            f"policy: the records hold {text!r}, which is not an object of policy fields ({error})."
+        ) from None
+    own = [name for name in fields if name in COLUMNS and not (vectors and name == "thresholds")]
+    if own:
+        raise RiskcalError(
+            f"policy: the records' column holds {own[0]!r}, which has a column of its own or is what calibration finds; "
+            "leave it out there."
+        )
+    named = {name: getattr(recorded, name) or DEFAULTS[name] for name in ("cache", "batching")}
+    given = named | {name: getattr(recorded, name) for name in fields}
+    if "thresholds" in given:
+        return (
+            given | {"threshold": math.inf}
+            if tested
+            else {n: v for n, v in given.items() if n != "thresholds"}
+        )
+    return given

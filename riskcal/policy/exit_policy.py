@@ -8,30 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy.certificate import Certificate
+from riskcal.policy.columns import COLUMNS, DEFAULTS, from_columns, to_columns
 from riskcal.policy.fields import Contrast, Coordinate, Frozen, Sampling, Setting, Threshold
 from riskcal.policy.pruning import Pruning
 from riskcal.policy.schedules import Constant, Decaying
-
-#: What a table of records has columns for, or what differs from candidate to candidate.
-COLUMNS = {
-    "schema_version",
-    "threshold",
-    "thresholds",
-    "measure",
-    "schedule",
-    "min_layer",
-    "coordinates",
-    "certificate",
-}
-
-#: What a decoder takes where a policy that no certificate vouches for leaves it open; digests have left them out from the start.
-DEFAULTS = {"measure": "softmax", "cache": "project", "batching": "diverge"}
 
 
 class ExitPolicy(Frozen):
@@ -219,6 +206,47 @@ class ExitPolicy(Frozen):
         """
         usual = {name for name, default in DEFAULTS.items() if getattr(self, name) == default}
         return self.model_dump_json(exclude=COLUMNS | usual, exclude_defaults=True)
+
+    def to_columns(self) -> dict[str, Any]:
+        """The policy as a row's columns in a table of runs: its threshold, and all that such a table says of a candidate.
+
+        Raises
+        ------
+        RiskcalError
+            For a policy with ``thresholds``: a column holds one.
+        """
+        return to_columns(self)
+
+    @classmethod
+    def from_columns(cls, table: pd.DataFrame, chosen: pd.Series | None, **fields: Any) -> Self:
+        """The policy that a candidate ran with, from its columns in a table of runs.
+
+        Parameters
+        ----------
+        table : DataFrame
+            The candidates' columns, one row each: ``threshold`` and every further coordinate, nothing else.
+        chosen : Series or None
+            The row of one candidate; None for the full model.
+        **fields
+            What the table does not say.
+
+        Raises
+        ------
+        RiskcalError
+            If a field that is given is not what was recorded, or a column cannot fill the field of its name.
+        """
+        recorded = from_columns(cls, table, chosen, fields.get("schedule"))
+        for name in ("threshold", "thresholds", "coordinates", "certificate"):
+            if name in fields:
+                raise RiskcalError(
+                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
+                )
+        for name, value in recorded.items():
+            if fields.get(name, value) != value:
+                raise RiskcalError(
+                    f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out."
+                )
+        return cls(**(recorded | fields))
 
     def exit_thresholds(self, n_layers: int, length: int) -> NDArray[np.float32]:
         """The confidence needed to exit, for every position and layer: all that a decoder has to know of a policy.

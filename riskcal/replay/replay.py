@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.policy.columns import schedule_columns
 from riskcal.policy.schedules import Constant, Decaying, Schedule
 from riskcal.records import Runs, TokenLosses, Traces
 from riskcal.records.columns import plain
@@ -133,15 +134,8 @@ def replay_traces(
     if traces.loss is not None:
         full = np.add.reduceat(traces.loss[:, -1].astype(np.float64), start[:-1]) / tokens
     names = ["dissimilarity"] * (not full.any()) + ["risk"] * (traces.loss is not None)
-    ran_with: dict[str, Any] = {
-        "min_layer": min_layer
-    }  # a policy needs what the thresholds were replayed with
-    if isinstance(schedule, Decaying):
-        ran_with |= {
-            "temperature": schedule.temperature,
-            "max_length": schedule.max_length,
-            "form": schedule.form,
-        }
+    # a policy needs what the thresholds were replayed with
+    ran_with = {"min_layer": min_layer, **schedule_columns(schedule)}
     at_full = dict.fromkeys(names, full)
     return Runs(
         prompts=prompts,
