@@ -1,0 +1,152 @@
+"""Classes of tokens at which no early exit is allowed, judged on the context so far and the candidate token.
+
+A class is a small frozen value. A request walks through it: ``state = rule.start()``, ``rule.forbids(state, id, text)`` for a
+candidate, ``state = rule.after(state, text)`` for the token that was emitted. The work per token is that of its own text.
+"""
+
+import re
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Literal
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+
+#: Where the generated text stands: whether inside, and what of the last characters matters.
+State = tuple[bool, int]
+
+_CONTEXTS = ("json_string", "code_block", "number")
+
+
+@dataclass(frozen=True)
+class Inside:
+    r"""Tokens of which a character stands inside a context.
+
+    Parameters
+    ----------
+    context : {"json_string", "code_block", "number"}
+        ``"json_string"``: between double quotes, a backslash escaping what follows; all text is taken for JSON.
+        ``"code_block"``: between fences of three backticks. ``"number"``: a digit, or what directly follows one.
+
+    Examples
+    --------
+    >>> rule = Inside("json_string")
+    >>> state = rule.after(rule.start(), '{"na')
+    >>> rule.forbids(state, 7, 'me"'), rule.forbids(rule.start(), 8, "{")
+    (True, False)
+    """
+
+    context: Literal["json_string", "code_block", "number"]
+    kind: Literal["inside"] = "inside"
+
+    def __post_init__(self) -> None:
+        _validate.choice(self.context, "context", _CONTEXTS)
+
+    def start(self) -> State:
+        """The state before the first generated token."""
+        return (False, 0)
+
+    def after(self, state: State, text: str) -> State:
+        """The state after a token was emitted."""
+        for character in text:
+            state = self._step(state, character)
+        return state
+
+    def forbids(self, state: State, token: int, text: str) -> bool:
+        """Whether the candidate may not exit early."""
+        if state[0]:
+            return True
+        for character in text:
+            state = self._step(state, character)
+            if state[0]:
+                return True
+        return False
+
+    def _step(self, state: State, character: str) -> State:
+        inside, memory = state
+        if self.context == "number":
+            return (character.isdigit(), 0)
+        if self.context == "json_string":
+            if inside and memory:  # escaped
+                return (True, 0)
+            if character == '"':
+                return (not inside, 0)
+            return (inside, int(inside and character == "\\"))
+        if character != "`":
+            return (inside, 0)
+        return (not inside, 0) if memory == 2 else (inside, memory + 1)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens of a set.
+
+    Parameters
+    ----------
+    ids : iterable of int
+        Kept sorted and once each, so that equal sets are equal rules.
+    """
+
+    ids: tuple[int, ...]
+    kind: Literal["tokens"] = "tokens"
+
+    def __post_init__(self) -> None:
+        for index, token in enumerate(self.ids):
+            if not _validate.is_whole(token) or token < 0:
+                raise RiskcalError(
+                    f"ids: {_validate.shown(token)} at index {index} is no token; give whole numbers from 0."
+                )
+        if not self.ids:
+            raise RiskcalError("ids: none given; leave the rule out.")
+        object.__setattr__(self, "ids", tuple(sorted({int(token) for token in self.ids})))
+
+    def start(self) -> State:
+        """The state before the first generated token."""
+        return (False, 0)
+
+    def after(self, state: State, text: str) -> State:
+        """The state after a token was emitted."""
+        return state
+
+    def forbids(self, state: State, token: int, text: str) -> bool:
+        """Whether the candidate may not exit early."""
+        index = bisect_left(self.ids, token)
+        return index < len(self.ids) and self.ids[index] == token
+
+
+@dataclass(frozen=True)
+class Pattern:
+    r"""Tokens whose own text a regular expression finds, the context left aside.
+
+    Parameters
+    ----------
+    pattern : str
+        As `re.search` takes it.
+
+    Examples
+    --------
+    >>> rule = Pattern(r"\d")
+    >>> rule.forbids(rule.start(), 7, " 42"), rule.forbids(rule.start(), 8, " cats")
+    (True, False)
+    """
+
+    pattern: str
+    kind: Literal["pattern"] = "pattern"
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.pattern)
+        except (re.error, TypeError) as error:
+            raise RiskcalError(f"pattern: is no regular expression ({error}).") from None
+
+    def start(self) -> State:
+        """The state before the first generated token."""
+        return (False, 0)
+
+    def after(self, state: State, text: str) -> State:
+        """The state after a token was emitted."""
+        return state
+
+    def forbids(self, state: State, token: int, text: str) -> bool:
+        """Whether the candidate may not exit early."""
+        return re.search(self.pattern, text) is not None

@@ -1,0 +1,44 @@
+"""`Shadow`: which requests are also run on the full model."""
+
+import hashlib
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+
+
+class Shadow:
+    """A fixed share of requests, chosen by a hash of their id, so that a rerun takes the same.
+
+    Parameters
+    ----------
+    rate : float
+        In [0, 1], the share of requests.
+    salt : str
+        Another salt takes others. Whoever chooses the ids should not know it, or could choose what is looked at.
+
+    Raises
+    ------
+    RiskcalError
+        For a rate outside [0, 1].
+
+    Notes
+    -----
+    The monitor needs requests that are sampled regardless of their loss; a hash of the id is, if ids do not depend on it.
+    Of two rates with one salt, the larger takes all that the smaller does.
+    """
+
+    def __init__(self, rate: float, *, salt: str = "") -> None:
+        self.rate = _validate.number(rate, "rate")
+        if not 0.0 <= self.rate <= 1.0:
+            raise RiskcalError(f"rate: {self.rate:g} is outside [0, 1]; give a share of requests.")
+        self._key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
+
+    def takes(self, request_id: str) -> bool:
+        """Whether this request is also run on the full model."""
+        if not isinstance(request_id, str) or not request_id:
+            raise RiskcalError(
+                f"request_id: {_validate.shown(request_id)} is no text; give every request an id of its own."
+            )
+        text = request_id.encode("utf-8", "surrogatepass")
+        drawn = int.from_bytes(hashlib.blake2b(text, digest_size=8, key=self._key).digest())
+        return drawn < self.rate * 2.0**64

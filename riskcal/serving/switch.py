@@ -1,0 +1,99 @@
+"""`KillSwitch`: full depth from the next token on, from any thread, a signal handler or a file."""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from riskcal._validate import RiskcalError
+
+
+@dataclass(frozen=True)
+class Pull:
+    """Why and when early exit was switched off.
+
+    Attributes
+    ----------
+    why : str
+        In one line.
+    time_unix_nano : int
+        Of the wall clock, in nanoseconds.
+    source : {"call", "file"}
+        What pulled it.
+    """
+
+    why: str
+    time_unix_nano: int
+    source: Literal["call", "file"]
+
+
+class KillSwitch:
+    """Switch early exit off while requests run. Once pulled it stays so; the way back is a new switch.
+
+    Parameters
+    ----------
+    path : path, optional
+        A file whose mere existence pulls the switch; its first line is the reason. Removing the file afterwards changes
+        nothing. A path that cannot be looked at pulls the switch as well: nobody could stop the service by it.
+
+    Examples
+    --------
+    >>> switch = KillSwitch()
+    >>> switch.pulled
+    False
+    >>> switch.pull("schema failures")
+    >>> switch.pulled, switch.state.why
+    (True, 'schema failures')
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self.path = None if path is None else Path(path)
+        # A dict's setdefault is one step for other threads, and takes no lock that a signal handler could find taken.
+        self._first: dict[str, Pull] = {}
+
+    def pull(self, why: str) -> None:
+        """Pull the switch. The first reason is the one that is kept.
+
+        Raises
+        ------
+        RiskcalError
+            For an empty reason: the log would not say why quality or cost changed.
+        """
+        if not isinstance(why, str) or not why.strip():
+            raise RiskcalError("why: is empty; say in a few words what was seen.")
+        self._keep(why, "call")
+
+    @property
+    def pulled(self) -> bool:
+        """Whether it has been pulled: ask before every token. At most one look at the file system."""
+        if self._first:
+            return True
+        if self.path is None:
+            return False
+        try:
+            self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            self._keep(f"{self.path}: cannot be looked at ({error.strerror})", "file")
+            return True
+        self._keep(self._reason(self.path), "file")
+        return True
+
+    @property
+    def state(self) -> Pull | None:
+        """The first pull; None before it."""
+        return self._first.get("pull")
+
+    def _keep(self, why: str, source: Literal["call", "file"]) -> None:
+        self._first.setdefault("pull", Pull(" ".join(why.split()), time.time_ns(), source))
+
+    @staticmethod
+    def _reason(path: Path) -> str:
+        try:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                text = file.readline(1000).strip()
+        except OSError:  # a folder, say: its existence is enough
+            text = ""
+        return text or f"{path} appeared"
