@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from riskcal import ExitPolicy
-from riskcal._validate import replacing
+from riskcal.internal import replacing
 from riskcal.policy.pruning import Pruning
 from riskcal_adapters import g2p
 from riskcal_adapters.g2p import data

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize
 
-from riskcal import RiskcalError, _validate
+from riskcal import RiskcalError, internal
 from riskcal.efficiency import BatchWork
 
 
@@ -73,14 +73,14 @@ def fit_batch_costs(works: Sequence[BatchWork], seconds: ArrayLike) -> BatchCost
     RiskcalError
         If times are not above 0, or the works do not tell the costs apart: batches of several depths do.
     """
-    times = _validate.array(seconds, "seconds", ndim=(1,))
+    times = internal.array(seconds, "seconds", ndim=(1,))
     if len(works) != times.size:
         raise RiskcalError(
             f"seconds: {times.size} given for {len(works)} batches; give one time per batch."
         )
     if (bad := times <= 0).any():
         raise RiskcalError(
-            f"seconds: {times[bad][0]:g} at index {_validate.first(bad)}; a time is above 0."
+            f"seconds: {times[bad][0]:g} at index {internal.first(bad)}; a time is above 0."
         )
     sizes = sorted({max(work.rows) for work in works})
     counts = np.array(

@@ -9,8 +9,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from riskcal._validate import RiskcalError
-from riskcal_adapters import _requests
+from riskcal import RiskcalError
+from riskcal_adapters import generation_config
 
 #: T5, mT5 (T5 v1.1 with another vocabulary) and UMT5 (with a bias on positions in each layer).
 MODEL_TYPES = ("t5", "mt5", "umt5")
@@ -33,7 +33,9 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
         raise RiskcalError(f"{path}: does not describe a T5 (model_type 't5', 'mt5' or 'umt5').")
     asked = Path(folder) / "generation_config.json"
     own = _read_json(asked) if asked.exists() else {}
-    of_model = {name: config[name] for name in _requests.GENERATION if config.get(name) is not None}
+    of_model = {
+        name: config[name] for name in generation_config.GENERATION if config.get(name) is not None
+    }
     named = {
         name: value
         for name, value in own.items()

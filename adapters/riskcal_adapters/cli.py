@@ -18,14 +18,15 @@ import pandas as pd
 import typer
 from rich.console import Console
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal.policy import ExitPolicy, Stop
 from riskcal.policy.schedules import Constant, Decaying
-from riskcal.records import Runs, files
-from riskcal_adapters import recording, texts
-from riskcal_adapters._prompts import check_prompts
-from riskcal_adapters._requests import DEFAULT_LENGTH
+from riskcal.records import Runs
+from riskcal_adapters import texts
+from riskcal_adapters.generation_config import DEFAULT_LENGTH
+from riskcal_adapters.recording.prompts import check_prompts
+from riskcal_adapters.recording.protocol import Decoder
+from riskcal_adapters.recording.record import record as record_to_folder
 
 MOST_THRESHOLDS = 10_000
 
@@ -38,8 +39,8 @@ class NamedDecoder:
     function: str
     arguments: tuple[str, ...] = ()
 
-    def __call__(self) -> recording.Decoder:
-        decoder: recording.Decoder = self.resolve()(*self.arguments)
+    def __call__(self) -> Decoder:
+        decoder: Decoder = self.resolve()(*self.arguments)
         return decoder
 
     def resolve(self) -> Callable[..., Any]:
@@ -143,10 +144,10 @@ def record(
     """
     table = read_prompts(prompts, references=risk)
     grid = parse_thresholds(thresholds)
-    _validate.count(workers, "--workers", least=1)
+    internal.count(workers, "--workers", least=1)
     load = parse_decoder(decoder)
     load.resolve()  # a wrong name must fail here, not in a worker
-    distance, error = texts.LOSSES[_validate.choice(loss, "--loss", texts.LOSSES)]
+    distance, error = texts.LOSSES[internal.choice(loss, "--loss", texts.LOSSES)]
     try:
         distance("a", "b")  # so must a missing library
     except ImportError as missing:
@@ -170,7 +171,7 @@ def record(
     }
     stop = None if stop_delta is None else Stop(**settings)
     with _processes(workers) as pool:
-        written = recording.record(
+        written = record_to_folder(
             table,
             load,
             grid,
@@ -194,7 +195,7 @@ def read_prompts(path: Path, *, references: bool = False) -> pd.DataFrame:
         table = pd.DataFrame({"text": _lines(path)}, dtype=object)
     else:
         try:
-            table = files.read(path)
+            table = internal.read_table(path)
         except UnicodeDecodeError as error:
             raise RiskcalError(
                 f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})."

@@ -15,8 +15,7 @@ from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 
 Score = Callable[[str, str], float]
 
@@ -107,7 +106,7 @@ def _loaded(learned: Learned) -> Score:
 
 def _checked(score: Score, candidate: str, reference: str) -> float:
     value = float(score(candidate, reference))
-    if not -_validate.TOLERANCE <= value <= 1.0 + _validate.TOLERANCE:
+    if not -internal.TOLERANCE <= value <= 1.0 + internal.TOLERANCE:
         raise RiskcalError(
             f"score: {value:g} for {candidate!r} against {reference!r} is outside [0, 1]; rescale it, 1 being best."
         )
@@ -142,7 +141,7 @@ def rouge_l(candidate: str, reference: str, *, tokens: str = "words") -> float:
     ImportError
         If rouge-score is not installed.
     """
-    scorer = _rouge(_validate.choice(tokens, "tokens", tuple(_TOKENIZERS)))
+    scorer = _rouge(internal.choice(tokens, "tokens", tuple(_TOKENIZERS)))
     return (
         1.0
         if candidate == reference
@@ -199,7 +198,7 @@ def sentence_bleu(candidate: str, reference: str, *, tokenize: str = "13a") -> f
         If sacrebleu is not installed.
     """
     names = _library("sacrebleu.metrics", "sacrebleu").BLEU.TOKENIZERS
-    _validate.choice(tokenize, "tokenize", [name for name in names if name])
+    internal.choice(tokenize, "tokenize", [name for name in names if name])
     return _sacrebleu("BLEU", candidate, reference, tokenize=tokenize, effective_order=True)
 
 

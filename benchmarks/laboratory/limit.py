@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from laboratory.worlds import World
-from riskcal import RiskcalError, _validate
-from riskcal._validate import Floats
+from riskcal import RiskcalError, internal
+from riskcal.internal import Floats
 
 
 class PowerLimit(NamedTuple):
@@ -60,11 +60,11 @@ def power_limit(
     The law is taken on a grid of quantiles and sums are convolved on a lattice, which moves the limit by less than .001.
     For losses of 0 or 1 the power is that of the exact randomised binomial test.
     """
-    n = _validate.count(n, "n", least=1)
-    tolerated = _validate.tolerance(
+    n = internal.count(n, "n", least=1)
+    tolerated = internal.tolerance(
         world.delta if delta is None else delta, world.lower, world.upper
     )
-    level = _validate.level(epsilon, "epsilon")
+    level = internal.level(epsilon, "epsilon")
     grid = _quantiles(world)
     width = world.upper - world.lower
     unit_delta = (tolerated - world.lower) / width
@@ -153,7 +153,7 @@ def efficiency(
         Of the cheapest certified candidate, whose saving counts at most as much as the best safe one's: a false
         certificate earns nothing extra.
     """
-    tolerated = world.delta if delta is None else _validate.number(delta, "delta")
+    tolerated = world.delta if delta is None else internal.number(delta, "delta")
     chosen = np.asarray(certified, dtype=bool)
     if chosen.ndim != 2 or chosen.shape[1] != world.k or not len(chosen):
         raise RiskcalError(f"certified: has shape {chosen.shape}; expected (draws, {world.k}).")
@@ -170,7 +170,7 @@ def _quantiles(world: World, points: int = 16_384) -> Floats:
     """Losses (points, k) at evenly spaced uniform numbers, of a world whose losses never fall along the candidates."""
     if world.width == 1:
         grid = world.losses_at(((np.arange(points) + 0.5) / points)[:, None])
-        if (np.diff(grid, axis=1) >= -_validate.TOLERANCE).all():
+        if (np.diff(grid, axis=1) >= -internal.TOLERANCE).all():
             return grid
     raise RiskcalError(
         f"world: {world.name!r} is not of the monotone kind, whose losses are functions of one uniform number per prompt and "

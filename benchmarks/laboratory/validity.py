@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from laboratory.worlds import World
-from riskcal import RiskcalError, _validate
-from riskcal._validate import Floats
+from riskcal import RiskcalError, internal
+from riskcal.internal import Floats
 
 
 class Validity(NamedTuple):
@@ -55,10 +55,10 @@ def validity(
         A trial counts as a violation if any certified candidate's expected loss is above delta. A procedure that holds
         epsilon has a rate of at most epsilon, so that an interval wholly above it is evidence of a defect.
     """
-    n, trials = _validate.count(n, "n", least=1), _validate.count(trials, "trials", least=1)
-    level = _validate.level(confidence, "confidence")
-    wrong = world.risk > (world.delta if delta is None else _validate.number(delta, "delta"))
-    rng = np.random.default_rng(_validate.count(seed, "seed", least=0))
+    n, trials = internal.count(n, "n", least=1), internal.count(trials, "trials", least=1)
+    level = internal.level(confidence, "confidence")
+    wrong = world.risk > (world.delta if delta is None else internal.number(delta, "delta"))
+    rng = np.random.default_rng(internal.count(seed, "seed", least=0))
     violations = 0
     for _ in range(trials):
         certified = np.asarray(decide(world.sample(n, rng)))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from riskcal import _validate, records
-from riskcal._validate import Floats, RiskcalError
+from riskcal import RiskcalError, internal, records
+from riskcal.internal import Floats
 from riskcal.records import Runs
 
 #: How far above delta the candidates stand that are meant to lie on the border: to be certified there is an error.
@@ -52,8 +52,8 @@ class World:
     upper: float = 1.0
 
     def __post_init__(self) -> None:
-        _validate.tolerance(self.delta, self.lower, self.upper)
-        _validate.finite(
+        internal.tolerance(self.delta, self.lower, self.upper)
+        internal.finite(
             self.risk, "risk"
         )  # a comparison with NaN would count every violation as none
 
@@ -72,7 +72,7 @@ class World:
 
     def oracle(self, delta: float | None = None) -> float:
         """The largest saving whose expected loss is at most delta; 0, the full model's, if there is none."""
-        valid = self.risk <= (self.delta if delta is None else _validate.number(delta, "delta"))
+        valid = self.risk <= (self.delta if delta is None else internal.number(delta, "delta"))
         return float(self.saving[valid].max(initial=0.0))
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ def monotone(k: int = 20, *, delta: float = 0.1) -> World:
     A loss is 0, or Beta(2, 3) with the probability that gives the mean. All candidates' losses are functions of one number
     per prompt, and never fall as the threshold falls. A candidate saves ``.7 (1 - threshold^.8)``.
     """
-    k = _validate.count(k, "k", least=2)
+    k = internal.count(k, "k", least=2)
     thresholds = np.linspace(1.0 - 1.0 / k, 1.0 / k, k)
     return _mostly_zero(f"monotone, {k} candidates", thresholds, _steady_risk(thresholds), delta)
 
@@ -96,7 +96,7 @@ def bump(height: float, k: int = 20, *, delta: float = 0.1) -> World:
     At .075 it is a harmless bump that the sample may still stumble over; at .13 it is above delta, and a fixed sequence
     cannot get past it.
     """
-    k = _validate.count(k, "k", least=2)
+    k = internal.count(k, "k", least=2)
     thresholds = np.linspace(1.0 - 1.0 / k, 1.0 / k, k)
     risk = np.where((thresholds > 0.72) & (thresholds < 0.85), height, _steady_risk(thresholds))
     return _mostly_zero(f"bump of {height:g}", thresholds, risk, delta)
@@ -216,7 +216,7 @@ def recorded(
         thresholds=runs.candidates["threshold"].to_numpy(dtype=np.float64),
         risk=losses.mean(0),
         saving=1.0 - spent / runs.unit_means(runs.full[cost]).mean(),
-        delta=_validate.tolerance(delta, lower, upper),
+        delta=internal.tolerance(delta, lower, upper),
         losses_at=lambda u: losses[(u[:, 0] * len(losses)).astype(np.intp)],
         lower=lower,
         upper=upper,

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 import riskcal
 from riskcal import ExitPolicy, efficiency
-from riskcal._validate import replacing
+from riskcal.internal import replacing
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 
 Floats = NDArray[np.float64]
 
@@ -70,7 +69,7 @@ class BetaMixture:
         agreement : float
             zeta, in (0, 1).
         """
-        wanted = _validate.level(agreement, "agreement")
+        wanted = internal.level(agreement, "agreement")
         enough = np.logical_and.accumulate((self.agreement(GRID) > wanted)[::-1])[::-1]
         return float(GRID[np.argmax(enough)] if enough.any() else GRID[-1])
 
@@ -161,18 +160,18 @@ def running_thresholds(
         )
     moving = [
         threshold(c[:end], right[:end], agreement=agreement)
-        for end in ends[: _validate.count(updates, "updates", least=1)]
+        for end in ends[: internal.count(updates, "updates", least=1)]
     ]
     return np.array(moving + moving[-1:] * (ends.size - len(moving)))
 
 
 def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[Floats, NDArray[np.bool_]]:
-    c = _validate.array(confidence, "confidence", ndim=(1,))
-    _validate.in_range(c, "confidence", 0.0, 1.0)
-    right = _validate.array(agrees, "agrees", ndim=(1,))
+    c = internal.array(confidence, "confidence", ndim=(1,))
+    internal.in_range(c, "confidence", 0.0, 1.0)
+    right = internal.array(agrees, "agrees", ndim=(1,))
     if (bad := (right != 0) & (right != 1)).any():
         raise RiskcalError(
-            f"agrees: {right[bad][0]:g} at index {_validate.first(bad)}; give booleans, or 0 and 1."
+            f"agrees: {right[bad][0]:g} at index {internal.first(bad)}; give booleans, or 0 and 1."
         )
     if c.shape != right.shape:
         raise RiskcalError(f"agrees: has shape {right.shape}; give one per confidence, {c.shape}.")

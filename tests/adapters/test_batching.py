@@ -14,7 +14,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from riskcal import Constant, ExitPolicy, RiskcalError
 from riskcal.policy import Contrast, Sampling
 from riskcal.pruning import Pruning
-from riskcal_adapters import _requests
+from riskcal_adapters import request_checks
 from riskcal_adapters.torch import EarlyExitT5
 from riskcal_adapters.torch.backbone import Cache
 from riskcal_adapters.torch.confidence import MEASURES
@@ -80,7 +80,7 @@ contrasts = st.builds(
 def legal(fields):
     """A policy that a decoder takes, else None."""
     try:
-        return _requests.policies(ExitPolicy(**fields), 1, MEASURES)[0]
+        return request_checks.policies(ExitPolicy(**fields), 1, MEASURES)[0]
     except RiskcalError:
         return None
 

@@ -26,7 +26,7 @@ from transformers import (
 import riskcal_adapters.jax
 import riskcal_adapters.torch
 from riskcal import ExitPolicy, RiskcalError
-from riskcal_adapters import _requests, record
+from riskcal_adapters import generation_config, record
 
 TOKENIZER = resources.files("riskcal_adapters") / "g2p" / "checkpoint" / "tokenizer.json"
 
@@ -159,7 +159,7 @@ def test_start_and_padding_are_one_id(tiny_t5, tmp_path, framework, name):
         decoder_of(framework, saved(tiny_t5, tmp_path, {name: [3, 4]}))
     decoder = decoder_of(framework, saved(tiny_t5, tmp_path, {name: [3, 3]}))
     assert decoder.settings[name] == 3
-    assert _requests.special_tokens(
+    assert generation_config.special_tokens(
         SimpleNamespace(
             pad_token_id=0, eos_token_id=torch.tensor([1, 2]), decoder_start_token_id=np.int64(4)
         ),

@@ -16,7 +16,7 @@ from t5_reference import LENGTH, assert_row, ending_early, prompts
 from riskcal import Decaying, ExitPolicy
 from riskcal.policy import Contrast, Sampling
 from riskcal.pruning import Pruning
-from riskcal_adapters import _requests
+from riskcal_adapters import request_checks
 from riskcal_adapters.torch import EarlyExitT5, choosing, measures, selfcheck
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.confidence import Judge
@@ -124,9 +124,11 @@ def cache_instead(mutant):
 
 
 def strict_comparison(monkeypatch):
-    table = _requests.exit_thresholds
+    table = request_checks.exit_thresholds
     monkeypatch.setattr(
-        _requests, "exit_thresholds", lambda *given: np.nextafter(table(*given), np.float32(np.inf))
+        request_checks,
+        "exit_thresholds",
+        lambda *given: np.nextafter(table(*given), np.float32(np.inf)),
     )
 
 
@@ -281,8 +283,8 @@ def pending_never_counted(monkeypatch):
 
 
 def forced_rows_share_a_batch(monkeypatch):
-    settings = _requests._settings
-    monkeypatch.setattr(_requests, "_settings", lambda *given: (*settings(*given)[:2], False))
+    settings = request_checks._settings
+    monkeypatch.setattr(request_checks, "_settings", lambda *given: (*settings(*given)[:2], False))
 
 
 def noise_by_row(monkeypatch):

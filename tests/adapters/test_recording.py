@@ -30,7 +30,10 @@ from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling, Stop
 from riskcal.records import Runs, Traces
 from riskcal.schedules import Constant, Decaying
-from riskcal_adapters import _grid, _plan, recording, texts
+from riskcal_adapters import texts
+from riskcal_adapters.recording import folder as recording_folder
+from riskcal_adapters.recording import runs as recording_runs
+from riskcal_adapters.recording import worker
 
 TEXTS = [f"prompt {chr(97 + i)}{'x' * (i % 3)}" for i in range(11)]
 GRID = [0.2, 0.9, 0.5, 0.0]
@@ -132,7 +135,7 @@ def test_batches_do_not_change_the_tables(tmp_path, undisturbed, batch_size):
 
 def test_seconds_of_a_batch_are_shared_by_its_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        _grid, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__)
+        recording_runs, "time", types.SimpleNamespace(perf_counter=itertools.count().__next__)
     )
     out = record(tmp_path / "out", batch_size=3)
     for name, expected in zip(
@@ -245,7 +248,7 @@ def test_killed_twice_and_resumed_equals_undisturbed(tmp_path):
 def test_cut_before_any_write_and_resumed_equals_undisturbed(
     tmp_path, monkeypatch, undisturbed, cut
 ):
-    write, written = recording.files.write, []
+    write, written = worker.internal.write_table, []
 
     def interrupted(frame, path):
         if len(written) == cut:
@@ -254,7 +257,7 @@ def test_cut_before_any_write_and_resumed_equals_undisturbed(
         write(frame, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording.files, "write", interrupted)
+        patch.setattr(worker.internal, "write_table", interrupted)
         with pytest.raises(KeyboardInterrupt):
             record(tmp_path / "out", traces=True)
     out = record(tmp_path / "out", traces=True)
@@ -296,7 +299,7 @@ def test_threads_share_one_decoder_and_give_the_same_tables(tmp_path, undisturbe
     assert merged(out) == merged(undisturbed)
     assert merged(out, "traces/*.parquet") == merged(undisturbed, "traces/*.parquet")
     assert len(log.read_text().split()) == 1
-    assert recording._slot is None  # no model stays in memory
+    assert worker._slot is None  # no model stays in memory
 
 
 def test_processes_load_once_each_and_give_the_same_tables(tmp_path):
@@ -418,7 +421,7 @@ def test_a_lower_threshold_is_skipped_if_and_only_if_no_exit_would_change(
         .astype(np.float32)
     )
     generation = toy_decoder.OpenGeneration(None, None, None, refused[None])
-    (same_above,) = _grid._same_above(generation, policy, (1, len(confidence)))
+    (same_above,) = recording_runs._same_above(generation, policy, (1, len(confidence)))
     assert same_above < ran_at
     if asked <= ran_at:
         assert np.array_equal(exits(policy_at(asked)), taken) == (same_above < asked)
@@ -693,7 +696,7 @@ def test_a_recording_that_nothing_stops_has_the_whole_grid_and_says_nothing(tmp_
 def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(
     tmp_path, monkeypatch, stopped, cut
 ):
-    write, written = recording.files.write, []
+    write, written = worker.internal.write_table, []
 
     def interrupted(frame, path):
         if len(written) == cut:
@@ -707,7 +710,7 @@ def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording.files, "write", interrupted)
+        patch.setattr(worker.internal, "write_table", interrupted)
         with pytest.raises(KeyboardInterrupt):
             again()
     assert merged(again()) == merged(stopped)
@@ -889,17 +892,17 @@ def test_other_folders_are_left_alone(tmp_path):
 def test_a_recording_with_other_settings_is_refused(tmp_path, undisturbed, change, message):
     out = tmp_path / "out"
     record(out)
-    before = (out / _plan.SETTINGS_FILE).read_bytes()
+    before = (out / recording_folder.SETTINGS_FILE).read_bytes()
     with pytest.raises(RiskcalError, match=message):
         record(out, **change)
-    assert (out / _plan.SETTINGS_FILE).read_bytes() == before
+    assert (out / recording_folder.SETTINGS_FILE).read_bytes() == before
     assert not (out / "traces").exists()
 
 
 def test_a_damaged_settings_file_is_refused(tmp_path):
     out = record(tmp_path / "out")
     for damage in ("{", "[]"):
-        (out / _plan.SETTINGS_FILE).write_text(damage)
+        (out / recording_folder.SETTINGS_FILE).write_text(damage)
         with pytest.raises(RiskcalError, match=r"recording\.json"):
             record(out)
 
@@ -913,7 +916,10 @@ def test_a_first_try_that_recorded_nothing_does_not_block_the_next(tmp_path):
         record(tmp_path / "out", policy=ExitPolicy(min_layer=9))
     assert len(shards(record(tmp_path / "out"))) == 3
     assert (
-        json.loads((tmp_path / "out" / _plan.SETTINGS_FILE).read_text())["policy"]["min_layer"] == 1
+        json.loads((tmp_path / "out" / recording_folder.SETTINGS_FILE).read_text())["policy"][
+            "min_layer"
+        ]
+        == 1
     )
 
 
@@ -949,7 +955,7 @@ def test_bad_callables(tmp_path, settings, message):
     with pytest.raises(RiskcalError, match=message):
         record(tmp_path / "out", **settings)
     assert shards(tmp_path / "out") == []
-    assert recording._slot is None
+    assert worker._slot is None
 
 
 def test_decoders_that_break_the_protocol_are_refused(tmp_path):

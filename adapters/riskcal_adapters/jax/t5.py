@@ -13,11 +13,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal.policy import ExitPolicy
 from riskcal.records import Traces
-from riskcal_adapters import _requests, fingerprint
+from riskcal_adapters import fingerprint, generation_config, request_checks
 from riskcal_adapters.jax import measures, program, weights
 from riskcal_adapters.jax.program import Request, Special, Static
 from riskcal_adapters.jax.weights import T5, Classifier, Params
@@ -109,23 +108,25 @@ class EarlyExitT5:
                 f"model: {type(model).__name__} is no riskcal_adapters.jax.T5; make one with load_t5(folder) or "
                 "from_torch(model)."
             )
-        _requests.greedy_only(model.generation_config)
-        _validate.choice(dtype, "dtype", ("float32", "bfloat16"))
+        generation_config.greedy_only(model.generation_config)
+        internal.choice(dtype, "dtype", ("float32", "bfloat16"))
         if tokenizer is not None and not hasattr(_backend(tokenizer), "encode_batch"):
             raise RiskcalError(
                 f"tokenizer: a {type(tokenizer).__name__} has no fast tokenizer (tokenizers.Tokenizer) behind it; leave it out, "
                 "and give generate the ids that it makes."
             )
         #: Tokens at most where neither caller nor policy says: the generation config's limit, else 64.
-        self.default_length = _requests.default_length(model.generation_config)
+        self.default_length = generation_config.default_length(model.generation_config)
         self.model = model
         self.tokenizer = tokenizer
         self.n_layers = model.shape.decoder_layers
-        self._special = _requests.special_tokens(model.generation_config, model.shape.vocabulary)
+        self._special = generation_config.special_tokens(
+            model.generation_config, model.shape.vocabulary
+        )
         self.dtype = dtype
         shape = model.shape
         #: What changes tokens beside the weights, which a policy is bound to.
-        self.settings = _requests.settings(
+        self.settings = request_checks.settings(
             self._special,
             epsilon=shape.epsilon,
             activation=shape.activation,
@@ -148,7 +149,9 @@ class EarlyExitT5:
         arranged = weights.arrange(model, dtype, stacked=stacked)
         if classifier is not None:
             arranged = arranged._replace(
-                classifier=Classifier(*_requests.classifier_parts(classifier, model.shape.width))
+                classifier=Classifier(
+                    *request_checks.classifier_parts(classifier, model.shape.width)
+                )
             )
         self.params = jax.device_put(arranged, place)
         ids = (
@@ -246,8 +249,8 @@ class EarlyExitT5:
             One row per generated token, the end token included.
         """
         tokens, mask = self._checked(input_ids, attention_mask)
-        limit = _requests.length(max_new_tokens, [], self.default_length)
-        ids = _requests.prompt_ids(prompts, len(tokens))
+        limit = request_checks.length(max_new_tokens, [], self.default_length)
+        ids = request_checks.prompt_ids(prompts, len(tokens))
         [template] = self._policies(policy, len(tokens))
         _, thresholds, codes, lengths = self._asked(ExitPolicy.full_model(), len(tokens), limit)
         codes = np.full(codes.shape, measures.NAMES.index(template.measure), dtype=np.int32)
@@ -301,14 +304,14 @@ class EarlyExitT5:
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         tokens = _given(input_ids, "input_ids")
         given = None if attention_mask is None else _given(attention_mask, "attention_mask")
-        return tokens, _requests.prompt_mask(
+        return tokens, request_checks.prompt_mask(
             tokens, given, self._special, self.model.shape.vocabulary
         )
 
     def _policies(self, policy: Any, rows: int) -> list[ExitPolicy]:
-        asked = _requests.policies(policy, rows, self._measures)
-        _requests.defaults_only(asked, _DEFAULTS_ONLY)
-        _requests.same_model(asked, self)
+        asked = request_checks.policies(policy, rows, self._measures)
+        request_checks.defaults_only(asked, _DEFAULTS_ONLY)
+        request_checks.same_model(asked, self)
         return asked
 
     def _asked(
@@ -320,10 +323,10 @@ class EarlyExitT5:
         if known is policy and size == [rows, max_new_tokens]:
             return found
         asked = self._policies(policy, rows)
-        limit = _requests.length(max_new_tokens, asked, self.default_length)
+        limit = request_checks.length(max_new_tokens, asked, self.default_length)
         batch = _round_rows(rows, 1 if self._mesh is None else self._mesh.size)
         thresholds = np.full((batch, _round_tokens(limit), self.n_layers), np.inf, dtype=np.float32)
-        thresholds[:rows, :limit] = _requests.exit_thresholds(
+        thresholds[:rows, :limit] = request_checks.exit_thresholds(
             asked, rows, self.n_layers, limit
         ).transpose(2, 0, 1)
         codes = np.zeros(batch, dtype=np.int32)

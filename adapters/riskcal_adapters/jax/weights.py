@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError
 from riskcal_adapters._checkpoints import MODEL_TYPES, UNUSED
 
 #: Feed-forward nonlinearities by the names that configs use.

@@ -17,8 +17,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from transformers import T5ForConditionalGeneration
 
-from riskcal import ExitPolicy, _validate
-from riskcal.records import files
+from riskcal import ExitPolicy, internal
 from riskcal_adapters.decoding_study import decode_policies, static_and_adaptive
 from riskcal_adapters.numbers import data
 from riskcal_adapters.torch import EarlyExitT5, load_t5
@@ -105,10 +104,10 @@ def main() -> None:
     name = "control" if options.control else "exit-aware"
     decoder = EarlyExitT5(trained(name, options.out, options.scale), data.tokenizer())
     figures = evaluate(decoder, data.draw("development", EVALUATED))
-    files.write(figures, options.out / f"{name}-development.csv")
+    internal.write_table(figures, options.out / f"{name}-development.csv")
     print(figures.to_string(index=False, float_format="{:.4f}".format))
     card = {"torch": torch.__version__, "stages": repr(STAGES), "scale": options.scale}
-    with _validate.replacing(options.out / "card.json") as partial:
+    with internal.replacing(options.out / "card.json") as partial:
         partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

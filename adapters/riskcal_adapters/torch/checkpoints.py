@@ -17,8 +17,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal_adapters import _checkpoints
 from riskcal_adapters.torch.t5 import EarlyExitT5
 from riskcal_adapters.torch.training.classifier import load_classifier
@@ -102,7 +101,7 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
     >>> decoder.decode(decoder.generate(*decoder.encode(["fr:1980"])).tokens)
     ['mille neuf cent quatre-vingts']
     """
-    _validate.choice(name, "name", ("g2p", "numbers"))
+    internal.choice(name, "name", ("g2p", "numbers"))
     with resources.as_file(resources.files("riskcal_adapters") / name / "checkpoint") as folder:
         model, tokenizer = (
             load_t5(folder),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riskcal.policy import ExitPolicy
-from riskcal_adapters import _requests
+from riskcal_adapters import generation_config, request_checks
 from riskcal_adapters.torch import choosing
 from riskcal_adapters.torch.backbone import Backbone, Cache
 from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
@@ -62,7 +62,7 @@ class Linear:
     @classmethod
     def of(cls, classifier: Classifier, backbone: Backbone) -> "Linear":
         weight, bias = map(
-            torch.from_numpy, _requests.classifier_parts(classifier, len(backbone.head))
+            torch.from_numpy, request_checks.classifier_parts(classifier, len(backbone.head))
         )
         return cls(weight.to(backbone.device), bias.to(backbone.device))
 
@@ -74,14 +74,14 @@ class Loop:
     Attributes
     ----------
     backbone : Backbone
-    special : riskcal_adapters._requests.SpecialTokens
+    special : riskcal_adapters.generation_config.SpecialTokens
         Ids of padding, start and end tokens.
     classifier : Linear or None
         The exit classifier, for policies that ask for it.
     """
 
     backbone: Backbone
-    special: _requests.SpecialTokens
+    special: generation_config.SpecialTokens
     classifier: Linear | None = None
 
     @property

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError
 from riskcal_adapters.torch import weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.weights import T5

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal.policy import Sampling
-from riskcal_adapters._requests import SpecialTokens
+from riskcal_adapters.generation_config import SpecialTokens
 from riskcal_adapters.torch import choosing
 from riskcal_adapters.torch.backbone import Backbone, Cache
 from riskcal_adapters.torch.heads import Scores
@@ -86,7 +85,7 @@ class Drafting:
     @classmethod
     def checked(cls, layer: Any, length: Any, confidence: Any, n_layers: int) -> "Drafting":
         """Of the arguments of `EarlyExitT5.speculate`."""
-        _validate.count(layer, "draft_layer", least=1)
+        internal.count(layer, "draft_layer", least=1)
         if layer >= n_layers:
             raise RiskcalError(
                 f"draft_layer: {layer}, but the model has {n_layers} layers; leave some to verify with."
@@ -96,8 +95,8 @@ class Drafting:
                 raise RiskcalError(
                     f"draft_length: {length!r}; give a number of tokens, or 'adaptive'."
                 )
-            _validate.count(length, "draft_length", least=1)
-        least = 0.0 if confidence is None else _validate.number(confidence, "draft_confidence")
+            internal.count(length, "draft_length", least=1)
+        least = 0.0 if confidence is None else internal.number(confidence, "draft_confidence")
         if not 0 <= least <= 1:
             raise RiskcalError(
                 f"draft_confidence: {least:g} is no softmax margin; give a number in [0, 1], or None."

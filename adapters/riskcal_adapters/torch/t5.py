@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
-from riskcal_adapters import _requests, fingerprint
+from riskcal_adapters import fingerprint, generation_config, request_checks
 from riskcal_adapters.torch import choosing, selfcheck, speculation, weights
 from riskcal_adapters.torch.confidence import MEASURES
 from riskcal_adapters.torch.decoding import Linear, Loop
@@ -76,16 +76,18 @@ class EarlyExitT5:
         classifier: Classifier | None = None,
     ) -> None:
         backbone = selfcheck.read(model)
-        _requests.greedy_only(model.generation_config)
+        generation_config.greedy_only(model.generation_config)
         #: Tokens at most where neither caller nor policy says: the generation config's limit, else 64.
-        self.default_length = _requests.default_length(model.generation_config)
+        self.default_length = generation_config.default_length(model.generation_config)
         self.model = model
         self.tokenizer = tokenizer
-        self._special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
+        self._special = generation_config.special_tokens(
+            model.generation_config, model.config.vocab_size
+        )
         self._backbone = backbone
         self._as_read = weights.versions(model)
         #: What changes tokens beside the weights, which a policy is bound to.
-        self.settings = _requests.settings(
+        self.settings = request_checks.settings(
             self._special,
             epsilon=model.config.layer_norm_epsilon,
             activation=model.config.dense_act_fn,
@@ -232,7 +234,7 @@ class EarlyExitT5:
             raise RiskcalError(
                 f"sampling: {sampling!r} is no riskcal.Sampling; leave it out to decode greedily."
             )
-        limit = _requests.length(max_new_tokens, [], self.default_length)
+        limit = request_checks.length(max_new_tokens, [], self.default_length)
         with torch.inference_mode():
             rows = [
                 speculation.speculate(
@@ -278,9 +280,9 @@ class EarlyExitT5:
         """
         tokens, mask = self._checked(input_ids, attention_mask)
         batch = len(tokens)
-        limit = _requests.length(max_new_tokens, [], self.default_length)
-        ids = _requests.prompt_ids(prompts, batch)
-        [template] = _requests.policies(policy, batch, self.measures)
+        limit = request_checks.length(max_new_tokens, [], self.default_length)
+        ids = request_checks.prompt_ids(prompts, batch)
+        [template] = request_checks.policies(policy, batch, self.measures)
         rows, positions, confidence, agrees = [], [], [], []
         with torch.inference_mode():
             run = self._loop.run(template, tokens, mask, limit)
@@ -330,7 +332,7 @@ class EarlyExitT5:
             if attention_mask is None
             else _given(attention_mask, "attention_mask").cpu().numpy()
         )
-        mask = _requests.prompt_mask(
+        mask = request_checks.prompt_mask(
             tokens.cpu().numpy(), given, self._special, self._backbone.vocabulary
         )
         return tokens.to(self._backbone.device, torch.long), mask
@@ -343,11 +345,11 @@ class EarlyExitT5:
         known, *size, groups, table = self._last_asked
         if known is policy and size == [batch, max_new_tokens]:
             return groups, table
-        asked = _requests.policies(policy, batch, self.measures)
-        _requests.same_model(asked, self)
-        limit = _requests.length(max_new_tokens, asked, self.default_length)
-        table = _requests.exit_thresholds(asked, batch, self.n_layers, limit)
-        groups = _requests.rows_by_settings(asked, table)
+        asked = request_checks.policies(policy, batch, self.measures)
+        request_checks.same_model(asked, self)
+        limit = request_checks.length(max_new_tokens, asked, self.default_length)
+        table = request_checks.exit_thresholds(asked, batch, self.n_layers, limit)
+        groups = request_checks.rows_by_settings(asked, table)
         if isinstance(policy, ExitPolicy):
             self._last_asked = policy, batch, max_new_tokens, groups, table
         return groups, table

@@ -18,7 +18,7 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError
 
 #: A T5 of any of these classes. mT5 is T5 v1.1; UMT5 has a bias on positions in each layer, where the others share one.
 T5 = T5ForConditionalGeneration | MT5ForConditionalGeneration | UMT5ForConditionalGeneration

@@ -9,8 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.confidence import Confidence
 
@@ -42,7 +41,7 @@ class ExitClassifier(torch.nn.Module):
 
 def save_classifier(classifier: ExitClassifier, path: str | os.PathLike[str]) -> None:
     """Write ``weight`` and ``bias`` as safetensors; an existing file is replaced whole or not at all."""
-    with folders.written(Path(path)), _validate.replacing(path) as partial:
+    with folders.written(Path(path)), internal.replacing(path) as partial:
         save_file(
             {name: value.detach().contiguous() for name, value in classifier.state_dict().items()},
             partial,

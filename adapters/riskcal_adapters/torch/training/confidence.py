@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError
 
 Confidence = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 

@@ -14,8 +14,7 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers.trainer_utils import get_last_checkpoint
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 
 #: In such a folder: what it was begun with.
 SETTINGS_FILE = "stage.json"
@@ -62,7 +61,7 @@ def note_settings(
         )
     if found is None:
         found = settings | (beside or {})
-        with _validate.replacing(path) as partial:
+        with internal.replacing(path) as partial:
             partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     there = {name: found.get(name) for name in settings}
     if there != settings:
@@ -128,9 +127,9 @@ def replaced(folder: Path) -> Iterator[Path]:
         try:
             yield staging
             for file in staging.iterdir():
-                _validate.flush(file)
+                internal.flush(file)
             _rename(staging, folder)
-            _validate.flush(folder.parent)
+            internal.flush(folder.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

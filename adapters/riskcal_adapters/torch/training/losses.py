@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 
 
 def layer_weights(n_layers: int, kind: str = "linear") -> Tensor:
@@ -21,8 +20,8 @@ def layer_weights(n_layers: int, kind: str = "linear") -> Tensor:
     kind : {"linear", "uniform", "geometric"}
         Proportional to i (CALM's Eq. 6), to 1, or to 2 to the power of i.
     """
-    _validate.choice(kind, "kind", ("linear", "uniform", "geometric"))
-    _validate.count(n_layers, "n_layers", least=1)
+    internal.choice(kind, "kind", ("linear", "uniform", "geometric"))
+    internal.count(n_layers, "n_layers", least=1)
     layer = torch.arange(1, n_layers + 1, dtype=torch.float64)
     weights = {
         "linear": layer,

@@ -25,8 +25,8 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from riskcal._validate import RiskcalError
-from riskcal_adapters import _requests, fingerprint
+from riskcal import RiskcalError
+from riskcal_adapters import fingerprint, generation_config
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.classifier import ExitClassifier
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
@@ -141,7 +141,7 @@ def collate(pairs: Pairs, *, start: int = 0, pad: int = 0) -> dict[str, Tensor]:
 
 def collator(model: T5ForConditionalGeneration) -> Callable[[Pairs], dict[str, Tensor]]:
     """`collate` with the start and padding ids that decoding this model begins and pads with."""
-    special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
+    special = generation_config.special_tokens(model.generation_config, model.config.vocab_size)
     return functools.partial(collate, start=special.start, pad=special.pad)
 
 
@@ -219,7 +219,7 @@ def train(
     folder = Path(folder)
     _check_pairs(pairs, model.config.vocab_size)
     shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
-    special = _requests.special_tokens(model.generation_config, model.config.vocab_size)
+    special = generation_config.special_tokens(model.generation_config, model.config.vocab_size)
     settings = {
         "stage": dataclasses.asdict(stage),
         "pairs": folders.digest(

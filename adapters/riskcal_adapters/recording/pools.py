@@ -7,9 +7,9 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
-from riskcal._validate import RiskcalError
-from riskcal_adapters._plan import Plan
-from riskcal_adapters.protocol import Pool
+from riskcal import RiskcalError
+from riskcal_adapters.recording.job import Recording
+from riskcal_adapters.recording.protocol import Pool
 
 _RESUME = (
     "Finished shards are kept: make the same call again, with fewer workers if memory was short."
@@ -18,7 +18,7 @@ _POLL = 1.0
 
 
 def mapped(
-    pool: Pool | None, function: Callable[[Any], Any], jobs: Sequence[Any], plan: Plan
+    pool: Pool | None, function: Callable[[Any], Any], jobs: Sequence[Any], plan: Recording
 ) -> Iterator[Any]:
     """Results of the jobs as they come, in any order.
 
@@ -56,7 +56,7 @@ def _lost(error: BaseException) -> RiskcalError:
     )
 
 
-def _watched(results: Any, pool: Any, plan: Plan) -> Iterator[Any]:
+def _watched(results: Any, pool: Any, plan: Recording) -> Iterator[Any]:
     """What ``results.next(timeout)`` gives, unless the pool's processes or its pulse say that more will not come."""
     pulse, since = None, time.monotonic()
     processes: set[Any] = set()

@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal.policy import ExitPolicy
-from riskcal_adapters._prompts import Prompt
-from riskcal_adapters.protocol import Decoder, Generation
+from riskcal_adapters.recording.prompts import Prompt
+from riskcal_adapters.recording.protocol import Decoder, Generation
 
 #: Columns of `table` that a recording needs while it goes on, and leaves out of its files.
 WORKING = ("output", "same_above")
@@ -66,6 +65,7 @@ def next_runs(
 
 
 def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> list[Run]:
+    assert policy.max_new_tokens is not None  # `Recording.policies` bound it
     with noting(batch, policy):
         encoded = decoder.encode([row.text for row in batch])
         started = time.perf_counter()
@@ -154,7 +154,8 @@ def _same_above(
             f"decoder: gave refused of shape {refused.shape}, but exit_layers of shape {shape}."
         )
     critical = policy.schedule.critical_threshold(refused, np.arange(shape[1]))
-    return np.minimum(critical.max(axis=1), unknown)
+    same_above: NDArray[np.float64] = np.minimum(critical.max(axis=1), unknown)
+    return same_above
 
 
 def _numpy(values: Any) -> NDArray[Any]:
@@ -225,8 +226,8 @@ def table(
 
 
 def _in_unit(value: Any, name: str, prompt: Prompt, threshold: float) -> float:
-    loss = _validate.number(value, f"{name}: prompt {prompt.prompt!r}, threshold {threshold:g}")
-    if not -_validate.TOLERANCE <= loss <= 1 + _validate.TOLERANCE:
+    loss = internal.number(value, f"{name}: prompt {prompt.prompt!r}, threshold {threshold:g}")
+    if not -internal.TOLERANCE <= loss <= 1 + internal.TOLERANCE:
         raise RiskcalError(
             f"{name}: {loss:g} for prompt {prompt.prompt!r} at threshold {threshold:g} is outside [0, 1]; scale or clip it."
         )

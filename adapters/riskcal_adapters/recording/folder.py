@@ -1,4 +1,4 @@
-"""What is recorded, as all workers know it, and the folder that holds it: which files, and the settings they were made with."""
+"""The folder that holds a recording: which files, the settings they were made with, and what is refused in it."""
 
 import functools
 import hashlib
@@ -9,170 +9,23 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
-from riskcal.calibration import TESTS
-from riskcal.policy import ExitPolicy, Stop
-from riskcal.records import OBJECTIVES, files
-from riskcal_adapters._prompts import Prompt
-from riskcal_adapters._requests import DEFAULT_LENGTH
-from riskcal_adapters.protocol import BINDING, Decoder, binding
+from riskcal import RiskcalError, internal
+from riskcal_adapters.recording.job import Recording, Shard
+from riskcal_adapters.recording.prompts import Prompt
+from riskcal_adapters.recording.protocol import Decoder
 
 SETTINGS_FILE = "recording.json"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What all shards of a recording share. Travels to the workers."""
-
-    out: Path
-    load: Callable[[], Decoder]
-    session: str
-    template: ExitPolicy
-    thresholds: tuple[float, ...]  # descending
-    max_new_tokens: int
-    batch_size: int
-    dissimilarity: Callable[[str, str], float]
-    risk: Callable[[str, Sequence[str]], float] | None
-    traces: bool
-    stop: Stop | None
-    patience: float | None = None  # seconds; None where no pool has to be watched
-    length_given: bool = True  # whether the caller named the length limit
-
-    @property
-    def pulse(self) -> Path:
-        """A file that workers touch whenever a batch is done."""
-        return self.out / ".pulse"
-
-    def beat(self) -> None:
-        """Tell who waits that this process goes on."""
-        if self.patience is not None:
-            with suppress(OSError):  # what is written next will say why
-                self.pulse.touch()
-
-    def model(self, decoder: Decoder) -> dict[str, Any]:
-        """What a policy says of the model that it is for, where the decoder offers it."""
-        read = [
-            name
-            for name in BINDING
-            if name != "classifier_weights" or self.template.measure == "classifier"
-        ]
-        return {
-            "n_layers": int(decoder.n_layers),
-            **{name: binding(decoder, name) for name in read},
-        }
-
-    def policies(self, decoder: Decoder) -> list[ExitPolicy]:
-        """The full model, then the candidates from the highest threshold down, bound to the decoder and the length limit."""
-        bound = {"max_new_tokens": self.max_new_tokens, **self.model(decoder)}
-        candidate = self.template.model_copy(update=bound)
-        full = ExitPolicy(
-            sampling=self.template.sampling, **bound | {"classifier_weights": None}
-        ).named()
-        return [
-            full,
-            *(candidate.model_copy(update={"threshold": value}) for value in self.thresholds),
-        ]
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One job: consecutive prompts that share a file."""
-
-    plan: Plan
-    index: int
-    prompts: tuple[Prompt, ...]
-
-    @property
-    def runs_path(self) -> Path:
-        """Where its rows go."""
-        return self.plan.out / f"runs-{self.index:05d}.parquet"
-
-    @property
-    def traces_path(self) -> Path:
-        """Where its traces go."""
-        return self.plan.out / "traces" / f"traces-{self.index:05d}.parquet"
-
-    def column_path(self, candidate: int) -> Path:
-        """Where its rows of one candidate wait until it is known which candidates there will be."""
-        return self.plan.out / "unfinished" / f"runs-{self.index:05d}-{candidate:05d}.parquet"
-
-    @property
-    def finished(self) -> bool:
-        """Whether all its files are there."""
-        return self.runs_path.exists() and (not self.plan.traces or self.traces_path.exists())
-
-
-def length(given: int | None, policy: ExitPolicy | None) -> int:
-    """The length limit: the caller's, else the policy's, else the decoders' default."""
-    if given is not None:
-        return _validate.count(given, "max_new_tokens", least=1)
-    return (
-        DEFAULT_LENGTH if policy is None or policy.max_new_tokens is None else policy.max_new_tokens
-    )
-
-
-def template(given: ExitPolicy | None, max_new_tokens: int) -> ExitPolicy:
-    """The policy that all candidates share but for the threshold."""
-    policy = ExitPolicy() if given is None else given
-    if policy.thresholds is not None:
-        raise RiskcalError(
-            "policy: has thresholds per layer; give a template without, for thresholds= to fill in."
-        )
-    if policy.max_new_tokens not in (None, max_new_tokens):
-        raise RiskcalError(
-            f"max_new_tokens: {max_new_tokens}, but {policy.max_new_tokens} in the policy; give the same to both."
-        )
-    shared = policy.model_copy(
-        update={"certificate": None, "threshold": np.inf, "max_new_tokens": max_new_tokens}
-    )
-    return shared.named()
-
-
-def descending(thresholds: ArrayLike) -> tuple[float, ...]:
-    """A grid of distinct finite thresholds, from the highest down."""
-    try:
-        grid = _validate.threshold_grid(thresholds, allow_full=True)
-    except RiskcalError as error:
-        raise RiskcalError(
-            f"{error} The full model is recorded beside them for every prompt."
-        ) from None
-    if np.isposinf(grid).any():
-        raise RiskcalError(
-            f"thresholds: inf at index {_validate.first(np.isposinf(grid))}; the full model is recorded for every "
-            "prompt anyway: leave it out."
-        )
-    return tuple(np.sort(grid)[::-1].tolist())
-
-
-def check_stop(plan: Plan, prompts: Sequence[Prompt]) -> None:
-    """Refuse now what `riskcal.calibrate` would refuse after hours of generating."""
-    stop = plan.stop
-    if stop is None:
-        return
-    _validate.tolerance(stop.delta, *OBJECTIVES[stop.objective])
-    _validate.choice(stop.test, "test", TESTS)
-    if stop.objective != "textual" and plan.risk is None:
-        raise RiskcalError(
-            f"stop: objective {stop.objective!r} is about a risk; give risk= as well."
-        )
-    if len({row.prompt if row.cluster is None else row.cluster for row in prompts}) < 2:
-        raise RiskcalError("stop: a test needs at least two prompts (or clusters of them).")
-
-
 #: Seconds after which a half-written file of another process is thought to be left behind.
 _STALE = 3600
 
 
-def open_folder(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> list[Path]:
+def open_folder(plan: Recording, prompts: Sequence[Prompt], shard_prompts: int) -> list[Path]:
     """Make sure that ``out`` holds this recording, new or begun, and nothing else; gives the folders that had to be made."""
     out, file, settings = (
         plan.out,
@@ -218,7 +71,7 @@ def _begun(out: Path) -> bool:
     )
 
 
-def close_folder(plan: Plan, made: Sequence[Path]) -> None:
+def close_folder(plan: Recording, made: Sequence[Path]) -> None:
     """After a call that failed: a folder in which nothing was recorded is left as it was found."""
     with suppress(OSError):
         if _begun(plan.out):
@@ -233,7 +86,7 @@ def close_folder(plan: Plan, made: Sequence[Path]) -> None:
     )
 
 
-def remove_leftovers(plan: Plan, older_than: float = -math.inf) -> None:
+def remove_leftovers(plan: Recording, older_than: float = -math.inf) -> None:
     """Remove half-written files, which a process that was killed left behind, of some age in seconds."""
     for folder in (plan.out, plan.out / "traces", plan.out / "unfinished"):
         for path in folder.glob(".*.partial"):
@@ -257,7 +110,7 @@ def writing(path: Path) -> Iterator[None]:
 def read_shard(path: Path) -> pd.DataFrame:
     """A file of the recording; one that was damaged since is refused with what to do."""
     try:
-        return files.read(path)
+        return internal.read_table(path)
     except RiskcalError as error:
         raise RiskcalError(f"{error} {_AGAIN}") from None
 
@@ -296,7 +149,7 @@ def _refuse_other_rows(path: Path, rows: pd.DataFrame, wanted: dict[str, Any]) -
             )
 
 
-def bind(plan: Plan, decoder: Decoder) -> None:
+def bind(plan: Recording, decoder: Decoder) -> None:
     """Note in the settings which model records, and refuse another one than began."""
     loaded = plan.model(decoder)
     for name, value in loaded.items():
@@ -321,7 +174,7 @@ def bind(plan: Plan, decoder: Decoder) -> None:
         _write_settings(file, found | loaded)
 
 
-def _settings(plan: Plan, prompts: Sequence[Prompt], shard_prompts: int) -> dict[str, Any]:
+def _settings(plan: Recording, prompts: Sequence[Prompt], shard_prompts: int) -> dict[str, Any]:
     """What decides the recorded tables: a folder holds one recording, with one set of these."""
     elsewhere = {"threshold", "thresholds", "coordinates", "certificate", "max_new_tokens"}
     return {
@@ -368,7 +221,7 @@ def _read_settings(file: Path) -> dict[str, Any]:
 
 
 def _write_settings(file: Path, settings: dict[str, Any]) -> None:
-    with _validate.replacing(file) as partial:
+    with internal.replacing(file) as partial:
         partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

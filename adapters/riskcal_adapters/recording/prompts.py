@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from riskcal._validate import RiskcalError
-from riskcal.records import columns as table_columns
+from riskcal import RiskcalError, internal
 
 
 class Prompt(NamedTuple):
@@ -35,8 +34,8 @@ def check_prompts(prompts: Any, *, references: bool = False) -> tuple[Prompt, ..
         raise RiskcalError(
             "prompts: a single string; give a list of strings, or a table with a column 'text'."
         )
-    frame = table_columns.from_object(prompts if _is_table(prompts) else _column(prompts))
-    table_columns.require(frame, ["text", "references"] if references else ["text"])
+    frame = internal.table_from_object(prompts if _is_table(prompts) else _column(prompts))
+    internal.require_columns(frame, ["text", "references"] if references else ["text"])
     for row, text in enumerate(frame["text"]):
         if not isinstance(text, str) or not text.strip():
             what = "is empty" if isinstance(text, str) else f"is {text!r}, not a string"
@@ -49,7 +48,7 @@ def check_prompts(prompts: Any, *, references: bool = False) -> tuple[Prompt, ..
     }
     for name in ("prompt", "cluster", "group"):
         if name in frame.columns:
-            columns[name] = table_columns.identifiers(frame[name], name).tolist()
+            columns[name] = internal.identifiers(frame[name], name).tolist()
     again = pd.Series(columns["prompt"]).duplicated().to_numpy()
     if again.any():
         row = int(again.argmax())

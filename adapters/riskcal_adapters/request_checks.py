@@ -1,131 +1,20 @@
 """What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence, Sized
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal.policy import DEFAULTS, ExitPolicy
 from riskcal.policy.schedules import Decaying
-from riskcal_adapters.protocol import BINDING, binding
+from riskcal_adapters.generation_config import SpecialTokens
+from riskcal_adapters.recording.protocol import BINDING, binding
 
-DEFAULT_LENGTH = 64
 #: Measures that look at one exit at a time.
 SIMPLE_MEASURES = ("softmax", "max", "entropy", "state", "classifier", "oracle")
-
-#: Settings of a generation config under which a model's own ``generate`` is not plain greedy decoding, unless they have one
-#: of these values.
-_GREEDY: dict[str, tuple[Any, ...]] = {
-    "num_beams": (None, 1),
-    "do_sample": (None, False),
-    "num_return_sequences": (None, 1),
-    "num_beam_groups": (None, 1),
-    "diversity_penalty": (None, 0.0),
-    "token_healing": (None, False),
-    "repetition_penalty": (None, 1.0),
-    "encoder_repetition_penalty": (None, 1.0),
-    "guidance_scale": (None, 1.0),
-    "no_repeat_ngram_size": (None, 0),
-    "encoder_no_repeat_ngram_size": (None, 0),
-    "min_length": (None, 0),
-    "min_new_tokens": (None, 0),
-    **dict.fromkeys(
-        (
-            "bad_words_ids",
-            "begin_suppress_tokens",
-            "constraints",
-            "dola_layers",
-            "exponential_decay_length_penalty",
-            "force_words_ids",
-            "forced_bos_token_id",
-            "forced_eos_token_id",
-            "max_time",
-            "penalty_alpha",
-            "sequence_bias",
-            "stop_strings",
-            "suppress_tokens",
-            "watermarking_config",
-        ),
-        (None,),
-    ),
-}
-
-
-#: All that is read of a generation config.
-GENERATION = (
-    "pad_token_id",
-    "eos_token_id",
-    "decoder_start_token_id",
-    "max_new_tokens",
-    "max_length",
-    *_GREEDY,
-)
-
-
-class SpecialTokens(NamedTuple):
-    """The ids that frame a generation."""
-
-    pad: int
-    ends: tuple[int, ...]
-    start: int
-
-
-def greedy_only(config: Any) -> None:
-    """Refuse a generation config that asks for anything but greedy decoding: it would silently be ignored."""
-    for name, neutral in _GREEDY.items():
-        value = getattr(config, name, None)
-        if isinstance(value, Sized) and not len(value):
-            continue  # no tokens to suppress, no strings to stop at
-        if value not in neutral:
-            why = "does not look at the clock" if name == "max_time" else "is greedy"
-            raise RiskcalError(
-                f"generation_config.{name}: {value!r}, but early-exit decoding {why}; "
-                f"set model.generation_config.{name} = {neutral[-1]!r}."
-            )
-
-
-def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
-    """Padding, end and start ids of a generation config: none of them missing, and all in the vocabulary."""
-    found: dict[str, list[int]] = {}
-    for name in ("pad_token_id", "eos_token_id", "decoder_start_token_id"):
-        value = getattr(config, name, None)
-        if value is None or (isinstance(value, Sized) and not len(value)):
-            raise RiskcalError(
-                f"generation_config.{name}: is missing; set model.generation_config.{name} (T5: pad 0, eos 1, start 0)."
-            )
-        found[name] = list(
-            dict.fromkeys(int(one) for one in (value if isinstance(value, Iterable) else [value]))
-        )
-        foreign = [one for one in found[name] if not 0 <= one < vocabulary]
-        if foreign:
-            raise RiskcalError(
-                f"generation_config.{name}: {foreign[0]} is not in the model's vocabulary of {vocabulary}."
-            )
-        if len(found[name]) > 1 and name != "eos_token_id":
-            raise RiskcalError(
-                f"generation_config.{name}: {found[name]}, but all rows of this decoder have one; set "
-                f"model.generation_config.{name} to one id, and make a decoder for each."
-            )
-    return SpecialTokens(
-        found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0]
-    )
-
-
-def default_length(config: Any) -> int:
-    """Tokens at most where neither caller nor policy says.
-
-    A generation config's ``max_new_tokens``, else its ``max_length`` less the start token, which that counts, else 64.
-    """
-    new, whole = getattr(config, "max_new_tokens", None), getattr(config, "max_length", None)
-    if new is not None:
-        return _validate.count(new, "generation_config.max_new_tokens", least=1)
-    if whole is not None:
-        return _validate.count(whole, "generation_config.max_length", least=2) - 1
-    return DEFAULT_LENGTH
 
 
 def classifier_parts(
@@ -171,7 +60,7 @@ def prompt_mask(
     if input_ids.min() < 0 or input_ids.max() >= vocabulary:
         bad = (input_ids < 0) | (input_ids >= vocabulary)
         raise RiskcalError(
-            f"input_ids: {input_ids[bad][0]} at index {_validate.first(bad)} is not in the model's vocabulary of {vocabulary}."
+            f"input_ids: {input_ids[bad][0]} at index {internal.first(bad)} is not in the model's vocabulary of {vocabulary}."
         )
     if attention_mask is not None:
         return _real_tokens(attention_mask, input_ids.shape)
@@ -180,7 +69,7 @@ def prompt_mask(
     if padding.any() and special.pad not in special.ends:
         _refuse_rows(padding.all(axis=1), "input_ids: row {} holds only padding; drop the row.")
         warnings.warn(
-            f"attention_mask: none is given, but row {_validate.first(padding.any(axis=1))} of input_ids holds padding, "
+            f"attention_mask: none is given, but row {internal.first(padding.any(axis=1))} of input_ids holds padding, "
             "which is now read as text; pass the mask that the tokenizer made.",
             stacklevel=4,
         )
@@ -192,15 +81,15 @@ def _real_tokens(mask: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_
         raise RiskcalError(
             f"attention_mask: has shape {mask.shape}, but input_ids {shape}; give one entry per token."
         )
-    real = mask == 1
+    real: NDArray[np.bool_] = mask == 1
     if not real.all():
         bad = ~real & (mask != 0)
         if bad.any():
             raise RiskcalError(
-                f"attention_mask: {mask[bad][0]} at index {_validate.first(bad)}; give 1 for real tokens and 0 for padding."
+                f"attention_mask: {mask[bad][0]} at index {internal.first(bad)}; give 1 for real tokens and 0 for padding."
             )
         _refuse_rows(
-            ~real.any(axis=1),
+            np.asarray(~real.any(axis=1)),
             "attention_mask: row {} is 0 throughout; drop the row, or unmask its tokens.",
         )
     return real
@@ -208,7 +97,7 @@ def _real_tokens(mask: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_
 
 def _refuse_rows(rows: NDArray[np.bool_], complaint: str) -> None:
     if rows.any():
-        raise RiskcalError(complaint.format(_validate.first(rows)))
+        raise RiskcalError(complaint.format(internal.first(rows)))
 
 
 def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy]:
@@ -385,7 +274,7 @@ def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy], default: int
     if max_new_tokens is None:
         limit = calibrated[0] if calibrated else default
     else:
-        limit = _validate.count(max_new_tokens, "max_new_tokens", least=1)
+        limit = internal.count(max_new_tokens, "max_new_tokens", least=1)
     other = [value for value in calibrated if value != limit]
     if other:
         raise RiskcalError(

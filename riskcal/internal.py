@@ -1,0 +1,48 @@
+"""What the adapters and the benchmarks need of the core beyond its public names; it may change with any version.
+
+Checks of arguments, tables in any format that `riskcal` reads, and files that appear whole or not at all.
+"""
+
+from riskcal._validate import (
+    TOLERANCE,
+    Floats,
+    array,
+    choice,
+    count,
+    finite,
+    first,
+    flush,
+    in_range,
+    level,
+    number,
+    replacing,
+    threshold_grid,
+    tolerance,
+)
+from riskcal.records.columns import from_object as table_from_object
+from riskcal.records.columns import identifiers
+from riskcal.records.columns import require as require_columns
+from riskcal.records.files import read as read_table
+from riskcal.records.files import write as write_table
+
+__all__ = [
+    "TOLERANCE",
+    "Floats",
+    "array",
+    "choice",
+    "count",
+    "finite",
+    "first",
+    "flush",
+    "identifiers",
+    "in_range",
+    "level",
+    "number",
+    "read_table",
+    "replacing",
+    "require_columns",
+    "table_from_object",
+    "threshold_grid",
+    "tolerance",
+    "write_table",
+]
