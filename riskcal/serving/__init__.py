@@ -12,3 +12,4 @@ from riskcal.serving.reader import Events as Events
 from riskcal.serving.reader import read_events as read_events
 from riskcal.serving.shadow import Shadow as Shadow
 from riskcal.serving.switch import KillSwitch as KillSwitch
+from riskcal.serving.watch import EventWatch as EventWatch

@@ -1,0 +1,168 @@
+"""`EventWatch`: the losses of shadowed requests in an event log, monitored; it goes on exactly where its state stands."""
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Self
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.monitor import RiskMonitor
+from riskcal.serving.events import rotated
+from riskcal.serving.reader import read_events, request_id
+
+
+class EventWatch:
+    """Feed the shadows' losses of an event log to a monitor.
+
+    Of event ``riskcal.shadow.evaluated`` it reads the attributes ``riskcal.loss``, ``riskcal.task`` and
+    ``gen_ai.response.id``; of ``riskcal.request.served`` ``riskcal.exit.layers``, tokens by the layer they left at.
+
+    A loss that is missing, no number or out of bounds counts as the worst, ``monitor.upper``: what failed must not hide. A
+    request id that was seen before is not fed again, which the monitor's claim allows, since the id is known before its loss.
+
+    Parameters
+    ----------
+    monitor : RiskMonitor
+        With the delta and the bounds of the certificate.
+
+    Attributes
+    ----------
+    counts : Counter
+        ``damaged``, ``backwards``, ``repeated``, ``unknown`` and ``failed`` so far.
+    losses : dict of str to (n, sum)
+        By task; a missing task is ``""``.
+    layers : dict of str to Counter
+        Tokens by exit layer, by task.
+    """
+
+    def __init__(self, monitor: RiskMonitor) -> None:
+        self.monitor = monitor
+        self.counts: Counter[str] = Counter()
+        self.losses: dict[str, tuple[int, float]] = {}
+        self.layers: dict[str, Counter[str]] = {}
+        self._seen: dict[str, None] = {}
+        self._place: tuple[int, int] | None = None  # inode and byte
+        self._clock = -1
+
+    def read(self, path: str | os.PathLike[str]) -> Self:
+        """Take what a log holds beyond the last call, rotated files first.
+
+        Raises
+        ------
+        RiskcalError
+            If the file where the last call ended is no longer among them: its rest would be lost.
+        """
+        files = [*rotated(path), Path(path)]
+        inodes = [_inode(file) for file in files]
+        start = 0
+        if self._place is not None:
+            if self._place[0] not in inodes:
+                raise RiskcalError(
+                    f"{path}: the file that was read last is gone; put it back beside the log, or begin a new state."
+                )
+            start = inodes.index(self._place[0])
+        for file, inode in zip(files[start:], inodes[start:], strict=True):
+            same = self._place is not None and self._place[0] == inode
+            found = read_events(file, offset=self._place[1] if same and self._place else 0)
+            if (
+                _inode(file) != inode
+            ):  # rotated meanwhile: the next call finds it under its new name
+                break
+            for event in found.events:
+                self._take(event)
+            self.counts["damaged"] += len(found.damaged)
+            self.counts["unknown"] += found.unknown.total()
+            torn = found.torn_bytes if file != files[-1] else 0  # of a renamed file: nobody ends it
+            self.counts["damaged"] += torn > 0
+            self._place = (inode, found.offset + torn)
+        return self
+
+    def _take(self, event: dict[str, Any]) -> None:
+        now = event.get("time_unix_nano")
+        if isinstance(now, int):
+            self.counts["backwards"] += now < self._clock
+            self._clock = now
+        attributes = event.get("attributes")
+        attributes = attributes if isinstance(attributes, dict) else {}
+        task = str(attributes.get("riskcal.task") or "")
+        layers = attributes.get("riskcal.exit.layers")
+        if event["name"] == "riskcal.request.served" and isinstance(layers, dict):
+            tokens = {str(k): n for k, n in layers.items() if _validate.is_whole(n)}
+            self.layers.setdefault(task, Counter()).update(tokens)
+        if event["name"] != "riskcal.shadow.evaluated":
+            return
+        identity = request_id(event)
+        if identity is not None and identity in self._seen:
+            self.counts["repeated"] += 1
+            return
+        if identity is not None:
+            self._seen[identity] = None
+        loss = attributes.get("riskcal.loss")
+        try:
+            self.monitor.update(_number(loss))
+        except RiskcalError:
+            self.counts["failed"] += 1
+            loss = self.monitor.upper
+            self.monitor.update(loss)
+        n, total = self.losses.get(task, (0, 0.0))
+        self.losses[task] = (n + 1, total + float(loss or 0.0))
+
+    @property
+    def verdict(self) -> str:
+        """What can be said: nothing over no losses, and never that there is no alarm then."""
+        if self.monitor.alarm:
+            return f"alarm at loss {self.monitor.alarm_at}"
+        n = self.monitor.n
+        return f"no alarm over {n} losses" if n else "no losses, so that nothing can be said"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole state; a file that stands there is replaced whole or not at all."""
+        state = {
+            "kind": "riskcal.EventWatch",
+            "schema_version": 1,
+            "monitor": self.monitor.to_json(),
+            "counts": self.counts,
+            "losses": self.losses,
+            "layers": self.layers,
+            "seen": list(self._seen),
+            "place": self._place,
+            "clock": self._clock,
+        }
+        with _validate.replacing(path) as partial:
+            partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Go on, bit for bit, where `save` was called."""
+        try:
+            state = json.loads(Path(path).read_bytes())
+            if (state["kind"], state["schema_version"]) != ("riskcal.EventWatch", 1):
+                raise ValueError("another kind or version")
+            watch = cls(RiskMonitor.from_json(state["monitor"]))
+            watch.counts = Counter(state["counts"])
+            watch.losses = {task: (n, total) for task, (n, total) in state["losses"].items()}
+            watch.layers = {task: Counter(layers) for task, layers in state["layers"].items()}
+            watch._seen = dict.fromkeys(state["seen"])
+            watch._place = None if state["place"] is None else tuple(state["place"])
+            watch._clock = state["clock"]
+        except OSError as error:
+            raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RiskcalError(f"{path}: is no state of an EventWatch ({error}).") from None
+        return watch
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RiskcalError("riskcal.loss: is no finite number.")
+    return float(value)
+
+
+def _inode(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except OSError as error:
+        raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None

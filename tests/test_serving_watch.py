@@ -1,0 +1,92 @@
+"""The monitor of an event log: it goes on exactly after being killed, and says nothing over no losses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from riskcal import RiskcalError, RiskMonitor
+from riskcal.serving import EventLog, EventWatch
+
+
+def write(log, index, loss):
+    attributes = {"gen_ai.response.id": f"r{index}", "riskcal.task": "ab"[index % 2]}
+    log.write("riskcal.request.served", attributes | {"riskcal.exit.layers": {"2": 3, "6": 1}})
+    log.write("riskcal.shadow.evaluated", attributes | {"riskcal.loss": loss})
+
+
+LOSSES = np.random.default_rng(0).binomial(1, 0.1, 200).astype(float)
+
+
+def test_over_no_losses_it_never_says_no_alarm(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("riskcal.request.served", {})
+    watch = EventWatch(RiskMonitor(0.2)).read(log.path)
+    assert "no alarm" not in watch.verdict
+
+
+def test_any_cut_resumes_exactly_over_rotations(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl", max_bytes=6000)
+    watch, state = EventWatch(RiskMonitor(0.2)), tmp_path / "state.json"
+    for index, loss in enumerate(LOSSES):
+        write(log, index, loss)
+        if index % 17 == 0:
+            watch.read(log.path).save(state)
+            watch = EventWatch.load(state)
+    watch.read(log.path)
+    assert watch.monitor.to_json() == RiskMonitor(0.2).update(LOSSES).to_json()
+    assert sum(n for n, _ in watch.losses.values()) == 200
+    assert watch.losses["a"] == (100, LOSSES[::2].sum())
+    assert watch.layers["b"] == {"2": 300, "6": 100}
+
+
+def test_killed_while_it_saves_it_goes_on_exactly(tmp_path):
+    log, state = EventLog(tmp_path / "events.jsonl"), tmp_path / "state.json"
+    for index, loss in enumerate(LOSSES):
+        write(log, index, loss)
+    EventWatch(RiskMonitor(0.2)).save(state)
+    code = (
+        "import sys; from riskcal.serving import EventWatch; s, p = sys.argv[1:]\n"
+        "print(1, flush=True)\nwhile True: EventWatch.load(s).read(p).save(s)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, state, log.path], stdout=-1)
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    watch = EventWatch.load(state).read(log.path)
+    assert watch.monitor.to_json() == RiskMonitor(0.2).update(LOSSES).to_json()
+
+
+def test_repeats_are_counted_once_and_what_failed_has_the_worst_loss(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl")
+    for index, loss in [(0, 0.0), (0, 1.0), (1, None), (2, 7.0), (3, True)]:
+        write(log, index, loss)
+    watch = EventWatch(RiskMonitor(0.2)).read(log.path)
+    assert (watch.counts["repeated"], watch.counts["failed"], watch.monitor.n) == (1, 3, 4)
+    assert watch.monitor.mean_loss == 0.75
+    assert watch.losses["b"] == (2, 2.0)
+
+
+def test_a_file_that_is_gone_or_a_state_that_is_none_is_refused(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl", max_bytes=300)
+    write(log, 0, 0.0)
+    watch = EventWatch(RiskMonitor(0.2)).read(log.path)
+    log.path.rename(tmp_path / "elsewhere")
+    write(log, 1, 0.0)
+    with pytest.raises(RiskcalError, match="is gone"):
+        watch.read(log.path)
+    (tmp_path / "state.json").write_text(json.dumps({"kind": "other"}))
+    with pytest.raises(RiskcalError, match="no state"):
+        EventWatch.load(tmp_path / "state.json")
+
+
+def test_the_example_of_the_operations_page_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "operations.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert "no" in capsys.readouterr().out
