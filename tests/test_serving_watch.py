@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from riskcal import RiskcalError, RiskMonitor
+from riskcal import RiskcalError, RiskMonitor, cli
 from riskcal.serving import EventLog, EventWatch
 
 
@@ -90,3 +91,24 @@ def test_the_example_of_the_operations_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(page.split("```python\n")[1].split("```")[0], {})
     assert "no" in capsys.readouterr().out
+
+
+def test_the_command_says_what_was_seen_by_task_and_never_no_alarm_over_nothing(tmp_path):
+    log, state = EventLog(tmp_path / "events.jsonl"), tmp_path / "state.json"
+    arguments = ["monitor", str(log.path), "--delta", "0.2", "--state", str(state)]
+    log.write("riskcal.request.served", {})
+    silent = CliRunner().invoke(cli.app, arguments)
+    assert "holds no loss" in str(silent.exception)
+    assert "no alarm" not in silent.output
+    for index in range(40):
+        write(log, index, 0.0)
+    good = CliRunner().invoke(cli.app, arguments)
+    assert good.exit_code == 0
+    assert "no alarm over 40 losses" in good.output
+    assert "task a: mean loss 0.0000 over 20 requests" in good.output
+    assert "task b: tokens by exit layer 2: 60, 6: 20" in good.output
+    for index in range(40, 140):
+        write(log, index, 1.0)
+    bad = CliRunner().invoke(cli.app, arguments)
+    assert bad.exit_code == 3
+    assert "alarm at loss" in bad.output

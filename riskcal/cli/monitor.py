@@ -11,6 +11,7 @@ import typer
 from riskcal import _loss_log, _validate, heads
 from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
+from riskcal.cli.monitor_events import is_event_log, watch_events
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
 
@@ -68,6 +69,13 @@ def monitor(
         sampling_rate=sampling_rate,
         **bounds,
     )
+    if is_event_log(log):
+        seen = watch_events(log, watch, state)
+        if seen.monitor.n == 0:
+            raise RiskcalError(
+                f"{log}: holds no loss of a shadowed request, so that nothing can be said of the requests."
+            )
+        raise typer.Exit(3 if seen.monitor.alarm else 0)
     counted = None
     if certificate is not None and certificate.max_tokens is not None:
         counted = partial(
