@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from tqdm.auto import trange
 
+from recipes.g2p import data
 from riskcal import ExitPolicy, efficiency
-from riskcal_adapters.g2p import data
 from riskcal_adapters.torch import EarlyExitT5, load_example
 from timing import fit_batch_costs
 

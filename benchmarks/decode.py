@@ -29,10 +29,10 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
 import riskcal
+from recipes.g2p import data as g2p
+from recipes.numbers import data as numbers
 from riskcal import ExitPolicy, Pruning, efficiency
 from riskcal_adapters import record
-from riskcal_adapters.g2p import data as g2p
-from riskcal_adapters.numbers import data as numbers
 from riskcal_adapters.texts import token_distance, token_error_rate
 from riskcal_adapters.torch import EarlyExitT5, load_example
 

@@ -29,8 +29,8 @@ from tqdm.auto import tqdm
 import riskcal
 import riskcal_adapters.jax
 import riskcal_adapters.torch
+from recipes.g2p import data
 from riskcal import ExitPolicy
-from riskcal_adapters.g2p import data
 from riskcal_adapters.jax import T5, EarlyExitT5, layers, measures, program
 from riskcal_adapters.jax.weights import expected_shapes, read_shape
 

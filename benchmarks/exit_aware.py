@@ -23,15 +23,15 @@ import numpy as np
 import torch
 import transformers
 
+from recipes import g2p
+from recipes.g2p import data
+from recipes.g2p.evaluate import evaluate
+from recipes.g2p.train import STAGES, pairs
+from recipes.numbers import data as numbers_data
+from recipes.numbers import train as numbers
 from riskcal import ExitPolicy
 from riskcal.internal import replacing
 from riskcal.policy.pruning import Pruning
-from riskcal_adapters import g2p
-from riskcal_adapters.g2p import data
-from riskcal_adapters.g2p.evaluate import evaluate
-from riskcal_adapters.g2p.train import STAGES, pairs
-from riskcal_adapters.numbers import data as numbers_data
-from riskcal_adapters.numbers import train as numbers
 from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
 from riskcal_adapters.torch.training import (
     ExitClassifier,

@@ -18,8 +18,8 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 import riskcal
 from decode import timings
+from recipes.g2p import data
 from riskcal import ExitPolicy, Pruning, efficiency
-from riskcal_adapters.g2p import data
 from riskcal_adapters.torch import EarlyExitT5, load_example
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.heads import Scores

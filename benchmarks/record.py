@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 
 import riskcal
+from recipes.g2p import data
 from riskcal_adapters import record
-from riskcal_adapters.g2p import data
 from riskcal_adapters.texts import token_distance
 from riskcal_adapters.torch import EarlyExitT5, load_example
 

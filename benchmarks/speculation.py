@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from recipes.g2p import data
 from riskcal import ExitPolicy, Sampling, efficiency
-from riskcal_adapters.g2p import data
 from riskcal_adapters.torch import EarlyExitT5, load_example
 
 FULL = "full model"

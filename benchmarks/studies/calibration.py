@@ -1,6 +1,6 @@
 """Calibrated exits over the tolerance: held-out losses, layers, FLOPs and times (CALM, Figs. B.1 to B.4, Table 2; B.7, B.8).
 
-``python benchmarks/studies/calibration.py [--model g2p|numbers] [--checkpoint FOLDER]``
+``PYTHONPATH=benchmarks python benchmarks/studies/calibration.py [--model g2p|numbers] [--checkpoint FOLDER]``
 
 50 random splits, 80% to calibrate, epsilon .05. As the documents have it: Hoeffding-Bentkus p-values, risk clipped at the full
 model's. As riskcal has it by default: betting, and differences of risk that may be negative.

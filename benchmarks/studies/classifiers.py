@@ -1,6 +1,6 @@
 """How well exit classifiers find the layers at which not to exit: independent, balanced and geometric training (CALM, Table D.1).
 
-``python benchmarks/studies/classifiers.py --classifiers FOLDER``, a folder where ``python -m riskcal_adapters.g2p.classifiers``
+``python benchmarks/studies/classifiers.py --classifiers FOLDER``, a folder where ``PYTHONPATH=benchmarks python -m recipes.g2p.classifiers``
 left the three.
 """
 
@@ -11,10 +11,10 @@ import figures
 import torch
 from safetensors.torch import load_file
 
+from recipes.g2p import data
+from recipes.g2p.classifiers import OBJECTIVES, f1_by_layer
+from recipes.g2p.train import pairs
 from riskcal import ExitPolicy
-from riskcal_adapters.g2p import data
-from riskcal_adapters.g2p.classifiers import OBJECTIVES, f1_by_layer
-from riskcal_adapters.g2p.train import pairs
 from riskcal_adapters.torch.training import ExitClassifier
 
 F1_WORDS = 1500

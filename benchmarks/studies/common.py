@@ -68,8 +68,8 @@ class Task:
 
 def g2p(n: int | None) -> Task:
     """Development words of the pronouncing dictionary, 750 by default."""
-    from riskcal_adapters.g2p import data
-    from riskcal_adapters.g2p.evaluate import MAX_NEW_TOKENS
+    from recipes.g2p import data
+    from recipes.g2p.evaluate import MAX_NEW_TOKENS
 
     parts = data.splits(data.read_dictionary(data.dictionary_path()))
     some = slice(n or 750)
@@ -82,8 +82,8 @@ def g2p(n: int | None) -> Task:
 
 def numbers(n: int | None) -> Task:
     """Names of development numbers in three languages, letter by letter, 200 by default."""
-    from riskcal_adapters.numbers import data
-    from riskcal_adapters.numbers.train import MAX_NEW_TOKENS
+    from recipes.numbers import data
+    from recipes.numbers.train import MAX_NEW_TOKENS
 
     drawn = data.draw("development", n or 200)
     pilot = data.draw("train", 50, seed=1).prompts

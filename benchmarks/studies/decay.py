@@ -1,6 +1,6 @@
 """Thresholds that decay with the position against one threshold: what temperatures do (CALM, Figs. 2b and 2c).
 
-``python benchmarks/studies/decay.py [--model g2p|numbers] [--checkpoint FOLDER]``
+``PYTHONPATH=benchmarks python benchmarks/studies/decay.py [--model g2p|numbers] [--checkpoint FOLDER]``
 """
 
 import common

@@ -1,6 +1,6 @@
 """The studies' figures, drawn from their committed numbers.
 
-``python benchmarks/studies/figures.py`` draws all of them again; the notebook shows them.
+``PYTHONPATH=benchmarks python benchmarks/studies/figures.py`` draws all of them again; the notebook shows them.
 """
 
 import json

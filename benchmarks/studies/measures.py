@@ -1,6 +1,6 @@
 """Every confidence measure against static exits and the oracle: quality over mean layers (CALM, Figs. 3 and B.6), and lengths.
 
-``python benchmarks/studies/measures.py [--model g2p|numbers] [--checkpoint FOLDER]``
+``PYTHONPATH=benchmarks python benchmarks/studies/measures.py [--model g2p|numbers] [--checkpoint FOLDER]``
 """
 
 import common

@@ -1,6 +1,6 @@
 """One wrong token at position t, all others greedy from the last layer: how far the output goes astray (CALM, Fig. 2a).
 
-``python benchmarks/studies/perturbation.py [--model g2p|numbers] [--checkpoint FOLDER]``
+``PYTHONPATH=benchmarks python benchmarks/studies/perturbation.py [--model g2p|numbers] [--checkpoint FOLDER]``
 
 The wrong token is the last layer's 10th choice (sampling-based), or the first layer's best (layer-based), which is often no
 other token at all. Similarity is one minus the edit distance to the undisturbed output over the longer one's length.

@@ -1,6 +1,6 @@
 """Pruned heads and contrastive confidence over the minimum exit layer (the second document's Figs. 4 to 13 and Table 1).
 
-``python benchmarks/studies/pruning.py [--model g2p|numbers] [--checkpoint FOLDER]``
+``PYTHONPATH=benchmarks python benchmarks/studies/pruning.py [--model g2p|numbers] [--checkpoint FOLDER]``
 
 At threshold .9 throughout, as there, and from each minimum exit layer on. The vocabulary has some 70 tokens instead of 32,128,
 so that FLOPs are also counted for a head of that size with the same shares kept.

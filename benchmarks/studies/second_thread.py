@@ -1,6 +1,6 @@
 """Whether a second thread pays that decides on the exit of layer i while layer i + 1 runs (CALM, section 3.5).
 
-``python benchmarks/studies/second_thread.py``
+``PYTHONPATH=benchmarks python benchmarks/studies/second_thread.py``
 
 Batch 1, plain softmax over the whole vocabulary at every layer. One by one: layer, confidence, layer, confidence. Overlapped: a
 second thread computes the confidence of layer i while the first runs layer i + 1, which is thrown away if the token exits at

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from riskcal_adapters.g2p import data
-from riskcal_adapters.g2p.train import pairs
+from recipes.g2p import data
+from recipes.g2p.train import pairs
 from riskcal_adapters.torch.training import folders, trainer
 
 

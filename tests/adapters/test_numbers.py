@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recipes.numbers import data
+from recipes.numbers.train import MAX_NEW_TOKENS, errors
 from riskcal import ExitPolicy
-from riskcal_adapters.numbers import data
-from riskcal_adapters.numbers.train import MAX_NEW_TOKENS, errors
 from riskcal_adapters.torch import load_example
 
 WORTH = {word: value for value, word in enumerate(data._EN_UNITS)} | {

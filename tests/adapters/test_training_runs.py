@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+from recipes.decoding_study import decode_policies, static_and_adaptive
+from recipes.g2p.evaluate import errors, evaluate
+from recipes.numbers import data
 from riskcal import ExitPolicy, RiskcalError
-from riskcal_adapters.decoding_study import decode_policies, static_and_adaptive
-from riskcal_adapters.g2p.evaluate import errors, evaluate
-from riskcal_adapters.numbers import data
 from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
 from riskcal_adapters.torch.training import ExitClassifier, dropout_rates, folders, save_classifier
 from riskcal_adapters.torch.training import trainer as trainers
@@ -244,7 +244,7 @@ def test_a_recipe_s_folder_begun_with_other_options_is_refused(tmp_path):
 def test_recipes_do_not_take_another_scale_s_checkpoint_for_their_own(
     tmp_path, monkeypatch, recipe
 ):
-    module = pytest.importorskip(f"riskcal_adapters.{recipe}.train")
+    module = pytest.importorskip(f"recipes.{recipe}.train")
     folders.note_settings(
         tmp_path, {"seed": 0, "scale": 0.1, "decoder_layers": 8}, file="recipe.json"
     )

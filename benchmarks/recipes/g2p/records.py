@@ -1,6 +1,6 @@
 """Record the example runs and traces that ship with riskcal, from the shipped checkpoint on held-out words.
 
-``python -m riskcal_adapters.g2p.records --out g2p-records`` goes on where it stopped if it is cut off.
+``PYTHONPATH=benchmarks python -m recipes.g2p.records --out g2p-records`` goes on where it stopped if it is cut off.
 """
 
 import argparse
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 import riskcal
+from recipes.g2p import data
+from recipes.g2p.evaluate import MAX_NEW_TOKENS
 from riskcal_adapters import record
-from riskcal_adapters.g2p import data
-from riskcal_adapters.g2p.evaluate import MAX_NEW_TOKENS
 from riskcal_adapters.texts import token_error_rate
 from riskcal_adapters.torch import load_example
 

@@ -1,6 +1,6 @@
 """Recipe: an early-exit T5 that writes numbers in words, letter by letter, trained on a CPU in about a quarter of an hour.
 
-``python -m riskcal_adapters.numbers.train --out numbers-training`` trains a plain stage, and from it an exit-aware stage and,
+``python -m recipes.numbers.train --out numbers-training`` trains a plain stage, and from it an exit-aware stage and,
 with ``--control``, a plain one of as many steps; decodes held-out numbers at every exit after each, and writes the checkpoints
 in half precision. A run that was cut off goes on where its last saved step stands.
 """
@@ -17,9 +17,9 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from transformers import T5ForConditionalGeneration
 
+from recipes.decoding_study import decode_policies, static_and_adaptive
+from recipes.numbers import data
 from riskcal import ExitPolicy, internal
-from riskcal_adapters.decoding_study import decode_policies, static_and_adaptive
-from riskcal_adapters.numbers import data
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.trainer import (

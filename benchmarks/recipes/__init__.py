@@ -1,0 +1,1 @@
+"""How the shipped models and records were made."""

@@ -1,0 +1,1 @@
+"""Spelling to phonemes: the shipped model, its exit classifiers and its records."""

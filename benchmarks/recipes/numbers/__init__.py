@@ -1,0 +1,1 @@
+"""Numbers in words: the shipped model with long outputs."""
