@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from riskcal import Runs, calibrate, pvalues, records, replay_traces
+from riskcal import RiskcalError, Runs, Stop, calibrate, pvalues, records, replay_traces
 from riskcal.records import Traces
 
 DIGEST_OF_RUNS, DIGEST_OF_ARRAYS = (
@@ -164,6 +164,19 @@ def test_recordings_number_their_prompts_before_they_run_and_stay_in_that_order(
     recorded = Runs.from_frame(frame.assign(**mark))
     assert not recorded.nameless
     assert recorded.prompts.tolist() == records.tested_order(np.arange(30)).tolist()
+
+
+def test_how_a_recording_stopped_is_an_object_and_its_text_in_a_table_is_as_the_recorder_wrote_it():
+    losses = np.random.default_rng(0).random((30, 1))
+    frame = Runs.from_arrays(thresholds=[0.9], dissimilarity=losses).to_frame()
+    stop = Stop(delta=0.1, test="holm")
+    text = stop.model_dump_json()
+    runs = Runs.from_frame(frame.assign(stopped=text))
+    assert runs.stopped == stop
+    assert set(runs.to_frame()["stopped"]) == {text}
+    for foreign in ("soon", "{}", "[1]"):
+        with pytest.raises(RiskcalError, match="stopped: the records hold .* not how a recording"):
+            Runs.from_frame(frame.assign(stopped=foreign))
 
 
 def test_numbered_clusters_and_replayed_prompts_stand_in_the_order_of_their_content():

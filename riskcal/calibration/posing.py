@@ -1,7 +1,6 @@
 """From `Runs` or plain arrays to the `Problem` that is tested, and what cannot be tested is refused."""
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Mapping
@@ -16,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.problem import Problem, Risk, plain
-from riskcal.policy import Stop
 from riskcal.records import Runs, Traces, holds_tokens
 from riskcal.records import columns as table_columns
 
@@ -140,7 +138,7 @@ def from_runs(
         units=runs.units,
         unit="clusters" if "cluster" in runs.labels else "prompts",
         digest=runs.digest(),
-        stopped=None if runs.stopped is None else _stop(runs.stopped),
+        stopped=runs.stopped,
         weighting="requests"
         if sizes is not None
         else "clusters"
@@ -267,15 +265,6 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
             "cluster, drawn at random before their losses are known."
         )
     return sizes
-
-
-def _stop(text: str) -> Stop:
-    try:
-        return Stop(**json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise RiskcalError(
-            f"stopped: the records hold {text!r}, which is not how a recording stops ({error})."
-        ) from None
 
 
 def from_arrays(

@@ -1,5 +1,6 @@
 """From a long table, one row per prompt and candidate, to the arrays of `Runs`: every check of what was recorded."""
 
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
-from riskcal.policy import CANDIDATE_COLUMNS
+from riskcal.policy import CANDIDATE_COLUMNS, Stop
 from riskcal.records import candidates as settings
 from riskcal.records import columns
 from riskcal.records.columns import plain
@@ -329,7 +330,7 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
     return kinds[0], bool(stated[0])
 
 
-def _stopped(frame: pd.DataFrame) -> str | None:
+def _stopped(frame: pd.DataFrame) -> Stop | None:
     if "stopped" not in frame.columns:
         return None
     for row, value in enumerate(frame["stopped"]):
@@ -338,4 +339,10 @@ def _stopped(frame: pd.DataFrame) -> str | None:
                 f"stopped: {plain(value)!r} at row {row}; it says how the recording of all rows ended. Keep recordings that "
                 "ended differently in separate tables."
             )
-    return str(frame["stopped"].iloc[0])
+    text = str(frame["stopped"].iloc[0])
+    try:
+        return Stop(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise RiskcalError(
+            f"stopped: the records hold {text!r}, which is not how a recording stops ({error})."
+        ) from None

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.policy import Stop
 from riskcal.records import columns, files, reading
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
@@ -51,8 +52,8 @@ class Runs:
         Whether each candidate really ran, or was read off one teacher-forced path.
     exact : bool
         Declares that replay is exact: the exit has no memory (classifiers, cascades of models).
-    stopped : str or None
-        The `riskcal.Stop` by which lower thresholds were left out, as JSON; None if the grid is whole.
+    stopped : Stop or None
+        By what lower thresholds were left out; None if the grid is whole.
     """
 
     prompts: NDArray[Any]
@@ -63,7 +64,7 @@ class Runs:
     labels: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     source: Literal["generated", "replayed"] = "generated"
     exact: bool = False
-    stopped: str | None = None
+    stopped: Stop | None = None
 
     @classmethod
     def read(cls, path: files.Source, *, candidate_columns: Sequence[str] = ()) -> Self:
@@ -379,7 +380,7 @@ class Runs:
         if self.exact:
             yield "exact", True
         if self.stopped is not None:
-            yield "stopped", self.stopped
+            yield "stopped", self.stopped.model_dump_json()
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `to_frame` as Parquet, CSV or JSON lines, by the path's ending; replaced whole or not at all."""

@@ -171,7 +171,7 @@ def test_stopped_where_testing_fails(tmp_path):
     )
     assert result.exit_code == 0, result.exception
     runs = Runs.read(out)
-    assert json.loads(runs.stopped) == {
+    assert runs.stopped.model_dump() == {
         "delta": 0.45,
         "epsilon": 0.2,
         "objective": "textual",
