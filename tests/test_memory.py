@@ -3,6 +3,7 @@
 import tracemalloc
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import riskcal
@@ -71,6 +72,25 @@ def test_strided_and_fortran_ordered_losses_are_copied_once():
 def test_calibrating_runs_copies_less_than_twice_what_they_hold():
     runs = Runs.from_arrays(thresholds=GRID, dissimilarity=LOSSES, layers=8 * LOSSES)
     assert copies(lambda: riskcal.calibrate(runs, delta=0.1), 2 * LOSSES.nbytes) < 2.2
+
+
+@pytest.mark.parametrize("ids", [None, np.array([f"p{i}" for i in range(20_000)])])
+def test_runs_are_built_of_matrices_in_three_times_their_memory_and_of_a_table_in_five(ids):
+    losses = 0.05 * np.random.default_rng(1).random((20_000, 100))
+    held = copies(
+        lambda: Runs.from_arrays(thresholds=GRID, dissimilarity=losses, prompts=ids), losses.nbytes
+    )
+    assert held < 3
+    if ids is None:
+        table = pd.DataFrame(
+            {
+                "prompt": np.repeat(np.arange(20_000), 100),
+                "threshold": np.tile(GRID, 20_000),
+                "dissimilarity": losses.ravel(),
+            }
+        )
+        size = table.memory_usage(index=False).sum()
+        assert copies(lambda: Runs.from_frame(table), size) < 5
 
 
 def test_traces_are_copied_once_when_built_and_not_at_all_when_replayed():

@@ -792,15 +792,15 @@ def test_arrays_say_what_the_long_table_says():
         ({"thresholds": [math.inf, 0.5]}, "dissimilarity: 0.1 at row 0, a full-model row"),
         ({"prompts": ["a"]}, "prompt: has shape (1,); expected (2,)"),
         ({"prompts": ["a", "a"]}, "prompt: only 1 prompt ('a', row 0)"),
-        ({"prompts": [1, "1"]}, "prompt: '1' at row 2, in a column of type object"),
+        ({"prompts": [1, "1"]}, "prompt: '1' at row 1, in a column of type object"),
         (
             {"prompts": ["1", "1", "2"], "dissimilarity": [[0.1, 0.2]] * 3},
-            "prompt: '1' with threshold 0.9 stands twice, again at row 2",
+            "prompt: '1' with threshold 0.9 stands twice, again at row 1",
         ),
         ({"prompts": "ab"}, "prompt: has shape ()"),
         ({"prompts": [0.5, 1.5]}, "prompt: 0.5 at row 0"),
         ({"group": "a"}, "group: has shape ()"),
-        ({"full_risk": [0.1, 1.1]}, "full_risk: 1.1 at row 2"),
+        ({"full_risk": [0.1, 1.1]}, "full_risk: 1.1 at row 1"),
         ({"full_risk": [0.1]}, "full_risk: has shape (1,)"),
         ({"accuracy": [[0.1, 0.1]] * 2}, "argument: 'accuracy' is unknown"),
         ({"source": "guessed"}, "source: 'guessed'"),
@@ -1184,3 +1184,29 @@ def test_a_last_exit_that_disagrees_with_itself_is_warned_about_and_counts_as_a_
     runs = replay_traces(traces, [0.9])
     assert sorted(runs.losses("textual")[:, 0]) == [0.0, 0.5]
     assert not runs.full["dissimilarity"].any()
+
+
+@pytest.mark.parametrize("failures", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_runs_of_matrices_are_those_of_the_long_table(failures, full, named):
+    rng = np.random.default_rng(5)
+    grid = np.array([0.3, math.inf, 0.9, 0.5] if full else [0.3, 0.9, 0.5, 0.7])
+    matrices = {name: rng.random((40, 4)) for name in ("dissimilarity", "risk", "layers")}
+    matrices["dissimilarity"][:, np.isinf(grid)] = 0.0
+    if failures:
+        matrices["failed"] = rng.random((40, 4)) < 0.2
+    labels = {"prompt": [f"p{i}" for i in rng.permutation(40)]} if named else {}
+    labels |= {"group": np.array(["a", "b"])[rng.integers(0, 2, 40)], "cluster": np.arange(40) // 2}
+    if not full:
+        labels["full_risk"] = rng.random(40)
+    table = pd.DataFrame(
+        {name: np.repeat(label, 4) for name, label in ({"prompt": np.arange(40)} | labels).items()}
+        | {name: matrix.ravel() for name, matrix in matrices.items()}
+        | {"threshold": np.tile(grid, 40)}
+    )
+    given = {("prompts" if name == "prompt" else name): label for name, label in labels.items()}
+    ours = Runs.from_arrays(thresholds=grid, **matrices, **given)
+    theirs = Runs.from_frame(table.sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(ours.to_frame(), theirs.to_frame(), check_exact=True)
+    assert ours.digest() == theirs.digest()

@@ -14,11 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import columns, files, reading
+from riskcal.records import arrays, columns, files, reading
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
 from riskcal.records.reading import COSTS
-from riskcal.records.tokens import holds_tokens
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
@@ -141,63 +140,10 @@ class Runs:
         **values : (n, k)
             ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
         """
-        grid = _validate.threshold_grid(thresholds, allow_full=True)
-        _validate.choice(source, "source", ("generated", "replayed"))
-        if not isinstance(exact, bool | np.bool_):
-            raise RiskcalError(f"exact: {_validate.shown(exact)} is neither True nor False.")
-        known = ("dissimilarity", "risk", "failed", *COSTS)
-        table: dict[str, Any] = {}
-        shape: tuple[int, ...] | None = None
-        for name, value in values.items():
-            _validate.choice(name, "argument", known)
-            if source == "generated" and holds_tokens(value):
-                raise RiskcalError(
-                    f"{name}: these rows were replayed, and after a first early exit a real decoder's states differ. Record real "
-                    "generations, or give source='replayed', and exact=True where the exit has no memory; rows that share a "
-                    "prompt share a cluster=."
-                )
-            matrix = _validate.shaped(value, name, ndim=(2,))
-            if (
-                matrix.ndim != 2
-                or matrix.shape[1] != grid.size
-                or (shape is not None and matrix.shape != shape)
-            ):
-                wanted = shape or ("n", grid.size)
-                raise RiskcalError(
-                    f"{name}: has shape {matrix.shape}; expected {wanted}, one column per threshold."
-                )
-            shape = matrix.shape
-            table[name] = matrix.ravel()
-            if name == "failed":
-                if not ((matrix == 0) | (matrix == 1)).all():
-                    where = _validate.first((matrix != 0) & (matrix != 1))
-                    raise RiskcalError(
-                        f"failed: index {where} is neither true nor false; say it of every output."
-                    )
-                table[name] = matrix.ravel().astype(bool)
-            if "failed" in values:
-                continue  # an output that failed may have no loss; `from_frame` looks at the others
-            _validate.finite(matrix, name)
-            if name not in COSTS:
-                _validate.in_range(matrix, name, 0.0, 1.0)
-        if shape is None or not {"dissimilarity", "risk"} & set(table):
-            raise RiskcalError(
-                "dissimilarity, risk: neither is given; give at least one (n, k) matrix."
-            )
-        labels = {"prompt": np.arange(shape[0]) if prompts is None else prompts}
-        labels |= {"cluster": cluster, "group": group, "text": text, "full_risk": full_risk}  # type: ignore[dict-item]
-        for name, label in labels.items():
-            if label is not None:
-                entries = columns.series(label, name)
-                if len(entries) != shape[0]:
-                    raise RiskcalError(
-                        f"{name}: has shape ({len(entries)},); expected ({shape[0]},), one entry per row."
-                    )
-                table[name] = np.repeat(entries.to_numpy(), grid.size)
-        table["threshold"] = np.tile(grid, shape[0])
-        table["source"] = source
-        table["exact"] = exact
-        return cls.from_frame(pd.DataFrame(table))
+        labels = {"prompt": prompts, "cluster": cluster, "group": group, "text": text}
+        labels["full_risk"] = full_risk
+        fields = arrays.from_arrays(thresholds, values, labels, source, exact)
+        return cls(**fields).in_content_order()
 
     @property
     def thresholds(self) -> Floats:

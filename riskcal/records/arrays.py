@@ -1,0 +1,133 @@
+"""From matrices, one row per prompt and one column per threshold, to the arrays of `Runs`, without a long table between."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+from riskcal.records import columns, reading
+from riskcal.records.reading import COSTS
+from riskcal.records.tokens import holds_tokens
+
+
+def from_arrays(
+    thresholds: ArrayLike,
+    values: Mapping[str, ArrayLike],
+    labels: Mapping[str, ArrayLike | None],
+    source: str,
+    exact: bool,
+) -> dict[str, Any]:
+    """The fields of `Runs` that matrices hold; what they must hold is said in `Runs.from_arrays`.
+
+    The matrices are copied once, column by column. What belongs to a prompt (its id, labels, the full model's row) is checked
+    as in a long table, of one candidate.
+    """
+    grid = _validate.threshold_grid(thresholds, allow_full=True)
+    _validate.choice(source, "source", ("generated", "replayed"))
+    if not isinstance(exact, bool | np.bool_):
+        raise RiskcalError(f"exact: {_validate.shown(exact)} is neither True nor False.")
+    matrices = _matrices(values, grid.size, source)
+    n = len(next(iter(matrices.values())))
+    given = _labels(labels, n)
+    descending = np.argsort(-grid)
+    is_full = np.isposinf(grid[descending])
+    finite = descending[~is_full]
+    failed = matrices.get("failed")
+    for name, matrix in matrices.items():
+        upper = np.inf if name in COSTS else 1.0
+        fine = (matrix >= 0) & (matrix <= upper) & (matrix < np.inf)
+        if (
+            not fine.all()
+        ):  # only then as a whole, which takes memory: a refusal names the index in it
+            _checked(name, matrix.ravel(), None if failed is None else failed.ravel())
+
+    # the full model's rows first: whatever is refused in them, or in labels, is then named by its own index
+    parts = [
+        pd.DataFrame(
+            given
+            | {name: matrix[:, place] for name, matrix in matrices.items()}
+            | {"threshold": grid[place], "source": source, "exact": bool(exact)}
+        )
+        for place in [*descending[is_full], *finite[:1]]
+    ]
+    fields = reading.from_frame(pd.concat(parts, ignore_index=True), ())
+    order = pd.Index(columns.identifiers(pd.Series(given["prompt"]), "prompt")).get_indexer(
+        fields["prompts"]
+    )
+    measured: dict[str, Floats] = {}
+    for name in fields["values"]:
+        measured[name] = np.empty((n, finite.size))
+        for column, place in enumerate(finite):
+            entries = matrices[name][:, place]
+            lost = None if failed is None else failed[:, place]
+            measured[name][:, column] = _checked(name, entries, lost)[order]
+    if "dissimilarity" in measured and "failed" in fields["full"]:  # nothing can be near it
+        measured["dissimilarity"][fields["full"]["failed"] > 0] = 1.0
+    candidates = pd.DataFrame({"threshold": grid[finite]})
+    return fields | {"candidates": candidates, "values": measured}
+
+
+def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str, NDArray[Any]]:
+    """Every matrix (n, k), all of one shape; losses and costs are looked at column by column where some outputs failed."""
+    matrices: dict[str, NDArray[Any]] = {}
+    shape: tuple[int, ...] | None = None
+    for name, value in values.items():
+        _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *COSTS))
+        if source == "generated" and holds_tokens(value):
+            raise RiskcalError(
+                f"{name}: these rows were replayed, and after a first early exit a real decoder's states differ. Record real "
+                "generations, or give source='replayed', and exact=True where the exit has no memory; rows that share a "
+                "prompt share a cluster=."
+            )
+        matrix: NDArray[Any] = _validate.shaped(value, name, ndim=(2,))
+        if matrix.shape[1] != k or (shape is not None and matrix.shape != shape):
+            raise RiskcalError(
+                f"{name}: has shape {matrix.shape}; expected {shape or ('n', k)}, one column per threshold."
+            )
+        shape = matrix.shape
+        if name == "failed":
+            if not ((matrix == 0) | (matrix == 1)).all():
+                where = _validate.first((matrix != 0) & (matrix != 1))
+                raise RiskcalError(
+                    f"failed: index {where} is neither true nor false; say it of every output."
+                )
+            matrix = matrix.astype(bool)
+        matrices[name] = matrix
+        if "failed" in values:
+            continue  # an output that failed may have no loss
+        _validate.finite(matrix, name)
+        if name not in COSTS:
+            _validate.in_range(matrix, name, 0.0, 1.0)
+    if shape is None or not {"dissimilarity", "risk"} & set(matrices):
+        raise RiskcalError(
+            "dissimilarity, risk: neither is given; give at least one (n, k) matrix."
+        )
+    return matrices
+
+
+def _labels(labels: Mapping[str, ArrayLike | None], n: int) -> dict[str, Any]:
+    """What was given of each prompt, (n,); without ids they are numbered."""
+    given: dict[str, Any] = {"prompt": np.arange(n)}
+    for name, label in labels.items():
+        if label is None:
+            continue
+        entries = columns.series(label, name)
+        if len(entries) != n:
+            raise RiskcalError(
+                f"{name}: has shape ({len(entries)},); expected ({n},), one entry per row."
+            )
+        given[name] = entries.to_numpy()
+    return given
+
+
+def _checked(name: str, entries: NDArray[Any], failed: NDArray[np.bool_] | None) -> Floats:
+    """Entries of a matrix, 1-D, with the worst loss where its output failed."""
+    if name == "failed":
+        return entries.astype(np.float64)
+    upper = np.inf if name in COSTS else 1.0
+    lost = None if name in COSTS else failed
+    return columns.numbers(pd.Series(entries, name=name), name, 0.0, upper, lost)
