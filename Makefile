@@ -32,7 +32,7 @@ unit: $(VENV)/.full ## the tests alone
 
 validate: $(VENV)/.full ## the long tier: every benchmark, its figures written to benchmarks/results with their commit
 	$(BIN)/python benchmarks/outgrown.py --rerun
-	$(BIN)/python benchmarks/studies/every.py
+	$(BIN)/PYTHONPATH=benchmarks python benchmarks/studies/every.py
 
 wheel: $(VENV)/.full ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,6 +1,7 @@
 """How well exit classifiers find the layers at which not to exit: independent, balanced and geometric training (CALM, Table D.1).
 
-``python benchmarks/studies/classifiers.py --classifiers FOLDER``, a folder where ``python -m recipes.g2p.classifiers``
+``PYTHONPATH=benchmarks python benchmarks/studies/classifiers.py --classifiers FOLDER``,
+a folder where ``PYTHONPATH=benchmarks python -m recipes.g2p.classifiers``
 left the three.
 """
 

@@ -1,6 +1,7 @@
 """What the studies share: the two tasks, decoding in batches, and where results and figures go.
 
-Every study is one command, ``python benchmarks/studies/NAME.py``, that decodes development prompts for real, writes
+Every study is one command,
+``PYTHONPATH=benchmarks python benchmarks/studies/NAME.py``, that decodes development prompts for real, writes
 ``benchmarks/results/studies/NAME-LABEL.json`` and draws ``docs/images/studies/NAME-LABEL.png`` from it.
 """
 
@@ -263,7 +264,7 @@ def save(
         re.sub("[^=]*/", "", given) for given in sys.argv[1:]
     ]  # files and folders by their names
     conditions = {
-        "command": f"python benchmarks/studies/{study}.py {shlex.join(arguments)}".strip(),
+        "command": f"PYTHONPATH=benchmarks python benchmarks/studies/{study}.py {shlex.join(arguments)}".strip(),
         "commit": commit.strip(),
         "model": options.model,
         "label": label(options),

@@ -1,4 +1,6 @@
-"""Run every study, one after the other: ``python benchmarks/studies/every.py [--model g2p|numbers] [further arguments]``.
+"""Run every study, one after the other.
+
+``PYTHONPATH=benchmarks python benchmarks/studies/every.py [--model g2p|numbers] [further arguments]``.
 
 What is given goes to each study. On an idle core the spelling-to-phonemes model takes some ten minutes.
 """

@@ -1,6 +1,7 @@
 """Train the spelling-to-phonemes model without any early-exit loss: what a checkpoint that was never meant to exit looks like.
 
-``python benchmarks/studies/without_exits.py --out FOLDER`` gives FOLDER/checkpoint, which `ranks.py` takes beside others. The
+``PYTHONPATH=benchmarks python benchmarks/studies/without_exits.py --out FOLDER``
+gives FOLDER/checkpoint, which `ranks.py` takes beside others. The
 stage is the recipe's plain one, shortened, with the last layer's loss alone.
 """
 

@@ -1,6 +1,7 @@
 """Recipe: exit classifiers for a spelling-to-phonemes checkpoint, whose weights are only read. A few CPU minutes.
 
-``python -m recipes.g2p.classifiers --checkpoint FOLDER`` writes ``classifier-<objective>.safetensors`` beside the
+``PYTHONPATH=benchmarks python -m recipes.g2p.classifiers --checkpoint FOLDER``
+writes ``classifier-<objective>.safetensors`` beside the
 model, and prints how well each finds the layers at which not to exit (CALM, table D.1), on development words along their
 listed pronunciations.
 """

@@ -1,6 +1,7 @@
 """Recipe: an early-exit T5 that spells words out in phonemes, trained on a CPU in about half an hour.
 
-``python -m recipes.g2p.train --out g2p-training`` trains three stages (layer-weighted loss, then exit-aware twice),
+``PYTHONPATH=benchmarks python -m recipes.g2p.train --out g2p-training``
+trains three stages (layer-weighted loss, then exit-aware twice),
 evaluates every exit after each, and writes the checkpoint in half precision. A run that was cut off goes on where its last
 saved step stands; a folder begun under other options is refused. The exit classifiers of the finished checkpoint are trained
 by ``recipes.g2p.classifiers``.

@@ -1,6 +1,7 @@
 """Recipe: an early-exit T5 that writes numbers in words, letter by letter, trained on a CPU in about a quarter of an hour.
 
-``python -m recipes.numbers.train --out numbers-training`` trains a plain stage, and from it an exit-aware stage and,
+``PYTHONPATH=benchmarks python -m recipes.numbers.train --out numbers-training``
+trains a plain stage, and from it an exit-aware stage and,
 with ``--control``, a plain one of as many steps; decodes held-out numbers at every exit after each, and writes the checkpoints
 in half precision. A run that was cut off goes on where its last saved step stands.
 """
