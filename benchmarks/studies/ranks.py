@@ -1,6 +1,7 @@
 """Where the final token ranks at each layer, and how confidence follows accuracy (the second document's Figs. 1 to 3).
 
-``PYTHONPATH=benchmarks python benchmarks/studies/ranks.py [--model g2p|numbers] [--checkpoint FOLDER] [--also "TRAINING=FOLDER" ...]``
+``PYTHONPATH=benchmarks python benchmarks/studies/ranks.py [--model g2p|numbers] [--checkpoint FOLDER]
+[--also "TRAINING=FOLDER" ...]``
 
 
 Along each full model's own outputs; ``--also`` adds models that were trained otherwise. Each is also recorded, to see whether

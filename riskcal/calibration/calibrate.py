@@ -1,16 +1,13 @@
 """`calibrate`: from records to the cheapest candidate whose expected loss is certified, or to the full model."""
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate, bounds, fwer, pvalues
+from riskcal import _validate, fwer, pvalues
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration import problem as problems
 from riskcal.calibration import sentences
@@ -18,6 +15,8 @@ from riskcal.calibration.outlook import Design, outlook
 from riskcal.calibration.posing import pose
 from riskcal.calibration.problem import Problem
 from riskcal.calibration.result import Calibration
+from riskcal.calibration.settling import settled, table_of
+from riskcal.calibration.simultaneous import simultaneous
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure
 from riskcal.pvalues import Method
 from riskcal.records import Runs
@@ -145,7 +144,7 @@ def calibrate(
     if several_deltas:
         refuse_cut_grid(problem.stopped, one_sequence=False)
         refuse_unused_cost(problem, None, cost)
-        return _simultaneous(problem, deltas, method, cost, told)
+        return simultaneous(problem, deltas, method, cost, told)
     chosen = procedure_for(problem, procedure, options)
     refuse_unused_cost(problem, chosen, cost)
     tested = arranged(problem, chosen, cost)
@@ -275,16 +274,6 @@ def _pvalues(method: Method, risk: problems.Risk, levels: Floats, nameless: bool
     return p
 
 
-def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str) -> int | None:
-    """The certified candidate of least cost; with one coordinate, of the lowest threshold."""
-    if not certified.any():
-        return None
-    spending = problem.candidates["threshold"].to_numpy(dtype=np.float64)
-    if problem.several:
-        spending = problems.mean_cost(problem, cost)
-    return int(np.where(certified, spending, math.inf).argmin())
-
-
 def _result(
     tested: Arranged,
     proof: Proof,
@@ -307,105 +296,4 @@ def _result(
         starts=getattr(procedure, "starts", 1),
         preregistered=procedure.preregistered,
         **told,
-    )
-
-
-def _simultaneous(
-    problem: Problem, deltas: list[float], method: Method, cost: str, told: dict[str, Any]
-) -> list[Calibration]:
-    """One calibration per delta from bounds that hold for all candidates at once."""
-    risk = problem.risks[0]
-    for delta in deltas:
-        _validate.tolerance(delta, risk.lower, risk.upper)
-    name = "clopper_pearson" if method.name == "binomial" else method.name
-    grid = {"grid": np.unique(deltas)} if method.walks else {}
-    epsilon = told["epsilon_spent"]
-    bound = bounds.simultaneous(
-        risk.losses, epsilon=epsilon, method=name, lower=risk.lower, upper=risk.upper, **grid
-    )
-    if method.walks and problem.nameless:
-        level = epsilon / problem.k
-        exact = [_bound_of_count(column, level, risk.lower) for column in risk.losses.T]
-        bound = np.maximum(bound, exact)
-    rises, results = sentences.rises(problem), []
-    design = Design.of(method, fwer.Bonferroni(), epsilon, problem.k)
-    for delta in deltas:
-        posed = replace(problem, risks=(risk._replace(delta=delta),))
-        results.append(
-            settled(
-                posed,
-                table_of(posed).assign(bound=bound, certified=bound <= delta),
-                cost,
-                outlook=partial(outlook, posed, design),
-                rises=rises,
-                test=method.name,
-                procedure="simultaneous",
-                **told,
-            )
-        )
-    return results
-
-
-def _bound_of_count(column: Floats, level: float, lower: float) -> float:
-    """The exact upper bound for losses of two values; the lower bound, no claim, for others. See `problem.of_count`."""
-    values = problems.two_values(column)
-    if values is None:
-        return lower
-    low, high = values
-    share = bounds.clopper_pearson((column > (low + high) / 2).astype(np.float64), epsilon=level)
-    return low + (high - low) * float(share)
-
-
-def table_of(problem: Problem) -> pd.DataFrame:
-    """One row per candidate: coordinates, n, mean losses and costs."""
-    losses = {f"loss_{risk.name}": problem.mean(risk) for risk in problem.risks}
-    if len(losses) == 1:
-        losses = {"loss": next(iter(losses.values()))}
-    costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
-    return problem.candidates.assign(n=problem.n, **losses, **costs)
-
-
-def settled(
-    problem: Problem,
-    table: pd.DataFrame,
-    cost: str,
-    *,
-    outlook: Callable[[], str],
-    rises: str = "",
-    pilot: tuple[Any, ...] = (),
-    starts: int = 1,
-    **settings: Any,
-) -> Calibration:
-    """The calibration that says what the table's column ``certified`` does."""
-    costs = [name for name in problem.costs if name in table.columns]
-    table = table[[name for name in table.columns if name not in costs] + costs]
-    index = cheapest(problem, table["certified"].to_numpy(dtype=bool), cost)
-    chosen = None if index is None else table.iloc[index]
-    opening = sentences.opening(problem, chosen, settings["epsilon_spent"])
-    remarks = (
-        sentences.worth(problem, table, chosen) + rises + sentences.end(table, problem.stopped)
-    )
-    single = problem.risks[0]
-    return Calibration(
-        threshold=math.inf if chosen is None else float(chosen["threshold"]),
-        certified=chosen is not None,
-        chosen=chosen,
-        table=table,
-        full_costs=problem.full_costs,
-        _told=partial(sentences.message, opening, None if chosen is not None else outlook, remarks),
-        delta=single.delta
-        if len(problem.risks) == 1
-        else {risk.name: risk.delta for risk in problem.risks},
-        objective="+".join(risk.name for risk in problem.risks),
-        n=problem.n,
-        k=problem.k,
-        lower=min(risk.lower for risk in problem.risks if not risk.is_cost),
-        upper=max(risk.upper for risk in problem.risks if not risk.is_cost),
-        records_digest=problem.digest,
-        pilot=pilot,
-        starts=starts,
-        stopped=problem.stopped,
-        weighting=problem.weighting,
-        max_cluster=problem.max_cluster,
-        **settings,
     )

@@ -12,11 +12,10 @@ from riskcal.calibration.calibrate import (
     procedure_for,
     refuse_for_list,
     refuse_unused_cost,
-    settled,
-    table_of,
 )
 from riskcal.calibration.posing import pose, require_runs, warn_of_sizes
 from riskcal.calibration.result import Calibration
+from riskcal.calibration.settling import settled, table_of
 from riskcal.records import Runs
 
 

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -165,7 +166,7 @@ class Runs:
         """The columns of ``candidates`` that take more than one value: what a candidate is told apart by."""
         return varying(self.candidates)
 
-    @property
+    @cached_property
     def units(self) -> NDArray[Any]:
         """Ids of the independent units in tested order: the rows of `losses`."""
         if "cluster" not in self.labels:
@@ -178,7 +179,7 @@ class Runs:
         """Prompts of each independent unit, in tested order: ones, where there are no clusters."""
         if "cluster" not in self.labels:
             return np.ones(len(self.prompts), dtype=np.intp)
-        return np.bincount(self._unit_of_prompt(), minlength=self.n)
+        return np.bincount(self._unit_of_prompt, minlength=self.n)
 
     @property
     def group(self) -> NDArray[Any]:
@@ -267,12 +268,13 @@ class Runs:
         """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
         if "cluster" not in self.labels:
             return per_prompt
-        code = self._unit_of_prompt()
+        code = self._unit_of_prompt
         counts = np.bincount(code)
         sums = np.zeros((len(counts), *per_prompt.shape[1:]))
         np.add.at(sums, code, per_prompt)
         return sums / counts.reshape(-1, *[1] * (per_prompt.ndim - 1))
 
+    @cached_property
     def _unit_of_prompt(self) -> NDArray[np.intp]:
         """The row in `units` of each prompt's cluster."""
         units = self.units

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from riskcal import _validate, pvalues
 from riskcal._validate import Floats
-from riskcal.calibration.calibrate import arranged, cheapest, prove
+from riskcal.calibration.calibrate import arranged, prove
 from riskcal.calibration.problem import Problem, two_values
+from riskcal.calibration.settling import cheapest
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure
 from riskcal.pvalues import Method
 from riskcal.pvalues.methods import OfSum

@@ -1,0 +1,63 @@
+"""Calibrations for a list of deltas, by bounds that hold for all candidates at once."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from riskcal import _validate, bounds, fwer
+from riskcal._validate import Floats
+from riskcal.calibration import problem as problems
+from riskcal.calibration import sentences
+from riskcal.calibration.outlook import Design, outlook
+from riskcal.calibration.problem import Problem
+from riskcal.calibration.result import Calibration
+from riskcal.calibration.settling import settled, table_of
+from riskcal.pvalues import Method
+
+
+def simultaneous(
+    problem: Problem, deltas: list[float], method: Method, cost: str, told: dict[str, Any]
+) -> list[Calibration]:
+    """One calibration per delta from bounds that hold for all candidates at once."""
+    risk = problem.risks[0]
+    for delta in deltas:
+        _validate.tolerance(delta, risk.lower, risk.upper)
+    name = "clopper_pearson" if method.name == "binomial" else method.name
+    grid = {"grid": np.unique(deltas)} if method.walks else {}
+    epsilon = told["epsilon_spent"]
+    bound = bounds.simultaneous(
+        risk.losses, epsilon=epsilon, method=name, lower=risk.lower, upper=risk.upper, **grid
+    )
+    if method.walks and problem.nameless:
+        level = epsilon / problem.k
+        exact = [_bound_of_count(column, level, risk.lower) for column in risk.losses.T]
+        bound = np.maximum(bound, exact)
+    rises, results = sentences.rises(problem), []
+    design = Design.of(method, fwer.Bonferroni(), epsilon, problem.k)
+    for delta in deltas:
+        posed = replace(problem, risks=(risk._replace(delta=delta),))
+        results.append(
+            settled(
+                posed,
+                table_of(posed).assign(bound=bound, certified=bound <= delta),
+                cost,
+                outlook=partial(outlook, posed, design),
+                rises=rises,
+                test=method.name,
+                procedure="simultaneous",
+                **told,
+            )
+        )
+    return results
+
+
+def _bound_of_count(column: Floats, level: float, lower: float) -> float:
+    """The exact upper bound for losses of two values; the lower bound, no claim, for others. See `problem.of_count`."""
+    values = problems.two_values(column)
+    if values is None:
+        return lower
+    low, high = values
+    share = bounds.clopper_pearson((column > (low + high) / 2).astype(np.float64), epsilon=level)
+    return low + (high - low) * float(share)
