@@ -13,7 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riskcal import _validate, policy, records
 from riskcal._validate import Floats, RiskcalError
+from riskcal.fwer import spent
 from riskcal.policy import Certificate, ExitPolicy
+from riskcal.pvalues.bettor import STRADDLING, prior_variance
 from riskcal.records import columns as table_columns
 
 #: Constant bets, as shares of the largest bet that a single loss cannot make a debt.
@@ -105,7 +107,8 @@ def _opening(k: int, delta: float, *, straddles: bool) -> Capital:
 
 
 def _prior(delta: float, *, straddles: bool) -> float:
-    return delta * (1.0 - delta) * (0.05 if straddles else 1.0)
+    """On the unit interval, whose own bounds never straddle zero."""
+    return prior_variance(delta, 0.0, 1.0) * (STRADDLING if straddles else 1.0)
 
 
 def _bet(
@@ -366,11 +369,7 @@ class AdaptiveCalibration:
     @property
     def epsilon_spent(self) -> float:
         """The level of this attempt."""
-        return (
-            self.epsilon
-            if self.attempt is None
-            else 6 * self.epsilon / (math.pi * self.attempt) ** 2
-        )
+        return self.epsilon if self.attempt is None else spent(self.epsilon, self.attempt)
 
     @property
     def needed(self) -> NDArray[np.bool_]:

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from riskcal import _validate, pvalues
+from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.pvalues.bettor import prior_variance
+from riskcal.pvalues.losses import _matrix
 
 _TINY = float(np.finfo(np.float64).tiny)
 #: Slack on a sum before it counts as the next integer, as in `riskcal.pvalues.bentkus`.
@@ -172,7 +174,7 @@ def betting(
     from riskcal import _kernels
 
     points = np.unique(points)[::-1]
-    priors = (points - low) * (high - points) * (0.05 if low < 0.0 < high else 1.0)
+    priors = np.array([prior_variance(float(point), low, high) for point in points])
     columns = np.ascontiguousarray(matrix.T)
     rejected = _kernels.count_rejected(
         columns, points, lower=low, upper=high, level=level, priors=priors
@@ -275,7 +277,7 @@ def _checked(
     """Checked losses as (n, k), their column sums, epsilon and the bounds."""
     level = _validate.level(epsilon, "epsilon")
     low, high = _validate.bounds(lower, upper)
-    matrix, total = pvalues._matrix(losses, low, high)
+    matrix, total = _matrix(losses, low, high)
     return matrix, total, level, low, high
 
 

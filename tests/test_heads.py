@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from riskcal import ExitPolicy, RiskcalError, heads, pvalues, records
+from riskcal.heads import inputs as heads_inputs
+from riskcal.heads import outlook as heads_outlook
+from riskcal.heads import path as heads_path
 
 VECTOR = (
     np.array([0.1, 0.2, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])[:, None],
@@ -226,10 +229,10 @@ def test_the_pilots_boldest_thresholds_by_trying_them_all(data, margin, spread, 
     prompt = np.unique(prompt, return_inverse=True)[1]
     used = rng.random(n_heads) < 0.7
     n_pilot, n, most = int(prompt.max()) + 1, 40, len(confidence)
-    goal = heads._Goal(0.6, 0.05, most)
+    goal = heads_path._Goal(0.6, 0.05, most)
     ids = np.arange(n_pilot + n)
-    recorded = heads._Records(confidence, agrees, prompt, ids, n_pilot)
-    pilot = heads._pilot(recorded, np.arange(1, n_heads + 1))
+    recorded = heads_inputs._Records(confidence, agrees, prompt, ids, n_pilot)
+    pilot = heads_path._pilot(recorded, np.arange(1, n_heads + 1))
 
     def projected(waiting, k, threshold):
         exits = waiting & (confidence[:, k] >= threshold)
@@ -254,7 +257,7 @@ def test_the_pilots_boldest_thresholds_by_trying_them_all(data, margin, spread, 
                 waiting &= ~exits
                 saving += (n_heads - k) * exits.sum()
                 break
-    value, thresholds = heads._boldest(pilot, used, margin, n, goal)
+    value, thresholds = heads_path._boldest(pilot, used, margin, n, goal)
     assert value == pytest.approx(saving)
     assert thresholds.tolist() == expected.tolist()
 
@@ -459,7 +462,7 @@ def test_the_fresh_sample_that_it_names_certifies_in_four_draws_of_five(n, seed,
 
 
 def test_where_no_sample_that_can_be_simulated_is_enough_it_says_so(monkeypatch):
-    monkeypatch.setattr(heads, "_TOKENS", 1)
+    monkeypatch.setattr(heads_outlook, "_TOKENS", 1)
     few = certify(sample(20, seed=2), max_tokens=12_000)
     assert "More than 40 fresh prompts would be needed" in few.message
 

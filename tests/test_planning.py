@@ -14,6 +14,7 @@ import pytest
 
 import riskcal
 from riskcal import RiskcalError, Runs, _simulation, calibrate, pvalues
+from riskcal.pvalues import sampled
 
 DRAWS = 250
 SLACK = 0.05 + 2.5 * 0.025
@@ -454,9 +455,9 @@ def test_a_candidate_that_nearly_always_fails_is_mapped_with_the_others():
 def test_large_samples_are_mapped_to_small_ones_of_nearly_the_same_power(mean, delta):
     """On 200 draws of the whole sample, SE .028."""
     law = _simulation.of_moments(mean, math.sqrt(mean * (1 - mean)))
-    n = int(pvalues._rough_size(mean, float(law.deviation[0]), delta, 0.05, 0.8))
+    n = int(sampled.rough_size(mean, float(law.deviation[0]), delta, 0.05, 0.8))
     assert _simulation.scaled(law, np.array([delta]), n, np.array([1.0]))[2] <= n / 1.05
-    share = pvalues._share_rejected("betting", law, n, delta, 0.05, lower=0.0, upper=1.0)
+    share = sampled.share_rejected("betting", law, n, delta, 0.05, lower=0.0, upper=1.0)
     losses = (np.random.default_rng(3).random((n, 200), dtype=np.float32) < mean).astype(float)
     assert (
         abs((pvalues.betting(losses, delta, level=0.05) <= 0.05).mean() - share)

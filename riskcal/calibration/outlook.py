@@ -17,6 +17,7 @@ from riskcal.calibration.problem import Problem, Risk, count_pvalue, two_values
 from riskcal.calibration.sentences import meaning
 from riskcal.fwer import PilotOrder, Procedure
 from riskcal.pvalues import Method
+from riskcal.pvalues.sampled import rough_size
 
 #: In how many draws a sample should certify.
 _POWER = 0.8
@@ -134,7 +135,7 @@ class _Trial:
         return np.array(
             [
                 max(
-                    pvalues._rough_size(
+                    rough_size(
                         mean[r, j] - risk.lower,
                         deviation[r, j],
                         risk.delta - risk.lower,

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike
 from riskcal import _simulation, _validate, pvalues
 from riskcal._simulation import Law
 from riskcal._validate import RiskcalError
+from riskcal.pvalues.sampled import rough_size, share_rejected
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def plan(
     known = {"lower": low, "upper": high}
 
     def share(size: int, at: float = tolerated) -> float:
-        return pvalues._share_rejected(test, law, size, at, level, **known)
+        return share_rejected(test, law, size, at, level, **known)
 
-    guess = pvalues._rough_size(expected - low, spread, tolerated - low, level, power, width=width)
+    guess = rough_size(expected - low, spread, tolerated - low, level, power, width=width)
     found = _simulation.smallest(share, power, guess)
     smallest = None
     if n is not None:

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from riskcal import _validate, pvalues
+from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.pvalues import bernstein, bettor
+from riskcal.pvalues import sums as of_sums
+from riskcal.pvalues.sampled import of_sample
+from riskcal.pvalues.sums import OF_SUMS, Sums, _finish
 
 if TYPE_CHECKING:
     from riskcal._simulation import Sample
@@ -27,7 +31,8 @@ class Method:
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
         """P-values (k,) of losses (n, k); ``level`` is where a test that is tuned is tuned."""
-        return np.atleast_1d(getattr(pvalues, self.name)(losses, delta, lower=lower, upper=upper))
+        test = getattr(of_sums if self.of_sum else bernstein, self.name)
+        return np.atleast_1d(test(losses, delta, lower=lower, upper=upper))
 
     def simulated(
         self,
@@ -41,9 +46,7 @@ class Method:
         upper: float,
     ) -> Floats:
         """P-values of one column of simulated losses in the draws ``of``."""
-        return pvalues._of_sample(
-            self.name, sample, column, of, delta, level, lower=lower, upper=upper
-        )
+        return of_sample(self.name, sample, column, of, delta, level, lower=lower, upper=upper)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Betting(Method):
     def pvalues(
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
-        return np.atleast_1d(pvalues.betting(losses, delta, level=level, lower=lower, upper=upper))
+        return np.atleast_1d(bettor.betting(losses, delta, level=level, lower=lower, upper=upper))
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class OfSum(Method):
         """P-values of sums (any shape) of n losses."""
         width = upper - lower
         unit = np.clip((totals.ravel() - n * lower) / width, 0.0, n)
-        sums = pvalues.Sums(unit, n, (delta - lower) / width)
-        return pvalues._finish(pvalues.OF_SUMS[self.name], sums).reshape(totals.shape)
+        sums = Sums(unit, n, (delta - lower) / width)
+        return _finish(OF_SUMS[self.name], sums).reshape(totals.shape)
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Binomial(OfSum):
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
         self._refuse(lower, upper)
-        return np.atleast_1d(pvalues.binomial(losses, delta))
+        return np.atleast_1d(of_sums.binomial(losses, delta))
 
     def of_totals(
         self, totals: Floats, n: int, delta: float, *, lower: float, upper: float

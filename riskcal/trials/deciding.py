@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from riskcal import _validate, pvalues
+from riskcal import _validate
 from riskcal._validate import Floats
 from riskcal.calibration.calibrate import arranged, prove
 from riskcal.calibration.problem import Problem, two_values
 from riskcal.calibration.settling import cheapest
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure
 from riskcal.pvalues import Method
+from riskcal.pvalues.bettor import prior_variance
 from riskcal.pvalues.methods import OfSum
 
 
@@ -66,7 +67,7 @@ def _decide_by_walking(
         lower=risk.lower,
         upper=risk.upper,
         level=epsilon,
-        priors=np.array([pvalues._prior_variance(d, risk.lower, risk.upper) for d in deltas]),
+        priors=np.array([prior_variance(d, risk.lower, risk.upper) for d in deltas]),
     )
     chosen = np.asarray(count, dtype=np.intp) - 1
     return chosen, _kept_means(risk.losses, heldout, chosen)

@@ -15,6 +15,8 @@ import pytest
 from scipy import special
 
 from riskcal import heads, pvalues
+from riskcal.heads import inputs as heads_inputs
+from riskcal.heads import path as heads_path
 
 EPSILON = 0.05
 
@@ -179,23 +181,25 @@ def in_turn(population, data, agreement, steps=6):
     could have met: divided by the earlier head's steps and one. The heads to use are the pilot's choice.
     """
     confidence, agrees, prompts = data
-    goal = heads._Goal(agreement, EPSILON, population.max_tokens)
-    recorded = heads._records(confidence, agrees, prompts, population.max_tokens, 0.2)
+    goal = heads_path._Goal(agreement, EPSILON, population.max_tokens)
+    recorded = heads_inputs._records(confidence, agrees, prompts, population.max_tokens, 0.2)
     layers = np.arange(1, population.heads + 1)
-    pilot = heads._pilot(recorded, layers)
+    pilot = heads_path._pilot(recorded, layers)
     strict = goal._replace(level=EPSILON / 20)
 
-    chosen = heads._climb(
+    chosen = heads_path._climb(
         np.ones(population.heads, dtype=bool),
-        lambda u: heads._boldest(pilot, u, 0.5, recorded.n, strict)[0],
+        lambda u: heads_path._boldest(pilot, u, 0.5, recorded.n, strict)[0],
     )
-    used = np.flatnonzero(np.isfinite(heads._boldest(pilot, chosen, 0.5, recorded.n, strict)[1]))
+    used = np.flatnonzero(
+        np.isfinite(heads_path._boldest(pilot, chosen, 0.5, recorded.n, strict)[1])
+    )
     thresholds, share = np.full(population.heads, np.inf), 1.0
     for k in used:
         only = layers == k + 1
         level = EPSILON / len(used) * share
         proposed = [
-            heads._boldest(pilot, only, margin, recorded.n, goal._replace(level=level))[1][k]
+            heads_path._boldest(pilot, only, margin, recorded.n, goal._replace(level=level))[1][k]
             for margin in np.linspace(3, -1.5, steps)
         ]
         proposed = list(
@@ -203,22 +207,22 @@ def in_turn(population, data, agreement, steps=6):
         )
         for threshold in proposed:
             trial = np.where(only, threshold, thresholds)
-            losses = heads._count(recorded, trial).losses(goal)[:, k]
+            losses = heads_path._count(recorded, trial).losses(goal)[:, k]
             if pvalues.betting(losses, 1 - agreement, level=level) > level:
                 break
             thresholds = trial
         share /= len(proposed) + 1
         gone = pilot.level[k] <= np.searchsorted(-pilot.grids[k], -thresholds[k])
         if math.isfinite(thresholds[k]):
-            pilot = pilot._replace(level=np.where(gone, np.uint8(heads._LEVELS), pilot.level))
+            pilot = pilot._replace(level=np.where(gone, np.uint8(heads_path._LEVELS), pilot.level))
     return thresholds
 
 
 def by_agreement(population, data, agreement):
     """As `heads.certified`, but down the obvious path: the documents' rule on the pilot, head after head, asking ever less."""
     confidence, agrees, prompts = data
-    goal = heads._Goal(agreement, EPSILON, population.max_tokens)
-    recorded = heads._records(confidence, agrees, prompts, population.max_tokens, 0.2)
+    goal = heads_path._Goal(agreement, EPSILON, population.max_tokens)
+    recorded = heads_inputs._records(confidence, agrees, prompts, population.max_tokens, 0.2)
     pilot = recorded.prompt < recorded.n_pilot
     certified = np.full(population.heads, np.inf)
     for asked in 1 - (1 - agreement) * np.linspace(0.02, 1.3, 33):
@@ -231,7 +235,7 @@ def by_agreement(population, data, agreement):
                 waiting &= confidence[:, k] < thresholds[k]
         used = np.isfinite(thresholds)
         if used.any():
-            losses = heads._count(recorded, thresholds).losses(goal)[:, used]
+            losses = heads_path._count(recorded, thresholds).losses(goal)[:, used]
             if np.max(pvalues.betting(losses, 1 - agreement, level=EPSILON)) > EPSILON:
                 break
             certified = thresholds

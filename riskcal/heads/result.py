@@ -1,0 +1,158 @@
+"""`HeadCalibration`: what was tested, what was certified, and the policy to deploy."""
+
+import html
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from riskcal._validate import Floats, RiskcalError
+
+if TYPE_CHECKING:
+    from riskcal.policy import ExitPolicy
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadCalibration:
+    """What `certified` tested, and the thresholds to deploy.
+
+    Attributes
+    ----------
+    thresholds : (K,)
+        One per head; ``inf`` where a head is not used. All are ``inf`` if nothing was certified.
+    layers : (K,) int
+        The heads' layers, from 1.
+    certified : bool
+        Whether any step of the path was.
+    table : DataFrame
+        One row per step of the path that was tested, in order: ``threshold_<layer>`` and, observed on the calibration
+        prompts, the share of tokens that exit (``exits``, ``exits_<layer>``) and the pooled agreement of those
+        (``agreement``, ``agreement_<layer>``; NaN where none exits), then ``pvalue`` and ``certified``.
+    pilot : tuple
+        Ids of the prompts that chose the path and were not tested.
+    n : int
+        Calibration prompts, the pilot not counted.
+    agreement, epsilon : float
+    max_tokens : int
+    layers_given : bool
+        Whether the heads' layers were said; if not, the columns were taken for layers 1 to K.
+    records_digest : str
+        Of the arrays that were given, the tokens prompt by prompt.
+    message : str
+        The outcome in plain words, with what to do next if nothing was certified. The number of prompts that it names is
+        simulated where the message is first read, which takes some seconds.
+    """
+
+    thresholds: Floats
+    layers: NDArray[np.int64]
+    certified: bool
+    table: pd.DataFrame
+    pilot: tuple[Any, ...]
+    n: int
+    agreement: float
+    epsilon: float
+    max_tokens: int
+    layers_given: bool
+    records_digest: str
+    _told: Callable[[], str]
+
+    @cached_property
+    def message(self) -> str:
+        """The outcome in plain words."""
+        return self._told()
+
+    def policy(self, **fields: Any) -> "ExitPolicy":
+        """The policy to deploy: one threshold per head's layer, with its certificate (objective ``"agreement"``).
+
+        Parameters
+        ----------
+        **fields
+            Fields of `riskcal.ExitPolicy` that the arrays do not say (``measure``, ``n_layers``, ``max_new_tokens``).
+
+        Raises
+        ------
+        RiskcalError
+            For ``threshold``, ``thresholds`` and ``certificate``, which calibration finds; and, where the heads' layers were
+            not given, for an ``n_layers`` that shows that the columns are not the first of them.
+
+        Warns
+        -----
+        UserWarning
+            If heads are used and nobody said after which layers they stand: neither ``layers=`` nor an ``n_layers`` of one
+            more than there are heads.
+            The certificate says so too (``layers_given``).
+        """
+        # Policies stand above heads in the order of modules; only here does the result of one become the other.
+        from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
+
+        for name in ("threshold", "thresholds", "certificate"):
+            if name in fields:
+                raise RiskcalError(
+                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
+                )
+        self._mind_the_layers(fields.get("n_layers"))
+        by_layer = {
+            int(layer): float(threshold)
+            for layer, threshold in zip(self.layers, self.thresholds, strict=True)
+        }
+        chosen = self.table["pvalue"][self.table["certified"]]
+        certificate = Certificate(
+            delta=float(
+                1 - Decimal(repr(self.agreement))
+            ),  # .1 for .9, which binary fractions do not give
+            epsilon=self.epsilon,
+            epsilon_spent=self.epsilon,
+            attempt=None,
+            objective="agreement",
+            lower=0.0,
+            upper=1.0,
+            test="betting",
+            procedure="fixed_sequence",
+            starts=1,
+            n=self.n,
+            k=len(self.table),
+            pvalue=float(chosen.iloc[-1]) if len(chosen) else None,
+            records_digest=self.records_digest,
+            pilot_n=len(self.pilot),
+            pilot_digest=ids_digest(self.pilot),
+            max_tokens=self.max_tokens,
+            layers_given=self.layers_given,
+            versions=versions(),
+        )
+        return ExitPolicy(thresholds=by_layer, **fields).certified(certificate)
+
+    def _mind_the_layers(self, n_layers: Any) -> None:
+        heads = len(self.layers)
+        if self.layers_given or n_layers == heads + 1 or not self.certified:
+            return
+        if n_layers is None:
+            warnings.warn(
+                f"layers: were not given, so the {heads} columns are taken for layers 1 to {heads}. If the heads stand after "
+                "others, say which with layers= in certified.",
+                stacklevel=3,
+            )
+        else:
+            raise RiskcalError(
+                f"n_layers: {heads} heads of a model with {n_layers} layers are not all but its last, and layers= was not given; "
+                "say in certified after which layers they stand."
+            )
+
+    def __repr__(self) -> str:
+        head = f"HeadCalibration: {len(self.layers)} heads, agreement {self.agreement:g}, epsilon {self.epsilon:g}"
+        return f"{head}\n{self.message}\n\n{self._brief().to_string(index=False, float_format='{:.4g}'.format)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(self.message)}</p>{self._brief().to_html(index=False, float_format='{:.4g}'.format)}"
+
+    def _brief(self) -> pd.DataFrame:
+        """The table without the heads that no step uses."""
+        idle = [layer for layer in self.layers if np.isinf(self.table[f"threshold_{layer}"]).all()]
+        return self.table.drop(
+            columns=[f"{name}_{i}" for i in idle for name in ("threshold", "exits", "agreement")]
+        )

@@ -1,0 +1,68 @@
+"""The default test: betting against H, hedged as an option on its rejection."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from riskcal import _validate
+from riskcal._validate import Floats
+from riskcal.pvalues.losses import _TINY, _matrix
+
+#: Of the largest variance, what losses that are differences (mostly ties) are taken to have at first.
+STRADDLING = 0.05
+
+
+def betting(
+    losses: ArrayLike, delta: float, *, level: float, lower: float = 0.0, upper: float = 1.0
+) -> float | Floats:
+    """Option-hedged betting: one over the largest capital of a bettor against H, who bets on each row in the order given.
+
+    Parameters
+    ----------
+    losses : (n,) or (n, k)
+        Rows in an order that does not depend on their content. Sorted rows make the test wrong: put records in
+        `riskcal.records.tested_order` first, as `riskcal.calibrate` does.
+    delta, lower, upper
+        As in `hoeffding`.
+    level : float
+        The level at which this hypothesis will be tested. The bets are the delta hedge of the option that pays ``1 / level``
+        if the test rejects, so that power is concentrated there: the p-value barely falls below ``level``.
+
+    Returns
+    -------
+    float or (k,)
+        Valid whenever each row's mean given the earlier rows exceeds delta under H (i.i.d. rows do); the row count n only
+        steers the bets. Ville's inequality, for any stopping.
+
+    Notes
+    -----
+    A capital W starts at 1 and is multiplied by ``1 + bet (delta - loss)``. The bet is the hedge of an option that is worth
+    ``p = W level / 1.15``: ``phi(z) / p / sqrt(r s2)`` with z the normal quantile of p and r the rows left, or, where what is
+    left are few large losses (``r (delta - lower)^2 / s2`` of them: 5, or in part up to 20), of one on their Poisson number.
+    It is at most ``0.99 / (upper - delta)``, never negative, and renewed every ``clip(r / 20, 1, 16)`` rows, always from
+    earlier rows. The variance s2 is the running one about delta; where losses of the size seen (sum of squares over sum, from
+    a tenth of a loss at the upper bound on) would have a larger one at mean delta, as after a quiet stretch, it is four fifths
+    that. The running variance starts from 8 pseudo-observations at delta (1 - delta), or a twentieth of it where the bounds
+    straddle zero (differences, mostly ties). Where the observed mean is not below delta, 1 is returned: only an order that
+    follows the losses makes a bettor rich there, and a higher p-value is never wrong. Any stakes would be valid; these are the
+    ones of ``benchmarks/power.py``.
+    """
+    level = _validate.level(level, "level")
+    low, high = _validate.bounds(lower, upper)
+    matrix, total = _matrix(losses, low, high)
+    tolerated = _validate.tolerance(delta, low, high)
+    prior = prior_variance(tolerated, low, high)
+    from riskcal import _kernels
+
+    pvalues = np.exp(
+        -_kernels.option_hedged_betting(
+            matrix, tolerated, level=level, lower=low, upper=high, prior=prior
+        )
+    )
+    pvalues[total >= len(matrix) * tolerated] = 1.0
+    return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
+
+
+def prior_variance(delta: float, lower: float, upper: float) -> float:
+    """The variance that `betting` starts from: the largest at mean delta, a twentieth where losses are differences."""
+    share = STRADDLING if lower < 0.0 < upper else 1.0
+    return float(max((delta - lower) * (upper - delta) * share, _TINY**0.5))
