@@ -27,7 +27,9 @@ def calibrate_command(
     ],
     delta: Annotated[float, typer.Option(help="Tolerated expected loss, in the loss's own units.")],
     epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
-    objective: Annotated[str, typer.Option(help="textual, risk or risk_clipped.")] = "textual",
+    objective: Annotated[
+        str, typer.Option(help="textual, risk, risk_clipped or selective.")
+    ] = "textual",
     test: Annotated[str, typer.Option(help=f"One of {', '.join(TESTS)}.")] = "betting",
     procedure: Annotated[
         str | None, typer.Option(help="fixed_sequence, holm, bonferroni, pilot_order, pareto, ...")
