@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riskcal import _validate, policy, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.fwer import spent
+from riskcal.fwer.procedures import spent
 from riskcal.policy import Certificate, ExitPolicy
 from riskcal.pvalues.bettor import STRADDLING, prior_variance
 from riskcal.records import columns as table_columns

@@ -4,7 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from riskcal import RiskcalError, calibrate, compare, fwer, load_example, pvalues, run_trials
+from riskcal import RiskcalError, Runs, calibrate, compare, fwer, load_example, pvalues, run_trials
+from riskcal.calibration.posing import pose
+from riskcal.fwer import procedures
+from riskcal.trials import deciding, run
 
 K = 5
 OPTIONS = {
@@ -49,7 +52,7 @@ def test_a_test_by_name_is_the_object(name):
 @pytest.mark.parametrize("name", fwer.BY_NAME)
 def test_what_certifies_first_is_what_the_procedure_rejects_alone(name):
     """One p-value at what `begins` says, all others 1: rejected; a little above it: not."""
-    procedure = fwer.named(name, **OPTIONS.get(name, {}))
+    procedure = procedures.named(name, **OPTIONS.get(name, {}))
     begins = procedure.begins(0.05, K)
     for j in range(K):
         p = np.ones(K)
@@ -93,22 +96,20 @@ def test_trials_and_comparisons_take_objects():
     assert table["test"].tolist() == ["convex_order"] * 2
 
 
-def test_trials_of_numbered_rows_of_two_values_are_their_calibrations():
-    """Where rows have no ids the betting p-value is never below that of the count, in trials too."""
-    from riskcal import Runs
-
-    rng = np.random.default_rng(0)
-    binary = (rng.random((150, 1)) < [0.03, 0.05, 0.07]).astype(float)
-    runs = Runs.from_arrays(thresholds=[0.9, 0.6, 0.3], dissimilarity=binary)
-    table = run_trials(runs, 0.12, n_trials=20, calibration_fraction=0.8)
-    walked = run_trials(
-        Runs.from_arrays(
-            thresholds=[0.9, 0.6, 0.3], dissimilarity=binary, prompts=[f"p{i}" for i in range(150)]
-        ),
-        0.12,
-        n_trials=20,
-        calibration_fraction=0.8,
-    )
-    assert table["certified"].mean() <= walked["certified"].mean() + 0.3
-    exact = run_trials(runs, 0.12, n_trials=20, calibration_fraction=0.8, test="binomial")
+def test_trials_of_numbered_rows_of_two_values_never_certify_what_the_count_does_not():
+    """Betting alone would in some of these splits: sorting numbered rows by outcome must not help in trials either."""
+    rng = np.random.default_rng(1)
+    binary = (rng.random((40, 1)) < [0.12, 0.18, 0.3]).astype(float)
+    numbered = Runs.from_arrays(thresholds=[0.9, 0.6, 0.3], dissimilarity=np.sort(binary, axis=0))
+    given = {"deltas": 0.3, "n_trials": 200, "calibration_fraction": 0.8}
+    table = run_trials(numbered, **given)
+    exact = run_trials(numbered, **given, test="binomial")
     assert (table["threshold"] >= exact["threshold"]).all()
+    problem = pose(numbered, 0.3)
+    heldout = run.splits(40, 200, 0.8, 0)
+    alone = deciding._decide_by_walking(problem, [0.3], heldout, 0.05)[0]
+    bounded = deciding.decide(
+        problem, [0.3], heldout, pvalues.Betting(), fwer.FixedSequence(), 0.05, "layers"
+    )[0]
+    assert (alone > bounded).any()
+    assert (bounded <= alone).all()

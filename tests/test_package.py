@@ -124,10 +124,10 @@ def test_api_page_lists_every_public_name() -> None:
         functions = [
             f
             for _, f in inspect.getmembers(module, inspect.isfunction)
-            if f.__module__ == module.__name__
+            if f"{f.__module__}.".startswith(f"{module.__name__}.")
         ]
         public |= {
-            f"{f.__module__}.{f.__name__}".removeprefix("riskcal.")
+            f"{module.__name__}.{f.__name__}".removeprefix("riskcal.")
             for f in functions
             if f.__name__[0] != "_"
         }

@@ -1,11 +1,13 @@
 """The pooled risk among requests that stopped early, and budgets: certified, with the guarantee, beside a loss."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
-from riskcal import RiskcalError, Runs, calibrate
+from riskcal import RiskcalError, Runs, calibrate, calibrate_groups
+from riskcal.calibration.posing import pose
 from riskcal.fwer import FixedSequence
 
 GRID = [0.9, 0.6, 0.3]
@@ -134,20 +136,124 @@ def test_what_cannot_be_asked_is_refused(options, message):
         calibrate(runs, **({"delta": 0.1} | options))
 
 
-def test_where_nobody_stops_early_there_is_no_selective_risk():
-    runs = world(50, np.random.default_rng(8), np.zeros(3))
-    layers = np.c_[np.full(50, 8.0), np.full((50, 3), 8.0)]
+def test_where_nobody_stops_early_nothing_is_certified_and_the_message_says_so():
+    full = np.full((50, 1), 8.0)
+    known = {"thresholds": [math.inf, 0.9, 0.1]}
     still = Runs.from_arrays(
-        thresholds=[math.inf, *GRID], dissimilarity=np.zeros((50, 4)), layers=layers
+        **known, dissimilarity=np.zeros((50, 3)), layers=np.tile(full, 3), group=["a"] * 50
     )
-    with pytest.raises(RiskcalError, match="layers: no request took fewer"):
-        calibrate(still, delta=0.1, objective="selective")
+    found = calibrate(still, delta=0.1, objective="selective")
+    assert (found.certified, found.threshold) == (False, math.inf)
+    assert "No request stopped early under any candidate" in found.message
     one = Runs.from_arrays(
-        thresholds=[math.inf, 0.9, 0.1],
-        dissimilarity=np.c_[np.zeros(50), np.zeros(50), np.ones(50)],
-        layers=np.c_[np.full(50, 8.0), np.full(50, 8.0), np.ones(50)],
+        **known,
+        dissimilarity=np.c_[np.zeros((50, 2)), np.ones(50)],
+        layers=np.c_[full, full, np.ones(50)],
     )
     found = calibrate(one, delta=0.1, objective="selective", procedure=FixedSequence())
     assert not found.certified
     assert "nan" not in found.message
-    assert runs.n == 50
+    assert "threshold 0.9, where testing begins, no request stopped early" in found.message
+
+
+def test_a_stratum_where_nobody_stops_early_does_not_stand_in_the_way_of_the_others():
+    runs = world(800, np.random.default_rng(8), np.full(3, 0.01))
+    layers = np.c_[runs.full["layers"], runs.values["layers"]]
+    hard = np.arange(800) % 4 == 0
+    layers[hard] = 8.0
+    losses = np.where(hard[:, None], 0.0, np.c_[np.zeros(800), runs.losses()])
+    mixed = Runs.from_arrays(
+        thresholds=[math.inf, *GRID],
+        dissimilarity=losses,
+        layers=layers,
+        prompts=runs.prompts,
+        group=np.where(hard, "hard", "easy"),
+    )
+    found = calibrate_groups(mixed, delta=0.1, objective="selective")
+    assert found["easy"].certified
+    assert not found["hard"].certified
+
+
+def test_an_output_that_failed_counts_among_those_that_stopped_early():
+    """A time-out after all layers is the worst loss, not a request that ran in full."""
+    n = 400
+    failed = np.zeros((n, 2), dtype=bool)
+    failed[:60, 1] = True
+    early = np.r_[np.zeros(60), np.ones(200), np.zeros(140)].astype(bool)
+    runs = Runs.from_arrays(
+        thresholds=[math.inf, 0.5],
+        dissimilarity=np.zeros((n, 2)),
+        failed=failed,
+        layers=np.c_[np.full(n, 8.0), np.where(early, 3.0, 8.0)],
+        prompts=[f"p{i}" for i in range(n)],
+    )
+    found = calibrate(runs, delta=0.1, objective="selective")
+    assert found.table["loss"].tolist() == pytest.approx([60 / 260])
+    assert not found.certified
+
+
+def test_the_number_of_layers_is_a_bound_only_where_it_is_one_number():
+    """What the full model took at most in these data is no bound for others, where it differs from prompt to prompt."""
+    n = 100
+    layers = np.c_[np.linspace(6, 8, n), np.full(n, 3.0)]
+    runs = Runs.from_arrays(
+        thresholds=[math.inf, 0.5], dissimilarity=np.zeros((n, 2)), layers=layers
+    )
+    with pytest.raises(RiskcalError, match="budget: give 'layers' with the largest cost"):
+        calibrate(runs, delta=0.1, budget={"layers": 5})
+    assert calibrate(runs, delta=0.1, budget={"layers": (5, 12)}).certified
+
+
+def test_rows_without_ids_may_be_sorted_by_their_costs():
+    """Losses all 0, so that they fix no order; layers have mean 5, the budget. 400 draws, at most .05 + .033."""
+    rng = np.random.default_rng(9)
+    false = 0
+    for _ in range(400):
+        depth = np.sort(rng.choice([2.0, 5.0, 8.0], 150))[::-1]
+        runs = Runs.from_arrays(
+            thresholds=[math.inf, 0.5],
+            dissimilarity=np.zeros((150, 2)),
+            layers=np.c_[np.full(150, 8.0), depth],
+        )
+        false += calibrate(runs, delta=0.1, budget={"layers": 5.0}).certified
+    assert false / 400 <= 0.05 + 0.033
+
+
+def test_the_order_of_rows_without_ids_is_drawn_from_what_is_tested():
+    """Two samples whose losses are alike and whose layers are not are put into different orders."""
+
+    def order(depth):
+        runs = Runs.from_arrays(
+            thresholds=[math.inf, 0.5],
+            dissimilarity=np.zeros((60, 2)),
+            layers=np.c_[np.full(60, 8.0), depth],
+        )
+        return pose(runs, 0.1, budget={"layers": 5.0}).units.tolist()
+
+    depth = np.repeat([2.0, 5.0, 8.0], 20)
+    other = depth.copy()
+    other[0] = 5.0
+    assert order(depth) != order(other)
+    assert order(depth) == order(depth.copy())
+
+
+@pytest.mark.parametrize("asked", [{"objective": "selective"}, {"budget": {"layers": 6.0}}])
+def test_the_sample_size_that_a_message_foretells_certifies_as_often_as_it_says(asked):
+    """200 fresh samples, drawn as the message supposes: from the rows seen. The share is four in five, within .12."""
+    rng = np.random.default_rng(10)
+    runs = world(60, rng, np.array([0.02, 0.03, 0.04]))
+    asked = {"delta": 0.12} | asked
+    found = calibrate(runs, **asked)
+    assert not found.certified
+    size = int(re.search(r"fresh sample of about (\d+) prompts", found.message).group(1))
+    certified = 0
+    for _ in range(200):
+        rows = rng.integers(0, 60, size)
+        fresh = Runs.from_arrays(
+            thresholds=[math.inf, *GRID],
+            dissimilarity=np.c_[np.zeros(size), runs.losses()[rows]],
+            layers=np.c_[np.full(size, 8.0), runs.values["layers"][rows]],
+            prompts=[f"p{i}" for i in range(size)],
+        )
+        certified += calibrate(fresh, **asked).certified
+    assert abs(certified / 200 - 0.8) <= 0.12

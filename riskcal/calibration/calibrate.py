@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate, fwer, pvalues
+from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration import problem as problems
 from riskcal.calibration import sentences
@@ -17,8 +17,8 @@ from riskcal.calibration.problem import Problem
 from riskcal.calibration.result import Calibration
 from riskcal.calibration.settling import settled, table_of
 from riskcal.calibration.simultaneous import simultaneous
-from riskcal.fwer import FixedSequence, PilotOrder, Procedure
-from riskcal.pvalues import Method
+from riskcal.fwer import FixedSequence, PilotOrder, Procedure, procedures
+from riskcal.pvalues import Method, methods
 from riskcal.records import Runs
 
 
@@ -57,7 +57,7 @@ def calibrate(
     objective : {"textual", "risk", "risk_clipped", "selective"}
         Which loss of the runs is tested (see `Runs.losses`); not used with arrays or a mapping of deltas. ``"selective"`` is
         the dissimilarity pooled over the requests that stopped early, those with fewer ``layers`` than the full model took
-        for them: ``E[loss; early] / P(early) <= delta``. Requests that ran in full do not dilute it.
+        for them, and those whose output failed: ``E[loss; early] / P(early) <= delta``. The others do not dilute it.
     test : str or `riskcal.pvalues.Method`
         ``"betting"`` (see the power table of the guarantee's page), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
         ``"hoeffding"``, ``"empirical_bernstein"``, or ``"binomial"`` for 0/1 losses.
@@ -87,7 +87,7 @@ def calibrate(
         With ``weighting="requests"``: the most prompts that a cluster may have, fixed before the data were seen.
     budget : mapping of cost to float or (float, float), optional
         Certifies beside the loss that the mean cost is at most so much, ``{"layers": 5}``. The second number of a pair is the
-        largest cost that a request can have, fixed beforehand; layers have that of the full model.
+        largest cost that a request can have, fixed beforehand; layers have the full model's, if that is one number.
     **options
         Of a procedure given by its name: ``starts``, ``order``, ``weights``, ``transitions``, ``pilot_fraction``; see
         `riskcal.fwer.FixedSequence` and so on. ``procedure="fixed_sequence", starts=3`` is ``FixedSequence(starts=3)``. A
@@ -119,7 +119,7 @@ def calibrate(
     Testing (Laufer-Goldshtein et al. 2023).
     """
     epsilon = _validate.level(epsilon, "epsilon")
-    method = pvalues.named(test)
+    method = methods.named(test)
     deltas, several_deltas = listed(delta)
     problem = pose(
         runs,
@@ -138,7 +138,7 @@ def calibrate(
         refuse_for_list(problem, procedure, options)
     told: dict[str, Any] = {
         "epsilon": epsilon,
-        "epsilon_spent": fwer.spent(epsilon, attempt),
+        "epsilon_spent": procedures.spent(epsilon, attempt),
         "attempt": attempt,
     }
     if several_deltas:
@@ -168,7 +168,7 @@ def procedure_for(problem: Problem, procedure: Any, options: Mapping[str, Any]) 
     """The procedure that is meant, as an object, if it is sound and of use on this problem."""
     if procedure is None:
         procedure = "fixed_sequence" if problem.from_the_top else "holm"
-    chosen = fwer.named(procedure, **options)
+    chosen = procedures.named(procedure, **options)
     sequence = isinstance(chosen, FixedSequence)
     starts = getattr(chosen, "starts", 1)
     unordered = getattr(chosen, "order", None) is None
@@ -215,7 +215,7 @@ def refuse_for_list(problem: Problem, procedure: Any, options: Mapping[str, Any]
         raise RiskcalError(
             f"procedure: a list of deltas is served by simultaneous bounds, not by {name!r}."
         )
-    fwer.refuse_options(options, "a list of deltas")
+    procedures.refuse_options(options, "a list of deltas")
 
 
 class Arranged(NamedTuple):

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from riskcal import _validate, fwer, pvalues
+from riskcal import _validate, fwer
 from riskcal.calibration.calibrate import (
     calibrate,
     listed,
@@ -16,6 +16,8 @@ from riskcal.calibration.calibrate import (
 from riskcal.calibration.posing import pose, require_runs, warn_of_sizes
 from riskcal.calibration.result import Calibration
 from riskcal.calibration.settling import settled, table_of
+from riskcal.fwer import procedures
+from riskcal.pvalues import methods
 from riskcal.records import Runs
 
 
@@ -62,6 +64,10 @@ def calibrate_groups(
     return found
 
 
+#: Arguments of `calibrate` that say which problem is meant, beside those named in `_too_few`.
+_POSED = ("thresholds", "lower", "upper", "prompts", "exact", "budget")
+
+
 def _small(runs: Runs, options: dict[str, Any]) -> bool:
     """Whether a stratum has too few units for the test that these options ask for."""
     if runs.n < 2:
@@ -69,10 +75,10 @@ def _small(runs: Runs, options: dict[str, Any]) -> bool:
     procedure = options.get("procedure")
     given = {name: value for name, value in options.items() if name == "pilot_fraction"}
     if isinstance(procedure, str) and procedure in ("pilot_order", "pareto"):
-        procedure = fwer.named(procedure, **given)
+        procedure = procedures.named(procedure, **given)
     if not isinstance(procedure, fwer.PilotOrder):
         return False
-    return fwer.pilot_size(runs.n, procedure.pilot_fraction) is None
+    return procedures.pilot_size(runs.n, procedure.pilot_fraction) is None
 
 
 def _too_few(
@@ -87,28 +93,15 @@ def _too_few(
     cost: str = "layers",
     weighting: str | None = None,
     max_cluster: int | None = None,
-    thresholds: Any = None,
-    lower: float = 0.0,
-    upper: float = 1.0,
-    prompts: Any = None,
-    exact: bool = False,
-    budget: Any = None,
     **options: Any,
 ) -> Any:
     """What `calibrate` makes of these arguments for a stratum that is too small for any test: the full model."""
-    method = pvalues.named(test)
+    method = methods.named(test)
     deltas, several_deltas = listed(delta)
-    arrays = {
-        "thresholds": thresholds,
-        "lower": lower,
-        "upper": upper,
-        "prompts": prompts,
-        "exact": exact,
-        "budget": budget,
-    }
+    posed = {name: options.pop(name) for name in _POSED if name in options}
     results = []
     for one in deltas:
-        problem = pose(runs, one, objective, weighting, max_cluster, **arrays)
+        problem = pose(runs, one, objective, weighting, max_cluster, **posed)
         name, starts, chosen = "simultaneous", 1, None
         if several_deltas:
             refuse_for_list(problem, procedure, options)
@@ -130,7 +123,7 @@ def _too_few(
                 cost,
                 outlook=partial(str, remedy),
                 epsilon=epsilon,
-                epsilon_spent=fwer.spent(epsilon, attempt),
+                epsilon_spent=procedures.spent(epsilon, attempt),
                 attempt=attempt,
                 test=method.name,
                 procedure=name,

@@ -221,6 +221,11 @@ def _often(share: float) -> str:
 def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     """What to say where no candidate that could be certified first is observed below delta."""
     first = int(np.where(begins, worst, math.inf).argmin())
+    if np.isinf(worst).all():
+        return (
+            f"No request stopped early under any candidate, so that there is nothing to test: record lower thresholds on fresh "
+            f"{problem.unit}."
+        )
     if math.isinf(worst[first]):
         return (
             f"At {problem.name(first)}, where testing begins, no request stopped early, so that there is nothing to test: begin "

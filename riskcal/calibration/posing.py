@@ -149,14 +149,19 @@ def from_runs(
     )
     if not runs.nameless:
         return problem
-    if "cluster" not in runs.labels:
-        return replace(problem, nameless=True)
+    tested = [
+        (risk.losses - risk.lower) / risk.width
+        for risk in problem.risks
+        if risk.early is not None or risk.is_cost
+    ]
+    if "cluster" not in runs.labels and not tested:
+        return replace(problem, nameless=True)  # the runs stand in the order of their content
     means = [
         runs.unit_means(runs.values[name])
         for name in ("dissimilarity", "risk")
         if name in runs.values
     ]
-    return _by_content(problem, *(column for mean in means for column in mean.T))
+    return _by_content(problem, *(column for mean in [*means, *tested] for column in mean.T))
 
 
 def _early(runs: Runs, sizes: Any) -> Floats:
@@ -170,15 +175,10 @@ def _early(runs: Runs, sizes: Any) -> Floats:
             "layers: objective 'selective' asks which requests stopped before the full model did; record the column for every "
             "candidate, and rows of the full model (threshold inf)."
         )
-    early: Floats = (
-        runs.values["layers"] < runs.full["layers"][:, None] * (1 - _validate.TOLERANCE)
-    ).astype(np.float64)
-    if not early.any():
-        raise RiskcalError(
-            "layers: no request took fewer than the full model under any candidate, so that there is no selective risk; "
-            "record lower thresholds."
-        )
-    return early
+    early = runs.values["layers"] < runs.full["layers"][:, None] * (1 - _validate.TOLERANCE)
+    if "failed" in runs.values:  # what failed must not hide among those that ran in full
+        early |= runs.values["failed"] > 0
+    return early.astype(np.float64)
 
 
 def _budgeted(runs: Runs, name: str, wanted: Any) -> Risk:
@@ -191,8 +191,9 @@ def _budgeted(runs: Runs, name: str, wanted: Any) -> Risk:
     costs = runs.unit_means(runs.values[name])
     pair = wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, None)
     largest = pair[1]
-    if largest is None and name == "layers" and name in runs.full:
-        largest = float(runs.full[name].max()) * (1 + _validate.TOLERANCE)
+    full = runs.full.get(name)
+    if largest is None and name == "layers" and full is not None and np.ptp(full) == 0:
+        largest = float(full[0]) * (1 + _validate.TOLERANCE)  # the decoder's own number of them
     if largest is None:
         raise RiskcalError(
             f"budget: give {name!r} with the largest cost that a request can have, fixed beforehand: "
@@ -303,9 +304,8 @@ def from_arrays(
     descending, rows = np.argsort(-grid, kind="stable"), len(matrix)
     if prompts is None:
         units, nameless = np.arange(rows), True
-        hashed = np.random.default_rng(0).permutation(
-            rows
-        )  # as in certificates of earlier versions
+        # as in certificates of earlier versions
+        hashed = np.random.default_rng(0).permutation(rows)
     else:
         matrix, units = _average_within(matrix, prompts)
         nameless, hashed = records.numbered(units), np.arange(len(units))

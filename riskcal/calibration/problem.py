@@ -12,7 +12,7 @@ from scipy import special
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.fwer import pilot_size
+from riskcal.fwer.procedures import pilot_size
 from riskcal.policy import Stop
 
 #: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
@@ -55,13 +55,9 @@ class Problem:
     digest: str
     stopped: Stop | None = None  # why lower thresholds were never run
     weighting: Weighting = "prompts"  # what the mean is taken over
-    sizes: NDArray[np.intp] | None = (
-        None  # requests of each unit, where these count and not the clusters
-    )
+    sizes: NDArray[np.intp] | None = None  # requests of each unit, where these count
     max_cluster: int | None = None
-    nameless: bool = (
-        False  # units have no ids but their numbers, and may have been sorted by outcome
-    )
+    nameless: bool = False  # units have but numbers, and may have been sorted by outcome
 
     @property
     def n(self) -> int:

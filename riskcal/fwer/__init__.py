@@ -14,11 +14,6 @@ from riskcal.fwer.procedures import Holm as Holm
 from riskcal.fwer.procedures import Pareto as Pareto
 from riskcal.fwer.procedures import PilotOrder as PilotOrder
 from riskcal.fwer.procedures import Procedure as Procedure
-from riskcal.fwer.procedures import named as named
-from riskcal.fwer.procedures import options_of as options_of
-from riskcal.fwer.procedures import pilot_size as pilot_size
-from riskcal.fwer.procedures import refuse_options as refuse_options
-from riskcal.fwer.procedures import spent as spent
 from riskcal.fwer.rules import bonferroni as bonferroni
 from riskcal.fwer.rules import fallback as fallback
 from riskcal.fwer.rules import fixed_sequence as fixed_sequence

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
@@ -16,7 +17,7 @@ from riskcal.fwer import rules
 
 
 @dataclass(frozen=True, eq=False)
-class Procedure:
+class Procedure(ABC):
     """What `riskcal.calibrate` asks of a procedure over k hypotheses; by itself the levels are those of Bonferroni."""
 
     name: ClassVar[str]
@@ -51,9 +52,9 @@ class Procedure:
         """The p-value (k,) that certifies a hypothesis before any other is; 0 for those that come later."""
         return np.full(k, epsilon / k)
 
+    @abstractmethod
     def rejected(self, pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
         """Which of the hypotheses (k,), in tested order, are rejected."""
-        raise NotImplementedError
 
     @property
     def preregistered(self) -> str | None:
@@ -302,7 +303,7 @@ def refuse_options(options: Mapping[str, Any], told: str) -> None:
         }
         if not users:
             raise TypeError(
-                f"unexpected argument {option!r}: calibrate and its procedures have none of that name"
+                f"unexpected argument {option!r}: no procedure has an option of that name"
             )
         default = next(iter(users.values())).default
         plain = isinstance(value, bool | int | float | np.generic)  # what else compares as it likes

@@ -1,5 +1,6 @@
 """The tests as small frozen objects, which `riskcal.calibrate` takes as ``test``."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -9,30 +10,26 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues import bernstein, bettor
-from riskcal.pvalues import sums as of_sums
 from riskcal.pvalues.sampled import of_sample
-from riskcal.pvalues.sums import OF_SUMS, Sums, _finish
+from riskcal.pvalues.sums import OF_SUMS, Sums, _finish, _sums, binomial
 
 if TYPE_CHECKING:
     from riskcal._simulation import Sample
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """What `riskcal.calibrate` asks of a test of H: E[L] > delta."""
 
     name: ClassVar[str]
     #: Whether it looks at the rows in the order given, and is tuned at a level.
     walks: ClassVar[bool] = False
-    #: Whether it sees the losses through their sum alone.
-    of_sum: ClassVar[bool] = False
 
+    @abstractmethod
     def pvalues(
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
         """P-values (k,) of losses (n, k); ``level`` is where a test that is tuned is tuned."""
-        test = getattr(of_sums if self.of_sum else bernstein, self.name)
-        return np.atleast_1d(test(losses, delta, lower=lower, upper=upper))
 
     def simulated(
         self,
@@ -66,7 +63,11 @@ class Betting(Method):
 class OfSum(Method):
     """A test that depends on the losses through their sum alone."""
 
-    of_sum: ClassVar[bool] = True
+    def pvalues(
+        self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
+    ) -> Floats:
+        sums = _sums(losses, delta, lower, upper)
+        return _finish(OF_SUMS[self.name], sums)
 
     def of_totals(
         self, totals: Floats, n: int, delta: float, *, lower: float, upper: float
@@ -112,6 +113,12 @@ class EmpiricalBernstein(Method):
 
     name: ClassVar[str] = "empirical_bernstein"
 
+    def pvalues(
+        self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
+    ) -> Floats:
+        p = bernstein.empirical_bernstein(losses, delta, lower=lower, upper=upper)
+        return np.atleast_1d(p)
+
 
 @dataclass(frozen=True)
 class Binomial(OfSum):
@@ -123,7 +130,7 @@ class Binomial(OfSum):
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
         self._refuse(lower, upper)
-        return np.atleast_1d(of_sums.binomial(losses, delta))
+        return np.atleast_1d(binomial(losses, delta))
 
     def of_totals(
         self, totals: Floats, n: int, delta: float, *, lower: float, upper: float

@@ -195,9 +195,9 @@ class Runs:
             raise RiskcalError(
                 f"group: no prompt is of {name!r}; choose one of {', '.join(map(repr, np.unique(self.group).tolist()))}."
             )
-        return self._take(np.flatnonzero(kept))
+        return self.take(np.flatnonzero(kept))
 
-    def _take(self, rows: NDArray[np.intp]) -> Self:
+    def take(self, rows: NDArray[np.intp]) -> Self:
         """Some of the prompts, or all in another order."""
         return replace(
             self,
@@ -228,7 +228,7 @@ class Runs:
         content = [self.values[name] for name in ("dissimilarity", "risk") if name in self.values]
         content += [] if self.full_risk is None else [self.full_risk]
         ascending = np.argsort(self.prompts.astype(np.int64))
-        return self._take(ascending[content_order(*(column[ascending] for column in content))])
+        return self.take(ascending[content_order(*(column[ascending] for column in content))])
 
     def losses(self, objective: str = "textual") -> Floats:
         """The loss matrix that an objective tests.
@@ -285,7 +285,7 @@ class Runs:
         """A hash of everything recorded, the same for any order of rows and any file format."""
         order = tested_order(self.prompts)
         if not np.array_equal(order, np.arange(len(order))):  # numbered prompts stand in another
-            return self._take(order).digest()
+            return self.take(order).digest()
         hasher = hashlib.blake2b(digest_size=16)
         rows = len(self.prompts) * (self.k + bool(self.full))
         for name, value in self._columns():

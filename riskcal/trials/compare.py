@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from riskcal import _validate, fwer, records
 from riskcal._validate import RiskcalError
 from riskcal.calibration.calibrate import calibrate
 from riskcal.fwer import Procedure
+from riskcal.fwer.procedures import options_of, pilot_size
 from riskcal.pvalues import Method
 from riskcal.records import Runs
 
@@ -80,7 +80,7 @@ def _name(choice: Any) -> Any:
 
 def _uses(procedure: Any, option: str, procedures: Sequence[Any]) -> bool:
     """Whether a procedure is given an option; one that none of them uses goes to all, to be refused."""
-    users = [name for name in fwer.BY_NAME if option in fwer.options_of(name)]
+    users = [name for name in fwer.BY_NAME if option in options_of(name)]
     by_name = [name for name in procedures if isinstance(name, str)]
     return not users or procedure in users or not set(users) & set(by_name)
 
@@ -121,7 +121,7 @@ def split_pilot(runs: Runs, fraction: float = 0.2) -> tuple[Runs, Runs]:
         alone: the same for everyone, and no lucky split can be searched for.
     """
     share = _validate.level(fraction, "fraction")
-    size = fwer.pilot_size(runs.n, share)
+    size = pilot_size(runs.n, share)
     if size is None:
         size = math.ceil(share * runs.n)
         raise RiskcalError(
@@ -133,15 +133,6 @@ def split_pilot(runs: Runs, fraction: float = 0.2) -> tuple[Runs, Runs]:
 
 def of_units(runs: Runs, units: NDArray[np.intp]) -> Runs:
     """The runs of some of the independent units, given by their rows in tested order."""
-    if "cluster" in runs.labels:
-        kept = np.flatnonzero(np.isin(runs.labels["cluster"], runs.units[units]))
-    else:
-        kept = units
-    return replace(
-        runs,
-        prompts=runs.prompts[kept],
-        values={name: value[kept] for name, value in runs.values.items()},
-        full={name: value[kept] for name, value in runs.full.items()},
-        full_risk=None if runs.full_risk is None else runs.full_risk[kept],
-        labels={name: label[kept] for name, label in runs.labels.items()},
-    )
+    if "cluster" not in runs.labels:
+        return runs.take(units)
+    return runs.take(np.flatnonzero(np.isin(runs.labels["cluster"], runs.units[units])))

@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate, pvalues, records
+from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.calibrate import arranged, procedure_for, refuse_unused_cost
 from riskcal.calibration.posing import pose, require_runs
 from riskcal.calibration.problem import Problem, mean_cost
 from riskcal.fwer import PilotOrder, Procedure
-from riskcal.pvalues import Method
+from riskcal.pvalues import Method, methods
 from riskcal.records import Runs
 from riskcal.trials.deciding import decide
 
@@ -74,7 +74,7 @@ def run_trials(
     runs is a second look at them.
     """
     require_runs(runs)
-    method = pvalues.named(test)
+    method = methods.named(test)
     n_trials = _validate.count(n_trials, "n_trials", least=1)
     level = _validate.level(epsilon, "epsilon")
     if "weighting" in options or "max_cluster" in options:
@@ -90,9 +90,8 @@ def run_trials(
     if problem.several:
         mean_cost(problem, cost)  # refuses one that was not recorded
     heldout = splits(problem.n, n_trials, calibration_fraction, seed)
-    ascending = np.argsort(
-        problem.units
-    )  # splits count units as the runs do, whatever order they are tested in
+    # splits count units as the runs do, whatever order they are tested in
+    ascending = np.argsort(problem.units)
     heldout = ascending[np.searchsorted(problem.units, runs.units, sorter=ascending)][heldout]
     if not isinstance(chosen, PilotOrder):
         problem = arranged(problem, chosen, cost).problem

@@ -91,15 +91,24 @@ def test_row_21_an_implausible_token_may_come_second():
 
 
 def test_row_22_alpha_schedule():
-    margin = torch.tensor([0.5, 0.0, 1.0])
+    doubt = 1.0 - torch.tensor([0.5, 0.0, 1.0])
     np.testing.assert_allclose(
-        measures.alpha_at(0.1, 1.0, 19, margin).flatten(), [0.0025, 0.005, 0.0], atol=1e-9
+        measures.alpha_at(0.1, 1.0, 19, doubt).flatten(), [0.0025, 0.005, 0.0], atol=1e-9
     )
     p = softmax(np.linspace(0, 4, 30))
-    sizes = [int(measures.plausible(torch.tensor(p)[None], measures.alpha_at(0.1, 1.0, 3, torch.tensor([c]))).sum())
+    sizes = [int(measures.plausible(torch.tensor(p)[None], measures.alpha_at(0.1, 1.0, 3, torch.tensor([1.0 - c]))).sum())
              for c in (0.0, 0.6, 0.9, 1.0)]  # fmt: skip
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1] == 30, "a surer layer has more plausible tokens, a certain one all"
+
+
+def test_row_22_the_doubt_of_a_nearly_certain_layer_keeps_its_digits():
+    """In float32 the margin of these is 1, or one of its last digits away; the definition in double precision is not 0."""
+    logits = np.array([[17.0, 0.0, -1.0], [12.0, 0.0, -3.0], [30.0, 1.0, 0.0], [0.2, 0.1, 0.0]])
+    found = measures.doubt(torch.softmax(torch.tensor(logits, dtype=torch.float32), -1))
+    exact = [1.0 - lead(softmax(row)) for row in logits]
+    exact[2] = 2 * math.exp(-29.0) + math.exp(-30.0)  # which double precision loses too
+    np.testing.assert_allclose(found, exact, rtol=2e-6)
 
 
 @pytest.mark.parametrize("measure", CONTRASTIVE)

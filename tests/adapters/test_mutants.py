@@ -274,7 +274,9 @@ def always_the_earliest_amateur(monkeypatch):
 def alpha_of_certainty(monkeypatch):
     """alpha' = alpha / (1 + r i) * c, which narrows the plausible tokens as the layer grows surer."""
     monkeypatch.setattr(
-        measures, "alpha_at", lambda alpha, r, i, c: (alpha / (1 + r * i) * c)[:, None]
+        measures,
+        "alpha_at",
+        lambda alpha, r, i, doubt: (alpha / (1 + r * i) * (1 - doubt))[:, None],
     )
 
 

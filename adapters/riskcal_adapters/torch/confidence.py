@@ -148,8 +148,8 @@ class Judge:
             return kept
         if contrast.alpha_decay == 0:
             return measures.plausible(probabilities, contrast.alpha)
-        margin = self._backbone.tensor(measures.softmax_margin(expert))
-        alpha = measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, margin)
+        doubt = measures.doubt(probabilities)
+        alpha = measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, doubt)
         return (
             measures.plausible(probabilities, alpha) & kept
         )  # a margin of 1 makes alpha 0, and all tokens plausible

@@ -67,9 +67,16 @@ def plausible(probabilities: Tensor, alpha: float | Tensor) -> Tensor:
     return probabilities >= alpha * probabilities.amax(-1, keepdim=True)
 
 
-def alpha_at(alpha: float, decay: float, layer: int, margin: Tensor) -> Tensor:
+def doubt(probabilities: Tensor) -> Tensor:
+    """(B,): 1 less the softmax margin, of which a subtraction from 1 would leave no digit where a layer is nearly certain."""
+    top = probabilities.topk(2)
+    others = probabilities.scatter(-1, top.indices[:, :1], 0.0)
+    return others.sum(-1) + top.values[:, 1]
+
+
+def alpha_at(alpha: float, decay: float, layer: int, doubt: Tensor) -> Tensor:
     """(B, 1): the hyperbolic share ``alpha / (1 + r i) * (1 - c)`` at layer i; surer layers have more plausible tokens."""
-    return (alpha / (1.0 + decay * layer) * (1.0 - margin))[:, None]
+    return (alpha / (1.0 + decay * layer) * doubt)[:, None]
 
 
 def divergence(p: Tensor, q: Tensor) -> Tensor:
