@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from laboratory.limit import neyman_pearson_power
-from riskcal import _kernels, pvalues
+from riskcal import pvalues
+from riskcal.pvalues import bettor_kernels
 
 DELTAS, LEVELS, POWERS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.3), (0.05, 0.0025), (0.5, 0.75, 0.95)
 ROWS = 300_000  # cells of larger samples are left out
@@ -154,7 +155,7 @@ def rejections(
     known = {"lower": low, "upper": 1.0}
     prior = (delta - low) * (1.0 - delta) * (0.05 if low < 0 else 1.0)
     below, needed = losses.mean(0) < delta, -math.log(level)
-    given = (losses, delta, 1.0, level, prior, _kernels.HEDGE[0])
+    given = (losses, delta, 1.0, level, prior, bettor_kernels.HEDGE[0])
     found = {
         "betting": pvalues.betting(losses, delta, level=level, **known) <= level,
         "before": (other_stakes(*given, False) >= needed) & below,

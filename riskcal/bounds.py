@@ -14,7 +14,7 @@ from scipy import special
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
-from riskcal.pvalues.bettor import prior_variance
+from riskcal.pvalues.bettor import count_rejected
 from riskcal.pvalues.losses import _matrix
 
 _TINY = float(np.finfo(np.float64).tiny)
@@ -114,10 +114,10 @@ def predictable_bernstein(
     Rows must stand in an order that does not depend on their content. Parameters, returns and errors as in `hoeffding`.
     """
     matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
-    from riskcal import _kernels
+    from riskcal.pvalues import kernels
 
     unit = matrix if (low, high) == (0.0, 1.0) else (matrix - low) / (high - low)
-    _, bound = _kernels.predictable_bernstein(unit, 0.5, level=level)
+    _, bound = kernels.predictable_bernstein(unit, 0.5, level=level)
     return _shaped(low + (high - low) * bound, losses)
 
 
@@ -171,14 +171,9 @@ def betting(
             f"grid: {points[outside][0]:g} at index {_validate.first(outside)} is not strictly between the losses' bounds "
             f"{low:g} and {high:g}."
         )
-    from riskcal import _kernels
-
     points = np.unique(points)[::-1]
-    priors = np.array([prior_variance(float(point), low, high) for point in points])
     columns = np.ascontiguousarray(matrix.T)
-    rejected = _kernels.count_rejected(
-        columns, points, lower=low, upper=high, level=level, priors=priors
-    )
+    rejected = count_rejected(columns, points, lower=low, upper=high, level=level)
     return _shaped(np.append(high, points)[rejected], losses)
 
 
@@ -286,10 +281,10 @@ def _moments(
 ) -> tuple[Floats, Floats, int, float, float, float]:
     """Each column's mean and standard deviation, n, epsilon and the bounds."""
     matrix, total, level, low, high = _checked(losses, epsilon, lower, upper)
-    from riskcal import _kernels
+    from riskcal.pvalues import kernels
 
     mean = total / len(matrix)
-    return mean, _kernels.sample_deviation(matrix, mean), len(matrix), level, low, high
+    return mean, kernels.sample_deviation(matrix, mean), len(matrix), level, low, high
 
 
 def _shaped(bound: Floats, losses: ArrayLike) -> float | Floats:

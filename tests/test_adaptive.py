@@ -336,7 +336,7 @@ def test_rows_to_certify_checks_its_arguments(arguments, message):
 
 
 def test_examples_in_the_documentation():
-    assert doctest.testmod(adaptive).failed == 0
+    assert doctest.testmod(adaptive.calibration).failed == 0
 
 
 @pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import monitor as module
 from riskcal._validate import RiskcalError
-from riskcal.monitor import RiskMonitor
+from riskcal.monitor import RiskMonitor, watching
 
 VILLE, DETECTOR = {}, {"average_run_length": 5000.0}
 KINDS = pytest.mark.parametrize("kind", [VILLE, DETECTOR], ids=["ville", "e-detector"])
@@ -428,4 +427,4 @@ def test_no_losses_are_not_an_all_clear(kind):
 
 
 def test_examples_in_the_documentation():
-    assert doctest.testmod(module).failed == 0
+    assert doctest.testmod(watching).failed == 0

@@ -169,7 +169,7 @@ def test_monitor_refuses_a_stream_that_is_left_before_its_first_loss(monkeypatch
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.monitor._loss_log, "entries", interrupted)
+    monkeypatch.setattr(cli.monitor.loss_log, "entries", interrupted)
     assert "left before its first loss" in str(monitor("-", "--delta", 0.1, stdin="").exception)
 
 

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from riskcal import _loss_log, _validate, heads
+from riskcal import _validate, heads
 from riskcal._validate import RiskcalError
+from riskcal.cli import loss_log
 from riskcal.cli.app import app
 from riskcal.cli.monitor_events import is_event_log, watch_events
 from riskcal.monitor import RiskMonitor
@@ -128,8 +129,8 @@ def _feed(
     """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None
-    with _loss_log.opened(log) as file:
-        rows = _loss_log.entries(file, log, watch.sampling_rate, counted)
+    with loss_log.opened(log) as file:
+        rows = loss_log.entries(file, log, watch.sampling_rate, counted)
         while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
             before = watch.n
             try:
@@ -141,7 +142,7 @@ def _feed(
     return None
 
 
-def _refuse_row(block: list[_loss_log.Entry], watch: RiskMonitor, log: str) -> None:
+def _refuse_row(block: list[loss_log.Entry], watch: RiskMonitor, log: str) -> None:
     """Say which row of a refused block is to blame."""
     for number, loss, rate in block:
         try:

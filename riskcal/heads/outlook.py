@@ -109,11 +109,13 @@ def _prompts_needed(losses: Floats, goal: _Goal) -> float:
     bettor a fifth of the way to dare, to reach the level. As the column is the best of many, its surplus is taken for a
     standard error less than observed.
     """
+    from riskcal.pvalues import bettor_kernels
+
     deviation = losses.std(0)
     surplus = 1.0 - goal.agreement - losses.mean(0) - deviation / math.sqrt(len(losses))
     positive = np.maximum(surplus, _ROUNDING)
     noise = (special.ndtri(1.0 - goal.level) + special.ndtri(0.8)) * deviation / positive
-    growth = -1.25 * math.log(goal.level) / np.log1p(0.99 / goal.agreement * positive)
+    growth = -1.25 * math.log(goal.level) / np.log1p(bettor_kernels.CAP / goal.agreement * positive)
     return float(
         np.where(surplus > _ROUNDING, np.maximum(noise**2, growth), math.inf).min(initial=math.inf)
     )

@@ -113,7 +113,8 @@ def _boldest(
     pilot: _Pilot, used: Bools, margin: float, n: int, goal: _Goal
 ) -> tuple[float, Floats]:
     """What the used heads save, each at the lowest threshold that is projected to pass on n prompts; and these thresholds."""
-    from riskcal import _kernels
+    from riskcal.heads import kernels
+    from riskcal.pvalues import bettor_kernels
 
     chosen = np.full(used.size, -1)
     fixed = (
@@ -122,9 +123,10 @@ def _boldest(
         n,
         -float(special.ndtri(goal.level)),
         -math.log(goal.level),
+        bettor_kernels.CAP,
     )
     count = np.array([len(grid) for grid in pilot.grids])
-    saving = _kernels.head_levels(
+    saving = kernels.head_levels(
         pilot.level, count, pilot.agrees, pilot.start, used, pilot.spared, *fixed, margin, chosen
     )
     thresholds = [
@@ -153,11 +155,11 @@ def _climb(used: Bools, saving: Callable[[Bools], float]) -> Bools:
 
 
 def _count(recorded: _Records, thresholds: Floats) -> _Counts:
-    from riskcal import _kernels
+    from riskcal.heads import kernels
 
     exits = np.zeros((len(recorded.ids), thresholds.size), dtype=np.int64)
     errors = np.zeros_like(exits)
-    _kernels.head_exits(
+    kernels.head_exits(
         recorded.confidence, recorded.agrees, recorded.prompt, thresholds, exits, errors
     )
     return _Counts(exits[recorded.n_pilot :], errors[recorded.n_pilot :])

@@ -55,10 +55,10 @@ def predictable_bernstein(
     low, high = _validate.bounds(lower, upper)
     matrix, _ = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
-    from riskcal import _kernels
+    from riskcal.pvalues import kernels
 
     unit = matrix if (low, high) == (0.0, 1.0) else (matrix - low) / (high - low)
-    log_capital, _ = _kernels.predictable_bernstein(
+    log_capital, _ = kernels.predictable_bernstein(
         unit, (tolerated - low) / (high - low), level=level
     )
     pvalues = np.maximum(np.exp(-log_capital), _TINY)

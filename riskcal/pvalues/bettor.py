@@ -1,7 +1,9 @@
 """The default test: betting against H, hedged as an option on its rejection."""
 
+import math
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats
@@ -51,12 +53,11 @@ def betting(
     matrix, total = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
     prior = prior_variance(tolerated, low, high)
-    from riskcal import _kernels
+    from riskcal.pvalues import bettor_kernels as bettor
 
+    target = math.log(level / bettor.MARGIN)
     pvalues = np.exp(
-        -_kernels.option_hedged_betting(
-            matrix, tolerated, level=level, lower=low, upper=high, prior=prior
-        )
+        -bettor.betting_log_capital(matrix, tolerated, low, high, target, prior, bettor.HEDGE)
     )
     pvalues[total >= len(matrix) * tolerated] = 1.0
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
@@ -66,3 +67,39 @@ def prior_variance(delta: float, lower: float, upper: float) -> float:
     """The variance that `betting` starts from: the largest at mean delta, a twentieth where losses are differences."""
     share = STRADDLING if lower < 0.0 < upper else 1.0
     return float(max((delta - lower) * (upper - delta) * share, _TINY**0.5))
+
+
+def count_rejected(
+    columns: Floats, deltas: Floats, *, lower: float, upper: float, level: float
+) -> NDArray[np.int64]:
+    """Leading ``deltas`` (descending) that `betting` rejects, per row of ``columns`` (k, n)."""
+    from riskcal.pvalues import bettor_kernels as bettor
+
+    priors = _prior_variances(deltas, lower, upper)
+    result: NDArray[np.int64] = bettor.rejected_deltas(
+        columns, deltas, lower, upper, level, priors, bettor.HEDGE
+    )
+    return result
+
+
+def count_certified(
+    columns: Floats,
+    splits: NDArray[np.intp],
+    deltas: Floats,
+    *,
+    lower: float,
+    upper: float,
+    level: float,
+) -> NDArray[np.int64]:
+    """Leading rows of ``columns`` (k, n) that `betting` certifies, per delta and split (T, m) of their units."""
+    from riskcal.pvalues import bettor_kernels as bettor
+
+    priors = _prior_variances(deltas, lower, upper)
+    result: NDArray[np.int64] = bettor.betting_prefix(
+        columns, splits, deltas, lower, upper, level, priors, bettor.HEDGE
+    )
+    return result
+
+
+def _prior_variances(deltas: Floats, lower: float, upper: float) -> Floats:
+    return np.array([prior_variance(float(delta), lower, upper) for delta in deltas])

@@ -11,7 +11,7 @@ _TINY = float(np.finfo(np.float64).tiny)
 
 def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floats]:
     """Checked losses as C-ordered (n, k), and their column sums, in one pass where nothing is wrong."""
-    from riskcal import _kernels
+    from riskcal.pvalues import kernels
 
     values = _validate.as_given(losses, "losses", "an array of numbers")
     if (
@@ -21,7 +21,7 @@ def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floa
         and values.size
     ):
         matrix = np.ascontiguousarray(values, dtype=np.float64).reshape(len(values), -1)
-        total, smallest, largest = _kernels.column_summary(matrix)
+        total, smallest, largest = kernels.column_summary(matrix)
         if smallest >= lower and largest <= upper and np.isfinite(total).all():
             return matrix, total
     matrix = np.ascontiguousarray(
@@ -37,8 +37,8 @@ def _moments(
     low, high = _validate.bounds(lower, upper)
     tolerated = _validate.tolerance(delta, low, high)
     matrix, total = _matrix(losses, low, high)
-    from riskcal import _kernels
+    from riskcal.pvalues import kernels
 
     n, width, mean = len(matrix), high - low, total / len(matrix)
-    deviation = _kernels.sample_deviation(matrix, mean)
+    deviation = kernels.sample_deviation(matrix, mean)
     return (mean - low) / width, deviation / width, (tolerated - low) / width, n

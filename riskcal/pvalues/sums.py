@@ -140,12 +140,12 @@ def _hoeffding_bentkus(s: Sums) -> Floats:
 
 
 def _convex_order(s: Sums) -> Floats:
-    from riskcal import _kernels
+    from riskcal.pvalues import kernels
 
     mode = min(math.floor((s.n + 1) * s.delta), s.n)
     log_mode = -math.log(s.n + 1) - special.betaln(s.n - mode + 1, mode + 1)
     log_mode += special.xlogy(mode, s.delta) + special.xlog1py(s.n - mode, -s.delta)
-    upto, shortfall = _kernels.binomial_shortfall(s.n, s.delta, float(log_mode))
+    upto, shortfall = kernels.binomial_shortfall(s.n, s.delta, float(log_mode))
     t = np.arange(1.0, s.n + 1.0)
     # the bound falls from t to t + 1 if and only if sum > t - shortfall / upto, which is nondecreasing in t
     stop = t - np.divide(shortfall, upto, out=np.zeros(s.n), where=upto > 0)

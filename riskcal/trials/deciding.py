@@ -13,7 +13,7 @@ from riskcal.calibration.problem import Problem, two_values
 from riskcal.calibration.settling import cheapest
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure
 from riskcal.pvalues import Method
-from riskcal.pvalues.bettor import prior_variance
+from riskcal.pvalues.bettor import count_certified
 from riskcal.pvalues.methods import OfSum
 
 
@@ -57,17 +57,14 @@ def _decide_by_walking(
     problem: Problem, deltas: list[float], heldout: NDArray[np.intp], epsilon: float
 ) -> tuple[NDArray[np.intp], Floats]:
     """`_decide` for betting down a sequence: each split's walk ends at its first failure."""
-    from riskcal import _kernels
-
     risk, kept = problem.risks[0], kept_rows(heldout, problem.n)
-    count = _kernels.count_certified(
+    count = count_certified(
         np.ascontiguousarray(risk.losses.T),
         kept,
         np.array(deltas),
         lower=risk.lower,
         upper=risk.upper,
         level=epsilon,
-        priors=np.array([prior_variance(d, risk.lower, risk.upper) for d in deltas]),
     )
     chosen = np.asarray(count, dtype=np.intp) - 1
     return chosen, _kept_means(risk.losses, heldout, chosen)

@@ -4,186 +4,19 @@ import hashlib
 import html
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from riskcal import _validate, policy, records
-from riskcal._validate import Floats, RiskcalError
+from riskcal._validate import RiskcalError
+from riskcal.adaptive.capital import SPLITS, bet, opening
+from riskcal.adaptive.state import Parameters, State
 from riskcal.fwer.procedures import spent
 from riskcal.policy import Certificate, ExitPolicy
-from riskcal.pvalues.bettor import STRADDLING, prior_variance
 from riskcal.records import columns as table_columns
-
-#: Constant bets, as shares of the largest bet that a single loss cannot make a debt.
-_CONSTANT = np.array([0.1, 0.2, 0.45, 0.95])
-#: How the first unit of capital is split (as logarithms): over the constant bets in equal parts, and to the hedger, the last.
-_SPLITS = {
-    "mixture": np.array([math.log(0.25)] * 4 + [-math.inf]),
-    "hedged": np.array([-math.inf] * 4 + [0.0]),
-    "combined": np.log([0.125] * 4 + [0.5]),
-}
-
-
-class Capital(NamedTuple):
-    """What the bettors against k hypotheses own."""
-
-    accounts: Floats  # (5, k) log of each account's growth: four constant bets, then the hedger
-    spread: Floats  # (k,) sum of squares about delta, the prior's included, which steers the hedger
-    total: Floats  # (k,) sum of losses, on the unit interval, which does too
-    best: Floats  # (k,) log of the largest total so far
-
-
-def rows_to_certify(
-    losses: ArrayLike,
-    delta: float,
-    *,
-    level: float,
-    bets: str = "combined",
-    n_max: int | None = None,
-    lower: float = 0.0,
-    upper: float = 1.0,
-) -> NDArray[np.intp]:
-    """How many rows it takes until each column's capital reaches ``1 / level``.
-
-    Parameters
-    ----------
-    losses : (n,) or (n, k)
-        Rows in an order that does not depend on their content, within [lower, upper].
-    delta : float
-        Tolerated expected loss, strictly inside (lower, upper).
-    level : float
-        Probability with which a column whose conditional means are all above delta may ever get there.
-    bets : {"combined", "mixture", "hedged"}
-        As in `AdaptiveCalibration`.
-    n_max : int, optional
-        Horizon of the hedger, fixed beforehand; default n.
-
-    Returns
-    -------
-    (k,) int
-        0 where the capital never got there. For (n,) losses, k is 1.
-
-    Raises
-    ------
-    RiskcalError
-        For NaN or out-of-range losses, an invalid delta, level or bets, or more rows than ``n_max``.
-
-    Notes
-    -----
-    Valid at any stopping time; see `AdaptiveCalibration` for the proof.
-    """
-    low, high = _validate.bounds(lower, upper)
-    matrix = _validate.losses(losses, lower=low, upper=high)
-    tolerated = (_validate.tolerance(delta, low, high) - low) / (high - low)
-    _validate.level(level, "level")
-    _validate.choice(bets, "bets", _SPLITS)
-    n, k = matrix.shape
-    horizon = n if n_max is None else _validate.count(n_max, "n_max", least=2)
-    if n > horizon:
-        raise RiskcalError(
-            f"losses: {n} rows exceed n_max = {horizon}; raise n_max before any loss is seen."
-        )
-    unit = (matrix - low) / (high - low)
-    straddles = low < 0.0 < high
-    capital = _opening(k, tolerated, straddles=straddles)
-    rows = np.zeros(k, dtype=np.intp)
-    for seen in range(n):
-        given = {"seen": seen, "n_max": horizon, "level": level, "straddles": straddles}
-        capital = _bet(capital, unit[seen], tolerated, bets=bets, **given)  # type: ignore[arg-type]
-        rows[(rows == 0) & (capital.best >= -math.log(level))] = seen + 1
-    return rows
-
-
-def _opening(k: int, delta: float, *, straddles: bool) -> Capital:
-    """Capital 1. ``straddles``: the losses are differences, most of which are ties, so a smaller spread is assumed at first."""
-    from riskcal import _kernels
-
-    prior = _kernels.PSEUDO_ROWS * _prior(delta, straddles=straddles)
-    return Capital(np.zeros((len(_CONSTANT) + 1, k)), np.full(k, prior), np.zeros(k), np.zeros(k))
-
-
-def _prior(delta: float, *, straddles: bool) -> float:
-    """On the unit interval, whose own bounds never straddle zero."""
-    return prior_variance(delta, 0.0, 1.0) * (STRADDLING if straddles else 1.0)
-
-
-def _bet(
-    capital: Capital,
-    losses: Floats,
-    delta: float,
-    *,
-    seen: int,
-    n_max: int,
-    level: float,
-    bets: str,
-    straddles: bool,
-) -> Capital:
-    """Bet on one row of losses (k,), on the unit interval, after ``seen`` rows. The bets depend on earlier rows alone."""
-    from riskcal import _kernels
-
-    split = _SPLITS[bets]
-    stakes = np.empty_like(capital.accounts)
-    stakes[:-1] = _CONSTANT[:, None] / (1.0 - delta)
-    stakes[-1] = 0.0
-    if bets != "mixture":
-        goal = capital.accounts[-1] + split[-1] + math.log(level / _kernels.MARGIN)
-        prior = _prior(delta, straddles=straddles)
-        squares = (
-            capital.spread
-            - _kernels.PSEUDO_ROWS * prior
-            + 2.0 * delta * capital.total
-            - seen * delta * delta
-        )
-        stakes[-1] = _kernels.stakes(
-            goal,
-            n_max - seen,
-            delta,
-            1.0,
-            capital.total,
-            np.maximum(squares, 0.0),
-            seen,
-            prior,
-            _kernels.HEDGE,
-        )
-    accounts = capital.accounts + np.log1p(stakes * (delta - losses))
-    total = np.logaddexp.reduce(accounts + split[:, None], axis=0)
-    spread = capital.spread + (losses - delta) ** 2
-    return Capital(accounts, spread, capital.total + losses, np.maximum(capital.best, total))
-
-
-class _Parameters(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    thresholds: list[float]
-    delta: float
-    epsilon: float
-    bets: str
-    target: float | None
-    lower: float
-    upper: float
-    objective: str
-    attempt: int | None
-
-
-class _State(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    kind: Literal["riskcal.AdaptiveCalibration"]
-    schema_version: Literal[1]
-    parameters: _Parameters
-    prompts: list[int | str]
-    used: int = Field(ge=0)
-    accounts: list[list[float]]
-    spread: list[Annotated[float, Field(gt=0)]]
-    total: list[float] | None = None  # None: written before the hedger looked at it
-    best: list[Annotated[float, Field(ge=0)]]
-    loss_sum: list[float]
-    rows: list[Annotated[int, Field(ge=0)]]
-    digest: str = Field(pattern="^[0-9a-f]{32}$")
 
 
 class AdaptiveCalibration:
@@ -273,7 +106,7 @@ class AdaptiveCalibration:
         self.delta = _validate.tolerance(delta, self.lower, self.upper)
         self.epsilon = _validate.level(epsilon, "epsilon")
         self.attempt = None if attempt is None else _validate.count(attempt, "attempt", least=1)
-        self.bets = _validate.choice(bets, "bets", _SPLITS)
+        self.bets = _validate.choice(bets, "bets", SPLITS)
         self.objective = _validate.choice(objective, "objective", ("losses", *records.OBJECTIVES))
         self.target = None if target is None else _validate.number(target, "target")
         self.thresholds = _validate.threshold_grid(thresholds, allow_full=False)
@@ -286,7 +119,7 @@ class AdaptiveCalibration:
         self.prompts: list[int | str] = [ids[i] for i in records.tested_order(ids)[: self.n_max]]
         self.prompts_used = 0
         k = self.thresholds.size
-        self._capital = _opening(k, self._unit(self.delta), straddles=self.lower < 0.0 < self.upper)
+        self._capital = opening(k, self._unit(self.delta), straddles=self.lower < 0.0 < self.upper)
         self._loss_sum, self._rows = np.zeros(k), np.zeros(k, dtype=np.int64)
         self._digest = hashlib.blake2b(self.thresholds.tobytes(), digest_size=16).hexdigest()
 
@@ -349,7 +182,7 @@ class AdaptiveCalibration:
         _validate.finite(row, "losses")
         _validate.in_range(row, "losses", self.lower, self.upper)
         row = np.clip(row, self.lower, self.upper)
-        self._capital = _bet(
+        self._capital = bet(
             self._capital,
             self._unit(row),
             self._unit(self.delta),
@@ -475,7 +308,7 @@ class AdaptiveCalibration:
 
     def to_json(self) -> str:
         """The whole state as JSON, from which `from_json` goes on exactly where this one stands."""
-        parameters = _Parameters(
+        parameters = Parameters(
             thresholds=self.thresholds.tolist(),
             delta=self.delta,
             epsilon=self.epsilon,
@@ -486,7 +319,7 @@ class AdaptiveCalibration:
             objective=self.objective,
             attempt=self.attempt,
         )
-        return _State(
+        return State(
             kind="riskcal.AdaptiveCalibration",
             schema_version=1,
             parameters=parameters,
@@ -510,55 +343,15 @@ class AdaptiveCalibration:
         RiskcalError
             For anything else: no JSON, unknown or missing fields, another schema version, or a state that cannot be.
         """
-        try:
-            state = _State.model_validate_json(text)
-        except ValidationError as error:
-            raise RiskcalError(f"state: {policy.refusal('state', error)}") from None
+        state = State.read(text)
         parameters = state.parameters.model_dump()
         result = cls(state.prompts, parameters.pop("thresholds"), **parameters)  # type: ignore[arg-type]
-        if result.prompts != state.prompts:
-            raise RiskcalError("prompts: they do not stand in tested order; the state was edited.")
-        k = result.thresholds.size
-        shapes = {
-            "accounts": (len(_CONSTANT) + 1, k),
-            "spread": (k,),
-            "best": (k,),
-            "loss_sum": (k,),
-            "rows": (k,),
-        }
-        shapes |= {} if state.total is None else {"total": (k,)}
-        for name, shape in shapes.items():
-            value = getattr(state, name)
-            if len(value) != shape[0] or (
-                name == "accounts" and any(len(row) != k for row in value)
-            ):
-                raise RiskcalError(f"{name}: does not have shape {shape}; the state was edited.")
-        if state.used > result.n_max or max(state.rows) > state.used:
-            raise RiskcalError(
-                "used: more prompts are counted than there are; the state was edited."
-            )
+        state.refuse_edited(result.prompts, result.thresholds.size)
         result.prompts_used = state.used
-        result._loss_sum, result._rows = (
-            np.array(state.loss_sum),
-            np.array(state.rows, dtype=np.int64),
-        )
-        total = (
-            np.array(state.total)
-            if state.total is not None
-            else result._total_of_old_state(state.used)
-        )
-        result._capital = Capital(
-            np.array(state.accounts), np.array(state.spread), total, np.array(state.best)
-        )
-        result._digest = state.digest
+        result._loss_sum = np.array(state.loss_sum)
+        result._rows = np.array(state.rows, dtype=np.int64)
+        result._capital, result._digest = state.capital(), state.digest
         return result
-
-    def _total_of_old_state(self, used: int) -> Floats:
-        """Sum of losses on the unit interval, those of rows that a candidate did not need at delta."""
-        rows = self._rows
-        seen = (self._loss_sum - rows * self.lower) / (self.upper - self.lower)
-        total: Floats = seen + (used - rows) * self._unit(self.delta)
-        return total
 
     @property
     def _certified(self) -> NDArray[np.bool_]:

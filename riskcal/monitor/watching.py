@@ -3,41 +3,18 @@
 import html
 import math
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import special
 
-from riskcal import _validate, policy
+from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.monitor.merging import MERGERS
+from riskcal.monitor.state import BETS, Parameters, State
 
-_BETS = 6
 _LARGEST = 709.0  # exp of this is just below the largest float
-
-
-class _Parameters(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    delta: float
-    epsilon: float
-    average_run_length: float | None
-    lower: float
-    upper: float
-    sampling_rate: float
-
-
-class _State(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
-
-    kind: Literal["riskcal.RiskMonitor"]
-    schema_version: Literal[1]
-    parameters: _Parameters
-    n: int = Field(ge=0)
-    alarm_at: int | None = Field(ge=0)
-    growth: list[float] = Field(min_length=_BETS, max_length=_BETS)
-    totals: list[Annotated[float, Field(ge=0)]] = Field(min_length=2, max_length=2)
 
 
 class RiskMonitor:
@@ -123,7 +100,7 @@ class RiskMonitor:
         self.sampling_rate = _rate(sampling_rate)
         self.n = 0
         self.alarm_at: int | None = None
-        self._growth = np.zeros(_BETS)  # log of each bettor's capital; of M + 1 in the e-detector
+        self._growth = np.zeros(BETS)  # log of each bettor's capital; of M + 1 in the e-detector
         self._bets = self._shares() / self._unit(self.delta)
         self._totals = np.zeros(
             2
@@ -156,10 +133,10 @@ class RiskMonitor:
         _validate.in_range(values, "losses", self.lower, self.upper)
         weights = np.ones(values.size) if rates is None else self._weights(rates, values.size)
         unit = self._unit(np.clip(values, self.lower, self.upper))
-        from riskcal import _kernels
+        from riskcal.monitor import kernels
 
         restarts = self.average_run_length is not None
-        first = _kernels.watch(
+        first = kernels.watch(
             unit,
             weights,
             self._unit(self.delta),
@@ -192,7 +169,7 @@ class RiskMonitor:
 
         Kept as a logarithm inside; as a float it ends at the largest there is.
         """
-        mean = float(special.logsumexp(self._growth)) - math.log(_BETS)
+        mean = float(special.logsumexp(self._growth)) - math.log(BETS)
         return (
             math.exp(min(mean, _LARGEST))
             if self.average_run_length is None
@@ -289,20 +266,20 @@ class RiskMonitor:
                 else f"how: {how!r} is not for e-detectors; use 'sum' (a product proves nothing, a mean alarms later)."
             )
         growth = np.array([monitor._growth for monitor in monitors])
-        result._growth = _MERGERS[how](growth)
+        result._growth = MERGERS[how](growth)
         result._totals = np.sum([monitor._totals for monitor in monitors], axis=0)
         result.n = sum(monitor.n for monitor in monitors)
-        reached = special.logsumexp(result._growth) - math.log(_BETS) >= result._limit
+        reached = special.logsumexp(result._growth) - math.log(BETS) >= result._limit
         if reached or (not ville and any(monitor.alarm for monitor in monitors)):
             result.alarm_at = result.n
         return result
 
     def to_json(self) -> str:
         """The whole state as JSON, from which `from_json` goes on bit for bit where this monitor stands."""
-        return _State(
+        return State(
             kind="riskcal.RiskMonitor",
             schema_version=1,
-            parameters=_Parameters(**self.parameters),  # type: ignore[arg-type]
+            parameters=Parameters(**self.parameters),  # type: ignore[arg-type]
             n=self.n,
             alarm_at=self.alarm_at,
             growth=self._growth.tolist(),
@@ -318,14 +295,7 @@ class RiskMonitor:
         RiskcalError
             For anything else: no JSON, unknown or missing fields, another schema version, or a state that cannot be.
         """
-        try:
-            state = _State.model_validate_json(text)
-        except ValidationError as error:
-            raise RiskcalError(f"state: {policy.refusal('state', error)}") from None
-        if state.alarm_at is not None and state.alarm_at > state.n:
-            raise RiskcalError(
-                f"alarm_at: {state.alarm_at} exceeds the {state.n} losses seen; the state was edited."
-            )
+        state = State.read(text)
         result = cls(**state.parameters.model_dump())
         result.n, result.alarm_at = state.n, state.alarm_at
         result._growth, result._totals = np.array(state.growth), np.array(state.totals)
@@ -345,7 +315,7 @@ class RiskMonitor:
         least = 0.2 * self._unit(self.delta)
         if self.average_run_length is not None:
             least = min(max(least, 2.0 / self.average_run_length), 0.75)
-        return np.geomspace(least, max(least, 0.5), _BETS)
+        return np.geomspace(least, max(least, 0.5), BETS)
 
     def _unit(self, value: Any) -> Any:
         return (value - self.lower) / (self.upper - self.lower)
@@ -389,28 +359,6 @@ class RiskMonitor:
         if self.sampling_rate < 1:
             length += f" ({self.average_run_length / self.sampling_rate:,.0f} requests)"
         return f"a false alarm comes after {length} or more on average"
-
-
-def _product(growth: Floats) -> Floats:
-    result: Floats = growth.sum(0)
-    return result
-
-
-def _mean(growth: Floats) -> Floats:
-    result: Floats = special.logsumexp(growth, axis=0) - math.log(len(growth))
-    return result
-
-
-def _sum(growth: Floats) -> Floats:
-    """log(1 + sum of M) from rows of log(1 + M)."""
-    largest = growth.max(0)
-    result: Floats = largest + np.log(
-        np.exp(growth - largest).sum(0) - (len(growth) - 1) * np.exp(-largest)
-    )
-    return result
-
-
-_MERGERS = {"product": _product, "mean": _mean, "sum": _sum}
 
 
 def _series(values: ArrayLike, name: str) -> Floats:

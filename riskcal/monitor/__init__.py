@@ -1,0 +1,3 @@
+"""Watching a deployed policy."""
+
+from riskcal.monitor.watching import RiskMonitor as RiskMonitor
