@@ -7,6 +7,7 @@ one among all of them. Losses may lie in any declared [lower, upper].
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues.bettor import count_rejected
 from riskcal.pvalues.losses import _matrix
+from riskcal.pvalues.methods import Betting, Binomial, Method, inverted
 
 _TINY = float(np.finfo(np.float64).tiny)
 #: Slack on a sum before it counts as the next integer, as in `riskcal.pvalues.bentkus`.
@@ -209,7 +211,7 @@ def simultaneous(
     losses: ArrayLike,
     *,
     epsilon: float = 0.05,
-    method: str = "convex_order",
+    method: str | Method = "convex_order",
     lower: float = 0.0,
     upper: float = 1.0,
     grid: ArrayLike | None = None,
@@ -222,9 +224,10 @@ def simultaneous(
         One column per candidate; a single column may be (n,).
     epsilon : float
         Probability that the expected loss of any candidate lies above its bound.
-    method : str
-        Name of a bound in `riskcal.bounds`. ``"betting"`` is the tightest but for losses of 0 or 1; it uses rows in the order
-        given, which must not depend on their content; the default does not care about the order.
+    method : str or Method
+        Name of a bound in `riskcal.bounds`, or the test whose inversion it is (``riskcal.pvalues.Betting()``). Betting is the
+        tightest but for losses of 0 or 1; it uses rows in the order given, which must not depend on their content; the
+        default does not care about the order.
     lower, upper : float
         Known bounds of the losses, fixed beforehand.
     grid : (m,), optional
@@ -249,21 +252,18 @@ def simultaneous(
     more: what is paid here is the freedom to choose.
     """
     level = _validate.level(epsilon, "epsilon")
-    _validate.choice(method, "method", METHODS)
+    test = inverted(method, "method")
     low, high = _validate.bounds(lower, upper)
-    options = {} if grid is None else {"grid": grid}
-    if grid is not None and method != "betting":
+    test.refuse_bounds(low, high, "method", test.bound)
+    if grid is not None and not isinstance(test, Betting):
         raise RiskcalError(
-            f"grid: it belongs to method='betting', not to {method!r}, which needs none."
+            f"grid: it belongs to method='betting', not to {test.bound!r}, which needs none."
         )
-    if method != "clopper_pearson":
+    options: dict[str, Any] = {} if grid is None else {"grid": grid}
+    if not isinstance(test, Binomial):  # whose losses are 0 or 1
         options |= {"lower": low, "upper": high}
-    elif (low, high) != (0.0, 1.0):
-        raise RiskcalError(
-            f"method: 'clopper_pearson' is for 0/1 losses, but these lie in [{low:g}, {high:g}]."
-        )
     k = np.shape(losses)[1] if np.ndim(losses) == 2 else 1
-    return np.atleast_1d(METHODS[method](losses, epsilon=level / max(k, 1), **options))
+    return np.atleast_1d(METHODS[test.bound](losses, epsilon=level / max(k, 1), **options))
 
 
 def _checked(

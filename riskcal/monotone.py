@@ -4,21 +4,14 @@ Every function takes losses (n, k), one row per independent unit, and one thresh
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate, bounds, fwer, pvalues
+from riskcal import _validate, fwer, pvalues
 from riskcal._validate import Floats, RiskcalError
-
-#: The test whose inversion each bound is. A bound is at most delta if and only if its test rejects at delta.
-_TESTS: dict[str, Callable[..., Any]] = {
-    name: getattr(pvalues, "binomial" if name == "clopper_pearson" else name)
-    for name in bounds.METHODS
-}
+from riskcal.pvalues.methods import Method, inverted
 
 
 def conformal_risk_control(
@@ -65,7 +58,7 @@ def rcps(
     thresholds: ArrayLike,
     delta: float,
     epsilon: float = 0.05,
-    bound: str = "convex_order",
+    bound: str | Method = "convex_order",
     *,
     lower: float = 0.0,
     upper: float = 1.0,
@@ -82,8 +75,9 @@ def rcps(
         Tolerated expected loss, in the loss's own units.
     epsilon : float
         Probability, over the draw of the calibration data, that the expected loss at the returned threshold exceeds delta.
-    bound : str
-        Name of a bound in `riskcal.bounds`, each taken at epsilon: no correction for the number of thresholds is due.
+    bound : str or Method
+        Name of a bound in `riskcal.bounds`, or the test whose inversion it is (``riskcal.pvalues.Betting()``), each taken at
+        epsilon: no correction for the number of thresholds is due.
         ``"betting"`` and ``"predictable_bernstein"`` use the rows in the order given, which must not depend on their content.
     lower, upper : float
         Known bounds of the losses, fixed beforehand.
@@ -104,18 +98,13 @@ def rcps(
     p-values: a bound is at most delta exactly where its test rejects. So the guarantee needs no monotone losses, and
     `riskcal.calibrate` gives it for any losses; without the clause a bound that is not monotone itself would break it.
     """
-    _validate.choice(bound, "bound", _TESTS)
+    test = inverted(bound, "bound")
     level = _validate.level(epsilon, "epsilon")
     low, high = _validate.bounds(lower, upper)
     matrix, grid = _falling(losses, thresholds, low, high)
-    options: dict[str, float] = {} if bound == "clopper_pearson" else {"lower": low, "upper": high}
-    if bound == "clopper_pearson" and (low, high) != (0.0, 1.0):
-        raise RiskcalError(
-            f"bound: 'clopper_pearson' is for 0/1 losses, but these lie in [{low:g}, {high:g}]."
-        )
-    if bound in ("betting", "predictable_bernstein"):
-        options["level"] = level
-    return _lowest(grid, fwer.fixed_sequence(_TESTS[bound](matrix, delta, **options), level))
+    test.refuse_bounds(low, high, "bound", test.bound)
+    p = test.pvalues(matrix, delta, level=level, lower=low, upper=high)
+    return _lowest(grid, fwer.fixed_sequence(p, level))
 
 
 def risk_rises(

@@ -1,12 +1,26 @@
 """Tests and procedures are objects with their own options; their names are accepted wherever they are."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from riskcal import RiskcalError, Runs, calibrate, compare, fwer, load_example, pvalues, run_trials
+from riskcal import (
+    RiskcalError,
+    Runs,
+    bounds,
+    calibrate,
+    compare,
+    fwer,
+    load_example,
+    monotone,
+    pvalues,
+    run_trials,
+)
 from riskcal.calibration.posing import pose
 from riskcal.fwer import procedures
+from riskcal.pvalues.methods import inverted
 from riskcal.trials import deciding, run
 
 K = 5
@@ -47,6 +61,22 @@ def test_a_test_by_name_is_the_object(name):
     by_object = calibrate(losses(), test=pvalues.BY_NAME[name], **known)
     pd.testing.assert_frame_equal(by_name.table, by_object.table)
     assert by_object.test == name
+
+
+@pytest.mark.parametrize("name", bounds.METHODS)
+def test_a_bound_by_name_is_the_test_that_it_inverts(name):
+    falling = np.round(losses()) if name == "clopper_pearson" else losses()
+    falling = np.maximum.accumulate(falling, axis=1)
+    method = inverted(name, "method")
+    assert method.bound == name
+    for call in (
+        functools.partial(bounds.simultaneous, falling, epsilon=0.1),
+        functools.partial(monotone.rcps, falling, GRID, 0.12, 0.1),
+    ):
+        option = "method" if call.func is bounds.simultaneous else "bound"
+        by_name, by_object = call(**{option: name}), call(**{option: method})
+        np.testing.assert_array_equal(by_name, by_object)
+    assert np.isfinite(by_name)
 
 
 @pytest.mark.parametrize("name", fwer.BY_NAME)

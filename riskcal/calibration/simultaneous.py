@@ -24,11 +24,10 @@ def simultaneous(
     risk = problem.risks[0]
     for delta in deltas:
         _validate.tolerance(delta, risk.lower, risk.upper)
-    name = "clopper_pearson" if method.name == "binomial" else method.name
     grid = {"grid": np.unique(deltas)} if method.walks else {}
     epsilon = told["epsilon_spent"]
     bound = bounds.simultaneous(
-        risk.losses, epsilon=epsilon, method=name, lower=risk.lower, upper=risk.upper, **grid
+        risk.losses, epsilon=epsilon, method=method, lower=risk.lower, upper=risk.upper, **grid
     )
     if method.walks and problem.nameless:
         level = epsilon / problem.k

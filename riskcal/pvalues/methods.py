@@ -25,6 +25,14 @@ class Method(ABC):
     #: Whether it looks at the rows in the order given, and is tuned at a level.
     walks: ClassVar[bool] = False
 
+    @property
+    def bound(self) -> str:
+        """Name of its inversion in `riskcal.bounds`: at most delta if and only if it rejects at delta."""
+        return self.name
+
+    def refuse_bounds(self, lower: float, upper: float, argument: str, said: str) -> None:  # noqa: B027
+        """Refuse bounds of losses that the test is not for, if any; ``argument`` named it as ``said``."""
+
     @abstractmethod
     def pvalues(
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
@@ -129,23 +137,53 @@ class Binomial(OfSum):
     def pvalues(
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
-        self._refuse(lower, upper)
+        self.refuse_bounds(lower, upper, "test", self.name)
         return np.atleast_1d(binomial(losses, delta))
 
     def of_totals(
         self, totals: Floats, n: int, delta: float, *, lower: float, upper: float
     ) -> Floats:
-        self._refuse(lower, upper)
+        self.refuse_bounds(lower, upper, "test", self.name)
         return super().of_totals(np.rint(totals), n, delta, lower=lower, upper=upper)
 
-    def _refuse(self, lower: float, upper: float) -> None:
+    @property
+    def bound(self) -> str:
+        return "clopper_pearson"
+
+    def refuse_bounds(self, lower: float, upper: float, argument: str, said: str) -> None:
         if (lower, upper) != (0.0, 1.0):
             raise RiskcalError(
-                f"test: 'binomial' is for 0/1 losses, but these lie in [{lower:g}, {upper:g}]; use betting."
+                f"{argument}: {said!r} is for 0/1 losses, but these lie in [{lower:g}, {upper:g}]; use betting."
             )
 
 
-#: Every test by its name.
+@dataclass(frozen=True)
+class PredictableBernstein(Method):
+    """`riskcal.pvalues.predictable_bernstein`: only for its bound, as `Betting` certifies more."""
+
+    name: ClassVar[str] = "predictable_bernstein"
+    walks: ClassVar[bool] = True
+
+    def pvalues(
+        self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
+    ) -> Floats:
+        p = bernstein.predictable_bernstein(losses, delta, level=level, lower=lower, upper=upper)
+        return np.atleast_1d(p)
+
+
+@dataclass(frozen=True)
+class Clt(Method):
+    """`riskcal.pvalues.clt`: asymptotic, so that nothing may be certified by it."""
+
+    name: ClassVar[str] = "clt"
+
+    def pvalues(
+        self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
+    ) -> Floats:
+        return np.atleast_1d(bernstein.clt(losses, delta, lower=lower, upper=upper))
+
+
+#: Every test that `riskcal.calibrate` offers, by its name.
 BY_NAME: dict[str, Method] = {
     method.name: method
     for method in (
@@ -158,8 +196,19 @@ BY_NAME: dict[str, Method] = {
         Binomial(),
     )
 }
+#: Every test that has an inversion, by the name of that bound.
+BY_BOUND: dict[str, Method] = {
+    method.bound: method for method in (*BY_NAME.values(), PredictableBernstein(), Clt())
+}
 
 
 def named(test: Any) -> Method:
     """The test of this name; an object is returned as it is."""
     return test if isinstance(test, Method) else BY_NAME[_validate.choice(test, "test", BY_NAME)]
+
+
+def inverted(bound: Any, argument: str) -> Method:
+    """The test whose inversion is the bound of this name; an object is returned as it is."""
+    if isinstance(bound, Method):
+        return bound
+    return BY_BOUND[_validate.choice(bound, argument, BY_BOUND)]
