@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 import riskcal
-from laboratory.limit import efficiency, power_limit
-from laboratory.worlds import World, monotone, recorded
+from laboratory.limit import power_limit, share_of_limit
+from laboratory.worlds import World, recorded, steady
 from riskcal import pvalues
 
 EPSILON, DELTA = 0.05, 0.1
@@ -80,7 +80,7 @@ def rows_of(
     """One row per test."""
     rows = []
     for name, chosen in found.items():
-        result = efficiency(world, chosen, n=n, epsilon=EPSILON, limit=limit)
+        result = share_of_limit(world, chosen, n=n, epsilon=EPSILON, limit=limit)
         of_oracle = result.saving / result.oracle if result.oracle else math.nan
         rows.append(
             {
@@ -97,7 +97,7 @@ def rows_of(
 
 def simulated(draws: int, seed: int) -> pd.DataFrame:
     """The standard world against the information limit."""
-    world = monotone(20, delta=DELTA)
+    world = steady(20, delta=DELTA)
     rows = []
     for n in ENDS:
         limit = power_limit(world, n, epsilon=EPSILON)

@@ -1,9 +1,9 @@
 """riskcal beside its peers, in one process on the same arrays: time, memory, and whether what they say is true.
 
-Peers are MAPIE and riskgate, where installed (``pip install mapie riskgate``), and plain-numpy versions of the documents'
-formulas. Times are CPU seconds, the least of several rounds in which all take turns; memory is the largest growth of the
-process while the call runs (Linux only). The last table asks each on the same simulated null how often it certifies a loss
-that is above delta: the share must not exceed the level.
+Peers are MAPIE and riskgate, where installed (``pip install mapie riskgate``), and plain-numpy versions of the formulas
+of Schuster et al. (2022). Times are CPU seconds, the least of several rounds in which all take turns; memory is the
+largest growth of the process while the call runs (Linux only). The last table asks each on the same simulated null how
+often it certifies a loss that is above delta: the share must not exceed the level.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Array = NDArray[np.float64]
 Calls = dict[str, Callable[[], Any]]
 
 
-# The documents' formulas, as one would write them down -------------------------------------------------------------
+# The formulas of Schuster et al. (2022), as one would write them down -----------------------------------------------
 
 
 def numpy_hoeffding(mean: Array, n: int, delta: float) -> Array:
@@ -183,7 +183,7 @@ def pvalue_table(rounds: int, n: int = 2000, k: int = 1000, few: int = 100) -> p
 
 def split_table(rounds: int, n: int = 2000, k: int = 100, n_trials: int = 1000) -> pd.DataFrame:
     """Random 80/20 splits: fixed sequence on each, mean layers on the rest."""
-    world = worlds.monotone(k)
+    world = worlds.steady(k)
     rng = np.random.default_rng(1)
     losses = world.sample(n, rng)
     layers = 8 * (1 - world.saving) + rng.random((n, k))
@@ -250,7 +250,7 @@ def replay_table(rounds: int, tokens: int, n_layers: int = 24, k: int = 100) -> 
         return float(confidence.max()) + np.count_nonzero(agrees)
 
     def by_formula() -> list[float]:
-        """One threshold; the documents' rule, first layer at or above it, over all tokens."""
+        """One threshold; the rule of Schuster et al. (2022), first layer at or above it, over all tokens."""
         exits = confidence >= 0.5
         exits[:, -1] = True
         return list(np.take_along_axis(agrees, exits.argmax(1)[:, None], axis=1)[:, 0])[:1]

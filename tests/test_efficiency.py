@@ -1,4 +1,4 @@
-"""FLOPs against the documents' integers and a loop over tokens and blocks; batches against a simulated decoder; paired times."""
+"""FLOPs against published integers and a loop over tokens and blocks; batches against a simulated decoder; paired times."""
 
 import itertools
 from dataclasses import replace

@@ -29,7 +29,7 @@ def tokens(draw, *, rows=(1, 30), n_heads=(1, 3)):
 
 
 def lowest_feasible(confidence, agrees, agreement):
-    """The documents' rule by trying every observed confidence."""
+    """Valade's rule (2024) by trying every observed confidence."""
     for threshold in np.unique(confidence[~np.isnan(confidence)]):
         if agrees[confidence >= threshold].mean() >= agreement:
             return threshold
@@ -63,7 +63,7 @@ def found():
     return certify(sample())
 
 
-# the documents' rule
+# Valade's rule
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ class Efficiency(NamedTuple):
     violation_rate: float
 
 
-def efficiency(
+def share_of_limit(
     world: World,
     certified: NDArray[np.bool_],
     *,

@@ -79,7 +79,7 @@ class World:
         return f"World {self.name!r}: {self.k} candidates, losses in [{self.lower:g}, {self.upper:g}], delta {self.delta:g}"
 
 
-def monotone(k: int = 20, *, delta: float = 0.1) -> World:
+def steady(k: int = 20, *, delta: float = 0.1) -> World:
     """Mostly zero losses whose expectation rises steadily, ``.35 (1 - threshold)^1.5``; the standard world for efficiency.
 
     A loss is 0, or Beta(2, 3) with the probability that gives the mean. All candidates' losses are functions of one number
@@ -91,7 +91,7 @@ def monotone(k: int = 20, *, delta: float = 0.1) -> World:
 
 
 def bump(height: float, k: int = 20, *, delta: float = 0.1) -> World:
-    """`monotone`, but with this expected loss at the thresholds between .72 and .85.
+    """`steady`, but with this expected loss at the thresholds between .72 and .85.
 
     At .075 it is a harmless bump that the sample may still stumble over; at .13 it is above delta, and a fixed sequence
     cannot get past it.

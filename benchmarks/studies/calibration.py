@@ -2,8 +2,8 @@
 
 ``PYTHONPATH=benchmarks python benchmarks/studies/calibration.py [--model g2p|numbers] [--checkpoint FOLDER]``
 
-50 random splits, 80% to calibrate, epsilon .05. As the documents have it: Hoeffding-Bentkus p-values, risk clipped at the full
-model's. As riskcal has it by default: betting, and differences of risk that may be negative.
+50 random splits, 80% to calibrate, epsilon .05. As Schuster et al. (2022) have it ("documents"): Hoeffding-Bentkus p-values, risk
+clipped at the full model's. As riskcal has it by default: betting, and differences of risk that may be negative.
 """
 
 import time

@@ -18,7 +18,7 @@ from riskcal import ExitPolicy, efficiency
 from riskcal.policy.pruning import Pruning
 
 THRESHOLD = 0.9
-#: The documents keep 35,000 and 250 of 32,128; these keep like shares of the ranking that matter at 68.
+#: The second document (docs/studies.md) keeps 35,000 and 250 of 32,128; these keep like shares of the ranking that matter at 68.
 LARGEST, SMALLEST = 68, 6
 PRUNINGS: dict[str, Pruning | None] = {
     "none": None,
@@ -79,7 +79,7 @@ def head_and_body(
 
 
 def scaled(pruning: Pruning | None) -> Pruning | None:
-    """The documents' sizes."""
+    """The second document's sizes."""
     return None if pruning is None else Pruning(pruning.form)
 
 

@@ -260,7 +260,7 @@ def prove(problem: Problem, method: Method, procedure: Procedure, epsilon: float
     return Proof(p, procedure.rejected(p, epsilon))
 
 
-def _pvalues(method: Method, risk: problems.Risk, levels: Floats, nameless: bool) -> Floats:
+def _pvalues(method: Method, risk: problems.TestedRisk, levels: Floats, nameless: bool) -> Floats:
     """P-values (k,) of one risk, those of a tuned test at the level of each."""
     p = np.empty(len(levels))
     for level in np.unique(levels) if method.walks else levels[:1]:

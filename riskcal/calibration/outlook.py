@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from riskcal import _simulation, pvalues
 from riskcal._simulation import Law, Sample
 from riskcal._validate import Floats
-from riskcal.calibration.problem import Problem, Risk, count_pvalue, two_values
+from riskcal.calibration.problem import Problem, TestedRisk, count_pvalue, two_values
 from riskcal.calibration.sentences import meaning
 from riskcal.fwer import PilotOrder, Procedure
 from riskcal.pvalues import Method
@@ -101,7 +101,7 @@ class _Trial:
     """A calibration that can be repeated on samples of any size from a law."""
 
     design: Design
-    risks: tuple[Risk, ...]
+    risks: tuple[TestedRisk, ...]
     law: Law  # columns: risk by candidate
     delta: Floats  # (r, k)
     hopeful: NDArray[

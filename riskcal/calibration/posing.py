@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.calibration.problem import Problem, Risk, plain
+from riskcal.calibration.problem import Problem, TestedRisk, plain
 from riskcal.records import Runs, Traces, holds_tokens
 from riskcal.records import columns as table_columns
 
@@ -116,7 +116,7 @@ def from_runs(
             early = runs.unit_means(early)
             if sizes is not None and max_cluster is not None:
                 early = early * (sizes / max_cluster)[:, None]
-        risks.append(Risk(objective, losses, tolerated, lower, upper, early))
+        risks.append(TestedRisk(objective, losses, tolerated, lower, upper, early))
     if budget and sizes is not None:
         raise RiskcalError("budget: with weighting='requests' none can be certified; leave it out.")
     risks.extend(_budgeted(runs, name, wanted) for name, wanted in budget.items())
@@ -181,7 +181,7 @@ def _early(runs: Runs, sizes: Any) -> Floats:
     return early.astype(np.float64)
 
 
-def _budgeted(runs: Runs, name: str, wanted: Any) -> Risk:
+def _budgeted(runs: Runs, name: str, wanted: Any) -> TestedRisk:
     """The mean of a cost as a risk."""
     if name not in runs.values or name not in records.COSTS:
         recorded = [cost for cost in records.COSTS if cost in runs.values]
@@ -212,7 +212,7 @@ def _budgeted(runs: Runs, name: str, wanted: Any) -> Risk:
             f"budget: {name} of {table_columns.plain(runs.units[row])!r} is {costs[row, column]:g}, outside [0, {most:g}] "
             f"({int(beyond.sum())} values are); give a bound that holds for all that will be served."
         )
-    return Risk(name, costs, mean, 0.0, most, is_cost=True)
+    return TestedRisk(name, costs, mean, 0.0, most, is_cost=True)
 
 
 def _by_content(problem: Problem, *content: Floats) -> Problem:
@@ -327,7 +327,7 @@ def from_arrays(
         order = ascending[records.order_by_content(columns)]
     matrix = np.ascontiguousarray(matrix[np.ix_(order, descending)])
     return Problem(
-        risks=(Risk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
+        risks=(TestedRisk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
         candidates=pd.DataFrame({"threshold": grid[descending]}),
         costs={},
         full={},

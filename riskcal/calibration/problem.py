@@ -19,7 +19,7 @@ from riskcal.policy import Stop
 Weighting = Literal["prompts", "clusters", "requests"]
 
 
-class Risk(NamedTuple):
+class TestedRisk(NamedTuple):
     """One controlled loss: (n, k), rows and columns in tested order, its tolerance and its known bounds."""
 
     name: str
@@ -46,7 +46,7 @@ class Risk(NamedTuple):
 class Problem:
     """Risks over the same units and candidates, with what each candidate costs each unit."""
 
-    risks: tuple[Risk, ...]
+    risks: tuple[TestedRisk, ...]
     candidates: pd.DataFrame
     costs: Mapping[str, Floats]
     full: Mapping[str, Floats]  # (n,) each: what the full model costs each unit
@@ -90,7 +90,7 @@ class Problem:
         """The full model's mean costs, over these units as the candidates' are."""
         return {name: float(cost.mean()) for name, cost in self.full.items()}
 
-    def mean(self, risk: Risk) -> Floats:
+    def mean(self, risk: TestedRisk) -> Floats:
         """Each candidate's observed mean loss (k,), over what it is certified for; NaN where that is nothing."""
         if risk.early is None and (self.sizes is None or self.max_cluster is None):
             return np.asarray(risk.losses.mean(0))

@@ -1,4 +1,4 @@
-"""Per-head thresholds: the documents' rule, and thresholds at which the agreement of a cascade of heads is certified.
+"""Per-head thresholds: Valade's rule (2024), and thresholds at which the agreement of a cascade of heads is certified.
 
 A head is an exit with a threshold of its own. A token leaves at the first head whose confidence reaches its threshold, and
 *agrees* if that head's token is the full model's. The pooled agreement of a head is the expected number of agreeing tokens

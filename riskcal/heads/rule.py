@@ -1,4 +1,4 @@
-"""The source's own rule: a threshold per head by the observed agreement."""
+"""The rule of Valade (2024): a threshold per head by the observed agreement."""
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -10,7 +10,7 @@ from riskcal.heads.path import _lowest_feasible
 
 
 def self_supervised(confidence: ArrayLike, agrees: ArrayLike, agreement: float = 0.9) -> Floats:
-    """The documents' rule: each head's lowest observed confidence from which on the observed agreement is high enough.
+    """Valade's rule (2024): each head's lowest observed confidence from which on the observed agreement is high enough.
 
     Parameters
     ----------

@@ -8,15 +8,15 @@ from scipy import stats
 
 from helpers import COINS, allowed
 from laboratory import worlds
-from laboratory.limit import _best_bet, efficiency, neyman_pearson_power, power_limit
+from laboratory.limit import _best_bet, neyman_pearson_power, power_limit, share_of_limit
 from laboratory.validity import clopper_pearson, validity
 from riskcal import RiskcalError, Runs, fwer, pvalues
 
 EPSILON, DRAWS, N = 0.1, 3000, 120
 TESTS = {name: getattr(pvalues, name) for name in pvalues.BY_NAME}
 EVERY = worlds.WORLDS | {
-    "monotone": worlds.monotone,
-    "monotone_100": lambda: worlds.monotone(100),
+    "monotone": worlds.steady,
+    "monotone_100": lambda: worlds.steady(100),
     "low_bump": lambda: worlds.bump(0.075),
     "high_bump": lambda: worlds.bump(0.13),
 }
@@ -60,7 +60,7 @@ def test_each_of_the_eight_worlds_has_a_candidate_just_above_delta(name):
 
 
 def test_the_monotone_world_has_the_published_curves():
-    world = worlds.monotone()
+    world = worlds.steady()
     np.testing.assert_allclose(world.thresholds[[0, 1, -1]], [0.95, 0.95 - 0.9 / 19, 0.05])
     np.testing.assert_allclose(world.risk, 0.35 * (1 - world.thresholds) ** 1.5)
     np.testing.assert_allclose(world.saving, 0.7 * (1 - world.thresholds**0.8))
@@ -76,7 +76,7 @@ def test_bumps_stand_where_they_should():
     assert inside.any()
     assert (low.risk[inside] == 0.075).all()
     assert (high.risk[inside] > high.delta).all()
-    assert (high.risk[~inside] == worlds.monotone().risk[~inside]).all()
+    assert (high.risk[~inside] == worlds.steady().risk[~inside]).all()
 
 
 # The limit -----------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_the_limit_of_constant_losses_is_known_in_closed_form():
 
 
 def test_the_limit_grows_with_n_epsilon_and_delta_and_stays_below_the_oracle():
-    world = worlds.monotone()
+    world = worlds.steady()
     by_n = [power_limit(world, n).saving for n in (50, 200, 800)]
     assert by_n == sorted(by_n)
     assert by_n[-1] < world.oracle()
@@ -135,7 +135,7 @@ def test_the_limit_grows_with_n_epsilon_and_delta_and_stays_below_the_oracle():
 
 def test_no_test_exceeds_the_limit():
     """2,000 draws, n = 100: the betting test's power is below the Neyman-Pearson power of every safe candidate."""
-    world = worlds.monotone()
+    world = worlds.steady()
     p = pvalues.betting(
         world.sample_many(100, 2000, np.random.default_rng(4)), world.delta, level=0.05
     )
@@ -154,28 +154,28 @@ def test_the_limit_is_refused_where_its_argument_fails(make):
 
 
 def test_efficiency_counts_a_false_certificate_as_no_more_than_the_oracle():
-    world = worlds.monotone()
+    world = worlds.steady()
     safe = world.risk <= world.delta
     everything, nothing = np.ones((1, world.k), dtype=bool), np.zeros((1, world.k), dtype=bool)
-    found = efficiency(world, np.r_[everything, nothing, safe[None], nothing], n=200)
+    found = share_of_limit(world, np.r_[everything, nothing, safe[None], nothing], n=200)
     assert found.saving == pytest.approx(world.oracle() / 2)
     assert found.efficiency == pytest.approx(found.saving / power_limit(world, 200).saving)
     assert found.violation_rate == 0.25
     assert found.standard_error == pytest.approx(
         world.oracle() * math.sqrt(1 / 3) / 2 / found.limit
     )
-    own = efficiency(world, safe[None], n=200, limit=world.oracle())
+    own = share_of_limit(world, safe[None], n=200, limit=world.oracle())
     assert own.efficiency == 1
     with pytest.raises(RiskcalError, match="certified"):
-        efficiency(world, safe, n=200)
+        share_of_limit(world, safe, n=200)
 
 
 def test_the_default_reaches_its_certification_efficiency():
     """1,500 draws of 100 prompts (SE .0055); benchmarks/efficiency.py measures more of it, and CALM's test beside it."""
-    world = worlds.monotone()
+    world = worlds.steady()
     losses = world.sample_many(100, 1500, np.random.default_rng(12))
     p = pvalues.betting(losses, world.delta, level=0.05).reshape(1500, world.k)
-    found = efficiency(world, np.logical_and.accumulate(p <= 0.05, axis=1), n=100)
+    found = share_of_limit(world, np.logical_and.accumulate(p <= 0.05, axis=1), n=100)
     assert found.efficiency + 3 * found.standard_error >= 0.91
     assert found.efficiency - 3 * found.standard_error <= 1
     assert found.violation_rate <= allowed(0.05, 1500)
@@ -264,7 +264,7 @@ def test_certificates_hold_in_the_eight_worlds(name):
 
 
 NAN = {
-    "a world's delta": lambda: worlds.monotone(delta=math.nan),
+    "a world's delta": lambda: worlds.steady(delta=math.nan),
     "risk": lambda: worlds.bump(math.nan),
     "the oracle's delta": lambda: worlds.binary().oracle(math.nan),
     "the limit's delta": lambda: power_limit(worlds.binary(), 100, math.nan),
@@ -273,7 +273,7 @@ NAN = {
     ),
     "n": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=math.nan),
     "seed": lambda: validity(worlds.binary(), lambda x: x.mean(0) < 1, n=5, seed=math.nan),
-    "efficiency's delta": lambda: efficiency(
+    "efficiency's delta": lambda: share_of_limit(
         worlds.binary(), np.ones((2, 8), bool), n=5, delta=math.nan
     ),
 }

@@ -219,7 +219,7 @@ def in_turn(population, data, agreement, steps=6):
 
 
 def by_agreement(population, data, agreement):
-    """As `heads.certified`, but down the obvious path: the documents' rule on the pilot, head after head, asking ever less."""
+    """As `heads.certified`, but down the obvious path: Valade's rule (2024) on the pilot, head after head, asking ever less."""
     confidence, agrees, prompts = data
     goal = heads_path._Goal(agreement, EPSILON, population.max_tokens)
     recorded = heads_inputs._records(confidence, agrees, prompts, population.max_tokens, 0.2)
@@ -370,11 +370,11 @@ def test_it_saves_more_than_other_valid_methods_and_heads_alone_break_their_targ
 def main(draws=400):
     for n in (500, 2000, 10000):
         print(
-            f"the documents' rule, independent heads, {n} tokens:",
+            f"Valade's rule, independent heads, {n} tokens:",
             misses_of_the_rule(independent(), n, draws, 0.95),
         )
     print(
-        "the documents' rule, cascade 5/50, 500 prompts:",
+        "Valade's rule, cascade 5/50, 500 prompts:",
         misses_of_the_rule(cascade(), 500, draws, 0.9),
     )
     for lengths, n in (((1, 1), 400), ((1, 2), 400), ((2, 8), 60), ((2, 8), 1000)):
