@@ -463,3 +463,24 @@ def test_large_samples_are_mapped_to_small_ones_of_nearly_the_same_power(mean, d
         abs((pvalues.betting(losses, delta, level=0.05) <= 0.05).mean() - share)
         <= 0.05 + 2.5 * 0.028
     )
+
+
+@pytest.mark.parametrize(
+    "test", ["betting", "convex_order", "hoeffding_bentkus", "hoeffding", "empirical_bernstein"]
+)
+def test_the_planned_sample_certifies_about_as_often_as_planned(test):
+    """Planned at power .8: 400 draws certify in .8 +- .12 (the normal approximation and 3 SE = .06)."""
+    mean, deviation = 0.05, 0.13
+    n = riskcal.plan(0.1, mean=mean, deviation=deviation, test=test).prompts
+    rng = np.random.default_rng(11)
+    hit = rng.random((n, 400)) < 0.155
+    losses = np.where(hit, np.clip(rng.normal(mean / 0.155, 0.10, (n, 400)), 0, 1), 0)
+    level = {"level": 0.05} if test == "betting" else {}
+    share = (getattr(pvalues, test)(losses, 0.1, **level) <= 0.05).mean()
+    assert abs(share - 0.8) <= 0.12
+
+
+def test_the_smallest_delta_is_what_the_prompts_at_hand_can_certify():
+    found = riskcal.plan(0.1, mean=0.05, n=500)
+    assert riskcal.plan(found.smallest_delta + 1e-4, mean=0.05).prompts <= 500
+    assert riskcal.plan(found.smallest_delta - 1e-3, mean=0.05).prompts > 500

@@ -653,3 +653,15 @@ def test_the_planned_sample_certifies_about_as_often_as_planned(name):
 def test_a_plan_for_the_impossible_is_finite(name):
     for mean, delta in ((0.0999999, 0.1), (0.0, 1e-300), (0.5, math.nextafter(0.5, 1))):
         assert 1000 < pvalues.sample_size(name, mean, 0.3, delta, 0.05) <= 2**20
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1.5, -0.5])
+@pytest.mark.parametrize("shape", [(2, 1), (5, 3), (64, 257), (1001, 9)])
+def test_one_bad_value_is_found_wherever_it_stands(bad, shape):
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        losses = rng.random(shape)
+        place = tuple(int(rng.integers(size)) for size in shape)
+        losses[place] = bad
+        with pytest.raises(RiskcalError, match=rf"index \[{place[0]}, {place[1]}\]"):
+            pvalues.hoeffding(losses, 0.5)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from helpers import bernoulli, rare, zero_inflated
 from riskcal import pvalues
 
 DRAWS = 20_000
@@ -20,23 +21,8 @@ LEVELS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 DELTA = 0.1
 
 
-def bernoulli(rng, mean, shape):
-    return (rng.random(shape) < mean).astype(float)
-
-
 def beta(rng, mean, shape):
     return rng.beta(10 * mean, 10 * (1 - mean), shape)
-
-
-def zero_inflated(rng, mean, shape):
-    """Textual dissimilarity: 0 where the early exit changed nothing, else Beta(2, 3)."""
-    return np.where(rng.random(shape) < mean / 0.4, rng.beta(2, 3, shape), 0.0)
-
-
-def rare(rng, mean, shape):
-    """Few total failures, some small losses, mostly none."""
-    u = rng.random(shape)
-    return np.where(u < 0.9 * mean, 1.0, np.where(u < 1.9 * mean, 0.2 * rng.random(shape), 0.0))
 
 
 def two_points(rng, mean, shape):

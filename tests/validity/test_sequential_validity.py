@@ -1,7 +1,8 @@
 """Monte Carlo checks of `RiskMonitor` and `AdaptiveCalibration`, at true expected losses of exactly delta and beyond.
 
 Every test says how many draws it makes; a share of false alarms or certificates must not exceed its level by more than three
-standard errors, ``3 sqrt(level (1 - level) / draws)``. Run as a script, this file prints the tables of docs/sequential.md.
+standard errors, ``3 sqrt(level (1 - level) / draws)``. As a script (``PYTHONPATH=tests``), this prints
+the tables of docs/sequential.md.
 """
 
 import math
@@ -10,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
+from helpers import bernoulli, rare, zero_inflated
 from riskcal.adaptive import rows_to_certify
 from riskcal.monitor import RiskMonitor
 
@@ -20,25 +22,8 @@ BETS = ("combined", "mixture", "hedged")
 # worlds: losses with a given expectation, given the past
 
 
-def zero_inflated(rng, mean, shape):
-    """0, or Beta(2, 3): like the distance of a text to the full model's."""
-    losses = (rng.random(shape) < mean / 0.4).astype(float)
-    losses[losses > 0] = rng.beta(2, 3, int(losses.sum()))
-    return losses
-
-
-def bernoulli(rng, mean, shape):
-    return (rng.random(shape) < mean).astype(float)
-
-
 def nearly_constant(rng, mean, shape):
     return rng.beta(200 * mean, 200 * (1 - mean), shape)
-
-
-def rare(rng, mean, shape):
-    """Mostly 0, seldom small, more seldom 1."""
-    u = rng.random(shape)
-    return np.where(u < 0.9 * mean, 1.0, np.where(u < 1.9 * mean, rng.uniform(0, 0.2, shape), 0.0))
 
 
 def dependent(rng, mean, shape):

@@ -1,0 +1,82 @@
+"""Strata that are too small to be calibrated stand in the way of no other."""
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import riskcal
+from helpers import varied
+from riskcal import RiskcalError, Runs, calibrate_groups
+
+
+def grouped(n: int = 60, **columns: object) -> Runs:
+    """Prompts of one stratum, and of another that has one prompt."""
+    rows = [
+        {"prompt": f"p{i}", "threshold": t, "dissimilarity": 0.0, "layers": 3.0 * t}
+        for i in range(n)
+        for t in (0.9, 0.5)
+    ]
+    table = pd.DataFrame(rows).assign(**columns)
+    return Runs.from_frame(table.assign(group=np.where(table["prompt"] == "p0", "rare", "common")))
+
+
+def test_a_small_stratum_stands_in_the_way_of_no_list_of_deltas() -> None:
+    found = calibrate_groups(grouped(), delta=[0.2, 0.3])
+    assert [one.certified for one in found["common"]] == [True, True]
+    assert [(one.certified, one.delta) for one in found["rare"]] == [(False, 0.2), (False, 0.3)]
+    assert found["rare"][0].procedure == found["common"][0].procedure == "simultaneous"
+    assert found["rare"][0].policy().is_full_model
+
+
+def test_a_small_stratum_spends_what_the_others_do() -> None:
+    found = calibrate_groups(grouped(), delta=0.3, attempt=2, starts=2)
+    assert found["rare"].epsilon_spent == found["common"].epsilon_spent
+    assert found["rare"].starts == found["common"].starts == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"test": "nonsense"}, RiskcalError, "test: 'nonsense' is unknown"),
+        ({"procedure": "nonsense"}, RiskcalError, "procedure: 'nonsense' is unknown"),
+        ({"starts": 0}, RiskcalError, "starts: "),
+        ({"attempt": 0}, RiskcalError, "attempt: "),
+        ({"nonsense": 1}, TypeError, "nonsense"),
+        ({"delta": []}, RiskcalError, "delta: the list is empty"),
+    ],
+)
+def test_options_are_checked_where_all_strata_are_too_small(
+    options: dict[str, object], error: type[Exception], words: str
+) -> None:
+    table = varied("variant", ["a"], n=2)
+    runs = Runs.from_frame(table.assign(group=table["prompt"]))
+    with pytest.raises(error, match=words):
+        calibrate_groups(runs, **({"delta": 0.3} | options))
+
+
+def test_sizes_of_clusters_are_warned_about_once_for_all_strata() -> None:
+    cluster = np.repeat(np.arange(60), np.tile([1, 3, 2, 4], 15))
+    runs = Runs.from_arrays(
+        thresholds=[0.5],
+        cluster=cluster,
+        group=np.where(cluster % 2, "a", "b"),
+        dissimilarity=np.zeros((len(cluster), 1)),
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = calibrate_groups(runs, delta=0.3)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    assert found["a"].weighting == "clusters"
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [lambda x: calibrate_groups(x, delta=0.1), lambda x: riskcal.run_trials(x, [0.1])],
+    ids=["groups", "trials"],
+)
+def test_arrays_are_refused_where_only_runs_will_do(verb: object) -> None:
+    with pytest.raises(RiskcalError, match=r"runs: give Runs.*Runs.from_arrays"):
+        verb(np.zeros((60, 2)))
