@@ -145,6 +145,21 @@ def risk_rises(
     exact, whatever the losses' distribution. Compared are thresholds 1, 2, 4, 8, ... places apart, since a slow rise shows
     between no two neighbours, each at epsilon over the number of pairs. No rise found does not mean that there is none.
     """
+    found = _rising_pairs(losses, thresholds, epsilon=epsilon, lower=lower, upper=upper)
+    columns = ["threshold", "higher_threshold", "loss", "higher_loss", "rise", "pvalue"]
+    table = pd.DataFrame(found, columns=columns, dtype=np.float64)
+    return table.sort_values(["threshold", "higher_threshold"], ascending=False, ignore_index=True)
+
+
+def _rising_pairs(
+    losses: ArrayLike,
+    thresholds: ArrayLike,
+    *,
+    epsilon: float = 0.05,
+    lower: float = 0.0,
+    upper: float = 1.0,
+) -> list[tuple[float, ...]]:
+    """The rows of `risk_rises`, in no order: a table of none would take as long to make as the tests."""
     level = _validate.level(epsilon, "epsilon")
     low, high = _validate.bounds(lower, upper)
     matrix, grid = _descending(losses, thresholds, low, high)
@@ -153,7 +168,8 @@ def risk_rises(
         raise RiskcalError("thresholds: one only; a rise needs at least two.")
     distances = [2**i for i in range(k.bit_length()) if 2**i < k]
     level /= sum(k - distance for distance in distances)
-    mean, found = matrix.mean(0), []
+    mean = matrix.mean(0)
+    found: list[tuple[float, ...]] = []
     for distance in distances:
         p = np.atleast_1d(
             pvalues.betting(  # of the lower threshold's loss minus the higher one's
@@ -167,9 +183,7 @@ def risk_rises(
         for j in np.flatnonzero(p <= level):
             i = j + distance
             found.append((grid[i], grid[j], mean[i], mean[j], mean[j] - mean[i], p[j]))
-    columns = ["threshold", "higher_threshold", "loss", "higher_loss", "rise", "pvalue"]
-    table = pd.DataFrame(found, columns=columns, dtype=np.float64)
-    return table.sort_values(["threshold", "higher_threshold"], ascending=False, ignore_index=True)
+    return found
 
 
 def _descending(

@@ -286,7 +286,7 @@ def _result(
     design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
     return settled(
         problem,
-        table_of(problem).assign(pvalue=proof.pvalues, certified=proof.certified),
+        table_of(problem, pvalue=proof.pvalues, certified=proof.certified),
         cost,
         outlook=partial(outlook, tested.whole, design),
         pilot=tested.pilot,

@@ -119,7 +119,7 @@ def _too_few(
         results.append(
             settled(
                 problem,
-                table_of(problem).assign(**unproven, certified=False),
+                table_of(problem, **unproven, certified=False),
                 cost,
                 outlook=partial(str, remedy),
                 epsilon=epsilon,

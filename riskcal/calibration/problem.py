@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -69,7 +70,7 @@ class Problem:
         """Candidates, the full model not counted."""
         return len(self.candidates)
 
-    @property
+    @cached_property
     def coordinates(self) -> list[str]:
         """What candidates differ in; the threshold, if there is but one candidate."""
         return records.varying(self.candidates)
@@ -77,7 +78,7 @@ class Problem:
     @property
     def several(self) -> bool:
         """Whether candidates differ in anything but their thresholds, which alone have an order that is known beforehand."""
-        return not records.only_threshold(self.candidates)
+        return self.coordinates != ["threshold"]
 
     @property
     def from_the_top(self) -> bool:

@@ -116,8 +116,8 @@ def rises(problem: Problem) -> str:
     for risk in problem.risks:
         if risk.is_cost or risk.early is not None:
             continue
-        pairs = monotone.risk_rises(risk.losses, thresholds, lower=risk.lower, upper=risk.upper)
-        if len(pairs):
+        pairs = monotone._rising_pairs(risk.losses, thresholds, lower=risk.lower, upper=risk.upper)
+        if pairs:
             return (
                 f" The {meaning(risk.name)} does not fall steadily as the threshold rises ({len(pairs)} pairs of "
                 "thresholds say so beyond noise): a fixed sequence can stop early there, Holm does not mind."

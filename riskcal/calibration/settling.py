@@ -25,13 +25,14 @@ def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str) -> int |
     return int(np.where(certified, spending, math.inf).argmin())
 
 
-def table_of(problem: Problem) -> pd.DataFrame:
-    """One row per candidate: coordinates, n, mean losses and costs."""
+def table_of(problem: Problem, **tested: Any) -> pd.DataFrame:
+    """One row per candidate: coordinates, n, mean losses, what was ``tested`` of them, and costs."""
     losses = {f"loss_{risk.name}": problem.mean(risk) for risk in problem.risks}
     if len(losses) == 1:
         losses = {"loss": next(iter(losses.values()))}
     costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
-    return problem.candidates.assign(n=problem.n, **losses, **costs)
+    table: dict[str, Any] = {**problem.candidates, "n": problem.n, **losses, **tested, **costs}
+    return pd.DataFrame(table)
 
 
 def settled(
@@ -46,8 +47,6 @@ def settled(
     **settings: Any,
 ) -> Calibration:
     """The calibration that says what the table's column ``certified`` does."""
-    costs = [name for name in problem.costs if name in table.columns]
-    table = table[[name for name in table.columns if name not in costs] + costs]
     index = cheapest(problem, table["certified"].to_numpy(dtype=bool), cost)
     chosen = None if index is None else table.iloc[index]
     opening = sentences.opening(problem, chosen, settings["epsilon_spent"])

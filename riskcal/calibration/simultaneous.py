@@ -40,7 +40,7 @@ def simultaneous(
         results.append(
             settled(
                 posed,
-                table_of(posed).assign(bound=bound, certified=bound <= delta),
+                table_of(posed, bound=bound, certified=bound <= delta),
                 cost,
                 outlook=partial(outlook, posed, design),
                 rises=rises,
