@@ -1,6 +1,7 @@
 """The default test: betting against H, hedged as an option on its rejection."""
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -65,8 +66,7 @@ def betting(
 
 def prior_variance(delta: float, lower: float, upper: float) -> float:
     """The variance that `betting` starts from: the largest at mean delta, a twentieth where losses are differences."""
-    share = STRADDLING if lower < 0.0 < upper else 1.0
-    return float(max((delta - lower) * (upper - delta) * share, _TINY**0.5))
+    return float(_prior_variances(np.float64(delta), lower, upper))
 
 
 def count_rejected(
@@ -101,5 +101,6 @@ def count_certified(
     return result
 
 
-def _prior_variances(deltas: Floats, lower: float, upper: float) -> Floats:
-    return np.array([prior_variance(float(delta), lower, upper) for delta in deltas])
+def _prior_variances(deltas: Any, lower: float, upper: float) -> Any:
+    share = STRADDLING if lower < 0.0 < upper else 1.0
+    return np.maximum((deltas - lower) * (upper - deltas) * share, _TINY**0.5)
