@@ -1,0 +1,110 @@
+"""When a recorded decision would have stopped: thresholds of many candidates at once, over rows of any number of exits."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+from riskcal.policy.schedules import Constant, Schedule
+from riskcal.records.exits import Lengths
+
+Positions = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """Exit at the first layer, from ``min_layer`` on, whose confidence is at least the threshold; else at the last.
+
+    Attributes
+    ----------
+    grid : (k,)
+        In the order that was given; ``inf`` is the full model.
+    schedule : Constant or Decaying
+    min_layer : int
+    positions : int
+        One more than the largest position of a row.
+    """
+
+    grid: Floats
+    schedule: Schedule = Constant()
+    min_layer: int = 1
+    positions: int = 1
+
+    @property
+    def k(self) -> int:
+        """Candidates."""
+        return len(self.grid)
+
+    @cached_property
+    def order(self) -> NDArray[np.intp]:
+        """Candidates from the lowest threshold up."""
+        return np.argsort(self.grid)
+
+    @cached_property
+    def local(self) -> Floats:
+        """The confidence needed at every position (T, finite thresholds), ascending."""
+        finite = self.grid[self.order][np.isfinite(self.grid[self.order])]
+        where = np.arange(self.positions)[:, None]
+        return np.ascontiguousarray(self.schedule.local_threshold(finite[None, :], where))
+
+    def descending(self) -> Self:
+        """The same rule with candidates from the highest threshold down."""
+        return replace(self, grid=np.sort(self.grid)[::-1])
+
+    def exits(
+        self, confidence: NDArray[Any], begin: Lengths, lengths: Lengths, position: Positions
+    ) -> NDArray[np.int64]:
+        """Exits (rows, k), from 1, of rows of which each has ``lengths`` confidences from ``begin`` on."""
+        from riskcal.replay import kernels
+
+        position = self._place(position)
+        ascending = np.empty((len(begin), self.k), dtype=np.int64)
+        ascending[:] = lengths[:, None]
+        finite = ascending[:, : self.local.shape[1]]
+        kernels.exit_layers(
+            confidence, begin, lengths, self.local, position, self.min_layer, finite
+        )
+        exits = np.empty_like(ascending)
+        exits[:, self.order] = ascending
+        return exits
+
+    def met(
+        self,
+        confidence: NDArray[Any],
+        exits: NDArray[np.int64],
+        lengths: Lengths,
+        position: Positions,
+    ) -> NDArray[np.bool_]:
+        """Which candidates (k,) need exactly the ``confidence`` (rows, k) at which some row exits."""
+        needed = np.full((len(self.local), self.k), math.nan)
+        needed[:, self.order[: self.local.shape[1]]] = self.local
+        early = exits < lengths[:, None]
+        found: NDArray[np.bool_] = ((confidence == needed[self._place(position)]) & early).any(0)
+        return found
+
+    def _place(self, position: Positions) -> Positions:
+        """The row of ``local`` for each position."""
+        return position if self.positions > 1 else np.zeros_like(position)
+
+
+def of(
+    thresholds: ArrayLike,
+    *,
+    schedule: Schedule,
+    min_layer: int,
+    n_layers: int,
+    position: Positions,
+    allow_full: bool,
+) -> Rule:
+    """The rule that these arguments of a replay ask for."""
+    grid = _validate.threshold_grid(thresholds, allow_full=allow_full)
+    least = _validate.count(min_layer, "min_layer", least=1)
+    if least > n_layers:
+        raise RiskcalError(f"min_layer: {least} exceeds the {n_layers} recorded layers.")
+    positions = 1 if isinstance(schedule, Constant) else int(position.max()) + 1
+    return Rule(grid, schedule, least, positions)
