@@ -32,6 +32,7 @@ def calibrate(
     procedure: str | Procedure | None = None,
     attempt: int | None = None,
     cost: str = "layers",
+    costs: Mapping[str, ArrayLike] | None = None,
     thresholds: ArrayLike | None = None,
     lower: float = 0.0,
     upper: float = 1.0,
@@ -72,7 +73,10 @@ def calibrate(
         Which planned attempt this is, from 1; attempt j spends ``6 epsilon / (pi^2 j^2)``. The default, one attempt with
         all of epsilon, is right only if no second look follows, whatever its outcome.
     cost : str
-        Recorded cost that the choice among certified candidates of several coordinates minimises.
+        Recorded cost that the choice among certified candidates minimises. With one coordinate the default, ``"layers"``, is
+        the loosest threshold.
+    costs : mapping of name to (n, k) or (k,), optional
+        For arrays: what each row (averaged within ``prompts`` as losses are), or each candidate, costs.
     thresholds, lower, upper : optional
         For arrays: one threshold per column, and the losses' known bounds.
     prompts : (n,), optional
@@ -132,6 +136,7 @@ def calibrate(
         upper=upper,
         prompts=prompts,
         exact=exact,
+        costs=costs,
         budget=budget,
     )
     if several_deltas:
@@ -143,10 +148,10 @@ def calibrate(
     }
     if several_deltas:
         refuse_cut_grid(problem.stopped, one_sequence=False)
-        refuse_unused_cost(problem, None, cost)
+        problems.refuse_unknown_cost(problem, cost)
         return simultaneous(problem, deltas, method, cost, told)
     chosen = procedure_for(problem, procedure, options)
-    refuse_unused_cost(problem, chosen, cost)
+    problems.refuse_unknown_cost(problem, cost)
     tested = arranged(problem, chosen, cost)
     return _result(
         tested,
@@ -188,15 +193,6 @@ def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
         raise RiskcalError(
             "procedure: the recording stopped where a fixed sequence failed, so that which thresholds there are depends on "
             "the losses; only a fixed sequence from the highest threshold down, with one start, is sound on them."
-        )
-
-
-def refuse_unused_cost(problem: Problem, procedure: Procedure | None, cost: str) -> None:
-    """Refuse a cost that would choose nothing."""
-    if cost != "layers" and not problem.several and not getattr(procedure, "looks_at_cost", False):
-        raise RiskcalError(
-            f"cost: {cost!r} chooses among candidates of several coordinates; where only the threshold varies, the lowest "
-            "certified one is chosen. Leave it out."
         )
 
 

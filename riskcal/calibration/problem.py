@@ -163,15 +163,37 @@ def excess(pilot: Problem) -> Floats:
     return worst
 
 
+#: What is minimised where nobody said what.
+_CUSTOMARY = "layers"
+
+
+def chooses_by_cost(problem: Problem, cost: str) -> bool:
+    """Whether the cheapest candidate is sought: with one coordinate and no word of a cost the lowest threshold is."""
+    return problem.several or cost != _CUSTOMARY
+
+
+def refuse_unknown_cost(problem: Problem, cost: str) -> None:
+    """Refuse to choose by a cost that was not recorded."""
+    if cost not in problem.costs and chooses_by_cost(problem, cost):
+        raise RiskcalError(
+            f"cost: {cost!r} was not recorded; there is {', '.join(problem.costs) or 'none'}. Choosing "
+            + ("among several coordinates needs one." if problem.several else "by it needs it.")
+        )
+
+
+def spending(problem: Problem, cost: str) -> Floats:
+    """What is minimised among certified candidates (k,); with one coordinate and no other word, the threshold."""
+    if chooses_by_cost(problem, cost):
+        return mean_cost(problem, cost)
+    return problem.candidates["threshold"].to_numpy(dtype=np.float64)
+
+
 def mean_cost(problem: Problem, cost: str) -> Floats:
     """Each candidate's mean cost; with the threshold as the only coordinate and no cost recorded, the threshold itself."""
+    refuse_unknown_cost(problem, cost)
     if cost in problem.costs:
         mean: Floats = problem.costs[cost].mean(0)
         return mean
-    if problem.several:
-        raise RiskcalError(
-            f"cost: {cost!r} was not recorded; choosing among several coordinates needs it."
-        )
     return problem.candidates["threshold"].to_numpy(dtype=np.float64)
 
 

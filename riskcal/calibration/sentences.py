@@ -56,9 +56,7 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
 def worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
     """What a certificate alone would leave unsaid: settings that change nothing, and savings that are none."""
     said = ""
-    counted = [
-        name for name in ("layers", "tokens", "flops") if name in problem.costs
-    ]  # seconds differ by themselves
+    counted = [name for name in problem.costs if name != "seconds"]  # seconds differ by themselves
     alike = [risk.losses for risk in problem.risks] + [problem.costs[name] for name in counted]
     can_tell = bool(counted) or "seconds" not in problem.costs
     if problem.k > 1 and can_tell and all((matrix == matrix[:, :1]).all() for matrix in alike):

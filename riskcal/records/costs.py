@@ -1,6 +1,6 @@
 """Costs of any name: what may be one, and the numbers that it may have."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,15 @@ _TAKEN = frozenset(
 
 #: Of a cost that was given without one.
 UNNAMED = "cost"
+
+#: What runs measure beside costs.
+_OUTCOMES = ("dissimilarity", "risk", "failed")
+
+
+def among(names: Iterable[str]) -> list[str]:
+    """The costs among what was measured: those that every table knows first, then others as they stand."""
+    given = [name for name in names if name not in _OUTCOMES]
+    return [*(name for name in COSTS if name in given), *(n for n in given if n not in COSTS)]
 
 
 def refuse_name(name: Any, *, taken: frozenset[str] = _TAKEN) -> str:
@@ -64,3 +73,16 @@ def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) ->
     exits.refuse_other_lengths(found, levels, label, "confidence")
     refuse_impossible(found.values, label, found.where)
     return PerExit(found.values.astype(np.float64), found.lengths)
+
+
+def columns_named(names: Any, candidate_columns: Sequence[str]) -> list[str]:
+    """The columns of a table that were named as costs, beside those of `COSTS`."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise RiskcalError(f"costs: {names!r} is no list of names of columns.")
+    found = [refuse_name(name) for name in names]
+    for name in found:
+        if name in candidate_columns:
+            raise RiskcalError(
+                f"costs: {name!r} tells candidates apart; a cost is what a run took."
+            )
+    return [name for name in dict.fromkeys(found) if name not in COSTS]

@@ -16,9 +16,9 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
 from riskcal.records import arrays, columns, files, reading
+from riskcal.records import costs as costs_
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
-from riskcal.records.reading import COSTS
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
@@ -41,7 +41,7 @@ class Runs:
     candidates : DataFrame, k rows
         ``threshold`` and every further coordinate that was recorded.
     values : mapping of name to (n, k) array
-        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops``).
+        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops`` and others).
     full : mapping of name to (n,) array
         The same for the full model's rows; empty if none were recorded.
     full_risk : (n,) array or None
@@ -67,7 +67,13 @@ class Runs:
     stopped: Stop | None = None
 
     @classmethod
-    def read(cls, path: files.Source, *, candidate_columns: Sequence[str] = ()) -> Self:
+    def read(
+        cls,
+        path: files.Source,
+        *,
+        candidate_columns: Sequence[str] = (),
+        costs: Sequence[str] = (),
+    ) -> Self:
         """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
 
         A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
@@ -80,12 +86,14 @@ class Runs:
         """
         frame = files.read(path)
         try:
-            return cls.from_frame(frame, candidate_columns=candidate_columns)
+            return cls.from_frame(frame, candidate_columns=candidate_columns, costs=costs)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
 
     @classmethod
-    def from_frame(cls, table: Any, *, candidate_columns: Sequence[str] = ()) -> Self:
+    def from_frame(
+        cls, table: Any, *, candidate_columns: Sequence[str] = (), costs: Sequence[str] = ()
+    ) -> Self:
         """Validate a long table: one row per prompt and candidate.
 
         Parameters
@@ -99,6 +107,8 @@ class Runs:
             ``flops``. Other columns are left out.
         candidate_columns : sequence of str
             Further columns that tell candidates apart.
+        costs : sequence of str
+            Further columns of what a run took, ``price`` or ``joules``: numbers of at least 0.
 
         Raises
         ------
@@ -112,7 +122,7 @@ class Runs:
         UserWarning
             If one prompt text stands under two ids, which breaks independence.
         """
-        fields = reading.from_frame(columns.from_object(table), candidate_columns)
+        fields = reading.from_frame(columns.from_object(table), candidate_columns, costs)
         return cls(**fields).in_content_order()
 
     @classmethod
@@ -127,6 +137,7 @@ class Runs:
         text: ArrayLike | None = None,
         source: Literal["generated", "replayed"] = "generated",
         exact: bool = False,
+        costs: Mapping[str, ArrayLike] | None = None,
         **values: ArrayLike,
     ) -> Self:
         """Build from matrices instead of a long table.
@@ -138,12 +149,14 @@ class Runs:
         prompts : (n,), optional
             Ids; default 0 to n - 1, which count as none (`riskcal.records.numbered`).
         full_risk, cluster, group, text : (n,), optional
+        costs : mapping of name to (n, k) or (k,), optional
+            Further costs, of any name: of each prompt and candidate, or of each candidate.
         **values : (n, k)
             ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
         """
         labels = {"prompt": prompts, "cluster": cluster, "group": group, "text": text}
         labels["full_risk"] = full_risk
-        fields = arrays.from_arrays(thresholds, values, labels, source, exact)
+        fields = arrays.from_arrays(thresholds, values, costs, labels, source, exact)
         return cls(**fields).in_content_order()
 
     @property
@@ -160,6 +173,11 @@ class Runs:
     def k(self) -> int:
         """Candidates, the full model not counted."""
         return len(self.candidates)
+
+    @property
+    def costs(self) -> list[str]:
+        """The names of the recorded costs."""
+        return costs_.among(self.values)
 
     @property
     def coordinates(self) -> list[str]:
@@ -337,11 +355,7 @@ class Runs:
     def mean_costs(self) -> pd.DataFrame:
         """Mean recorded costs of each candidate, one row per candidate."""
         return pd.DataFrame(
-            {
-                name: self.unit_means(self.values[name]).mean(0)
-                for name in COSTS
-                if name in self.values
-            }
+            {name: self.unit_means(self.values[name]).mean(0) for name in self.costs}
         )
 
     def _recorded(self, column: str, objective: str) -> Floats:
