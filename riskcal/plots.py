@@ -14,7 +14,12 @@ _LOSS, _DELTA, _CERTIFIED, _LAYERS = "#1f5a96", "#b3261e", "#dcefe1", "#6a4c93"
 
 
 def risk_curve(
-    table: pd.DataFrame, *, delta: float, threshold: float = math.inf, ax: "Axes | None" = None
+    table: pd.DataFrame,
+    *,
+    delta: float,
+    threshold: float = math.inf,
+    lower_is_stricter: bool = False,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """Mean loss of every candidate against its threshold, with the tolerance and the certified thresholds.
 
@@ -26,6 +31,8 @@ def risk_curve(
         The tolerance, drawn as a line.
     threshold : float
         The chosen threshold, marked if it is finite.
+    lower_is_stricter : bool
+        Whether low thresholds are the strict ones.
     ax : Axes, optional
         Drawn on if given, else on a new figure.
     """
@@ -61,7 +68,7 @@ def risk_curve(
             arrowprops={"arrowstyle": "->", "color": "black"},
         )
     ax.set_ylim(bottom=min(0.0, float(rows["loss"].min()) * 1.1))
-    ax.set_xlabel("exit threshold (higher: more cautious)")
+    ax.set_xlabel(f"exit threshold ({'lower' if lower_is_stricter else 'higher'}: more cautious)")
     ax.set_ylabel("loss")
     ax.legend(loc="upper right")
     return ax
@@ -81,6 +88,7 @@ def cost_curve(
     full: float | None = None,
     cost: str = "layers",
     threshold: float = math.inf,
+    lower_is_stricter: bool = False,
     ax: "Axes | None" = None,
 ) -> "Axes":
     """Mean cost of every candidate, decoder layers per token or another, against the full model's if that is known."""
@@ -116,7 +124,7 @@ def cost_curve(
             arrowprops={"arrowstyle": "->", "color": "black"},
         )
     ax.set_ylim(0, max(full or 0.0, float(rows[cost].max())) * 1.12 or 1.0)
-    ax.set_xlabel("exit threshold (higher: more cautious)")
+    ax.set_xlabel(f"exit threshold ({'lower' if lower_is_stricter else 'higher'}: more cautious)")
     ax.set_ylabel(cost)
     ax.legend(
         loc="upper left", bbox_to_anchor=(0, 0.88)

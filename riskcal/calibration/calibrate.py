@@ -41,6 +41,7 @@ def calibrate(
     weighting: str | None = None,
     max_cluster: int | None = None,
     budget: Mapping[str, Any] | None = None,
+    lower_is_stricter: bool = False,
     **options: Any,
 ) -> Any:  # a Calibration; a list of them where delta is a list
     """Find the cheapest candidate whose expected loss is at most delta, with probability at least 1 - epsilon.
@@ -63,7 +64,8 @@ def calibrate(
         ``"betting"`` (see the power table of the guarantee's page), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
         ``"hoeffding"``, ``"empirical_bernstein"``, or ``"binomial"`` for 0/1 losses.
     procedure : str or `riskcal.fwer.Procedure`, optional
-        ``"fixed_sequence"`` (default for one coordinate: from the highest threshold down), ``"holm"`` (default for several,
+        ``"fixed_sequence"`` (default for one coordinate: from the strictest threshold on, the highest
+        or, with ``lower_is_stricter``, the lowest), ``"holm"`` (default for several,
         and with a selective risk or a budget, of which the highest threshold is not the safest), ``"bonferroni"``,
         ``"hochberg"`` (needs positively dependent p-values), ``"fallback"``, ``"graphical"``, or a fixed sequence whose order
         a pilot split chooses: ``"pilot_order"`` (all candidates, by pilot risk) and ``"pareto"`` (those that none beats in
@@ -92,6 +94,9 @@ def calibrate(
     budget : mapping of cost to float or (float, float), optional
         Certifies beside the loss that the mean cost is at most so much, ``{"layers": 5}``. The second number of a pair is the
         largest cost that a request can have, fixed beforehand; layers have the full model's, if that is one number.
+    lower_is_stricter : bool
+        Whether a request exits where its value is at most the threshold, as with an entropy: then low thresholds are the
+        strict ones, and are tested from the lowest up. Runs may say so themselves.
     **options
         Of a procedure given by its name: ``starts``, ``order``, ``weights``, ``transitions``, ``pilot_fraction``; see
         `riskcal.fwer.FixedSequence` and so on. ``procedure="fixed_sequence", starts=3`` is ``FixedSequence(starts=3)``. A
@@ -138,6 +143,7 @@ def calibrate(
         exact=exact,
         costs=costs,
         budget=budget,
+        lower_is_stricter=lower_is_stricter,
     )
     if several_deltas:
         refuse_for_list(problem, procedure, options)

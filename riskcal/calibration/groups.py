@@ -65,7 +65,16 @@ def calibrate_groups(
 
 
 #: Arguments of `calibrate` that say which problem is meant, beside those named in `_too_few`.
-_POSED = ("thresholds", "lower", "upper", "prompts", "exact", "costs", "budget")
+_POSED = (
+    "thresholds",
+    "lower",
+    "upper",
+    "prompts",
+    "exact",
+    "costs",
+    "budget",
+    "lower_is_stricter",
+)
 
 
 def _small(runs: Runs, options: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.problem import Problem, Risk, plain
-from riskcal.records import Runs, Traces, holds_tokens
+from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
 from riskcal.records.costs import named, refuse_impossible
 
@@ -37,9 +37,11 @@ def pose(
     exact: bool = False,
     costs: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
+    lower_is_stricter: bool = False,
 ) -> Problem:
     """The problem that these arguments of `riskcal.calibrate` ask for; one that would not be used is refused."""
     _validate.choice(objective, "objective", RANGES)
+    lower_first = direction.given(lower_is_stricter)
     if objective != "textual" and (isinstance(delta, Mapping) or not isinstance(runs, Runs)):
         given = (
             "a mapping of deltas names the objectives"
@@ -61,9 +63,16 @@ def pose(
             raise RiskcalError(
                 "budget: is for Runs; make them with Runs.from_arrays(..., costs={...}) of losses in [0, 1]."
             )
-        known = {"lower": lower, "upper": upper}
         return from_arrays(
-            runs, delta, thresholds=thresholds, prompts=prompts, exact=exact, costs=costs, **known
+            runs,
+            delta,
+            thresholds=thresholds,
+            lower=lower,
+            upper=upper,
+            prompts=prompts,
+            exact=exact,
+            costs=costs,
+            lower_is_stricter=lower_first,
         )
     own: dict[str, Any] = {"thresholds": thresholds, "prompts": prompts, "exact": exact}
     for name, value in (own | {"costs": costs}).items():
@@ -76,6 +85,8 @@ def pose(
     deltas = delta if isinstance(delta, Mapping) else {objective: delta}
     if not deltas:
         raise RiskcalError("delta: the mapping is empty; give at least one objective.")
+    if lower_first:
+        runs = runs.directed(True)
     return from_runs(
         runs, deltas, weighting=weighting, max_cluster=max_cluster, budget=budget or {}
     )
@@ -144,6 +155,7 @@ def from_runs(
         unit="clusters" if "cluster" in runs.labels else "prompts",
         digest=runs.digest(),
         stopped=runs.stopped,
+        lower_is_stricter=runs.lower_is_stricter,
         weighting="requests"
         if sizes is not None
         else "clusters"
@@ -282,6 +294,7 @@ def from_arrays(
     prompts: ArrayLike | None,
     exact: bool = False,
     costs: Mapping[str, Any] | None = None,
+    lower_is_stricter: bool = False,
 ) -> Problem:
     """The problem of controlling plain losses (n, k): rows are units, or tokens where ``prompts`` groups them."""
     if isinstance(losses, str | os.PathLike):
@@ -306,7 +319,9 @@ def from_arrays(
         raise RiskcalError(
             f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
         )
-    descending, rows = np.argsort(-grid, kind="stable"), len(matrix)
+    # from the strictest on
+    descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")
+    rows = len(matrix)
     spent = {name: _spent(value, name, matrix.shape) for name, value in named(costs).items()}
     if prompts is None:
         units, nameless = np.arange(rows), True
@@ -327,6 +342,8 @@ def from_arrays(
             np.ascontiguousarray(matrix[np.ix_(hashed[first : first + 4096], descending)]).data
         )
     hasher.update(grid[descending].data)
+    if lower_is_stricter:
+        hasher.update(direction.COLUMN.encode())
     order = np.arange(len(units))
     if nameless:
         ascending = np.argsort(units.astype(np.int64))
@@ -340,6 +357,7 @@ def from_arrays(
         full={},
         units=units[order],
         nameless=nameless,
+        lower_is_stricter=lower_is_stricter,
         unit="rows" if prompts is None else "prompts",
         digest=hasher.hexdigest(),
     )

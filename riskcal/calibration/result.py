@@ -45,6 +45,8 @@ class Calibration:
         but whoever wrote them down before the data were seen can show that they are the same.
     stopped : Stop or None
         Why lower thresholds were never run; None if the recorded grid is whole.
+    lower_is_stricter : bool
+        Whether low thresholds are the strict ones: a request exits where its value is at most the threshold.
     """
 
     threshold: float
@@ -71,6 +73,7 @@ class Calibration:
     preregistered: str | None = None
     weighting: Weighting = "prompts"
     max_cluster: int | None = None
+    lower_is_stricter: bool = False
 
     @cached_property
     def message(self) -> str:
@@ -99,6 +102,8 @@ class Calibration:
             cannot fill (``thresholds``, ``config``).
         """
         settings = self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
+        if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
+            fields = fields | {"lower_is_stricter": True}
         policy = ExitPolicy.from_columns(settings, self.chosen, **fields)
         pvalue = (
             None
@@ -159,13 +164,24 @@ class Calibration:
             _validate.choice(cost, "cost", self.costs or ["none, since no cost was recorded"])
             full = self.full_costs.get(cost)
             return plots.cost_curve(
-                self.table, full=full, cost=cost, threshold=self.threshold, ax=ax
+                self.table,
+                full=full,
+                cost=cost,
+                threshold=self.threshold,
+                lower_is_stricter=self.lower_is_stricter,
+                ax=ax,
             )
         if isinstance(self.delta, dict):
             raise RiskcalError(
                 "plot: one curve needs one delta; plot the loss_... columns of the table instead."
             )
-        return plots.risk_curve(self.table, delta=self.delta, threshold=self.threshold, ax=ax)
+        return plots.risk_curve(
+            self.table,
+            delta=self.delta,
+            threshold=self.threshold,
+            lower_is_stricter=self.lower_is_stricter,
+            ax=ax,
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of ``table``."""

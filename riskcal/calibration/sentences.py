@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from riskcal import monotone
@@ -110,14 +109,16 @@ def rises(problem: Problem) -> str:
     """A warning where the risk rises with the threshold by more than noise: a sequence may have stopped for nothing."""
     if problem.several or problem.k < 2:
         return ""
-    thresholds = problem.candidates["threshold"].to_numpy(dtype=np.float64)
     for risk in problem.risks:
         if risk.is_cost or risk.early is not None:
             continue
-        pairs = monotone.risk_rises(risk.losses, thresholds, lower=risk.lower, upper=risk.upper)
+        pairs = monotone.risk_rises(
+            risk.losses, problem.strictness, lower=risk.lower, upper=risk.upper
+        )
         if len(pairs):
+            rises = "falls" if problem.lower_is_stricter else "rises"
             return (
-                f" The {meaning(risk.name)} does not fall steadily as the threshold rises ({len(pairs)} pairs of "
+                f" The {meaning(risk.name)} does not fall steadily as the threshold {rises} ({len(pairs)} pairs of "
                 "thresholds say so beyond noise): a fixed sequence can stop early there, Holm does not mind."
             )
     return ""

@@ -73,5 +73,6 @@ def settled(
         stopped=problem.stopped,
         weighting=problem.weighting,
         max_cluster=problem.max_cluster,
+        lower_is_stricter=problem.lower_is_stricter,
         **settings,
     )

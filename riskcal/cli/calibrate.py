@@ -64,6 +64,13 @@ def calibrate_command(
             help="Certify a mean cost too: layers=5, or seconds=0.4:2 with the largest; may be repeated."
         ),
     ] = None,
+    lower_is_stricter: Annotated[
+        bool,
+        typer.Option(
+            "--lower-is-stricter",
+            help="Exits are where a value is at most the threshold (entropy).",
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the risk curve here: .png, .pdf or .svg.")
@@ -90,6 +97,7 @@ def calibrate_command(
         max_cluster=max_cluster,
         cost=cost,
         budget=budgets or None,
+        lower_is_stricter=lower_is_stricter,
     )
     figure = None if plot is None else _figure(calibration, plot)
     if as_json:

@@ -26,6 +26,7 @@ COLUMNS = {
     "measure",
     "schedule",
     "min_layer",
+    "lower_is_stricter",
     "coordinates",
     "certificate",
 }
@@ -60,6 +61,7 @@ def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
         "min_layer": policy.min_layer,
         "measure": policy.measure,
         "policy": policy.other_fields(),
+        **({"lower_is_stricter": True} if policy.lower_is_stricter else {}),
         **(policy.coordinates or {}),
     }
 

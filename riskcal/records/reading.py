@@ -32,6 +32,7 @@ _NO_COORDINATES = (
     "source",
     "exact",
     "stopped",
+    "lower_is_stricter",
 )
 
 

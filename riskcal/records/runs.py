@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import arrays, columns, files, reading
+from riskcal.records import arrays, columns, direction, files, reading
 from riskcal.records import costs as costs_
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
@@ -54,6 +54,9 @@ class Runs:
         Declares that replay is exact: the exit has no memory (classifiers, cascades of models).
     stopped : Stop or None
         By what lower thresholds were left out; None if the grid is whole.
+    lower_is_stricter : bool
+        Whether a request exits where its value is at most the threshold (an entropy), so that low thresholds are the strict
+        ones. Candidates then stand from the lowest threshold up, and everything that goes from strict to lenient follows.
     """
 
     prompts: NDArray[Any]
@@ -65,6 +68,7 @@ class Runs:
     source: Literal["generated", "replayed"] = "generated"
     exact: bool = False
     stopped: Stop | None = None
+    lower_is_stricter: bool = False
 
     @classmethod
     def read(
@@ -73,6 +77,7 @@ class Runs:
         *,
         candidate_columns: Sequence[str] = (),
         costs: Sequence[str] = (),
+        lower_is_stricter: bool = False,
     ) -> Self:
         """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
 
@@ -86,13 +91,23 @@ class Runs:
         """
         frame = files.read(path)
         try:
-            return cls.from_frame(frame, candidate_columns=candidate_columns, costs=costs)
+            return cls.from_frame(
+                frame,
+                candidate_columns=candidate_columns,
+                costs=costs,
+                lower_is_stricter=lower_is_stricter,
+            )
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
 
     @classmethod
     def from_frame(
-        cls, table: Any, *, candidate_columns: Sequence[str] = (), costs: Sequence[str] = ()
+        cls,
+        table: Any,
+        *,
+        candidate_columns: Sequence[str] = (),
+        costs: Sequence[str] = (),
+        lower_is_stricter: bool = False,
     ) -> Self:
         """Validate a long table: one row per prompt and candidate.
 
@@ -109,6 +124,9 @@ class Runs:
             Further columns that tell candidates apart.
         costs : sequence of str
             Further columns of what a run took, ``price`` or ``joules``: numbers of at least 0.
+        lower_is_stricter : bool
+            Whether low thresholds are the strict ones, as where an entropy must be at most the threshold; a column of that
+            name says it too. The full model is ``inf`` or ``"full"`` in either case.
 
         Raises
         ------
@@ -122,8 +140,10 @@ class Runs:
         UserWarning
             If one prompt text stands under two ids, which breaks independence.
         """
-        fields = reading.from_frame(columns.from_object(table), candidate_columns, costs)
-        return cls(**fields).in_content_order()
+        frame = columns.from_object(table)
+        lower = direction.of_frame(frame, lower_is_stricter)
+        fields = reading.from_frame(frame, candidate_columns, costs)
+        return cls(**fields).in_content_order().directed(lower)
 
     @classmethod
     def from_arrays(
@@ -138,6 +158,7 @@ class Runs:
         source: Literal["generated", "replayed"] = "generated",
         exact: bool = False,
         costs: Mapping[str, ArrayLike] | None = None,
+        lower_is_stricter: bool = False,
         **values: ArrayLike,
     ) -> Self:
         """Build from matrices instead of a long table.
@@ -151,18 +172,22 @@ class Runs:
         full_risk, cluster, group, text : (n,), optional
         costs : mapping of name to (n, k) or (k,), optional
             Further costs, of any name: of each prompt and candidate, or of each candidate.
+        lower_is_stricter : bool
+            As in `from_frame`.
         **values : (n, k)
             ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
         """
         labels = {"prompt": prompts, "cluster": cluster, "group": group, "text": text}
         labels["full_risk"] = full_risk
+        lower = direction.given(lower_is_stricter)
         fields = arrays.from_arrays(thresholds, values, costs, labels, source, exact)
-        return cls(**fields).in_content_order()
+        return cls(**fields).in_content_order().directed(lower)
 
     @property
     def thresholds(self) -> Floats:
-        """The distinct finite thresholds, descending."""
-        return np.unique(self.candidates["threshold"].to_numpy(dtype=np.float64))[::-1]
+        """The distinct finite thresholds, from the strictest on: descending, or ascending where low ones are strict."""
+        ascending = np.unique(self.candidates["threshold"].to_numpy(dtype=np.float64))
+        return ascending if self.lower_is_stricter else ascending[::-1]
 
     @property
     def n(self) -> int:
@@ -224,6 +249,24 @@ class Runs:
             full={key: value[rows] for key, value in self.full.items()},
             full_risk=None if self.full_risk is None else self.full_risk[rows],
             labels={key: value[rows] for key, value in self.labels.items()},
+        )
+
+    def directed(self, lower_is_stricter: bool) -> Self:
+        """The same runs with candidates from the strictest threshold on, where low or high ones are the strict ones."""
+        if lower_is_stricter == self.lower_is_stricter:
+            return self
+        if self.stopped is not None:
+            raise RiskcalError(
+                "lower_is_stricter: the recording went from the highest threshold down and stopped; it has one direction."
+            )
+        names = list(self.candidates.columns)
+        ascending = [name != "threshold" or lower_is_stricter for name in names]
+        ordered = self.candidates.sort_values(names, ascending=ascending)
+        return replace(
+            self,
+            candidates=ordered.reset_index(drop=True),
+            values={name: value[:, ordered.index] for name, value in self.values.items()},
+            lower_is_stricter=lower_is_stricter,
         )
 
     @property
@@ -345,6 +388,8 @@ class Runs:
         yield "source", self.source
         if self.exact:
             yield "exact", True
+        if self.lower_is_stricter:
+            yield direction.COLUMN, True
         if self.stopped is not None:
             yield "stopped", self.stopped.model_dump_json()
 

@@ -40,6 +40,7 @@ def replay_arrays(
     position: ArrayLike | None = ...,
     min_layer: int = ...,
     lengths: ArrayLike | None = ...,
+    lower_is_stricter: bool = ...,
     costs: None = ...,
 ) -> tuple[Floats, NDArray[np.int64]]: ...
 @overload
@@ -52,6 +53,7 @@ def replay_arrays(
     position: ArrayLike | None = ...,
     min_layer: int = ...,
     lengths: ArrayLike | None = ...,
+    lower_is_stricter: bool = ...,
     costs: Costs,
 ) -> tuple[Floats, NDArray[np.int64], dict[str, Floats]]: ...
 def replay_arrays(
@@ -63,6 +65,7 @@ def replay_arrays(
     position: ArrayLike | None = None,
     min_layer: int = 1,
     lengths: ArrayLike | None = None,
+    lower_is_stricter: bool = False,
     costs: Costs | None = None,
 ) -> Any:
     """Loss and exit layer of each token under each threshold, on one recorded path.
@@ -82,6 +85,8 @@ def replay_arrays(
         No exit before this layer.
     lengths : (N,), optional
         Exits of each row of an (N, L) array; what stands behind them is padding.
+    lower_is_stricter : bool
+        Exit where the value is at most the threshold, as with an entropy.
     costs : (L,) or (N, L), or a mapping of names to such, optional
         What a row has cost in all if it stops at that exit; a single array is named ``cost``.
 
@@ -130,6 +135,7 @@ def replay_arrays(
         n_layers=int(counts.max()),
         position=where,
         allow_full=True,
+        lower_is_stricter=lower_is_stricter,
     )
     begin = np.cumsum(counts) - counts
     exits = rule.exits(levels.values.reshape(-1), begin, counts, where)
@@ -154,6 +160,7 @@ def replay_traces(
     schedule: Schedule = Constant(),
     min_layer: int = 1,
     exact: bool = False,
+    lower_is_stricter: bool = False,
     costs: Costs | None = None,
 ) -> Runs:
     """Turn traces into runs: the mean over each prompt's tokens of the loss at the exit, for every threshold at once.
@@ -169,6 +176,8 @@ def replay_traces(
     exact : bool
         Declares that the exit has no memory, so that replay is what would have happened. Without it `riskcal.calibrate`
         refuses the runs: after a first early exit a real decoder's states differ.
+    lower_is_stricter : bool
+        Exit where the value is at most the threshold, as with an entropy.
     costs : (L,), or mapping of names to (L,), optional
         What a decision has cost in all if it stops at that exit, the same for every row, beside the traces' own ``costs``;
         a single array is named ``cost``.
@@ -188,23 +197,24 @@ def replay_traces(
         n_layers=traces.n_layers,
         position=traces.position,
         allow_full=False,
-    ).descending()
+        lower_is_stricter=lower_is_stricter,
+    ).from_the_strictest()
     spent: dict[str, NDArray[Any]] = {**traces.costs, **_of_exits(costs, traces)}
     start = np.flatnonzero(np.r_[True, traces.prompt[1:] != traces.prompt[:-1], True])
     prompts = traces.prompt[start[:-1]]
     _distinct(prompts)
     tokens = np.diff(start).astype(np.float64)
     counts = traces.counts
-    if traces.lengths is None:
+    if traces.lengths is None and not rule.lower_is_stricter:
         losses, layers, met = _prompt_means(traces, rule.grid, schedule, start, rule.min_layer - 1)
+        met = met[::-1]
         sums = walk.summed(traces, rule, start, spent).sums if spent else {}
     else:
         outcome = cast(Any, traces.agrees if traces.loss is None else traces.loss)
         sums, met = walk.summed(traces, rule, start, spent | {" outcome": outcome})
         losses, layers = sums[" outcome"] / tokens[:, None], sums["layers"] / tokens[:, None]
         losses = 1.0 - losses if traces.loss is None else losses
-        met = met[::-1]
-    _warn_of_peeking(rule.grid[met[::-1]], rule.k)
+    _warn_of_peeking(rule.grid[met], rule.k)
 
     full = np.zeros(len(prompts))  # the full model agrees with itself
     if traces.loss is not None:
@@ -227,6 +237,7 @@ def replay_traces(
         full_risk=at_full.get("risk"),
         source="replayed",
         exact=exact,
+        lower_is_stricter=rule.lower_is_stricter,
     ).in_content_order()
 
 

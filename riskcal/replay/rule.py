@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy.schedules import Constant, Schedule
+from riskcal.records import direction
 from riskcal.records.exits import Lengths
 
 Positions = NDArray[np.int64]
@@ -20,6 +21,8 @@ Positions = NDArray[np.int64]
 class Rule:
     """Exit at the first layer, from ``min_layer`` on, whose confidence is at least the threshold; else at the last.
 
+    Where lower thresholds are the stricter ones, its value is at most the threshold: both are then looked at negated.
+
     Attributes
     ----------
     grid : (k,)
@@ -28,12 +31,14 @@ class Rule:
     min_layer : int
     positions : int
         One more than the largest position of a row.
+    lower_is_stricter : bool
     """
 
     grid: Floats
     schedule: Schedule = Constant()
     min_layer: int = 1
     positions: int = 1
+    lower_is_stricter: bool = False
 
     @property
     def k(self) -> int:
@@ -41,20 +46,32 @@ class Rule:
         return len(self.grid)
 
     @cached_property
+    def strictness(self) -> Floats:
+        """Thresholds (k,) that a value, ``seen`` as it is, must reach."""
+        if not self.lower_is_stricter:
+            return self.grid
+        return np.where(np.isinf(self.grid), math.inf, -self.grid)
+
+    @cached_property
     def order(self) -> NDArray[np.intp]:
-        """Candidates from the lowest threshold up."""
-        return np.argsort(self.grid)
+        """Candidates from the most lenient on."""
+        return np.argsort(self.strictness)
+
+    def seen(self, confidence: NDArray[Any]) -> NDArray[Any]:
+        """Confidences, or what is one negated."""
+        return -confidence if self.lower_is_stricter else confidence
 
     @cached_property
     def local(self) -> Floats:
         """The confidence needed at every position (T, finite thresholds), ascending."""
-        finite = self.grid[self.order][np.isfinite(self.grid[self.order])]
+        ascending = self.strictness[self.order]
+        finite = ascending[np.isfinite(ascending)]
         where = np.arange(self.positions)[:, None]
         return np.ascontiguousarray(self.schedule.local_threshold(finite[None, :], where))
 
-    def descending(self) -> Self:
-        """The same rule with candidates from the highest threshold down."""
-        return replace(self, grid=np.sort(self.grid)[::-1])
+    def from_the_strictest(self) -> Self:
+        """The same rule with candidates from the strictest threshold on."""
+        return replace(self, grid=self.grid[self.order[::-1]])
 
     def exits(
         self, confidence: NDArray[Any], begin: Lengths, lengths: Lengths, position: Positions
@@ -67,7 +84,7 @@ class Rule:
         ascending[:] = lengths[:, None]
         finite = ascending[:, : self.local.shape[1]]
         kernels.exit_layers(
-            confidence, begin, lengths, self.local, position, self.min_layer, finite
+            self.seen(confidence), begin, lengths, self.local, position, self.min_layer, finite
         )
         exits = np.empty_like(ascending)
         exits[:, self.order] = ascending
@@ -84,7 +101,9 @@ class Rule:
         needed = np.full((len(self.local), self.k), math.nan)
         needed[:, self.order[: self.local.shape[1]]] = self.local
         early = exits < lengths[:, None]
-        found: NDArray[np.bool_] = ((confidence == needed[self._place(position)]) & early).any(0)
+        found: NDArray[np.bool_] = (
+            (self.seen(confidence) == needed[self._place(position)]) & early
+        ).any(0)
         return found
 
     def _place(self, position: Positions) -> Positions:
@@ -100,11 +119,17 @@ def of(
     n_layers: int,
     position: Positions,
     allow_full: bool,
+    lower_is_stricter: bool,
 ) -> Rule:
     """The rule that these arguments of a replay ask for."""
     grid = _validate.threshold_grid(thresholds, allow_full=allow_full)
     least = _validate.count(min_layer, "min_layer", least=1)
     if least > n_layers:
         raise RiskcalError(f"min_layer: {least} exceeds the {n_layers} recorded layers.")
+    lower = direction.given(lower_is_stricter)
+    if lower and not isinstance(schedule, Constant):
+        raise RiskcalError(
+            "lower_is_stricter: decay is for confidences from 0 to 1, of which high ones are sure; leave the schedule out."
+        )
     positions = 1 if isinstance(schedule, Constant) else int(position.max()) + 1
-    return Rule(grid, schedule, least, positions)
+    return Rule(grid, schedule, least, positions, lower)
