@@ -54,6 +54,8 @@ def from_frame(
         )
     further = costs_.columns_named(costs, candidate_columns)
     columns.require(frame, ["prompt", "threshold", *candidate_columns, *further])
+    if "thresholds" in frame.columns:
+        frame = settings.with_vectors(frame)
     read_cell_by_cell = (
         "threshold",
         *CANDIDATE_COLUMNS,

@@ -25,6 +25,21 @@ def exit_layers(confidence, begin, length, local, position, min_layer, exits):  
         exits[i, left:] = length[i]
 
 
+@njit(cache=True)
+def exit_stages(confidence, begin, length, needed, given_up, min_layer, exits):  # type: ignore[no-untyped-def]
+    """Exit of every row under every candidate, of thresholds ``needed`` and ``given_up`` (k, E) of its own at each exit."""
+    for i in range(begin.size):
+        for j in range(needed.shape[0]):
+            exits[i, j] = length[i]
+            for layer in range(min_layer - 1, length[i] - 1):
+                value = confidence[begin[i] + layer]
+                enough = value >= needed[j, layer] and needed[j, layer] < np.inf
+                hopeless = value <= given_up[j, layer] and given_up[j, layer] > -np.inf
+                if enough or hopeless:
+                    exits[i, j] = layer + 1
+                    break
+
+
 @njit(cache=True, inline="always")
 def bucket_of(value, low, scale, top):  # type: ignore[no-untyped-def]
     """A whole number from 0 to ``top`` that never falls as ``value`` grows; 0 for NaN."""

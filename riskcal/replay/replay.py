@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
-from riskcal.policy.columns import schedule_columns
+from riskcal.policy.columns import CANDIDATE_COLUMNS, schedule_columns
 from riskcal.policy.schedules import Constant, Decaying, Schedule
 from riskcal.records import Runs, TokenLosses, Traces
 from riskcal.records import costs as costs_
@@ -20,6 +20,7 @@ from riskcal.records.columns import plain
 from riskcal.records.exits import PerExit
 from riskcal.replay import rule as rules
 from riskcal.replay import walk
+from riskcal.replay.rule import Rule
 
 #: One number per exit, of all rows or of each, or several such by name.
 Costs = ArrayLike | Mapping[str, ArrayLike]
@@ -40,6 +41,7 @@ def replay_arrays(
     position: ArrayLike | None = ...,
     min_layer: int = ...,
     lengths: ArrayLike | None = ...,
+    give_up: ArrayLike | None = ...,
     lower_is_stricter: bool = ...,
     costs: None = ...,
 ) -> tuple[Floats, NDArray[np.int64]]: ...
@@ -53,6 +55,7 @@ def replay_arrays(
     position: ArrayLike | None = ...,
     min_layer: int = ...,
     lengths: ArrayLike | None = ...,
+    give_up: ArrayLike | None = ...,
     lower_is_stricter: bool = ...,
     costs: Costs,
 ) -> tuple[Floats, NDArray[np.int64], dict[str, Floats]]: ...
@@ -65,6 +68,7 @@ def replay_arrays(
     position: ArrayLike | None = None,
     min_layer: int = 1,
     lengths: ArrayLike | None = None,
+    give_up: ArrayLike | None = None,
     lower_is_stricter: bool = False,
     costs: Costs | None = None,
 ) -> Any:
@@ -76,8 +80,8 @@ def replay_arrays(
         Confidence at each exit; NaN never exits. Or a list of N lists of unequal length, each row's last the full model's.
     loss : (N, L), or lists
         Loss of each exit's token.
-    thresholds : (k,)
-        In any order; ``inf`` is the full model, layer L.
+    thresholds : (k,), or (k, L - 1) for one per exit before the last
+        In any order; ``inf`` is the full model, layer L, and in a vector an exit that is never taken.
     schedule : Constant or Decaying
     position : (N,), optional
         Index of each token in its generation, from 0; needed by `Decaying`.
@@ -85,6 +89,9 @@ def replay_arrays(
         No exit before this layer.
     lengths : (N,), optional
         Exits of each row of an (N, L) array; what stands behind them is padding.
+    give_up : (k,) or (k, L - 1), optional
+        A second threshold of each candidate: a request also leaves where its confidence is at most this, with the loss that
+        it has there.
     lower_is_stricter : bool
         Exit where the value is at most the threshold, as with an entropy.
     costs : (L,) or (N, L), or a mapping of names to such, optional
@@ -136,6 +143,7 @@ def replay_arrays(
         position=where,
         allow_full=True,
         lower_is_stricter=lower_is_stricter,
+        give_up=give_up,
     )
     begin = np.cumsum(counts) - counts
     exits = rule.exits(levels.values.reshape(-1), begin, counts, where)
@@ -160,6 +168,7 @@ def replay_traces(
     schedule: Schedule = Constant(),
     min_layer: int = 1,
     exact: bool = False,
+    give_up: ArrayLike | None = None,
     lower_is_stricter: bool = False,
     costs: Costs | None = None,
 ) -> Runs:
@@ -169,13 +178,17 @@ def replay_traces(
     ----------
     traces : Traces
         Read once, prompt by prompt.
-    thresholds : (k,)
-        Finite. Fix them before seeing the traces; ones that equal a confidence at which a token exits are warned about.
+    thresholds : (k,), or (k, L - 1) for one per exit before the last
+        Finite; in a vector ``inf`` is an exit that is never taken. Fix them before seeing the traces; ones that equal a
+        confidence at which a token exits are warned about.
     schedule : Constant or Decaying
     min_layer : int
     exact : bool
         Declares that the exit has no memory, so that replay is what would have happened. Without it `riskcal.calibrate`
         refuses the runs: after a first early exit a real decoder's states differ.
+    give_up : (k,) or (k, L - 1), optional
+        A second threshold of each candidate: a request also leaves where its confidence is at most this, with the loss that
+        it has there.
     lower_is_stricter : bool
         Exit where the value is at most the threshold, as with an entropy.
     costs : (L,), or mapping of names to (L,), optional
@@ -188,7 +201,9 @@ def replay_traces(
         ``source="replayed"``. From ``agrees`` the dissimilarity is the share of tokens that disagree with the last layer;
         a ``loss`` becomes the risk, and the dissimilarity too where it is zero at the last layer throughout. ``layers`` is the
         mean number of the exit, ``tokens`` counts the prompt's rows (unless a cost has that name), and a cost is the sum over
-        them. A row that never reaches its threshold takes its own last exit, which is the reference.
+        them. Vectors of thresholds stand in a candidate's coordinate ``thresholds``, and ``threshold`` numbers the candidates
+        from k, the first, down to 1; what is given up at in ``give_up``, or ``give_up_1`` and so on.
+        A row that never reaches its threshold takes its own last exit, which is the reference.
     """
     rule = rules.of(
         thresholds,
@@ -198,6 +213,7 @@ def replay_traces(
         position=traces.position,
         allow_full=False,
         lower_is_stricter=lower_is_stricter,
+        give_up=give_up,
     ).from_the_strictest()
     spent: dict[str, NDArray[Any]] = {**traces.costs, **_of_exits(costs, traces)}
     start = np.flatnonzero(np.r_[True, traces.prompt[1:] != traces.prompt[:-1], True])
@@ -205,7 +221,7 @@ def replay_traces(
     _distinct(prompts)
     tokens = np.diff(start).astype(np.float64)
     counts = traces.counts
-    if traces.lengths is None and not rule.lower_is_stricter:
+    if isinstance(rule, Rule) and traces.lengths is None and not rule.lower_is_stricter:
         losses, layers, met = _prompt_means(traces, rule.grid, schedule, start, rule.min_layer - 1)
         met = met[::-1]
         sums = walk.summed(traces, rule, start, spent).sums if spent else {}
@@ -229,7 +245,7 @@ def replay_traces(
     counted["tokens"] = tokens
     return Runs(
         prompts=prompts,
-        candidates=pd.DataFrame({"threshold": rule.grid}).assign(**ran_with),
+        candidates=_in_order(rule.candidates.assign(**ran_with)),
         values=dict.fromkeys(names, losses)
         | {"layers": layers, "tokens": np.broadcast_to(tokens[:, None], layers.shape)}
         | {name: sums[name] for name in spent},
@@ -239,6 +255,12 @@ def replay_traces(
         exact=exact,
         lower_is_stricter=rule.lower_is_stricter,
     ).in_content_order()
+
+
+def _in_order(candidates: pd.DataFrame) -> pd.DataFrame:
+    """Candidates with their columns as a table of runs is read."""
+    known = [name for name in ("threshold", *CANDIDATE_COLUMNS) if name in candidates.columns]
+    return candidates[[*known, *(n for n in candidates.columns if n not in known)]]
 
 
 def _of_exits(given: Costs | None, traces: Traces) -> dict[str, Floats]:

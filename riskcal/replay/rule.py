@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
@@ -13,6 +14,8 @@ from riskcal._validate import Floats, RiskcalError
 from riskcal.policy.schedules import Constant, Schedule
 from riskcal.records import direction
 from riskcal.records.exits import Lengths
+from riskcal.replay import stages
+from riskcal.replay.stages import Stages
 
 Positions = NDArray[np.int64]
 
@@ -39,6 +42,11 @@ class Rule:
     min_layer: int = 1
     positions: int = 1
     lower_is_stricter: bool = False
+
+    @property
+    def candidates(self) -> pd.DataFrame:
+        """What tells candidates apart."""
+        return pd.DataFrame({"threshold": self.grid})
 
     @property
     def k(self) -> int:
@@ -120,9 +128,11 @@ def of(
     position: Positions,
     allow_full: bool,
     lower_is_stricter: bool,
-) -> Rule:
+    give_up: ArrayLike | None,
+) -> Rule | Stages:
     """The rule that these arguments of a replay ask for."""
-    grid = _validate.threshold_grid(thresholds, allow_full=allow_full)
+    several = give_up is not None or np.ndim(_validate.as_given(thresholds, "thresholds")) == 2
+    grid = np.empty(0) if several else _validate.threshold_grid(thresholds, allow_full=allow_full)
     least = _validate.count(min_layer, "min_layer", least=1)
     if least > n_layers:
         raise RiskcalError(f"min_layer: {least} exceeds the {n_layers} recorded layers.")
@@ -130,6 +140,14 @@ def of(
     if lower and not isinstance(schedule, Constant):
         raise RiskcalError(
             "lower_is_stricter: decay is for confidences from 0 to 1, of which high ones are sure; leave the schedule out."
+        )
+    if several:
+        if not isinstance(schedule, Constant):
+            raise RiskcalError(
+                "schedule: decay is for candidates of one threshold; leave the schedule out."
+            )
+        return stages.of(
+            thresholds, give_up, n_layers=n_layers, min_layer=least, lower_is_stricter=lower
         )
     positions = 1 if isinstance(schedule, Constant) else int(position.max()) + 1
     return Rule(grid, schedule, least, positions, lower)

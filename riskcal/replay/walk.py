@@ -10,6 +10,7 @@ from riskcal._validate import Floats
 from riskcal.records import Traces
 from riskcal.records.exits import Lengths
 from riskcal.replay.rule import Rule
+from riskcal.replay.stages import Stages
 
 #: Rows times candidates that are held at once.
 _AT_ONCE = 2**20
@@ -32,7 +33,10 @@ class Summed(NamedTuple):
 
 
 def summed(
-    traces: Traces, rule: Rule, start: NDArray[np.intp], measured: Mapping[str, NDArray[Any]]
+    traces: Traces,
+    rule: Rule | Stages,
+    start: NDArray[np.intp],
+    measured: Mapping[str, NDArray[Any]],
 ) -> Summed:
     """Sums of what is measured, each (N, L), flat (M,), or (L,) for all rows, and of the exits' numbers as ``layers``.
 
@@ -59,7 +63,7 @@ def summed(
     return Summed(sums, met)
 
 
-def _parts(traces: Traces, rule: Rule, lengths: Lengths) -> Iterator[Exited]:
+def _parts(traces: Traces, rule: Rule | Stages, lengths: Lengths) -> Iterator[Exited]:
     """The rows in parts."""
     ends = np.r_[0, np.cumsum(lengths)]
     step = max(1, _AT_ONCE // rule.k)
