@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pandas as pd
+import polars
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -174,7 +176,44 @@ def test_rows_of_one_length_are_a_matrix_however_they_were_given():
     assert cut.confidence.shape == (2, 2)
 
 
-def test_the_tokens_that_a_message_counts_are_those_of_all_rows():
+def tensors(rows):
+    torch = pytest.importorskip("torch")
+    return [torch.tensor(row, requires_grad=True) for row in rows]
+
+
+HELD = {
+    "a column of pandas": pd.Series,
+    "a column of Arrow": pa.array,
+    "tuples": lambda rows: tuple(map(tuple, rows)),
+    "arrays": lambda rows: [np.array(row) for row in rows],
+    "an array of objects": lambda rows: pd.Series(rows).to_numpy(),
+    "tensors": tensors,
+}
+
+
+@pytest.mark.parametrize("hold", HELD.values(), ids=HELD)
+def test_rows_may_be_held_in_anything(hold):
+    ids = {"prompt": ["q1", "q2", "q3", "q4"], "position": np.zeros(4, int)}
+    held = Traces.from_arrays(
+        **ids,
+        confidence=hold(CONFIDENCE),
+        loss=hold(LOSS),
+        cost={"tokens": hold([[1.0 * t for t in row] for row in TOKENS])},
+    )
+    plain = Traces.from_frame(table())
+    assert held.lengths.tolist() == plain.lengths.tolist()
+    assert held.confidence == pytest.approx(plain.confidence)
+    assert held.costs["tokens"] == pytest.approx(plain.costs["tokens"])
+
+
+@pytest.mark.parametrize(
+    "make", [pa.Table.from_pandas, polars.from_pandas], ids=["pyarrow", "polars"]
+)
+def test_tables_of_any_library_may_be_ragged(make):
+    same(Traces.from_frame(make(table())), Traces.from_frame(table()))
+
+
+def test_what_traces_hold_makes_the_same_traces_again():
     flat = Traces.from_frame(table())
     again = Traces.from_arrays(
         prompt=flat.prompt,

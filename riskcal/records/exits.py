@@ -1,5 +1,6 @@
 """Numbers per exit, for decisions that have as many exits as they need: a matrix, or one row's numbers after another's."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -140,19 +141,30 @@ def of_all_rows(given: Any, name: str, n_exits: int) -> NDArray[Any] | None:
 
 
 def unequal(given: Any) -> list[Any] | None:
-    """The rows of a list of lists that are not of one length; None for anything else."""
-    listed = isinstance(given, list | tuple)
-    if isinstance(given, np.ndarray) and given.dtype == object and given.ndim == 1:
-        listed = True
-    if not listed or len(given) == 0:
-        return None
-    rows = [_validate.on_the_host(row) for row in given]
-    if not all(
-        isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.ndim == 1)
-        for row in rows
-    ):
+    """The rows of a list or column of lists that are not of one length; None for anything else."""
+    if not isinstance(given, list | tuple):
+        given = _validate.on_the_host(given)
+        if isinstance(given, np.ndarray) and given.dtype != object:
+            return None
+        with suppress(Exception):  # whatever it is, who reads it as a matrix will refuse it
+            given = np.asarray(given)
+        if not (isinstance(given, np.ndarray) and given.dtype == object and given.ndim == 1):
+            return None
+    rows = [_row(row) for row in given]
+    if not rows or any(row is None for row in rows):
         return None
     return rows if len({len(row) for row in rows}) > 1 else None
+
+
+def _row(given: Any) -> Any:
+    """A list, or any library's array of one dimension; None for anything else."""
+    if isinstance(given, list | tuple):
+        return given
+    if hasattr(given, "__array__") and not isinstance(given, np.generic):
+        with suppress(Exception):
+            row = np.asarray(_validate.on_the_host(given))
+            return row if row.ndim == 1 else None
+    return None
 
 
 def _of_lists(rows: list[Any], name: str, lengths: Lengths | None) -> tuple[NDArray[Any], Lengths]:
