@@ -220,7 +220,6 @@ def replay_traces(
     prompts = traces.prompt[start[:-1]]
     _distinct(prompts)
     tokens = np.diff(start).astype(np.float64)
-    counts = traces.counts
     if isinstance(rule, Rule) and traces.lengths is None and not rule.lower_is_stricter:
         losses, layers, met = _prompt_means(traces, rule.grid, schedule, start, rule.min_layer - 1)
         met = met[::-1]
@@ -241,8 +240,10 @@ def replay_traces(
     ran_with = {"min_layer": rule.min_layer, **schedule_columns(schedule)}
     at_full = dict.fromkeys(names, full)
     whole = {name: _at_last(traces, cost, start) for name, cost in spent.items()}
-    counted = {"layers": np.add.reduceat(counts.astype(np.float64), start[:-1]) / tokens}
-    counted["tokens"] = tokens
+    depth = np.full(len(prompts), float(traces.n_layers))
+    if traces.lengths is not None:
+        depth = np.add.reduceat(traces.lengths.astype(np.float64), start[:-1]) / tokens
+    counted = {"layers": depth, "tokens": tokens}
     return Runs(
         prompts=prompts,
         candidates=_in_order(rule.candidates.assign(**ran_with)),
