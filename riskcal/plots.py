@@ -14,7 +14,12 @@ _LOSS, _DELTA, _CERTIFIED, _LAYERS = "#1f5a96", "#b3261e", "#dcefe1", "#6a4c93"
 
 
 def risk_curve(
-    table: pd.DataFrame, *, delta: float, threshold: float = math.inf, ax: "Axes | None" = None
+    table: pd.DataFrame,
+    *,
+    delta: float,
+    threshold: float = math.inf,
+    lower_is_stricter: bool = False,
+    ax: "Axes | None" = None,
 ) -> "Axes":
     """Mean loss of every candidate against its threshold, with the tolerance and the certified thresholds.
 
@@ -26,6 +31,8 @@ def risk_curve(
         The tolerance, drawn as a line.
     threshold : float
         The chosen threshold, marked if it is finite.
+    lower_is_stricter : bool
+        Whether low thresholds are the strict ones.
     ax : Axes, optional
         Drawn on if given, else on a new figure.
     """
@@ -61,54 +68,64 @@ def risk_curve(
             arrowprops={"arrowstyle": "->", "color": "black"},
         )
     ax.set_ylim(bottom=min(0.0, float(rows["loss"].min()) * 1.1))
-    ax.set_xlabel("exit threshold (higher: more cautious)")
+    ax.set_xlabel(f"exit threshold ({'lower' if lower_is_stricter else 'higher'}: more cautious)")
     ax.set_ylabel("loss")
     ax.legend(loc="upper right")
     return ax
 
 
-def layers_curve(
+#: How a cost's curve and axis are labelled where its name alone would not say what it is per.
+_PER = {
+    "layers": "decoder layers per token",
+    "flops": "decoder FLOPs",
+    "tokens": "tokens generated",
+}
+
+
+def cost_curve(
     table: pd.DataFrame,
     *,
-    full_layers: float,
+    full: float | None = None,
+    cost: str = "layers",
     threshold: float = math.inf,
+    lower_is_stricter: bool = False,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Mean decoder layers per token of every candidate, against the full model's."""
+    """Mean cost of every candidate, decoder layers per token or another, against the full model's if that is known."""
     ax = ax or _new_axes()
     rows = table.sort_values("threshold")
     _shade_certified(rows, ax)
     ax.plot(
         rows["threshold"],
-        rows["layers"],
+        rows[cost],
         "s-",
         color=_LAYERS,
         markersize=4,
-        label="mean decoder layers per token",
+        label=f"mean {_PER.get(cost, cost)}",
     )
-    ax.axhline(
-        full_layers, color="black", linestyle=":", label=f"full model: {full_layers:g} layers"
-    )
+    if full is not None:
+        ax.axhline(full, color="black", linestyle=":", label=f"full model: {full:g} {cost}")
     if math.isfinite(threshold):
         chosen = rows.loc[rows["threshold"] == threshold].iloc[0]
         ax.plot(
             chosen["threshold"],
-            chosen["layers"],
+            chosen[cost],
             "s",
             color=_LAYERS,
             markersize=10,
             markeredgecolor="black",
         )
+        spent = f"{chosen[cost]:.2f}" if cost == "layers" else f"{chosen[cost]:.4g}"
         ax.annotate(
-            f"{chosen['layers']:.2f} layers\n({1 - chosen['layers'] / full_layers:.0%} fewer)",
-            (chosen["threshold"], chosen["layers"]),
+            f"{spent} {cost}" + (f"\n({1 - chosen[cost] / full:.0%} fewer)" if full else ""),
+            (chosen["threshold"], chosen[cost]),
             xytext=(-130, 40),
             textcoords="offset points",
             arrowprops={"arrowstyle": "->", "color": "black"},
         )
-    ax.set_ylim(0, full_layers * 1.12)
-    ax.set_xlabel("exit threshold (higher: more cautious)")
-    ax.set_ylabel("layers")
+    ax.set_ylim(0, max(full or 0.0, float(rows[cost].max())) * 1.12 or 1.0)
+    ax.set_xlabel(f"exit threshold ({'lower' if lower_is_stricter else 'higher'}: more cautious)")
+    ax.set_ylabel(cost)
     ax.legend(
         loc="upper left", bbox_to_anchor=(0, 0.88)
     )  # below the full model's line, above the curve's start
@@ -124,7 +141,7 @@ def calibration_figure(
     figure = Figure(figsize=(8.5, 7.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     risk_curve(table, delta=delta, threshold=threshold, ax=upper)
-    layers_curve(table, full_layers=full_layers, threshold=threshold, ax=lower)
+    cost_curve(table, full=full_layers, threshold=threshold, ax=lower)
     upper.set_xlabel("")
     if title:
         figure.suptitle(title, fontsize=12)

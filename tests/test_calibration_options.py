@@ -196,7 +196,7 @@ def test_a_delta_read_from_a_file_is_one_number():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"cost": "tokens"}, "cost: 'tokens' chooses among candidates of several coordinates"),
+        ({"cost": "tokens"}, "cost: 'tokens' was not recorded; there is layers"),
         (
             {"weights": [1.0] + [0.0] * 10},
             "weights: procedure 'fixed_sequence' does not use it, only fallback and graphical",
@@ -255,7 +255,7 @@ def test_comparing_gives_an_option_to_the_procedures_that_use_it_and_trials_refu
     assert set(table["procedure"]) == {"fixed_sequence", "holm"}
     with pytest.raises(RiskcalError, match=r"^pilot_fraction: "):
         riskcal.compare(recorded, 0.2, procedures=("fixed_sequence", "holm"), pilot_fraction=0.2)
-    with pytest.raises(RiskcalError, match=r"^cost: 'tokens' chooses"):
+    with pytest.raises(RiskcalError, match=r"^cost: 'tokens' was not recorded"):
         riskcal.run_trials(recorded, 0.2, n_trials=2, cost="tokens")
 
 

@@ -246,7 +246,7 @@ def test_a_sequence_that_begins_at_a_risky_candidate_is_told_so_and_every_remedy
     assert "Testing begins at threshold 1.2" in failed.message
     assert "more rows in this order will not help" in failed.message
     assert not calibrate(entropies(1, 20_000), thresholds=LOW_IS_STRICT, delta=0.1).certified
-    assert "negate the thresholds" in failed.message
+    assert "lower_is_stricter=True" in failed.message
     assert calibrate(entropies(1, 400), thresholds=-LOW_IS_STRICT, delta=0.1).threshold == -0.5
     assert "order=" in failed.message
     assert calibrate(
@@ -269,13 +269,13 @@ def test_so_are_starts_that_are_all_risky_and_one_that_is_risky_by_chance_alone(
     failed = calibrate(by_chance, thresholds=[0.9, 0.5], delta=0.1)
     assert "by no more than chance" in failed.message
     assert "will not help" not in failed.message
-    assert "negate" in failed.message
+    assert "lower_is_stricter" in failed.message
 
 
 def test_a_middle_candidate_that_is_safest_is_no_reason_to_turn_the_grid_round():
     losses = unrelated(0.4, 0.01, 0.5)(np.random.default_rng(0), 300)
     failed = calibrate(losses, thresholds=[0.9, 0.5, 0.1], delta=0.1)
-    assert "negate" not in failed.message
+    assert "lower_is_stricter" not in failed.message
     assert "order=" in failed.message
 
 

@@ -48,7 +48,7 @@ def test_a_field_that_needs_another_says_so_and_is_held_once_that_is_given() -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["thresholds", "schedule", "pruning", "contrast", "sampling", "config", "certificate"]
+    "name", ["schedule", "pruning", "contrast", "sampling", "config", "certificate"]
 )
 def test_a_column_with_the_name_of_a_field_that_it_cannot_fill_is_refused_and_the_remedy_works(
     name: str,

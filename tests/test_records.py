@@ -1091,11 +1091,14 @@ def test_positions_of_a_nullable_type_are_positions():
         ({"loss": np.zeros((8, 3))}, "agrees, loss: give exactly one"),
         (
             {"confidence": np.zeros((8, 2))},
-            "confidence: has shape (8, 2), but the outcomes have (8, 3)",
+            "confidence: has shape (8, 2), but agrees has (8, 3)",
         ),
         ({"confidence": np.zeros(8)}, "confidence: has shape (8,)"),
         ({"confidence": [["a"] * 3] * 8}, "confidence: not an array of numbers"),
-        ({"confidence": [[0.1]] * 7 + [[0.1, 0.2]]}, "confidence: not an array of numbers"),
+        (
+            {"confidence": [[0.1]] * 7 + [[0.1, 0.2]]},
+            "confidence: row 0 holds 1 exits, but agrees 3",
+        ),
         ({"agrees": np.full((8, 3), 0.5)}, "agrees: 0.5 at index [0, 0]; it is true or false"),
         ({"agrees": np.full((8, 3), math.nan)}, "agrees: NaN at index [0, 0]"),
         ({"agrees": None, "loss": np.full((8, 3), math.nan)}, "loss: NaN at index [0, 0]"),
@@ -1131,7 +1134,7 @@ def test_traces_that_are_wrong_are_refused_by_name(change, named):
         (lambda f: f.assign(confidence=0.5), "confidence: 0.5 at row 0"),
         (
             lambda f: f.assign(confidence=[[0.5] * 3] * 7 + [[0.5]]),
-            "confidence: row 7 holds 1 exits, row 0 3",
+            "confidence: row 7 holds 1 exits, but agrees 3 (1 such rows)",
         ),
         (lambda f: f.assign(confidence=[["a"] * 3] * 8), "confidence: not an array of numbers"),
         (

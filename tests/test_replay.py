@@ -133,7 +133,7 @@ def test_views_of_arrays_give_what_copies_give():
         ({"confidence": [0.1, 0.2]}, "confidence: has shape"),
         ({"confidence": [[0.1, 0.2]]}, "loss: has shape (2, 2), but confidence has (1, 2)"),
         ({"confidence": [["a", "b"]] * 2}, "confidence: not an array of numbers"),
-        ({"confidence": [[0.1], [0.1, 0.2]]}, "confidence: not an array of numbers"),
+        ({"confidence": [[0.1], [0.1, 0.2]]}, "loss: row 0 holds 2 exits, but confidence 1"),
         ({"confidence": np.empty((0, 2))}, "confidence: has shape (0, 2)"),
         ({"loss": [[0.1, math.nan], [0.1, 0.1]]}, "loss: nan at index [0, 1]"),
         ({"loss": [[0.1, 0.1], [math.inf, 0.1]]}, "loss: inf at index [1, 0]"),

@@ -32,6 +32,7 @@ def calibrate(
     procedure: str | Procedure | None = None,
     attempt: int | None = None,
     cost: str = "layers",
+    costs: Mapping[str, ArrayLike] | None = None,
     thresholds: ArrayLike | None = None,
     lower: float = 0.0,
     upper: float = 1.0,
@@ -40,6 +41,7 @@ def calibrate(
     weighting: str | None = None,
     max_cluster: int | None = None,
     budget: Mapping[str, Any] | None = None,
+    lower_is_stricter: bool = False,
     **options: Any,
 ) -> Any:  # a Calibration; a list of them where delta is a list
     """Find the cheapest candidate whose expected loss is at most delta, with probability at least 1 - epsilon.
@@ -62,7 +64,8 @@ def calibrate(
         ``"betting"`` (see the power table of the guarantee's page), ``"convex_order"``, ``"hoeffding_bentkus"``, ``"bentkus"``,
         ``"hoeffding"``, ``"empirical_bernstein"``, or ``"binomial"`` for 0/1 losses.
     procedure : str or `riskcal.fwer.Procedure`, optional
-        ``"fixed_sequence"`` (default for one coordinate: from the highest threshold down), ``"holm"`` (default for several,
+        ``"fixed_sequence"`` (default for one coordinate: from the strictest threshold on, the highest
+        or, with ``lower_is_stricter``, the lowest), ``"holm"`` (default for several,
         and with a selective risk or a budget, of which the highest threshold is not the safest), ``"bonferroni"``,
         ``"hochberg"`` (needs positively dependent p-values), ``"fallback"``, ``"graphical"``, or a fixed sequence whose order
         a pilot split chooses: ``"pilot_order"`` (all candidates, by pilot risk) and ``"pareto"`` (those that none beats in
@@ -72,7 +75,10 @@ def calibrate(
         Which planned attempt this is, from 1; attempt j spends ``6 epsilon / (pi^2 j^2)``. The default, one attempt with
         all of epsilon, is right only if no second look follows, whatever its outcome.
     cost : str
-        Recorded cost that the choice among certified candidates of several coordinates minimises.
+        Recorded cost that the choice among certified candidates minimises. With one coordinate the default, ``"layers"``, is
+        the loosest threshold.
+    costs : mapping of name to (n, k) or (k,), optional
+        For arrays: what each row (averaged within ``prompts`` as losses are), or each candidate, costs.
     thresholds, lower, upper : optional
         For arrays: one threshold per column, and the losses' known bounds.
     prompts : (n,), optional
@@ -88,6 +94,9 @@ def calibrate(
     budget : mapping of cost to float or (float, float), optional
         Certifies beside the loss that the mean cost is at most so much, ``{"layers": 5}``. The second number of a pair is the
         largest cost that a request can have, fixed beforehand; layers have the full model's, if that is one number.
+    lower_is_stricter : bool
+        Whether a request exits where its value is at most the threshold, as with an entropy: then low thresholds are the
+        strict ones, and are tested from the lowest up. Runs may say so themselves.
     **options
         Of a procedure given by its name: ``starts``, ``order``, ``weights``, ``transitions``, ``pilot_fraction``; see
         `riskcal.fwer.FixedSequence` and so on. ``procedure="fixed_sequence", starts=3`` is ``FixedSequence(starts=3)``. A
@@ -132,7 +141,9 @@ def calibrate(
         upper=upper,
         prompts=prompts,
         exact=exact,
+        costs=costs,
         budget=budget,
+        lower_is_stricter=lower_is_stricter,
     )
     if several_deltas:
         refuse_for_list(problem, procedure, options)
@@ -143,10 +154,10 @@ def calibrate(
     }
     if several_deltas:
         refuse_cut_grid(problem.stopped, one_sequence=False)
-        refuse_unused_cost(problem, None, cost)
+        problems.refuse_unknown_cost(problem, cost)
         return simultaneous(problem, deltas, method, cost, told)
     chosen = procedure_for(problem, procedure, options)
-    refuse_unused_cost(problem, chosen, cost)
+    problems.refuse_unknown_cost(problem, cost)
     tested = arranged(problem, chosen, cost)
     return _result(
         tested,
@@ -188,15 +199,6 @@ def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
         raise RiskcalError(
             "procedure: the recording stopped where a fixed sequence failed, so that which thresholds there are depends on "
             "the losses; only a fixed sequence from the highest threshold down, with one start, is sound on them."
-        )
-
-
-def refuse_unused_cost(problem: Problem, procedure: Procedure | None, cost: str) -> None:
-    """Refuse a cost that would choose nothing."""
-    if cost != "layers" and not problem.several and not getattr(procedure, "looks_at_cost", False):
-        raise RiskcalError(
-            f"cost: {cost!r} chooses among candidates of several coordinates; where only the threshold varies, the lowest "
-            "certified one is chosen. Leave it out."
         )
 
 

@@ -11,9 +11,9 @@ from riskcal.calibration.calibrate import (
     listed,
     procedure_for,
     refuse_for_list,
-    refuse_unused_cost,
 )
 from riskcal.calibration.posing import pose, require_runs, warn_of_sizes
+from riskcal.calibration.problem import refuse_unknown_cost
 from riskcal.calibration.result import Calibration
 from riskcal.calibration.settling import settled, table_of
 from riskcal.fwer import procedures
@@ -65,7 +65,16 @@ def calibrate_groups(
 
 
 #: Arguments of `calibrate` that say which problem is meant, beside those named in `_too_few`.
-_POSED = ("thresholds", "lower", "upper", "prompts", "exact", "budget")
+_POSED = (
+    "thresholds",
+    "lower",
+    "upper",
+    "prompts",
+    "exact",
+    "costs",
+    "budget",
+    "lower_is_stricter",
+)
 
 
 def _small(runs: Runs, options: dict[str, Any]) -> bool:
@@ -108,7 +117,7 @@ def _too_few(
         else:
             chosen = procedure_for(problem, procedure, options)
             name, starts = chosen.name, getattr(chosen, "starts", 1)
-        refuse_unused_cost(problem, chosen, cost)
+        refuse_unknown_cost(problem, cost)
         unproven = {"pvalue": 1.0}
         if several_deltas:
             unproven = {"bound": max(risk.upper for risk in problem.risks)}

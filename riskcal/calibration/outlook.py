@@ -223,8 +223,8 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     first = int(np.where(begins, worst, math.inf).argmin())
     if np.isinf(worst).all():
         return (
-            f"No request stopped early under any candidate, so that there is nothing to test: record lower thresholds on fresh "
-            f"{problem.unit}."
+            f"No request stopped early under any candidate, so that there is nothing to test: record more lenient thresholds on "
+            f"fresh {problem.unit}."
         )
     if math.isinf(worst[first]):
         return (
@@ -239,7 +239,7 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
         if beyond:
             return (
                 f"Even the safest candidate's {observed}, so more {problem.unit} alone will not help: raise delta, record "
-                "higher thresholds, or train the model for early exit."
+                "stricter thresholds, or train the model for early exit."
             )
         return (
             f"The safest candidate's {observed}: {chance}. Its true mean may lie below delta, and then a larger fresh sample "
@@ -268,11 +268,12 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
         )
     if (
         not problem.several
-        and worst[np.argmin(problem.candidates["threshold"].to_numpy(dtype=np.float64))] < 0.0
+        and not problem.lower_is_stricter
+        and worst[np.argmin(problem.strictness)] < 0.0
     ):
         text += (
-            "If low thresholds are the strict ones here (as where entropy must fall below them), negate the thresholds, "
-            "since riskcal exits where the confidence is at least the threshold. Otherwise "
+            "If low thresholds are the strict ones here (as where entropy must fall below them), say so: "
+            "lower_is_stricter=True. Otherwise "
         )
     else:
         text += "So "

@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.problem import Problem, TestedRisk, plain
-from riskcal.records import Runs, Traces, holds_tokens
+from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
+from riskcal.records.costs import named, refuse_impossible
 
 #: Range of each loss that can be asked for.
 RANGES = records.OBJECTIVES | {"selective": (0.0, 1.0)}
@@ -34,10 +35,13 @@ def pose(
     upper: float = 1.0,
     prompts: Any = None,
     exact: bool = False,
+    costs: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
+    lower_is_stricter: bool = False,
 ) -> Problem:
     """The problem that these arguments of `riskcal.calibrate` ask for; one that would not be used is refused."""
     _validate.choice(objective, "objective", RANGES)
+    lower_first = direction.given(lower_is_stricter)
     if objective != "textual" and (isinstance(delta, Mapping) or not isinstance(runs, Runs)):
         given = (
             "a mapping of deltas names the objectives"
@@ -56,12 +60,22 @@ def pose(
                     f"{name}: is for Runs with clusters; the rows of an array count alike. Leave it out."
                 )
         if budget is not None:
-            raise RiskcalError("budget: costs stand in Runs; an array is the losses alone.")
-        known = {"lower": lower, "upper": upper}
+            raise RiskcalError(
+                "budget: is for Runs; make them with Runs.from_arrays(..., costs={...}) of losses in [0, 1]."
+            )
         return from_arrays(
-            runs, delta, thresholds=thresholds, prompts=prompts, exact=exact, **known
+            runs,
+            delta,
+            thresholds=thresholds,
+            lower=lower,
+            upper=upper,
+            prompts=prompts,
+            exact=exact,
+            costs=costs,
+            lower_is_stricter=lower_first,
         )
-    for name, value in (("thresholds", thresholds), ("prompts", prompts), ("exact", exact)):
+    own: dict[str, Any] = {"thresholds": thresholds, "prompts": prompts, "exact": exact}
+    for name, value in (own | {"costs": costs}).items():
         if value is not None and value is not False:
             raise RiskcalError(f"{name}: Runs carry their own; leave it out.")
     if (lower, upper) not in ((0.0, 1.0), RANGES[objective]):
@@ -71,6 +85,8 @@ def pose(
     deltas = delta if isinstance(delta, Mapping) else {objective: delta}
     if not deltas:
         raise RiskcalError("delta: the mapping is empty; give at least one objective.")
+    if lower_first:
+        runs = runs.directed(True)
     return from_runs(
         runs, deltas, weighting=weighting, max_cluster=max_cluster, budget=budget or {}
     )
@@ -133,12 +149,13 @@ def from_runs(
     problem = Problem(
         risks=tuple(risks),
         candidates=runs.candidates,
-        costs={name: cost(runs.values[name]) for name in records.COSTS if name in runs.values},
-        full={name: cost(runs.full[name]) for name in records.COSTS if name in runs.full},
+        costs={name: cost(runs.values[name]) for name in runs.costs},
+        full={name: cost(runs.full[name]) for name in runs.costs if name in runs.full},
         units=runs.units,
         unit="clusters" if "cluster" in runs.labels else "prompts",
         digest=runs.digest(),
         stopped=runs.stopped,
+        lower_is_stricter=runs.lower_is_stricter,
         weighting="requests"
         if sizes is not None
         else "clusters"
@@ -183,10 +200,9 @@ def _early(runs: Runs, sizes: Any) -> Floats:
 
 def _budgeted(runs: Runs, name: str, wanted: Any) -> TestedRisk:
     """The mean of a cost as a risk."""
-    if name not in runs.values or name not in records.COSTS:
-        recorded = [cost for cost in records.COSTS if cost in runs.values]
+    if name not in runs.costs:
         raise RiskcalError(
-            f"budget: {name!r} is no recorded cost; there is {', '.join(recorded) or 'none'}."
+            f"budget: {name!r} is no recorded cost; there is {', '.join(runs.costs) or 'none'}."
         )
     costs = runs.unit_means(runs.values[name])
     pair = wanted if isinstance(wanted, tuple | list) and len(wanted) == 2 else (wanted, None)
@@ -277,6 +293,8 @@ def from_arrays(
     upper: float,
     prompts: ArrayLike | None,
     exact: bool = False,
+    costs: Mapping[str, Any] | None = None,
+    lower_is_stricter: bool = False,
 ) -> Problem:
     """The problem of controlling plain losses (n, k): rows are units, or tokens where ``prompts`` groups them."""
     if isinstance(losses, str | os.PathLike):
@@ -301,12 +319,16 @@ def from_arrays(
         raise RiskcalError(
             f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
         )
-    descending, rows = np.argsort(-grid, kind="stable"), len(matrix)
+    # from the strictest on
+    descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")
+    rows = len(matrix)
+    spent = {name: _spent(value, name, matrix.shape) for name, value in named(costs).items()}
     if prompts is None:
         units, nameless = np.arange(rows), True
         # as in certificates of earlier versions
         hashed = np.random.default_rng(0).permutation(rows)
     else:
+        spent = {name: _average_within(cost, prompts)[0] for name, cost in spent.items()}
         matrix, units = _average_within(matrix, prompts)
         nameless, hashed = records.numbered(units), np.arange(len(units))
         if replayed and len(units) < rows and not exact:
@@ -320,6 +342,8 @@ def from_arrays(
             np.ascontiguousarray(matrix[np.ix_(hashed[first : first + 4096], descending)]).data
         )
     hasher.update(grid[descending].data)
+    if lower_is_stricter:
+        hasher.update(direction.COLUMN.encode())
     order = np.arange(len(units))
     if nameless:
         ascending = np.argsort(units.astype(np.int64))
@@ -329,13 +353,25 @@ def from_arrays(
     return Problem(
         risks=(TestedRisk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
         candidates=pd.DataFrame({"threshold": grid[descending]}),
-        costs={},
+        costs={name: cost[order][:, descending] for name, cost in spent.items()},
         full={},
         units=units[order],
         nameless=nameless,
+        lower_is_stricter=lower_is_stricter,
         unit="rows" if prompts is None else "prompts",
         digest=hasher.hexdigest(),
     )
+
+
+def _spent(given: Any, name: str, shape: tuple[int, ...]) -> Floats:
+    """A cost (n, k) of rows, or of candidates alone (k,)."""
+    cost = _validate.array(given, f"costs: {name}", ndim=(1, 2))
+    if cost.shape not in (shape, shape[1:]):
+        raise RiskcalError(
+            f"costs: {name!r} has shape {cost.shape}; expected {shape}, or {shape[1:]} for all rows."
+        )
+    refuse_impossible(cost, f"costs: {name}")
+    return np.broadcast_to(cost, shape)
 
 
 def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray[Any]]:

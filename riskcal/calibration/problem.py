@@ -58,6 +58,7 @@ class Problem:
     weighting: Weighting = "prompts"  # what the mean is taken over
     sizes: NDArray[np.intp] | None = None  # requests of each unit, where these count
     max_cluster: int | None = None
+    lower_is_stricter: bool = False  # of thresholds
     nameless: bool = False  # units have but numbers, and may have been sorted by outcome
 
     @property
@@ -82,9 +83,15 @@ class Problem:
 
     @property
     def from_the_top(self) -> bool:
-        """Whether the highest threshold is the safest: not where few stop early there, or where it costs the most."""
+        """Whether the strictest threshold is the safest: not where few stop early there, or where it costs the most."""
         plain_losses = all(risk.early is None and not risk.is_cost for risk in self.risks)
         return plain_losses and not self.several
+
+    @property
+    def strictness(self) -> Floats:
+        """Thresholds (k,), negated where low ones are the strict ones: the higher, the stricter."""
+        thresholds = self.candidates["threshold"].to_numpy(dtype=np.float64)
+        return -thresholds if self.lower_is_stricter else thresholds
 
     @property
     def full_costs(self) -> dict[str, float]:
@@ -164,16 +171,38 @@ def excess(pilot: Problem) -> Floats:
     return worst
 
 
+#: What is minimised where nobody said what.
+_CUSTOMARY = "layers"
+
+
+def chooses_by_cost(problem: Problem, cost: str) -> bool:
+    """Whether the cheapest candidate is sought: with one coordinate and no word of a cost the most lenient is."""
+    return problem.several or cost != _CUSTOMARY
+
+
+def refuse_unknown_cost(problem: Problem, cost: str) -> None:
+    """Refuse to choose by a cost that was not recorded."""
+    if cost not in problem.costs and chooses_by_cost(problem, cost):
+        raise RiskcalError(
+            f"cost: {cost!r} was not recorded; there is {', '.join(problem.costs) or 'none'}. Choosing "
+            + ("among several coordinates needs one." if problem.several else "by it needs it.")
+        )
+
+
+def spending(problem: Problem, cost: str) -> Floats:
+    """What is minimised among certified candidates (k,); with one coordinate and no other word, strictness."""
+    if chooses_by_cost(problem, cost):
+        return mean_cost(problem, cost)
+    return problem.strictness
+
+
 def mean_cost(problem: Problem, cost: str) -> Floats:
-    """Each candidate's mean cost; with the threshold as the only coordinate and no cost recorded, the threshold itself."""
+    """Each candidate's mean cost; with the threshold as the only coordinate and no cost recorded, its strictness."""
+    refuse_unknown_cost(problem, cost)
     if cost in problem.costs:
         mean: Floats = problem.costs[cost].mean(0)
         return mean
-    if problem.several:
-        raise RiskcalError(
-            f"cost: {cost!r} was not recorded; choosing among several coordinates needs it."
-        )
-    return problem.candidates["threshold"].to_numpy(dtype=np.float64)
+    return problem.strictness
 
 
 def two_values(losses: Floats) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from riskcal import records
+from riskcal import _validate, records
 from riskcal._validate import RiskcalError
 from riskcal.calibration.problem import Weighting
 from riskcal.policy import Certificate, ExitPolicy, Stop, ids_digest, versions
@@ -45,6 +45,8 @@ class Calibration:
         but whoever wrote them down before the data were seen can show that they are the same.
     stopped : Stop or None
         Why lower thresholds were never run; None if the recorded grid is whole.
+    lower_is_stricter : bool
+        Whether low thresholds are the strict ones: a request exits where its value is at most the threshold.
     """
 
     threshold: float
@@ -71,6 +73,7 @@ class Calibration:
     preregistered: str | None = None
     weighting: Weighting = "prompts"
     max_cluster: int | None = None
+    lower_is_stricter: bool = False
 
     @cached_property
     def message(self) -> str:
@@ -99,6 +102,8 @@ class Calibration:
             cannot fill (``thresholds``, ``config``).
         """
         settings = self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
+        if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
+            fields = fields | {"lower_is_stricter": True}
         policy = ExitPolicy.from_columns(settings, self.chosen, **fields)
         pvalue = (
             None
@@ -136,23 +141,47 @@ class Calibration:
         names = list(self.table.columns[: self.table.columns.get_loc("n")])
         return records.varying(self.table[names])
 
-    def plot(self, ax: Any = None) -> Any:
+    @property
+    def costs(self) -> list[str]:
+        """The recorded costs, whose means stand in the table."""
+        names = [str(name) for name in self.table.columns]
+        return names[names.index("certified") + 1 :]
+
+    def plot(self, ax: Any = None, *, cost: str | None = None) -> Any:
         """Mean loss against the threshold, with delta and the certified thresholds; returns the matplotlib axes.
 
-        For one controlled loss, and candidates that differ in their thresholds alone.
+        For one controlled loss, and candidates that differ in their thresholds alone. With ``cost``, the mean of that recorded
+        cost instead, ``"layers"`` or any other, beside the full model's.
         """
         from riskcal import plots
 
-        if isinstance(self.delta, dict):
-            raise RiskcalError(
-                "plot: one curve needs one delta; plot the loss_... columns of the table instead."
-            )
         if self.coordinates != ["threshold"]:
             raise RiskcalError(
                 f"plot: candidates differ in {', '.join(self.coordinates)}, which one curve over thresholds cannot show; plot "
                 "columns of calibration.table, where calibration.chosen is the row to mark."
             )
-        return plots.risk_curve(self.table, delta=self.delta, threshold=self.threshold, ax=ax)
+        if cost is not None:
+            _validate.choice(cost, "cost", self.costs or ["none, since no cost was recorded"])
+            full = self.full_costs.get(cost)
+            return plots.cost_curve(
+                self.table,
+                full=full,
+                cost=cost,
+                threshold=self.threshold,
+                lower_is_stricter=self.lower_is_stricter,
+                ax=ax,
+            )
+        if isinstance(self.delta, dict):
+            raise RiskcalError(
+                "plot: one curve needs one delta; plot the loss_... columns of the table instead."
+            )
+        return plots.risk_curve(
+            self.table,
+            delta=self.delta,
+            threshold=self.threshold,
+            lower_is_stricter=self.lower_is_stricter,
+            ax=ax,
+        )
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of ``table``."""

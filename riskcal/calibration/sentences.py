@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pandas as pd
 
 from riskcal import monotone
@@ -56,9 +55,7 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
 def worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
     """What a certificate alone would leave unsaid: settings that change nothing, and savings that are none."""
     said = ""
-    counted = [
-        name for name in ("layers", "tokens", "flops") if name in problem.costs
-    ]  # seconds differ by themselves
+    counted = [name for name in problem.costs if name != "seconds"]  # seconds differ by themselves
     alike = [risk.losses for risk in problem.risks] + [problem.costs[name] for name in counted]
     can_tell = bool(counted) or "seconds" not in problem.costs
     if problem.k > 1 and can_tell and all((matrix == matrix[:, :1]).all() for matrix in alike):
@@ -112,14 +109,16 @@ def rises(problem: Problem) -> str:
     """A warning where the risk rises with the threshold by more than noise: a sequence may have stopped for nothing."""
     if problem.several or problem.k < 2:
         return ""
-    thresholds = problem.candidates["threshold"].to_numpy(dtype=np.float64)
     for risk in problem.risks:
         if risk.is_cost or risk.early is not None:
             continue
-        pairs = monotone._rising_pairs(risk.losses, thresholds, lower=risk.lower, upper=risk.upper)
+        pairs = monotone._rising_pairs(
+            risk.losses, problem.strictness, lower=risk.lower, upper=risk.upper
+        )
         if pairs:
+            rises = "falls" if problem.lower_is_stricter else "rises"
             return (
-                f" The {meaning(risk.name)} does not fall steadily as the threshold rises ({len(pairs)} pairs of "
+                f" The {meaning(risk.name)} does not fall steadily as the threshold {rises} ({len(pairs)} pairs of "
                 "thresholds say so beyond noise): a fixed sequence can stop early there, Holm does not mind."
             )
     return ""

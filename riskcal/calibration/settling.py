@@ -16,13 +16,10 @@ from riskcal.calibration.result import Calibration
 
 
 def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str) -> int | None:
-    """The certified candidate of least cost; with one coordinate, of the lowest threshold."""
+    """The certified candidate of least cost; with one coordinate and the customary cost, of the lowest threshold."""
     if not certified.any():
         return None
-    spending = problem.candidates["threshold"].to_numpy(dtype=np.float64)
-    if problem.several:
-        spending = problems.mean_cost(problem, cost)
-    return int(np.where(certified, spending, math.inf).argmin())
+    return int(np.where(certified, problems.spending(problem, cost), math.inf).argmin())
 
 
 def table_of(problem: Problem, **tested: Any) -> pd.DataFrame:
@@ -75,5 +72,6 @@ def settled(
         stopped=problem.stopped,
         weighting=problem.weighting,
         max_cluster=problem.max_cluster,
+        lower_is_stricter=problem.lower_is_stricter,
         **settings,
     )

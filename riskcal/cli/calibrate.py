@@ -14,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.records import Runs
+from riskcal.records import COSTS, Runs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,6 +64,13 @@ def calibrate_command(
             help="Certify a mean cost too: layers=5, or seconds=0.4:2 with the largest; may be repeated."
         ),
     ] = None,
+    lower_is_stricter: Annotated[
+        bool,
+        typer.Option(
+            "--lower-is-stricter",
+            help="Exits are where a value is at most the threshold (entropy).",
+        ),
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the risk curve here: .png, .pdf or .svg.")
@@ -76,8 +83,9 @@ def calibrate_command(
 
     Exit status 1: nothing could be certified, and the policy written is the full model.
     """
+    budgets = dict(map(_budget, budget or ()))
     calibration = calibrate(
-        Runs.read(runs, candidate_columns=coordinate or ()),
+        Runs.read(runs, candidate_columns=coordinate or (), costs=_named(cost, budgets)),
         delta=delta,
         epsilon=epsilon,
         objective=objective,
@@ -88,7 +96,8 @@ def calibrate_command(
         weighting=weighting,
         max_cluster=max_cluster,
         cost=cost,
-        budget=dict(map(_budget, budget)) if budget else None,
+        budget=budgets or None,
+        lower_is_stricter=lower_is_stricter,
     )
     figure = None if plot is None else _figure(calibration, plot)
     if as_json:
@@ -106,6 +115,11 @@ def calibrate_command(
         if path is not None and not as_json:
             print(f"{what} written to {path}")
     raise typer.Exit(0 if calibration.certified else 1)
+
+
+def _named(cost: str, budgets: dict[str, Any]) -> list[str]:
+    """Columns that are read as costs since options name them."""
+    return [name for name in (cost, *budgets) if name not in COSTS]
 
 
 def _budget(text: str) -> tuple[str, Any]:
@@ -170,6 +184,9 @@ def print_table(calibration: Calibration) -> None:
         shown["saved"] = (1 - rows["layers"] / full_layers).map("{:.0%}".format)
     if "seconds" in rows:
         shown["ms/prompt"] = (1000 * rows["seconds"]).map("{:.2f}".format)
+    for name in calibration.costs:
+        if name not in COSTS:
+            shown[name] = rows[name].map("{:.4g}".format)
     chosen = None if calibration.chosen is None else calibration.chosen.name
     for name in (*shown, "certified"):
         table.add_column(name, justify="right")

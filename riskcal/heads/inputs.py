@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate, records
 from riskcal._validate import RiskcalError
 from riskcal.records import columns as table_columns
+from riskcal.records.exits import unequal
 
 #: Beyond any decoder, and within what the kernels count with.
 _MOST_TOKENS, _MOST_LAYERS = 2**40, 2**20
@@ -37,6 +38,15 @@ class _Records(NamedTuple):
 
 
 def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floating[Any]], Bools]:
+    if (
+        unequal(confidence) is not None
+        or np.ndim(_validate.as_given(confidence, "confidence")) == 1
+    ):
+        raise RiskcalError(
+            "confidence: rows have unequal numbers of exits, and a threshold per head needs the same heads in each, (tokens, "
+            "heads). For decisions of any length certify one threshold: calibrate(replay_traces(traces, thresholds, exact=True), "
+            "...)."
+        )
     levels, right = (
         _validate.float_matrix(confidence, "confidence"),
         _validate.as_given(agrees, "agrees"),

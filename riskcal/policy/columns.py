@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SCHEDULE_COLUMNS = ("temperature", "max_length", "form")
 
 #: All columns of a candidate beside its threshold that an `ExitPolicy` has fields for.
-CANDIDATE_COLUMNS = (*SCHEDULE_COLUMNS, "min_layer", "measure", "policy")
+CANDIDATE_COLUMNS = (*SCHEDULE_COLUMNS, "thresholds", "min_layer", "measure", "policy")
 #: What a table of records has columns for, or what differs from candidate to candidate.
 COLUMNS = {
     "schema_version",
@@ -26,6 +26,7 @@ COLUMNS = {
     "measure",
     "schedule",
     "min_layer",
+    "lower_is_stricter",
     "coordinates",
     "certificate",
 }
@@ -52,7 +53,7 @@ def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
     if policy.thresholds is not None:
         raise RiskcalError(
             "thresholds: a column holds one threshold; number such candidates in the column threshold, and write their "
-            "thresholds as JSON in the column policy."
+            "thresholds as JSON in a column thresholds."
         )
     return {
         "threshold": policy.threshold,
@@ -60,6 +61,7 @@ def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
         "min_layer": policy.min_layer,
         "measure": policy.measure,
         "policy": policy.other_fields(),
+        **({"lower_is_stricter": True} if policy.lower_is_stricter else {}),
         **(policy.coordinates or {}),
     }
 
@@ -94,6 +96,13 @@ def from_columns(
         given |= _recorded_fields(
             policy, str(row["policy"]), vectors=vectors, tested=chosen is not None
         )
+    if "thresholds" in columns and chosen is not None:
+        if "thresholds" in given:
+            raise RiskcalError(
+                "thresholds: in its column and in the column policy; record one of the two."
+            )
+        vector = json.loads(str(row["thresholds"]))
+        given |= {"threshold": math.inf, "thresholds": {int(n): v for n, v in vector.items()}}
     others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
     own = [name for name in others if name in policy.model_fields]
     written = json.loads(str(row["policy"])) if "policy" in columns else {}

@@ -39,6 +39,10 @@ class ExitPolicy(Frozen):
         How the threshold depends on the token's position. Decay is for measures from 0 to 1.
     min_layer : int
         No exit before this layer.
+    lower_is_stricter : bool
+        Whether an exit is where the measure is at most the threshold instead, as with an entropy. For the system that made
+        the records to read; riskcal's decoders exit where a confidence is high, and refuse such a policy. The full model is
+        ``inf`` all the same.
     pruning : Pruning, optional
         A head that looks at part of the vocabulary after ``min_layer``.
     contrast : Contrast
@@ -93,6 +97,7 @@ class ExitPolicy(Frozen):
     measure: str | None = Field(default=None, min_length=1)
     schedule: Annotated[Constant | Decaying, Field(discriminator="kind")] = Constant()
     min_layer: int = Field(default=1, ge=1)
+    lower_is_stricter: bool = False
     pruning: Pruning | None = None
     contrast: Contrast = Contrast()
     cache: Literal["project", "deferred", "recompute", "copy", "first"] | None = None
@@ -176,7 +181,8 @@ class ExitPolicy(Frozen):
         Raises
         ------
         RiskcalError
-            If a certificate vouches for a policy that does not name one of them, or that has ``coordinates``: what the decoder
+            If a certificate vouches for a policy that does not name one of them, or that has ``coordinates`` or the other
+            direction (``lower_is_stricter``): what the decoder
             would take instead was not certified. The full model needs none.
         """
         open_ = [name for name in DEFAULTS if getattr(self, name) is None]
@@ -187,12 +193,20 @@ class ExitPolicy(Frozen):
                 + ", ".join(f"{name}={DEFAULTS[name]!r}" for name in open_)
                 + ")."
             )
+        self._refuse_lower()
         if self.coordinates and not self.is_full_model:
             raise RiskcalError(
                 f"coordinates: {next(iter(self.coordinates))!r} is no setting of this decoder; the policy belongs to the system "
                 "whose records it was calibrated on."
             )
         return self.model_copy(update={name: DEFAULTS[name] for name in open_}) if open_ else self
+
+    def _refuse_lower(self) -> None:
+        if self.lower_is_stricter and not self.is_full_model:
+            raise RiskcalError(
+                "lower_is_stricter: this decoder exits where a confidence is at least the threshold, and the policy where a "
+                "value is at most that; it belongs to the system whose records it was calibrated on."
+            )
 
     def certified(self, certificate: Certificate) -> Self:
         """The policy with a certificate that was issued for it."""
@@ -269,6 +283,7 @@ class ExitPolicy(Frozen):
         RiskcalError
             If ``min_layer`` or a head's layer is not a layer of the model, or the policy was made for another depth.
         """
+        self._refuse_lower()
         _validate.count(n_layers, "n_layers", least=1)
         if self.n_layers not in (None, n_layers):
             raise RiskcalError(

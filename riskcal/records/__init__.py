@@ -2,13 +2,13 @@
 
 from riskcal.records.candidates import only_threshold as only_threshold
 from riskcal.records.candidates import varying as varying
+from riskcal.records.costs import COSTS as COSTS
 from riskcal.records.order import content_order as content_order
 from riskcal.records.order import numbered as numbered
 from riskcal.records.order import order_by_content as order_by_content
 from riskcal.records.order import order_by_prints as order_by_prints
 from riskcal.records.order import row_prints as row_prints
 from riskcal.records.order import tested_order as tested_order
-from riskcal.records.reading import COSTS as COSTS
 from riskcal.records.runs import OBJECTIVES as OBJECTIVES
 from riskcal.records.runs import Objective as Objective
 from riskcal.records.runs import Runs as Runs

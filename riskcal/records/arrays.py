@@ -10,13 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.records import columns, reading
-from riskcal.records.reading import COSTS
+from riskcal.records import costs as costs_
 from riskcal.records.tokens import holds_tokens
+
+#: What lies between 0 and 1; all else is a cost, or says what failed.
+_IN_RANGE = ("dissimilarity", "risk")
 
 
 def from_arrays(
     thresholds: ArrayLike,
     values: Mapping[str, ArrayLike],
+    costs: Mapping[str, ArrayLike] | None,
     labels: Mapping[str, ArrayLike | None],
     source: str,
     exact: bool,
@@ -30,7 +34,12 @@ def from_arrays(
     _validate.choice(source, "source", ("generated", "replayed"))
     if not isinstance(exact, bool | np.bool_):
         raise RiskcalError(f"exact: {_validate.shown(exact)} is neither True nor False.")
+    further = costs_.named(costs)
+    for name in values:
+        _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *costs_.COSTS))
     matrices = _matrices(values, grid.size, source)
+    shape = next(iter(matrices.values())).shape
+    matrices |= {name: _cost(value, name, shape, values) for name, value in further.items()}
     n = len(next(iter(matrices.values())))
     given = _labels(labels, n)
     descending = np.argsort(-grid)
@@ -38,7 +47,7 @@ def from_arrays(
     finite = descending[~is_full]
     failed = matrices.get("failed")
     for name, matrix in matrices.items():
-        upper = np.inf if name in COSTS else 1.0
+        upper = 1.0 if name in _IN_RANGE else np.inf
         fine = (matrix >= 0) & (matrix <= upper) & (matrix < np.inf)
         if (
             not fine.all()
@@ -54,7 +63,7 @@ def from_arrays(
         )
         for place in [*descending[is_full], *finite[:1]]
     ]
-    fields = reading.from_frame(pd.concat(parts, ignore_index=True), ())
+    fields = reading.from_frame(pd.concat(parts, ignore_index=True), (), list(further))
     order = pd.Index(columns.identifiers(pd.Series(given["prompt"]), "prompt")).get_indexer(
         fields["prompts"]
     )
@@ -76,7 +85,6 @@ def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str,
     matrices: dict[str, NDArray[Any]] = {}
     shape: tuple[int, ...] | None = None
     for name, value in values.items():
-        _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *COSTS))
         if source == "generated" and holds_tokens(value):
             raise RiskcalError(
                 f"{name}: these rows were replayed, and after a first early exit a real decoder's states differ. Record real "
@@ -100,13 +108,26 @@ def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str,
         if "failed" in values:
             continue  # an output that failed may have no loss
         _validate.finite(matrix, name)
-        if name not in COSTS:
+        if name in _IN_RANGE:
             _validate.in_range(matrix, name, 0.0, 1.0)
     if shape is None or not {"dissimilarity", "risk"} & set(matrices):
         raise RiskcalError(
             "dissimilarity, risk: neither is given; give at least one (n, k) matrix."
         )
     return matrices
+
+
+def _cost(value: Any, name: str, shape: tuple[int, ...], values: Mapping[str, Any]) -> Floats:
+    """A cost (n, k), or of each candidate (k,), the same for all prompts."""
+    if name in values:
+        raise RiskcalError(f"costs: {name!r} is given twice; leave it out there.")
+    matrix = _validate.array(value, f"costs: {name}", ndim=(1, 2))
+    if matrix.shape not in (shape, shape[1:]):
+        raise RiskcalError(
+            f"costs: {name!r} has shape {matrix.shape}; expected {shape}, or {shape[1:]} for all prompts."
+        )
+    costs_.refuse_impossible(matrix, f"costs: {name}")
+    return np.broadcast_to(matrix, shape)
 
 
 def _labels(labels: Mapping[str, ArrayLike | None], n: int) -> dict[str, Any]:
@@ -128,6 +149,6 @@ def _checked(name: str, entries: NDArray[Any], failed: NDArray[np.bool_] | None)
     """Entries of a matrix, 1-D, with the worst loss where its output failed."""
     if name == "failed":
         return entries.astype(np.float64)
-    upper = np.inf if name in COSTS else 1.0
-    lost = None if name in COSTS else failed
+    upper = 1.0 if name in _IN_RANGE else np.inf
+    lost = failed if name in _IN_RANGE else None
     return columns.numbers(pd.Series(entries, name=name), name, 0.0, upper, lost)

@@ -1,5 +1,6 @@
 """What tells candidates apart: the threshold, and every further setting that was recorded."""
 
+import json
 import math
 from contextlib import suppress
 from typing import Any
@@ -47,6 +48,64 @@ def thresholds(column: pd.Series) -> Floats:
     return values
 
 
+def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its column ``thresholds``, a list or an object of layers and thresholds in each row, as texts.
+
+    The column ``threshold`` names the vectors, by numbers along a path, say, and tells which rows are the full model's.
+    """
+    threshold = columns.as_numpy(frame["threshold"], "threshold")
+    is_full = np.isposinf(thresholds(threshold))
+    column = columns.as_numpy(frame["thresholds"], "thresholds")
+    texts = [
+        "" if full else json.dumps(_vector(cell, row))
+        for row, (cell, full) in enumerate(zip(column, is_full, strict=True))
+    ]
+    return frame.assign(thresholds=texts)
+
+
+def _is_full(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.strip().lower() == "full"
+
+
+def _vector(cell: Any, row: int) -> dict[int, float]:
+    """Thresholds by layer, ascending; an exit that is never taken (inf, ``"full"``, null) is left out."""
+    given = cell
+    if isinstance(cell, str):
+        try:
+            given = json.loads(cell)
+        except (ValueError, RecursionError):
+            given = None
+    given = given.tolist() if isinstance(given, np.ndarray) else given
+    if isinstance(given, list | tuple):
+        given = dict(enumerate(given, start=1))
+    if not isinstance(given, dict):
+        raise RiskcalError(
+            f"thresholds: {_validate.shown(plain(cell))} at row {row} is neither a list of one threshold per exit nor an object "
+            "of layers and thresholds."
+        )
+    found = {}
+    for layer, value in given.items():
+        whole = _validate.is_whole(layer) or (
+            isinstance(layer, str) and layer.isdecimal() and len(layer) < 10
+        )
+        if not whole or not 1 <= int(layer) < 2**31 or isinstance(value, bool | np.bool_):
+            raise RiskcalError(
+                f"thresholds: {_validate.shown(plain(cell))} at row {row}; give a number for each layer, from 1."
+            )
+        never = value is None or _is_full(value)
+        place = f"thresholds: layer {_validate.shown(layer)} at row {row}"
+        number = math.inf if never else _validate.number(value, place)
+        if number == -math.inf:
+            raise RiskcalError(f"{place}: -inf is no threshold; give a finite number.")
+        if number < math.inf:
+            found[int(layer)] = number
+    if not found:
+        raise RiskcalError(
+            f"thresholds: {_validate.shown(plain(cell))} at row {row} exits nowhere; that is the full model, threshold 'full'."
+        )
+    return dict(sorted(found.items()))
+
+
 def refuse_coordinate(column: pd.Series, name: str) -> None:
     """Refuse what cannot tell candidates apart, or would be rounded on its way into a policy; rows keep their numbers.
 
@@ -71,7 +130,7 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
                 f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
                 "of several a column of its own, and name it in candidate_columns."
             )
-        if name in ("measure", "form", "policy") and not isinstance(value, str):
+        if name in ("measure", "form", "policy", "thresholds") and not isinstance(value, str):
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )

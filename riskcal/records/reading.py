@@ -15,10 +15,9 @@ from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS, Stop
 from riskcal.records import candidates as settings
 from riskcal.records import columns
+from riskcal.records import costs as costs_
 from riskcal.records.columns import plain
 from riskcal.records.order import tested_order
-
-COSTS = ("layers", "tokens", "seconds", "flops")
 
 #: Columns that say who a prompt is, or what came of it.
 _NO_COORDINATES = (
@@ -33,10 +32,13 @@ _NO_COORDINATES = (
     "source",
     "exact",
     "stopped",
+    "lower_is_stricter",
 )
 
 
-def from_frame(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> dict[str, Any]:
+def from_frame(
+    frame: pd.DataFrame, candidate_columns: Sequence[str], costs: Sequence[str] = ()
+) -> dict[str, Any]:
     """The fields of `Runs` that a table holds; what it must hold is said in `Runs.from_frame`."""
     if isinstance(candidate_columns, str) or not all(
         isinstance(name, str) for name in candidate_columns or ()
@@ -50,7 +52,10 @@ def from_frame(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> dict[st
         raise RiskcalError(
             f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out."
         )
-    columns.require(frame, ["prompt", "threshold", *candidate_columns])
+    further = costs_.columns_named(costs, candidate_columns)
+    columns.require(frame, ["prompt", "threshold", *candidate_columns, *further])
+    if "thresholds" in frame.columns:
+        frame = settings.with_vectors(frame)
     read_cell_by_cell = (
         "threshold",
         *CANDIDATE_COLUMNS,
@@ -77,7 +82,7 @@ def from_frame(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> dict[st
     measured = [name for name in ("dissimilarity", "risk") if name in frame.columns]
     if not measured:
         raise RiskcalError("dissimilarity, risk: both columns are missing; record at least one.")
-    costs = [name for name in COSTS if name in frame.columns]
+    spent = [*(name for name in costs_.COSTS if name in frame.columns), *further]
     is_full = np.isposinf(frame["threshold"].to_numpy())
     failed = (
         columns.truths(frame["failed"], "failed")
@@ -89,7 +94,7 @@ def from_frame(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> dict[st
     }
     if "dissimilarity" in values:
         values["dissimilarity"][failed & is_full] = 0.0
-    values |= {name: columns.numbers(frame[name], name, 0.0, math.inf) for name in costs}
+    values |= {name: columns.numbers(frame[name], name, 0.0, math.inf) for name in spent}
     if "dissimilarity" in values:
         nonzero = is_full & (values["dissimilarity"] > _validate.TOLERANCE)
         if nonzero.any():

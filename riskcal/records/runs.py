@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import arrays, columns, files, reading
+from riskcal.records import arrays, columns, direction, files, reading
+from riskcal.records import costs as costs_
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
-from riskcal.records.reading import COSTS
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
@@ -41,7 +41,7 @@ class Runs:
     candidates : DataFrame, k rows
         ``threshold`` and every further coordinate that was recorded.
     values : mapping of name to (n, k) array
-        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops``).
+        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops`` and others).
     full : mapping of name to (n,) array
         The same for the full model's rows; empty if none were recorded.
     full_risk : (n,) array or None
@@ -54,6 +54,9 @@ class Runs:
         Declares that replay is exact: the exit has no memory (classifiers, cascades of models).
     stopped : Stop or None
         By what lower thresholds were left out; None if the grid is whole.
+    lower_is_stricter : bool
+        Whether a request exits where its value is at most the threshold (an entropy), so that low thresholds are the strict
+        ones. Candidates then stand from the lowest threshold up, and everything that goes from strict to lenient follows.
     """
 
     prompts: NDArray[Any]
@@ -65,9 +68,17 @@ class Runs:
     source: Literal["generated", "replayed"] = "generated"
     exact: bool = False
     stopped: Stop | None = None
+    lower_is_stricter: bool = False
 
     @classmethod
-    def read(cls, path: files.Source, *, candidate_columns: Sequence[str] = ()) -> Self:
+    def read(
+        cls,
+        path: files.Source,
+        *,
+        candidate_columns: Sequence[str] = (),
+        costs: Sequence[str] = (),
+        lower_is_stricter: bool = False,
+    ) -> Self:
         """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
 
         A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
@@ -80,12 +91,24 @@ class Runs:
         """
         frame = files.read(path)
         try:
-            return cls.from_frame(frame, candidate_columns=candidate_columns)
+            return cls.from_frame(
+                frame,
+                candidate_columns=candidate_columns,
+                costs=costs,
+                lower_is_stricter=lower_is_stricter,
+            )
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
 
     @classmethod
-    def from_frame(cls, table: Any, *, candidate_columns: Sequence[str] = ()) -> Self:
+    def from_frame(
+        cls,
+        table: Any,
+        *,
+        candidate_columns: Sequence[str] = (),
+        costs: Sequence[str] = (),
+        lower_is_stricter: bool = False,
+    ) -> Self:
         """Validate a long table: one row per prompt and candidate.
 
         Parameters
@@ -99,6 +122,11 @@ class Runs:
             ``flops``. Other columns are left out.
         candidate_columns : sequence of str
             Further columns that tell candidates apart.
+        costs : sequence of str
+            Further columns of what a run took, ``price`` or ``joules``: numbers of at least 0.
+        lower_is_stricter : bool
+            Whether low thresholds are the strict ones, as where an entropy must be at most the threshold; a column of that
+            name says it too. The full model is ``inf`` or ``"full"`` in either case.
 
         Raises
         ------
@@ -112,8 +140,10 @@ class Runs:
         UserWarning
             If one prompt text stands under two ids, which breaks independence.
         """
-        fields = reading.from_frame(columns.from_object(table), candidate_columns)
-        return cls(**fields).in_content_order()
+        frame = columns.from_object(table)
+        lower = direction.of_frame(frame, lower_is_stricter)
+        fields = reading.from_frame(frame, candidate_columns, costs)
+        return cls(**fields).in_content_order().directed(lower)
 
     @classmethod
     def from_arrays(
@@ -127,6 +157,8 @@ class Runs:
         text: ArrayLike | None = None,
         source: Literal["generated", "replayed"] = "generated",
         exact: bool = False,
+        costs: Mapping[str, ArrayLike] | None = None,
+        lower_is_stricter: bool = False,
         **values: ArrayLike,
     ) -> Self:
         """Build from matrices instead of a long table.
@@ -138,18 +170,24 @@ class Runs:
         prompts : (n,), optional
             Ids; default 0 to n - 1, which count as none (`riskcal.records.numbered`).
         full_risk, cluster, group, text : (n,), optional
+        costs : mapping of name to (n, k) or (k,), optional
+            Further costs, of any name: of each prompt and candidate, or of each candidate.
+        lower_is_stricter : bool
+            As in `from_frame`.
         **values : (n, k)
             ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
         """
         labels = {"prompt": prompts, "cluster": cluster, "group": group, "text": text}
         labels["full_risk"] = full_risk
-        fields = arrays.from_arrays(thresholds, values, labels, source, exact)
-        return cls(**fields).in_content_order()
+        lower = direction.given(lower_is_stricter)
+        fields = arrays.from_arrays(thresholds, values, costs, labels, source, exact)
+        return cls(**fields).in_content_order().directed(lower)
 
     @property
     def thresholds(self) -> Floats:
-        """The distinct finite thresholds, descending."""
-        return np.unique(self.candidates["threshold"].to_numpy(dtype=np.float64))[::-1]
+        """The distinct finite thresholds, from the strictest on: descending, or ascending where low ones are strict."""
+        ascending = np.unique(self.candidates["threshold"].to_numpy(dtype=np.float64))
+        return ascending if self.lower_is_stricter else ascending[::-1]
 
     @property
     def n(self) -> int:
@@ -160,6 +198,11 @@ class Runs:
     def k(self) -> int:
         """Candidates, the full model not counted."""
         return len(self.candidates)
+
+    @property
+    def costs(self) -> list[str]:
+        """The names of the recorded costs."""
+        return costs_.among(self.values)
 
     @property
     def coordinates(self) -> list[str]:
@@ -206,6 +249,24 @@ class Runs:
             full={key: value[rows] for key, value in self.full.items()},
             full_risk=None if self.full_risk is None else self.full_risk[rows],
             labels={key: value[rows] for key, value in self.labels.items()},
+        )
+
+    def directed(self, lower_is_stricter: bool) -> Self:
+        """The same runs with candidates from the strictest threshold on, where low or high ones are the strict ones."""
+        if lower_is_stricter == self.lower_is_stricter:
+            return self
+        if self.stopped is not None:
+            raise RiskcalError(
+                "lower_is_stricter: the recording went from the highest threshold down and stopped; it has one direction."
+            )
+        names = list(self.candidates.columns)
+        ascending = [name != "threshold" or lower_is_stricter for name in names]
+        ordered = self.candidates.sort_values(names, ascending=ascending)
+        return replace(
+            self,
+            candidates=ordered.reset_index(drop=True),
+            values={name: value[:, ordered.index] for name, value in self.values.items()},
+            lower_is_stricter=lower_is_stricter,
         )
 
     @property
@@ -327,6 +388,8 @@ class Runs:
         yield "source", self.source
         if self.exact:
             yield "exact", True
+        if self.lower_is_stricter:
+            yield direction.COLUMN, True
         if self.stopped is not None:
             yield "stopped", self.stopped.model_dump_json()
 
@@ -337,11 +400,7 @@ class Runs:
     def mean_costs(self) -> pd.DataFrame:
         """Mean recorded costs of each candidate, one row per candidate."""
         return pd.DataFrame(
-            {
-                name: self.unit_means(self.values[name]).mean(0)
-                for name in COSTS
-                if name in self.values
-            }
+            {name: self.unit_means(self.values[name]).mean(0) for name in self.costs}
         )
 
     def _recorded(self, column: str, objective: str) -> Floats:

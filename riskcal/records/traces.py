@@ -3,7 +3,8 @@
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -12,14 +13,21 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns, files
+from riskcal.records import columns, costs, exits, files
 from riskcal.records.columns import plain
+from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
+
+_PER_EXIT = ("confidence", "agrees", "loss")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Traces:
-    """Confidence and correctness of every exit, for each token of the full model's own path.
+    """Confidence and correctness of every exit, for each decision along the full model's own path.
+
+    A decision is a generated token, or a whole request of a classifier, a cascade or a reasoning model. Its last exit is the
+    full model. Decisions may have unequal numbers of exits: then what is (N, L) below is (M,), the exits of the first row,
+    then those of the second and so on, with no padding anywhere, and ``lengths`` says how many each row has.
 
     Build them with `read`, `from_frame` or `from_arrays`, which put rows by prompt in tested order, then by position; the
     replay relies on it. Exactly one of ``agrees`` and ``loss`` is given.
@@ -27,7 +35,7 @@ class Traces:
     Attributes
     ----------
     prompt, position : (N,)
-        The prompt's id, and the index of the generated token from 0.
+        The prompt's id, and the index of the decision (of the generated token) in it from 0.
     confidence : (N, L)
         One column per exit layer 1..L; NaN never exits.
     agrees : (N, L) bool, or None
@@ -36,6 +44,10 @@ class Traces:
         The loss of that exit's token.
     group : (N,) or None
         Optional token class.
+    lengths : (N,) or None
+        Exits of each row where these differ; None where every row has L.
+    costs : mapping of name to (N, L) or (L,)
+        What a decision has cost in all if it stops at that exit, everything before it included.
     """
 
     prompt: NDArray[Any]
@@ -44,6 +56,8 @@ class Traces:
     agrees: NDArray[np.bool_] | None = None
     loss: NDArray[np.floating[Any]] | None = None
     group: NDArray[Any] | None = None
+    lengths: Lengths | None = None
+    costs: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: files.Source) -> Self:
@@ -56,18 +70,25 @@ class Traces:
 
     @classmethod
     def from_frame(cls, table: Any) -> Self:
-        """Validate a table with ``prompt``, ``position``, ``confidence`` and ``agrees`` or ``loss``, one row per token.
+        """Validate a table with ``prompt``, ``position``, ``confidence`` and ``agrees`` or ``loss``, one row per decision.
 
-        The last three hold one list per row, or are spread over columns ``confidence_1`` ... ``confidence_L``.
+        The last three hold one list per row, or are spread over columns ``confidence_1`` ... ``confidence_L``. So does
+        ``cost``, and ``cost_price`` of a cost named ``price``. Lists may be of unequal length: a row's last entry is the full
+        model's. A column ``lengths`` says how many exits each row has where columns are spread, or lists padded.
         """
         frame = columns.from_object(table)
         columns.require(frame, ["prompt", "position"])
-        given = {name: _exit_columns(frame, name) for name in ("confidence", "agrees", "loss")}
+        given = {name: _exit_columns(frame, name) for name in _PER_EXIT}
+        spent = {
+            name.removeprefix("cost_"): _exit_columns(frame, name) for name in _cost_columns(frame)
+        }
         group = frame["group"].to_numpy() if "group" in frame.columns else None
         return cls.from_arrays(
             prompt=columns.identifiers(frame["prompt"], "prompt").to_numpy(),
             position=frame["position"].to_numpy(),
             group=group,
+            lengths=frame["lengths"].to_numpy() if "lengths" in frame.columns else None,
+            cost=spent,
             **given,
         )
 
@@ -81,52 +102,46 @@ class Traces:
         agrees: ArrayLike | None = None,
         loss: ArrayLike | None = None,
         group: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        cost: ArrayLike | Mapping[str, ArrayLike] | None = None,
     ) -> Self:
-        """Validate arrays: ``prompt`` and ``position`` (N,), ``confidence`` and ``agrees`` or ``loss`` (N, L)."""
+        """Validate arrays: ``prompt`` and ``position`` (N,), ``confidence`` and ``agrees`` or ``loss`` (N, L).
+
+        Parameters
+        ----------
+        prompt, position, group : (N,)
+        confidence, agrees, loss : (N, L)
+            Or a list of N lists of unequal length: a row's last entry is the full model's.
+        lengths : (N,), optional
+            Exits of each row of an (N, L) array. What stands behind them is padding, and is not looked at.
+        cost : (N, L) or (L,), or a mapping of names to such, optional
+            What a decision has cost in all if it stops at that exit: the exits before it, this one, and all other work for
+            it. So the FLOPs of stages are given as ``np.cumsum(stages)``. An (L,) holds for all rows.
+        """
         if confidence is None:
             raise RiskcalError("confidence: the column is missing.")
         if (agrees is None) == (loss is None):
             raise RiskcalError("agrees, loss: give exactly one of the two.")
         ids = columns.identifiers(columns.series(prompt, "prompt"), "prompt").to_numpy()
-        levels = _validate.float_matrix(confidence, "confidence")
+        counts = exits.given_lengths(lengths)
+        levels = PerExit.read(confidence, "confidence", counts).as_numbers()
         outcome_name = "agrees" if loss is None else "loss"
-        outcome: Any = _validate.as_given(agrees, outcome_name)
-        if loss is not None or outcome.dtype != bool or outcome.ndim != 2:
-            outcome = _validate.float_matrix(agrees if loss is None else loss, outcome_name)
-        if outcome.shape != levels.shape:
-            raise RiskcalError(
-                f"confidence: has shape {levels.shape}, but the outcomes have {outcome.shape}."
-            )
+        outcome = PerExit.read(agrees if loss is None else loss, outcome_name, counts)
+        outcome = outcome if loss is None else outcome.as_numbers()
+        exits.refuse_other_lengths(levels, outcome, "confidence", outcome_name)
         where = columns.series(position, "position").to_numpy()
         classes = None if group is None else columns.series(group, "group").to_numpy()
+        n = len(levels.counts)
         for name, column in (("prompt", ids), ("position", where), ("group", classes)):
-            if column is not None and np.shape(column) != (len(levels),):
+            if column is not None and np.shape(column) != (n,):
                 raise RiskcalError(
-                    f"{name}: has shape {np.shape(column)}; expected ({len(levels)},), one entry per token."
+                    f"{name}: has shape {np.shape(column)}; expected ({n},), one entry per token."
                 )
-        if np.isnan(outcome).any():
-            raise RiskcalError(
-                f"{outcome_name}: NaN at index {_validate.first(np.isnan(outcome))}; every outcome must be known."
-            )
-        if outcome.dtype != bool:
-            _validate.in_range(outcome, outcome_name, 0.0, 1.0)
-        if loss is None:
-            fractional = (
-                np.zeros(0, dtype=bool)
-                if outcome.dtype == bool
-                else (outcome != 0) & (outcome != 1)
-            )
-            if fractional.any():
-                raise RiskcalError(
-                    f"agrees: {outcome[fractional][0]:g} at index {_validate.first(fractional)}; it is true or false. "
-                    "Give anything in between as loss."
-                )
-            if not outcome[:, -1].all():
-                warnings.warn(
-                    f"agrees: false at row {int(outcome[:, -1].argmin())} for the last exit, which is the full model itself. "
-                    "It will count as a loss there; outcomes against references should be given as loss.",
-                    stacklevel=2,
-                )
+        spent = {
+            name: costs.per_exit(value, name, counts, levels)
+            for name, value in costs.named(cost).items()
+        }
+        _refuse_outcomes(outcome, outcome_name)
         if not np.issubdtype(where.dtype, np.integer) or (where < 0).any():
             raise RiskcalError(
                 "position: give whole numbers from 0, the index of the generated token."
@@ -141,54 +156,128 @@ class Traces:
             raise RiskcalError(
                 f"position: {where[row]} of prompt {plain(ids[row])!r} stands twice, again at row {row}; one row per token."
             )
+        ordered = levels.take(order)
+        seen = outcome.take(order).values
         return cls(
             prompt=ids[order],
             position=where[order].astype(np.int64),
-            confidence=levels[order],
-            agrees=outcome[order].astype(bool, copy=False) if loss is None else None,
-            loss=outcome[order] if loss is not None else None,
+            confidence=ordered.values,
+            agrees=seen.astype(bool, copy=False) if loss is None else None,
+            loss=seen if loss is not None else None,
             group=None if classes is None else classes[order],
+            lengths=ordered.lengths,
+            costs={
+                name: value.take(order).values if isinstance(value, PerExit) else value
+                for name, value in spent.items()
+            },
         )
 
     @property
     def n_layers(self) -> int:
-        """Exit layers L."""
-        return int(self.confidence.shape[1])
+        """Exit layers L; where rows have unequal numbers of exits, the most that a row has."""
+        return int(self.confidence.shape[1] if self.lengths is None else self.lengths.max())
+
+    @property
+    def counts(self) -> Lengths:
+        """Exits of each row, (N,), equal or not."""
+        return PerExit(self.confidence, self.lengths).counts
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per token, the per-exit arrays as lists."""
+        """One row per decision, the per-exit arrays as lists."""
         table: dict[str, Any] = {"prompt": self.prompt, "position": self.position}
         if self.group is not None:
             table["group"] = self.group
-        for name in ("confidence", "agrees", "loss"):
-            value = getattr(self, name)
-            if value is not None:
-                table[name] = list(value)
-        return pd.DataFrame(table)
+        return pd.DataFrame(table | {name: self._rows(v) for name, v in self._per_exit().items()})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write as Parquet or JSON lines (lists per row) or CSV (one column per exit), by the path's ending."""
         frame = self.to_frame()
-        if str(path).lower().endswith(".csv"):
-            for name in ("confidence", "agrees", "loss"):
-                if name in frame.columns:
-                    matrix = np.vstack(frame.pop(name).to_list())
-                    # float32 as it is: its own shortest text would be read back as another float64
-                    spread = pd.DataFrame(
-                        matrix if matrix.dtype == bool else matrix.astype(np.float64)
-                    )
-                    spread.columns = pd.Index([f"{name}_{i + 1}" for i in range(spread.shape[1])])
-                    frame = frame.join(spread)
+        if str(path).lower().endswith((".csv", ".csv.gz", ".csv.zst")):
+            if self.lengths is not None:
+                frame["lengths"] = self.lengths
+            for name in self._per_exit():
+                frame = frame.join(_spread(frame.pop(name), name))
         files.write(frame, path)
+
+    def _per_exit(self) -> dict[str, NDArray[Any]]:
+        """Every array per exit, by its column's name."""
+        given = {name: getattr(self, name) for name in _PER_EXIT}
+        spent = {
+            name if name == costs.UNNAMED else f"cost_{name}": value
+            for name, value in self.costs.items()
+        }
+        return {name: value for name, value in given.items() if value is not None} | spent
+
+    def _rows(self, values: NDArray[Any]) -> list[NDArray[Any]]:
+        """An array per exit as one array per row."""
+        if values.shape == self.confidence.shape:
+            if self.lengths is None:
+                return list(values)
+            return np.split(values, np.cumsum(self.lengths)[:-1])
+        return [values[:count] for count in self.counts]  # the same for all rows
 
     def __repr__(self) -> str:
         kind = "agrees" if self.agrees is not None else "loss"
         prompts = len(np.unique(self.prompt))
-        return f"Traces: {len(self.prompt)} tokens of {prompts} prompts x {self.n_layers} exits; confidence, {kind}"
+        least = self.n_layers if self.lengths is None else int(self.lengths.min())
+        span = f"{self.n_layers}" if least == self.n_layers else f"{least} to {self.n_layers}"
+        spent = f", {', '.join(self.costs)}" if self.costs else ""
+        return f"Traces: {len(self.prompt)} tokens of {prompts} prompts x {span} exits; confidence, {kind}{spent}"
+
+
+def _refuse_outcomes(outcome: PerExit, name: str) -> None:
+    """Refuse outcomes that are unknown or impossible."""
+    values = outcome.values
+    unknown = np.isnan(values)
+    if unknown.any():
+        raise RiskcalError(
+            f"{name}: NaN at index {outcome.where(unknown)} ({int(unknown.sum())} such values); every outcome must be known. "
+            "Rows with fewer exits than others: say how many in lengths, or give lists of unequal length."
+        )
+    if values.dtype != bool:
+        _validate.in_range(values, name, 0.0, 1.0)
+    if name == "loss":
+        return
+    fractional = np.zeros(0, dtype=bool) if values.dtype == bool else (values != 0) & (values != 1)
+    if fractional.any():
+        raise RiskcalError(
+            f"agrees: {values[fractional][0]:g} at index {outcome.where(fractional)}; it is true or false. "
+            "Give anything in between as loss."
+        )
+    if not outcome.last().all():
+        warnings.warn(
+            f"agrees: false at row {int(outcome.last().argmin())} for the last exit, which is the full model itself. "
+            "It will count as a loss there; outcomes against references should be given as loss.",
+            stacklevel=3,
+        )
+
+
+def _spread(column: pd.Series, name: str) -> pd.DataFrame:
+    """Lists as one column per exit, empty behind a row's own."""
+    rows = column.to_list()
+    counts = np.array([len(row) for row in rows])
+    if (counts == counts[0]).all():
+        matrix = np.vstack(rows)
+        # float32 as it is: its own shortest text would be read back as another float64
+        spread = pd.DataFrame(matrix if matrix.dtype == bool else matrix.astype(np.float64))
+    else:
+        flat = np.concatenate(rows)
+        matrix = np.full((len(rows), counts.max()), None, dtype=object)
+        held = np.arange(counts.max()) < counts[:, None]
+        matrix[held] = flat if flat.dtype == bool else flat.astype(np.float64)
+        spread = pd.DataFrame(matrix)
+    spread.columns = pd.Index([f"{name}_{i + 1}" for i in range(spread.shape[1])])
+    return spread
+
+
+def _cost_columns(frame: pd.DataFrame) -> list[str]:
+    """The names of costs per exit, ``cost`` and ``cost_price``, without the numbers of exits."""
+    found = (re.fullmatch(r"(cost(?:_.*?[^\d_].*?)?)(?:_\d+)?", str(c)) for c in frame.columns)
+    return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
-    """One (N, L) array from a column of lists or from columns name_1 ... name_L; None if neither is there."""
+    """Numbers per exit from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
         columns.as_numpy(frame[name], name)  # refuses what has no cells to look at
         lists = [
@@ -205,10 +294,11 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
                 f"one number per exit. A CSV file has no lists: spread them over columns {name}_1, {name}_2 and so on, as "
                 "Traces.write does, or write Parquet or JSON lines."
             )
-        if lengths[0] == 0 or (lengths != lengths[0]).any():
-            row = int((lengths != lengths[0]).argmax())
+        if (lengths == 0).any():
+            row = int((lengths == 0).argmax())
             raise RiskcalError(
-                f"{name}: row {row} holds {lengths[row]} exits, row 0 {lengths[0]}; every row needs one number per exit."
+                f"{name}: row {row} holds no exit ({int((lengths == 0).sum())} such rows); every row has at least one, the full "
+                "model's own."
             )
         return frame[name].to_list()
     numbered = re.compile(rf"{name}_(\d+)")

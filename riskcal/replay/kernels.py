@@ -5,23 +5,39 @@ from numba import njit
 
 
 @njit(cache=True)
-def exit_layers(confidence, local, position, min_layer, exits):  # type: ignore[no-untyped-def]
-    """Exit layer of every token under every threshold, in one walk up the layers.
+def exit_layers(confidence, begin, length, local, position, min_layer, exits):  # type: ignore[no-untyped-def]
+    """Exit of every row under every threshold, in one walk up the exits.
 
-    ``local`` (T, k) holds each position's confidence needed, ascending along k, so that thresholds leave in that order.
+    Row i's confidences are ``length[i]`` of ``confidence`` (M,) from ``begin[i]`` on. ``local`` (T, k) holds each position's
+    confidence needed, ascending along k, so that thresholds leave in that order.
     """
-    n_layers = confidence.shape[1]
     k = local.shape[1]
-    for i in range(confidence.shape[0]):
+    for i in range(begin.size):
         needed = local[position[i]]
         left = 0
-        for layer in range(min_layer - 1, n_layers - 1):
-            while left < k and confidence[i, layer] >= needed[left]:
+        for layer in range(min_layer - 1, length[i] - 1):
+            value = confidence[begin[i] + layer]
+            while left < k and value >= needed[left]:
                 exits[i, left] = layer + 1
                 left += 1
             if left == k:
                 break
-        exits[i, left:] = n_layers
+        exits[i, left:] = length[i]
+
+
+@njit(cache=True)
+def exit_stages(confidence, begin, length, needed, given_up, min_layer, exits):  # type: ignore[no-untyped-def]
+    """Exit of every row under every candidate, of thresholds ``needed`` and ``given_up`` (k, E) of its own at each exit."""
+    for i in range(begin.size):
+        for j in range(needed.shape[0]):
+            exits[i, j] = length[i]
+            for layer in range(min_layer - 1, length[i] - 1):
+                value = confidence[begin[i] + layer]
+                enough = value >= needed[j, layer] and needed[j, layer] < np.inf
+                hopeless = value <= given_up[j, layer] and given_up[j, layer] > -np.inf
+                if enough or hopeless:
+                    exits[i, j] = layer + 1
+                    break
 
 
 @njit(cache=True, inline="always")

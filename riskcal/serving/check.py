@@ -72,6 +72,7 @@ def check_policy(policy: ExitPolicy, facts: ModelFacts) -> tuple[str, ...]:
         (f"config.{name}", want, facts.config.get(name, absent))
         for name, want in (policy.config or {}).items()
     ]
+    pairs.append(("lower_is_stricter", policy.lower_is_stricter, False))
     sampling = policy.sampling
     pairs.append(("temperature", sampling.temperature if sampling else 0.0, facts.temperature))
     if sampling is not None:

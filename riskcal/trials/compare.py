@@ -95,13 +95,12 @@ def _outcome(runs: Runs, delta: Any, settings: dict[str, Any]) -> dict[str, Any]
         }
     row["certified"] = float(result.table["certified"].sum()) / runs.k
     row["loss"] = 0.0 if result.chosen is None else float(result.chosen["loss"])
-    for name in records.COSTS:
-        if name in runs.values:
-            row[name] = (
-                result.full_costs.get(name, math.nan)
-                if result.chosen is None
-                else float(result.chosen[name])
-            )
+    for name in runs.costs:
+        row[name] = (
+            result.full_costs.get(name, math.nan)
+            if result.chosen is None
+            else float(result.chosen[name])
+        )
     return row | {f"full_{name}": mean for name, mean in result.full_costs.items()}
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats
 from riskcal.calibration.calibrate import arranged, prove
-from riskcal.calibration.problem import Problem, two_values
+from riskcal.calibration.problem import Problem, chooses_by_cost, spending, two_values
 from riskcal.calibration.settling import cheapest
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure
 from riskcal.pvalues import Method
@@ -27,9 +27,10 @@ def decide(
     cost: str,
 ) -> tuple[NDArray[np.intp], Floats]:
     """Chosen candidate (D, T), -1 if none, and its mean loss on the calibration units, without building calibrations."""
+    by_cost = chooses_by_cost(problem, cost)
     if isinstance(method, OfSum) and not isinstance(procedure, PilotOrder):
         return _decide_by_sums(problem, deltas, heldout, method, procedure, epsilon, cost)
-    if method.walks and _walks_down(problem, procedure):
+    if method.walks and _walks_down(problem, procedure) and not by_cost:
         return _decide_by_walking(problem, deltas, heldout, epsilon)
     chosen = np.full((len(deltas), len(heldout)), -1, dtype=np.intp)
     loss = np.zeros(chosen.shape)
@@ -48,7 +49,7 @@ def decide(
 def _walks_down(problem: Problem, procedure: Procedure) -> bool:
     """Whether candidates are tested one after the other from the highest threshold down, and the last one is chosen."""
     one = isinstance(procedure, FixedSequence) and procedure.starts == 1 and not problem.several
-    grid = problem.candidates["threshold"].to_numpy(dtype=np.float64)
+    grid = problem.strictness
     counted = problem.nameless and any(two_values(c) for c in problem.risks[0].losses.T)
     return one and bool((np.diff(grid) < 0).all()) and not counted
 
@@ -84,18 +85,18 @@ def _decide_by_sums(
     if method.name == "binomial" and (risk.lower, risk.upper) == (0.0, 1.0):
         _validate.binary(risk.losses)
     totals = _kept_totals(risk.losses, heldout)
-    spending = np.broadcast_to(
-        problem.candidates["threshold"].to_numpy(dtype=np.float64), totals.shape
+    spent = (
+        _kept_totals(problem.costs[cost], heldout)
+        if chooses_by_cost(problem, cost)
+        else np.broadcast_to(spending(problem, cost), totals.shape)
     )
-    if problem.several:
-        spending = _kept_totals(problem.costs[cost], heldout)
     chosen = np.full((len(deltas), len(heldout)), -1, dtype=np.intp)
     for d, delta in enumerate(deltas):
         p = method.of_totals(totals, m, delta, lower=risk.lower, upper=risk.upper)
         for t, row in enumerate(p):
             certified = procedure.rejected(row, epsilon)
             if certified.any():
-                chosen[d, t] = np.where(certified, spending[t], math.inf).argmin()
+                chosen[d, t] = np.where(certified, spent[t], math.inf).argmin()
     return chosen, np.where(chosen < 0, 0.0, totals[np.arange(len(heldout)), chosen] / m)
 
 

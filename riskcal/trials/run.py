@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.calibration.calibrate import arranged, procedure_for, refuse_unused_cost
+from riskcal.calibration.calibrate import arranged, procedure_for
 from riskcal.calibration.posing import pose, require_runs
-from riskcal.calibration.problem import Problem, mean_cost
+from riskcal.calibration.problem import Problem, refuse_unknown_cost
 from riskcal.fwer import PilotOrder, Procedure
 from riskcal.pvalues import Method, methods
 from riskcal.records import Runs
@@ -86,9 +86,7 @@ def run_trials(
     weighting = "clusters" if "cluster" in runs.labels else None
     problem = pose(runs, tolerated[0], objective, weighting)
     chosen = procedure_for(problem, procedure, options)
-    refuse_unused_cost(problem, chosen, cost)
-    if problem.several:
-        mean_cost(problem, cost)  # refuses one that was not recorded
+    refuse_unknown_cost(problem, cost)
     heldout = splits(problem.n, n_trials, calibration_fraction, seed)
     # splits count units as the runs do, whatever order they are tested in
     ascending = np.argsort(problem.units)
@@ -114,11 +112,9 @@ def summary(trials: pd.DataFrame) -> pd.DataFrame:
         ``delta``, ``n_trials``, ``certified`` (share of the trials), and for the losses, each recorded cost and, where the
         full model's layers were recorded, ``saving`` (the share of them saved): ``..._mean`` and ``..._sd``.
     """
-    measured = [
-        name
-        for name in ("calibration_loss", "heldout_loss", *records.COSTS)
-        if name in trials.columns
-    ]
+    names = list(trials.columns)
+    measured = names[names.index("calibration_loss") :]
+    measured = [name for name in measured if not name.startswith("full_")]
     table = trials[["delta", *measured]]
     if {"layers", "full_layers"} <= set(trials.columns):
         table = table.assign(saving=1.0 - trials["layers"] / trials["full_layers"])

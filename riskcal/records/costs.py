@@ -1,0 +1,88 @@
+"""Costs of any name: what may be one, and the numbers that it may have."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.records import exits
+from riskcal.records.exits import Lengths, PerExit
+
+#: Costs that a table of runs has columns for without being told.
+COSTS = ("layers", "tokens", "seconds", "flops")
+
+#: Names that mean something else in records or in a calibration's table.
+_TAKEN = frozenset(
+    "prompt position cluster group text threshold thresholds temperature max_length form min_layer measure policy "
+    "dissimilarity risk full_risk failed source exact stopped lower_is_stricter confidence agrees loss lengths n "
+    "pvalue bound certified".split()
+)
+
+#: Of a cost that was given without one.
+UNNAMED = "cost"
+
+#: What runs measure beside costs.
+_OUTCOMES = ("dissimilarity", "risk", "failed")
+
+
+def among(names: Iterable[str]) -> list[str]:
+    """The costs among what was measured: those that every table knows first, then others as they stand."""
+    given = [name for name in names if name not in _OUTCOMES]
+    return [*(name for name in COSTS if name in given), *(n for n in given if n not in COSTS)]
+
+
+def refuse_name(name: Any, *, taken: frozenset[str] = _TAKEN) -> str:
+    """The name of a cost, if it can be one."""
+    if not isinstance(name, str) or not name:
+        raise RiskcalError(f"costs: {_validate.shown(name)} is no name of a cost; give a text.")
+    if name in taken or name.startswith(("loss_", "full_")):
+        raise RiskcalError(f"costs: {name!r} has a meaning of its own; give the cost another name.")
+    return name
+
+
+def named(costs: Any) -> dict[str, Any]:
+    """Costs by name, of a mapping; a single array has the name ``cost``."""
+    if costs is None:
+        return {}
+    given = costs if isinstance(costs, Mapping) else {UNNAMED: costs}
+    return {refuse_name(name): value for name, value in given.items()}
+
+
+def refuse_impossible(values: NDArray[Any], name: str, where: Any = _validate.first) -> None:
+    """Refuse costs that are negative or not finite."""
+    bad = ~((values >= 0) & (values < np.inf))
+    if bad.any():
+        raise RiskcalError(
+            f"{name}: {values[bad][0]} at index {where(bad)} ({int(bad.sum())} such values); a cost is a finite number of at "
+            "least 0. Give what was spent, failed or not."
+        )
+
+
+def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) -> Any:
+    """A cost of each row at each exit (`PerExit`), or of each exit for all rows (L,)."""
+    label = name if name == UNNAMED else f"cost {name}"
+    longest = int(levels.counts.max())
+    one_for_all = exits.of_all_rows(given, label, longest)
+    if one_for_all is not None:
+        refuse_impossible(one_for_all, label)
+        return one_for_all
+    found = PerExit.read(given, label, lengths).as_numbers()
+    exits.refuse_other_lengths(found, levels, label, "confidence")
+    refuse_impossible(found.values, label, found.where)
+    return PerExit(found.values.astype(np.float64), found.lengths)
+
+
+def columns_named(names: Any, candidate_columns: Sequence[str]) -> list[str]:
+    """The columns of a table that were named as costs, beside those of `COSTS`."""
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise RiskcalError(f"costs: {names!r} is no list of names of columns.")
+    found = [refuse_name(name) for name in names]
+    for name in found:
+        if name in candidate_columns:
+            raise RiskcalError(
+                f"costs: {name!r} tells candidates apart; a cost is what a run took."
+            )
+    return [name for name in dict.fromkeys(found) if name not in COSTS]

@@ -1,0 +1,220 @@
+"""What a candidate costs may be counted in anything: FLOPs of unequal stages, prices, joules."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import riskcal
+from riskcal import RiskcalError, Runs, Traces, calibrate, replay_arrays, replay_traces
+
+STAGES = np.array([1.0, 9.0, 90.0])  # of an MSDNet-like classifier, one by one
+FLOPS = np.cumsum(STAGES)
+GRID = [0.903, 0.507]
+
+
+def classifier(n: int = 400) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    confidence = rng.random((n, 3))
+    agrees = rng.random((n, 3)) < 0.97
+    agrees[:, -1] = True
+    return {"confidence": confidence, "agrees": agrees}
+
+
+def traces(**more: object) -> Traces:
+    arrays = classifier()
+    n = len(arrays["agrees"])
+    return Traces.from_arrays(prompt=np.arange(n) + 7, position=np.zeros(n, int), **arrays, **more)
+
+
+def by_a_plain_loop(threshold: float) -> list[float]:
+    spent = []
+    for row in classifier()["confidence"]:
+        flops = 0.0
+        for stage, confidence in zip(STAGES, row, strict=True):
+            flops += stage
+            if confidence >= threshold:
+                break
+        spent.append(flops)
+    return spent
+
+
+def test_the_mean_flops_of_unequal_stages_are_those_of_a_plain_loop():
+    expected = [np.mean(by_a_plain_loop(threshold)) for threshold in GRID]
+    named = replay_traces(traces(), GRID, exact=True, costs={"flops": FLOPS})
+    assert named.values["flops"].mean(0) == pytest.approx(expected, rel=1e-14)
+    assert named.full["flops"].tolist() == [100.0] * 400
+    of_traces = replay_traces(traces(cost={"flops": FLOPS}), GRID, exact=True)
+    of_rows = replay_traces(traces(cost={"flops": np.tile(FLOPS, (400, 1))}), GRID, exact=True)
+    for runs in (of_traces, of_rows):
+        assert np.array_equal(runs.values["flops"], named.values["flops"])
+    arrays = classifier()
+    loss = 1.0 - arrays["agrees"]
+    _, _, costs = replay_arrays(arrays["confidence"], loss, GRID, costs={"flops": FLOPS})
+    assert costs["flops"].mean(0) == pytest.approx(expected, rel=1e-14)
+    unnamed = replay_traces(traces(), GRID, exact=True, costs=FLOPS)
+    assert np.array_equal(unnamed.values["cost"], named.values["flops"])
+
+
+def test_the_cheapest_by_any_cost_is_chosen():
+    """The price of the two candidates runs against their layers."""
+    rows = [
+        {
+            "prompt": i,
+            "threshold": t,
+            "min_layer": m,
+            "dissimilarity": 0.0,
+            "layers": layers,
+            "price": price,
+        }
+        for i in range(80)
+        for t, m, layers, price in ((0.9, 1, 3.0, 0.2), (0.5, 2, 2.0, 0.7))
+    ]
+    runs = Runs.from_frame(pd.DataFrame(rows), costs=["price"])
+    assert runs.costs == ["layers", "price"]
+    assert calibrate(runs, delta=0.1).threshold == 0.5
+    cheap = calibrate(runs, delta=0.1, cost="price")
+    assert (cheap.threshold, cheap.chosen["price"]) == (0.9, pytest.approx(0.2))
+    with pytest.raises(
+        RiskcalError, match=r"cost: 'joules' was not recorded; there is layers, price"
+    ):
+        calibrate(runs, delta=0.1, cost="joules")
+
+
+@pytest.mark.parametrize("test", ["betting", "convex_order"])
+def test_with_one_coordinate_a_named_cost_chooses_too(test):
+    losses = np.zeros((100, 3))
+    price = np.array([0.3, 0.1, 0.2])
+    given = {
+        "thresholds": [0.9, 0.7, 0.5],
+        "delta": 0.1,
+        "test": test,
+        "prompts": np.arange(100) + 7,
+    }
+    for costs in (price, np.tile(price, (100, 1))):
+        assert calibrate(losses, costs={"price": costs}, **given).threshold == 0.5
+        chosen = calibrate(losses, costs={"price": costs}, cost="price", **given)
+        assert (chosen.threshold, chosen.chosen["price"]) == (0.7, pytest.approx(0.1))
+    runs = Runs.from_arrays(
+        thresholds=[0.9, 0.7, 0.5], dissimilarity=losses, costs={"price": price}
+    )
+    assert calibrate(runs, delta=0.1, cost="price", test=test).threshold == 0.7
+    trials = riskcal.run_trials(runs, 0.1, n_trials=3, cost="price", test=test)
+    assert trials["threshold"].tolist() == [0.7] * 3
+    assert trials["price"].tolist() == pytest.approx([0.1] * 3)
+    assert "price_mean" in riskcal.trials.summary(trials)
+
+
+def test_costs_of_arrays_stay_with_their_rows_and_columns():
+    rng = np.random.default_rng(1)
+    prompts = rng.permutation(np.repeat(np.arange(50), 2))
+    losses, price = np.zeros((100, 2)), rng.random((100, 2))
+    table = calibrate(
+        losses, thresholds=[0.5, 0.9], delta=0.2, prompts=prompts, costs={"price": price}
+    ).table
+    of = table.set_index("threshold")["price"]
+    assert [of[0.5], of[0.9]] == pytest.approx(price.mean(0).tolist())
+
+
+def test_a_mean_of_any_cost_is_certified():
+    runs = replay_traces(traces(), GRID, exact=True, costs={"price": [0.1, 0.2, 1.0]})
+    kept = calibrate(runs, delta=0.1, budget={"price": (0.5, 1.0)})
+    assert kept.chosen["price"] < 0.5
+    with pytest.raises(
+        RiskcalError, match=r"budget: 'joules' is no recorded cost; there is layers, tokens, price"
+    ):
+        calibrate(runs, delta=0.1, budget={"joules": (0.5, 1.0)})
+
+
+def test_they_are_in_tables_pictures_and_files(tmp_path):
+    runs = replay_traces(traces(), GRID, exact=True, costs={"price": [0.1, 0.2, 1.0]})
+    calibration = calibrate(runs, delta=0.1)
+    assert calibration.full_costs["price"] == pytest.approx(1.0)
+    ax = calibration.plot(cost="price")
+    drawn = ax.lines[0].get_ydata()
+    assert sorted(drawn) == pytest.approx(sorted(calibration.table["price"]))
+    assert ax.get_ylabel() == "price"
+    with pytest.raises(RiskcalError, match=r"cost: 'joules' is unknown"):
+        calibration.plot(cost="joules")
+    for ending in ("parquet", "csv", "jsonl"):
+        path = tmp_path / f"runs.{ending}"
+        runs.write(path)
+        again = Runs.read(path, costs=["price"])
+        assert again.digest() == runs.digest()
+
+
+def test_the_command_line_reads_the_costs_that_it_is_told_to_choose_by(tmp_path):
+    path = tmp_path / "runs.csv"
+    replay_traces(traces(), GRID, exact=True, costs={"price": [0.1, 0.2, 1.0]}).write(path)
+    command = [sys.executable, "-m", "riskcal", "calibrate", str(path), "--delta", "0.1"]
+    done = subprocess.run(
+        [*command, "--cost", "price"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "price" in done.stdout
+
+
+N = len(classifier()["agrees"])
+WRONG_OF_EXITS = {
+    "of other exits": (
+        {"flops": [1.0, 2.0]},
+        r"costs: 'flops' must have one number for each of the 3 exits",
+    ),
+    "of rows": (
+        {"price": np.ones((N, 3))},
+        r"Costs that differ from row to row belong into the traces",
+    ),
+    "negative": ({"price": [0.1, -0.2, 1.0]}, r"costs: price: -0.2 at index 1"),
+    "not finite": ({"price": [0.1, np.nan, 1.0]}, r"costs: price: nan at index 1"),
+    "a name with a meaning": ({"risk": FLOPS}, r"costs: 'risk' has a meaning of its own"),
+    "no name": ({3: FLOPS}, r"costs: 3 is no name"),
+}
+
+
+@pytest.mark.parametrize(("costs", "named"), WRONG_OF_EXITS.values(), ids=WRONG_OF_EXITS)
+def test_costs_that_cannot_be_are_refused_where_traces_are_replayed(costs, named):
+    with pytest.raises(RiskcalError, match=named):
+        replay_traces(traces(), GRID, exact=True, costs=costs)
+
+
+WRONG_OF_ARRAYS = {
+    "of other shape": (
+        {"price": np.ones((3, 3))},
+        r"costs: 'price' has shape \(3, 3\); expected \(50, 2\), or \(2,\)",
+    ),
+    "negative": ({"price": [0.1, -0.2]}, r"costs: price: -0.2 at index 1"),
+    "not finite": ({"price": [0.1, np.inf]}, r"costs: price: inf at index 1"),
+}
+
+
+@pytest.mark.parametrize(("costs", "named"), WRONG_OF_ARRAYS.values(), ids=WRONG_OF_ARRAYS)
+def test_costs_that_cannot_be_are_refused_beside_arrays(costs, named):
+    losses = np.zeros((50, 2))
+    with pytest.raises(RiskcalError, match=named):
+        calibrate(losses, thresholds=[0.9, 0.5], delta=0.1, costs=costs)
+    with pytest.raises(RiskcalError, match=named):
+        Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=losses, costs=costs)
+    with pytest.raises(RiskcalError, match="costs: Runs carry their own"):
+        calibrate(
+            Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=losses), delta=0.1, costs=costs
+        )
+
+
+def test_a_table_has_the_costs_that_are_named():
+    frame = pd.DataFrame(
+        [
+            {"prompt": i, "threshold": t, "dissimilarity": 0.0, "price": -1.0}
+            for i in range(3)
+            for t in (0.9, 0.5)
+        ]
+    )
+    with pytest.raises(RiskcalError, match=r"price: -1.0 at row 0"):
+        Runs.from_frame(frame, costs=["price"])
+    with pytest.raises(RiskcalError, match=r"joules: the column is missing"):
+        Runs.from_frame(frame, costs=["joules"])
+    with pytest.raises(RiskcalError, match=r"costs: 'price' tells candidates apart"):
+        Runs.from_frame(frame, costs=["price"], candidate_columns=["price"])
+    with pytest.raises(RiskcalError, match=r"costs: 'price' is no list"):
+        Runs.from_frame(frame, costs="price")
