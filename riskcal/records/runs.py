@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import arrays, columns, direction, files, reading
+from riskcal.records import arrays, direction, files, reading, renaming
 from riskcal.records import costs as costs_
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
@@ -78,24 +78,27 @@ class Runs:
         candidate_columns: Sequence[str] = (),
         costs: Sequence[str] = (),
         lower_is_stricter: bool = False,
+        columns: renaming.Columns | None = None,
     ) -> Self:
         """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
 
         A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
         read, or named in the refusal. A list of files and a pattern (``logs/**/*.jsonl``) are read in the order of their names.
+        All else is as in `from_frame`.
 
         Raises
         ------
         RiskcalError
             Naming the file, the column, the first offending row (counted from 0) and the remedy.
         """
-        frame = files.read(path)
+        frame = files.read(path, renaming.unchanged(columns))
         try:
             return cls.from_frame(
                 frame,
                 candidate_columns=candidate_columns,
                 costs=costs,
                 lower_is_stricter=lower_is_stricter,
+                columns=columns,
             )
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
@@ -108,6 +111,7 @@ class Runs:
         candidate_columns: Sequence[str] = (),
         costs: Sequence[str] = (),
         lower_is_stricter: bool = False,
+        columns: renaming.Columns | None = None,
     ) -> Self:
         """Validate a long table: one row per prompt and candidate.
 
@@ -127,6 +131,9 @@ class Runs:
         lower_is_stricter : bool
             Whether low thresholds are the strict ones, as where an entropy must be at most the threshold; a column of that
             name says it too. The full model is ``inf`` or ``"full"`` in either case.
+        columns : mapping, optional
+            The table's own names, and how its scores become losses: ``{"prompt": "request_id", "dissimilarity": ("rougeL",
+            "1 - x")}``. A formula is a number minus x, x times or over a number, or both (``1 - x / 100``).
 
         Raises
         ------
@@ -140,7 +147,7 @@ class Runs:
         UserWarning
             If one prompt text stands under two ids, which breaks independence.
         """
-        frame = columns.from_object(table)
+        frame = renaming.of_table(table, columns)
         lower = direction.of_frame(frame, lower_is_stricter)
         fields = reading.from_frame(frame, candidate_columns, costs)
         return cls(**fields).in_content_order().directed(lower)
