@@ -14,8 +14,8 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.cli.reading import ColumnsOption
-from riskcal.records import COSTS, Runs, renaming
+from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.records import COSTS, Runs, renaming, retries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,6 +57,7 @@ def calibrate_command(
         typer.Option(help="Further column that tells candidates apart; may be repeated."),
     ] = None,
     columns: ColumnsOption = None,
+    keep: KeepOption = None,
     cost: Annotated[
         str, typer.Option(help="Cost that chooses among certified candidates.")
     ] = "layers",
@@ -92,6 +93,7 @@ def calibrate_command(
             candidate_columns=coordinate or (),
             costs=_named(cost, budgets),
             columns=renaming.options(columns or ()),
+            keep=retries.option(keep),
         ),
         delta=delta,
         epsilon=epsilon,

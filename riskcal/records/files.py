@@ -52,6 +52,9 @@ _KINDS = {
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 
+#: The mark of a table from JSON lines, in which a null may have been an infinity.
+_JSON = "riskcal.json_lines"
+
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
 
@@ -83,6 +86,11 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
             return read(found, names)
         raise RiskcalError(f"{path}: no such file.")
     return _read_file(path, names)
+
+
+def is_json_lines(frame: pd.DataFrame) -> bool:
+    """Whether all of a table that `read` made comes from JSON lines."""
+    return bool(frame.attrs.get(_JSON))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -183,7 +191,9 @@ def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFra
     alike = [
         part.astype({name: object for name in mixed if name in part.columns}) for part in parts
     ]
-    return pd.concat(alike, ignore_index=True)
+    whole = pd.concat(alike, ignore_index=True)
+    whole.attrs = {_JSON: True} if all(map(is_json_lines, parts)) else {}
+    return whole
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -280,7 +290,9 @@ def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")
         rows.append(row)
-    return canonical(pd.DataFrame(rows))
+    frame = canonical(pd.DataFrame(rows))
+    frame.attrs[_JSON] = True
+    return frame
 
 
 def _restore_integers(frame: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
