@@ -48,12 +48,12 @@ def served(
         have = ", ".join(map(str, frame.columns))
         raise RiskcalError(f"keep: the table has no column {name!r}; it has: {have}.")
     rank = _ranks(frame[name], name)
-    attempts = _attempts(frame, candidate_columns)
+    attempts = coded(frame, candidate_columns)
     _refuse_ties(frame, name, attempts, rank)
-    repeated = np.bincount(attempts)[attempts] > 1
+    again = np.bincount(attempts)[attempts] > 1
     if which == "last":
         additive = [name for name in (*COSTS, *costs) if name != "layers" and name in frame.columns]
-        frame = frame.assign(**_totals(frame, additive, attempts, repeated))
+        frame = frame.assign(**_totals(frame, additive, attempts, again))
     order = np.lexsort((rank, attempts))
     ends = np.r_[True, np.diff(attempts[order]) > 0]
     if which == "last":
@@ -115,20 +115,28 @@ def _missing(column: pd.Series, name: str) -> NDArray[np.bool_]:
         return missing
 
 
-def _attempts(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> NDArray[np.intp]:
-    """The prompt and candidate of each row, as a number."""
-    coordinates = [*(c for c in CANDIDATE_COLUMNS if c in frame.columns), *candidate_columns]
-    keys = [
-        table_columns.identifiers(frame["prompt"], "prompt").to_numpy(),
-        settings.as_numbers(table_columns.as_numpy(frame["threshold"], "threshold")),
-    ]
-    keys += [frame[name].to_numpy() for name in dict.fromkeys(coordinates)]
-    code = np.zeros(len(frame), dtype=np.intp)
-    for name, key in zip(["prompt", "threshold", *dict.fromkeys(coordinates)], keys, strict=True):
+def repeated(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> NDArray[np.bool_]:
+    """The rows whose prompt and candidate stood before."""
+    return pd.Series(coded(frame, candidate_columns)).duplicated().to_numpy()
+
+
+def coded(
+    frame: pd.DataFrame, candidate_columns: Sequence[str], *, of_prompts: bool = True
+) -> NDArray[np.intp]:
+    """The prompt and candidate of each row, or its candidate alone, as a number."""
+    keys = {
+        "threshold": settings.as_numbers(table_columns.as_numpy(frame["threshold"], "threshold"))
+    }
+    if of_prompts:
+        keys["prompt"] = table_columns.identifiers(frame["prompt"], "prompt").to_numpy()
+    further = [name for name in CANDIDATE_COLUMNS if name in frame.columns]
+    keys |= {name: frame[name].to_numpy() for name in (*further, *candidate_columns)}
+    codes = {}
+    for name, key in keys.items():
         with _validate.reading(name, "a column of numbers or texts"):
-            found = pd.factorize(key, use_na_sentinel=False)[0]
-        code = np.unique(code * (found.max() + 1) + found, return_inverse=True)[1]
-    return code
+            codes[name] = pd.factorize(key, use_na_sentinel=False)[0]
+    together = pd.DataFrame(codes).groupby([*codes], sort=False)
+    return np.asarray(together.ngroup(), dtype=np.intp)
 
 
 def _refuse_ties(
@@ -149,14 +157,14 @@ def _totals(
     frame: pd.DataFrame,
     names: Sequence[str],
     attempts: NDArray[np.intp],
-    repeated: NDArray[np.bool_],
+    again: NDArray[np.bool_],
 ) -> dict[str, pd.Series]:
     """What all attempts took together, where there are several; the user waits for all of them."""
     totals = {}
     for name in names:
         column = table_columns.as_numpy(frame[name], name)
         values = table_columns.floats(column)
-        unknown = np.isnan(values) & repeated
+        unknown = np.isnan(values) & again
         if unknown.any():
             row = int(unknown.argmax())
             raise RiskcalError(
@@ -165,7 +173,7 @@ def _totals(
                 f"failed or not; or leave {name} out if it is not known of all."
             )
         total = pd.Series(
-            np.bincount(attempts, np.where(repeated, values, 0.0))[attempts], frame.index
+            np.bincount(attempts, np.where(again, values, 0.0))[attempts], frame.index
         )
-        totals[name] = total.where(repeated, column)
+        totals[name] = total.where(again, column)
     return totals
