@@ -278,7 +278,23 @@ def _read_csv(stream: Any, names: Mapping[str, str]) -> pd.DataFrame:
 
 
 def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
-    rows = []
+    frame = canonical(pd.DataFrame([row for _, row in _objects(stream, path)]))
+    frame.attrs[_JSON] = True
+    return frame
+
+
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in a file of JSON lines with the numbers of their rows, as they stand there."""
+    try:
+        with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
+            yield from _objects(stream, path)
+    except UnicodeDecodeError as error:
+        raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
+    except (OSError, pa.ArrowException) as error:
+        raise RiskcalError(f"{path}: cannot be read ({_validate.reason(error)}).") from None
+
+
+def _objects(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # some programs begin a file with a byte-order mark
     for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig")):
         if not line.strip():
@@ -289,10 +305,7 @@ def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")
-        rows.append(row)
-    frame = canonical(pd.DataFrame(rows))
-    frame.attrs[_JSON] = True
-    return frame
+        yield number, row
 
 
 def _restore_integers(frame: pd.DataFrame, ids: set[str]) -> pd.DataFrame:

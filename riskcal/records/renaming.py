@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,11 @@ def unchanged(columns: Columns | None) -> dict[str, str]:
 def sources(columns: Columns | None) -> dict[str, str]:
     """The log's name of each of riskcal's columns that has another."""
     return {target: column.source for target, column in _parsed(columns).items()}
+
+
+def formula(target: str, text: Any) -> Callable[[Any], Any]:
+    """What a formula makes of numbers."""
+    return _column(target, ("x", text)).of
 
 
 def options(texts: Sequence[str]) -> dict[str, str | tuple[str, str]]:
