@@ -148,8 +148,10 @@ def mended(frame: pd.DataFrame, tmp_path: Path) -> tuple[list[str], pd.DataFrame
         (lambda f: f.assign(rougeL=0.5).rename(columns={"rougeL": "f1"}), "risk"),
         (lambda f: pd.concat([f.assign(attempt=k) for k in range(2)], ignore_index=True),
          "dissimilarity"),
+        (lambda f: f.assign(timed_out=lambda f: f.index % 50 == 7,
+                            rougeL=lambda f: f["rougeL"].mask(f["timed_out"])), "failed"),
     ],
-    ids=["a score", "a percentage", "a distance", "a score of the task", "retries"],
+    ids=["a score", "a percentage", "a distance", "a score of the task", "retries", "failures"],
 )  # fmt: skip
 def test_options_that_are_proposed_mend_the_log(
     change: Callable[[pd.DataFrame], pd.DataFrame], target: str, tmp_path: Path

@@ -112,7 +112,7 @@ def _peeled(
         said.add(str(error))
         one = _of(error)
         rows = problems.rows(frame, one.column, str(error), settings)
-        mend = problems.mend(frame, one.column, str(error))
+        mend = problems.mend(frame, one.column, str(error), rows)
         if "lacks the" not in str(error) or rows.sum() > unplaced:
             yield replace(one, rows=tuple(map(int, frame.index[rows])), mend=mend)
         nameless = one.column == "prompt" and problems.no_labels(frame["prompt"], "prompt").any()

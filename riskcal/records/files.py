@@ -48,6 +48,7 @@ _KINDS = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
 }
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
@@ -202,6 +203,10 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         raise RiskcalError(f"path: {path!r} is no path of a file.")
     target = Path(path)
     kind = _kind(target)
+    if kind == "json":
+        raise RiskcalError(
+            f"{target}: rows are written as .parquet, .csv or .jsonl; use one of these."
+        )
     with _validate.replacing(target) as partial:
         try:
             _write_as(kind, frame, partial)
@@ -250,7 +255,9 @@ def _read_file(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
         if kind == "parquet":
             return canonical(of_arrow(_parquet.read(path)))
         with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
-            return _read_csv(stream, names) if kind == "csv" else _read_json_lines(stream, path)
+            if kind == "csv":
+                return _read_csv(stream, names)
+            return _read_json_lines(stream, path) if kind == "jsonl" else _read_json(stream, path)
     except RiskcalError as error:
         raise (
             error if str(error).startswith(str(path)) else RiskcalError(f"{path}: {error}")
@@ -279,6 +286,29 @@ def _read_csv(stream: Any, names: Mapping[str, str]) -> pd.DataFrame:
 
 def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
     frame = canonical(pd.DataFrame([row for _, row in _objects(stream, path)]))
+    frame.attrs[_JSON] = True
+    return frame
+
+
+def _read_json(stream: Any, path: Path) -> pd.DataFrame:
+    """An array of rows; one object of totals and means, as benchmarks write, holds none."""
+    content = json.load(io.TextIOWrapper(stream, encoding="utf-8-sig"))
+    if (
+        not isinstance(content, list)
+        or not content
+        or not all(isinstance(r, dict) for r in content)
+    ):
+        found = (
+            f"an object of {', '.join(map(repr, content))}"
+            if isinstance(content, dict)
+            else "no rows"
+        )
+        raise RiskcalError(
+            f"{path}: holds {found[:200]}, not an array of one object per row. A certificate needs each prompt's "
+            "loss: of means over prompts none can be made, and outputs that were left out of them, empty ones for instance, "
+            "would be missing. Write a row per prompt and candidate, JSON lines for instance."
+        )
+    frame = canonical(pd.DataFrame(content))
     frame.attrs[_JSON] = True
     return frame
 

@@ -61,6 +61,14 @@ def optional(frame: pd.DataFrame) -> dict[str, str]:
     return proposals
 
 
+def failures(frame: pd.DataFrame, rows: NDArray[np.bool_]) -> str | None:
+    """The column of truth values that may say which outputs failed, if it says so of all these rows."""
+    name = _first(frame, _NAMES["failed"])
+    if name is None or not all(isinstance(value, bool | np.bool_) for value in frame[name]):
+        return None
+    return name if rows.any() and frame[name].to_numpy(dtype=bool)[rows].all() else None
+
+
 def attempts(frame: pd.DataFrame) -> Sequence[str]:
     """Columns that may put the attempts of a request in order, the likeliest first."""
     found = (_first(frame, known) for known in _ATTEMPTS.split())

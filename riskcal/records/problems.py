@@ -1,6 +1,7 @@
 """Kinds of problems of a log, known by how they are refused: which rows have one, what mends it, and the log without it."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -78,10 +79,14 @@ def too_few(frame: pd.DataFrame) -> bool:
     return _prompts(frame).nunique() < 2 or bool(_full(frame).all())
 
 
-def mend(frame: pd.DataFrame, column: str, said: str) -> tuple[str, ...]:
+def mend(frame: pd.DataFrame, column: str, said: str, bad: _Rows) -> tuple[str, ...]:
     """The option of the command line that mends it, where one does."""
-    if "must be a finite number" in said and column in _SHARES and guessing.percent(frame[column]):
+    if "must be a finite number" not in said or column not in _SHARES:
+        return ()
+    if guessing.percent(frame[column]):
         return (f"--columns {column}={column}/100",)
+    if "failed" not in frame.columns and (name := guessing.failures(frame, bad)):
+        return (f"--columns {shlex.quote(f'failed={name}')}",)
     return ()
 
 
