@@ -204,6 +204,16 @@ def test_logs_that_are_hopeless_have_findings_and_no_end(frame: pd.DataFrame) ->
     assert all(isinstance(one, Finding) and one.problem for one in found)
 
 
+def test_costs_of_any_name_and_directions_are_looked_at_too() -> None:
+    frame = put(3, "price", -1.0)(table().assign(price=0.5))
+    assert not findings(frame)
+    assert [(one.column, one.rows) for one in findings(frame, costs=["price"])] == [("price", (3,))]
+    assert findings(frame, costs=["joules"])[0].column == "joules"
+    assert not findings(table().assign(lower_is_stricter=True), lower_is_stricter=True)
+    stated = findings(table().assign(lower_is_stricter=False), lower_is_stricter=True)
+    assert [one.column for one in stated] == ["lower_is_stricter"]
+
+
 def test_one_log_is_two_that_differ_in_what_the_user_says() -> None:
     """Findings are those of the arguments given: a rule of retries, a name, a further coordinate."""
     frame = pd.concat([table().assign(sample=s, k=s) for s in range(2)], ignore_index=True)

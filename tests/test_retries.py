@@ -44,6 +44,14 @@ def test_the_last_attempt_counts_with_the_seconds_of_all_whatever_the_order_of_r
         assert (runs.values["layers"] == 3.0).all()
 
 
+def test_costs_of_any_name_add_up_but_layers() -> None:
+    frame = table().assign(price=0.5)
+    runs = Runs.from_frame(frame, keep=("last", "attempt"), costs=["price"])
+    assert sorted(set(runs.values["price"].ravel())) == [0.5, 1.5]
+    with pytest.raises(RiskcalError, match="keep: price is a result of the attempt"):
+        Runs.from_frame(frame, keep=("last", "price"), costs=["price"])
+
+
 def test_the_first_attempt_counts_alone() -> None:
     frame = table()
     frame["failed"] = frame["dissimilarity"].isna()
