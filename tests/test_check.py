@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from riskcal import RiskcalError, Runs, cli
+from riskcal.records import renaming
 from riskcal.records.check import Finding, findings
 
 GRID = (math.inf, 0.75, 0.5)
@@ -172,6 +173,23 @@ def test_a_loss_in_percent_is_told_from_a_loss_that_is_wrong() -> None:
     assert findings(many)[0].mend == ("--columns dissimilarity=dissimilarity/100",)
     one = put(10, "dissimilarity", 12.5)(frame)
     assert findings(one)[0].mend == ()
+
+
+def test_what_was_said_of_a_column_is_not_said_again() -> None:
+    frame = table().assign(dissimilarity=lambda f: 100 * f["dissimilarity"])
+    frame = frame.rename(columns={"dissimilarity": "distance"})
+    assert findings(frame, columns={"dissimilarity": "distance"})[0].mend == ()
+    assert not findings(frame, columns={"dissimilarity": ("distance", "x / 100")})
+
+
+def test_a_column_of_another_meaning_gets_another_name() -> None:
+    frame = table().assign(source="web", exact="no")
+    assert "or name it otherwise" in str(refused(frame))
+    options = [option for one in findings(frame) for option in one.mend]
+    assert options == ["--columns source_logged=source", "--columns exact_logged=exact"]
+    columns = renaming.options([option.removeprefix("--columns ") for option in options])
+    assert not findings(frame, columns=columns)
+    assert refused(frame, columns=columns) is None
 
 
 def test_what_cannot_be_guessed_is_said_with_what_is_there() -> None:

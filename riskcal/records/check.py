@@ -89,18 +89,21 @@ def findings(
     if not {"dissimilarity", "risk"} & set(frame.columns):
         frame = frame.assign(risk=0.0)  # to see what else there is
     sources = renaming.sources(guesses) | sources
-    frame = _without_retries(frame, keep, settings, sources, found)
+    frame = _without_retries(frame, keep, settings, sources, further, found)
     name = sources.get("threshold", "threshold")
 
     def read(given: pd.DataFrame) -> None:
         accept(nulls.full_model(given, is_json=is_json, name=name))
 
-    found += _peeled(frame, read, settings)
+    found += _peeled(frame, read, settings, sources)
     return found or [_of(refused)]
 
 
 def _peeled(
-    frame: pd.DataFrame, read: Callable[[pd.DataFrame], Any], settings: Sequence[str]
+    frame: pd.DataFrame,
+    read: Callable[[pd.DataFrame], Any],
+    settings: Sequence[str],
+    sources: Mapping[str, str],
 ) -> Iterator[Finding]:
     """What reading refuses, one problem after the other, each out of the way before the next is looked for."""
     said: set[str] = set()
@@ -112,7 +115,7 @@ def _peeled(
         said.add(str(error))
         one = _of(error)
         rows = problems.rows(frame, one.column, str(error), settings)
-        mend = problems.mend(frame, one.column, str(error), rows)
+        mend = problems.mend(frame, one.column, str(error), rows, sources)
         if "lacks the" not in str(error) or rows.sum() > unplaced:
             yield replace(one, rows=tuple(map(int, frame.index[rows])), mend=mend)
         nameless = one.column == "prompt" and problems.no_labels(frame["prompt"], "prompt").any()
@@ -141,9 +144,8 @@ def _of(error: RiskcalError) -> Finding:
 
 
 def _split(said: str) -> tuple[str, str]:
-    row = re.search(
-        r"\brow \d", said
-    )  # what stands before is the cell, which may hold stops of its own
+    # what stands before the row is the cell, which may hold stops of its own
+    row = re.search(r"\brow \d", said)
     stops = [at for stop in ("; ", ". ") if (at := said.find(stop, row.end() if row else 0)) >= 0]
     if not stops:
         return said.removesuffix("."), ""
@@ -183,6 +185,7 @@ def _without_retries(
     keep: retries.Keep | None,
     settings: Sequence[str],
     sources: Mapping[str, str],
+    costs: Sequence[str],
     found: list[Finding],
 ) -> pd.DataFrame:
     """The rows that were served, by the rule given, or by one that is likely."""
@@ -194,7 +197,7 @@ def _without_retries(
     for rule in rules:
         try:
             again = retries.repeated(known, settings)
-            served = retries.served(known, rule, settings, sources)
+            served = retries.served(known, rule, settings, sources, costs)
         except RiskcalError as error:
             if keep:
                 found.append(_of(error))
@@ -212,6 +215,8 @@ def _retried(frame: pd.DataFrame, again: NDArray[np.bool_], name: str) -> Findin
         "prompt",
         f"{int(again.sum())} rows repeat a prompt and candidate",
         tuple(map(int, frame.index[again])),
-        f"They seem to be retries: {option} if {name} puts them in order and the last was served, or first if the first was.",
+        f"They seem to be retries: {option} if {name} puts them in order and the last was served, or first if the first was. "
+        "Several samples of one prompt are none: give each a prompt of its own, and name the prompt they share in a column "
+        "cluster.",
         (option,),
     )

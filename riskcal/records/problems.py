@@ -2,7 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -18,6 +18,9 @@ _Rows = NDArray[np.bool_]
 _LABELS = ("cluster", "group", "text")
 
 _SHARES = ("dissimilarity", "risk", "full_risk")
+
+#: Columns that another system may mean something else by.
+_OTHER_MEANINGS = ("source", "exact", "stopped")
 
 #: Columns without which runs can be read, and what a bad one stands for is the default.
 _OPTIONAL = (*_LABELS, "full_risk", "source", "exact", "stopped", "lower_is_stricter")
@@ -79,11 +82,15 @@ def too_few(frame: pd.DataFrame) -> bool:
     return _prompts(frame).nunique() < 2 or bool(_full(frame).all())
 
 
-def mend(frame: pd.DataFrame, column: str, said: str, bad: _Rows) -> tuple[str, ...]:
-    """The option of the command line that mends it, where one does."""
+def mend(
+    frame: pd.DataFrame, column: str, said: str, bad: _Rows, known: Collection[str]
+) -> tuple[str, ...]:
+    """The option of the command line that mends it, where one does; what is ``known`` of a column is not said again."""
+    if column in _OTHER_MEANINGS:
+        return (f"--columns {column}_logged={column}",)
     if "must be a finite number" not in said or column not in _SHARES:
         return ()
-    if guessing.percent(frame[column]):
+    if guessing.percent(frame[column]) and column not in known:
         return (f"--columns {column}={column}/100",)
     if "failed" not in frame.columns and (name := guessing.failures(frame, bad)):
         return (f"--columns {shlex.quote(f'failed={name}')}",)

@@ -320,7 +320,8 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
             continue
         if not isinstance(kind, str) or kind not in ("generated", "replayed"):
             raise RiskcalError(
-                f"source: {kind!r} at row {frame.index[row]}; it is 'generated' or 'replayed'."
+                f"source: {kind!r} at row {frame.index[row]}; it is 'generated' or 'replayed'. If it means something else "
+                "here, leave it out or name it otherwise, with columns={'source_logged': 'source'}."
             )
         if kind != kinds[0]:
             raise RiskcalError(
