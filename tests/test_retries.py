@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from riskcal import RiskcalError, Runs, cli
 from riskcal.records import retries
+from riskcal.records.check import findings
 
 GRID = (math.inf, 0.75, 0.5)
 
@@ -42,6 +43,17 @@ def test_the_last_attempt_counts_with_the_seconds_of_all_whatever_the_order_of_r
         assert (runs.values["seconds"] == np.where(tried, 21.0, 1.0)[:, None]).all()
         assert (runs.full["seconds"] == np.where(tried, 21.0, 1.0)).all()
         assert (runs.values["layers"] == 3.0).all()
+
+
+def test_vectors_of_thresholds_are_candidates_too() -> None:
+    vectors = [[0.9, 0.8] if t > 0.6 else [0.5, 0.4] for t in table()["threshold"]]
+    frame = table().assign(thresholds=vectors)
+    runs = Runs.from_frame(frame, keep=("last", "attempt"))
+    assert (runs.n, runs.k) == (6, 2)
+    assert findings(frame, keep=("last", "attempt")) == []
+    assert [one.mend for one in findings(frame)] == [("--keep last:attempt",)]
+    arrays = frame.assign(thresholds=[np.array(v) for v in vectors])
+    assert Runs.from_frame(arrays, keep=("last", "attempt")).digest() == runs.digest()
 
 
 def test_costs_of_any_name_add_up_but_layers() -> None:

@@ -71,7 +71,7 @@ def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
     column = columns.as_numpy(frame["thresholds"], "thresholds")
     texts = [
         "" if full else json.dumps(_vector(cell, row))
-        for row, (cell, full) in enumerate(zip(column, is_full, strict=True))
+        for row, cell, full in zip(frame.index, column, is_full, strict=True)
     ]
     return frame.assign(thresholds=texts)
 

@@ -1,5 +1,6 @@
 """Requests that were tried again: of several rows of one prompt and candidate the one that was served, by a rule fixed before."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -131,12 +132,21 @@ def coded(
         keys["prompt"] = table_columns.identifiers(frame["prompt"], "prompt").to_numpy()
     further = [name for name in CANDIDATE_COLUMNS if name in frame.columns]
     keys |= {name: frame[name].to_numpy() for name in (*further, *candidate_columns)}
+    if "thresholds" in keys:  # lists and objects of layers, which nothing compares as they are
+        with _validate.reading("thresholds", "lists or objects of thresholds"):
+            texts = [json.dumps(cell, default=_as_list) for cell in keys["thresholds"]]
+        keys["thresholds"] = np.array(texts, dtype=object)
     codes = {}
     for name, key in keys.items():
         with _validate.reading(name, "a column of numbers or texts"):
             codes[name] = pd.factorize(key, use_na_sentinel=False)[0]
     together = pd.DataFrame(codes).groupby([*codes], sort=False)
     return np.asarray(together.ngroup(), dtype=np.intp)
+
+
+def _as_list(cell: Any) -> Any:
+    """What JSON has no name for, as numpy reads it."""
+    return np.asarray(cell).tolist()
 
 
 def _refuse_ties(
