@@ -41,7 +41,17 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-pages = ["index", "installation", "guarantee", "records", "data", "cli", "changelog", "notebooks/*"]
+pages = [
+    "index",
+    "installation",
+    "own-logs",
+    "guarantee",
+    "records",
+    "data",
+    "cli",
+    "changelog",
+    "notebooks/*",
+]
 html_sidebars = {page: [] for page in pages}  # of all pages only the API's have others below them
 
 

@@ -314,3 +314,34 @@ def test_a_table_that_a_format_cannot_hold_is_refused_and_leaves_what_was_there(
             runs.write(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# JSON that is not lines
+
+
+def test_an_array_of_rows_is_a_table(tmp_path: Path) -> None:
+    table().to_json(tmp_path / "runs.json", orient="records")
+    assert Runs.read(tmp_path / "runs.json").digest() == Runs.from_frame(table()).digest()
+    with pytest.raises(RiskcalError, match="rows are written as"):
+        Runs.from_frame(table()).write(tmp_path / "again.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"predicted_text": {"rouge-l": 0.4}, "acceptance_rate": {"mean": 0.6}},
+        {"prompt": ["a", "b"]},
+        [],
+        [1],
+        3,
+    ],
+    ids=["LayerSkip's benchmark", "columns", "nothing", "numbers", "a number"],
+)
+def test_json_without_rows_is_refused_with_the_reason(content: Any, tmp_path: Path) -> None:
+    """LayerSkip's benchmark (02075d0) writes means, of generations that were not empty."""
+    (tmp_path / "benchmark_20261129_041100.json").write_text(json.dumps(content))
+    with pytest.raises(RiskcalError, match="of means over prompts none can be made"):
+        Runs.read(tmp_path / "benchmark_20261129_041100.json")
+    (tmp_path / "torn.json").write_text('[{"prompt": 1')
+    with pytest.raises(RiskcalError, match=r"torn.json: not a readable json file"):
+        Runs.read(tmp_path / "torn.json")

@@ -14,7 +14,8 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.records import COSTS, Runs
+from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.records import COSTS, Runs, renaming, retries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +56,8 @@ def calibrate_command(
         list[str] | None,
         typer.Option(help="Further column that tells candidates apart; may be repeated."),
     ] = None,
+    columns: ColumnsOption = None,
+    keep: KeepOption = None,
     cost: Annotated[
         str, typer.Option(help="Cost that chooses among certified candidates.")
     ] = "layers",
@@ -85,7 +88,13 @@ def calibrate_command(
     """
     budgets = dict(map(_budget, budget or ()))
     calibration = calibrate(
-        Runs.read(runs, candidate_columns=coordinate or (), costs=_named(cost, budgets)),
+        Runs.read(
+            runs,
+            candidate_columns=coordinate or (),
+            costs=_named(cost, budgets),
+            columns=renaming.options(columns or ()),
+            keep=retries.option(keep),
+        ),
         delta=delta,
         epsilon=epsilon,
         objective=objective,

@@ -12,7 +12,8 @@ from riskcal import _validate, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
-from riskcal.records import Runs, files
+from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.records import Runs, files, renaming, retries
 from riskcal.trials import run_trials, summary
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def trials(
         list[float],
         typer.Option(help="Tolerated expected loss; give several by repeating the option."),
     ],
+    columns: ColumnsOption = None,
+    keep: KeepOption = None,
     n_trials: Annotated[int, typer.Option(help="Random splits.")] = 50,
     calibration_fraction: Annotated[
         float, typer.Option(help="Share of the prompts that each calibrates on.")
@@ -51,7 +54,7 @@ def trials(
     This proves nothing about the guarantee, and issues no policy.
     """
     table = run_trials(
-        Runs.read(runs),
+        Runs.read(runs, columns=renaming.options(columns or ()), keep=retries.option(keep)),
         delta,
         n_trials=n_trials,
         calibration_fraction=calibration_fraction,

@@ -27,23 +27,36 @@ def only_threshold(candidates: pd.DataFrame) -> bool:
     return varying(candidates) == ["threshold"]
 
 
+def named(candidate_columns: Any) -> list[str]:
+    """The names of further columns that tell candidates apart."""
+    if isinstance(candidate_columns, str) or not all(
+        isinstance(name, str) for name in candidate_columns or ()
+    ):
+        raise RiskcalError(
+            f"candidate_columns: {candidate_columns!r} is no list of names of columns."
+        )
+    return list(candidate_columns or ())
+
+
+def as_numbers(column: pd.Series) -> Floats:
+    """Thresholds as numbers, ``"full"`` as ``inf``; NaN where a cell is none."""
+    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+        return columns.floats(column)
+    given = [math.inf if isinstance(v, str) and v.strip().lower() == "full" else v for v in column]
+    return columns.floats(
+        pd.Series([None if isinstance(v, bool) else v for v in given], dtype=object)
+    )
+
+
 def thresholds(column: pd.Series) -> Floats:
     """Numbers, with ``"full"`` read as ``inf``; NaN and minus infinity are refused."""
-    if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
-        values = columns.floats(column)
-    else:
-        given = [
-            math.inf if isinstance(v, str) and v.strip().lower() == "full" else v for v in column
-        ]
-        values = columns.floats(
-            pd.Series([None if isinstance(v, bool) else v for v in given], dtype=object)
-        )
+    values = as_numbers(column)
     bad = np.isnan(values) | np.isneginf(values)
     if bad.any():
         row = int(bad.argmax())
         raise RiskcalError(
-            f"threshold: {plain(column.iloc[row])!r} at row {row} is not a threshold; give a number, or 'full' for the full "
-            "model."
+            f"threshold: {plain(column.iloc[row])!r} at row {column.index[row]} is not a threshold; give a number, or 'full' for "
+            "the full model."
         )
     return values
 
@@ -58,7 +71,7 @@ def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
     column = columns.as_numpy(frame["thresholds"], "thresholds")
     texts = [
         "" if full else json.dumps(_vector(cell, row))
-        for row, (cell, full) in enumerate(zip(column, is_full, strict=True))
+        for row, cell, full in zip(frame.index, column, is_full, strict=True)
     ]
     return frame.assign(thresholds=texts)
 

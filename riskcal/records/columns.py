@@ -186,7 +186,8 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
             else f"; fill it in, or leave {name} out if nothing is known of it"
         )
         raise RiskcalError(
-            f"{name}: missing at row {int(missing.argmax())} ({int(missing.sum())} such rows); every row needs one{remedy}."
+            f"{name}: missing at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every row "
+            f"needs one{remedy}."
         )
     column = as_numpy(column, name)
     text = np.array([isinstance(value, str) for value in column])
@@ -201,18 +202,18 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
             int(text.argmin()) if text[0] else int(text.argmax())
         )  # the first that is not like row 0
         raise RiskcalError(
-            f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {row}, in a column of type {column.dtype}; give integers "
-            "throughout, or strings throughout."
+            f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {column.index[row]}, in a column of type "
+            f"{column.dtype}; give integers throughout, or strings throughout."
         )
     empty = (column == "").to_numpy() & (name in ("prompt", "prompts", "cluster"))
     if empty.any():
         raise RiskcalError(
-            f"{name}: missing (an empty text) at row {int(empty.argmax())}; every row needs one."
+            f"{name}: missing (an empty text) at row {column.index[int(empty.argmax())]}; every row needs one."
         )
-    for row, value in enumerate(column):
+    for label, value in column.items():
         if not value.isascii() and value.encode(errors="ignore").decode() != value:
             raise RiskcalError(
-                f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it."
+                f"{name}: {value!r} at row {label} is not valid Unicode (a lone surrogate); repair it."
             )
     return column
 
@@ -225,7 +226,7 @@ def _whole(column: pd.Series, name: str) -> pd.Series:
             return pd.Series(np.array(values, dtype=kind), index=column.index)
     row = next(row for row, value in enumerate(values) if not -(2**63) <= value < 2**63)
     raise RiskcalError(
-        f"{name}: {values[row]} at row {row} is beyond 64 bits; give ids as strings."
+        f"{name}: {values[row]} at row {column.index[row]} is beyond 64 bits; give ids as strings."
     )
 
 
@@ -253,8 +254,9 @@ def numbers(
         row, many = int(bad.argmax()), int(bad.sum())
         remedy = _remedy(name, upper, is_reference=reference is not None and bool(reference[row]))
         raise RiskcalError(
-            f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {row}{f' ({many} such rows)' if many > 1 else ''}; every "
-            f"value must be a finite number in [{lower:g}, {upper:g}]. {remedy}"
+            f"{name}: {_validate.shown(plain(column.iloc[row]))} at row "
+            f"{column.index[row]}{f' ({many} such rows)' if many > 1 else ''}; every value must be a finite number in "
+            f"[{lower:g}, {upper:g}]. {remedy}"
         )
     return values.clip(lower, upper)
 
@@ -284,7 +286,7 @@ def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
         row = int(bad.argmax())
         cell, many = _validate.shown(plain(column.iloc[row])), int(bad.sum())
         raise RiskcalError(
-            f"{name}: {cell} at row {row} ({many} such rows); it is true or false in every row."
+            f"{name}: {cell} at row {column.index[row]} ({many} such rows); it is true or false in every row."
         )
     return column.to_numpy(dtype=bool)
 

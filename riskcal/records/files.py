@@ -7,7 +7,7 @@ import json
 import os
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ TEXT_COLUMNS = (
     "threshold",
 )
 
+#: Those of them that are read back as integers where they are written like some.
+ID_COLUMNS = ("prompt", "cluster")
+
 #: What a path may be: a file, a folder, a pattern such as ``logs/*.jsonl``, or a list of these.
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -45,35 +48,50 @@ _KINDS = {
     ".csv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
 }
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 
+#: The mark of a table from JSON lines, in which a null may have been an infinity.
+_JSON = "riskcal.json_lines"
+
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
 
-def read(source: Source) -> pd.DataFrame:
-    """The table in a file, by its ending, or in all files of a folder, a pattern or a list, in the order of their names."""
+def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The table in a file, by its ending, or in all files of a folder, a pattern or a list, in the order of their names.
+
+    Columns keep the names that they have there; ``names`` says under which one of riskcal's stands, so that it is read alike.
+    """
+    names = names or {}
     if not isinstance(source, str | os.PathLike):
         if isinstance(source, bytes) or not isinstance(source, Iterable):
             raise RiskcalError(
                 f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these."
             )
-        parts = [read(one) for one in source]
+        parts = [read(one, names) for one in source]
         if not parts:
             raise RiskcalError("path: the list is empty; give at least one file.")
-        return _together(parts)
+        return _together(parts, names)
     path = Path(source)
     if path.is_dir():
-        return _together(
-            [_partition(_read_file(file), file.relative_to(path), file) for file in _files(path)]
-        )
+        parts = [
+            _partition(_read_file(file, names), file.relative_to(path), file, names)
+            for file in _files(path)
+        ]
+        return _together(parts, names)
     if not path.exists():
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
         if found:
-            return read(found)
+            return read(found, names)
         raise RiskcalError(f"{path}: no such file.")
-    return _read_file(path)
+    return _read_file(path, names)
+
+
+def is_json_lines(frame: pd.DataFrame) -> bool:
+    """Whether all of a table that `read` made comes from JSON lines."""
+    return bool(frame.attrs.get(_JSON))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -118,7 +136,9 @@ def _is_mark(file: Path) -> bool:
     return file.name[0] in "._" and _ending(file)[0] not in _KINDS
 
 
-def _partition(frame: pd.DataFrame, below: Path, file: Path) -> pd.DataFrame:
+def _partition(
+    frame: pd.DataFrame, below: Path, file: Path, names: Mapping[str, str]
+) -> pd.DataFrame:
     """The frame with what folders such as ``threshold=0.9`` say of it as columns."""
     for part in below.parts[:-1]:
         name, says, value = part.partition("=")
@@ -128,22 +148,29 @@ def _partition(frame: pd.DataFrame, below: Path, file: Path) -> pd.DataFrame:
             raise RiskcalError(
                 f"{file}: {name} is a column of the file and the name of its folder; keep one of the two."
             )
-        frame = frame.assign(**{name: _partition_value(name, urllib.parse.unquote(value))})
+        frame = frame.assign(**{name: _partition_value(name, urllib.parse.unquote(value), names)})
     return frame
 
 
-def _partition_value(name: str, value: str) -> Any:
+def _partition_value(name: str, value: str, names: Mapping[str, str]) -> Any:
     if value == "__HIVE_DEFAULT_PARTITION__":
         return None
-    if name in TEXT_COLUMNS:
-        return int(value) if name in ("prompt", "cluster") and _INTEGER.fullmatch(value) else value
+    if name in _in_the_file(TEXT_COLUMNS, names):
+        is_id = name in _in_the_file(ID_COLUMNS, names)
+        return int(value) if is_id and _INTEGER.fullmatch(value) else value
     for kind in (int, float):
         with suppress(ValueError):
             return kind(value)
     return value
 
 
-def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
+def _in_the_file(columns: Sequence[str], names: Mapping[str, str]) -> set[str]:
+    """How a file calls these columns: by their name, unless that name is another's, or by what ``names`` says."""
+    own = [name for name in columns if name not in names and name not in names.values()]
+    return {*own, *(names[name] for name in columns if name in names)}
+
+
+def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
     """Tables below one another; a column that some of them lack is missing there, as the checks of each column say.
 
     A part of outputs that all ended need not say that none ``failed``. Columns of several types become objects, since pandas
@@ -151,18 +178,23 @@ def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """
     if len(parts) == 1:
         return parts[0]
-    if any("failed" in part.columns for part in parts):
-        parts = [part if "failed" in part.columns else part.assign(failed=False) for part in parts]
-    names = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
+    failed = names.get("failed", "failed")
+    if any(failed in part.columns for part in parts):
+        parts = [
+            part if failed in part.columns else part.assign(**{failed: False}) for part in parts
+        ]
+    found = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
     mixed = [
         name
-        for name in names
+        for name in found
         if len({part[name].dtype for part in parts if name in part.columns}) > 1
     ]
     alike = [
         part.astype({name: object for name in mixed if name in part.columns}) for part in parts
     ]
-    return pd.concat(alike, ignore_index=True)
+    whole = pd.concat(alike, ignore_index=True)
+    whole.attrs = {_JSON: True} if all(map(is_json_lines, parts)) else {}
+    return whole
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -171,6 +203,10 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         raise RiskcalError(f"path: {path!r} is no path of a file.")
     target = Path(path)
     kind = _kind(target)
+    if kind == "json":
+        raise RiskcalError(
+            f"{target}: rows are written as .parquet, .csv or .jsonl; use one of these."
+        )
     with _validate.replacing(target) as partial:
         try:
             _write_as(kind, frame, partial)
@@ -211,7 +247,7 @@ def _kind(path: Path) -> str:
     return _KINDS[ending]
 
 
-def _read_file(path: Path) -> pd.DataFrame:
+def _read_file(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
     kind = _kind(path)
     try:
         if path.stat().st_size == 0:
@@ -219,7 +255,9 @@ def _read_file(path: Path) -> pd.DataFrame:
         if kind == "parquet":
             return canonical(of_arrow(_parquet.read(path)))
         with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
-            return _read_csv(stream) if kind == "csv" else _read_json_lines(stream, path)
+            if kind == "csv":
+                return _read_csv(stream, names)
+            return _read_json_lines(stream, path) if kind == "jsonl" else _read_json(stream, path)
     except RiskcalError as error:
         raise (
             error if str(error).startswith(str(path)) else RiskcalError(f"{path}: {error}")
@@ -236,20 +274,57 @@ def _read_file(path: Path) -> pd.DataFrame:
         ) from None
 
 
-def _read_csv(stream: Any) -> pd.DataFrame:
+def _read_csv(stream: Any, names: Mapping[str, str]) -> pd.DataFrame:
     text = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(TEXT_COLUMNS, pa.string()), strings_can_be_null=False
+        column_types=dict.fromkeys(_in_the_file(TEXT_COLUMNS, names), pa.string()),
+        strings_can_be_null=False,
     )
     lines = pa.csv.ParseOptions(newlines_in_values=True)
-    return canonical(
-        _restore_integers(
-            of_arrow(pa.csv.read_csv(stream, parse_options=lines, convert_options=text))
-        )
-    )
+    frame = of_arrow(pa.csv.read_csv(stream, parse_options=lines, convert_options=text))
+    return canonical(_restore_integers(frame, _in_the_file(ID_COLUMNS, names)))
 
 
 def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
-    rows = []
+    frame = canonical(pd.DataFrame([row for _, row in _objects(stream, path)]))
+    frame.attrs[_JSON] = True
+    return frame
+
+
+def _read_json(stream: Any, path: Path) -> pd.DataFrame:
+    """An array of rows; one object of totals and means, as benchmarks write, holds none."""
+    content = json.load(io.TextIOWrapper(stream, encoding="utf-8-sig"))
+    if (
+        not isinstance(content, list)
+        or not content
+        or not all(isinstance(r, dict) for r in content)
+    ):
+        found = (
+            f"an object of {', '.join(map(repr, content))}"
+            if isinstance(content, dict)
+            else "no rows"
+        )
+        raise RiskcalError(
+            f"{path}: holds {found[:200]}, not an array of one object per row. A certificate needs each prompt's "
+            "loss: of means over prompts none can be made, and outputs that were left out of them, empty ones for instance, "
+            "would be missing. Write a row per prompt and candidate, JSON lines for instance."
+        )
+    frame = canonical(pd.DataFrame(content))
+    frame.attrs[_JSON] = True
+    return frame
+
+
+def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects in a file of JSON lines with the numbers of their rows, as they stand there."""
+    try:
+        with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
+            yield from _objects(stream, path)
+    except UnicodeDecodeError as error:
+        raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
+    except (OSError, pa.ArrowException) as error:
+        raise RiskcalError(f"{path}: cannot be read ({_validate.reason(error)}).") from None
+
+
+def _objects(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # some programs begin a file with a byte-order mark
     for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig")):
         if not line.strip():
@@ -260,13 +335,12 @@ def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")
-        rows.append(row)
-    return canonical(pd.DataFrame(rows))
+        yield number, row
 
 
-def _restore_integers(frame: pd.DataFrame) -> pd.DataFrame:
+def _restore_integers(frame: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
     """Read ids back as integers where a CSV's text is exactly how integers are written."""
-    for name in ("prompt", "cluster"):
+    for name in ids:
         if (
             list(frame.columns).count(name) == 1
             and frame[name].str.fullmatch(_INTEGER.pattern).all()

@@ -40,13 +40,7 @@ def from_frame(
     frame: pd.DataFrame, candidate_columns: Sequence[str], costs: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The fields of `Runs` that a table holds; what it must hold is said in `Runs.from_frame`."""
-    if isinstance(candidate_columns, str) or not all(
-        isinstance(name, str) for name in candidate_columns or ()
-    ):
-        raise RiskcalError(
-            f"candidate_columns: {candidate_columns!r} is no list of names of columns."
-        )
-    candidate_columns = list(candidate_columns or ())
+    candidate_columns = settings.named(candidate_columns)
     outcomes = [name for name in candidate_columns if name in _NO_COORDINATES]
     if outcomes:
         raise RiskcalError(
@@ -100,14 +94,14 @@ def from_frame(
         if nonzero.any():
             row = int(nonzero.argmax())
             raise RiskcalError(
-                f"dissimilarity: {values['dissimilarity'][row]:g} at row {row}, a full-model row; the full model is at "
-                "distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
+                f"dissimilarity: {values['dissimilarity'][row]:g} at row {frame.index[row]}, a full-model row; the full "
+                "model is at distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
             )
     code, ids = pd.factorize(prompt)
     n = len(ids)
     if n < 2:
         raise RiskcalError(
-            f"prompt: only {n} prompt ({plain(ids[0])!r}, row 0); at least two are needed."
+            f"prompt: only {n} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
         )
     labels = {
         name: _label(frame, name, code, n)
@@ -145,7 +139,7 @@ def from_frame(
     )
     present = np.zeros((n, len(candidates)), dtype=bool)
     present[row_of_prompt[~is_full], column[~is_full]] = True
-    _refuse_gaps(present[rank], ids, code, candidates)
+    _refuse_gaps(present[rank], ids, code, candidates, frame.index)
 
     def matrix(name: str) -> Floats:
         result = np.empty((n, len(candidates)))
@@ -158,8 +152,8 @@ def from_frame(
         if lacking.any():
             which = int(lacking.argmax())
             raise RiskcalError(
-                f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the full model's row (threshold "
-                "inf), which other prompts have; record it for all or for none."
+                f"prompt: {plain(ids[which])!r} (row {frame.index[int((code == which).argmax())]}) lacks the full model's "
+                "row (threshold inf), which other prompts have; record it for all or for none."
             )
         full = {
             name: _reference(value[is_full], row_of_prompt[is_full], n, name, ids[order])
@@ -223,8 +217,8 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
     if np.any(changed):
         row = int(np.argmax(changed))
         raise RiskcalError(
-            f"{name}: {plain(column[row])!r} at row {row}, but {plain(column[first_row[code[row]]])!r} earlier for the same "
-            f"prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
+            f"{name}: {plain(column[row])!r} at row {frame.index[row]}, but {plain(column[first_row[code[row]]])!r} earlier "
+            f"for the same prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
         )
     label = column[first_row]
     if name == "text":
@@ -262,16 +256,21 @@ def _refuse_duplicates(
         # a truth has no average; a source or a cluster that an average lost would be believed to be the default
         average = "" if failed else ", or average them (their numbers; keep all other columns)"
         raise RiskcalError(
-            f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {row} "
+            f"prompt: {plain(prompt.iloc[row])!r} with threshold {value} stands twice, again at row {prompt.index[row]} "
             f"({int(again.sum())} such rows). The very same rows again: keep one of each, with drop_duplicates(). Several "
             "samples of one prompt: give each a prompt of its own, and name the prompt they share in a column cluster"
-            f"{average}. Retries: keep the one that was served, by a rule fixed beforehand. Other settings: name the column that "
+            f"{average}. Retries: keep=('last', 'attempt') keeps the one that was served, by the column that counts them (on "
+            "the shell: --keep last:attempt). Other settings: name the column that "
             "tells them apart in candidate_columns."
         )
 
 
 def _refuse_gaps(
-    present: NDArray[np.bool_], ids: Any, code: NDArray[np.intp], candidates: pd.DataFrame
+    present: NDArray[np.bool_],
+    ids: Any,
+    code: NDArray[np.intp],
+    candidates: pd.DataFrame,
+    rows: pd.Index,
 ) -> None:
     incomplete = ~present.all(1)
     if incomplete.any():
@@ -279,7 +278,7 @@ def _refuse_gaps(
         missing = candidates.iloc[int((~present[which]).argmax())]
         named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)
         raise RiskcalError(
-            f"prompt: {plain(ids[which])!r} (row {int((code == which).argmax())}) lacks the candidate {named} "
+            f"prompt: {plain(ids[which])!r} (row {rows[int((code == which).argmax())]}) lacks the candidate {named} "
             f"({int(incomplete.sum())} prompts lack one); every prompt needs every candidate. Record it; if it was tried and "
             "failed, add its row with failed true. To leave out what failed would select on the outcome."
         )
@@ -304,7 +303,7 @@ def _full_risk(
     if changed.any():
         row = int(changed.argmax())
         raise RiskcalError(
-            f"full_risk: {column[row]:g} at row {row} differs within prompt {plain(frame['prompt'].iloc[row])!r}."
+            f"full_risk: {column[row]:g} at row {frame.index[row]} differs within prompt {plain(frame['prompt'].iloc[row])!r}."
         )
     stated = per_prompt[order]
     if "risk" in full and not np.allclose(stated, full["risk"], rtol=0, atol=_validate.TOLERANCE):
@@ -320,17 +319,20 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
         if kind is kinds[0] and row > 0:
             continue
         if not isinstance(kind, str) or kind not in ("generated", "replayed"):
-            raise RiskcalError(f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'.")
+            raise RiskcalError(
+                f"source: {kind!r} at row {frame.index[row]}; it is 'generated' or 'replayed'. If it means something else "
+                "here, leave it out or name it otherwise, with columns={'source_logged': 'source'}."
+            )
         if kind != kinds[0]:
             raise RiskcalError(
-                f"source: {kind!r} at row {row}, but {kinds[0]!r} at row 0; keep replayed and generated "
-                "rows in separate tables."
+                f"source: {kind!r} at row {frame.index[row]}, but {kinds[0]!r} at row {frame.index[0]}; keep replayed and "
+                "generated rows in separate tables."
             )
     stated = frame["exact"].tolist() if "exact" in frame.columns else [False]
     for row, value in enumerate(stated):
         if not isinstance(value, bool) or value != stated[0]:
             raise RiskcalError(
-                f"exact: {value!r} at row {row}; it is true throughout or false throughout."
+                f"exact: {value!r} at row {frame.index[row]}; it is true throughout or false throughout."
             )
     return kinds[0], bool(stated[0])
 
@@ -338,7 +340,7 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
 def _stopped(frame: pd.DataFrame) -> Stop | None:
     if "stopped" not in frame.columns:
         return None
-    for row, value in enumerate(frame["stopped"]):
+    for row, value in frame["stopped"].items():
         if not isinstance(value, str) or value != frame["stopped"].iloc[0]:
             raise RiskcalError(
                 f"stopped: {plain(value)!r} at row {row}; it says how the recording of all rows ended. Keep recordings that "

@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import arrays, columns, direction, files, reading
+from riskcal.records import arrays, direction, files, reading, renaming, retries
 from riskcal.records import costs as costs_
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
+from riskcal.records.preparing import prepared
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
@@ -78,27 +79,30 @@ class Runs:
         candidate_columns: Sequence[str] = (),
         costs: Sequence[str] = (),
         lower_is_stricter: bool = False,
+        columns: renaming.Columns | None = None,
+        keep: retries.Keep | None = None,
     ) -> Self:
         """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
 
         A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
         read, or named in the refusal. A list of files and a pattern (``logs/**/*.jsonl``) are read in the order of their names.
+        All else is as in `from_frame`, but that a null threshold in JSON lines, which have no infinity, is the full model's where
+        it can be nothing else: no row says ``full``, every prompt has one null, and its dissimilarity is 0, null or of a failure.
 
         Raises
         ------
         RiskcalError
             Naming the file, the column, the first offending row (counted from 0) and the remedy.
         """
-        frame = files.read(path)
+        frame = files.read(path, renaming.unchanged(columns))
         try:
-            return cls.from_frame(
-                frame,
-                candidate_columns=candidate_columns,
-                costs=costs,
-                lower_is_stricter=lower_is_stricter,
-            )
+            is_json = files.is_json_lines(frame)
+            frame = prepared(frame, candidate_columns, columns, keep, costs, is_json=is_json)
+            lower = direction.of_frame(frame, lower_is_stricter)
+            fields = reading.from_frame(frame, candidate_columns, costs)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
+        return cls(**fields).in_content_order().directed(lower)
 
     @classmethod
     def from_frame(
@@ -108,6 +112,8 @@ class Runs:
         candidate_columns: Sequence[str] = (),
         costs: Sequence[str] = (),
         lower_is_stricter: bool = False,
+        columns: renaming.Columns | None = None,
+        keep: retries.Keep | None = None,
     ) -> Self:
         """Validate a long table: one row per prompt and candidate.
 
@@ -127,6 +133,15 @@ class Runs:
         lower_is_stricter : bool
             Whether low thresholds are the strict ones, as where an entropy must be at most the threshold; a column of that
             name says it too. The full model is ``inf`` or ``"full"`` in either case.
+        columns : mapping, optional
+            The table's own names, and how its scores become losses: ``{"prompt": "request_id", "dissimilarity": ("rougeL",
+            "1 - x")}``. A formula is a number minus x, x times or over a number, or both (``1 - x / 100``).
+        keep : (str, str), optional
+            Which attempt was served, where a request was tried again: ``("last", "attempt")`` or ``("first", "attempt")``, with
+            the column (numbers or times) that puts the attempts of a prompt and candidate in order. Without it rows that stand
+            twice are refused; ties, nulls and columns of results are too. The loss is that of the attempt that was served. Of the
+            last attempt all costs but ``layers`` (a mean, its own) are the sum over all attempts, since the user waits and pays
+            for each; the first costs what it took, since there was no other.
 
         Raises
         ------
@@ -140,7 +155,7 @@ class Runs:
         UserWarning
             If one prompt text stands under two ids, which breaks independence.
         """
-        frame = columns.from_object(table)
+        frame = prepared(table, candidate_columns, columns, keep, costs)
         lower = direction.of_frame(frame, lower_is_stricter)
         fields = reading.from_frame(frame, candidate_columns, costs)
         return cls(**fields).in_content_order().directed(lower)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns, costs, exits, files
+from riskcal.records import columns, costs, exits, files, renaming
 from riskcal.records.columns import plain
 from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
@@ -60,23 +60,33 @@ class Traces:
     costs: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: files.Source) -> Self:
-        """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does."""
-        frame = files.read(path)
+    def read(cls, path: files.Source, *, columns: renaming.Columns | None = None) -> Self:
+        """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does; ``columns`` as in `from_frame`."""
+        frame = files.read(path, renaming.unchanged(columns))
         try:
-            return cls.from_frame(frame)
+            return cls.from_frame(frame, columns=columns)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
 
     @classmethod
-    def from_frame(cls, table: Any) -> Self:
+    def from_frame(cls, table: Any, *, columns: renaming.Columns | None = None) -> Self:
         """Validate a table with ``prompt``, ``position``, ``confidence`` and ``agrees`` or ``loss``, one row per decision.
 
         The last three hold one list per row, or are spread over columns ``confidence_1`` ... ``confidence_L``. So does
         ``cost``, and ``cost_price`` of a cost named ``price``. Lists may be of unequal length: a row's last entry is the full
         model's. A column ``lengths`` says how many exits each row has where columns are spread, or lists padded.
+
+        Parameters
+        ----------
+        table : DataFrame or any object with the Arrow PyCapsule interface
+        columns : mapping, optional
+            The table's own names, as in `Runs.from_frame`: ``{"prompt": "request_id", "confidence": ("entropy", "1 - x")}``.
+            A name such as ``entropy`` also stands for columns ``entropy_1`` ... ``entropy_L``.
         """
-        frame = columns.from_object(table)
+        return cls._of_frame(renaming.of_table(table, columns))
+
+    @classmethod
+    def _of_frame(cls, frame: pd.DataFrame) -> Self:
         columns.require(frame, ["prompt", "position"])
         given = {name: _exit_columns(frame, name) for name in _PER_EXIT}
         spent = {

@@ -1,0 +1,87 @@
+"""`riskcal check`: every problem of a log, and what mends it; nothing is changed."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from riskcal.cli.app import app
+from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.records import COSTS, Runs, files, guessing, renaming, retries
+from riskcal.records.check import Finding, findings
+
+#: Rows of a problem that are listed by number.
+_LISTED = 10
+
+
+@app.command()
+def check(
+    log: Annotated[
+        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, packed or not, or a folder.")
+    ],
+    columns: ColumnsOption = None,
+    keep: KeepOption = None,
+    coordinate: Annotated[
+        list[str] | None,
+        typer.Option(help="Further column that tells candidates apart; may be repeated."),
+    ] = None,
+    cost: Annotated[
+        list[str] | None,
+        typer.Option(help="Further column that is a cost; may be repeated."),
+    ] = None,
+    lower_is_stricter: Annotated[
+        bool,
+        typer.Option(
+            "--lower-is-stricter",
+            help="Exits are where a value is at most the threshold (entropy).",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the problems as one JSON object.")
+    ] = False,
+) -> None:
+    """List every problem of LOG, with its rows, its remedy and the options that mend it; nothing is changed.
+
+    Exit status 0: `riskcal calibrate` with the same options reads it. Exit status 2: it does not.
+    """
+    names = renaming.options(columns or ())
+    frame = files.read(log, renaming.unchanged(names))
+    asked: dict[str, Any] = {
+        "candidate_columns": coordinate or (),
+        "costs": [name for name in cost or () if name not in COSTS],
+        "lower_is_stricter": lower_is_stricter,
+        "columns": names,
+        "keep": retries.option(keep),
+    }
+    found = findings(frame, **asked, is_json=files.is_json_lines(frame))
+    if as_json:
+        print(json.dumps({"readable": not found, "problems": [_jsonable(one) for one in found]}))
+    elif found:
+        print("\n".join(_lines(log, found)))
+    else:
+        print(Runs.read(log, **asked))
+        unused = guessing.optional(renaming.renamed(frame, names))
+        if unused:
+            print(f"May also be read: {' '.join(f'--columns {one}' for one in unused.values())}")
+    raise typer.Exit(2 if found else 0)
+
+
+def _lines(log: Path, found: list[Finding]) -> list[str]:
+    lines = [f"{log}: {len(found)} problem{'s' if len(found) > 1 else ''}"]
+    for one in found:
+        lines.append(f"\n{one.column}: {one.problem}")
+        if len(one.rows) > 1:
+            shown = ", ".join(map(str, one.rows[:_LISTED]))
+            lines.append(
+                f"  rows: {shown}{', ...' if len(one.rows) > _LISTED else ''} ({len(one.rows)} in all)"
+            )
+        lines += [f"  {one.remedy}"] if one.remedy else []
+    if mends := [option for one in found for option in one.mend]:
+        lines.append(f"\nIf the columns are what they seem to be, add:\n  {' '.join(mends)}")
+    return lines
+
+
+def _jsonable(one: Finding) -> dict[str, object]:
+    return asdict(one) | {"rows": one.rows[:_LISTED], "count": len(one.rows)}

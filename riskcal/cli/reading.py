@@ -1,0 +1,22 @@
+"""Options of every command that reads a log: under which names its columns stand, and which attempts were served."""
+
+from typing import Annotated
+
+import typer
+
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME=COLUMN",
+        help="The log's own name of a column, prompt=request_id, or a formula of it, 'dissimilarity=1-rougeL'; may be repeated.",
+    ),
+]
+
+KeepOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="last:COLUMN",
+        help="Where requests were tried again: last or first, and the column that puts attempts in order.",
+    ),
+]

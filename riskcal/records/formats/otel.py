@@ -1,0 +1,126 @@
+"""Evaluations in OpenTelemetry's exports: events ``gen_ai.evaluation.result``, as losses for `riskcal.RiskMonitor`."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.records.formats import settings as settings_
+
+_EVENT = "gen_ai.evaluation.result"
+
+#: Where an exporter's JSON has what, from a batch down to its records.
+_BATCHES = (("resourceLogs", "scopeLogs", "logRecords"), ("resourceSpans", "scopeSpans", "spans"))
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    loss: str = "1 - x",
+    labels: Mapping[str, float] | None = None,
+) -> pd.DataFrame:
+    """The losses in an export, in its order: ``monitor.update(read("events.jsonl", name="correctness")["loss"])``.
+
+    Parameters
+    ----------
+    path : path
+        JSON lines: an exporter's batches of logs or spans (``resourceLogs``, ``resourceSpans``), or one event a line with its
+        name in ``name``, ``eventName``, ``event_name`` or ``event.name`` and its ``attributes``.
+    name : str, optional
+        Which evaluation, ``gen_ai.evaluation.name``; may be left out where there is but one.
+    loss : str
+        What the score, ``gen_ai.evaluation.score.value``, becomes.
+    labels : mapping of str to float, optional
+        Losses of ``gen_ai.evaluation.score.label``, where an evaluation has no score: ``{"pass": 0, "fail": 1}``.
+
+    Returns
+    -------
+    DataFrame
+        ``request`` (``gen_ai.response.id``), ``loss`` in [0, 1] and ``failed``. An evaluation without a score and a known label
+        failed, and has the worst loss, 1: what failed must not hide. A request that comes again is left out.
+
+    Raises
+    ------
+    RiskcalError
+        For several evaluations and none chosen, none at all, or a loss outside [0, 1].
+    """
+    formula = settings_.formula(loss)
+    source = Path(path)
+    events = [
+        (row, attributes)
+        for row, line in settings_.objects(source)
+        for found, attributes in _events(line)
+        if found == _EVENT
+    ]
+    if not events:
+        raise RiskcalError(f"{path}: holds no event {_EVENT}.")
+    names = {attributes.get("gen_ai.evaluation.name") for _, attributes in events}
+    chosen = settings_.only(names, name, "name", str(path))
+    rows = []
+    for row, attributes in events:
+        if attributes.get("gen_ai.evaluation.name") != chosen:
+            continue
+        value: Any = attributes.get("gen_ai.evaluation.score.value")
+        label = str(attributes.get("gen_ai.evaluation.score.label"))
+        scored = _validate.is_number(value) and math.isfinite(value)
+        known = labels is not None and label in labels
+        found = formula(value) if scored else (labels or {}).get(label, 1.0)
+        if not -_validate.TOLERANCE <= found <= 1 + _validate.TOLERANCE:
+            raise RiskcalError(
+                f"{path}: row {row}: the score {_validate.shown(value)} makes a loss of {found:g}, outside [0, 1]; give loss= as "
+                "what the score is: '1 - x', 'x', '1 - x / 100'."
+            )
+        rows.append((attributes.get("gen_ai.response.id"), float(found), not (scored or known)))
+    frame = pd.DataFrame(rows, columns=["request", "loss", "failed"])
+    again = frame["request"].notna() & frame["request"].duplicated()
+    return frame[~again].reset_index(drop=True)
+
+
+def _events(line: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The events of a line with their attributes, whatever wraps them."""
+    batches = [path for path in _BATCHES if path[0] in line]
+    for outer, middle, inner in batches:
+        for record in (
+            record
+            for resource in _list(line, outer)
+            for scope in _list(resource, middle)
+            for record in _list(scope, inner)
+        ):
+            for event in [record, *_list(record, "events")]:
+                yield _name(event), _attributes(event)
+    if not batches:
+        yield _name(line), _attributes(line)
+
+
+def _list(record: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    found = record.get(key)
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
+
+
+def _name(event: Mapping[str, Any]) -> Any:
+    names = (event.get(key) for key in ("eventName", "event_name", "name", "event.name"))
+    return next((name for name in names if name is not None), _attributes(event).get("event.name"))
+
+
+def _attributes(event: Mapping[str, Any]) -> dict[str, Any]:
+    given = event.get("attributes")
+    if isinstance(given, Mapping):
+        return dict(given)
+    return {str(one.get("key")): _value(one.get("value")) for one in _list(event, "attributes")}
+
+
+def _value(wrapped: Any) -> Any:
+    """A value as OTLP's JSON writes it: ``{"doubleValue": 0.5}``, and whole numbers as texts."""
+    if not isinstance(wrapped, Mapping):
+        return wrapped
+    for kind, value in wrapped.items():
+        if kind == "intValue" and isinstance(value, str):
+            return int(value) if value.lstrip("-").isdecimal() else value
+        return value
+    return None

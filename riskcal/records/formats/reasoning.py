@@ -1,0 +1,116 @@
+"""Checkpoints of reasoning models: the answer that was forced from a fork at each, as traces with as many exits as there were."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.records.formats import settings as settings_
+from riskcal.records.traces import Traces
+
+#: What logs call the list of checkpoints, and what they say at one of whether its answer is right.
+_LISTS = ("checkpoints", "checks", "intermediate_checks")
+_RIGHT = ("is_correct", "intermediate_correct")
+
+
+def read(
+    path: str | os.PathLike[str],
+    *,
+    key: str = "question_id",
+    confidence: str = "confidence",
+    outcome: Literal["agrees", "loss"] = "agrees",
+) -> Traces:
+    """Traces of a log of checkpoints, one question a line of JSON.
+
+    A question has a list ``checkpoints``, ``checks`` or ``intermediate_checks``; each of these has ``checkpoint_idx``,
+    ``tokens_used``, ``predicted_answer``, ``is_correct`` or ``intermediate_correct``, and ``confidence``, ``entropy`` or
+    ``probe_confidence``.
+
+    Parameters
+    ----------
+    path : path
+        JSON lines, packed or not.
+    key : str
+        What a question's id is called.
+    confidence : str
+        By what to stop. Of an ``entropy`` low values stop: say ``lower_is_stricter=True`` to `riskcal.replay_traces`.
+    outcome : {"agrees", "loss"}
+        Whether an answer is compared with the last checkpoint's, or with the reference (``loss`` is 1 where it is wrong).
+
+    Returns
+    -------
+    Traces
+        One row a question, its exits the checkpoints in the order of ``checkpoint_idx``, the last one the whole thought; a
+        final answer that stands elsewhere has to be added as the last checkpoint. The cost ``tokens`` is ``tokens_used``.
+        Replay with ``exact=True`` is right where each answer was forced on a fork, so that asking changed nothing.
+
+    Raises
+    ------
+    RiskcalError
+        For a question without checkpoints, a checkpoint without one of these, and tokens that become fewer.
+    """
+    _validate.choice(outcome, "outcome", ("agrees", "loss"))
+    source = Path(path)
+    columns: dict[str, list[Any]] = {"prompt": [], "confidence": [], outcome: [], "tokens": []}
+    for row, question in settings_.objects(source):
+        place = f"{path}: row {row}"
+        if not isinstance(question.get(key), str | int):
+            raise RiskcalError(
+                f"{place} has no {key}; it has {_listed(question)}. Name the question's id with key=."
+            )
+        checks = _checks(question, place)
+        columns["prompt"].append(question[key])
+        columns["confidence"].append([_number(one, confidence, place) for one in checks])
+        columns["tokens"].append(tokens := [_number(one, "tokens_used", place) for one in checks])
+        if tokens != sorted(tokens):
+            raise RiskcalError(
+                f"{place}: tokens_used becomes less, {tokens}; it is what was generated up to the checkpoint, in all."
+            )
+        columns[outcome].append(_outcomes(checks, outcome, place))
+    if not columns["prompt"]:
+        raise RiskcalError(f"{path}: holds no question.")
+    return Traces.from_arrays(
+        prompt=columns["prompt"],
+        position=[0] * len(columns["prompt"]),
+        confidence=columns["confidence"],
+        cost={"tokens": columns["tokens"]},
+        **{outcome: columns[outcome]},
+    )
+
+
+def _checks(question: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
+    """The checkpoints of a question in their order."""
+    found = next((question[name] for name in _LISTS if name in question), None)
+    if not isinstance(found, list) or not found or not all(isinstance(c, Mapping) for c in found):
+        raise RiskcalError(
+            f"{place} has no checkpoints ({' or '.join(_LISTS)}); it has {_listed(question)}. Without answers at "
+            "checkpoints there is nothing that stopping could be read off."
+        )
+    order = [_number(one, "checkpoint_idx", place) for one in found]
+    if len(set(order)) < len(order):
+        raise RiskcalError(f"{place} has two checkpoints of one checkpoint_idx; keep one of each.")
+    return [found[at] for at in sorted(range(len(order)), key=order.__getitem__)]
+
+
+def _outcomes(checks: list[Mapping[str, Any]], outcome: str, place: str) -> list[Any]:
+    if outcome == "agrees":
+        if not all("predicted_answer" in one for one in checks):
+            raise RiskcalError(f"{place} has a checkpoint without predicted_answer.")
+        return [one["predicted_answer"] == checks[-1]["predicted_answer"] for one in checks]
+    name = next((name for name in _RIGHT if name in checks[0]), _RIGHT[0])
+    return [1.0 - _number(one, name, place) for one in checks]
+
+
+def _number(check: Mapping[str, Any], name: str, place: str) -> float:
+    value: Any = check.get(name)
+    if not _validate.is_number(value):
+        raise RiskcalError(
+            f"{place} has a checkpoint without a number for {name}; it has {_listed(check)}."
+        )
+    return float(value)
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, names)) or "nothing"

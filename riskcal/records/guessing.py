@@ -1,0 +1,139 @@
+"""What the columns of other systems' logs are likely to be: proposals that `riskcal check` prints, and nobody follows unasked."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
+from riskcal.records import candidates, columns
+from riskcal.records.renaming import options
+
+#: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
+_NAMES = {
+    "prompt": "request_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id task_id item_id uid id",
+    "threshold": "lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff",
+    "seconds": "latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time total_time",
+    "tokens": "output_tokens completion_tokens generated_tokens num_tokens n_tokens token_count",
+    "layers": "mean_layers avg_layers average_layers layers_per_token mean_exit_layer avg_exit_layer exit_layer",
+    "failed": "timed_out timeout is_failed error",
+    "cluster": "document_id session_id conversation_id user_id user session",
+    "group": "task category subset dataset",
+}
+
+_DISTANCES = (
+    "distance normalized_edit_distance edit_distance token_error_rate wer cer error_rate loss"
+)
+
+_SCORES = "rougel rougelsum rouge similarity token_f1 f1 agreement exact_match em bleu chrf bertscore accuracy acc score"
+
+_ATTEMPTS = "attempt attempt_no attempt_number attempt_id try retry retries retry_no retry_count timestamp created_at time"
+
+#: Share of a column's cells that must speak for a guess: a few are what is wrong with the log.
+_MOST = 0.9
+
+
+def required(frame: pd.DataFrame) -> dict[str, str]:
+    """For each of the columns that runs need and the table lacks, the option that would make it of one that it has."""
+    proposals = {}
+    for target in ("prompt", "threshold"):
+        if target not in frame.columns and (found := _first(frame, _NAMES[target])):
+            proposals[target] = f"{target}={found}"
+    if not {"dissimilarity", "risk"} & set(frame.columns):
+        threshold = proposals.get("threshold", "threshold=threshold").partition("=")[2]
+        proposals |= _loss(frame, threshold)
+    return proposals
+
+
+def optional(frame: pd.DataFrame) -> dict[str, str]:
+    """The same for columns that runs may have: costs, failures, clusters and strata."""
+    proposals = {}
+    for target in ("seconds", "tokens", "layers", "failed", "cluster", "group"):
+        if target in frame.columns:
+            continue
+        if found := _first(frame, _NAMES[target]):
+            proposals[target] = f"{target}={found}"
+        elif target == "seconds" and (found := _first(frame, _NAMES[target], "_ms")):
+            proposals[target] = f"{target}={found}/1000"
+    return proposals
+
+
+def failures(frame: pd.DataFrame, rows: NDArray[np.bool_]) -> str | None:
+    """The column of truth values that may say which outputs failed, if it says so of all these rows."""
+    name = _first(frame, _NAMES["failed"])
+    if name is None or not all(isinstance(value, bool | np.bool_) for value in frame[name]):
+        return None
+    return name if rows.any() and frame[name].to_numpy(dtype=bool)[rows].all() else None
+
+
+def attempts(frame: pd.DataFrame) -> Sequence[str]:
+    """Columns that may put the attempts of a request in order, the likeliest first."""
+    found = (_first(frame, known) for known in _ATTEMPTS.split())
+    return [name for name in found if name]
+
+
+def percent(column: pd.Series) -> bool:
+    """Whether numbers look like percentages: most of those that are not 0 are beyond 1, and hardly any beyond 100."""
+    values = _values(column)
+    above = values[values > 0]
+    return bool(above.size) and _mostly(above > 1) and _mostly((values >= 0) & (values <= 100))
+
+
+def _loss(frame: pd.DataFrame, threshold: str) -> dict[str, str]:
+    """A distance to the full model, or a risk where the full model's own rows are not nearest to themselves."""
+    known = [(name, False) for name in _DISTANCES.split()]
+    known += [(name, True) for name in _SCORES.split()]
+    for likely, is_score in known:
+        name = _first(frame, likely)
+        if name is None or not (values := _values(frame[name])).size:
+            continue
+        whole = 100.0 if percent(frame[name]) else 1.0
+        if not _mostly((values >= 0) & (values <= whole)):
+            continue
+        formula = ("1-" if is_score else "") + name + ("/100" if whole > 1 else "")
+        best = whole if is_score else 0.0
+        target = "dissimilarity" if _nearest_to_itself(frame, name, threshold, best) else "risk"
+        return {target: f"{target}={formula}"}
+    return {}
+
+
+def _nearest_to_itself(frame: pd.DataFrame, name: str, threshold: str, best: float) -> bool:
+    """Whether rows that seem to be the full model's have the best value there is."""
+    if threshold not in frame.columns:
+        return True
+    try:
+        numbers = candidates.as_numbers(columns.as_numpy(frame[threshold], threshold))
+    except RiskcalError:
+        return True
+    values = _values(frame.loc[np.isposinf(numbers) | np.isnan(numbers), name])
+    return not values.size or _mostly(np.abs(values - best) <= _validate.TOLERANCE)
+
+
+def _mostly(true: NDArray[np.bool_]) -> bool:
+    return bool(true.mean() >= _MOST)
+
+
+def _values(column: pd.Series) -> Floats:
+    """What of a column is a finite number; none where it cannot be read as one of numbers."""
+    try:
+        numbers = columns.floats(column)
+    except RiskcalError:
+        return np.zeros(0)
+    return numbers[np.isfinite(numbers)]
+
+
+def _first(frame: pd.DataFrame, names: str, ending: str = "") -> str | None:
+    """The table's column with the likeliest of these names, and one that the shell can say."""
+    own = {
+        re.sub(r"[^a-z0-9]", "", name.lower()): name
+        for name in reversed(frame.columns)
+        if isinstance(name, str)
+    }
+    for known in names.split():
+        found = own.get(re.sub(r"[^a-z0-9]", "", known + ending))
+        if found and options([f"prompt={found}"]) == {"prompt": found}:
+            return found
+    return None

@@ -1,0 +1,190 @@
+"""Kinds of problems of a log, known by how they are refused: which rows have one, what mends it, and the log without it."""
+
+import math
+import shlex
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.records import candidates, columns, guessing, retries
+
+_Rows = NDArray[np.bool_]
+
+_LABELS = ("cluster", "group", "text")
+
+_SHARES = ("dissimilarity", "risk", "full_risk")
+
+#: Columns that another system may mean something else by.
+_OTHER_MEANINGS = ("source", "exact", "stopped")
+
+#: Columns without which runs can be read, and what a bad one stands for is the default.
+_OPTIONAL = (*_LABELS, "full_risk", "source", "exact", "stopped", "lower_is_stricter")
+
+
+def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -> _Rows:
+    """The rows that have the problem of a column that was refused; none where it is not one of rows.
+
+    ``settings`` are the further columns that tell candidates apart.
+    """
+    if column not in frame.columns:
+        return np.zeros(len(frame), dtype=bool)
+    if "stands twice" in said:
+        return retries.repeated(frame, settings)
+    if "lacks the" in said:
+        lacking = _without_full if "lacks the full model's row" in said else _without_some
+        return _first_rows(frame, lacking(frame, settings))
+    if "the full model's rows of" in said:
+        return _of_prompts(frame, _unsteady(frame, column)) & _full(frame)
+    if "a full-model row" in said:
+        return _full(frame) & (columns.floats(frame[column]) > _validate.TOLERANCE)
+    if column == "threshold":
+        return _no_thresholds(frame[column])
+    if column == "failed":
+        return np.array([not isinstance(v, bool | np.bool_) for v in frame[column]], dtype=bool)
+    if column == "prompt":
+        return no_labels(frame[column], column)
+    if column in _LABELS:
+        wrong = no_labels(frame[column], column)
+        return wrong if wrong.any() else _changing(frame, column)
+    if "must be a finite number" in said:
+        upper = 1.0 if column in _SHARES else math.inf
+        return _out_of_range(frame, column, upper)
+    return _missing(frame[column]) & ~_full(frame)
+
+
+def without(frame: pd.DataFrame, column: str, said: str, bad: _Rows) -> pd.DataFrame:
+    """The log as if the problem were mended, to see what it hides; as it is where nothing more can be seen."""
+    if "stands twice" in said:
+        return frame[~bad]
+    if "lacks the" in said or "the full model's rows of" in said:
+        return frame[~_of_prompts(frame, frame["prompt"][bad])]
+    if column in _OPTIONAL:
+        return frame.drop(columns=column)
+    if column == "threshold" and bad.any():
+        return _with_thresholds(frame, bad)
+    if column == "prompt":
+        return frame[~bad]
+    if column == "failed":
+        return frame.assign(failed=frame[column].astype(object).mask(bad, False).infer_objects())
+    if "a full-model row" in said or "must be a finite number" in said:
+        numbers = np.where(bad, 0.0, columns.floats(frame[column])) if not bad.all() else 0.0
+        return frame.assign(**{column: numbers})
+    return frame[~_of_prompts(frame, frame["prompt"][bad])]
+
+
+def too_few(frame: pd.DataFrame) -> bool:
+    """Whether what is left of a log is too little to say anything of it."""
+    return _prompts(frame).nunique() < 2 or bool(_full(frame).all())
+
+
+def mend(
+    frame: pd.DataFrame, column: str, said: str, bad: _Rows, known: Collection[str]
+) -> tuple[str, ...]:
+    """The option of the command line that mends it, where one does; what is ``known`` of a column is not said again."""
+    if column in _OTHER_MEANINGS:
+        return (f"--columns {column}_logged={column}",)
+    if "must be a finite number" not in said or column not in _SHARES:
+        return ()
+    if guessing.percent(frame[column]) and column not in known:
+        return (f"--columns {column}={column}/100",)
+    if "failed" not in frame.columns and (name := guessing.failures(frame, bad)):
+        return (f"--columns {shlex.quote(f'failed={name}')}",)
+    return ()
+
+
+def _without_full(frame: pd.DataFrame, _: Sequence[str]) -> pd.Series:
+    return frame["prompt"][~_of_prompts(frame, frame["prompt"][_full(frame)])]
+
+
+def _without_some(frame: pd.DataFrame, settings: Sequence[str]) -> pd.Series:
+    """The prompts that have not as many candidates as there are."""
+    ran = frame[~_full(frame)]
+    candidate = retries.coded(ran, settings, of_prompts=False)
+    held = pd.Series(candidate, ran.index).groupby(ran["prompt"], sort=False).nunique()
+    whole = held.index[held == len(np.unique(candidate))]
+    return frame["prompt"][~frame["prompt"].isin(whole)]
+
+
+def _unsteady(frame: pd.DataFrame, name: str) -> pd.Series:
+    """The prompts whose rows of the full model differ."""
+    full = frame[_full(frame)]
+    held = pd.Series(columns.floats(full[name])).groupby(full["prompt"].to_numpy(), sort=False)
+    return pd.Series(held.nunique()[held.nunique() > 1].index)
+
+
+def _missing(column: pd.Series) -> _Rows:
+    empty = np.array([isinstance(value, str) and not value for value in column], dtype=bool)
+    missing: _Rows = column.isna().to_numpy(dtype=bool) | empty
+    return missing
+
+
+def _full(frame: pd.DataFrame) -> _Rows:
+    return np.isposinf(candidates.as_numbers(frame["threshold"]))
+
+
+def _no_thresholds(column: pd.Series) -> _Rows:
+    with suppress(RiskcalError):
+        numbers = candidates.as_numbers(columns.as_numpy(column, "threshold"))
+        return np.isnan(numbers) | np.isneginf(numbers)
+    return np.ones(len(column), dtype=bool)
+
+
+def no_labels(column: pd.Series, name: str) -> _Rows:
+    """What is missing; where nothing is, what is of another type than the column's first."""
+    missing = (
+        _missing(column) if name in ("prompt", "cluster") else column.isna().to_numpy(dtype=bool)
+    )
+    if missing.any():
+        return missing
+    texts = np.array([isinstance(value, str) for value in column], dtype=bool)
+    if texts.any():
+        unlike: _Rows = texts != texts[0]
+        return unlike
+    return np.array([not _validate.is_whole(value) for value in column], dtype=bool)
+
+
+def _changing(frame: pd.DataFrame, name: str) -> _Rows:
+    """Where a prompt's label is not that of its first row."""
+    first = frame.groupby("prompt", sort=False)[name].transform("first")
+    return (frame[name] != first).to_numpy(dtype=bool)
+
+
+def _out_of_range(frame: pd.DataFrame, name: str, upper: float) -> _Rows:
+    try:
+        numbers = columns.floats(frame[name])
+    except RiskcalError:
+        return np.ones(len(frame), dtype=bool)
+    slack = _validate.TOLERANCE
+    bad = ~((numbers >= -slack) & (numbers <= upper + slack) & (numbers < math.inf))
+    excused = "failed" in frame.columns and upper == 1.0
+    result: _Rows = bad & ~frame["failed"].to_numpy(dtype=bool) if excused else bad
+    return result
+
+
+def _of_prompts(frame: pd.DataFrame, prompts: pd.Series) -> _Rows:
+    return _prompts(frame).isin(prompts).to_numpy(dtype=bool)
+
+
+def _prompts(frame: pd.DataFrame) -> pd.Series:
+    """Prompts that can be compared, before it is known that they are numbers or texts."""
+    return frame["prompt"].map(
+        lambda v: v if isinstance(v, str) or _validate.is_whole(v) else _validate.shown(v)
+    )
+
+
+def _first_rows(frame: pd.DataFrame, prompts: pd.Series) -> _Rows:
+    return _of_prompts(frame, prompts) & ~frame["prompt"].duplicated().to_numpy(dtype=bool)
+
+
+def _with_thresholds(frame: pd.DataFrame, bad: _Rows) -> pd.DataFrame:
+    """Infinity for what is no threshold, if a prompt has one at most and no other is the full model's; else less such prompts."""
+    prompts = _prompts(frame)[bad]
+    if not prompts.duplicated().any() and not _full(frame).any():
+        numbers = np.where(bad, math.inf, candidates.as_numbers(frame["threshold"]))
+        return frame.assign(threshold=numbers)
+    return frame[~_of_prompts(frame, prompts)]

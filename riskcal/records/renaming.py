@@ -1,0 +1,211 @@
+"""Columns under the names that a log has for them, and scores turned into losses: ``columns=`` and what it may say."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.records import columns as table_columns
+
+#: Of each of riskcal's columns the log's name for it, or that name and a formula in x: ``("rougeL", "1 - x")``.
+Columns = Mapping[str, str | tuple[str, str]]
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_GRAMMAR = (
+    rf"\s*(?:(?P<minuend>{_NUMBER})\s*-\s*)?{{}}\s*(?:(?P<sign>[*/])\s*(?P<factor>{_NUMBER})\s*)?"
+)
+_FORMULA = re.compile(_GRAMMAR.format("x"))
+_ON_THE_SHELL = re.compile(_GRAMMAR.format(r"(?P<name>\S(?:.*?\S)?)"))
+_ALLOWED = 'a formula is a number minus x, x times or over a number, or both: "1 - x", "x / 100", "1 - x / 100"'
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Where a column comes from, and what is made of it: ``minuend - x * factor``, or ``x / factor``."""
+
+    source: str
+    formula: str | None = None
+    minuend: float | None = None
+    sign: str = "*"
+    factor: float = 1.0
+
+    def of(self, value: Any) -> Any:
+        scaled = value / self.factor if self.sign == "/" else value * self.factor
+        return scaled if self.minuend is None else self.minuend - scaled
+
+
+def of_table(table: Any, columns: Columns | None) -> pd.DataFrame:
+    """A table of any kind as a frame with riskcal's names."""
+    return renamed(table_columns.from_object(table), columns)
+
+
+def renamed(frame: pd.DataFrame, columns: Columns | None) -> pd.DataFrame:
+    """The table with riskcal's names; a column that was given another name no longer stands under its own.
+
+    Cells that are no number (a null, the text "full") stay as they are where a formula is applied, for later checks to judge.
+    """
+    wanted = _parsed(columns)
+    if not wanted:
+        return frame
+    numbered = _numbered(frame, wanted)
+    wanted = {
+        f"{target}{end}": _Column(f"{column.source}{end}", *_rest(column))
+        for target, column in wanted.items()
+        for end in numbered.get(target, [""])
+    }
+    taken = {column.source for column in wanted.values()}
+    _refuse_what_is_not_there(frame, taken)
+    hidden = [name for name in wanted if name in frame.columns and name not in taken]
+    if hidden:
+        name = hidden[0]
+        other = "text" if name == "prompt" and "text" not in frame.columns else f"{name}_logged"
+        raise RiskcalError(
+            f"columns: {name} would be made of {wanted[name].source!r}, but the table has a column {name} already. Give that "
+            f"one another name, in columns={{{name!r}: ..., {other!r}: {name!r}}} (on the shell: --columns {other}={name}), "
+            f"or leave {name} out of columns if it is the right one."
+        )
+    made = {target: _made(frame[column.source], column) for target, column in wanted.items()}
+    kept = frame.drop(columns=[name for name in taken if name in frame.columns])
+    return kept.assign(**made)
+
+
+def unchanged(columns: Columns | None) -> dict[str, str]:
+    """The log's name of each of riskcal's columns that only has another name, and is read as that column is."""
+    return {
+        target: column.source
+        for target, column in _parsed(columns).items()
+        if column.formula is None
+    }
+
+
+def sources(columns: Columns | None) -> dict[str, str]:
+    """The log's name of each of riskcal's columns that has another."""
+    return {target: column.source for target, column in _parsed(columns).items()}
+
+
+def formula(target: str, text: Any) -> Callable[[Any], Any]:
+    """What a formula makes of numbers."""
+    return _column(target, ("x", text)).of
+
+
+def options(texts: Sequence[str]) -> dict[str, str | tuple[str, str]]:
+    """What the command line says of columns, each ``prompt=request_id`` or ``dissimilarity=1-rougeL``."""
+    said = [_option(text) for text in texts]
+    again = [target for place, (target, _) in enumerate(said) if target in dict(said[:place])]
+    if again:
+        raise RiskcalError(f"--columns: {again[0]} is said twice; say once where it comes from.")
+    return dict(said)
+
+
+def _option(text: str) -> tuple[str, str | tuple[str, str]]:
+    target, equals, rest = (part.strip() for part in text.partition("="))
+    found = _ON_THE_SHELL.fullmatch(rest)
+    if not target or not equals or not found:
+        raise RiskcalError(
+            f"--columns: {text!r} is not NAME=COLUMN or NAME=FORMULA, as in prompt=request_id and dissimilarity=1-rougeL."
+        )
+    if not found["minuend"] and not found["sign"]:
+        return target, rest
+    start, end = found.span("name")
+    return target, (found["name"], f"{rest[:start]}x{rest[end:]}")
+
+
+def _parsed(columns: Columns | None) -> dict[str, _Column]:
+    if columns is None:
+        return {}
+    if not isinstance(columns, Mapping):
+        raise RiskcalError(
+            f"columns: {_validate.shown(columns)} is no dictionary; give {{'prompt': 'request_id'}}, for instance."
+        )
+    return {_target(name): _column(name, value) for name, value in columns.items()}
+
+
+def _target(name: Any) -> str:
+    if not isinstance(name, str) or not name:
+        raise RiskcalError(
+            f"columns: {_validate.shown(name)} is no name of a column; give one of riskcal's, prompt for instance."
+        )
+    return name
+
+
+def _column(target: str, value: Any) -> _Column:
+    if isinstance(value, str) and value:
+        return _Column(value)
+    pair = value if isinstance(value, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+        raise RiskcalError(
+            f"columns: {target} is {_validate.shown(value)}; give the log's name of the column, or that name and a formula, as "
+            f"in {{{target!r}: ('score', '1 - x')}}."
+        )
+    source, formula = pair
+    found = _FORMULA.fullmatch(formula)
+    if not found:
+        raise RiskcalError(
+            f"columns: {target} has the formula {_validate.shown(formula)}; {_ALLOWED}."
+        )
+    minuend = None if found["minuend"] is None else float(found["minuend"])
+    factor = float(found["factor"] or 1)
+    if not (math.isfinite(factor) and math.isfinite(minuend or 0.0)) or factor == 0:
+        raise RiskcalError(
+            f"columns: {target} has the formula {_validate.shown(formula)}, which makes no numbers; {_ALLOWED}, none "
+            "of them infinite, the second not 0."
+        )
+    return _Column(source, formula, minuend, found["sign"] or "*", factor)
+
+
+def _rest(column: _Column) -> tuple[Any, ...]:
+    return column.formula, column.minuend, column.sign, column.factor
+
+
+def _numbered(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> dict[str, list[str]]:
+    """Columns that are spread over ``name_1``, ``name_2`` and so on, as a CSV's exits are: the endings of each."""
+    found = {}
+    for target, column in wanted.items():
+        if column.source not in frame.columns:
+            spread = re.compile(rf"{re.escape(column.source)}(_\d+)")
+            ends = [match[1] for name in frame.columns if (match := spread.fullmatch(str(name)))]
+            if ends:
+                found[target] = ends
+    return found
+
+
+def _refuse_what_is_not_there(frame: pd.DataFrame, taken: set[str]) -> None:
+    missing = sorted(name for name in taken if name not in frame.columns)
+    if missing:
+        have = ", ".join(map(str, frame.columns)) or "none"
+        raise RiskcalError(
+            f"columns: the table has no column {missing[0]!r}; it has: {have}. Name one of these."
+        )
+    twice = [name for name in frame.columns[frame.columns.duplicated()] if name in taken]
+    if twice:
+        raise RiskcalError(f"{twice[0]}: two columns have this name; rename or drop one.")
+
+
+def _made(column: pd.Series, wanted: _Column) -> pd.Series:
+    if wanted.formula is None:
+        return column
+    if any(isinstance(cell, list | tuple | np.ndarray) for cell in column.head(1)):
+        return _made_of_lists(column, wanted)
+    numbers = table_columns.floats(column)
+    with np.errstate(over="ignore"):
+        values = pd.Series(wanted.of(numbers), index=column.index)
+    with _validate.reading(wanted.source, "a column of numbers"):
+        others = np.isnan(numbers) & ~column.isna().to_numpy()
+    return values.astype(object).mask(others, column) if others.any() else values
+
+
+def _made_of_lists(column: pd.Series, wanted: _Column) -> pd.Series:
+    """One list a row, as traces have them."""
+    made = [
+        wanted.of(_validate.as_numbers(cell, wanted.source))
+        if isinstance(cell, list | tuple | np.ndarray)
+        else cell
+        for cell in column
+    ]
+    return pd.Series(made, index=column.index, dtype=object)
