@@ -30,7 +30,7 @@ def section(
     drawn += [
         _cost(problem, x, axis, name, calibration, chosen) for name in costs if name != "tokens"
     ]
-    marked = _marked(calibration, chosen)
+    marked = _marked(calibration)
 
     def row(index: int) -> dict[str, Any]:
         return {"class_": "chosen" if index == marked else None}
@@ -52,15 +52,15 @@ def _axis(problem: Problem) -> tuple[Floats, str]:
     ), "exit threshold (higher: more cautious)"
 
 
-def _marked(calibration: Calibration | None, chosen: Choices | None) -> int | None:
-    if calibration is not None:
-        return None if calibration.chosen is None else int(calibration.chosen.name)  # type: ignore[call-overload]
-    return None if chosen is None else chosen.candidates[chosen.step]
+def _marked(calibration: Calibration | None) -> int | None:
+    """The row that is certified for the delta that was fixed beforehand, if there is one."""
+    at = None if calibration is None else calibration.chosen
+    return None if at is None else int(at.name)  # type: ignore[call-overload]
 
 
 def _fixed(calibration: Calibration | None, x: Floats, y: Floats) -> tuple[float, float] | None:
     """Where the candidate of the delta that was fixed beforehand stands, if any is certified."""
-    at = _marked(calibration, None)
+    at = _marked(calibration)
     return None if at is None else (float(x[at]), float(y[at]))
 
 

@@ -89,8 +89,9 @@ def section(table: Any, threshold: float) -> Section:
         "Each token stands on the colour of the layer that it left at, with the layer's number above it: the darker, the "
         f"earlier, of {deepest}. What is not as the full model has it is underlined, three dots stand where it has more, "
         "and ∎ is an end token. "
-        f"{min(PROMPTS, len(prompts))} of {len(prompts)} prompts, the first of the file."
     )
+    if len(prompts) > PROMPTS:
+        note += f"The first {PROMPTS} of {len(prompts)} prompts."
     legend = tag(
         "p",
         "Layer: ",

@@ -16,7 +16,8 @@ def guarantee(sentence: str, certificate: Certificate | None, *, certified: bool
     parts: list[Any] = [tag("p", sentence, class_="verdict certified" if certified else "verdict")]
     if certificate is not None:
         rests = [tag("li", one) for one in assumptions(certificate)]
-        parts += [tag("h3", "What this rests on"), tag("ul", *rests), _facts(certificate)]
+        title = "What this rests on" if certified else "What a guarantee would rest on"
+        parts += [tag("h3", title), tag("ul", *rests), _facts(certificate)]
     return Section("guarantee", "Guarantee", joined(parts))
 
 
@@ -63,7 +64,8 @@ def of_policy(policy: ExitPolicy) -> list[Section]:
     settings = policy.model_dump(mode="json", exclude_none=True, exclude={"certificate"})
     rows = [(name.replace("_", " "), _plain(value)) for name, value in settings.items()]
     frame = pd.DataFrame(rows, columns=["setting", "value"], dtype=object)
-    about = table(frame, "What changes tokens; a decoder that differs refuses the policy")
+    caption = "What changes tokens; a decoder that differs refuses the policy"
+    about = table(frame, caption, class_="facts")
     return [
         guarantee(sentences.of_policy(policy), certificate, certified=certified),
         Section("policy", "Policy", about),
