@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import riskcal
 from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Runs, Traces, cli, report
+from riskcal.calibration.posing import pose
 from riskcal.report import choices, exits, generations
 from riskcal.report.html import shown, tag
 from riskcal.serving import EventLog, EventWatch
@@ -254,6 +255,33 @@ def test_where_no_exits_were_recorded_prompts_are_counted_by_their_mean_depth():
     counts = Page(section.body).frame("Counts by layer, 1 to 4").set_index("group").astype(int)
     assert counts["layer 3"].to_dict() == {"easy": 266, "hard": 134}
     assert counts["layer 3"].sum() == counts.to_numpy().sum()
+
+
+def test_confidences_that_are_no_shares_have_no_diagonal_and_missing_heads_no_picture(tmp_path):
+    confidence = np.where(traces().confidence > 0.9, np.inf, -3 * traces().confidence)
+    confidence[:, 1] = np.nan
+    entropies = Traces.from_arrays(
+        prompt=traces().prompt, position=traces().position, confidence=confidence, loss=confidence > 0
+    )  # fmt: skip
+    page = written(tmp_path, entropies)
+    heads = page.frame("Every exit but the last, by layer")
+    assert heads.columns.tolist() == ["layer", "confidences", "1 - mean loss"]
+    assert heads["confidences"][1] == "0"
+    assert [attrs["aria-label"] for name, attrs in page.tags if name == "svg"][-2:] == [
+        f"Chart: layer {layer}, outcome by confidence; table below." for layer in (1, 3)
+    ]
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(-2.0, 5.0), (2.0, 3.0), (-3.0, -2.0)])
+def test_sliders_of_losses_in_other_bounds_stand_within_them(lower, upper):
+    losses = lower + (upper - lower) * 0.1 * np.random.default_rng(2).random((50, 2))
+    problem = pose(losses, lower + 0.5, thresholds=[0.9, 0.1], lower=lower, upper=upper)
+    told = {"epsilon": 0.05, "epsilon_spent": 0.05, "attempt": None}
+    found = choices.choices(problem, "betting", "layers", told, None)
+    deltas = [one.delta for one in found.calibrations]
+    assert (0.0 if lower < 0 < upper else lower) < min(deltas) <= max(deltas) < upper
+    assert len(deltas) == len(choices.SHARES)
+    assert found.calibrations[-1].certified
 
 
 def test_generations_are_shown_at_the_sliders_threshold_and_marked_where_they_differ(tmp_path):

@@ -16,7 +16,7 @@ from riskcal.pvalues import methods
 from riskcal.report.html import Html, details, joined, shown, table, tag
 from riskcal.report.sections import Section
 
-#: Steps of the slider as shares of the largest loss, fixed here and so before any data were seen.
+#: Steps of the slider as shares of the way from no loss to the largest, fixed here and so before any data were seen.
 SHARES = np.round(np.r_[np.arange(1, 21) / 200, np.arange(11, 51) / 100], 3)
 
 #: Costs as tables and charts name them, in their order there.
@@ -60,7 +60,7 @@ def choices(
     refuse_for_list(problem, None, {})
     refuse_cut_grid(problem.stopped, one_sequence=False)
     risk = problem.risks[0]
-    low = max(risk.lower, 0.0)
+    low = 0.0 if risk.lower < 0.0 < risk.upper else risk.lower
     inside = low + SHARES * (risk.upper - low)
     deltas = np.unique(np.append(inside, inside if delta is None else delta)).tolist()
     every = simultaneous(problem, deltas, methods.named(test), cost, told)

@@ -1,7 +1,7 @@
 """At which layers tokens leave, by group; and what each layer's confidence is worth."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,7 +25,7 @@ BINS = 10
 def layers_of(traces: Traces, policy: ExitPolicy) -> NDArray[np.intp]:
     """(N,) the layer, from 1, at which each token of the full model's path would leave."""
     length = int(traces.position.max()) + 1
-    needed = policy.model_copy(update={"n_layers": None}).exit_thresholds(traces.n_layers, length)
+    needed = policy.exit_thresholds(traces.n_layers, length)
     leaves = traces.confidence >= needed[traces.position]
     leaves[:, -1] = True
     first: NDArray[np.intp] = leaves.argmax(1) + 1
@@ -73,9 +73,10 @@ def of_traces(traces: Traces, policy: ExitPolicy | None, groups: Mapping[Any, An
         "tokens). After a first early exit a real decoder's states differ a little, so that this shows and proves nothing."
     )
     if policy is None:
-        middle = np.unique(np.nanquantile(traces.confidence, [0.25, 0.5, 0.75]).round(3))
+        finite = traces.confidence[np.isfinite(traces.confidence)]
+        middle = np.unique(np.quantile(finite, [0.25, 0.5, 0.75])) if finite.size else np.ones(1)
         counts = {
-            f"threshold {one:g}": _counts(traces, layers_of(traces, ExitPolicy(threshold=one)))
+            f"threshold {one:.3g}": _counts(traces, layers_of(traces, ExitPolicy(threshold=one)))
             for one in middle.tolist()
         }
         return histograms(counts, note)
@@ -123,38 +124,37 @@ def of_runs(runs: Runs, candidate: int) -> list[Section]:
 
 def reliability(traces: Traces) -> Section:
     """How often each layer's token is the full model's (or its mean loss), by its confidence."""
-    good = (
-        traces.agrees.astype(np.float64)
-        if traces.agrees is not None
-        else 1.0 - np.asarray(traces.loss, dtype=np.float64)
-    )
-    what = "agrees with the full model" if traces.agrees is not None else "1 - mean loss"
-    figures, rows = [], []
-    heads = range(traces.n_layers - 1) if traces.n_layers > 1 else range(1)
+    if traces.agrees is not None:
+        good, what = traces.agrees.astype(np.float64), "agrees with the full model"
+    else:
+        good, what = 1.0 - np.asarray(traces.loss, dtype=np.float64), "1 - mean loss"
+    finite = traces.confidence[np.isfinite(traces.confidence)].astype(np.float64)
+    low, high = float(finite.min(initial=0.0)), float(finite.max(initial=1.0))
+    is_share = (low, high) == (0.0, 1.0)  # other measures, entropies say, have no diagonal
+    edges = np.linspace(low, high, BINS + 1)
+    heads = list(range(max(traces.n_layers - 1, 1)))
     drawn = np.unique(np.linspace(0, len(heads) - 1, min(MOST, len(heads))).astype(int))
+    figures, rows = [], []
     for head in heads:
         confidence, outcome = traces.confidence[:, head].astype(np.float64), good[:, head]
-        held = np.isfinite(confidence)
-        inside = np.clip(confidence[held], 0.0, 1.0)
-        bins = np.minimum((inside * BINS).astype(int), BINS - 1)
-        n = np.bincount(bins, minlength=BINS)
-        some = n > 0
-        seen = np.bincount(bins, inside, minlength=BINS)[some] / n[some]
-        right = np.bincount(bins, outcome[held], minlength=BINS)[some] / n[some]
-        gap = float((np.abs(seen - right) * n[some]).sum() / max(n.sum(), 1))
-        overall = float(outcome.mean())
-        rows.append(
-            {"layer": head + 1, what: overall, "mean confidence": float(inside.mean()), "gap": gap}
-        )
-        if head in drawn:
-            figures.append(_diagram(head + 1, seen, right, n[some], gap, what))
+        bins = _bins(confidence, outcome, edges)
+        row = {"layer": head + 1, "confidences": int(bins.n.sum()), what: float(outcome.mean())}
+        gap = float((np.abs(bins.seen - bins.right) * bins.n).sum() / max(bins.n.sum(), 1))
+        rows.append(row | ({"gap": gap} if is_share else {}))
+        if head in drawn and bins.n.size:
+            figures.append(_diagram(head + 1, bins, (low, high), gap if is_share else None, what))
     note = (
         f"For each exit but the last: how often its token {what}, by its confidence in {BINS} bins; a larger dot has more "
-        "tokens. On the diagonal confidence means what it says. Calibrated thresholds do not need that, only that the curve "
-        "rises: a flat one cannot tell good tokens from bad. Gap: mean distance from the diagonal."
+        "tokens. "
         if traces.agrees is not None
-        else f"For each exit but the last: {what}, by its confidence in {BINS} bins. Gap: mean distance from the diagonal."
+        else f"For each exit but the last: {what}, by its confidence in {BINS} bins; a larger dot has more tokens. "
     )
+    note += "Thresholds need a curve that rises: a flat one cannot tell good tokens from bad. "
+    if is_share:
+        note += (
+            "On the diagonal confidence means what it says, which calibrated thresholds do not need; the gap is the mean "
+            "distance from it."
+        )
     body = [tag("p", note), tag("div", *figures, class_="charts small")]
     body.append(
         details("Heads, as a table", table(pd.DataFrame(rows), "Every exit but the last, by layer"))
@@ -162,18 +162,41 @@ def reliability(traces: Traces) -> Section:
     return Section("heads", "What each head's confidence is worth", joined(body))
 
 
+class _Bins(NamedTuple):
+    """Of each bin that holds any: the mean confidence, the mean outcome, how many."""
+
+    seen: Floats
+    right: Floats
+    n: NDArray[np.intp]
+
+
+def _bins(confidence: Floats, outcome: Floats, edges: Floats) -> _Bins:
+    held = np.isfinite(confidence)
+    which = np.clip(np.searchsorted(edges, confidence[held], side="right") - 1, 0, BINS - 1)
+    n = np.bincount(which, minlength=BINS)
+    some = n > 0
+    means = [
+        np.bincount(which, x[held], minlength=BINS)[some] / n[some] for x in (confidence, outcome)
+    ]
+    return _Bins(means[0], means[1], n[some])
+
+
 def _diagram(
-    layer: int, seen: Floats, right: Floats, n: NDArray[Any], gap: float, what: str
+    layer: int, bins: _Bins, span: tuple[float, float], gap: float | None, what: str
 ) -> Html:
     def draw(ax: "Axes") -> None:
-        ax.plot([0, 1], [0, 1], color=charts.QUIET, linewidth=1, linestyle=":")
-        ax.plot(seen, right, "-", color=charts.LOSS, linewidth=1)
-        ax.scatter(seen, right, s=8 + 60 * n / n.max(), color=charts.LOSS, linewidths=0)
-        ax.set_xlim(-0.05, 1.05)
+        if gap is not None:
+            ax.plot([0, 1], [0, 1], color=charts.QUIET, linewidth=1, linestyle=":")
+        ax.plot(bins.seen, bins.right, "-", color=charts.LOSS, linewidth=1)
+        sizes = 8 + 60 * bins.n / bins.n.max()
+        ax.scatter(bins.seen, bins.right, s=sizes, color=charts.LOSS, linewidths=0)
+        margin = 0.05 * (span[1] - span[0])
+        ax.set_xlim(span[0] - margin, span[1] + margin)
         ax.set_ylim(-0.05, 1.05)
         ax.set_xlabel("confidence")
         ax.set_ylabel("agreement" if what.startswith("agrees") else "1 - loss")
 
-    label = f"Chart: layer {layer}, gap between confidence and outcome {gap:.3f}."
-    caption = tag("figcaption", f"Layer {layer}", tag("small", f" gap {gap:.3f}"))
+    said = "" if gap is None else f" gap {gap:.3f}"
+    label = f"Chart: layer {layer}, outcome by confidence;{said or ' table below'}."
+    caption = tag("figcaption", f"Layer {layer}", tag("small", said))
     return tag("figure", caption, charts.chart(draw, label, size=charts.SMALL))

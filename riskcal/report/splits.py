@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SPLITS = 20
 FRACTION = 0.8
-#: Tolerances that are tried beside the one that was asked for, as shares of the largest loss.
+#: Tolerances that are tried beside the one that was asked for, as shares of the way from no loss to the largest.
 SHARES = (0.02, 0.05, 0.1, 0.2)
 
 
@@ -36,7 +36,9 @@ def section(
         or (problem.several and cost not in problem.costs)
     ):
         return []
-    deltas = sorted({share * risk.upper for share in SHARES} | ({delta} if delta else set()))
+    low = 0.0 if risk.lower < 0.0 < risk.upper else risk.lower
+    tried = {low + share * (risk.upper - low) for share in SHARES}
+    deltas = sorted(tried if delta is None else tried | {delta})
     heldout = trials.splits(problem.n, SPLITS, FRACTION, 0)
     try:
         procedure = procedure_for(problem, None, {})

@@ -223,7 +223,9 @@ def _shown(
         if runs is not None and "group" in runs.labels:
             groups = dict(zip(runs.prompts.tolist(), runs.labels["group"].tolist(), strict=True))
         at = calibration.policy() if calibration.certified else ExitPolicy(threshold=threshold)
-        sections += [exits.of_traces(traces, at, groups), exits.reliability(traces)]
+        if not at.coordinates:  # what they mean for exits, riskcal does not know
+            sections.append(exits.of_traces(traces, at, groups))
+        sections.append(exits.reliability(traces))
     elif runs is not None and calibration.chosen is not None:
         where = (runs.candidates == calibration.chosen[runs.candidates.columns]).all(axis=1)
         sections += exits.of_runs(runs, int(where.to_numpy().argmax()))
