@@ -363,10 +363,22 @@ def test_options_that_a_source_does_not_use_are_refused(tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
+def test_long_generations_are_cut_and_say_so():
+    long = pd.DataFrame({"prompt": range(20), "threshold": 0.5, "tokens": [["y"] * 2000] * 20})
+    body = generations.section(long.assign(exit_layers=[[1] * 2000] * 20), None).body
+    assert body.count("<article") == 12
+    assert body.count("<ruby") == 12 * generations.TOKENS
+    assert body.count("and 1600 more") == 12
+    many = long.assign(threshold=np.linspace(0.1, 0.9, 20), prompt=1, exit_layers=[[1] * 2000] * 20)
+    body = generations.section(pd.concat([many, many.assign(prompt=2)]), None).body
+    assert body.count("<article") == 1
+    assert generations.ALL_TOKENS / 2 < body.count("<ruby") <= generations.ALL_TOKENS
+    assert "Prompts: the first 1 of 2." in body
+
+
 def test_a_page_that_would_be_too_large_is_refused_and_not_written(tmp_path):
-    long = tokens(tokens=[["y" * 2**20]] * 3, exit_layers=[[1]] * 3)
     with pytest.raises(RiskcalError, match="report: the page would have"):
-        report.write(tmp_path / "x.html", traces(), generations=long)
+        report.write(tmp_path / "x.html", ExitPolicy(), title="y" * 2**22)
     assert not (tmp_path / "x.html").exists()
 
 

@@ -17,8 +17,8 @@ from riskcal.report.sections import Section
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Groups and heads that are drawn; the tables have all.
-MOST = 12
+#: Groups and heads that are drawn, and groups in the table; with more of them a page would be no picture of anything.
+MOST, LISTED = 12, 200
 BINS = 10
 
 
@@ -51,10 +51,11 @@ def histograms(counts: Mapping[str, Floats], note: str) -> Section:
     frame = pd.DataFrame(
         [
             {"group": name} | {f"layer {i + 1}": int(n) for i, n in enumerate(of_layer)}
-            for name, of_layer in counts.items()
+            for name, of_layer in list(counts.items())[:LISTED]
         ]
     )
-    more = f" Of {len(counts)} groups the first {MOST} are drawn." if len(counts) > MOST else ""
+    more = f" Of {len(counts)} groups {MOST} are drawn" if len(counts) > MOST else ""
+    more += f" and {LISTED} listed" * (len(counts) > LISTED) + "." * bool(more)
     body = [
         tag("p", note + more),
         tag("div", *figures, class_=f"charts{' small' * (len(counts) > 1)}"),

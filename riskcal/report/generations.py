@@ -14,8 +14,8 @@ from riskcal.records import candidates, columns
 from riskcal.report.html import Html, joined, shown, tag
 from riskcal.report.sections import Section
 
-#: Prompts that are shown, and tokens of each; a page is for reading.
-PROMPTS, TOKENS = 12, 400
+#: Prompts that are shown, tokens of each generation, and of all; a page is for reading.
+PROMPTS, TOKENS, ALL_TOKENS = 12, 400, 15_000
 
 
 def checked(table: Any) -> pd.DataFrame:
@@ -68,30 +68,29 @@ def _is_list(cell: Any) -> bool:
     return isinstance(cell, list | tuple) or (isinstance(cell, np.ndarray) and cell.ndim == 1)
 
 
-def section(table: Any, threshold: float) -> Section:
-    """The first prompts of a table of generations, at every threshold that it has; ``threshold`` is the one that is seen."""
+def section(table: Any, threshold: float | None) -> Section:
+    """The first prompts of a table of generations, at every threshold that it has.
+
+    ``threshold`` is the one that is seen, None for one in the midst; where it was not generated, the nearest.
+    """
     frame = checked(table)
-    full = frame[np.isinf(frame["threshold"])].set_index("prompt")["tokens"]
-    deepest = max((max(cell, default=1) for cell in frame["exit_layers"]), default=1)
     prompts = list(dict.fromkeys(frame["prompt"]))
+    frame, most = _seen(frame)
+    deepest = max((max(cell, default=1) for cell in frame["exit_layers"]), default=1)
     grid = np.unique(frame["threshold"].to_numpy())
     finite = grid[np.isfinite(grid)]
-    here = threshold
-    if math.isfinite(threshold) and finite.size:  # the nearest that was generated
-        here = float(finite[np.abs(finite - threshold).argmin()])
-    blocks = [
-        _prompt(rows, full.get(prompt), deepest, here)
-        for prompt, rows in frame[frame["prompt"].isin(prompts[:PROMPTS])].groupby(
-            "prompt", sort=False
-        )
-    ]
+    here = math.inf
+    if finite.size and threshold != math.inf:
+        aim = float(np.median(finite)) if threshold is None else threshold
+        here = float(finite[np.abs(finite - aim).argmin()])
+    blocks = [_prompt(rows, deepest, here, most) for _, rows in frame.groupby("prompt", sort=False)]
     note = (
         "Each token stands on the colour of the layer that it left at, with the layer's number above it: the darker, the "
         f"earlier, of {deepest}. What is not as the full model has it is underlined, three dots stand where it has more, "
         "and ∎ is an end token. "
     )
-    if len(prompts) > PROMPTS:
-        note += f"The first {PROMPTS} of {len(prompts)} prompts."
+    if len(blocks) < len(prompts):
+        note += f"Prompts: the first {len(blocks)} of {len(prompts)}."
     legend = tag(
         "p",
         "Layer: ",
@@ -103,23 +102,35 @@ def section(table: Any, threshold: float) -> Section:
     )
 
 
+def _seen(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The rows of the first prompts that fit on a page, and how many tokens of each are shown."""
+    lengths = frame["tokens"].map(len).clip(upper=TOKENS)
+    by_prompt = lengths.groupby(frame["prompt"], sort=False).sum().head(PROMPTS)
+    fits = by_prompt.cumsum() <= ALL_TOKENS
+    kept = by_prompt.index[fits] if fits.any() else by_prompt.index[:1]
+    rows = frame[frame["prompt"].isin(kept)]
+    most = TOKENS if fits.any() else max(1, ALL_TOKENS // len(rows))
+    return rows, most
+
+
 def _some(deepest: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(1, deepest, min(deepest, 12))})
 
 
-def _prompt(rows: pd.DataFrame, full: Any, deepest: int, here: float) -> Html:
+def _prompt(rows: pd.DataFrame, deepest: int, here: float, most: int) -> Html:
     first = rows.iloc[0]
     name = first["text"] if "text" in rows and isinstance(first["text"], str) else first["prompt"]
-    shown_full = (
-        tag("p", *map(_piece, full[:TOKENS]), class_="tokens plain")
-        if full is not None
-        else tag("p", "not recorded")
-    )
+    whole = rows["tokens"][np.isinf(rows["threshold"])]
+    full = None if whole.empty else list(whole.iloc[0])
+    reference = tag("p", "not recorded")
+    if full is not None:
+        pieces = [tag("span", _visible(piece)) for piece in full[:most]]
+        reference = tag("p", *pieces, _rest(full, most), class_="tokens plain")
     early = [
         tag(
             "div",
             tag("h4", f"Threshold {shown(at)}", tag("small", _depth(layers))),
-            tag("p", *_tokens(tokens, layers, full, deepest), class_="tokens"),
+            tag("p", *_tokens(tokens, layers, full, deepest, most), class_="tokens"),
             data_key=shown(at),
             hidden=at != here,
         )
@@ -133,29 +144,22 @@ def _prompt(rows: pd.DataFrame, full: Any, deepest: int, here: float) -> Html:
         class_="absent",
         hidden=here in rows["threshold"].to_numpy(),
     )
-    return tag(
-        "article",
-        tag("h3", name),
-        tag(
-            "div",
-            tag("div", *early, none),
-            tag("div", tag("h4", "Full model"), shown_full),
-            class_="pair",
-        ),
-        class_="generation",
-    )
+    sides = [tag("div", *early, none), tag("div", tag("h4", "Full model"), reference)]
+    return tag("article", tag("h3", name), tag("div", *sides, class_="pair"), class_="generation")
 
 
 def _depth(layers: Sequence[int]) -> str:
     return f" mean layer {np.mean(layers):.2f}" if len(layers) else ""
 
 
-def _tokens(pieces: Sequence[str], layers: Sequence[int], full: Any, deepest: int) -> list[Html]:
+def _tokens(
+    pieces: Sequence[str], layers: Sequence[int], full: list[str] | None, deepest: int, most: int
+) -> list[Html | None]:
     """Early exit's tokens: those that the full model has not are marked, and where it has others, a gap."""
-    pieces, layers = list(pieces)[:TOKENS], list(layers)[:TOKENS]
-    reference = pieces if full is None else list(full)[:TOKENS]
-    matcher = difflib.SequenceMatcher(None, reference, pieces, autojunk=False)
-    found = []
+    pieces = list(pieces)
+    reference = pieces if full is None else full
+    matcher = difflib.SequenceMatcher(None, reference[:most], pieces[:most], autojunk=False)
+    found: list[Html | None] = []
     for kind, first, last, start, end in matcher.get_opcodes():
         if kind == "delete":
             gap = f"{last - first} tokens of the full model are not here"
@@ -164,11 +168,11 @@ def _tokens(pieces: Sequence[str], layers: Sequence[int], full: Any, deepest: in
             token = tag("span", _visible(piece), class_="token", style=_colours(layer, deepest))
             mark = None if kind == "equal" else "other"
             found.append(tag("ruby", token, tag("rt", int(layer)), class_=mark))
-    return found
+    return [*found, _rest(pieces, most)]
 
 
-def _piece(piece: str) -> Html:
-    return tag("span", _visible(piece))
+def _rest(pieces: Sequence[str], most: int) -> Html | None:
+    return tag("small", f" and {len(pieces) - most} more") if len(pieces) > most else None
 
 
 def _visible(piece: str) -> str:

@@ -94,7 +94,7 @@ def write(
     whole = page(title or "Early exit, calibrated", about, sections, footer).encode("utf-8")
     if len(whole) >= LARGEST:
         raise RiskcalError(
-            f"report: the page would have {len(whole):,} bytes, more than {LARGEST:,}; give fewer generations, or shorter texts."
+            f"report: the page would have {len(whole):,} bytes, more than {LARGEST:,}; shorten the texts, or name fewer groups."
         )
     with _validate.replacing(path) as partial:
         Path(partial).write_bytes(whole)
@@ -245,6 +245,6 @@ def _of_traces(
         policy = ExitPolicy(threshold=_validate.number(threshold, "threshold"))
     sections = [exits.of_traces(traces, policy, {}), exits.reliability(traces)]
     if given is not None:
-        at = math.inf if policy is None else policy.threshold
+        at = None if policy is None else policy.threshold
         sections.append(generations.section(given, at))
     return f"{traces}. Traces certify nothing: that takes runs", sections
