@@ -104,9 +104,9 @@ def section(chosen: Choices, full: dict[str, float], *, fixed: float | None) -> 
         return {"data_say": said[index], "data_key": key, "class_": "chosen" if here else None}
 
     note = (
-        "Move delta, the loss that you would tolerate. All that stands here holds for every delta at once, with probability "
-        f"at least {sentences.at_least(level)}: you may look at all of them, and choose afterwards. Charts and generations "
-        "below move along. "
+        "Move delta, the loss that you would tolerate. What is certified here holds for every delta at once, with probability "
+        f"at least {sentences.at_least(level)}: you may look at all of them, and choose afterwards. Costs and speed are observed "
+        "means. Charts and generations below move along. "
     )
     if fixed is not None:
         note += (
