@@ -30,9 +30,10 @@ unit: $(VENV)/.full ## the tests alone
 	$(BIN)/python benchmarks/outgrown.py
 	$(BIN)/pytest --numprocesses auto --dist loadfile
 
-validate: $(VENV)/.full ## the long tier: every benchmark, its figures written to benchmarks/results with their commit
+validate: $(VENV)/.full ## the long tier (with a Chromium, for the report): every benchmark, its figures written to benchmarks/results with their commit
+	$(INSTALL) '.[browser]'
 	$(BIN)/python benchmarks/outgrown.py --rerun
-	$(BIN)/PYTHONPATH=benchmarks python benchmarks/studies/every.py
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/studies/every.py
 
 wheel: $(VENV)/.full ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -7,9 +7,16 @@ from pathlib import Path
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
+import riskcal
+from riskcal.cli.demo import write_report
+
 here = Path(__file__).parent
 shutil.rmtree(here / "notebooks", ignore_errors=True)
 shutil.copytree(here.parent / "notebooks", here / "notebooks", ignore=shutil.ignore_patterns(".*"))
+
+(here / "generated").mkdir(exist_ok=True)
+demo_report = here / "generated" / "demo-report.html"  # as `riskcal demo` leaves it
+write_report(demo_report, riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1))
 
 project = "riskcal"
 copyright = "2026, The riskcal authors"
@@ -34,7 +41,7 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"riskcal {version}"
 html_show_sourcelink = False
 html_math_renderer = "mathml"
-html_extra_path = ["policy.schema.json"]
+html_extra_path = ["policy.schema.json", "generated/demo-report.html"]
 html_theme_options = {
     "header_links_before_dropdown": 8,
     "show_prev_next": False,

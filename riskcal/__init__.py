@@ -11,6 +11,7 @@ from riskcal import fwer as fwer
 from riskcal import heads as heads
 from riskcal import monotone as monotone
 from riskcal import pvalues as pvalues
+from riskcal import report as report
 from riskcal import serving as serving
 from riskcal._validate import RiskcalError as RiskcalError
 from riskcal.adaptive import AdaptiveCalibration as AdaptiveCalibration

@@ -2,4 +2,5 @@
 
 from riskcal_adapters.recording import Decoder as Decoder
 from riskcal_adapters.recording import Generation as Generation
+from riskcal_adapters.recording import generations as generations
 from riskcal_adapters.recording import record as record

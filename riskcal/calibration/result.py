@@ -1,6 +1,8 @@
 """`Calibration`: what was tested, what was certified, and the policy to deploy."""
 
 import html
+import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +12,7 @@ import pandas as pd
 
 from riskcal import _validate, records
 from riskcal._validate import RiskcalError
-from riskcal.calibration.problem import Weighting
+from riskcal.calibration.problem import Problem, Weighting
 from riskcal.policy import Certificate, ExitPolicy, Stop, ids_digest, versions
 
 
@@ -55,6 +57,8 @@ class Calibration:
     table: pd.DataFrame
     full_costs: dict[str, float]
     _told: Callable[[], str]
+    _problem: Problem
+    _cost: str
     delta: float | dict[str, float]
     epsilon: float
     epsilon_spent: float
@@ -105,12 +109,17 @@ class Calibration:
         if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
             fields = fields | {"lower_is_stricter": True}
         policy = ExitPolicy.from_columns(settings, self.chosen, **fields)
+        return policy.certified(self.certificate)
+
+    @property
+    def certificate(self) -> Certificate:
+        """What was shown, as a policy carries it."""
         pvalue = (
             None
             if self.chosen is None or "pvalue" not in self.table.columns
             else float(self.chosen["pvalue"])
         )
-        certificate = Certificate(
+        return Certificate(
             delta=self.delta,
             epsilon=self.epsilon,
             epsilon_spent=self.epsilon_spent,
@@ -133,7 +142,6 @@ class Calibration:
             max_cluster=self.max_cluster,
             versions=versions(),
         )
-        return policy.certified(certificate)
 
     @property
     def coordinates(self) -> list[str]:
@@ -182,6 +190,19 @@ class Calibration:
             lower_is_stricter=self.lower_is_stricter,
             ax=ax,
         )
+
+    def report(self, path: str | os.PathLike[str], **options: Any) -> None:
+        """Write one self-contained HTML page of it, with delta to move: see `riskcal.report.write`, whose options these are.
+
+        Parameters
+        ----------
+        path : path
+            Where the page goes; a file that stands there is replaced whole or not at all.
+        **options
+            ``traces``, ``generations`` and ``title``.
+        """
+        # Reports stand above calibrations in the order of modules, so that this one is found by its name.
+        importlib.import_module("riskcal.report").write(path, self, **options)
 
     def to_frame(self) -> pd.DataFrame:
         """A copy of ``table``."""

@@ -58,6 +58,8 @@ def settled(
         table=table,
         full_costs=problem.full_costs,
         _told=partial(sentences.message, opening, None if chosen is not None else outlook, remarks),
+        _problem=problem,
+        _cost=cost,
         delta=single.delta
         if len(problem.risks) == 1
         else {risk.name: risk.delta for risk in problem.risks},

@@ -18,9 +18,9 @@ from riskcal.records import Runs
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the policy and the picture.")] = Path(
-        "riskcal-demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the policy, the picture and the report.")
+    ] = Path("riskcal-demo"),
     delta: Annotated[
         float, typer.Option(help="Tolerated expected distance to the full model.")
     ] = 0.1,
@@ -50,7 +50,20 @@ def demo(
     with _validate.replacing(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     print(f"Written: {policy} (read it with riskcal.ExitPolicy.load) and {picture}")
+    page = out / "report.html"
+    write_report(page, calibration)
+    print(f"Report, to be opened in a browser: {page}")
     raise typer.Exit(0 if calibration.certified else 1)
+
+
+def write_report(path: Path, calibration: Calibration) -> None:
+    """The report of the shipped records."""
+    calibration.report(
+        path,
+        traces=load_example("g2p-traces"),
+        generations=load_example("g2p-generations"),
+        title="Spelling to phonemes: early exit, calibrated",
+    )
 
 
 def _print_comparison(runs: Runs, deltas: list[float]) -> None:

@@ -91,10 +91,23 @@ def run_trials(
     # splits count units as the runs do, whatever order they are tested in
     ascending = np.argsort(problem.units)
     heldout = ascending[np.searchsorted(problem.units, runs.units, sorter=ascending)][heldout]
-    if not isinstance(chosen, PilotOrder):
-        problem = arranged(problem, chosen, cost).problem
-        chosen = chosen.in_order()
-    best, loss = decide(problem, tolerated, heldout, method, chosen, level, cost)
+    return of_problem(problem, tolerated, heldout, method, chosen, level, cost)
+
+
+def of_problem(
+    problem: Problem,
+    tolerated: list[float],
+    heldout: NDArray[np.intp],
+    method: Method,
+    procedure: Procedure,
+    level: float,
+    cost: str,
+) -> pd.DataFrame:
+    """The table of `run_trials`, for a problem of one risk and rows of it to hold out (n_trials, m)."""
+    if not isinstance(procedure, PilotOrder):
+        problem = arranged(problem, procedure, cost).problem
+        procedure = procedure.in_order()
+    best, loss = decide(problem, tolerated, heldout, method, procedure, level, cost)
     return _trial_table(problem, tolerated, best, loss, heldout)
 
 

@@ -1,0 +1,119 @@
+"""`riskcal report`: one self-contained HTML page of runs, traces, a policy or an event log."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from riskcal import report as reports
+from riskcal._validate import RiskcalError
+from riskcal.calibration import TESTS
+from riskcal.cli.app import app
+from riskcal.cli.monitor_events import is_event_log
+from riskcal.monitor import RiskMonitor
+from riskcal.policy import ExitPolicy
+from riskcal.records import Runs, Traces, files
+from riskcal.serving.watch import EventWatch
+
+
+@app.command()
+def report(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Runs or traces (.parquet, .csv, .jsonl, a folder), a policy (.json) or an event log."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
+    delta: Annotated[
+        float | None,
+        typer.Option(
+            help="Tolerated expected loss, fixed before the records were looked at; default: none, the page's slider alone. "
+            "Of an event log: what its monitor tolerates, instead of the policy's."
+        ),
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Probability that the guarantee fails; default .05.")
+    ] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="textual, risk, risk_clipped or selective.")
+    ] = None,
+    test: Annotated[str | None, typer.Option(help=f"One of {', '.join(TESTS)}.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Which planned attempt, from 1.")] = None,
+    coordinate: Annotated[
+        list[str] | None,
+        typer.Option(help="Further column that tells candidates apart; may be repeated."),
+    ] = None,
+    cost: Annotated[
+        str | None, typer.Option(help="Cost that chooses among certified candidates.")
+    ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Of runs: traces of the same decoder, for exits and heads."),
+    ] = None,
+    generations: Annotated[
+        Path | None,
+        typer.Option(help="Of runs or traces: tokens with their exit layers, to be coloured."),
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(help="Of traces: where exits are counted.")
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Of traces: whose exits are counted. Of an event log: what it served."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+) -> None:
+    """Write one self-contained HTML page about SOURCE: it loads nothing, and can be mailed, printed and read on a phone.
+
+    Where nothing could be certified, the page says what would help.
+    """
+    given: dict[str, Any] = {
+        "delta": delta,
+        "epsilon": epsilon,
+        "objective": objective,
+        "test": test,
+        "attempt": attempt,
+        "coordinate": coordinate or None,
+        "cost": cost,
+        "threshold": threshold,
+        "policy": None if policy is None else ExitPolicy.load(policy),
+        "traces": None if traces is None else Traces.read(traces),
+        "generations": None if generations is None else files.read(generations),
+    }
+    options = {name: value for name, value in given.items() if value is not None}
+    read = _read(source, options)
+    reports.write(out, read, title=title, **options)
+    print(f"Report written to {out}")
+
+
+def _read(source: Path, options: dict[str, Any]) -> Any:
+    """What a file holds, by what is in it; takes from the options those that belong to reading."""
+    if source.suffix == ".json":
+        return ExitPolicy.load(source)
+    if is_event_log(str(source)):
+        return _watch(source, options)
+    frame = files.read(source)
+    if "threshold" not in frame.columns and "position" in frame.columns:
+        return Traces.from_frame(frame)
+    beside = source / "traces"
+    if (source / files.RECORDING).exists() and beside.exists() and "traces" not in options:
+        options["traces"] = Traces.read(beside)  # as `riskcal record --traces` leaves them
+    try:
+        return Runs.from_frame(frame, candidate_columns=options.pop("coordinate", ()))
+    except RiskcalError as error:
+        raise RiskcalError(f"{source}: {error}") from None
+
+
+def _watch(source: Path, options: dict[str, Any]) -> EventWatch:
+    policy = options.pop("policy", None)
+    certificate = None if policy is None else policy.certificate
+    bounds = {} if certificate is None else {"lower": certificate.lower, "upper": certificate.upper}
+    tolerated = options.pop("delta", None if certificate is None else certificate.delta)
+    if tolerated is None or isinstance(tolerated, dict):
+        raise RiskcalError(
+            "delta: an event log does not say what was tolerated; give --delta, or a --policy that is certified for one risk."
+        )
+    return EventWatch(RiskMonitor(tolerated, epsilon=options.pop("epsilon", 0.05), **bounds)).read(
+        source
+    )
