@@ -20,13 +20,17 @@ from recipes.g2p.evaluate import errors, evaluate
 from recipes.numbers import data
 from riskcal import ExitPolicy, RiskcalError
 from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
-from riskcal_adapters.torch.training import ExitClassifier, dropout_rates, folders, save_classifier
+from riskcal_adapters.torch.training import (
+    ExitClassifier,
+    dropout_rates,
+    folders,
+    save_classifier,
+    saved,
+)
 from riskcal_adapters.torch.training import trainer as trainers
+from riskcal_adapters.torch.training.batches import Batches, collate, collator
 from riskcal_adapters.torch.training.trainer import (
-    Batches,
     Stage,
-    collate,
-    collator,
     new_t5,
     train,
     train_classifier,
@@ -288,14 +292,14 @@ def test_what_cannot_be_written_is_said_with_its_path(tiny_t5, tmp_path, monkeyp
         ):
             train(tiny_t5, some_pairs(), folder, STAGE)
     with monkeypatch.context() as patch:
-        patch.setattr(trainers.EarlyExitTrainer, "_save_checkpoint", refused_by_the_system)
+        patch.setattr(trainers.PairTrainer, "_save_checkpoint", refused_by_the_system)
         with pytest.raises(
             RiskcalError,
             match=r"/somewhere: cannot be written \(Read-only file system\); make room",
         ):
             train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE)
     with monkeypatch.context() as patch:
-        patch.setattr(trainers, "save_file", refused_by_the_system)
+        patch.setattr(saved, "save_file", refused_by_the_system)
         with pytest.raises(RiskcalError, match="Read-only file system"):
             write_checkpoint(new_t5(101, decoder_layers=1), data.tokenizer(), tmp_path / "made")
     with pytest.raises(RiskcalError, match=r"c\.safetensors: cannot be written"):

@@ -20,9 +20,9 @@ from recipes.g2p.evaluate import evaluate
 from riskcal import internal
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch.training.batches import Pairs
 from riskcal_adapters.torch.training.trainer import (
     THRESHOLDS,
-    Pairs,
     Stage,
     new_t5,
     train,
