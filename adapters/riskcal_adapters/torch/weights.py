@@ -69,8 +69,8 @@ def scales_outputs(model: T5) -> bool:
     return bool(getattr(model.config, "scale_decoder_outputs", False))
 
 
-def refuse_other(model: object) -> None:
-    """Refuse what is no T5, and a checkpoint in a class that has no place for all of its position biases."""
+def only_t5(model: object) -> T5:
+    """The model, unless it is no T5, or of a class that has no place for all position biases of its checkpoint."""
     if not isinstance(model, T5):
         raise RiskcalError(
             f"model: {type(model).__name__} is not a T5ForConditionalGeneration (nor MT5 or UMT5). Take the model out of what "
@@ -88,6 +88,7 @@ def refuse_other(model: object) -> None:
             f"model: {type(model).__name__}, but the checkpoint is of class {foreign[0]}, whose layers "
             f"{'share one bias' if own else 'each have a bias'} on positions; load it with {foreign[0]}.from_pretrained."
         )
+    return model
 
 
 def compute_dtype(model: T5) -> torch.dtype:
