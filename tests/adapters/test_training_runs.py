@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -186,6 +188,20 @@ def test_a_finished_folder_gives_its_weights_and_makes_no_step(tiny_t5, tmp_path
     assert not equal(second, tiny_t5)
 
 
+@pytest.fixture(scope="module")
+def begun(tiny_t5, tmp_path_factory):
+    """A folder of a run that was finished, or cut off; to be copied."""
+
+    @functools.cache
+    def folder(finished):
+        made = tmp_path_factory.mktemp("begun")
+        stops = [] if finished else [StopAt(2)]
+        train(copy.deepcopy(tiny_t5), some_pairs(), made, STAGE, save_steps=2, callbacks=stops)
+        return made
+
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -198,20 +214,16 @@ def test_a_finished_folder_gives_its_weights_and_makes_no_step(tiny_t5, tmp_path
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_folder_of_another_stage_is_refused(tiny_t5, tmp_path, change, message, finished):
-    train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE, save_steps=2,
-          callbacks=[] if finished else [StopAt(2)])  # fmt: skip
+def test_a_folder_of_another_stage_is_refused(tiny_t5, begun, tmp_path, change, message, finished):
+    folder = shutil.copytree(begun(finished), tmp_path / "run")
     model = copy.deepcopy(tiny_t5)
     with pytest.raises(RiskcalError, match=message):
-        train(model, some_pairs(), tmp_path / "run", dataclasses.replace(STAGE, **change))
+        train(model, some_pairs(), folder, dataclasses.replace(STAGE, **change))
     assert equal(model, tiny_t5)
-    train(
-        model,
-        some_pairs(),
-        tmp_path / "another",
-        dataclasses.replace(STAGE, **change | {"confidence": STAGE.confidence}),
-    )
-    assert not equal(model, tiny_t5)
+    if finished:  # the remedy has nothing to do with the folder that was refused
+        other = dataclasses.replace(STAGE, **change | {"confidence": STAGE.confidence})
+        train(model, some_pairs(), tmp_path / "another", other)
+        assert not equal(model, tiny_t5)
 
 
 def test_a_folder_of_other_pairs_or_another_model_is_refused_and_other_weights_are_said(
