@@ -167,8 +167,8 @@ def on_the_shipped_model(words: int, rounds: int) -> tuple[str, pd.DataFrame, np
 
 
 def _bare(decoder: EarlyExitT5, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    _, *asked = decoder._asked(ExitPolicy.full_model(), len(ids), LENGTH)
-    request = decoder._request(ids, mask.astype(bool), *asked)
+    asked = decoder._asked(ExitPolicy.full_model(), len(ids), LENGTH)
+    request = decoder._request(ids, mask.astype(bool), asked)
     return np.asarray(without_machinery(*decoder._whole(oracle=False), request))
 
 

@@ -42,12 +42,11 @@ from riskcal_adapters.torch.training import (
     save_classifier,
     state_saturation,
 )
+from riskcal_adapters.torch.training.batches import Pairs, collator
 from riskcal_adapters.torch.training.confidence import Confidence
 from riskcal_adapters.torch.training.trainer import (
     THRESHOLDS,
-    Pairs,
     Stage,
-    collator,
     new_t5,
     train,
     train_classifier,

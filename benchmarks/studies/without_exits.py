@@ -12,7 +12,7 @@ import torch
 
 from recipes.g2p import data
 from recipes.g2p.train import pairs
-from riskcal_adapters.torch.training import folders, trainer
+from riskcal_adapters.torch.training import batches, folders, saved, trainer
 
 
 def main() -> None:
@@ -29,12 +29,12 @@ def main() -> None:
     tokenizer = data.tokenizer()
     model = trainer.new_t5(len(tokenizer))
     words = data.splits(data.read_dictionary(data.dictionary_path()))["train"]
-    arguments = trainer._arguments(options.out, options.steps, 2e-3, 128, 0, save_steps=200)
-    fitted = trainer._LengthSorted(
-        model, arguments, train_dataset=pairs(words), data_collator=trainer.collator(model)
-    )  # the model's own loss is the last layer's
-    fitted.train(resume_from_checkpoint=trainer.get_last_checkpoint(str(options.out)))
-    trainer.write_checkpoint(model, tokenizer, options.out / "checkpoint")
+    arguments = trainer.arguments(options.out, options.steps, 2e-3, 128, 0, save_steps=200)
+    # the model's own loss is the last layer's
+    fitted = trainer.PairTrainer(model, arguments, pairs(words), batches.collator(model))
+    last = folders.last_checkpoint(options.out)
+    fitted.train(resume_from_checkpoint=None if last is None else str(last))
+    saved.write_checkpoint(model, tokenizer, options.out / "checkpoint")
 
 
 if __name__ == "__main__":

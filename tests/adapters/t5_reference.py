@@ -4,11 +4,29 @@ import copy
 
 import numpy as np
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, T5ForConditionalGeneration
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    MT5Config,
+    MT5ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+    UMT5Config,
+    UMT5ForConditionalGeneration,
+)
 
 from riskcal import Decaying, ExitPolicy
 
 LENGTH = 12
+SHAPE = {
+    "vocab_size": 41,
+    "d_model": 32,
+    "d_kv": 12,
+    "d_ff": 48,
+    "num_heads": 3,
+    "num_layers": 3,
+    "num_decoder_layers": 5,
+}
 FULL = ExitPolicy.full_model()
 DECAYING = Decaying(temperature=4.0, max_length=LENGTH)
 
@@ -23,6 +41,73 @@ def prompts(batch: int, side: str = "right", seed: int = 0) -> tuple[torch.Tenso
         tokens[row, place] = torch.randint(2, 41, (length,), generator=generator)
         mask[row, place] = 1
     return tokens, mask
+
+
+def tiny(*, gated: bool) -> T5ForConditionalGeneration:
+    """A random T5 with 4 decoder layers, tied and scaled, or 5 and a head of its own."""
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    config = T5Config(
+        vocab_size=41,
+        d_model=32,
+        d_kv=12,
+        d_ff=48,
+        num_heads=3,
+        num_layers=2,
+        num_decoder_layers=5 if gated else 4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=16,
+        feed_forward_proj="gated-gelu" if gated else "relu",
+        tie_word_embeddings=not gated,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # fresh norms are all ones: a decoder that forgot them would pass
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        if "relative_attention_bias" in name:
+            torch.nn.init.normal_(parameter)
+    torch.nn.init.normal_(
+        model.decoder.final_layer_norm.weight, std=1.5
+    )  # else a tied head repeats the last token
+    if gated:
+        model.lm_head.weight = torch.nn.Parameter(
+            torch.randn(config.vocab_size, config.d_model) * 0.5
+        )
+        torch.nn.init.zeros_(
+            model.lm_head.weight[:2]
+        )  # padding and end are not said: generations run to the limit
+    return model
+
+
+def family(kind, **changes):
+    """A random model with biases that are not the same in any two layers."""
+    kinds = {
+        "t5": (T5ForConditionalGeneration, T5Config),
+        "mt5": (MT5ForConditionalGeneration, MT5Config),
+        "umt5": (UMT5ForConditionalGeneration, UMT5Config),
+    }
+    model_class, config_class = kinds[kind]
+    torch.manual_seed(5)
+    short = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16}
+    config = config_class(
+        **SHAPE
+        | short
+        | {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+        | changes
+    )
+    model = model_class(config).eval()
+    for name, parameter in model.named_parameters():
+        if "relative_attention_bias" in name:
+            torch.nn.init.normal_(parameter, std=2.0)
+        elif "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    torch.nn.init.normal_(model.decoder.final_layer_norm.weight, std=1.5)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(41, 32) * 0.5)
+    torch.nn.init.zeros_(model.lm_head.weight[:2])
+    return model
 
 
 def hugging_face(model, input_ids, attention_mask=None, max_new_tokens=LENGTH) -> torch.Tensor:

@@ -21,11 +21,6 @@ from riskcal_adapters.torch.confidence import MEASURES
 
 
 @pytest.fixture(scope="module")
-def ending(tiny_t5):
-    return ending_early(tiny_t5)
-
-
-@pytest.fixture(scope="module")
 def deep():
     """12 decoder layers over 2 encoder layers, tied (T5 v1.0)."""
     torch.manual_seed(3)

@@ -19,6 +19,8 @@ import riskcal_adapters.torch
 from riskcal import ExitPolicy, RiskcalError, Runs
 from riskcal_adapters import fingerprint, record
 
+pytestmark = pytest.mark.usefixtures("barely_optimized")
+
 CHECKPOINT = resources.files("riskcal_adapters") / "g2p" / "checkpoint"
 
 
@@ -61,8 +63,8 @@ def generate(decoder, policy):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_policy_of_one_compute_type_is_refused_in_another(tiny_t5, framework):
-    single, short = (in_type(framework, tiny_t5, dtype) for dtype in ("float32", "bfloat16"))
+def test_a_policy_of_one_compute_type_is_refused_in_another(gated_t5, framework):
+    single, short = (in_type(framework, gated_t5, dtype) for dtype in ("float32", "bfloat16"))
     assert (single.dtype, short.dtype) == ("float32", "bfloat16")
     generate(single, bound(single))
     generate(short, bound(short))
@@ -79,8 +81,8 @@ def test_a_policy_of_one_compute_type_is_refused_in_another(tiny_t5, framework):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_policy_that_names_weights_and_no_type_is_one_of_float32(tiny_t5, framework):
-    single, short = (in_type(framework, tiny_t5, dtype) for dtype in ("float32", "bfloat16"))
+def test_a_policy_that_names_weights_and_no_type_is_one_of_float32(gated_t5, framework):
+    single, short = (in_type(framework, gated_t5, dtype) for dtype in ("float32", "bfloat16"))
     generate(single, ExitPolicy(threshold=0.5, weights=single.weights))
     with pytest.raises(
         RiskcalError,
@@ -103,18 +105,17 @@ def test_a_policy_that_names_weights_and_no_type_is_one_of_float32(tiny_t5, fram
     ],
 )
 def test_a_policy_is_bound_to_every_setting_that_changes_tokens(
-    tiny_t5, framework, where, name, value
+    gated_t5, framework, where, name, value
 ):
-    other = copy.deepcopy(tiny_t5)
+    other = copy.deepcopy(gated_t5)
     setattr(getattr(other, where), name, value)
     if where == "config":  # modules keep what they were made with
         rebuilt = type(other)(other.config).eval()
-        if not tiny_t5.config.scale_decoder_outputs:
-            rebuilt.lm_head.weight = torch.nn.Parameter(torch.empty_like(tiny_t5.lm_head.weight))
-        rebuilt.load_state_dict(tiny_t5.state_dict())
-        rebuilt.generation_config = tiny_t5.generation_config
+        rebuilt.lm_head.weight = torch.nn.Parameter(torch.empty_like(gated_t5.lm_head.weight))
+        rebuilt.load_state_dict(gated_t5.state_dict())
+        rebuilt.generation_config = gated_t5.generation_config
         other = rebuilt
-    mine, theirs = (decoder_of(framework, model) for model in (tiny_t5, other))
+    mine, theirs = (decoder_of(framework, model) for model in (gated_t5, other))
     assert mine.weights == theirs.weights
     generate(theirs, bound(theirs))
     with pytest.raises(
@@ -125,8 +126,8 @@ def test_a_policy_is_bound_to_every_setting_that_changes_tokens(
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_setting_that_the_decoder_does_not_know_is_refused(tiny_t5, framework):
-    decoder = decoder_of(framework, tiny_t5)
+def test_a_setting_that_the_decoder_does_not_know_is_refused(gated_t5, framework):
+    decoder = decoder_of(framework, gated_t5)
     with pytest.raises(
         RiskcalError, match=r"^config: softcap is 30.0 .* and none in the decoder's"
     ):
@@ -151,11 +152,11 @@ def test_both_frameworks_know_the_same_model_and_tokenizer(tiny_t5, tokenizer):
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_policy_is_bound_to_the_tokenizer(tiny_t5, tokenizer, framework):
+def test_a_policy_is_bound_to_the_tokenizer(gated_t5, tokenizer, framework):
     content = json.loads(tokenizer.to_str())
     content["normalizer"] = {"type": "Lowercase"}
     other = Tokenizer.from_str(json.dumps(content))
-    mine, theirs, none = (decoder_of(framework, tiny_t5, one) for one in (tokenizer, other, None))
+    mine, theirs, none = (decoder_of(framework, gated_t5, one) for one in (tokenizer, other, None))
     generate(mine, bound(mine))
     with pytest.raises(
         RiskcalError,
@@ -214,9 +215,9 @@ def test_what_was_recorded_stands_in_the_policy(tmp_path, framework):
     assert (policy.tokenizer, policy.config) == (decoder.tokenizer_digest, decoder.settings)
     again = ExitPolicy(**json.loads(policy.model_dump_json()))
     assert again == policy
-    decoder.generate(*decoder.encode(WORDS[:1]), policy=again)
+    decoder.generate(*decoder.encode(WORDS[:2]), policy=again)
     with pytest.raises(RiskcalError, match=r"^config: eos_token_id is \[1\]"):
-        changed(decoder, "eos_token_id", 20).generate(*decoder.encode(WORDS[:1]), policy=again)
+        changed(decoder, "eos_token_id", 20).generate(*decoder.encode(WORDS[:2]), policy=again)
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,13 @@ import torch
 from exit_reference import CLASSIFIER, assert_agrees, middling
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from t5_reference import FULL, LENGTH, ending_early, hugging_face, margin64, prompts
+from t5_reference import FULL, LENGTH, hugging_face, margin64, prompts
 from transformers import DynamicCache, EncoderDecoderCache
 
 from riskcal import ExitPolicy
 from riskcal_adapters.torch import EarlyExitT5
 
 EXACT = ("deferred", "recompute")
-
-
-@pytest.fixture(scope="module")
-def ending(tiny_t5):
-    return ending_early(tiny_t5)
 
 
 def generated(model, policy, input_ids, mask, length=LENGTH):

@@ -12,8 +12,7 @@ import pytest
 import torch
 from frameworks import FRAMEWORKS
 from safetensors.torch import save_file
-from t5_reference import FULL, LENGTH, hugging_face, prompts
-from test_selfcheck import family
+from t5_reference import FULL, LENGTH, family, hugging_face, prompts
 from tokenizers import Tokenizer
 from transformers import (
     ByT5Tokenizer,
@@ -27,6 +26,8 @@ import riskcal_adapters.jax
 import riskcal_adapters.torch
 from riskcal import ExitPolicy, RiskcalError
 from riskcal_adapters import generation_config, record
+
+pytestmark = pytest.mark.usefixtures("barely_optimized")
 
 TOKENIZER = resources.files("riskcal_adapters") / "g2p" / "checkpoint" / "tokenizer.json"
 
@@ -174,13 +175,13 @@ def test_start_and_padding_are_one_id(tiny_t5, tmp_path, framework, name):
      ({"max_length": 7, "max_new_tokens": 9}, 9)],
 )  # fmt: skip
 def test_the_configs_length_limit_is_kept_where_nothing_else_says(
-    tiny_t5, tmp_path, framework, asked, length
+    gated_t5, tmp_path, framework, asked, length
 ):
     for place in ({"generation": asked}, asked):  # in either file
-        decoder = decoder_of(framework, saved(tiny_t5, tmp_path / str(len(place)), **place))
+        decoder = decoder_of(framework, saved(gated_t5, tmp_path / str(len(place)), **place))
         assert generated(decoder, max_new_tokens=None).shape == (3, length)
     if asked:
-        model = copy.deepcopy(tiny_t5)
+        model = copy.deepcopy(gated_t5)
         for name, value in asked.items():
             setattr(model.generation_config, name, value)
         ids, mask = prompts(3)
@@ -320,7 +321,7 @@ def test_pickles_are_not_read_and_the_message_says_how_to_convert_them(
 def test_the_rest_of_the_family_is_read(tmp_path, framework, kind):
     model = family(kind)
     decoder = decoder_of(framework, saved(model, tmp_path))
-    assert generated(decoder).tolist() == hugging_face(model, *prompts(3)).tolist()
+    assert generated(decoder, 5).tolist() == hugging_face(model, *prompts(5)).tolist()
     in_torch = riskcal_adapters.torch.EarlyExitT5(model)
     assert (decoder.weights, decoder.settings) == (in_torch.weights, in_torch.settings)
     if framework == "jax":

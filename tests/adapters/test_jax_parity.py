@@ -111,18 +111,14 @@ def test_tokens_and_exits_are_the_same_on_300_words(in_torch, in_jax, words):
     """A row may differ only from where a confidence was within 1e-4 of its threshold; on these words none does."""
     assert len(words) == 300
     near = 0
+    ids, mask = in_jax.encode(words)
     for policy in policies():
         needed = policy.exit_thresholds(in_jax.n_layers, LENGTH)[:, 0]
-        for start in range(0, 300, 8):
-            ids, mask = in_jax.encode(words[start : start + 8])
-            theirs = in_torch.generate(torch.as_tensor(ids), torch.as_tensor(mask), policy, LENGTH)
-            for part in [
-                slice(0, len(ids)),
-                *(slice(i, i + 1) for i in range(len(ids))),
-            ]:  # in batches of 8, and alone
-                near += apart(
-                    in_jax.generate(ids[part], mask[part], policy, LENGTH), theirs, part, needed
-                )
+        theirs = in_torch.generate(torch.as_tensor(ids), torch.as_tensor(mask), policy, LENGTH)
+        eights = [slice(start, min(start + 8, 300)) for start in range(0, 300, 8)]
+        for part in eights + [slice(i, i + 1) for i in range(300)]:  # in batches of 8, and alone
+            ours = in_jax.generate(ids[part], mask[part], policy, LENGTH)
+            near += apart(ours, theirs, part, needed)
     print(f"rows that differ near a threshold: {near}")
     assert near == 0
 

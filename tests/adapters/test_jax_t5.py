@@ -1,16 +1,18 @@
-"""What is JAX's own: one compiled program per size, its loops, caches, types and devices. See test_rows for the rest."""
+"""What is JAX's own: one compiled program per size, its loops, caches, types and devices.
 
-import os
+The rest is in test_decoding_in_both_frameworks.
+"""
+
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax_models import CONFIG, prompts, random_t5
+from processes import environment
 
 from riskcal import Decaying, ExitPolicy
 from riskcal_adapters.jax import EarlyExitT5, layers, program
@@ -120,9 +122,9 @@ def subprograms(value):
 @pytest.mark.parametrize("stacked", [True, False])
 def test_the_program_is_a_loop_in_a_loop_that_never_asks_the_host(model, stacked):
     made = EarlyExitT5(model, stacked=stacked)
-    _, *asked = made._asked(EARLY, 2, LENGTH)
+    asked = made._asked(EARLY, 2, LENGTH)
     ids, mask = prompts(2)
-    arguments = *made._whole(oracle=False), made._request(ids, mask.astype(bool), *asked)
+    arguments = *made._whole(oracle=False), made._request(ids, mask.astype(bool), asked)
     jaxpr = jax.make_jaxpr(program.generate, static_argnums=0)(*arguments)
     assert whiles(jaxpr.jaxpr) == [[[]]], (
         "one loop over tokens, in it one over layers, in that none"
@@ -245,15 +247,13 @@ def test_weights_are_put_where_jax_puts_new_arrays(decoder):
     }
 
 
-def run(script, **environment):
+def run(script, **changes):
     """A script in a process of its own; what it printed."""
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(Path(__file__).parent)}
-        | environment,
+        env=environment(JAX_PLATFORMS="cpu", **changes),
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -272,8 +272,8 @@ decoder = EarlyExitT5(random_t5(), stacked=True, devices=jax.devices())
 assert all(len(array.devices()) == 4 for array in jax.tree.leaves(decoder.params))
 generation = decoder.generate(*prompts(7), policy=ExitPolicy(threshold=0.2), max_new_tokens=12)
 ids, mask = prompts(7)
-_, *asked = decoder._asked(ExitPolicy(), 7, 12)
-request = decoder._request(ids, mask.astype(bool), *asked)
+asked = decoder._asked(ExitPolicy(), 7, 12)
+request = decoder._request(ids, mask.astype(bool), asked)
 lowered = program.generate.lower(*decoder._whole(False), request).as_text()
 assert "while" in lowered
 print(any(word in lowered for word in ("all_reduce", "all_gather", "collective", "all_to_all")))

@@ -18,7 +18,7 @@ from exit_reference import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from t5_reference import FULL, LENGTH, ending_early, hugging_face, prompts
+from t5_reference import FULL, LENGTH, hugging_face, prompts
 
 from riskcal import ExitPolicy
 from riskcal.policy import Contrast
@@ -27,11 +27,6 @@ from riskcal_adapters.torch import EarlyExitT5, measures
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
 
 PRUNED = Pruning("adaptive", largest=30, smallest=4)
-
-
-@pytest.fixture(scope="module")
-def ending(tiny_t5):
-    return ending_early(tiny_t5)
 
 
 # -- formulas ----------------------------------------------------------------------------------------------------------

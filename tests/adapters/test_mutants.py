@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from exit_reference import CLASSIFIER, assert_agrees, middling
-from t5_reference import LENGTH, assert_row, ending_early, prompts
+from t5_reference import LENGTH, assert_row, prompts
 
 from riskcal import Decaying, ExitPolicy
 from riskcal.policy import Contrast, Sampling
@@ -361,11 +361,6 @@ MUTANTS = {
         draws_from_the_nucleus,
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def ending(tiny_t5):
-    return ending_early(tiny_t5)
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -8,7 +8,7 @@ import torch
 from exit_reference import StubBackbone, assert_agrees, middling, tokens_kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from t5_reference import FULL, LENGTH, ending_early, prompts
+from t5_reference import FULL, LENGTH, prompts
 
 from riskcal import ExitPolicy
 from riskcal.pruning import Pruning
@@ -18,11 +18,6 @@ from riskcal_adapters.torch.heads import PrunedHead, Scores, likeliest
 
 FORMS = ("fixed", "decaying", "adaptive", "adaptive-code")
 EVERYTHING = Pruning("fixed", largest=10**6, smallest=41)
-
-
-@pytest.fixture(scope="module")
-def ending(tiny_t5):
-    return ending_early(tiny_t5)
 
 
 # -- which tokens are kept -----------------------------------------------------------------------------------------------

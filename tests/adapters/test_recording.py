@@ -12,7 +12,6 @@ import time
 import types
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,9 +22,10 @@ import toy_decoder
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from processes import environment
+from recordings import FINE, GRID, MANY, SETTINGS, STOP, TEXTS, merged, record, shards
 
 import riskcal
-import riskcal_adapters
 from riskcal._validate import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling, Stop
 from riskcal.records import Runs, Traces
@@ -34,38 +34,6 @@ from riskcal_adapters import texts
 from riskcal_adapters.recording import folder as recording_folder
 from riskcal_adapters.recording import runs as recording_runs
 from riskcal_adapters.recording import worker
-
-TEXTS = [f"prompt {chr(97 + i)}{'x' * (i % 3)}" for i in range(11)]
-GRID = [0.2, 0.9, 0.5, 0.0]
-SETTINGS = {"max_new_tokens": 6, "shard_prompts": 4, "progress": False}
-
-
-def record(out, prompts=TEXTS, load=toy_decoder.load, thresholds=GRID, **settings):
-    return riskcal_adapters.record(prompts, load, thresholds, out, **(SETTINGS | settings))
-
-
-def shards(out, pattern="runs-*.parquet"):
-    return sorted(path.name for path in out.glob(pattern))
-
-
-def merged(out, pattern="runs-*.parquet"):
-    """The recording as one table, in bytes, but for its seconds."""
-    whole = pa.concat_tables(
-        [pa.parquet.read_table(path, partitioning=None) for path in sorted(out.glob(pattern))]
-    )
-    whole = whole.drop_columns(
-        [name for name in ("seconds",) if name in whole.column_names]
-    ).combine_chunks()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, whole.schema) as writer:
-        writer.write_table(whole)
-    return sink.getvalue().to_pybytes()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return record(tmp_path_factory.mktemp("recording") / "out", traces=True)
-
 
 # What is written
 
@@ -208,10 +176,9 @@ def test_dicts_and_arrow_tables_are_tables(tmp_path):
 
 INTERRUPTED = """
 import functools, sys
-sys.path.insert(0, sys.argv[1])
 import toy_decoder, riskcal_adapters
 load = functools.partial(toy_decoder.load, delay=0.03)
-riskcal_adapters.record({texts!r}, load, {grid!r}, sys.argv[2], traces=True, **{settings!r})
+riskcal_adapters.record({texts!r}, load, {grid!r}, sys.argv[1], traces=True, **{settings!r})
 """.format(texts=TEXTS, grid=GRID, settings=SETTINGS | {"shard_prompts": 1})
 
 
@@ -219,14 +186,8 @@ def test_killed_twice_and_resumed_equals_undisturbed(tmp_path):
     load = functools.partial(toy_decoder.load, delay=0.03)
     out, settings = tmp_path / "killed", {"shard_prompts": 1, "traces": True}
     for wanted in (3, 6):
-        command = [
-            sys.executable,
-            "-c",
-            INTERRUPTED,
-            str(Path(toy_decoder.__file__).parent),
-            str(out),
-        ]
-        process = subprocess.Popen(command)
+        command = [sys.executable, "-c", INTERRUPTED, str(out)]
+        process = subprocess.Popen(command, env=environment())
         while len(shards(out)) < wanted and process.poll() is None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
@@ -548,8 +509,6 @@ def test_other_weights_do_not_go_on_with_a_recording(tmp_path):
 
 # Early exits that know nothing
 
-MANY = [f"text {i}" for i in range(24)]
-
 
 class Untrained(toy_decoder.ToyDecoder):
     """Exits whose tokens have nothing to do with the last layer's."""
@@ -570,7 +529,7 @@ def test_exits_at_chance_level_are_warned_of(tmp_path):
         match=r"chance level: their mean dissimilarity is 1.00, .*train its early exits",
     ) as caught:
         record(tmp_path / "out", MANY, load=Untrained, shard_prompts=7)
-    assert caught[0].filename == __file__
+    assert caught[0].filename == record.__code__.co_filename
     with ThreadPoolExecutor(2) as pool, pytest.warns(UserWarning, match="chance level"):
         record(tmp_path / "pool", MANY, load=Untrained, shard_prompts=7, pool=pool)
 
@@ -592,9 +551,6 @@ def test_exits_that_know_something_and_few_prompts_are_not_warned_of(tmp_path):
 
 # Stopping where fixed-sequence testing fails
 
-STOP = Stop(delta=0.45, epsilon=0.2)
-FINE = [round(0.1 * i, 1) for i in range(11)]
-
 
 def outcome(runs, **settings):
     calibration = riskcal.calibrate(runs, procedure="fixed_sequence", **settings)
@@ -606,18 +562,6 @@ def outcome(runs, **settings):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     return record(tmp_path_factory.mktemp("whole") / "out", MANY, thresholds=FINE, traces=True)
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    return record(
-        tmp_path_factory.mktemp("stopped") / "out",
-        MANY,
-        thresholds=FINE,
-        traces=True,
-        stop=STOP,
-        shard_prompts=7,
-    )
 
 
 def test_a_stopped_recording_is_the_whole_one_cut_off_below_the_first_failure(whole, stopped):
@@ -929,7 +873,7 @@ def test_repeated_texts_warn_unless_they_share_a_cluster(tmp_path):
         UserWarning, match="prompt 'c' repeats the text of prompt 'a'.*not independent"
     ) as caught:
         record(tmp_path / "warned", table)
-    assert caught[0].filename == __file__
+    assert caught[0].filename == record.__code__.co_filename
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         record(tmp_path / "clustered", table | {"cluster": [1, 2, 1]})

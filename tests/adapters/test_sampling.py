@@ -5,7 +5,7 @@ import pytest
 import torch
 from exit_reference import Reference, middling, truncated
 from scipy import stats
-from t5_reference import FULL, LENGTH, assert_row, ending_early, hugging_face, prompts
+from t5_reference import FULL, LENGTH, assert_row, hugging_face, prompts
 
 from riskcal import ExitPolicy
 from riskcal.policy import Sampling
@@ -15,11 +15,6 @@ from riskcal_adapters.torch.choosing import draw, noise_keys, nucleus
 from riskcal_adapters.torch.heads import Scores
 
 LEVEL = 1e-4  # of the tests below: with their fixed seeds they pass or fail for good
-
-
-@pytest.fixture(scope="module")
-def ending(tiny_t5):
-    return ending_early(tiny_t5)
 
 
 def law(logits, sampling):

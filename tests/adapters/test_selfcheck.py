@@ -8,14 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from t5_reference import FULL, LENGTH, hugging_face, prompts
+from t5_reference import FULL, LENGTH, family, hugging_face, prompts
 from torch import nn
 from transformers import (
-    MT5Config,
-    MT5ForConditionalGeneration,
-    T5Config,
     T5ForConditionalGeneration,
-    UMT5Config,
     UMT5ForConditionalGeneration,
 )
 
@@ -25,16 +21,6 @@ from riskcal_adapters import fingerprint
 from riskcal_adapters.torch import EarlyExitT5
 from riskcal_adapters.torch.backbone import LayerCache
 from riskcal_adapters.torch.weights import PositionBias
-
-SHAPE = {
-    "vocab_size": 41,
-    "d_model": 32,
-    "d_kv": 12,
-    "d_ff": 48,
-    "num_heads": 3,
-    "num_layers": 3,
-    "num_decoder_layers": 5,
-}
 
 
 class LowRank(nn.Module):
@@ -263,34 +249,6 @@ def test_quantized_models_are_refused(tiny_t5):
 
 
 # -- the rest of the family --------------------------------------------------------------------------------------------
-
-
-def family(kind, **changes):
-    """A random model with biases that are not the same in any two layers."""
-    kinds = {
-        "t5": (T5ForConditionalGeneration, T5Config),
-        "mt5": (MT5ForConditionalGeneration, MT5Config),
-        "umt5": (UMT5ForConditionalGeneration, UMT5Config),
-    }
-    model_class, config_class = kinds[kind]
-    torch.manual_seed(5)
-    short = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16}
-    config = config_class(
-        **SHAPE
-        | short
-        | {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
-        | changes
-    )
-    model = model_class(config).eval()
-    for name, parameter in model.named_parameters():
-        if "relative_attention_bias" in name:
-            nn.init.normal_(parameter, std=2.0)
-        elif "norm" in name:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-    nn.init.normal_(model.decoder.final_layer_norm.weight, std=1.5)
-    model.lm_head.weight = nn.Parameter(torch.randn(41, 32) * 0.5)
-    nn.init.zeros_(model.lm_head.weight[:2])
-    return model
 
 
 @pytest.mark.parametrize("kind", ["mt5", "umt5"])

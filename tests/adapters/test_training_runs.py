@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -20,13 +22,17 @@ from recipes.g2p.evaluate import errors, evaluate
 from recipes.numbers import data
 from riskcal import ExitPolicy, RiskcalError
 from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
-from riskcal_adapters.torch.training import ExitClassifier, dropout_rates, folders, save_classifier
+from riskcal_adapters.torch.training import (
+    ExitClassifier,
+    dropout_rates,
+    folders,
+    save_classifier,
+    saved,
+)
 from riskcal_adapters.torch.training import trainer as trainers
+from riskcal_adapters.torch.training.batches import Batches, collate, collator
 from riskcal_adapters.torch.training.trainer import (
-    Batches,
     Stage,
-    collate,
-    collator,
     new_t5,
     train,
     train_classifier,
@@ -182,6 +188,20 @@ def test_a_finished_folder_gives_its_weights_and_makes_no_step(tiny_t5, tmp_path
     assert not equal(second, tiny_t5)
 
 
+@pytest.fixture(scope="module")
+def begun(tiny_t5, tmp_path_factory):
+    """A folder of a run that was finished, or cut off; to be copied."""
+
+    @functools.cache
+    def folder(finished):
+        made = tmp_path_factory.mktemp("begun")
+        stops = [] if finished else [StopAt(2)]
+        train(copy.deepcopy(tiny_t5), some_pairs(), made, STAGE, save_steps=2, callbacks=stops)
+        return made
+
+    return folder
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -194,20 +214,16 @@ def test_a_finished_folder_gives_its_weights_and_makes_no_step(tiny_t5, tmp_path
     ],
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_a_folder_of_another_stage_is_refused(tiny_t5, tmp_path, change, message, finished):
-    train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE, save_steps=2,
-          callbacks=[] if finished else [StopAt(2)])  # fmt: skip
+def test_a_folder_of_another_stage_is_refused(tiny_t5, begun, tmp_path, change, message, finished):
+    folder = shutil.copytree(begun(finished), tmp_path / "run")
     model = copy.deepcopy(tiny_t5)
     with pytest.raises(RiskcalError, match=message):
-        train(model, some_pairs(), tmp_path / "run", dataclasses.replace(STAGE, **change))
+        train(model, some_pairs(), folder, dataclasses.replace(STAGE, **change))
     assert equal(model, tiny_t5)
-    train(
-        model,
-        some_pairs(),
-        tmp_path / "another",
-        dataclasses.replace(STAGE, **change | {"confidence": STAGE.confidence}),
-    )
-    assert not equal(model, tiny_t5)
+    if finished:  # the remedy has nothing to do with the folder that was refused
+        other = dataclasses.replace(STAGE, **change | {"confidence": STAGE.confidence})
+        train(model, some_pairs(), tmp_path / "another", other)
+        assert not equal(model, tiny_t5)
 
 
 def test_a_folder_of_other_pairs_or_another_model_is_refused_and_other_weights_are_said(
@@ -288,14 +304,14 @@ def test_what_cannot_be_written_is_said_with_its_path(tiny_t5, tmp_path, monkeyp
         ):
             train(tiny_t5, some_pairs(), folder, STAGE)
     with monkeypatch.context() as patch:
-        patch.setattr(trainers.EarlyExitTrainer, "_save_checkpoint", refused_by_the_system)
+        patch.setattr(trainers.PairTrainer, "_save_checkpoint", refused_by_the_system)
         with pytest.raises(
             RiskcalError,
             match=r"/somewhere: cannot be written \(Read-only file system\); make room",
         ):
             train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE)
     with monkeypatch.context() as patch:
-        patch.setattr(trainers, "save_file", refused_by_the_system)
+        patch.setattr(saved, "save_file", refused_by_the_system)
         with pytest.raises(RiskcalError, match="Read-only file system"):
             write_checkpoint(new_t5(101, decoder_layers=1), data.tokenizer(), tmp_path / "made")
     with pytest.raises(RiskcalError, match=r"c\.safetensors: cannot be written"):

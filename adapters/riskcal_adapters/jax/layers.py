@@ -85,18 +85,18 @@ def decoder_layer(
     """One layer, chosen at run time: states (B, d) to (B, d), and the position's keys and values (2, B, heads, k)."""
     if isinstance(params.decoder, Layer):
         stacked = (params.decoder, context.own, context.prompt)
-        chosen = jax.tree.map(
+        layer, own, prompt = jax.tree.map(
             lambda array: lax.dynamic_index_in_dim(array, index, 0, keepdims=False), stacked
         )
-        return _block(shape, context, index, *chosen, state)
+        return _block(shape, context, index, layer, own, prompt, state)
     branches = [
         lambda state, i=i, layer=layer: _block(
             shape, context, i, layer, context.own[i], context.prompt[i], state
         )
         for i, layer in enumerate(params.decoder)
     ]
-    chosen: tuple[Array, Array] = lax.switch(index, branches, state)
-    return chosen
+    done: tuple[Array, Array] = lax.switch(index, branches, state)
+    return done
 
 
 def all_layers(shape: Shape, params: Params, context: Context, state: Array) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ Each row of a batch may have its own measure, by its code: the place of its name
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from riskcal_adapters.jax.weights import Classifier
@@ -34,7 +35,7 @@ def of_logits(logits: Array, measures: Array, target: Array | None) -> tuple[Arr
     weights = jnp.exp(shifted)
     total = weights.sum(-1)
     # a token of probability 0 adds nothing to the entropy, though its logarithm is minus infinity
-    mean_shift = (weights * jnp.maximum(shifted, jnp.finfo(jnp.float32).min)).sum(-1) / total
+    mean_shift = (weights * jnp.maximum(shifted, np.finfo(np.float32).min)).sum(-1) / total
     confidence = (1.0 - jnp.exp(second - highest)) / total
     confidence = jnp.where(measures == MAX, 1.0 / total, confidence)
     confidence = jnp.where(measures == ENTROPY, mean_shift - jnp.log(total), confidence)

@@ -11,7 +11,8 @@ oracle, which runs all layers before it looks at the first.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,9 @@ class Traced(NamedTuple):
     going: Any  #: (B, T) bool, false after a row's end
 
 
+Said = TypeVar("Said", Generated, Traced)
+
+
 class Left(NamedTuple):
     """A position after some of its layers."""
 
@@ -99,15 +103,18 @@ def trace(static: Static, params: Params, special: Special, request: Request) ->
     return _dealt_out(static, _trace)(params, special, request)
 
 
-def _dealt_out(static: Static, function: Any) -> Any:
+def _dealt_out(
+    static: Static, function: Callable[[Static, Params, Special, Request], Said]
+) -> Callable[[Params, Special, Request], Said]:
     """Each device decodes its rows by itself: its loops end when its own rows do, and devices tell each other nothing."""
     run = functools.partial(function, static)
     if static.mesh is None:
         return run
     every, rows = PartitionSpec(), PartitionSpec(ROWS)
-    return jax.shard_map(
+    dealt: Callable[[Params, Special, Request], Said] = jax.shard_map(
         run, mesh=static.mesh, in_specs=(every, every, rows), out_specs=rows, check_vma=False
     )
+    return dealt
 
 
 def _generate(static: Static, params: Params, special: Special, request: Request) -> Generated:
@@ -127,12 +134,13 @@ def _generate(static: Static, params: Params, special: Special, request: Request
         token = left.said.tokens
         return position + 1, token, _unended(special, request, position, token, going), own, said
 
-    said = jax.tree.map(
+    said: Generated = jax.tree.map(
         lambda one: jnp.broadcast_to(one[:, None], (batch, length)), _silent(special, batch)
     )
     start = jnp.broadcast_to(special.start, (batch,))
     carry = jnp.int32(0), start, request.lengths > 0, context.own, said
-    return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
+    said = lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
+    return said
 
 
 def exit_layers(
@@ -241,7 +249,8 @@ def _trace(static: Static, params: Params, special: Special, request: Request) -
         context.own,
         traced,
     )
-    return lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
+    traced = lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
+    return traced
 
 
 def _last_tokens(static: Static, params: Params, context: Context, state: Array) -> Array:
@@ -264,4 +273,5 @@ def _unended(
     special: Special, request: Request, position: Array, token: Array, going: Array
 ) -> Array:
     ended = (token[:, None] == special.ends).any(-1)
-    return going & ~ended & (position + 1 < request.lengths)
+    unended: Array = going & ~ended & (position + 1 < request.lengths)
+    return unended

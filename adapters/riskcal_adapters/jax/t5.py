@@ -6,7 +6,7 @@ Requests are checked on the host, padded to the shapes of a compiled program, an
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,15 @@ from riskcal_adapters.jax.weights import T5, Classifier, Params
 
 #: What this decoder knows no other way of doing than the default.
 _DEFAULTS_ONLY = ("pruning", "cache", "max_pending", "emits", "batching", "sampling")
+
+
+class _Asked(NamedTuple):
+    """What policies ask of a padded batch: of a `Request` its own, on the devices, and whether anything asks the oracle."""
+
+    oracle: bool
+    thresholds: Any
+    measures: Any
+    lengths: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +168,7 @@ class EarlyExitT5:
             for values in (self._special.pad, self._special.start, self._special.ends)
         )
         self._framing = jax.device_put(Special(*ids), place)
-        self._last_asked: tuple[Any, ...] = (None, 0, None, None)
+        self._last_asked: tuple[ExitPolicy, int, int | None, _Asked] | None = None
 
     @functools.cached_property
     def tokenizer_digest(self) -> str | None:
@@ -213,10 +222,9 @@ class EarlyExitT5:
             another ``max_new_tokens``.
         """
         tokens, mask = self._checked(input_ids, attention_mask)
-        oracle, *asked = self._asked(policy, len(tokens), max_new_tokens)
-        generated = jax.device_get(
-            program.generate(*self._whole(oracle), self._request(tokens, mask, *asked))
-        )
+        asked = self._asked(policy, len(tokens), max_new_tokens)
+        request = self._request(tokens, mask, asked)
+        generated = jax.device_get(program.generate(*self._whole(asked.oracle), request))
         rows = len(tokens)
         length = int((generated.exit_layers[:rows] > 0).sum(1).max())
         chosen, exits, *sure = (array[:rows, :length] for array in generated)
@@ -252,9 +260,10 @@ class EarlyExitT5:
         limit = request_checks.length(max_new_tokens, [], self.default_length)
         ids = request_checks.prompt_ids(prompts, len(tokens))
         [template] = self._policies(policy, len(tokens))
-        _, thresholds, codes, lengths = self._asked(ExitPolicy.full_model(), len(tokens), limit)
-        codes = np.full(codes.shape, measures.NAMES.index(template.measure), dtype=np.int32)
-        request = self._request(tokens, mask, thresholds, codes, lengths)
+        asked = self._asked(ExitPolicy.full_model(), len(tokens), limit)
+        code = measures.NAMES.index(template.measure)
+        codes = np.full(asked.measures.shape, code, dtype=np.int32)
+        request = self._request(tokens, mask, asked._replace(measures=codes))
         said, confidence, going = jax.device_get(program.trace(*self._whole(False), request))
         positions, rows = np.nonzero(going.T)
         return Traces.from_arrays(
@@ -316,12 +325,11 @@ class EarlyExitT5:
 
     def _asked(
         self, policy: ExitPolicy | Sequence[ExitPolicy], rows: int, max_new_tokens: int | None
-    ) -> tuple[bool, Any, Any, Any]:
-        """Whether the oracle is asked, and a `Request`'s thresholds, measures and lengths, on the devices."""
+    ) -> _Asked:
         # One policy serves many prompts, and none ever changes: what the last one says is kept.
-        known, *size, found = self._last_asked
-        if known is policy and size == [rows, max_new_tokens]:
-            return found
+        last = self._last_asked
+        if last is not None and last[0] is policy and last[1:3] == (rows, max_new_tokens):
+            return last[3]
         asked = self._policies(policy, rows)
         limit = request_checks.length(max_new_tokens, asked, self.default_length)
         batch = _round_rows(rows, 1 if self._mesh is None else self._mesh.size)
@@ -339,31 +347,21 @@ class EarlyExitT5:
         place = (
             None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(program.ROWS))
         )
-        found = (
-            bool((codes == measures.ORACLE).any()),
-            *jax.device_put((thresholds, codes, lengths), place),
-        )
+        oracle = bool((codes == measures.ORACLE).any())
+        found = _Asked(oracle, *jax.device_put((thresholds, codes, lengths), place))
         if isinstance(policy, ExitPolicy):
             self._last_asked = policy, rows, max_new_tokens, found
         return found
 
-    def _request(
-        self,
-        tokens: NDArray[Any],
-        mask: NDArray[np.bool_],
-        thresholds: Any,
-        codes: Any,
-        lengths: Any,
-    ) -> Request:
+    def _request(self, tokens: NDArray[Any], mask: NDArray[np.bool_], asked: _Asked) -> Request:
         rows, width = tokens.shape
-        ids = np.full((len(lengths), _round_tokens(width)), self._special.pad, dtype=np.int32)
+        ids = np.full((len(asked.lengths), _round_tokens(width)), self._special.pad, dtype=np.int32)
         ids[:rows, :width] = tokens
         real = np.zeros(ids.shape, dtype=bool)
         real[:rows, :width] = mask
-        real[rows:, 0] = (
-            True  # rows that only fill the batch; without a token to attend to they would be NaN
-        )
-        return Request(ids, real, thresholds, codes, lengths)
+        # rows that only fill the batch; without a token to attend to they would be NaN
+        real[rows:, 0] = True
+        return Request(ids, real, *asked[1:])
 
     def _whole(self, oracle: bool) -> tuple[Static, Params, Special]:
         return Static(self.model.shape, oracle, self._mesh), self.params, self._framing

@@ -177,7 +177,8 @@ def arrange(model: T5, dtype: str, *, stacked: bool) -> Params:
 
     def after(norm: str, *names: str, scale: float = 1.0) -> NDArray[Any]:
         gain = np.asarray(weights[f"{norm}.weight"], np.float32) * np.float32(scale)
-        return gain[:, None] * plain(*names)
+        product: NDArray[Any] = gain[:, None] * plain(*names)
+        return product
 
     def layer(block: str, *, cross: bool) -> Layer:
         dense = f"{block}.layer.{1 + cross}"
@@ -228,11 +229,13 @@ def arrange(model: T5, dtype: str, *, stacked: bool) -> Params:
             [np.asarray(weights[name], np.float32) for name in _biases(shape, "decoder")]
         ),
     )
-    return jax.tree.map(lambda array: array.astype(jnp.dtype(dtype)), arranged)
+    typed: Params = jax.tree.map(lambda array: array.astype(jnp.dtype(dtype)), arranged)
+    return typed
 
 
 def _stack(layers: list[Layer]) -> Layer:
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
+    stacked: Layer = jax.tree.map(lambda *arrays: np.stack(arrays), *layers)
+    return stacked
 
 
 def _biases(shape: Shape, stack: str) -> list[str]:

@@ -25,12 +25,12 @@ _REMEDY = (
 
 def read(model: object) -> Backbone:
     """A T5's weights, after making sure that they are all there is to it."""
-    weights.refuse_other(model)
+    t5 = weights.only_t5(model)
     try:
-        backbone = Backbone(model)
+        backbone = Backbone(t5)
     except AttributeError as error:
         raise RiskcalError(f"model: has not the modules of a T5 ({error}). {_REMEDY}") from error
-    refuse_attachments(model, backbone)
+    refuse_attachments(t5, backbone)
     return backbone
 
 
@@ -124,8 +124,9 @@ def _error(model: T5, backbone: Backbone) -> float:
     finite &= ours.isfinite()
     if not finite.any():
         return 0.0
-    scale = own[finite].abs().max().item()
-    return (own - ours)[finite].abs().max().item() / max(scale, torch.finfo(torch.float32).tiny)
+    scale: float = own[finite].abs().max().item()
+    furthest: float = (own - ours)[finite].abs().max().item()
+    return furthest / max(scale, torch.finfo(torch.float32).tiny)
 
 
 def _teacher_forced(backbone: Backbone, prompt: Tensor, mask: np.ndarray, forced: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ are stored as ``torch.mm`` reads them fastest, and each norm's gain is multiplie
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from riskcal import RiskcalError
+from riskcal_adapters.torch.modules import Block, Map, blocks
 
 #: A T5 of any of these classes. mT5 is T5 v1.1; UMT5 has a bias on positions in each layer, where the others share one.
 T5 = T5ForConditionalGeneration | MT5ForConditionalGeneration | UMT5ForConditionalGeneration
@@ -41,9 +42,9 @@ class Layer(NamedTuple):
 def layers(model: T5, dtype: torch.dtype) -> tuple[list[Layer], list[Layer]]:
     """The encoder's and the decoder's layers."""
     memory_norm = model.encoder.final_layer_norm
-    encoder = [_self_and_feed_forward(block, dtype) for block in model.encoder.block]
+    encoder = [_self_and_feed_forward(block, dtype) for block in blocks(model.encoder)]
     decoder = []
-    for block in model.decoder.block:
+    for block in blocks(model.decoder):
         cross, norm = block.layer[1].EncDecAttention, block.layer[1].layer_norm
         decoder.append(
             _self_and_feed_forward(block, dtype)._replace(
@@ -68,8 +69,8 @@ def scales_outputs(model: T5) -> bool:
     return bool(getattr(model.config, "scale_decoder_outputs", False))
 
 
-def refuse_other(model: object) -> None:
-    """Refuse what is no T5, and a checkpoint in a class that has no place for all of its position biases."""
+def only_t5(model: object) -> T5:
+    """The model, unless it is no T5, or of a class that has no place for all position biases of its checkpoint."""
     if not isinstance(model, T5):
         raise RiskcalError(
             f"model: {type(model).__name__} is not a T5ForConditionalGeneration (nor MT5 or UMT5). Take the model out of what "
@@ -87,6 +88,7 @@ def refuse_other(model: object) -> None:
             f"model: {type(model).__name__}, but the checkpoint is of class {foreign[0]}, whose layers "
             f"{'share one bias' if own else 'each have a bias'} on positions; load it with {foreign[0]}.from_pretrained."
         )
+    return model
 
 
 def compute_dtype(model: T5) -> torch.dtype:
@@ -134,10 +136,14 @@ def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
     )  # asking is dearer than looking
 
 
-def activation(model: T5) -> Callable[[Tensor], Tensor]:
+def activation(model: T5) -> Map:
     """The feed-forward layers' nonlinearity, as one operation where there is one."""
-    fused = {"relu": torch.relu, "gelu_new": functools.partial(F.gelu, approximate="tanh")}
-    return fused.get(model.config.dense_act_fn, model.decoder.block[0].layer[-1].DenseReluDense.act)
+    fused: dict[str, Map] = {
+        "relu": torch.relu,
+        "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    }
+    own = blocks(model.decoder)[0].layer[-1].DenseReluDense.act
+    return fused.get(model.config.dense_act_fn, own)
 
 
 #: Entries: attention's kernels read a bias in pieces of 16 bytes, of which none may begin in the middle of another.
@@ -152,7 +158,7 @@ class PositionBias:
     """
 
     def __init__(self, stack: torch.nn.Module, dtype: torch.dtype, layer: int = 0) -> None:
-        own = [block.layer[0].SelfAttention for block in stack.block]
+        own = [block.layer[0].SelfAttention for block in blocks(stack)]
         attention = own[layer]
         self._reach: int = (
             attention.relative_attention_max_distance
@@ -204,7 +210,7 @@ class PositionBias:
         return self._by_offset[:, offsets + self._reach][None]
 
 
-def _self_and_feed_forward(block: torch.nn.Module, dtype: torch.dtype) -> Layer:
+def _self_and_feed_forward(block: Block, dtype: torch.dtype) -> Layer:
     attention, norm = block.layer[0].SelfAttention, block.layer[0].layer_norm
     dense, dense_norm = block.layer[-1].DenseReluDense, block.layer[-1].layer_norm
     entries = [dense.wi_0, dense.wi_1] if hasattr(dense, "wi_0") else [dense.wi]
@@ -217,10 +223,7 @@ def _self_and_feed_forward(block: torch.nn.Module, dtype: torch.dtype) -> Layer:
 
 
 def _after_norm(
-    norm: torch.nn.Module,
-    linears: Iterable[torch.nn.Module],
-    dtype: torch.dtype,
-    scale: float = 1.0,
+    norm: Map, linears: Iterable[Map], dtype: torch.dtype, scale: float = 1.0
 ) -> Tensor:
     fine = torch.promote_types(dtype, torch.float32)
     weight = _weight(norm)
@@ -229,11 +232,11 @@ def _after_norm(
     return (joined * gain).to(dtype).t().contiguous()
 
 
-def _plain(linear: torch.nn.Module, dtype: torch.dtype) -> Tensor:
+def _plain(linear: Map, dtype: torch.dtype) -> Tensor:
     return _weight(linear).to(dtype).t().contiguous()
 
 
-def _weight(module: torch.nn.Module) -> Tensor:
+def _weight(module: Map) -> Tensor:
     """A module's weight as numbers; quantized modules pack theirs, and adapters put it elsewhere."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():

@@ -24,7 +24,8 @@ from riskcal_adapters.torch.training import (
     do_not_exit_f1,
     save_classifier,
 )
-from riskcal_adapters.torch.training.trainer import Pairs, collator, train_classifier
+from riskcal_adapters.torch.training.batches import Pairs, collator
+from riskcal_adapters.torch.training.trainer import train_classifier
 
 OBJECTIVES = ("independent", "balanced", "geometric")
 EVALUATED = 1500

@@ -20,9 +20,9 @@ from recipes.g2p.evaluate import evaluate
 from riskcal import internal
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch.training.batches import Pairs
 from riskcal_adapters.torch.training.trainer import (
     THRESHOLDS,
-    Pairs,
     Stage,
     new_t5,
     train,
@@ -62,14 +62,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    tokenizer = data.tokenizer()
-    parts = data.splits(data.read_dictionary(data.dictionary_path()), seed=options.seed)
-    train_pairs = pairs(parts["train"])
-    model = new_t5(len(tokenizer), decoder_layers=options.decoder_layers, seed=options.seed)
     names = ("seed", "scale", "decoder_layers")
     folders.note_settings(
         options.out, {name: getattr(options, name) for name in names}, file="recipe.json"
     )
+    tokenizer = data.tokenizer()
+    parts = data.splits(data.read_dictionary(data.dictionary_path()), seed=options.seed)
+    train_pairs = pairs(parts["train"])
+    model = new_t5(len(tokenizer), decoder_layers=options.decoder_layers, seed=options.seed)
     for name, stage in STAGES.items():
         done = options.out / f"{name}-checkpoint"
         if done.exists():

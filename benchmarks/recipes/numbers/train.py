@@ -23,9 +23,9 @@ from recipes.numbers import data
 from riskcal import ExitPolicy, internal
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch.training.batches import Pairs
 from riskcal_adapters.torch.training.trainer import (
     THRESHOLDS,
-    Pairs,
     Stage,
     new_t5,
     train,

@@ -54,7 +54,7 @@ def note_settings(
     with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         found = read_settings(path) if path.exists() else None
-        begun = get_last_checkpoint(str(folder))
+        begun = last_checkpoint(folder)
     if found is None and begun is not None:
         raise RiskcalError(
             f"{folder}: holds checkpoints, but no {file} that says of what; give another folder."
@@ -77,8 +77,8 @@ def _first_difference(there: dict[str, Any], here: dict[str, Any]) -> tuple[str,
     name = next(name for name in here if there.get(name) != here[name])
     before, now = there.get(name), here[name]
     if isinstance(before, dict) and isinstance(now, dict):
-        inner, *values = _first_difference(before, now)
-        return f"{name}.{inner}", *values
+        inner, there_said, here_said = _first_difference(before, now)
+        return f"{name}.{inner}", there_said, here_said
     if name in ("pairs", "model"):
         return (
             name,
@@ -93,6 +93,12 @@ def _plain(value: Any) -> Any:
     return json.loads(
         json.dumps(value, default=lambda one: getattr(one, "__qualname__", type(one).__name__))
     )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of most steps that Hugging Face's trainer left in a folder."""
+    found: str | None = get_last_checkpoint(str(folder))
+    return None if found is None else Path(found)
 
 
 def digest(value: Any) -> str:

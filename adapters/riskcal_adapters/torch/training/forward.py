@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from riskcal_adapters.torch.modules import Attention, CrossLayer, Map, SelfLayer, blocks
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
 
 
@@ -58,7 +59,8 @@ def decoder_pass(
     decoder = model.decoder
     length = decoder_input_ids.shape[1]
     state = decoder.dropout(decoder.embed_tokens(decoder_input_ids))
-    bias = decoder.block[0].layer[0].SelfAttention.compute_bias(length, length)
+    layers = blocks(decoder)
+    bias = layers[0].layer[0].SelfAttention.compute_bias(length, length)
     causal = torch.ones(length, length, dtype=torch.bool, device=bias.device).tril()
     self_bias = bias.masked_fill(~causal, -math.inf)
     cross_bias = torch.where(attention_mask[:, None, None, :].bool(), 0.0, -math.inf)
@@ -66,13 +68,12 @@ def decoder_pass(
     frozen = state
     states: list[Tensor] = []
     logits: list[Tensor] = []
-    for index, block in enumerate(decoder.block):
+    for index, block in enumerate(layers):
         seen = state if math.isinf(threshold) else torch.where(exited[..., None], frozen, state)
         entering = state
-        self_layer, cross_layer, feed_forward = block.layer
-        state = state + _self_attention(self_layer, state, seen, self_bias)
-        state = state + _cross_attention(cross_layer, state, encoded, cross_bias)
-        state = feed_forward(state)
+        state = state + _self_attention(block.layer[0], state, seen, self_bias)
+        state = state + _cross_attention(block.layer[1], state, encoded, cross_bias)
+        state = block.layer[-1](state)
         if dropped is not None:
             state = torch.where(dropped[index, :, None, None], entering, state)
         states.append(state)
@@ -119,29 +120,26 @@ def _head(model: T5ForConditionalGeneration, state: Tensor) -> Tensor:
     normed = model.decoder.dropout(model.decoder.final_layer_norm(state))
     if model.config.scale_decoder_outputs:
         normed = normed * model.config.d_model**-0.5
-    return model.lm_head(normed)
+    logits: Tensor = model.lm_head(normed)
+    return logits
 
 
-def _heads(projected: Tensor, attention: torch.nn.Module) -> Tensor:
-    return projected.unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+def _heads(projection: Map, states: Tensor, attention: Attention) -> Tensor:
+    """(B, heads, T, d_kv) of states (B, T, d)."""
+    batch, length, _ = states.shape
+    return projection(states).view(batch, length, attention.n_heads, -1).transpose(1, 2)
 
 
-def _self_attention(layer: torch.nn.Module, state: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
+def _self_attention(layer: SelfLayer, state: Tensor, seen: Tensor, bias: Tensor) -> Tensor:
     attention = layer.SelfAttention
     normed = layer.layer_norm(state)
-    query = _heads(attention.q(normed), attention)
-    own_key, own_value = (
-        _heads(attention.k(normed), attention),
-        _heads(attention.v(normed), attention),
-    )
+    query = _heads(attention.q, normed, attention)
+    own_key, own_value = (_heads(part, normed, attention) for part in (attention.k, attention.v))
     if seen is state:
         attended = _attend(attention, query, own_key, own_value, bias)
     else:
         seen_normed = layer.layer_norm(seen)
-        key, value = (
-            _heads(attention.k(seen_normed), attention),
-            _heads(attention.v(seen_normed), attention),
-        )
+        key, value = (_heads(part, seen_normed, attention) for part in (attention.k, attention.v))
         diagonal = torch.eye(query.shape[2], dtype=torch.bool, device=query.device)
         scores = query @ key.transpose(-1, -2)
         own_scores = (query * own_key).sum(-1, keepdim=True)
@@ -153,18 +151,16 @@ def _self_attention(layer: torch.nn.Module, state: Tensor, seen: Tensor, bias: T
     return layer.dropout(attention.o(attended.transpose(1, 2).flatten(2)))
 
 
-def _cross_attention(
-    layer: torch.nn.Module, state: Tensor, encoded: Tensor, bias: Tensor
-) -> Tensor:
+def _cross_attention(layer: CrossLayer, state: Tensor, encoded: Tensor, bias: Tensor) -> Tensor:
     attention = layer.EncDecAttention
-    query = _heads(attention.q(layer.layer_norm(state)), attention)
-    key, value = _heads(attention.k(encoded), attention), _heads(attention.v(encoded), attention)
+    query = _heads(attention.q, layer.layer_norm(state), attention)
+    key, value = (_heads(part, encoded, attention) for part in (attention.k, attention.v))
     attended = _attend(attention, query, key, value, bias)
     return layer.dropout(attention.o(attended.transpose(1, 2).flatten(2)))
 
 
 def _attend(
-    attention: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, bias: Tensor
 ) -> Tensor:
     if attention.training and attention.dropout:
         return _weights(attention, query @ key.transpose(-1, -2) + bias).to(value.dtype) @ value
@@ -173,5 +169,5 @@ def _attend(
     )
 
 
-def _weights(attention: torch.nn.Module, scores: Tensor) -> Tensor:
+def _weights(attention: Attention, scores: Tensor) -> Tensor:
     return F.dropout(scores.float().softmax(-1), p=attention.dropout, training=attention.training)

@@ -7,27 +7,30 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
-    PreTrainedTokenizerBase,
     T5Config,
     T5ForConditionalGeneration,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-from riskcal import RiskcalError
-from riskcal_adapters import fingerprint, generation_config
+from riskcal_adapters import generation_config
 from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch.training.batches import (
+    Batch,
+    Batches,
+    Pair,
+    Pairs,
+    check_pairs,
+    collator,
+)
 from riskcal_adapters.torch.training.classifier import ExitClassifier
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
 from riskcal_adapters.torch.training.forward import decoder_pass, dropout_rates
@@ -37,8 +40,13 @@ from riskcal_adapters.torch.training.losses import (
     independent_loss,
     layer_weighted_loss,
 )
-
-Pairs = list[tuple[list[int], list[int]]]
+from riskcal_adapters.torch.training.saved import (
+    load_weights,
+    steps_of,
+    weights_of,
+    weights_of_file,
+)
+from riskcal_adapters.torch.training.saved import write_checkpoint as write_checkpoint
 
 #: Drawn once per batch in exit-aware training; ``inf`` is a batch in which nothing exits.
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, math.inf)
@@ -79,7 +87,7 @@ def new_t5(
 ) -> T5ForConditionalGeneration:
     """A T5 v1.1 of width 128 with 2 encoder layers and a head of its own; 2.2 million weights with 8 decoder layers."""
     torch.manual_seed(seed)
-    config = T5Config(
+    config = T5Config(  # type: ignore[call-arg]  # it takes more than it declares
         vocab_size=vocabulary,
         d_model=128,
         d_kv=32,
@@ -102,81 +110,65 @@ def new_t5(
     return model
 
 
-class Batches(torch.utils.data.Sampler):
-    """Batches of targets of like length, in an order drawn anew each epoch."""
-
-    def __init__(self, lengths: np.ndarray, size: int, seed: int) -> None:
-        self.lengths, self.size, self.rng = lengths, size, np.random.default_rng(seed)
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.lengths) / self.size)
-
-    def __iter__(self):
-        jittered = np.argsort(self.lengths + self.rng.random(len(self.lengths)), kind="stable")
-        chunks = [jittered[i : i + self.size].tolist() for i in range(0, len(jittered), self.size)]
-        yield from (chunks[i] for i in self.rng.permutation(len(chunks)))
-
-
-def collate(pairs: Pairs, *, start: int = 0, pad: int = 0) -> dict[str, Tensor]:
-    """One batch, padded on the right; labels are -100 there.
+class PairTrainer(Trainer):
+    """Hugging Face's trainer on pairs, in `Batches`.
 
     Parameters
     ----------
+    model, arguments, callbacks
+        As Hugging Face's trainer takes them: what learns, and how.
     pairs
-        Token ids of prompts and of targets.
-    start, pad
-        The ids that open and pad the decoder's input: 0 and 0 are T5's own. `collator` takes those of a model.
+        What is learnt from.
+    collated
+        Makes a batch of some of them, as `collator` gives it.
+    loss
+        Of a batch at a step, counted from 0. Default: the model's own.
     """
-    padded = functools.partial(pad_sequence, batch_first=True)
-    sources = [torch.tensor(source) for source, _ in pairs]
-    targets = [torch.tensor(target) for _, target in pairs]
-    given = padded(targets, padding_value=pad)
-    return {
-        "input_ids": padded(sources, padding_value=pad),
-        "attention_mask": padded([torch.ones_like(source) for source in sources]),
-        "decoder_input_ids": torch.nn.functional.pad(given[:, :-1], (1, 0), value=start),
-        "labels": padded(targets, padding_value=-100),
-    }
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        arguments: TrainingArguments,
+        pairs: Pairs,
+        collated: Callable[[Pairs], Batch],
+        loss: Callable[[Batch, int], Tensor] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        # a list is all that torch needs of a data set: places and a length
+        self.pairs = cast("Dataset[Pair]", pairs)
+        super().__init__(model, arguments, train_dataset=self.pairs, callbacks=callbacks)
+        self.collated, self.loss = collated, loss
+        self.lengths = np.array([len(target) for _, target in pairs])
+
+    def get_train_dataloader(self) -> DataLoader[Pair]:
+        size, seed = self.args.per_device_train_batch_size, self.args.seed
+        sampler = Batches(self.lengths, size, seed)
+        return DataLoader(self.pairs, batch_sampler=sampler, collate_fn=self.collated)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        if self.loss is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return self.loss(cast(Batch, inputs), self.state.global_step)
 
 
-def collator(model: T5ForConditionalGeneration) -> Callable[[Pairs], dict[str, Tensor]]:
-    """`collate` with the start and padding ids that decoding this model begins and pads with."""
-    special = generation_config.special_tokens(model.generation_config, model.config.vocab_size)
-    return functools.partial(collate, start=special.start, pad=special.pad)
-
-
-class _LengthSorted(Trainer):
-    def get_train_dataloader(self) -> DataLoader:
-        lengths = np.array([len(target) for _, target in self.train_dataset])
-        sampler = Batches(lengths, self.args.per_device_train_batch_size, self.args.seed)
-        return DataLoader(self.train_dataset, batch_sampler=sampler, collate_fn=self.data_collator)
-
-
-class EarlyExitTrainer(_LengthSorted):
-    """Hugging Face's trainer with the layer-weighted loss over a pass whose exits and dropped layers are drawn per batch."""
-
-    def __init__(self, *args, stage: Stage, **kwargs) -> None:
-        super().__init__(*args, **kwargs)
-        self.stage = stage
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        stage, labels = self.stage, inputs["labels"]
-        rng = np.random.default_rng([stage.seed, self.state.global_step])
-        threshold = float(rng.choice(stage.thresholds))
-        dropped = None
-        if stage.largest_dropout:
-            rates = dropout_rates(model.config.num_decoder_layers, stage.largest_dropout).numpy()
-            dropped = torch.from_numpy(rng.random((len(rates), len(labels))) < rates[:, None]).to(
-                labels.device
-            )
-        passed = (
-            inputs["input_ids"],
-            inputs["attention_mask"],
-            inputs["decoder_input_ids"],
-            threshold,
-        )
-        _, logits = decoder_pass(model, *passed, confidence=stage.confidence, dropped=dropped)
-        return layer_weighted_loss(logits, labels, stage.weights)
+def exit_loss(model: T5ForConditionalGeneration, stage: Stage, batch: Batch, step: int) -> Tensor:
+    """The layer-weighted loss over a pass whose threshold and dropped layers are drawn for this step."""
+    rng = np.random.default_rng([stage.seed, step])
+    threshold = float(rng.choice(stage.thresholds))
+    dropped, labels = None, batch["labels"]
+    if stage.largest_dropout:
+        rates = dropout_rates(len(model.decoder.block), stage.largest_dropout).numpy()
+        drawn = rng.random((len(rates), len(labels))) < rates[:, None]
+        dropped = torch.from_numpy(drawn).to(labels.device)
+    given = batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"]
+    _, logits = decoder_pass(model, *given, threshold, confidence=stage.confidence, dropped=dropped)
+    return layer_weighted_loss(logits, labels, stage.weights)
 
 
 def train(
@@ -217,7 +209,7 @@ def train(
         If the folder's run began with other weights than the model's: these are then replaced.
     """
     folder = Path(folder)
-    _check_pairs(pairs, model.config.vocab_size)
+    check_pairs(pairs, model.config.vocab_size)
     shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
     special = generation_config.special_tokens(model.generation_config, model.config.vocab_size)
     settings = {
@@ -227,22 +219,22 @@ def train(
         ),
         "model": folders.digest([shapes, special.start, special.pad]),
     }
-    begun = folders.note_settings(folder, settings, beside={"begun_with": _weights(model)})[
+    begun = folders.note_settings(folder, settings, beside={"begun_with": weights_of(model)})[
         "begun_with"
     ]
-    last = get_last_checkpoint(str(folder))
+    last = folders.last_checkpoint(folder)
     if last is not None:
-        saved = Path(last) / "model.safetensors"
-        if begun != (given := _weights(model)) and given != _weights_of_file(saved, model):
+        weights = last / "model.safetensors"
+        if begun != (given := weights_of(model)) and given != weights_of_file(weights, model):
             warnings.warn(
                 f"{folder}: the run there began with other weights than the given model has, which are now replaced by its "
-                f"own at {Path(last).name}; to train this model, give another folder.",
+                f"own at {last.name}; to train this model, give another folder.",
                 stacklevel=2,
             )
-        if _steps_of(Path(last)) >= stage.steps:
-            _load_weights(model, saved)
+        if steps_of(last) >= stage.steps:
+            load_weights(model, weights)
             return
-    arguments = _arguments(
+    how = arguments(
         folder,
         stage.steps,
         stage.learning_rate,
@@ -250,99 +242,34 @@ def train(
         stage.seed,
         save_steps=min(save_steps, stage.steps),
     )
-    trainer = EarlyExitTrainer(
+    trainer = PairTrainer(
         model,
-        arguments,
-        train_dataset=pairs,
-        data_collator=collator(model),
-        stage=stage,
-        callbacks=callbacks,
+        how,
+        pairs,
+        collator(model),
+        functools.partial(exit_loss, model, stage),
+        callbacks,
     )
     with folders.written(folder):
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
 
-def _weights(model: T5ForConditionalGeneration) -> str:
-    return fingerprint.of_weights(
-        (name, weight.detach().float().cpu()) for name, weight in model.state_dict().items()
-    )
-
-
-def _weights_of_file(path: Path, model: T5ForConditionalGeneration) -> str:
-    found = dict(model.state_dict()) | _read_weights(path)
-    return fingerprint.of_weights((name, weight.float().cpu()) for name, weight in found.items())
-
-
-def _load_weights(model: T5ForConditionalGeneration, path: Path) -> None:
-    found = _read_weights(path)
-    copies = {
-        name
-        for name, weight in model.state_dict(keep_vars=True).items()
-        if weight is model.shared.weight
-    }
-    lacking = sorted(set(model.state_dict()) - copies - set(found))
-    if lacking:
-        raise RiskcalError(
-            f"{path}: lacks {lacking[0]}; delete the folder {path.parent} and train again."
-        )
-    model.load_state_dict(found, strict=False)
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RiskcalError(
-            f"{path}: cannot be read ({error}); delete the folder {path.parent} and train again."
-        ) from None
-
-
-def _steps_of(checkpoint: Path) -> int:
-    state = folders.read_settings(checkpoint / "trainer_state.json")
-    return int(state["global_step"])
-
-
-def _check_pairs(pairs: Pairs, vocabulary: int) -> None:
-    if not len(pairs):
-        raise RiskcalError(
-            "pairs: there is none; give token ids of at least one prompt and its target."
-        )
-    for row, pair in enumerate(pairs):
-        for what, ids in zip(("prompt", "target"), pair, strict=True):
-            foreign = [one for one in ids if not 0 <= one < vocabulary]
-            if foreign or not len(ids):
-                said = (
-                    f"holds {foreign[0]}, not in the model's vocabulary of {vocabulary}"
-                    if foreign
-                    else "is empty"
-                )
-                raise RiskcalError(
-                    f"pairs: the {what} at row {row} {said}; give token ids with their end token."
-                )
-
-
-class _ClassifierTrainer(_LengthSorted):
-    def __init__(
-        self, *args, backbone: T5ForConditionalGeneration, objective: str, **kwargs
-    ) -> None:
-        super().__init__(*args, **kwargs)
-        self.backbone, self.objective = backbone, objective
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with torch.no_grad():
-            states, logits = decoder_pass(
-                self.backbone,
-                inputs["input_ids"],
-                inputs["attention_mask"],
-                inputs["decoder_input_ids"],
-            )
-            consistent = consistency_labels(logits)
-        scores = model(states[:-1])
-        if self.objective == "geometric":
-            return geometric_loss(scores, consistent, inputs["labels"])
-        return independent_loss(
-            scores, consistent, inputs["labels"], balanced=self.objective == "balanced"
-        )
+def classifier_loss(
+    classifier: ExitClassifier,
+    backbone: T5ForConditionalGeneration,
+    objective: str,
+    batch: Batch,
+    step: int,
+) -> Tensor:
+    """One of the classifier's losses on the states of a backbone that does not learn; the same at every step."""
+    with torch.no_grad():
+        given = batch["input_ids"], batch["attention_mask"], batch["decoder_input_ids"]
+        states, logits = decoder_pass(backbone, *given)
+        consistent = consistency_labels(logits)
+    scores = classifier(states[:-1])
+    if objective == "geometric":
+        return geometric_loss(scores, consistent, batch["labels"])
+    return independent_loss(scores, consistent, batch["labels"], balanced=objective == "balanced")
 
 
 def train_classifier(
@@ -367,48 +294,20 @@ def train_classifier(
     objective : {"independent", "balanced", "geometric"}
         `independent_loss`, the same with balanced classes, or `geometric_loss`.
     """
-    _check_pairs(pairs, backbone.config.vocab_size)
+    check_pairs(pairs, backbone.config.vocab_size)
     classifier = ExitClassifier(backbone.config.d_model)
-    arguments = _arguments(folder, steps, learning_rate, batch_size, seed, save_steps=steps + 1)
-    trainer = _ClassifierTrainer(
-        classifier,
-        arguments,
-        train_dataset=pairs,
-        data_collator=collator(backbone),
-        backbone=backbone.eval(),
-        objective=objective,
-    )
+    how = arguments(folder, steps, learning_rate, batch_size, seed, save_steps=steps + 1)
+    loss = functools.partial(classifier_loss, classifier, backbone.eval(), objective)
+    trainer = PairTrainer(classifier, how, pairs, collator(backbone), loss)
     with folders.written(Path(folder)):
         trainer.train()
     return classifier
 
 
-def write_checkpoint(
-    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
-    """Half-precision weights, each stored once, with the configs and tokenizer that read them back."""
-    with folders.replaced(folder) as staging:
-        tokenizer.save_pretrained(staging)
-        model.config.use_cache = (
-            True  # the trainer turns it off, and generate() with a given cache then goes wrong
-        )
-        model.config.save_pretrained(staging)
-        model.generation_config.save_pretrained(staging)
-        skip = {
-            "encoder.embed_tokens.weight",
-            "decoder.embed_tokens.weight",
-        }  # the shared embedding again
-        weights = {
-            k: v.detach().half().contiguous()
-            for k, v in model.state_dict().items()
-            if k not in skip
-        }
-        save_file(weights, staging / "model.safetensors", metadata={"format": "pt"})
-
-
-def _arguments(
+def arguments(
     folder: Path, steps: int, learning_rate: float, batch_size: int, seed: int, *, save_steps: int
 ) -> TrainingArguments:
+    """How Hugging Face's trainer is to go about it: everything of a `Stage` that is not its loss."""
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,

@@ -17,9 +17,11 @@ from exit_reference import (
     truncated,
 )
 from frameworks import FRAMEWORKS, confidence_of_logits, cosine_of_states, decoder
-from t5_reference import DECAYING, FULL, LENGTH, ending_early, hugging_face, margin64, prompts
+from t5_reference import DECAYING, FULL, LENGTH, hugging_face, margin64, prompts
 
 from riskcal import Constant, Decaying, ExitPolicy
+
+pytestmark = pytest.mark.usefixtures("barely_optimized")
 
 #: A threshold for each measure at which some tokens of the tiny models exit early and some late.
 THRESHOLDS = {
@@ -37,11 +39,6 @@ ROWS = 4
 @pytest.fixture(params=FRAMEWORKS)
 def framework(request):
     return request.param
-
-
-@pytest.fixture(scope="module")
-def ending(tiny_t5):
-    return ending_early(tiny_t5)
 
 
 @pytest.fixture(scope="module")
