@@ -194,10 +194,10 @@ def without_machinery(work: Task, input_ids: torch.Tensor, attention_mask: torch
         cache = backbone.start(tokens, mask, work.max_new_tokens)
         chosen, going = [special.start] * len(tokens), [True] * len(tokens)
         for _ in range(work.max_new_tokens):
-            state = backbone.embed(chosen)
+            state = backbone.embed(chosen, cache)
             for index in range(backbone.n_layers):
                 state = backbone.layer(index, state, cache)
-            cache.states.append(state)
+            cache.append(state)
             best = backbone.logits(state).argmax(-1).tolist()
             count += sum(going)
             chosen = [token if on else special.pad for token, on in zip(best, going, strict=True)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from riskcal import RiskcalError
 from riskcal_adapters.torch import weights
 from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.t5_backbone import T5Backbone
 from riskcal_adapters.torch.weights import T5
 
 #: How far logits may be from the model's own, as a share of its largest. Measured on random and trained models of up to 8
@@ -23,11 +24,11 @@ _REMEDY = (
 )
 
 
-def read(model: object) -> Backbone:
+def read(model: T5, start: int) -> T5Backbone:
     """A T5's weights, after making sure that they are all there is to it."""
     weights.refuse_other(model)
     try:
-        backbone = Backbone(model)
+        backbone = T5Backbone(model, start)
     except AttributeError as error:
         raise RiskcalError(f"model: has not the modules of a T5 ({error}). {_REMEDY}") from error
     refuse_attachments(model, backbone)
@@ -133,10 +134,10 @@ def _teacher_forced(backbone: Backbone, prompt: Tensor, mask: np.ndarray, forced
     cache = backbone.start(prompt, mask, forced.shape[1])
     logits = []
     for column in forced.T.tolist():
-        state = backbone.embed(column)
+        state = backbone.embed(column, cache)
         for index in range(backbone.n_layers):
             state = backbone.layer(index, state, cache)
-        cache.states.append(state)
+        cache.append(state)
         logits.append(backbone.logits(state))
     return torch.stack(logits, dim=1)
 
