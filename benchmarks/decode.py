@@ -188,7 +188,7 @@ def without_machinery(work: Task, input_ids: torch.Tensor, attention_mask: torch
     """Our layers in a plain greedy loop: no policy, no thresholds, no confidence."""
     decoder = work.decoder
     backbone, special = decoder._backbone, decoder._special
-    tokens, mask = decoder._checked(input_ids, attention_mask)
+    tokens, mask = decoder.checked(input_ids, attention_mask)
     count = 0
     with torch.inference_mode():
         cache = backbone.start(tokens, mask, work.max_new_tokens)

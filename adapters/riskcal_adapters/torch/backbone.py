@@ -34,8 +34,12 @@ Rows = NDArray[np.int64]
 class ExitScores(Protocol):
     """A layer's own head."""
 
-    def scores(self, state: Tensor) -> Scores:
-        """Of raw states (B, d)."""
+    @property
+    def ids(self) -> Tensor | None:
+        """(k,) the ids of the tokens that it scores; None: all, in order."""
+
+    def logits(self, state: Tensor) -> Tensor:
+        """Of raw states: (B, d) to (B, k)."""
 
 
 class Memory(NamedTuple):
@@ -56,6 +60,8 @@ class LayerCache:
     memory: Memory | None
     filled_rows: Rows  # (B,), where rows have gaps of their own
     filled: int = 0
+    #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
+    stale: NDArray[np.bool_] | None = None
 
     @classmethod
     def on(
@@ -96,7 +102,7 @@ class Cache:
     prompt: Any  # what the architecture knows of the prompts
     first: list[int]  # the token before the first generated one, of each row
     states: Tensor  # (T, B, d): by position, the state that later layers build on
-    offset: int = 0
+    offsets: Rows  # (B,): the column of each row's first position
     position: int = 0
     layers: dict[int, LayerCache] = field(default_factory=dict)
 
@@ -109,6 +115,11 @@ class Cache:
     def batch(self) -> int:
         return self.states.shape[1]
 
+    @property
+    def offset(self) -> int:
+        """Of all rows, where they have one in common."""
+        return int(self.offsets[0])
+
     def append(self, state: Tensor) -> None:
         """Go on to the next position; ``state`` (B, d) is what layers that skipped this one will read."""
         self.states[self.position] = state
@@ -118,7 +129,7 @@ class Cache:
         """Go on with some rows of the batch, (A,) in this order."""
         for index, own in self.layers.items():
             self.layers[index] = own.of(rows, self.batch, self.offset)
-        self.prompt = self.prompt.of(rows)
+        self.prompt, self.offsets = self.prompt.of(rows), self.offsets[rows.cpu().numpy()]
         states = self.states.new_empty(self.length, len(rows), self.states.shape[2])
         torch.index_select(self.states[: self.position], 1, rows, out=states[: self.position])
         self.states = states
@@ -169,8 +180,20 @@ class Backbone(abc.ABC):
         """Read prompts (B, S) for generations of up to ``length`` tokens."""
 
     @abc.abstractmethod
+    def pool(self, slots: int, prompt: int, length: int) -> Cache:
+        """Room for as many generations at a time, of up to so many tokens after prompts of up to ``prompt`` ones."""
+
+    @abc.abstractmethod
+    def admit(self, cache: Cache, rows: Rows, prompts: list[Rows]) -> list[int]:
+        """Read prompts into these rows of a `pool`, and give the tokens that their generations begin after."""
+
+    @abc.abstractmethod
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         """(B, d) of the tokens before the position at hand, not to be written to."""
+
+    @abc.abstractmethod
+    def embed_at(self, tokens: list[int], rows: Rows, positions: Rows, cache: Cache) -> Tensor:
+        """The same of some rows (A, d), each at a position of its own."""
 
     @abc.abstractmethod
     def normed(self, state: Tensor) -> Tensor:
@@ -227,7 +250,14 @@ class Backbone(abc.ABC):
     def scores(self, layer: int, state: Tensor) -> Scores:
         """What the layer's own exit head says of its states, or the final norm and head where it has none."""
         own = self.exit_heads.get(layer)
-        return Scores(self.logits(state)) if own is None else own.scores(state)
+        if own is None:
+            return Scores(self.logits(state))
+        ids = own.ids
+        return Scores(own.logits(state), None if ids is None else ids.expand(len(state), -1))
+
+    def exits_at(self, layer: int) -> bool:
+        """Whether tokens may leave after this layer: everywhere, or where there are exit heads, at these and the last."""
+        return not self.exit_heads or layer in self.exit_heads or layer == self.n_layers
 
     def layer(self, index: int, state: Tensor, cache: Cache) -> Tensor:
         """One decoder layer for the position at hand, (B, d) to (B, d); first projects positions that skipped it."""
@@ -256,6 +286,7 @@ class Backbone(abc.ABC):
         """As `layer`, for some rows of the batch, each at its own position: (A, d) to (A, d). The others' gaps stay, and grow."""
         own = cache.layers.get(index) or self.open(index, cache)
         batch = cache.batch
+        memory = self.recall(index, own, cache, rows)
         entering, all_rows, all_positions = state, rows, positions
         gaps = positions - own.filled_rows[rows]
         if gaps.any():
@@ -270,7 +301,7 @@ class Backbone(abc.ABC):
             )
         out = own.rows.new_empty(len(entering), own.rows.shape[1])
         queries = self.project(index, entering, self.places_of(cache, all_rows, all_positions), out)
-        slots = self.tensor((self.offsets(cache)[all_rows] + all_positions) * batch + all_rows)
+        slots = self.tensor((cache.offsets[all_rows] + all_positions) * batch + all_rows)
         own.rows.index_copy_(0, slots, out)
         own.filled_rows[rows] = positions + 1
 
@@ -280,7 +311,7 @@ class Backbone(abc.ABC):
         def of_rows(kept: Tensor) -> Tensor:
             return kept if chosen is None else kept.index_select(0, chosen)
 
-        columns = int((self.offsets(cache)[rows] + positions).max()) + 1
+        columns = int((cache.offsets[rows] + positions).max()) + 1
         attended = scaled_dot_product_attention(
             queries[-len(rows) :].view(len(rows), self.kv_heads, -1, self.head_width),
             of_rows(own.keys.narrow(2, 0, columns)),
@@ -288,10 +319,11 @@ class Backbone(abc.ABC):
             attn_mask=self.bias_of(index, cache, rows, positions, columns),
             scale=self.scale,
         )
-        memory = own.memory
-        if memory is not None and chosen is not None:
-            memory = Memory(*(None if part is None else of_rows(part) for part in memory))
         return self.finish(index, state, attended.flatten(1), memory)
+
+    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Rows) -> Memory | None:
+        """What a layer remembers of these rows' prompts."""
+        return None
 
     def layer_exact(self, index: int, state: Tensor, cache: Cache) -> Tensor:
         """As `layer`, but positions that skipped this layer run it too, in parallel; ``cache.states`` moves on with them.
@@ -332,10 +364,6 @@ class Backbone(abc.ABC):
             own = cache.layers.get(index) or self.open(index, cache)
             own.rows[last] = cache.layers[layer - 1].rows[last]
             own.filled = cache.position
-
-    def offsets(self, cache: Cache) -> Rows:
-        """(B,): the column of each row's first position."""
-        return np.full(cache.batch, cache.offset)
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
         """On the model's device, by way of numpy: torch reads lists slowly."""

@@ -18,7 +18,7 @@ from riskcal_adapters import fingerprint, generation_config, request_checks
 from riskcal_adapters.torch import sampling as noise
 from riskcal_adapters.torch import speculation, weights
 from riskcal_adapters.torch.backbone import Backbone
-from riskcal_adapters.torch.confidence import MEASURES
+from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
 from riskcal_adapters.torch.decoding import Linear, Loop
 from riskcal_adapters.torch.generation import Generation, assembled
 from riskcal_adapters.torch.measures import Classifier
@@ -39,7 +39,7 @@ class Decoder:
     special : SpecialTokens
     settings : mapping
         What changes tokens beside weights and the layers' type, by the names of Hugging Face's configs.
-    tokenizer, classifier
+    default_length, tokenizer, classifier
         As the architectures' faces take them.
     """
 
@@ -49,18 +49,22 @@ class Decoder:
         backbone: Backbone,
         special: generation_config.SpecialTokens,
         settings: Mapping[str, Any],
+        default_length: int,
         tokenizer: PreTrainedTokenizerBase | None,
         classifier: Classifier | None,
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, dict(settings)
         #: Tokens at most where neither caller nor policy says: the generation config's limit, else 64.
-        self.default_length = generation_config.default_length(model.generation_config)
+        self.default_length = default_length
         self._special, self._backbone = special, backbone
         self._as_read = weights.versions(model)
         self.n_layers: int = backbone.n_layers
         self._classifier = None if classifier is None else Linear.of(classifier, backbone)
         self.measures: list[str] = [
-            name for name in MEASURES if name != "classifier" or classifier is not None
+            name
+            for name in MEASURES
+            if (name != "classifier" or classifier is not None)
+            and (name not in CONTRASTIVE or not backbone.exit_heads)
         ]
         self._loop = Loop(backbone, special, self._classifier)
         self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
@@ -133,7 +137,7 @@ class Decoder:
             ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, and for policies made for
             other weights, another number of layers or of prompts, or another ``max_new_tokens``.
         """
-        tokens, mask = self._checked(input_ids, attention_mask)
+        tokens, mask = self.checked(input_ids, attention_mask)
         batch = len(tokens)
         groups, thresholds = self._asked(policy, batch, max_new_tokens)
         with torch.inference_mode():
@@ -189,7 +193,7 @@ class Decoder:
         RiskcalError
             For prompts that `generate` refuses, and for arguments out of range.
         """
-        tokens, mask = self._checked(input_ids, attention_mask)
+        tokens, mask = self.checked(input_ids, attention_mask)
         drafting = Drafting.checked(draft_layer, draft_length, draft_confidence, self.n_layers)
         if sampling is not None and not isinstance(sampling, Sampling):
             raise RiskcalError(
@@ -239,7 +243,7 @@ class Decoder:
         riskcal.Traces
             One row per generated token, the end token included.
         """
-        tokens, mask = self._checked(input_ids, attention_mask)
+        tokens, mask = self.checked(input_ids, attention_mask)
         batch = len(tokens)
         limit = request_checks.length(max_new_tokens, [], self.default_length)
         ids = request_checks.prompt_ids(prompts, batch)
@@ -286,7 +290,8 @@ class Decoder:
             )
         return self.tokenizer
 
-    def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, NDArray[np.bool_]]:
+    def checked(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, NDArray[np.bool_]]:
+        """Prompts on the model's device, and which of their tokens are real, after checking both."""
         tokens = _given(input_ids, "input_ids")
         given = (
             None
@@ -307,13 +312,27 @@ class Decoder:
         if known is policy and size == [batch, max_new_tokens]:
             return groups, table
         asked = request_checks.policies(policy, batch, self.measures)
-        request_checks.same_model(asked, self)
+        self.refuse_other(asked)
         limit = request_checks.length(max_new_tokens, asked, self.default_length)
-        table = request_checks.exit_thresholds(asked, batch, self.n_layers, limit)
+        table = self.needed(asked, batch, limit)
         groups = request_checks.rows_by_settings(asked, table)
         if isinstance(policy, ExitPolicy):
             self._last_asked = policy, batch, max_new_tokens, groups, table
         return groups, table
+
+    def refuse_other(self, asked: Sequence[ExitPolicy]) -> None:
+        """Refuse policies that were made for another model, or whose thresholds or pruning do not fit the exit heads."""
+        request_checks.same_model(asked, self)
+        if self._backbone.exit_heads:
+            request_checks.defaults_only(asked, ("pruning",))
+            request_checks.at_heads(asked, self._backbone.exit_heads, self.n_layers)
+
+    def needed(self, asked: Sequence[ExitPolicy], batch: int, limit: int) -> NDArray[np.float32]:
+        """(T, L, B): the confidence that each row needs to exit; inf where there is no exit."""
+        table = request_checks.exit_thresholds(asked, batch, self.n_layers, limit)
+        closed = [not self._backbone.exits_at(layer + 1) for layer in range(self.n_layers)]
+        table[:, closed] = np.inf
+        return table
 
 
 def _given(values: Any, name: str) -> Tensor:

@@ -24,6 +24,9 @@ from riskcal_adapters.torch.heads import Head
 from riskcal_adapters.torch.measures import Classifier
 from riskcal_adapters.torch.scores import Scores
 
+#: Where there is no exit, and so none that agrees.
+_NO_TOKEN = -1
+
 
 @dataclass(eq=False)
 class Run:
@@ -37,6 +40,9 @@ class Run:
     keys: list[int]  # of each row's noise
     pending: list[int]  # each row's early exits in a row
     opens: list[bool]  # whether any row may ever exit at a layer
+    #: Whether only rows that go on are computed. Of one row there is nothing to leave out; a run that began with more keeps
+    #: each row's gaps apart, whatever is left of it.
+    alone: bool
     #: Of all positions, where they are run again.
     embedded: list[Tensor] = field(default_factory=list)
 
@@ -44,11 +50,6 @@ class Run:
     def exact(self) -> bool:
         """Whether layers that were skipped are made up for, not projected."""
         return self.policy.cache in ("deferred", "recompute")
-
-    @property
-    def alone(self) -> bool:
-        """Whether only rows that go on are computed; of one row there is nothing to leave out."""
-        return self.policy.batching == "regroup" and self.cache.batch > 1
 
     def layer(self, index: int, state: Tensor, active: list[int]) -> Tensor:
         """A layer for the position at hand, of these rows where they run `alone`, else of the batch."""
@@ -119,6 +120,7 @@ class Loop:
             keys=sampling.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
             opens=[True] * self.n_layers,
+            alone=policy.batching == "regroup" and batch > 1,
         )
 
     def decode(
@@ -320,12 +322,14 @@ class Loop:
         confidence, best = [], []
         scores: Scores | None
         for layer, state in enumerate(states[1:], start=1):
-            if layer < begins:
+            if layer < begins or not self.backbone.exits_at(layer):
                 judge.pass_by(state)
-                sure, scores = (
-                    np.full(cache.batch, np.float32(math.nan)),
-                    self.backbone.scores(layer, state),
-                )
+                sure = np.full(cache.batch, np.float32(math.nan))
+                if not self.backbone.exits_at(layer):
+                    confidence.append(sure)
+                    best.append([_NO_TOKEN] * cache.batch)
+                    continue
+                scores = self.backbone.scores(layer, state)
             else:
                 sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
             confidence.append(sure)

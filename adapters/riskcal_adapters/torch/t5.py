@@ -69,4 +69,5 @@ class EarlyExitT5(Decoder):
             scaled=weights.scales_outputs(model),
             logits=str(backbone.dtype).removeprefix("torch."),
         )
-        super().__init__(model, backbone, special, settings, tokenizer, classifier)
+        length = generation_config.default_length(model.generation_config)
+        super().__init__(model, backbone, special, settings, length, tokenizer, classifier)

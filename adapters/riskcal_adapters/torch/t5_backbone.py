@@ -21,6 +21,7 @@ class Prompt:
     memory: Tensor  # (B * S, d), the encoder's normed output
     bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
     batch: int
+    lengths: Rows  # (B,)
     position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
     causal_bias: dict[PositionBias, Tensor] = field(
         default_factory=dict
@@ -34,7 +35,8 @@ class Prompt:
             .flatten(0, 1)
         )
         bias = None if self.bias is None else self.bias.index_select(0, rows)
-        return Prompt(memory, bias, len(rows), self.position_bias, self.causal_bias)
+        lengths = self.lengths[rows.cpu().numpy()]
+        return Prompt(memory, bias, len(rows), lengths, self.position_bias, self.causal_bias)
 
 
 class T5Backbone(Backbone):
@@ -74,6 +76,82 @@ class T5Backbone(Backbone):
         return self._head
 
     def start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Cache:
+        memory, prompt_bias = self._encode(tokens, mask)
+        batch = len(tokens)
+        rows = [bias.rows(length) for bias in self._decoder_bias.layers]
+        prompt = Prompt(memory, prompt_bias, batch, np.full(batch, tokens.shape[1]), rows)
+        states = memory.new_empty(length, batch, self.width)
+        return Cache(prompt, [self._start] * batch, states, offsets=np.zeros(batch, dtype=np.int64))
+
+    def pool(self, slots: int, prompt: int, length: int) -> Cache:
+        empty = self._embedding.new_zeros
+        rows = [bias.rows(length) for bias in self._decoder_bias.layers]
+        bias = torch.full_like(empty(slots, 1, 1, prompt), -math.inf)
+        read = Prompt(
+            empty(slots * prompt, self.width), bias, slots, np.zeros(slots, dtype=np.int64), rows
+        )
+        states = empty(length, slots, self.width)
+        cache = Cache(read, [self._start] * slots, states, np.zeros(slots, dtype=np.int64))
+        for index, layer in enumerate(self._decoder):
+            held = (slots, self.kv_heads, prompt, self.head_width)
+            own = LayerCache.on(
+                empty(length * slots, layer.self_in.shape[1]),
+                slots,
+                self.kv_heads,
+                self.head_width,
+                Memory(empty(*held), empty(*held), bias),
+            )
+            own.stale = np.ones(slots, dtype=bool)
+            cache.layers[index] = own
+        return cache
+
+    def admit(self, cache: Cache, rows: Rows, prompts: list[Rows]) -> list[int]:
+        read: Prompt = cache.prompt
+        lengths = np.array([len(prompt) for prompt in prompts])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = np.concatenate(prompts)
+        memory, _ = self._encode(self.tensor(ids), mask)
+        chosen, width = self.tensor(rows), mask.shape[1]
+        slots = read.memory.view(len(read.lengths), -1, self.width)
+        slots[chosen, :width] = memory.view(len(rows), width, self.width)
+        assert read.bias is not None
+        hidden = self.tensor(np.where(mask, 0.0, -math.inf)).to(self.dtype)
+        read.bias[chosen, :, :, :width] = hidden[:, None, None]
+        read.bias[chosen, :, :, width:] = -math.inf
+        read.lengths[rows] = lengths
+        for own in cache.layers.values():
+            own.filled_rows[rows] = 0
+            assert own.stale is not None
+            own.stale[rows] = True
+        return [self._start] * len(rows)
+
+    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Rows) -> Memory | None:
+        read: Prompt = cache.prompt
+        memory = own.memory
+        assert memory is not None
+        if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
+            width, places = int(read.lengths[fresh].max()), self.tensor(fresh)
+            of_slots = read.memory.view(len(read.lengths), -1, self.width)
+            entering = of_slots[:, :width].index_select(0, places).flatten(0, 1)
+            projected = torch.mm(entering, self._decoder[index].cross_memory)
+            keys, values = self._split_heads(projected, len(fresh), 2)
+            memory.keys[places, :, :width] = keys
+            memory.values[places, :, :width] = values
+            own.stale[fresh] = False
+        width = int(read.lengths[rows].max())
+        everyone = len(rows) == cache.batch and rows[0] == 0 and (np.diff(rows) == 1).all()
+        chosen = None if everyone else self.tensor(rows)
+        parts = [
+            None if part is None else part.narrow(axis, 0, width)
+            for part, axis in zip(memory, (2, 2, 3), strict=True)
+        ]
+        if chosen is not None:
+            parts = [None if part is None else part.index_select(0, chosen) for part in parts]
+        return Memory(*parts)
+
+    def _encode(self, tokens: Tensor, mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor | None]:
+        """The encoder's normed output (B * S, d), and what hides padding from those who read it."""
         batch, width = tokens.shape
         biases = [bias.square(width) for bias in self._encoder_bias.layers]
         prompt_bias = None
@@ -93,13 +171,14 @@ class T5Backbone(Backbone):
                 state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out
             )
             state = self._feed_forward(layer, state)
-        rows = [bias.rows(length) for bias in self._decoder_bias.layers]
-        prompt = Prompt(self.normed(state), prompt_bias, batch, rows)
-        return Cache(prompt, [self._start] * batch, state.new_empty(length, batch, self.width))
+        return self.normed(state), prompt_bias
 
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
             return self._embedding.narrow(0, tokens[0], 1)
+        return self._embedding.index_select(0, self.tensor(np.array(tokens)))
+
+    def embed_at(self, tokens: list[int], rows: Rows, positions: Rows, cache: Cache) -> Tensor:
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
 
     def normed(self, state: Tensor) -> Tensor:
