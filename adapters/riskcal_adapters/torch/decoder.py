@@ -279,7 +279,7 @@ class Decoder:
             self._backbone.device
         )
 
-    def decode(self, tokens: Tensor) -> list[str]:
+    def decode(self, tokens: Tensor | list[list[int]]) -> list[str]:
         """One text per row of token ids (B, T), without special tokens."""
         return self._need_tokenizer().batch_decode(tokens, skip_special_tokens=True)
 

@@ -5,10 +5,10 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -99,11 +99,19 @@ class _Flight:
     id: str
     taken: float
     future: "Future[Done] | None" = None
-    shadows: Done | None = (
-        None  # the served output that this run of the full model is compared with
-    )
-    prompt: Rows = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    asked: ExitPolicy = field(default_factory=ExitPolicy)
+    #: The served output that this run of the full model is compared with.
+    shadows: Done | None = None
+
+
+class _Served(NamedTuple):
+    """A policy as it is served."""
+
+    policy: ExitPolicy
+    needed: NDArray[np.float32]  # (T, L), the confidence needed to exit
+
+    @classmethod
+    def of(cls, policy: ExitPolicy, decoder: Decoder, limit: int) -> "_Served":
+        return cls(policy, decoder.needed([policy], 1, limit)[..., 0])
 
 
 class Engine:
@@ -174,11 +182,10 @@ class Engine:
         self._book = policy if isinstance(policy, PolicyBook) else None
         named = policy.policies if isinstance(policy, PolicyBook) else {None: policy}
         limit = request_checks.length(max_new_tokens, list(named.values()), decoder.default_length)
-        self._full = ExitPolicy().named()
-        self._served = {task: self._checked(task, one) for task, one in named.items()}
-        self._tables = {
-            one.digest(): decoder.needed([one], 1, limit)[..., 0]
-            for one in [self._full, *self._served.values()]
+        self._full = _Served.of(ExitPolicy().named(), decoder, limit)
+        self._served = {
+            task: _Served.of(self._checked(task, one), decoder, limit)
+            for task, one in named.items()
         }
         least = max(1, slots // 4) if least is None else least
         with torch.inference_mode():
@@ -306,9 +313,10 @@ class Engine:
             if self._flights:
                 with torch.inference_mode():
                     ended = slots.advance()
-                for one in ended:
+                texts = self._texts(ended)
+                for one, text in zip(ended, texts, strict=True):
                     flight = self._flights.pop(one.row)
-                    done = self._done(flight, one)
+                    done = self._done(flight, one, text)
                     if flight.shadows is None:
                         yield flight, done
                     else:
@@ -321,9 +329,10 @@ class Engine:
 
     def _admit(self, flights: list[_Flight]) -> Iterator[tuple[_Flight, Done]]:
         ready, newcomers = [], []
+        read = self._read_together(flights)
         for flight in flights:
             try:
-                newcomers.append(self._newcomer(flight))
+                newcomers.append(self._newcomer(flight, read.get(flight.id)))
             except Exception as error:  # one request's fault ends no other
                 yield flight, self._failed(flight, f"{error}")
             else:
@@ -336,16 +345,31 @@ class Engine:
                 rows = self._slots.admit(newcomers)
             self._flights.update(zip(rows.tolist(), flights, strict=True))
 
-    def _newcomer(self, flight: _Flight) -> Newcomer:
+    def _read_together(self, flights: list[_Flight]) -> dict[str, Rows]:
+        """Ids of what is plain text: a tokenizer is quicker with many at a time. None, where it fails for any of them."""
+        plain = {
+            flight.id: flight.request.text
+            for flight in flights
+            if isinstance(flight.request.text, str) and flight.request.input_ids is None
+        }
+        if len(plain) < 2:
+            return {}
+        try:
+            tokens, mask = self._decoder.encode(list(plain.values()))
+        except Exception:  # each is read again, and told its own fault
+            return {}
+        ids, real = tokens.cpu().numpy(), mask.cpu().numpy() == 1
+        return {name: row[own] for name, row, own in zip(plain, ids, real, strict=True)}
+
+    def _newcomer(self, flight: _Flight, ids: Rows | None = None) -> Newcomer:
         request, slots = flight.request, self._slots
-        flight.prompt = self._ids(request)
-        if len(flight.prompt) > slots.prompt:
+        prompt = self._ids(request) if ids is None else ids
+        if len(prompt) > slots.prompt:
             raise RiskcalError(
-                f"text: has {len(flight.prompt)} tokens, a slot of this engine has room for {slots.prompt}; make the engine with "
-                f"max_prompt={len(flight.prompt)}, or shorten the text."
+                f"text: has {len(prompt)} tokens, a slot of this engine has room for {slots.prompt}; make the engine with "
+                f"max_prompt={len(prompt)}, or shorten the text."
             )
-        flight.asked = self._policy(flight)
-        needed = self._tables[flight.asked.digest()]
+        policy, needed = self._policy(flight)
         if request.max_new_tokens is not None:
             internal.count(request.max_new_tokens, "max_new_tokens", least=1)
             if request.max_new_tokens > slots.length:
@@ -353,9 +377,10 @@ class Engine:
                     f"max_new_tokens: {request.max_new_tokens}, but a slot of this engine has room for {slots.length}."
                 )
             needed = needed[: request.max_new_tokens]
-        ids = flight.prompt[None]
-        [key] = sampling.noise_keys(ids, np.ones(ids.shape, dtype=bool))
-        return Newcomer(flight.prompt, flight.asked, needed, key)
+        key = 0
+        if policy.sampling is not None:
+            [key] = sampling.noise_keys(prompt[None], np.ones((1, len(prompt)), dtype=bool))
+        return Newcomer(prompt, policy, needed, key)
 
     def _ids(self, request: Request) -> Rows:
         if request.input_ids is not None:
@@ -370,7 +395,7 @@ class Engine:
         ids: Rows = tokens[0].cpu().numpy()
         return ids
 
-    def _policy(self, flight: _Flight) -> ExitPolicy:
+    def _policy(self, flight: _Flight) -> "_Served":
         if self._pulled or flight.shadows is not None:
             return self._full
         if self._book is None:
@@ -407,7 +432,7 @@ class Engine:
             attributes = {"riskcal.task": task or "", "riskcal.reason": str(error)}
             if self._events is not None:
                 self._events.write("riskcal.policy.refused", attributes)
-            return self._full
+            return ExitPolicy().named()
         return named
 
     def _obey_switch(self) -> None:
@@ -440,11 +465,14 @@ class Engine:
                 flight.future.set_exception(error)
         self._closed = True
 
-    def _done(self, flight: _Flight, ended: Ended) -> Done:
+    def _texts(self, ended: list[Ended]) -> Sequence[str | None]:
+        """What was generated, read together."""
+        if self._decoder.tokenizer is None or not ended:
+            return [None] * len(ended)
+        return self._decoder.decode([one.tokens.tolist() for one in ended])
+
+    def _done(self, flight: _Flight, ended: Ended, text: str | None) -> Done:
         now = time.monotonic()
-        text = None
-        if self._decoder.tokenizer is not None:
-            [text] = self._decoder.decode(torch.from_numpy(ended.tokens)[None])
         done = Done(
             flight.id,
             flight.request.task,
@@ -455,15 +483,16 @@ class Engine:
         )
         if flight.shadows is None:
             self._latencies.add(done.seconds, done.first_token_seconds, len(done.tokens))
-            layers, counts = np.unique(done.exit_layers, return_counts=True)
-            told = {
-                "gen_ai.usage.output_tokens": len(done.tokens),
-                "riskcal.exit.layers": dict(
-                    zip(map(str, layers.tolist()), counts.tolist(), strict=True)
-                ),
-                "riskcal.seconds": done.seconds,
-            }
-            self._event("riskcal.request.served", flight, told)
+            if self._events is not None:
+                counts = np.bincount(done.exit_layers)
+                told = {
+                    "gen_ai.usage.output_tokens": len(done.tokens),
+                    "riskcal.exit.layers": {
+                        str(layer): int(counts[layer]) for layer in np.flatnonzero(counts)
+                    },
+                    "riskcal.seconds": done.seconds,
+                }
+                self._event("riskcal.request.served", flight, told)
             if self._shadow is not None and self._shadow.takes(flight.id):
                 self._wait_for_shadow(flight, done)
         return done
