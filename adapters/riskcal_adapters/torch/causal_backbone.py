@@ -80,7 +80,8 @@ class CausalBackbone(Backbone):
         padding = width - lengths
         bias = None
         if padding.any():
-            hidden = np.arange(offset + length) < padding[:, None]
+            columns = weights.whole_pieces(offset + length)
+            hidden = np.arange(columns) < padding[:, None]
             additive = np.where(hidden, -math.inf, 0.0)[:, None, None, :]
             bias = torch.as_tensor(additive, dtype=self.dtype, device=self.device)
         cache = Cache(

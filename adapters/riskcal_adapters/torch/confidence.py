@@ -29,7 +29,7 @@ class Judge:
     Parameters
     ----------
     head : riskcal_adapters.torch.heads.Head
-        What states are scored with, where the measure is one of scores.
+        What states are scored with, where the measure is one of scores; positions and rows are told to it from here.
     policy : ExitPolicy
         Its measure and contrast.
     classifier : Classifier, optional
@@ -48,6 +48,7 @@ class Judge:
 
     def begin(self, targets: Tensor | None = None) -> None:
         """Start a position; ``targets`` (B,) are the last layer's tokens, where the measure is the oracle."""
+        self._head.begin()
         self._targets = targets
         self._confidence: Confidences | None = None  # of the last exit looked at
         self._first = 0  # the first layer looked at
@@ -56,6 +57,7 @@ class Judge:
 
     def keep(self, rows: Tensor) -> None:
         """Go on with some rows of the batch, in this order."""
+        self._head.keep(rows)
         self._targets = None if self._targets is None else self._targets.index_select(0, rows)
         self._states = [state.index_select(0, rows) for state in self._states]
         self._logits = {

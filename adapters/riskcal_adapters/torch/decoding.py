@@ -171,7 +171,6 @@ class Loop:
             if policy.measure == "oracle" or policy.emits == "last"
             else None
         )
-        run.head.begin()
         judge.begin(None if ahead is None else ahead.best())
         if policy.max_pending is not None:
             thresholds = self._forced(run, thresholds)
@@ -231,7 +230,6 @@ class Loop:
                 if run.alone:
                     kept = self.backbone.tensor(np.array([i for _, i in stay]))
                     state = state.index_select(0, kept)
-                    run.head.keep(kept)
                     judge.keep(kept)
         cache.append(at_exit if run.alone or policy.cache == "first" else state)
         if policy.cache == "copy":
@@ -317,7 +315,6 @@ class Loop:
         for index in range(self.n_layers):
             states.append(self.backbone.layer(index, states[-1], cache))
         last = Scores(self.backbone.logits(states[-1]))
-        run.head.begin()
         judge.begin(last.best() if policy.measure == "oracle" else None)
         confidence, best = [], []
         scores: Scores | None

@@ -195,7 +195,6 @@ class Slots:
         for number in np.unique(measures):
             places = asked[measures == number]
             judge, head = self._judges[self._measures[number]]
-            head.begin()
             judge.begin()
             own = state if len(places) == len(rows) else state[self._backbone.tensor(places)]
             behind = None

@@ -84,7 +84,7 @@ class T5Backbone(Backbone):
         return Cache(prompt, [self._start] * batch, states, offsets=np.zeros(batch, dtype=np.int64))
 
     def pool(self, slots: int, prompt: int, length: int) -> Cache:
-        empty = self._embedding.new_zeros
+        empty, prompt = self._embedding.new_zeros, weights.whole_pieces(prompt)
         rows = [bias.rows(length) for bias in self._decoder_bias.layers]
         bias = torch.full_like(empty(slots, 1, 1, prompt), -math.inf)
         read = Prompt(

@@ -144,6 +144,11 @@ def activation(model: T5) -> Callable[[Tensor], Tensor]:
 ALIGNMENT = 8
 
 
+def whole_pieces(entries: int) -> int:
+    """So many entries, and what fills the last piece."""
+    return -(-entries // ALIGNMENT) * ALIGNMENT
+
+
 class PositionBias:
     """The bias on attention between two positions, by their distance, of a stack's first layer.
 
