@@ -25,7 +25,7 @@ MODES = ("diverge", "regroup", "deepest")
 
 def timed(decoder: EarlyExitT5, prompt: tuple[torch.Tensor, ...], policy: ExitPolicy) -> float:
     """Seconds of decoding a batch, its encoding taken off."""
-    tokens, mask = decoder._checked(*prompt)
+    tokens, mask = decoder.checked(*prompt)
     moments = [time.perf_counter()]
     with torch.inference_mode():
         decoder._backbone.start(tokens, mask, 24)

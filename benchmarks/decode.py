@@ -188,16 +188,16 @@ def without_machinery(work: Task, input_ids: torch.Tensor, attention_mask: torch
     """Our layers in a plain greedy loop: no policy, no thresholds, no confidence."""
     decoder = work.decoder
     backbone, special = decoder._backbone, decoder._special
-    tokens, mask = decoder._checked(input_ids, attention_mask)
+    tokens, mask = decoder.checked(input_ids, attention_mask)
     count = 0
     with torch.inference_mode():
         cache = backbone.start(tokens, mask, work.max_new_tokens)
         chosen, going = [special.start] * len(tokens), [True] * len(tokens)
         for _ in range(work.max_new_tokens):
-            state = backbone.embed(chosen)
+            state = backbone.embed(chosen, cache)
             for index in range(backbone.n_layers):
                 state = backbone.layer(index, state, cache)
-            cache.states.append(state)
+            cache.append(state)
             best = backbone.logits(state).argmax(-1).tolist()
             count += sum(going)
             chosen = [token if on else special.pad for token, on in zip(best, going, strict=True)]

@@ -22,8 +22,8 @@ from recipes.g2p import data
 from riskcal import ExitPolicy, Pruning, efficiency
 from riskcal_adapters.torch import EarlyExitT5, load_example
 from riskcal_adapters.torch.confidence import Judge
-from riskcal_adapters.torch.heads import Scores
 from riskcal_adapters.torch.measures import Confidences
+from riskcal_adapters.torch.scores import Scores
 
 FULL = "full model"
 #: A threshold between the two confidences that `Forced` gives.

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: Names under which a T5's token embedding may stand again.
+#: Names of token embeddings, of which a model has one, and names under which it may stand again.
+_EMBEDDINGS = ("shared.weight", "model.embed_tokens.weight", "transformer.wte.weight")
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 
 
@@ -35,7 +36,7 @@ def of_weights(named: Iterable[tuple[str, Any]], read: Callable[[Any], Any] = np
     weights = {
         name: values if hasattr(values, "reshape") else np.asarray(values) for name, values in named
     }
-    shared = weights.get("shared.weight")
+    shared = next((weights[name] for name in _EMBEDDINGS if name in weights), None)
     hasher = hashlib.blake2b(digest_size=16)
     for name in sorted(weights):
         values = weights[name]
@@ -58,6 +59,12 @@ def _equal(one: Any, other: Any, read: Callable[[Any], Any]) -> bool:
         return True
     parts = zip(_parts(one, read), _parts(other, read), strict=False)
     return tuple(one.shape) == tuple(other.shape) and all(np.array_equal(a, b) for a, b in parts)
+
+
+def of_heads(heads: Mapping[int, Any]) -> str:
+    """The same for exit heads, by the layers and fingerprints of each."""
+    told = json.dumps([(layer, heads[layer].fingerprint) for layer in sorted(heads)])
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 
 def of_classifier(weight: Any, bias: Any) -> str:

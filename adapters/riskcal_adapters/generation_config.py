@@ -1,6 +1,6 @@
 """What a model's generation config says: the ids that frame an output, its length, and that it asks for greedy decoding."""
 
-from collections.abc import Iterable, Sized
+from collections.abc import Container, Iterable, Sized
 from typing import Any, NamedTuple
 
 from riskcal import RiskcalError, internal
@@ -64,9 +64,14 @@ class SpecialTokens(NamedTuple):
     start: int
 
 
-def greedy_only(config: Any) -> None:
-    """Refuse a generation config that asks for anything but greedy decoding: it would silently be ignored."""
+def greedy_only(config: Any, *, but: Container[str] = ()) -> None:
+    """Refuse a generation config that asks for anything but greedy decoding: it would silently be ignored.
+
+    Settings named in ``but`` are not looked at.
+    """
     for name, neutral in _GREEDY.items():
+        if name in but:
+            continue
         value = getattr(config, name, None)
         if isinstance(value, Sized) and not len(value):
             continue  # no tokens to suppress, no strings to stop at
@@ -103,6 +108,25 @@ def special_tokens(config: Any, vocabulary: int) -> SpecialTokens:
     return SpecialTokens(
         found["pad_token_id"][0], tuple(found["eos_token_id"]), found["decoder_start_token_id"][0]
     )
+
+
+def of_causal(config: Any, vocabulary: int) -> SpecialTokens:
+    """Padding and end ids of a causal language model's generation config, which may lack either; there is no start id.
+
+    Without a padding id rows are padded with their end. Without an end they all run to the limit, and none is padded.
+    """
+    held = {name: getattr(config, name, None) for name in ("eos_token_id", "pad_token_id")}
+    ends, pads = (
+        [int(one) for one in (value if isinstance(value, Iterable) else [value]) if one is not None]
+        for value in held.values()
+    )
+    for name, ids in (("eos_token_id", ends), ("pad_token_id", pads)):
+        foreign = [one for one in ids if not 0 <= one < vocabulary]
+        if foreign:
+            raise RiskcalError(
+                f"generation_config.{name}: {foreign[0]} is not in the model's vocabulary of {vocabulary}."
+            )
+    return SpecialTokens([*pads, *ends, -1][0], tuple(dict.fromkeys(ends)), -1)
 
 
 def default_length(config: Any) -> int:

@@ -1,7 +1,7 @@
 """What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,18 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
                 )
 
 
+def at_heads(asked: Sequence[ExitPolicy], heads: Container[int], n_layers: int) -> None:
+    """Refuse policies with a threshold for a layer without an exit head, where a decoder has these ``heads``."""
+    for row, one in enumerate(asked):
+        where = "" if len(asked) == 1 else f" of row {row}"
+        for layer in one.thresholds or ():
+            if layer not in heads and layer < n_layers:
+                raise RiskcalError(
+                    f"thresholds: layer {layer}{where} has no exit head in this decoder; give thresholds for layers "
+                    "that have one, or make the decoder with a head for it."
+                )
+
+
 def settings(
     special: SpecialTokens,
     *,
@@ -219,7 +231,9 @@ def _difference(name: str, made_for: str, has: Any, *, unnamed: bool) -> str:
             f"was made for prompts read by the tokenizer {made_for}, the decoder's is {has}; make the decoder with that "
             "tokenizer, or calibrate anew on records of this one."
         )
-    whose = "classifier" if name == "classifier_weights" else "model"
+    whose = {"classifier_weights": "classifier", "head_weights": "decoder's exit heads"}.get(
+        name, "model"
+    )
     return f"was made for weights {made_for}, the {whose} has {has}; calibrate anew on records of this {whose}."
 
 

@@ -27,10 +27,10 @@ def greedy(
     tokens = [torch.zeros(len(ids), dtype=torch.long)]
     ended = torch.zeros(len(ids), dtype=torch.bool)
     for position in range(length):
-        state = backbone.embed(tokens[-1].tolist())
+        state = backbone.embed(tokens[-1].tolist(), cache)
         for index in range(backbone.n_layers):
             state = backbone.layer(index, state, cache)
-        cache.states.append(state)
+        cache.append(state)
         chosen = (
             forced[:, position] if position < forced.shape[1] else backbone.logits(state).argmax(-1)
         )

@@ -67,11 +67,11 @@ def one_by_one(
 ) -> list[int]:
     tokens, token = [], 0
     for depth in depths:
-        state = backbone.embed([token])
+        state = backbone.embed([token], cache)
         for index in range(depth):
             state = backbone.layer(index, state, cache)
             token, _ = confidence(state)
-        cache.states.append(state)
+        cache.append(state)
         tokens.append(token)
     return tokens
 
@@ -79,7 +79,7 @@ def one_by_one(
 def overlapped(backbone: Backbone, cache: Any, depths: list[int], second: Second) -> list[int]:
     tokens, token = [], 0
     for depth in depths:
-        state = backbone.layer(0, backbone.embed([token]), cache)
+        state = backbone.layer(0, backbone.embed([token], cache), cache)
         for index in range(depth):
             second.ask(state)
             further = (
@@ -89,7 +89,7 @@ def overlapped(backbone: Backbone, cache: Any, depths: list[int], second: Second
             if index + 1 == depth:
                 break
             state = further
-        cache.states.append(state)
+        cache.append(state)
         tokens.append(token)
     return tokens
 
@@ -182,7 +182,7 @@ def own_times(backbone: Backbone, ids: torch.Tensor, confidence: Confidence) -> 
     layer, sure = [], []
     for _ in range(30):
         cache = backbone.start(ids, np.ones(ids.shape, dtype=bool), 2)
-        state = backbone.embed([0])
+        state = backbone.embed([0], cache)
         for index in range(backbone.n_layers):
             times = [time.thread_time()]
             state = backbone.layer(index, state, cache)

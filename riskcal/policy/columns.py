@@ -34,7 +34,15 @@ COLUMNS = {
 DEFAULTS = {"measure": "softmax", "cache": "project", "batching": "diverge"}
 #: Fields of `ExitPolicy` that a column of their name fills; the other fields have a structure, or are what calibration finds.
 _OF_EXITS = ("cache", "max_pending", "emits", "batching")
-_OF_MODELS = ("max_new_tokens", "n_layers", "weights", "classifier_weights", "dtype", "tokenizer")
+_OF_MODELS = (
+    "max_new_tokens",
+    "n_layers",
+    "weights",
+    "classifier_weights",
+    "head_weights",
+    "dtype",
+    "tokenizer",
+)
 
 
 def schedule_columns(schedule: Schedule) -> dict[str, Any]:

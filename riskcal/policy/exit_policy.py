@@ -71,6 +71,8 @@ class ExitPolicy(Frozen):
         Fingerprint of that model's weights, as its decoder gives it. A decoder refuses a policy made for other weights.
     classifier_weights : str, optional
         The same of the exit classifier that the measure ``"classifier"`` reads.
+    head_weights : str, optional
+        The same of the decoder's exit heads, whose confidences the thresholds are compared with.
     dtype : str, optional
         The type that the decoder's layers computed in, ``"float32"`` for instance; others round confidences and tokens
         elsewhere. A policy that names weights and no type was made before types were named, and is one of float32.
@@ -109,6 +111,7 @@ class ExitPolicy(Frozen):
     n_layers: int | None = Field(default=None, ge=1)
     weights: str | None = Field(default=None, min_length=1)
     classifier_weights: str | None = Field(default=None, min_length=1)
+    head_weights: str | None = Field(default=None, min_length=1)
     dtype: str | None = Field(default=None, min_length=1)
     tokenizer: str | None = Field(default=None, min_length=1)
     config: dict[str, Setting] | None = None

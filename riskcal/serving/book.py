@@ -67,6 +67,11 @@ class PolicyBook:
         """The tasks that have policies."""
         return tuple(self._policies)
 
+    @property
+    def policies(self) -> dict[str, ExitPolicy]:
+        """By task."""
+        return dict(self._policies)
+
     def route(self, task: str | None) -> Route:
         """Find a task's policy; never an exception, whatever a request holds."""
         policy = self._policies.get(task) if isinstance(task, str) else None

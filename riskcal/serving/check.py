@@ -14,7 +14,7 @@ class ModelFacts:
 
     Attributes
     ----------
-    weights, tokenizer, classifier_weights : str or None
+    weights, tokenizer, classifier_weights, head_weights : str or None
         Fingerprints.
     dtype : str or None
         The type that layers compute in.
@@ -33,6 +33,7 @@ class ModelFacts:
     weights: str | None = None
     tokenizer: str | None = None
     classifier_weights: str | None = None
+    head_weights: str | None = None
     dtype: str | None = None
     n_layers: int | None = None
     config: Mapping[str, Setting] = field(default_factory=dict)
@@ -60,6 +61,7 @@ def check_policy(policy: ExitPolicy, facts: ModelFacts) -> tuple[str, ...]:
         "weights": policy.weights,
         "tokenizer": policy.tokenizer,
         "classifier_weights": policy.classifier_weights,
+        "head_weights": policy.head_weights,
         "dtype": dtype,
         "n_layers": policy.n_layers,
         "max_new_tokens": policy.max_new_tokens,

@@ -15,6 +15,9 @@ from t5_reference import LENGTH, attention, heads, prompts
 
 from riskcal import ExitPolicy
 from riskcal_adapters.torch import EarlyExitT5
+from riskcal_adapters.torch.confidence import Judge
+from riskcal_adapters.torch.heads import of as head_of
+from riskcal_adapters.torch.scores import Scores
 
 
 @dataclass
@@ -332,8 +335,13 @@ CLASSIFIER = SimpleNamespace(
 )
 
 
+def judging(backbone, policy):
+    """A judge with the head that its policy asks for."""
+    return Judge(head_of(policy, backbone), policy)
+
+
 class StubBackbone:
-    """What a `Judge` needs of a backbone, with a head (d, V) of one's own and no norm."""
+    """What a head needs of a backbone, with a matrix (d, V) of one's own and no norm."""
 
     def __init__(self, head, n_layers):
         self.head, self.n_layers, self.vocabulary = head, n_layers, head.shape[1]
@@ -341,6 +349,9 @@ class StubBackbone:
 
     def logits(self, state):
         return state @ self.head
+
+    def scores(self, layer, state):
+        return Scores(self.logits(state))
 
     def normed(self, state):
         return state

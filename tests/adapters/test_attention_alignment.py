@@ -3,10 +3,19 @@ H200, float32, any policy). The CPU does not mind, so that its twin looks at wha
 
 import pytest
 import torch
+from causal_models import decoder
 from transformers import T5Config, T5ForConditionalGeneration
 
 from riskcal import ExitPolicy
-from riskcal_adapters.torch import EarlyExitT5, backbone
+from riskcal_adapters.torch import (
+    EarlyExitCausalLM,
+    EarlyExitT5,
+    Engine,
+    Request,
+    backbone,
+    causal_backbone,
+    t5_backbone,
+)
 
 
 def tiny(heads: int) -> EarlyExitT5:
@@ -26,13 +35,11 @@ def tiny(heads: int) -> EarlyExitT5:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("heads", [1, 3])
-@pytest.mark.parametrize("cache", ["project", "deferred", "recompute"])
-def test_every_bias_begins_at_a_whole_piece(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, heads: int, cache: str
-) -> None:
-    decoder = EarlyExitT5(tiny(heads).model.to(dtype))
+Bias = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+def biases(monkeypatch: pytest.MonkeyPatch) -> list[Bias]:
+    """Where each bias begins, its strides and its shape, as attention is asked for."""
     seen, attend = [], backbone.scaled_dot_product_attention
 
     def watched(
@@ -42,14 +49,27 @@ def test_every_bias_begins_at_a_whole_piece(
             seen.append((attn_mask.data_ptr() % 16, attn_mask.stride(), tuple(attn_mask.shape)))
         return attend(*arguments, attn_mask=attn_mask, **options)
 
-    monkeypatch.setattr(backbone, "scaled_dot_product_attention", watched)
-    policy = ExitPolicy(threshold=0.02, measure="softmax", cache=cache)
+    for module in (backbone, t5_backbone, causal_backbone):
+        monkeypatch.setattr(module, "scaled_dot_product_attention", watched)
+    return seen
+
+
+def generate_and_serve(decoder: EarlyExitT5 | EarlyExitCausalLM, policy: ExitPolicy) -> None:
     for width, length in ((9, 23), (5, 11)):  # the second asks for parts of what the first made
         ids = torch.randint(2, 40, (3, width), generator=torch.Generator().manual_seed(width))
         mask = torch.ones_like(ids)
         mask[1, 3:] = 0
         decoder.generate(ids, mask, policy=policy, max_new_tokens=length)
-    assert len(seen) > 50
+        if policy.cache == "project":
+            engine = Engine(decoder, policy, slots=3, max_prompt=width, max_new_tokens=length)
+            requests = [
+                Request(input_ids=row[:size]) for row, size in zip(ids, (9, 3, 4), strict=True)
+            ]
+            list(engine.run(requests))
+
+
+def assert_whole_pieces(seen: list[Bias]) -> None:
+    assert len(seen) > 40
     for remainder, stride, shape in seen:
         assert remainder == 0, (shape, stride)
         # a width of whole pieces is read as it stands; any other is copied into one by torch itself
@@ -57,6 +77,28 @@ def test_every_bias_begins_at_a_whole_piece(
             assert all(
                 s % 8 == 0 for s, size in zip(stride[:-1], shape[:-1], strict=True) if size > 1
             ), (shape, stride)
+
+
+@pytest.mark.parametrize("kind", ["llama-grouped", "gpt2"])
+@pytest.mark.parametrize("cache", ["project", "deferred"])
+def test_every_bias_of_a_causal_model_begins_at_a_whole_piece(
+    monkeypatch: pytest.MonkeyPatch, kind: str, cache: str
+) -> None:
+    seen = biases(monkeypatch)
+    generate_and_serve(decoder(kind), ExitPolicy(threshold=0.1, cache=cache))
+    assert_whole_pieces(seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("cache", ["project", "deferred", "recompute"])
+def test_every_bias_begins_at_a_whole_piece(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, heads: int, cache: str
+) -> None:
+    decoder, seen = EarlyExitT5(tiny(heads).model.to(dtype)), biases(monkeypatch)
+    policy = ExitPolicy(threshold=0.02, measure="softmax", cache=cache)
+    generate_and_serve(decoder, policy)
+    assert_whole_pieces(seen)
     rows = decoder._backbone._decoder_bias.rows(11)
     expected = decoder._backbone._decoder_bias.square(11)
     for n, row in enumerate(rows[:11], start=1):

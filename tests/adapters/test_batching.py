@@ -239,8 +239,8 @@ def test_row_9_regroup_computes_only_rows_that_go_deeper(tiny_t5, monkeypatch):
     monkeypatch.setattr(
         decoder._backbone,
         "layer_of_rows",
-        lambda i, state, rows, cache: (
-            computed.append((i, len(state))) or layer(i, state, rows, cache)
+        lambda i, state, rows, positions, cache: (
+            computed.append((i, len(state))) or layer(i, state, rows, positions, cache)
         ),
     )
     policies_ = [ExitPolicy.static(depth, batching="regroup") for depth in (1, 3, 2)]

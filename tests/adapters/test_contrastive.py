@@ -10,6 +10,7 @@ from exit_reference import (
     amateur_of,
     assert_agrees,
     contrast,
+    judging,
     lead,
     middling,
     only,
@@ -116,7 +117,7 @@ def test_row_22_alpha_0_and_tokens_at_minus_infinity(measure):
     """A margin of exactly 1 makes every token plausible; those at minus infinity have no ratio, and must not make a NaN."""
     backbone = StubBackbone(torch.eye(4), 4)
     backbone.logits = lambda state: state  # a product would make NaN of infinities
-    judge = Judge(
+    judge = judging(
         backbone, ExitPolicy(measure=measure, contrast=Contrast(alpha_decay=1.0), threshold=0.5)
     )
     for layer in (1, 2, 3, 4):
@@ -178,7 +179,7 @@ def test_row_21_every_layers_confidence_by_brute_force(
         contrasting = Contrast(alpha=contrasting.alpha, plausible="kept")
     policy = ExitPolicy(measure=measure, contrast=contrasting, pruning=pruning, threshold=0.5)
     logits = layers_of_logits(seed, n_layers, rows, vocabulary, scale).astype(np.float32)
-    judge = Judge(StubBackbone(torch.eye(vocabulary), n_layers), policy)
+    judge = judging(StubBackbone(torch.eye(vocabulary), n_layers), policy)
     left, before, order = list(range(rows)), None, None
     for layer in range(1, n_layers + 1):
         state = torch.from_numpy(logits[layer - 1][left])
@@ -222,7 +223,7 @@ def test_row_21_the_amateur_is_the_most_distant_layer_per_layer_of_distance(monk
     chosen = []
     for seed in range(8):
         logits = layers_of_logits(seed, 6, 5, 9, 1.5).astype(np.float32)
-        judge = Judge(StubBackbone(torch.eye(9), 6), ExitPolicy(measure=measure, threshold=0.5))
+        judge = judging(StubBackbone(torch.eye(9), 6), ExitPolicy(measure=measure, threshold=0.5))
         for layer in range(1, 7):
             given_to.clear()
             judge.look(layer, torch.from_numpy(logits[layer - 1]), None)
@@ -244,7 +245,7 @@ def test_row_21_the_corrected_form_looks_back_to_the_first_exit_and_the_original
 ):
     compared = {}
     for measure in ("jsd", "jsd-code"):
-        judge = Judge(StubBackbone(torch.eye(5), 6), ExitPolicy(measure=measure, threshold=0.5))
+        judge = judging(StubBackbone(torch.eye(5), 6), ExitPolicy(measure=measure, threshold=0.5))
         asked, original = [], Judge._again
         monkeypatch.setattr(
             Judge,
@@ -269,7 +270,7 @@ def test_row_21_the_corrected_form_looks_back_to_the_first_exit_and_the_original
 )
 def test_row_21_layers_without_an_amateur_fall_back_to_the_softmax_margin(measure, without):
     logits = layers_of_logits(3, 4, 6, 8, 2.0).astype(np.float32)
-    judge = Judge(StubBackbone(torch.eye(8), 4), ExitPolicy(measure=measure, threshold=0.5))
+    judge = judging(StubBackbone(torch.eye(8), 4), ExitPolicy(measure=measure, threshold=0.5))
     for layer in range(1, 5):
         confidence, _ = judge.look(layer, torch.from_numpy(logits[layer - 1]), None)
         margins = [lead(softmax(row)) for row in logits[layer - 1]]
@@ -300,7 +301,7 @@ def test_row_21_decoding_is_the_definition(tiny_t5, measure, fields):
 def test_the_emitted_token_is_the_layers_own_argmax_not_that_of_the_contrast():
     """p = (.45, .35, .2), amateur (.8, .1, .1): the contrast prefers token 1, the layer token 0, which is emitted."""
     states = [torch.tensor([p]).log() for p in ([0.8, 0.1, 0.1], [0.45, 0.35, 0.2])]
-    judge = Judge(StubBackbone(torch.eye(3), 3), ExitPolicy(measure="weighted", threshold=0.1))
+    judge = judging(StubBackbone(torch.eye(3), 3), ExitPolicy(measure="weighted", threshold=0.1))
     judge.look(1, states[0], None)
     confidence, scores = judge.look(2, states[1], None)
     ratios = np.array([0.45 / 0.8, 3.5, 2.0])

@@ -17,11 +17,13 @@ from riskcal import Decaying, ExitPolicy
 from riskcal.policy import Contrast, Sampling
 from riskcal.pruning import Pruning
 from riskcal_adapters import request_checks
-from riskcal_adapters.torch import EarlyExitT5, choosing, measures, selfcheck
+from riskcal_adapters.torch import EarlyExitT5, measures, sampling, selfcheck
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.decoding import Loop
-from riskcal_adapters.torch.heads import PrunedHead, Scores
+from riskcal_adapters.torch.heads import PrunedHead
+from riskcal_adapters.torch.scores import Scores
+from riskcal_adapters.torch.t5_backbone import T5Backbone
 
 DECAYS = Decaying(temperature=4.0, max_length=LENGTH)
 
@@ -101,7 +103,7 @@ def rows_as_alone(**fields):
 def draws_from_the_nucleus(model):
     """Top-p includes the token that reaches p, and nothing after it."""
     logits = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log()
-    assert choosing.nucleus(logits, Sampling(top_p=0.6)).isfinite().tolist() == [True, True, False]
+    assert sampling.nucleus(logits, Sampling(top_p=0.6)).isfinite().tolist() == [True, True, False]
 
 
 # -- mutants: each takes pytest's monkeypatch ------------------------------------------------------------------------------------
@@ -199,15 +201,15 @@ def adaptive_without_effect(monkeypatch):
 
 def scaled_wrongly(monkeypatch):
     """Tied: no d^-1/2. Untied: d^-1/2."""
-    make = Backbone.__init__
+    make = T5Backbone.__init__
 
-    def changed(self, model):
-        make(self, model)
-        self.head = self.head * model.config.d_model ** (
+    def changed(self, model, start):
+        make(self, model, start)
+        self._head = self._head * model.config.d_model ** (
             0.5 if model.config.scale_decoder_outputs else -0.5
         )
 
-    monkeypatch.setattr(Backbone, "__init__", changed)
+    monkeypatch.setattr(T5Backbone, "__init__", changed)
 
 
 def no_norm(monkeypatch):
@@ -290,13 +292,13 @@ def forced_rows_share_a_batch(monkeypatch):
 
 
 def noise_by_row(monkeypatch):
-    monkeypatch.setattr(choosing, "noise_keys", lambda tokens, mask: list(range(len(tokens))))
+    monkeypatch.setattr(sampling, "noise_keys", lambda tokens, mask: list(range(len(tokens))))
 
 
 def noise_of_the_padding(monkeypatch):
-    keys = choosing.noise_keys
+    keys = sampling.noise_keys
     monkeypatch.setattr(
-        choosing, "noise_keys", lambda tokens, mask: keys(tokens, np.ones_like(mask))
+        sampling, "noise_keys", lambda tokens, mask: keys(tokens, np.ones_like(mask))
     )
 
 
@@ -308,7 +310,7 @@ def nucleus_without_the_token_that_reaches_it(monkeypatch):
             0, ordered.indices[ordered.values.exp().cumsum(-1) > sampling.top_p], -torch.inf
         )
 
-    monkeypatch.setattr(choosing, "nucleus", narrow)
+    monkeypatch.setattr(sampling, "nucleus", narrow)
 
 
 PRUNED = {

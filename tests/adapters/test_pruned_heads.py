@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from exit_reference import StubBackbone, assert_agrees, middling, tokens_kept
+from exit_reference import StubBackbone, assert_agrees, judging, middling, tokens_kept
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from t5_reference import FULL, LENGTH, prompts
@@ -13,8 +13,8 @@ from t5_reference import FULL, LENGTH, prompts
 from riskcal import ExitPolicy
 from riskcal.pruning import Pruning
 from riskcal_adapters.torch import EarlyExitT5
-from riskcal_adapters.torch.confidence import Judge
-from riskcal_adapters.torch.heads import PrunedHead, Scores, likeliest
+from riskcal_adapters.torch.heads import PrunedHead
+from riskcal_adapters.torch.scores import Scores, likeliest
 
 FORMS = ("fixed", "decaying", "adaptive", "adaptive-code")
 EVERYTHING = Pruning("fixed", largest=10**6, smallest=41)
@@ -83,7 +83,7 @@ def test_row_20_adaptive_sizes_depend_on_the_confidence_of_the_layer_before():
     pruning = Pruning("adaptive", largest=40, smallest=3)
     generator = torch.Generator().manual_seed(2)
     head = torch.randn(6, 50, generator=generator) * 1.5
-    judge = Judge(StubBackbone(head, 6), ExitPolicy(threshold=0.5, pruning=pruning))
+    judge = judging(StubBackbone(head, 6), ExitPolicy(threshold=0.5, pruning=pruning))
     before, sizes = None, []
     for layer in range(1, 7):
         confidence, scores = judge.look(layer, torch.randn(3, 6, generator=generator), None)
@@ -129,7 +129,7 @@ def test_row_20_keeping_every_token_is_not_pruning(ending, measure):
 def test_row_20_ids_map_back_to_the_vocabulary():
     """A token whose logit is largest at every layer is emitted under its own id, wherever it ranks."""
     head = torch.eye(12)
-    judge = Judge(
+    judge = judging(
         StubBackbone(head, 4),
         ExitPolicy(threshold=0.5, pruning=Pruning("decaying", largest=8, smallest=2)),
     )
@@ -147,7 +147,7 @@ def test_row_20_ids_map_back_to_the_vocabulary():
 
 
 def test_row_20_a_pruned_token_cannot_be_emitted():
-    judge = Judge(
+    judge = judging(
         StubBackbone(torch.eye(6), 3),
         ExitPolicy(pruning=Pruning("fixed", largest=3, smallest=3), threshold=0.1),
     )
@@ -166,7 +166,7 @@ def test_row_20_a_margin_over_fewer_tokens_is_never_smaller(form, seed, scale):
     generator = torch.Generator().manual_seed(seed)
     backbone = StubBackbone(torch.randn(5, 60, generator=generator) * scale, 6)
     pruned, full = (
-        Judge(backbone, ExitPolicy(threshold=0.1, pruning=p))
+        judging(backbone, ExitPolicy(threshold=0.1, pruning=p))
         for p in (Pruning(form, largest=50, smallest=2), None)
     )
     for layer in range(1, 7):

@@ -11,8 +11,8 @@ from riskcal import ExitPolicy
 from riskcal.policy import Sampling
 from riskcal.pruning import Pruning
 from riskcal_adapters.torch import EarlyExitT5
-from riskcal_adapters.torch.choosing import draw, noise_keys, nucleus
-from riskcal_adapters.torch.heads import Scores
+from riskcal_adapters.torch.sampling import draw, noise_keys, nucleus
+from riskcal_adapters.torch.scores import Scores
 
 LEVEL = 1e-4  # of the tests below: with their fixed seeds they pass or fail for good
 

@@ -382,9 +382,7 @@ def test_decoding_in_threads_is_decoding(tiny_t5):
 def test_a_cache_goes_on_with_what_is_filled_and_no_more(monkeypatch):
     batch, heads, width, limit = 4, 2, 3, 1000
     rows = torch.full((limit * batch, 3 * heads * width), torch.nan)
-    own = LayerCache.on(
-        rows, torch.zeros(batch, heads, 5, width), torch.zeros(batch, heads, 5, width)
-    )
+    own = LayerCache.on(rows, batch, heads, width, None)
     own.filled, own.filled_rows[:] = 6, [0, 8, 3, 2]
     rows[: 8 * batch] = torch.arange(8 * batch)[:, None].float()
     copied, select = [], torch.index_select
@@ -394,7 +392,7 @@ def test_a_cache_goes_on_with_what_is_filled_and_no_more(monkeypatch):
         return select(values, *arguments, **options)
 
     monkeypatch.setattr(torch, "index_select", watched)
-    kept = own.of(torch.tensor([3, 1]), batch)
+    kept = own.of(torch.tensor([3, 1]), batch, 0)
     assert copied == [8]
     assert kept.rows.shape == (limit * 2, rows.shape[1])
     assert kept.rows[: 8 * 2, 0].tolist() == [p * batch + row for p in range(8) for row in (3, 1)]

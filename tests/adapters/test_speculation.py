@@ -207,10 +207,10 @@ def test_row_30_keys_and_values_after_cropping_are_those_of_a_full_run(tiny_t5, 
     rejected, snapshots, original = [], [], speculation._verify
 
     def verified(backbone, cache, drafted, *others):
-        first = len(cache.states) - len(drafted)
+        first = cache.position - len(drafted)
         chosen = original(backbone, cache, drafted, *others)
-        assert len(cache.states) == first + len(chosen)
-        assert {own.filled for own in cache.layers.values()} == {len(cache.states)}
+        assert cache.position == first + len(chosen)
+        assert {own.filled for own in cache.layers.values()} == {cache.position}
         rejected.append(len(chosen) <= len(drafted))
         kept = [(own.keys[:, :, : own.filled].clone(), own.values[:, :, : own.filled].clone())
                 for _, own in sorted(cache.layers.items())]  # fmt: skip
@@ -228,10 +228,10 @@ def test_row_30_keys_and_values_after_cropping_are_those_of_a_full_run(tiny_t5, 
     with torch.inference_mode():
         full = backbone.start(input_ids, np.ones(input_ids.shape, dtype=bool), LENGTH)
         for token in [decoder.model.generation_config.decoder_start_token_id, *tokens[:-1]]:
-            state = backbone.embed([token])
+            state = backbone.embed([token], full)
             for index in range(decoder.n_layers):
                 state = backbone.layer(index, state, full)
-            full.states.append(state)
+            full.append(state)
     for kept in snapshots:
         assert len(kept) == decoder.n_layers
         for index, (keys, values) in enumerate(kept):

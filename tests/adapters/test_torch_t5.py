@@ -233,7 +233,7 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(tin
             for row, depth in enumerate(exits):
                 if depth > index:
                     continue
-                normed = block.layer[0].layer_norm(cache.states[-1][row])
+                normed = block.layer[0].layer_norm(cache.states[cache.position - 1][row])
                 keys = own.k(normed).view(model.config.num_heads, -1)
                 torch.testing.assert_close(
                     layer.keys[row, :, len(exits_at)], keys, rtol=0, atol=1e-5

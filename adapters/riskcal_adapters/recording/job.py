@@ -64,7 +64,8 @@ class Recording:
         bound = {"max_new_tokens": self.max_new_tokens, **self.model(decoder)}
         candidate = self.template.model_copy(update=bound)
         full = ExitPolicy(
-            sampling=self.template.sampling, **bound | {"classifier_weights": None}
+            sampling=self.template.sampling,
+            **bound | {"classifier_weights": None, "head_weights": None},
         ).named()
         return [
             full,

@@ -7,11 +7,12 @@ from riskcal.policy import ExitPolicy
 from riskcal.records import Traces
 
 #: Fields of `ExitPolicy` that say what it was made for, by the attributes of a decoder that say it of the decoder: strings
-#: that tell its weights, its exit classifier's and its tokenizer from others, the type that it computes in, and a dict of its
-#: other settings that change tokens, of JSON's types.
+#: that tell its weights, its exit classifier's, its exit heads' and its tokenizer from others, the type that it computes in,
+#: and a dict of its other settings that change tokens, of JSON's types.
 BINDING = {
     "weights": "weights",
     "classifier_weights": "classifier_weights",
+    "head_weights": "head_weights",
     "dtype": "dtype",
     "tokenizer": "tokenizer_digest",
     "config": "settings",

@@ -1,7 +1,11 @@
 """Early-exit decoding with PyTorch: plain Hugging Face models in, nothing forked."""
 
+from riskcal_adapters.torch.causal import EarlyExitCausalLM as EarlyExitCausalLM
 from riskcal_adapters.torch.checkpoints import load_example as load_example
 from riskcal_adapters.torch.checkpoints import load_t5 as load_t5
+from riskcal_adapters.torch.engine import Done as Done
+from riskcal_adapters.torch.engine import Engine as Engine
+from riskcal_adapters.torch.engine import Request as Request
+from riskcal_adapters.torch.generation import Generation as Generation
 from riskcal_adapters.torch.speculation import Speculation as Speculation
 from riskcal_adapters.torch.t5 import EarlyExitT5 as EarlyExitT5
-from riskcal_adapters.torch.t5 import Generation as Generation

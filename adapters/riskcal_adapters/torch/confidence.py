@@ -1,7 +1,6 @@
 """How sure each row is after a layer: the policy's measure on the states and logits of the step at hand."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -9,9 +8,9 @@ from torch import Tensor
 
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import measures
-from riskcal_adapters.torch.backbone import Backbone
-from riskcal_adapters.torch.heads import FullHead, PrunedHead, Scores
+from riskcal_adapters.torch.heads import Head
 from riskcal_adapters.torch.measures import Classifier, Confidences
+from riskcal_adapters.torch.scores import Scores
 
 #: Measures of a layer's logits alone.
 OF_LOGITS: dict[str, Callable[[Tensor], Confidences]] = {
@@ -19,11 +18,9 @@ OF_LOGITS: dict[str, Callable[[Tensor], Confidences]] = {
     "max": measures.max_probability,
     "entropy": measures.negative_entropy,
 }
-#: Measures of a layer's states, which need no logits.
-OF_STATES = ("state", "classifier")
 #: Measures that contrast a layer's logits with an earlier layer's; ``-code`` as the authors' code scales them.
 CONTRASTIVE = ("weighted", "contrastive", "contrastive-code", "jsd", "jsd-code")
-MEASURES = (*OF_LOGITS, *OF_STATES, "oracle", *CONTRASTIVE)
+MEASURES = (*OF_LOGITS, *measures.OF_STATES, "oracle", *CONTRASTIVE)
 
 
 class Judge:
@@ -31,23 +28,22 @@ class Judge:
 
     Parameters
     ----------
-    backbone : Backbone
+    head : riskcal_adapters.torch.heads.Head
+        What states are scored with, where the measure is one of scores; positions and rows are told to it from here.
     policy : ExitPolicy
-        Its measure, contrast and pruning.
+        Its measure and contrast.
     classifier : Classifier, optional
         Needed by the measure of that name.
     """
 
     def __init__(
-        self, backbone: Backbone, policy: ExitPolicy, classifier: Classifier | None = None
+        self, head: Head, policy: ExitPolicy, classifier: Classifier | None = None
     ) -> None:
-        policy = policy.named()
-        self._backbone, self._classifier = backbone, classifier
-        self._measure, self._contrast = policy.measure, policy.contrast
-        # measures of states need the head at the exit only, which is the first that it is asked for
-        prunes = policy.pruning is not None and policy.measure not in OF_STATES
-        self._head: Any = PrunedHead(backbone, policy.pruning) if prunes else FullHead(backbone)
-        self._remembers = self._measure in CONTRASTIVE
+        measure = policy.named().measure
+        assert measure is not None
+        self._head, self._classifier = head, classifier
+        self._measure, self._contrast = measure, policy.contrast
+        self._remembers = measure in CONTRASTIVE
         self.begin()
 
     def begin(self, targets: Tensor | None = None) -> None:
@@ -55,7 +51,6 @@ class Judge:
         self._head.begin()
         self._targets = targets
         self._confidence: Confidences | None = None  # of the last exit looked at
-        self._earlier: Confidences | None = None  # and of the one before
         self._first = 0  # the first layer looked at
         self._states: list[Tensor] = []
         self._logits: dict[int, Tensor] = {}
@@ -89,7 +84,6 @@ class Judge:
             Raw states after this layer and the one before; None at the first.
         """
         self._first = self._first or layer
-        self._earlier = self._confidence
         scores = None
         if self._measure == "state":
             confidence = measures.saturation(state, before)
@@ -97,17 +91,12 @@ class Judge:
             assert self._classifier is not None
             confidence = measures.classifier_probability(state, self._classifier)
         else:
-            scores = self.scores(layer, state)
+            scores = self._head.scores(layer, state, self._confidence)
             confidence = self._of_scores(layer, scores)
         if self._remembers:
             self._states.append(state)
         self._confidence = confidence
         return confidence, scores
-
-    def scores(self, layer: int, state: Tensor) -> Scores:
-        """Logits after a layer, over the tokens that its head compares."""
-        scores: Scores = self._head.scores(layer, state, self._earlier)
-        return scores
 
     def _of_scores(self, layer: int, scores: Scores) -> Confidences:
         if self._measure == "oracle":
@@ -173,8 +162,7 @@ class Judge:
     def _again(self, layer: int, scores: Scores) -> Tensor:
         """An earlier layer's logits over the tokens that are compared now."""
         if scores.ids is not None:
-            again: Scores = self._head.again(self._states[layer - 1])
-            return again.logits
+            return self._head.again(layer, self._states[layer - 1])
         if layer not in self._logits:
-            self._logits[layer] = self._backbone.logits(self._states[layer - 1])
+            self._logits[layer] = self._head.again(layer, self._states[layer - 1])
         return self._logits[layer]

@@ -16,12 +16,16 @@ from torch import Tensor
 
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import generation_config, request_checks
-from riskcal_adapters.torch import choosing
+from riskcal_adapters.torch import heads, sampling
 from riskcal_adapters.torch.backbone import Backbone, Cache
 from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
 from riskcal_adapters.torch.generation import Step
-from riskcal_adapters.torch.heads import Scores
+from riskcal_adapters.torch.heads import Head
 from riskcal_adapters.torch.measures import Classifier
+from riskcal_adapters.torch.scores import Scores
+
+#: Where there is no exit, and so none that agrees.
+_NO_TOKEN = -1
 
 
 @dataclass(eq=False)
@@ -29,19 +33,33 @@ class Run:
     """The generation of rows that share all settings of their policies but thresholds."""
 
     policy: ExitPolicy
+    backbone: Backbone
     cache: Cache
+    head: Head
     judge: Judge
-    layer: Callable[[int, Tensor, Cache], Tensor]
     keys: list[int]  # of each row's noise
     pending: list[int]  # each row's early exits in a row
     opens: list[bool]  # whether any row may ever exit at a layer
-    embedded: list[Tensor] = field(
-        default_factory=list
-    )  # of all positions, where they are run again
+    #: Whether only rows that go on are computed. Of one row there is nothing to leave out; a run that began with more keeps
+    #: each row's gaps apart, whatever is left of it.
+    alone: bool
+    #: Of all positions, where they are run again.
+    embedded: list[Tensor] = field(default_factory=list)
 
     @property
-    def position(self) -> int:
-        return len(self.cache.states)
+    def exact(self) -> bool:
+        """Whether layers that were skipped are made up for, not projected."""
+        return self.policy.cache in ("deferred", "recompute")
+
+    def layer(self, index: int, state: Tensor, active: list[int]) -> Tensor:
+        """A layer for the position at hand, of these rows where they run `alone`, else of the batch."""
+        if self.exact:
+            return self.backbone.layer_exact(index, state, self.cache)
+        if not self.alone:
+            return self.backbone.layer(index, state, self.cache)
+        rows = np.array(active)
+        positions = np.full(len(rows), self.cache.position)
+        return self.backbone.layer_of_rows(index, state, rows, positions, self.cache)
 
     def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
         """Go on with some rows of the batch."""
@@ -62,7 +80,7 @@ class Linear:
     @classmethod
     def of(cls, classifier: Classifier, backbone: Backbone) -> "Linear":
         weight, bias = map(
-            torch.from_numpy, request_checks.classifier_parts(classifier, len(backbone.head))
+            torch.from_numpy, request_checks.classifier_parts(classifier, backbone.width)
         )
         return cls(weight.to(backbone.device), bias.to(backbone.device))
 
@@ -92,16 +110,17 @@ class Loop:
     def run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Run:
         backbone, batch = self.backbone, len(tokens)
         policy = policy.named()
+        head = heads.of(policy, backbone)
         return Run(
             policy=policy,
+            backbone=backbone,
             cache=backbone.start(tokens, mask, length),
-            judge=Judge(backbone, policy, self.classifier),
-            layer=backbone.layer_exact
-            if policy.cache in ("deferred", "recompute")
-            else backbone.layer,
-            keys=choosing.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
+            head=head,
+            judge=Judge(head, policy, self.classifier),
+            keys=sampling.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
             opens=[True] * self.n_layers,
+            alone=policy.batching == "regroup" and batch > 1,
         )
 
     def decode(
@@ -114,12 +133,11 @@ class Loop:
         """The positions of rows that share ``policy``, but for the ``thresholds`` (T, L, B)."""
         batch = len(tokens)
         run = self.run(policy, tokens, mask, len(thresholds))
-        run.opens = np.isfinite(thresholds).any((0, 2)).tolist()
-        chosen, going = [self.special.start] * batch, list(range(batch))
-        advance = self.step_of_rows if policy.batching == "regroup" else self.step
+        run.opens = np.asarray(np.isfinite(thresholds).any((0, 2))).tolist()
+        chosen, going = run.cache.first, list(range(batch))
         steps, rows = [], going  # rows: which of the batch's those of the run are
         for position in range(len(thresholds)):
-            step = advance(run, chosen, going, thresholds[position].tolist())
+            step = self.step(run, chosen, going, thresholds[position].tolist())
             steps.append(
                 step
                 if len(rows) == batch
@@ -147,7 +165,7 @@ class Loop:
         """
         policy, cache, judge = run.policy, run.cache, run.judge
         step = Step.blank(cache.batch, self.special.pad)
-        state = first = self._begin(run, previous)
+        state = at_exit = self._begin(run, previous)
         ahead = (
             self._last_scores(run, state)
             if policy.measure == "oracle" or policy.emits == "last"
@@ -158,15 +176,18 @@ class Loop:
             thresholds = self._forced(run, thresholds)
         together = policy.batching == "deepest"
         # Rows that exit keep the state at which they did; with exact caches their true state goes on with the others'.
-        freezes = not together and run.layer != self.backbone.layer_exact
+        freezes = not (together or run.alone or run.exact)
         active, moving = going, self._column(going, cache) if freezes else None
+        if run.alone:
+            at_exit = at_exit.clone()
+            state = self._of(state, active, cache)
         waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
         for index, needed in enumerate(thresholds):
             before = state if index else None
-            deeper = run.layer(index, state, cache)
+            deeper = run.layer(index, state, active)
             state = deeper if moving is None else torch.where(moving, deeper, state)
-            if index == 0:
-                first = state
+            if index == 0 and not run.alone:
+                at_exit = state
             last = index == self.n_layers - 1
             if not last and (
                 not run.opens[index] or all(needed[row] == math.inf for row in active)
@@ -175,111 +196,67 @@ class Loop:
                 continue
             confidence, scores = judge.look(index + 1, state, before)
             sure = confidence.tolist()
-            leaving = active if last else [row for row in active if sure[row] >= needed[row]]
+            # where each row stands in states and confidences
+            places = range(len(active)) if run.alone else active
+            at = list(zip(active, places, strict=True))
+            leaving = [(row, i) for row, i in at if last or sure[i] >= needed[row]]
             if together and not last:
-                waiting.difference_update(leaving)
-                leaving = [] if waiting else active
+                waiting.difference_update(row for row, _ in leaving)
+                leaving = [] if waiting else at
             if leaving:
-                emitting = scores or judge.scores(index + 1, state)
-                self._leave(
-                    run,
-                    step,
-                    index + 1,
-                    leaving,
-                    leaving,
-                    sure,
-                    emitting if policy.emits == "exit" else ahead,
-                )
-                if len(leaving) == len(active):
-                    break
-            for row in active:
-                if (
-                    sure[row] > step.refused[row]
-                    and not step.exits[row]
-                    and needed[row] != math.inf
-                ):
-                    step.refused[row] = sure[row]
+                emitting = ahead if policy.emits == "last" else scores
+                emitting = emitting or run.head.scores(index + 1, state, None)
+                self._leave(run, step, index + 1, leaving, sure, emitting)
+                if run.alone:
+                    rows, exiting = (
+                        self.backbone.tensor(np.array(part)) for part in zip(*leaving, strict=True)
+                    )
+                    at_exit.index_copy_(0, rows, state.index_select(0, exiting))
+            stay = [(row, i) for row, i in at if not step.exits[row]]
+            for row, i in stay:
+                if sure[i] > step.refused[row] and needed[row] != math.inf:
+                    step.refused[row] = sure[i]
+            if not stay:
+                break
             if leaving:
-                active = [row for row in active if not step.exits[row]]
+                active = [row for row, _ in stay]
                 moving = self._column(active, cache) if freezes else None
-        cache.states.append(first if policy.cache == "first" else state)
+                if run.alone:
+                    kept = self.backbone.tensor(np.array([i for _, i in stay]))
+                    state = state.index_select(0, kept)
+                    judge.keep(kept)
+        cache.append(at_exit if run.alone or policy.cache == "first" else state)
         if policy.cache == "copy":
             self.backbone.copy_upwards(cache, max(step.exits))
         for row in going:
             run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
         return step
 
-    def step_of_rows(
-        self, run: Run, previous: list[int], going: list[int], thresholds: list[list[float]]
-    ) -> Step:
-        """As `step`, computing in each layer the rows that go so deep and no others."""
-        cache, judge, as_tensor = run.cache, run.judge, self.backbone.tensor
-        step = Step.blank(cache.batch, self.special.pad)
-        rows = going
-        at_exit = self._begin(run, previous)  # (B, d), row after row
-        state = (
-            at_exit
-            if len(rows) == cache.batch
-            else at_exit.index_select(0, as_tensor(np.array(rows)))
-        )
-        at_exit = at_exit.clone()
-        judge.begin()
-        for index, needed in enumerate(thresholds):
-            before = state if index else None
-            state = self.backbone.layer_of_rows(index, state, rows, cache)
-            last = index == self.n_layers - 1
-            if not last and (not run.opens[index] or all(needed[row] == math.inf for row in rows)):
-                judge.pass_by(state)
-                continue
-            confidence, scores = judge.look(index + 1, state, before)
-            sure = confidence.tolist()
-            places = [i for i, row in enumerate(rows) if last or sure[i] >= needed[row]]
-            if places:
-                leaving = [rows[i] for i in places]
-                self._leave(
-                    run,
-                    step,
-                    index + 1,
-                    leaving,
-                    places,
-                    sure,
-                    scores or judge.scores(index + 1, state),
-                )
-                exiting = state.index_select(0, as_tensor(np.array(places)))
-                at_exit.index_copy_(0, as_tensor(np.array(leaving)), exiting)
-            stay = [i for i, row in enumerate(rows) if not step.exits[row]]
-            for i in stay:
-                if sure[i] > step.refused[rows[i]] and needed[rows[i]] != math.inf:
-                    step.refused[rows[i]] = sure[i]
-            if not stay:
-                break
-            if places:
-                rows = [rows[i] for i in stay]
-                kept = as_tensor(np.array(stay))
-                state = state.index_select(0, kept)
-                judge.keep(kept)
-        cache.states.append(at_exit)
-        return step
-
     def _begin(self, run: Run, previous: list[int]) -> Tensor:
         """Embed the tokens before; where the cache is recomputed, go back to the last position that ran all layers."""
-        state = self.backbone.embed(previous)
+        state = self.backbone.embed(previous, run.cache)
         if run.policy.cache == "recompute":
             deepest = run.cache.layers.get(self.n_layers - 1)
-            full = 0 if deepest is None else deepest.filled
-            run.cache.rewind(full)
-            run.cache.states[full:] = run.embedded[full:]
+            full, position = 0 if deepest is None else deepest.filled, run.cache.position
+            if full < position:
+                run.cache.rewind(full)
+                for again in run.embedded[full:position]:
+                    run.cache.append(again)
             run.embedded.append(state)
         return state
 
     def _last_scores(self, run: Run, state: Tensor) -> Scores:
         """The last layer's logits on the cache as it is; the cache is left as if they had not been asked for."""
         cache = run.cache
-        position, states = run.position, list(cache.states)
+        position, states = cache.position, cache.states[: cache.position].clone()
         for index in range(self.n_layers):
-            state = run.layer(index, state, cache)
+            state = (
+                self.backbone.layer_exact(index, state, cache)
+                if run.exact
+                else self.backbone.layer(index, state, cache)
+            )
         cache.rewind(position)
-        cache.states[:] = states
+        cache.states[:position] = states
         return Scores(self.backbone.logits(state))
 
     def _forced(self, run: Run, thresholds: list[list[float]]) -> list[list[float]]:
@@ -299,23 +276,25 @@ class Loop:
         run: Run,
         step: Step,
         layer: int,
-        rows: list[int],
-        places: list[int],
+        leaving: list[tuple[int, int]],
         sure: list[float],
         scores: Scores,
     ) -> None:
-        """Rows of the batch, which stand at ``places`` in the scores and confidences, emit their tokens."""
+        """Rows of the batch emit their tokens; each comes with its place in the scores and confidences."""
+        rows, places = map(list, zip(*leaving, strict=True))
         tokens = self._choose(run, scores, rows, places)
         for row, place, token in zip(rows, places, tokens, strict=True):
             step.tokens[row], step.exits[row], step.confidence[row] = token, layer, sure[place]
 
     def _choose(self, run: Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
-        sampling = run.policy.sampling
-        if sampling is None:
+        drawing = run.policy.sampling
+        if drawing is None:
             best = scores.best().tolist()
             return [best[place] for place in places]
         keys = [run.keys[row] for row in rows]
-        return choosing.draw(scores, places, keys, run.position, sampling, self.backbone.vocabulary)
+        return sampling.draw(
+            scores, places, keys, run.cache.position, drawing, self.backbone.vocabulary
+        )
 
     def all_exits(
         self, run: Run, previous: list[int]
@@ -326,7 +305,7 @@ class Loop:
             policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
         )
         everyone = list(range(cache.batch))
-        states = [self.backbone.embed(previous)]
+        states = [self.backbone.embed(previous, cache)]
         for index in range(self.n_layers):
             states.append(self.backbone.layer(index, states[-1], cache))
         last = Scores(self.backbone.logits(states[-1]))
@@ -334,19 +313,29 @@ class Loop:
         confidence, best = [], []
         scores: Scores | None
         for layer, state in enumerate(states[1:], start=1):
-            if layer < begins:
+            if layer < begins or not self.backbone.exits_at(layer):
                 judge.pass_by(state)
-                sure, scores = (
-                    np.full(cache.batch, np.float32(math.nan)),
-                    Scores(self.backbone.logits(state)),
-                )
+                sure = np.full(cache.batch, np.float32(math.nan))
+                if not self.backbone.exits_at(layer):
+                    confidence.append(sure)
+                    best.append([_NO_TOKEN] * cache.batch)
+                    continue
+                scores = self.backbone.scores(layer, state)
             else:
                 sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
             confidence.append(sure)
-            best.append(self._choose(run, scores or judge.scores(layer, state), everyone, everyone))
+            best.append(
+                self._choose(run, scores or run.head.scores(layer, state, None), everyone, everyone)
+            )
         best[-1] = self._choose(run, last, everyone, everyone)
-        cache.states.append(states[-1])
+        cache.append(states[-1])
         return np.stack(confidence, axis=1), np.array(best).T
+
+    def _of(self, state: Tensor, rows: list[int], cache: Cache) -> Tensor:
+        """These rows' states."""
+        if len(rows) == cache.batch:
+            return state
+        return state.index_select(0, self.backbone.tensor(np.array(rows)))
 
     def _column(self, rows: list[int], cache: Cache) -> Tensor | None:
         """(B, 1), true at these rows; None if these are all."""

@@ -1,32 +1,39 @@
 """The output head at an exit: over the whole vocabulary, or over the tokens that pruning keeps."""
 
-import math
-from typing import NamedTuple
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from riskcal.policy import ExitPolicy
 from riskcal.policy.pruning import Pruning
 from riskcal_adapters.torch.backbone import Backbone
-from riskcal_adapters.torch.measures import Confidences
+from riskcal_adapters.torch.measures import OF_STATES, Confidences
+from riskcal_adapters.torch.scores import Scores, likeliest
 
 
-class Scores(NamedTuple):
-    """Logits of the tokens that were compared."""
+class Head(Protocol):
+    """What a layer's states are scored with, one position after the other."""
 
-    logits: Tensor  #: (B, V), or (B, k) over the kept ones
-    ids: Tensor | None = (
-        None  #: (B, k) their ids, the likeliest at the first exit first; None: all, in order
-    )
+    def begin(self) -> None:
+        """Start a new position."""
 
-    def best(self) -> Tensor:
-        """(B,) the id of the largest logit, the lowest of equals."""
-        if self.ids is None:
-            return self.logits.argmax(-1)
-        # a NaN is the largest, as argmax has it
-        first = (self.logits == self.logits.amax(-1, keepdim=True)) | self.logits.isnan()
-        return self.ids.masked_fill(~first, torch.iinfo(self.ids.dtype).max).amin(-1)
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows of the batch."""
+
+    def scores(self, layer: int, state: Tensor, confidence: Confidences | None) -> Scores:
+        """Logits after a layer; ``confidence`` is that of the exit before."""
+
+    def again(self, layer: int, state: Tensor) -> Tensor:
+        """Logits of an earlier layer's state over the tokens of the last `scores`."""
+
+
+def of(policy: ExitPolicy, backbone: Backbone) -> Head:
+    """The head that a policy asks for; measures of states need it at the exit only, which is the first that it is asked for."""
+    if policy.pruning is None or policy.named().measure in OF_STATES:
+        return FullHead(backbone)
+    return PrunedHead(backbone, policy.pruning)
 
 
 class FullHead:
@@ -43,7 +50,11 @@ class FullHead:
 
     def scores(self, layer: int, state: Tensor, confidence: Confidences | None) -> Scores:
         """Logits after a layer; ``confidence`` is that of the exit before."""
-        return Scores(self._backbone.logits(state))
+        return self._backbone.scores(layer, state)
+
+    def again(self, layer: int, state: Tensor) -> Tensor:
+        """Logits of an earlier layer's state over the tokens of the last `scores`."""
+        return self._backbone.scores(layer, state).logits
 
 
 class PrunedHead:
@@ -87,13 +98,13 @@ class PrunedHead:
         self._looked = Scores(logits, self._ids[:, :widest])
         return self._looked
 
-    def again(self, state: Tensor) -> Scores:
-        """Logits of another state over the kept tokens of the last `scores`."""
+    def again(self, layer: int, state: Tensor) -> Tensor:
+        """Logits of an earlier layer's state over the tokens of the last `scores`."""
         assert self._looked is not None
+        if self._looked.ids is None:
+            return self._backbone.logits(state)
         logits = self._kept_logits(state, self._looked.logits.shape[1])
-        return Scores(
-            logits.masked_fill(self._looked.logits.isneginf(), -torch.inf), self._looked.ids
-        )
+        return logits.masked_fill(self._looked.logits.isneginf(), -torch.inf)
 
     def _kept_logits(self, state: Tensor, k: int) -> Tensor:
         assert self._ids is not None
@@ -101,17 +112,3 @@ class PrunedHead:
             rows = self._backbone.head_by_token.index_select(0, self._ids.flatten())
             self._rows = rows.view(*self._ids.shape, -1)
         return torch.matmul(self._rows[:, :k], self._backbone.normed(state)[:, :, None])[:, :, 0]
-
-
-def likeliest(logits: Tensor, k: int) -> Tensor:
-    """(B, k) the ids of the k largest logits of (B, V), in order, the lowest id first among equals.
-
-    ``topk`` says nothing of equals, and among 32,000 float32 numbers there nearly always are some; a stable sort is several
-    times slower. So logits are read as whole numbers of the same order, with the id in the lower half.
-    """
-    bits = (logits.float().nan_to_num(nan=math.inf) + 0.0).view(
-        torch.int32
-    )  # + 0.0: -0 and 0 are equal
-    ascending = torch.where(bits < 0, bits ^ torch.iinfo(torch.int32).max, bits).long()
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    return ((ascending << 32) - ids).topk(k).indices

@@ -13,6 +13,9 @@ from torch import Tensor
 
 Confidences = NDArray[np.float32]
 
+#: Measures of a layer's states, which need no logits.
+OF_STATES = ("state", "classifier")
+
 
 class Classifier(Protocol):
     """A linear exit classifier, shared by all layers: d + 1 parameters."""

@@ -12,23 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from riskcal import RiskcalError, internal
 from riskcal.policy import Sampling
 from riskcal_adapters.generation_config import SpecialTokens
-from riskcal_adapters.torch import choosing
 from riskcal_adapters.torch.backbone import Backbone, Cache
-from riskcal_adapters.torch.heads import Scores
 from riskcal_adapters.torch.measures import softmax_margin
+from riskcal_adapters.torch.sampling import draw
+from riskcal_adapters.torch.scores import Scores
 
 LONGEST = 16  # of adaptive drafts
 #: What adaptive drafts believe before the first: as if four of five drafted tokens had been accepted.
 PRIOR = (4, 5)
 
-#: Tokens of successive positions, given their logits (m, V) and the first position.
-Choice = Callable[[Tensor, int], list[int]]
+#: Tokens of successive positions, given their scores (m, V) and the first position.
+Choice = Callable[[Scores, int], list[int]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,20 +134,19 @@ def best_length(acceptance: float, layer: int, n_layers: int) -> int:
     return int((np.cumsum(acceptance**lengths) / (lengths * layer + n_layers)).argmax())
 
 
-def choice(sampling: Sampling | None, key: int) -> Choice:
+def choice(sampling: Sampling | None, key: int, vocabulary: int) -> Choice:
     """The likeliest tokens, or those that the noise of the prompt with this key draws.
 
     Drafts and verifications add the *same* noise to their log probabilities, which is that of `EarlyExitT5.generate`. So a
     verified token has the full model's law whatever was drafted, and is even the one that is drawn without speculation.
     """
     if sampling is None:
-        return lambda logits, position: logits.argmax(-1).tolist()
+        return lambda scores, position: scores.best().tolist()
 
-    def drawn(logits: Tensor, position: int) -> list[int]:
-        scores, vocabulary = Scores(logits), logits.shape[1]
+    def drawn(scores: Scores, position: int) -> list[int]:
         return [
-            choosing.draw(scores, [i], [key], position + i, sampling, vocabulary)[0]
-            for i in range(logits.shape[0])
+            draw(scores, [i], [key], position + i, sampling, vocabulary)[0]
+            for i in range(scores.logits.shape[0])
         ]
 
     return drawn
@@ -164,7 +162,7 @@ def speculate(
 ) -> Row:
     """Generate for one prompt (1, S) without padding; at most ``limit`` tokens."""
     cache = backbone.start(prompt, np.ones(prompt.shape, dtype=bool), limit)
-    row, token = Row(), special.start
+    row, token = Row(), cache.first[0]
     while len(row.tokens) < limit and not (row.tokens and token in special.ends):
         most = drafting.length
         if most is None:
@@ -207,32 +205,32 @@ def _draft(
     """
     drafted: list[int] = []
     while True:
-        state = backbone.embed([token])
+        state = backbone.embed([token], cache)
         for index in range(drafting.layer):
             state = backbone.layer(index, state, cache)
         if len(drafted) == most:
             return drafted, state
-        logits = backbone.logits(state)
-        if drafting.confidence > 0 and not softmax_margin(logits)[0] >= drafting.confidence:
+        scores = backbone.scores(drafting.layer, state)
+        if drafting.confidence > 0 and not softmax_margin(scores.logits)[0] >= drafting.confidence:
             return drafted, state
-        [token] = choose(logits, len(cache.states))
+        [token] = choose(scores, cache.position)
         if token in special.ends:
             return drafted, state
         drafted.append(token)
-        cache.states.append(state)
+        cache.append(state)
 
 
 def _verify(
     backbone: Backbone, cache: Cache, drafted: list[int], state: Tensor, layer: int, choose: Choice
 ) -> list[int]:
     """The full model's tokens up to the first that was not drafted; the cache keeps the positions that they follow."""
-    first = len(cache.states) - len(drafted)
+    first = cache.position - len(drafted)
     for index in range(layer, backbone.n_layers):
         state = backbone.layer_exact(index, state, cache)
-    cache.states.append(state)
-    chosen = choose(backbone.logits(torch.cat(cache.states[first:])), first)
+    cache.append(state)
+    verified = cache.states[first : cache.position].flatten(0, 1)
+    chosen = choose(Scores(backbone.logits(verified)), first)
     wrong = [i for i, (mine, its) in enumerate(zip(drafted, chosen, strict=False)) if mine != its]
     chosen = chosen[: wrong[0] + 1] if wrong else chosen
     cache.rewind(first + len(chosen))
-    del cache.states[first + len(chosen) :]
     return chosen

@@ -5,34 +5,15 @@ later tokens attend to it there; what they see is the policy's ``cache``, and ma
 (`riskcal_adapters.torch.backbone`). In a batch every row decodes as if alone, unless its policy says ``"deepest"``.
 """
 
-import functools
-import threading
-from collections.abc import Sequence
-from typing import Any, Literal
-
-import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from riskcal import RiskcalError
-from riskcal.policy import ExitPolicy, Sampling
-from riskcal.records import Traces
-from riskcal_adapters import fingerprint, generation_config, request_checks
-from riskcal_adapters.torch import choosing, selfcheck, speculation, weights
-from riskcal_adapters.torch.confidence import MEASURES
-from riskcal_adapters.torch.decoding import Linear, Loop
-from riskcal_adapters.torch.generation import Generation as Generation
-from riskcal_adapters.torch.generation import assembled
+from riskcal_adapters import generation_config, request_checks
+from riskcal_adapters.torch import selfcheck, weights
+from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.measures import Classifier
-from riskcal_adapters.torch.speculation import Drafting, Speculation
-
-#: A fast tokenizer notes how it pads before it reads, which threads that share it must not do at once.
-_TOKENIZING = threading.Lock()
 
 
-class EarlyExitT5:
+class EarlyExitT5(Decoder):
     """A T5 that may stop each token's computation early, at batch sizes from 1.
 
     Parameters
@@ -75,290 +56,18 @@ class EarlyExitT5:
         *,
         classifier: Classifier | None = None,
     ) -> None:
-        backbone = selfcheck.read(model)
+        weights.only_t5(model)
         generation_config.greedy_only(model.generation_config)
-        #: Tokens at most where neither caller nor policy says: the generation config's limit, else 64.
-        self.default_length = generation_config.default_length(model.generation_config)
-        self.model = model
-        self.tokenizer = tokenizer
-        self._special = generation_config.special_tokens(
-            model.generation_config, model.config.vocab_size
-        )
-        self._backbone = backbone
-        self._as_read = weights.versions(model)
-        #: What changes tokens beside the weights, which a policy is bound to.
-        self.settings = request_checks.settings(
-            self._special,
+        special = generation_config.special_tokens(model.generation_config, model.config.vocab_size)
+        backbone = selfcheck.read(model, special.start)
+        settings = request_checks.settings(
+            special,
             epsilon=model.config.layer_norm_epsilon,
             activation=model.config.dense_act_fn,
             gated=model.config.is_gated_act,
             reach=model.config.relative_attention_max_distance,
             scaled=weights.scales_outputs(model),
-            logits=self.dtype,
+            logits=str(backbone.dtype).removeprefix("torch."),
         )
-        self.n_layers: int = self._backbone.n_layers
-        self._classifier = None if classifier is None else Linear.of(classifier, self._backbone)
-        self.measures: list[str] = [
-            name for name in MEASURES if name != "classifier" or classifier is not None
-        ]
-        self._loop = Loop(self._backbone, self._special, self._classifier)
-        self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
-
-    @property
-    def dtype(self) -> str:
-        """The type that layers compute in."""
-        return str(self._backbone.dtype).removeprefix("torch.")
-
-    @functools.cached_property
-    def tokenizer_digest(self) -> str | None:
-        """Fingerprint of the tokenizer, None without one."""
-        return None if self.tokenizer is None else fingerprint.of_tokenizer(self.tokenizer)
-
-    @functools.cached_property
-    def weights(self) -> str:
-        """Fingerprint of the model's weights, by which a policy knows the model that it was calibrated on."""
-        if weights.versions(self.model) != self._as_read:
-            raise RiskcalError(
-                "model: its weights changed after this decoder read them; make a new decoder."
-            )
-        named = self.model.state_dict().items()
-        return fingerprint.of_weights(named, lambda part: part.float().cpu().numpy())
-
-    @functools.cached_property
-    def classifier_weights(self) -> str | None:
-        """Fingerprint of the exit classifier, None without one."""
-        own = self._classifier
-        return (
-            None
-            if own is None
-            else fingerprint.of_classifier(own.weight.cpu().numpy(), own.bias.cpu().numpy())
-        )
-
-    def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        policy: ExitPolicy | Sequence[ExitPolicy] = ExitPolicy.full_model(),
-        max_new_tokens: int | None = None,
-    ) -> Generation:
-        """Decode; each token exits as its row's policy says.
-
-        Parameters
-        ----------
-        input_ids : (B, S) int
-            Prompts, padded on either side.
-        attention_mask : (B, S), optional
-            1 for real tokens, 0 for padding. Default: all are real, as in Hugging Face's ``generate``.
-        policy : ExitPolicy or sequence of B of them
-            Default: the full model, whose tokens are those of ``model.generate(do_sample=False, num_beams=1)`` (where encoder
-            and decoder differ in depth, transformers needs ``past_key_values=EncoderDecoderCache(DynamicCache(),
-            DynamicCache())`` for it). In bfloat16 sums round differently with the batch and the order of operations, so that
-            tokens can differ where two logits nearly tie. A policy
-            that never exits is the full model, whatever it says of pruning and caches. Rows whose policies differ in more
-            than thresholds and schedules are generated in batches of their own.
-        max_new_tokens : int, optional
-            Length limit. Default: the one the policy was calibrated with, else the generation config's ``max_new_tokens``, else
-            its ``max_length`` less the start token, else 64.
-
-        Returns
-        -------
-        Generation
-            Every row as if it had been generated alone, unless its policy's ``batching`` is ``"deepest"``.
-
-        Raises
-        ------
-        RiskcalError
-            Naming the argument and the first offending row: for empty or wholly masked prompts, shapes that do not fit,
-            ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, and for policies made for
-            other weights, another number of layers or of prompts, or another ``max_new_tokens``.
-        """
-        tokens, mask = self._checked(input_ids, attention_mask)
-        batch = len(tokens)
-        groups, thresholds = self._asked(policy, batch, max_new_tokens)
-        with torch.inference_mode():
-            if len(groups) == 1:
-                parts = [self._loop.decode(groups[0][0], tokens, mask, thresholds)]
-            else:
-                parts = [
-                    self._loop.decode(one, tokens[rows], mask[rows], thresholds[:, :, rows])
-                    for one, rows in groups
-                ]
-        return assembled(
-            [rows for _, rows in groups], parts, batch, self._special.pad, self._backbone.tensor
-        )
-
-    def speculate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        draft_layer: int,
-        draft_length: int | Literal["adaptive"] = "adaptive",
-        draft_confidence: float | None = None,
-        sampling: Sampling | None = None,
-        max_new_tokens: int | None = None,
-    ) -> Speculation:
-        """Decode as the full model does, drafting with the early layers and verifying drafts with the others.
-
-        The tokens are those of `generate` under ``ExitPolicy(sampling=sampling)``, whatever the drafts: there is no risk to
-        calibrate. They are equal up to floating-point ties, as positions that are verified together round differently.
-
-        Parameters
-        ----------
-        input_ids, attention_mask : (B, S)
-            As in `generate`. Rows are decoded one after the other.
-        draft_layer : int
-            1 to L - 1: layers up to it draft.
-        draft_length : int or "adaptive"
-            Tokens drafted at most before a verification; adaptive: as many as are expected to yield most tokens per layer
-            run, after the row's own rate of acceptance so far, and none once drafts do not pay.
-        draft_confidence : float, optional
-            In [0, 1]: a draft also stops where the draft layer's softmax margin is below it.
-        sampling : riskcal.Sampling, optional
-            Default: greedy.
-        max_new_tokens : int, optional
-            Length limit. Default: as in `generate`.
-
-        Returns
-        -------
-        Speculation
-
-        Raises
-        ------
-        RiskcalError
-            For prompts that `generate` refuses, and for arguments out of range.
-        """
-        tokens, mask = self._checked(input_ids, attention_mask)
-        drafting = Drafting.checked(draft_layer, draft_length, draft_confidence, self.n_layers)
-        if sampling is not None and not isinstance(sampling, Sampling):
-            raise RiskcalError(
-                f"sampling: {sampling!r} is no riskcal.Sampling; leave it out to decode greedily."
-            )
-        limit = request_checks.length(max_new_tokens, [], self.default_length)
-        with torch.inference_mode():
-            rows = [
-                speculation.speculate(
-                    self._backbone,
-                    tokens[row : row + 1, real],
-                    drafting,
-                    speculation.choice(sampling, key),
-                    self._special,
-                    limit,
-                )
-                for row, (real, key) in enumerate(
-                    zip(mask, choosing.noise_keys(tokens.cpu().numpy(), mask), strict=True)
-                )
-            ]
-        return speculation.together(rows, self._special.pad, self._backbone.tensor)
-
-    def trace(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        max_new_tokens: int | None = None,
-        prompts: ArrayLike | None = None,
-        policy: ExitPolicy = ExitPolicy.full_model(),
-    ) -> Traces:
-        """Every layer's confidence along the full model's own path, and whether its token is the full model's.
-
-        Parameters
-        ----------
-        input_ids, attention_mask : (B, S)
-            As in `generate`.
-        max_new_tokens : int, optional
-            Length limit. Default: as in `generate`.
-        prompts : (B,) array_like, optional
-            Ids of the prompts. Default: 0 to B - 1.
-        policy : ExitPolicy
-            Its measure, pruning, contrast, sampling and ``min_layer`` are used; thresholds, cache and batching are not.
-            Layers before ``min_layer`` have confidence NaN where pruning or contrasts begin at it.
-
-        Returns
-        -------
-        riskcal.Traces
-            One row per generated token, the end token included.
-        """
-        tokens, mask = self._checked(input_ids, attention_mask)
-        batch = len(tokens)
-        limit = request_checks.length(max_new_tokens, [], self.default_length)
-        ids = request_checks.prompt_ids(prompts, batch)
-        [template] = request_checks.policies(policy, batch, self.measures)
-        rows, positions, confidence, agrees = [], [], [], []
-        with torch.inference_mode():
-            run = self._loop.run(template, tokens, mask, limit)
-            chosen, going = [self._special.start] * batch, list(range(batch))
-            for position in range(limit):
-                sure, best = self._loop.all_exits(run, chosen)
-                chosen = best[:, -1].tolist()
-                rows += going
-                positions += [position] * len(going)
-                confidence.append(sure[going])
-                agrees.append(best[going] == best[going, -1:])
-                going = [row for row in going if chosen[row] not in self._special.ends]
-                if not going:
-                    break
-        return Traces.from_arrays(
-            prompt=ids[rows],
-            position=np.array(positions),
-            confidence=np.concatenate(confidence),
-            agrees=np.concatenate(agrees),
-        )
-
-    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids and attention mask of texts, each (B, S), on the model's device."""
-        if isinstance(texts, str) or not len(texts):
-            raise RiskcalError("texts: give a list of at least one string.")
-        with _TOKENIZING:
-            encoded = self._need_tokenizer()(list(texts), padding=True, return_tensors="pt")
-        return encoded["input_ids"].to(self._backbone.device), encoded["attention_mask"].to(
-            self._backbone.device
-        )
-
-    def decode(self, tokens: Tensor) -> list[str]:
-        """One text per row of token ids (B, T), without special tokens."""
-        return self._need_tokenizer().batch_decode(tokens, skip_special_tokens=True)
-
-    def _need_tokenizer(self) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            raise RiskcalError(
-                "tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer)."
-            )
-        return self.tokenizer
-
-    def _checked(self, input_ids: Any, attention_mask: Any) -> tuple[Tensor, NDArray[np.bool_]]:
-        tokens = _given(input_ids, "input_ids")
-        given = (
-            None
-            if attention_mask is None
-            else _given(attention_mask, "attention_mask").cpu().numpy()
-        )
-        mask = request_checks.prompt_mask(
-            tokens.cpu().numpy(), given, self._special, self._backbone.vocabulary
-        )
-        return tokens.to(self._backbone.device, torch.long), mask
-
-    def _asked(
-        self, policy: ExitPolicy | Sequence[ExitPolicy], batch: int, max_new_tokens: int | None
-    ) -> tuple[list[tuple[ExitPolicy, list[int]]], NDArray[np.float32]]:
-        """Rows that are decoded together, and (T, L, B): the confidence needed to exit; T is the length limit."""
-        # One policy serves many prompts, and none ever changes: what the last one says is kept.
-        known, *size, groups, table = self._last_asked
-        if known is policy and size == [batch, max_new_tokens]:
-            return groups, table
-        asked = request_checks.policies(policy, batch, self.measures)
-        request_checks.same_model(asked, self)
-        limit = request_checks.length(max_new_tokens, asked, self.default_length)
-        table = request_checks.exit_thresholds(asked, batch, self.n_layers, limit)
-        groups = request_checks.rows_by_settings(asked, table)
-        if isinstance(policy, ExitPolicy):
-            self._last_asked = policy, batch, max_new_tokens, groups, table
-        return groups, table
-
-
-def _given(values: Any, name: str) -> Tensor:
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RiskcalError(
-            f"{name}: not an array of numbers ({error}); give (B, S), padded to one length."
-        ) from None
+        length = generation_config.default_length(model.generation_config)
+        super().__init__(model, backbone, special, settings, length, tokenizer, classifier)

@@ -32,28 +32,35 @@ class Layer(NamedTuple):
     self_out: Tensor  #: (h, d)
     ff_in: Tensor  #: (d, f), or (d, 2f): gate and linear part
     ff_out: Tensor  #: (f, d)
-    cross_query: Tensor | None = None  #: (d, h); the encoder has no cross-attention
-    cross_memory: Tensor | None = (
-        None  #: (d, 2h): keys and values, from the encoder's normed output
-    )
-    cross_out: Tensor | None = None  #: (h, d)
 
 
-def layers(model: T5, dtype: torch.dtype) -> tuple[list[Layer], list[Layer]]:
-    """The encoder's and the decoder's layers."""
-    memory_norm = model.encoder.final_layer_norm
-    encoder = [_self_and_feed_forward(block, dtype) for block in blocks(model.encoder)]
-    decoder = []
+class CrossAttention(NamedTuple):
+    """A decoder layer's attention to the encoded prompt."""
+
+    query: Tensor  #: (d, h)
+    memory: Tensor  #: (d, 2h): keys and values, from the encoder's normed output
+    out: Tensor  #: (h, d)
+
+
+def encoder_layers(model: T5, dtype: torch.dtype) -> list[Layer]:
+    """The encoder's layers."""
+    return [_self_and_feed_forward(block, dtype) for block in blocks(model.encoder)]
+
+
+def decoder_layers(model: T5, dtype: torch.dtype) -> tuple[list[Layer], list[CrossAttention]]:
+    """The decoder's layers, and between self-attention and feed-forward the attention of each to the prompt."""
+    memory_norm, own, to_prompt = model.encoder.final_layer_norm, [], []
     for block in blocks(model.decoder):
         cross, norm = block.layer[1].EncDecAttention, block.layer[1].layer_norm
-        decoder.append(
-            _self_and_feed_forward(block, dtype)._replace(
-                cross_query=_after_norm(norm, [cross.q], dtype),
-                cross_memory=_after_norm(memory_norm, [cross.k, cross.v], dtype),
-                cross_out=_plain(cross.o, dtype),
+        own.append(_self_and_feed_forward(block, dtype))
+        to_prompt.append(
+            CrossAttention(
+                query=_after_norm(norm, [cross.q], dtype),
+                memory=_after_norm(memory_norm, [cross.k, cross.v], dtype),
+                out=_plain(cross.o, dtype),
             )
         )
-    return encoder, decoder
+    return own, to_prompt
 
 
 def head(model: T5, dtype: torch.dtype) -> Tensor:
@@ -103,7 +110,7 @@ def compute_dtype(model: T5) -> torch.dtype:
     return torch.float32 if widest is torch.float16 else widest
 
 
-def device(model: T5) -> torch.device:
+def device(model: torch.nn.Module) -> torch.device:
     """Where all the weights are."""
     devices = {parameter.device for parameter in model.parameters()}
     if len(devices) > 1 or torch.device("meta") in devices:
@@ -119,7 +126,7 @@ def norm_offset(model: T5, dtype: torch.dtype) -> Tensor:
     return torch.tensor(value, dtype=torch.promote_types(dtype, torch.float32), device=model.device)
 
 
-def versions(model: T5) -> list[tuple[str, int, int]]:
+def versions(model: torch.nn.Module) -> list[tuple[str, int, int]]:
     """What changes when a weight is replaced or written to, short of reading them all."""
     named = model.state_dict().items()
     return [
@@ -148,6 +155,11 @@ def activation(model: T5) -> Map:
 
 #: Entries: attention's kernels read a bias in pieces of 16 bytes, of which none may begin in the middle of another.
 ALIGNMENT = 8
+
+
+def whole_pieces(entries: int) -> int:
+    """So many entries, and what fills the last piece."""
+    return -(-entries // ALIGNMENT) * ALIGNMENT
 
 
 class PositionBias:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from riskcal.policy import Sampling
-from riskcal_adapters.torch.heads import Scores
+from riskcal_adapters.torch.scores import Scores
 
 
 def noise_keys(tokens: NDArray[np.int64], mask: NDArray[np.bool_]) -> list[int]:

@@ -1,0 +1,283 @@
+"""Many generations at once, each at its own layer and position: depth-wise continuous batching.
+
+A layer runs for all rows that wait for it. Rows whose confidence suffices emit their token and wait for the first layer again,
+the others for the next; rows that ended make room. So a layer call serves rows of many depths and positions, and no row pays
+for the depth of another. Every row's tokens and exits are those of `Loop.step` for the row alone.
+
+All bookkeeping is in numpy, over rows; confidences and tokens are read once a call.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from riskcal.policy import ExitPolicy
+from riskcal_adapters.torch import heads, sampling
+from riskcal_adapters.torch.backbone import Rows
+from riskcal_adapters.torch.confidence import Judge
+from riskcal_adapters.torch.decoding import Loop
+from riskcal_adapters.torch.scores import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Newcomer:
+    """A prompt that is to be generated from.
+
+    Attributes
+    ----------
+    prompt : (S,) int64
+        Token ids.
+    policy : ExitPolicy
+        Named, of the measures that `Slots` can take.
+    needed : (T, L) float32
+        The confidence needed to exit; T is the length limit.
+    key : int
+        Of its noise.
+    """
+
+    prompt: Rows
+    policy: ExitPolicy
+    needed: NDArray[np.float32]
+    key: int
+
+
+class Ended(NamedTuple):
+    """A generation that ended, of one row."""
+
+    row: int
+    tokens: Rows
+    exit_layers: Rows
+    confidence: NDArray[np.float32]
+    refused: NDArray[np.float32]
+    first_token: float  # when it was there, by time.monotonic
+
+
+class Slots:
+    """Rows in flight.
+
+    Parameters
+    ----------
+    loop : Loop
+        With the backbone.
+    slots : int
+        Rows at most.
+    prompt, length : int
+        Tokens of a prompt and of an output, at most.
+    least : int
+        A layer deeper than the one that most wait for runs if at least so many wait for it.
+    max_wait : float
+        Seconds after which a row goes before all others.
+    """
+
+    def __init__(
+        self, loop: Loop, slots: int, prompt: int, length: int, least: int, max_wait: float
+    ) -> None:
+        self._loop, self._backbone = loop, loop.backbone
+        self.size, self.prompt, self.length = slots, prompt, length
+        self._least, self._max_wait = least, max_wait
+        self._cache = self._backbone.pool(slots, prompt, length)
+        n_layers = loop.n_layers
+        self.active = np.zeros(slots, dtype=bool)
+        self._layer = np.zeros(slots, dtype=np.int64)  # that runs next
+        self._position = np.zeros(slots, dtype=np.int64)
+        self._since = np.zeros(slots)
+        self._first_token = np.zeros(slots)
+        self._limit = np.zeros(slots, dtype=np.int64)
+        self._needed = np.full((slots, length, n_layers), math.inf, dtype=np.float32)
+        self._tokens = np.zeros((slots, length), dtype=np.int64)
+        self._exits = np.zeros((slots, length), dtype=np.int64)
+        self._confidence = np.zeros((slots, length), dtype=np.float32)
+        self._refused = np.zeros((slots, length), dtype=np.float32)
+        self._policies: list[ExitPolicy | None] = [None] * slots
+        self._judges: dict[str, tuple[Judge, heads.Head]] = {}
+        self._measure = np.zeros(slots, dtype=np.int64)
+        self._measures: list[str] = []
+        self._keys = [0] * slots
+        # states that enter the layer each row waits for, and the one before
+        self._state = self._cache.states.new_zeros(slots, self._backbone.width)
+        self.calls = self.rows_computed = 0
+
+    @property
+    def free(self) -> Rows:
+        """Rows that are not in use."""
+        return np.flatnonzero(~self.active)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of keys, values and states, allocated once."""
+        held: list[Tensor] = [self._cache.states, self._state]
+        for own in self._cache.layers.values():
+            held += [own.rows, *((own.memory.keys, own.memory.values) if own.memory else ())]
+        return sum(part.numel() * part.element_size() for part in held) + self._needed.nbytes
+
+    def admit(self, newcomers: list[Newcomer]) -> Rows:
+        """Read their prompts, all in one; gives each its row. There must be as many `free` ones."""
+        rows = self.free[: len(newcomers)]
+        first = self._backbone.admit(self._cache, rows, [one.prompt for one in newcomers])
+        self._position[rows] = self._layer[rows] = 0
+        self._since[rows] = time.monotonic()
+        for row, one in zip(rows.tolist(), newcomers, strict=True):
+            limit = len(one.needed)
+            self._limit[row] = limit
+            self._needed[row, :limit] = one.needed
+            self._refused[row] = -math.inf
+            self._policies[row], self._keys[row] = one.policy, one.key
+            self._measure[row] = self._number(one.policy)
+        self.active[rows] = True
+        self._enter(rows, first)
+        return rows
+
+    def drop(self, row: int) -> None:
+        """Forget a row that did not end."""
+        self.active[row] = False
+
+    def full_depth(self, rows: Rows) -> None:
+        """No early exit of these rows from their next token on."""
+        for row in rows.tolist():
+            begun = self._position[row] + (self._layer[row] > 0)
+            self._needed[row, begun:, :-1] = math.inf
+
+    def advance(self) -> list[Ended]:
+        """Run one layer for the rows that wait for it, and give those that ended."""
+        index = self._next_layer()
+        rows = np.flatnonzero(self.active & (self._layer == index))
+        positions = self._position[rows]
+        before = self._of(self._state, rows)
+        state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
+        self.calls += 1
+        self.rows_computed += len(rows)
+        needed = self._needed[rows, positions, index]
+        asked = np.flatnonzero(needed < math.inf)
+        leaving, tokens = self._judged(
+            index, asked, rows, positions, state, before if index else None
+        )
+        stay = np.ones(len(rows), dtype=bool)
+        stay[leaving] = False
+        going = rows[stay]
+        if len(going):
+            self._state.index_copy_(
+                0, self._backbone.tensor(going), state[self._backbone.tensor(stay)]
+            )
+            self._layer[going] = index + 1
+            self._since[going] = time.monotonic()
+        return self._left(rows[leaving], leaving, tokens, state) if len(leaving) else []
+
+    def _next_layer(self) -> int:
+        """The deepest layer that enough rows wait for, else the one that most do; first what waited too long."""
+        layers = self._layer[self.active]
+        since = self._since[self.active]
+        first = since.argmin()
+        if time.monotonic() - since[first] > self._max_wait:
+            return int(layers[first])
+        counts = np.bincount(layers, minlength=self._loop.n_layers)
+        enough = np.flatnonzero(counts >= self._least)
+        return int(enough[-1] if len(enough) else counts.argmax())
+
+    def _judged(
+        self,
+        index: int,
+        asked: Rows,
+        rows: Rows,
+        positions: Rows,
+        state: Tensor,
+        before: Tensor | None,
+    ) -> tuple[Rows, list[int]]:
+        """Which of the rows leave after this layer, by their places among ``rows``, and their tokens."""
+        if not len(asked):
+            return asked, []
+        leaving, tokens = [], []
+        measures = self._measure[rows[asked]]
+        for number in np.unique(measures):
+            places = asked[measures == number]
+            judge, head = self._judges[self._measures[number]]
+            judge.begin()
+            own = state if len(places) == len(rows) else state[self._backbone.tensor(places)]
+            behind = None
+            if before is not None:
+                behind = before if own is state else before[self._backbone.tensor(places)]
+            confidence, scores = judge.look(index + 1, own, behind)
+            at, of = rows[places], positions[places]
+            sure = confidence >= self._needed[at, of, index]
+            if index + 1 == self._loop.n_layers:
+                sure[:] = True
+            short = ~sure & ~np.isnan(confidence)
+            self._refused[at[short], of[short]] = np.maximum(
+                self._refused[at[short], of[short]], confidence[short]
+            )
+            if not sure.any():
+                continue
+            out = np.flatnonzero(sure)
+            self._confidence[at[out], of[out]] = confidence[out]
+            tokens += self._chosen(
+                scores or head.scores(index + 1, own, None), out, at[out], of[out]
+            )
+            leaving.append(places[out])
+        return (np.concatenate(leaving) if leaving else asked[:0]), tokens
+
+    def _chosen(self, scores: Scores, places: Rows, rows: Rows, positions: Rows) -> list[int]:
+        best: list[int] = scores.best().cpu().numpy()[places].tolist()
+        for i, row in enumerate(rows.tolist()):
+            policy = self._policies[row]
+            drawing = None if policy is None else policy.sampling
+            if drawing is not None:
+                place, key, at = [int(places[i])], [self._keys[row]], int(positions[i])
+                [best[i]] = sampling.draw(
+                    scores, place, key, at, drawing, self._backbone.vocabulary
+                )
+        return best
+
+    def _left(self, rows: Rows, places: Rows, tokens: list[int], state: Tensor) -> list[Ended]:
+        """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
+        positions = self._position[rows]
+        slots = self._backbone.tensor(positions * self.size + rows)
+        exiting = state[self._backbone.tensor(places)]
+        self._cache.states.flatten(0, 1).index_copy_(0, slots, exiting)
+        self._first_token[rows[positions == 0]] = time.monotonic()
+        self._tokens[rows, positions] = tokens
+        self._exits[rows, positions] = self._layer[rows] + 1
+        self._position[rows] = positions + 1
+        ends = np.isin(tokens, self._loop.special.ends) | (positions + 1 == self._limit[rows])
+        self.active[rows[ends]] = False
+        going = rows[~ends]
+        if len(going):
+            self._layer[going] = 0
+            self._since[going] = time.monotonic()
+            self._enter(going, [token for token, end in zip(tokens, ends, strict=True) if not end])
+        return [self._ended(row) for row in rows[ends].tolist()]
+
+    def _ended(self, row: int) -> Ended:
+        size = self._position[row]
+        return Ended(
+            row,
+            self._tokens[row, :size].copy(),
+            self._exits[row, :size].copy(),
+            self._confidence[row, :size].copy(),
+            self._refused[row, :size].copy(),
+            float(self._first_token[row]),
+        )
+
+    def _enter(self, rows: Rows, tokens: list[int]) -> None:
+        entering = self._backbone.embed_at(tokens, rows, self._position[rows], self._cache)
+        self._state.index_copy_(0, self._backbone.tensor(rows), entering)
+
+    def _of(self, values: Tensor, rows: Rows) -> Tensor:
+        return values.index_select(0, self._backbone.tensor(rows))
+
+    def _number(self, policy: ExitPolicy) -> int:
+        """Of the policy's measure: rows of one are judged together."""
+        measure = policy.measure
+        assert measure is not None
+        if measure not in self._measures:
+            head = heads.of(policy, self._backbone)
+            self._judges[measure] = Judge(head, policy, self._loop.classifier), head
+            self._measures.append(measure)
+        return self._measures.index(measure)
+
+    def positions(self, rows: Rows) -> Rows:
+        """Tokens that these rows have so far."""
+        return self._position[rows]

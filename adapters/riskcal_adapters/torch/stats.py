@@ -1,0 +1,67 @@
+"""How an engine fares: latencies of its latest requests, and how full its layer calls are."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Requests whose latencies are kept.
+_KEPT = 10_000
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine did so far.
+
+    Attributes
+    ----------
+    requests, failed, tokens : int
+        Answered with an output, answered with an error, tokens generated.
+    shadows, shadows_dropped : int
+        Requests that also ran on the full model, and those for which no slot was ever free.
+    calls : int
+        Of a layer.
+    rows_per_call, occupancy : float
+        Rows that a layer call serves on average, and this as a share of the slots.
+    seconds, first_token_seconds, token_seconds : (float, float)
+        Median and 99th percentile of the latest 10,000 requests: whole, until the first token, per token after it. NaN
+        before the first.
+    """
+
+    requests: int
+    failed: int
+    tokens: int
+    shadows: int
+    shadows_dropped: int
+    calls: int
+    rows_per_call: float
+    occupancy: float
+    seconds: tuple[float, float]
+    first_token_seconds: tuple[float, float]
+    token_seconds: tuple[float, float]
+
+
+class Latencies:
+    """What is counted of requests."""
+
+    def __init__(self) -> None:
+        self.requests = self.tokens = self.failed = self.shadows = self.shadows_dropped = 0
+        self._kept: deque[tuple[float, float, float]] = deque(maxlen=_KEPT)
+
+    def add(self, seconds: float, first: float, tokens: int) -> None:
+        """Of one request that was answered."""
+        self.requests += 1
+        self.tokens += tokens
+        self._kept.append((seconds, first, (seconds - first) / max(tokens - 1, 1)))
+
+    def stats(self, calls: int, rows: int, slots: int) -> EngineStats:
+        """With what the slots counted."""
+        held = np.array(self._kept) if self._kept else np.full((1, 3), np.nan)
+        middle, late = np.quantile(held, [0.5, 0.99], axis=0)
+        per_call = rows / calls if calls else 0.0
+        pairs = [(float(a), float(b)) for a, b in zip(middle, late, strict=True)]
+        return EngineStats(
+            *(self.requests, self.failed, self.tokens, self.shadows, self.shadows_dropped),
+            *(calls, per_call, per_call / slots),
+            *pairs,
+        )

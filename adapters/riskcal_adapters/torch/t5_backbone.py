@@ -1,0 +1,265 @@
+"""A T5's decoder: its prompt is encoded once, and every layer attends to it apart from what was generated."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from riskcal_adapters.torch import weights
+from riskcal_adapters.torch.backbone import Backbone, Cache, LayerCache, Memory, Rows
+from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
+
+Of = TypeVar("Of")
+
+
+@dataclass(eq=False)
+class Prompt:
+    """Encoded prompts."""
+
+    memory: Tensor  # (B * S, d), the encoder's normed output
+    bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
+    batch: int
+    lengths: Rows  # (B,)
+    position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
+    causal_bias: dict[PositionBias, Tensor] = field(
+        default_factory=dict
+    )  # (1, heads, T, T), -inf ahead; where needed
+
+    def of(self, rows: Tensor) -> "Prompt":
+        """Some rows of the batch."""
+        memory = (
+            self.memory.view(self.batch, -1, self.memory.shape[1])
+            .index_select(0, rows)
+            .flatten(0, 1)
+        )
+        bias = None if self.bias is None else self.bias.index_select(0, rows)
+        lengths = self.lengths[rows.cpu().numpy()]
+        return Prompt(memory, bias, len(rows), lengths, self.position_bias, self.causal_bias)
+
+
+class T5Backbone(Backbone):
+    """A T5's weights.
+
+    Parameters
+    ----------
+    model : T5ForConditionalGeneration, or MT5's or UMT5's
+        On one device; not modified.
+    start : int
+        The token that generations begin after.
+    """
+
+    scale = 1.0
+
+    def __init__(self, model: T5, start: int) -> None:
+        self.device = weights.device(model)
+        self.dtype = dtype = weights.compute_dtype(model)
+        self.width = model.config.d_model
+        self.kv_heads, self.head_width = model.config.num_heads, model.config.d_kv
+        self.exit_heads = {}
+        self._start = start
+        self._embedding = model.shared.weight.detach().to(dtype)
+        self.vocabulary = len(self._embedding)
+        self._encoder = weights.encoder_layers(model, dtype)
+        self._decoder, self._cross = weights.decoder_layers(model, dtype)
+        self.n_layers = len(self._decoder)
+        self._head = weights.head(model, dtype)
+        self._norm_offset = weights.norm_offset(model, dtype)
+        self._activation = weights.activation(model)
+        self._gated: bool = model.config.is_gated_act
+        self._encoder_bias = PositionBias(model.encoder, dtype)
+        self._decoder_bias = PositionBias(model.decoder, dtype)
+
+    @property
+    def head(self) -> Tensor:
+        """The final norm's gain, and its division by sqrt(d), are in it."""
+        return self._head
+
+    def start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Cache:
+        memory, prompt_bias = self._encode(tokens, mask)
+        batch = len(tokens)
+        rows = [bias.rows(length) for bias in self._decoder_bias.layers]
+        prompt = Prompt(memory, prompt_bias, batch, np.full(batch, tokens.shape[1]), rows)
+        states = memory.new_empty(length, batch, self.width)
+        return Cache(prompt, [self._start] * batch, states, offsets=np.zeros(batch, dtype=np.int64))
+
+    def pool(self, slots: int, prompt: int, length: int) -> Cache:
+        empty, prompt = self._embedding.new_zeros, weights.whole_pieces(prompt)
+        rows = [bias.rows(length) for bias in self._decoder_bias.layers]
+        bias = torch.full_like(empty(slots, 1, 1, prompt), -math.inf)
+        read = Prompt(
+            empty(slots * prompt, self.width), bias, slots, np.zeros(slots, dtype=np.int64), rows
+        )
+        states = empty(length, slots, self.width)
+        cache = Cache(read, [self._start] * slots, states, np.zeros(slots, dtype=np.int64))
+        for index, layer in enumerate(self._decoder):
+            held = (slots, self.kv_heads, prompt, self.head_width)
+            own = LayerCache.on(
+                empty(length * slots, layer.self_in.shape[1]),
+                slots,
+                self.kv_heads,
+                self.head_width,
+                Memory(empty(*held), empty(*held), bias),
+            )
+            own.stale = np.ones(slots, dtype=bool)
+            cache.layers[index] = own
+        return cache
+
+    def admit(self, cache: Cache, rows: Rows, prompts: list[Rows]) -> list[int]:
+        read: Prompt = cache.prompt
+        lengths = np.array([len(prompt) for prompt in prompts])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.zeros(mask.shape, dtype=np.int64)
+        ids[mask] = np.concatenate(prompts)
+        memory, _ = self._encode(self.tensor(ids), mask)
+        chosen, width = self.tensor(rows), mask.shape[1]
+        slots = read.memory.view(len(read.lengths), -1, self.width)
+        slots[chosen, :width] = memory.view(len(rows), width, self.width)
+        assert read.bias is not None
+        hidden = self.tensor(np.where(mask, 0.0, -math.inf)).to(self.dtype)
+        read.bias[chosen, :, :, :width] = hidden[:, None, None]
+        read.bias[chosen, :, :, width:] = -math.inf
+        read.lengths[rows] = lengths
+        for own in cache.layers.values():
+            own.filled_rows[rows] = 0
+            assert own.stale is not None
+            own.stale[rows] = True
+        return [self._start] * len(rows)
+
+    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Rows) -> Memory | None:
+        read: Prompt = cache.prompt
+        memory = own.memory
+        assert memory is not None
+        if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
+            width, places = int(read.lengths[fresh].max()), self.tensor(fresh)
+            of_slots = read.memory.view(len(read.lengths), -1, self.width)
+            entering = of_slots[:, :width].index_select(0, places).flatten(0, 1)
+            projected = torch.mm(entering, self._cross[index].memory)
+            keys, values = self._split_heads(projected, len(fresh), 2)
+            memory.keys[places, :, :width] = keys
+            memory.values[places, :, :width] = values
+            own.stale[fresh] = False
+        width = int(read.lengths[rows].max())
+        bias = None if memory.bias is None else memory.bias[..., :width]
+        read_now = Memory(memory.keys[:, :, :width], memory.values[:, :, :width], bias)
+        everyone = len(rows) == cache.batch and rows[0] == 0 and (np.diff(rows) == 1).all()
+        return read_now if everyone else read_now.of(self.tensor(rows))
+
+    def _encode(self, tokens: Tensor, mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor | None]:
+        """The encoder's normed output (B * S, d), and what hides padding from those who read it."""
+        batch, width = tokens.shape
+        biases = [bias.square(width) for bias in self._encoder_bias.layers]
+        prompt_bias = None
+        if not mask.all():
+            additive = np.where(mask, 0.0, -math.inf)[:, None, None, :]
+            prompt_bias = torch.as_tensor(additive, dtype=self.dtype, device=self.device)
+            biases = [bias + prompt_bias for bias in biases]
+        state = self._embedding.index_select(0, tokens.flatten())
+        for index, layer in enumerate(self._encoder):
+            queries, keys, values = self._split_heads(
+                torch.mm(self.normed(state), layer.self_in), batch, 3
+            )
+            attended = scaled_dot_product_attention(
+                queries, keys, values, attn_mask=_of_layer(biases, index), scale=1.0
+            )
+            state = torch.addmm(
+                state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out
+            )
+            state = self._feed_forward(layer, state)
+        return self.normed(state), prompt_bias
+
+    def embed(self, tokens: list[int], cache: Cache) -> Tensor:
+        if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
+            return self._embedding.narrow(0, tokens[0], 1)
+        return self._embedding.index_select(0, self.tensor(np.array(tokens)))
+
+    def embed_at(self, tokens: list[int], rows: Rows, positions: Rows, cache: Cache) -> Tensor:
+        return self._embedding.index_select(0, self.tensor(np.array(tokens)))
+
+    def normed(self, state: Tensor) -> Tensor:
+        return rms_norm(state, self._norm_offset)
+
+    def open(self, index: int, cache: Cache) -> LayerCache:
+        layer, prompt, batch = self._decoder[index], cache.prompt, cache.batch
+        rows = prompt.memory.new_empty(cache.length * batch, layer.self_in.shape[1])
+        keys, values = self._split_heads(
+            torch.mm(prompt.memory, self._cross[index].memory), batch, 2
+        )
+        own = LayerCache.on(
+            rows, batch, self.kv_heads, self.head_width, Memory(keys, values, prompt.bias)
+        )
+        cache.layers[index] = own
+        return own
+
+    def project(self, index: int, states: Tensor, at: None, out: Tensor) -> Tensor:
+        torch.mm(self.normed(states), self._decoder[index].self_in, out=out)
+        return out[:, : self.kv_heads * self.head_width]
+
+    def finish(self, index: int, state: Tensor, attended: Tensor, memory: Memory | None) -> Tensor:
+        layer, cross = self._decoder[index], self._cross[index]
+        assert memory is not None
+        state = torch.addmm(state, attended, layer.self_out)
+        batch = len(memory.keys)
+        query = torch.mm(self.normed(state), cross.query)
+        attended = scaled_dot_product_attention(
+            query.view(-1, batch, self.kv_heads, self.head_width).permute(1, 2, 0, 3),
+            memory.keys,
+            memory.values,
+            attn_mask=memory.bias,
+            scale=1.0,
+        )
+        state = torch.addmm(state, attended.permute(2, 0, 1, 3).reshape(len(state), -1), cross.out)
+        return self._feed_forward(layer, state)
+
+    def bias(self, index: int, cache: Cache) -> Tensor:
+        bias: Tensor = _of_layer(cache.prompt.position_bias, index)[cache.position]
+        return bias
+
+    def bias_of(
+        self, index: int, cache: Cache, rows: Rows, positions: Rows, columns: int
+    ) -> Tensor:
+        if (positions == positions[0]).all():
+            bias: Tensor = _of_layer(cache.prompt.position_bias, index)[positions[0]]
+            return bias
+        square = self._causal_bias(cache, index)
+        return (
+            square[0, :, self.tensor(positions), :columns].transpose(0, 1).unsqueeze(2).contiguous()
+        )
+
+    def bias_square(self, index: int, cache: Cache, first: int) -> Tensor:
+        end = cache.position + 1
+        square = self._causal_bias(cache, index)[:, :, first:end, :end]
+        # a part may begin anywhere: weights.ALIGNMENT
+        return square.clone(memory_format=torch.contiguous_format)
+
+    def _causal_bias(self, cache: Cache, index: int) -> Tensor:
+        own: PositionBias = _of_layer(self._decoder_bias.layers, index)
+        known: dict[PositionBias, Tensor] = cache.prompt.causal_bias
+        if own not in known:
+            bias = own.square(cache.length)
+            ahead = torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1)
+            known[own] = bias.masked_fill(ahead, -math.inf)
+        return known[own]
+
+    def _feed_forward(self, layer: Layer, state: Tensor) -> Tensor:
+        hidden = torch.mm(self.normed(state), layer.ff_in)
+        if self._gated:
+            gate, linear = hidden.chunk(2, -1)
+            hidden = self._activation(gate) * linear
+        else:
+            hidden = self._activation(hidden)
+        return torch.addmm(state, hidden, layer.ff_out)
+
+    def _split_heads(self, projected: Tensor, batch: int, parts: int) -> tuple[Tensor, ...]:
+        """(B * S, parts * h) to as many (B, heads, S, d_kv)."""
+        heads = projected.view(batch, -1, parts, self.kv_heads, self.head_width)
+        return heads.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _of_layer(biases: list[Of], index: int) -> Of:
+    """A layer's own, or the one that all share."""
+    return biases[index if len(biases) > 1 else 0]

@@ -1,0 +1,189 @@
+"""Depth-wise continuous batching against synchronous batches, at the same number of requests in flight.
+
+``python benchmarks/engine.py`` decodes the same held-out prompts, text in and text out, by our full decode in synchronous
+batches, by the same batches with early exits (regrouped), and by the engine, at several numbers of requests in flight. The
+settings take turns, so that a machine's drift meets them all alike; ratios are medians over rounds of the same prompts, of
+the process's CPU seconds, which other work on the machine disturbs least (one thread: on an idle machine those of a clock). The
+policies are the one that the shipped records certify at delta .1, and one at threshold .85. Tokens and exits of all prompts
+are compared with those of batches of one.
+
+With ``--rates`` requests arrive at random at given rates instead, and throughput and latencies are told for both policies.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+import riskcal
+from recipes.g2p import data as g2p
+from recipes.numbers import data as numbers
+from riskcal import ExitPolicy
+from riskcal_adapters.torch import EarlyExitT5, Engine, load_example
+
+
+def prompts(model: str, count: int) -> list[str]:
+    """Held-out ones."""
+    if model == "g2p":
+        return list(
+            g2p.splits(g2p.read_dictionary(g2p.dictionary_path()))["development"].words[:count]
+        )
+    return list(numbers.draw("development", count).prompts)
+
+
+def in_batches(
+    decoder: EarlyExitT5, policy: ExitPolicy, size: int, limit: int
+) -> Callable[[list[str]], int]:
+    """Synchronous batches; gives the tokens generated."""
+
+    def run(texts: list[str]) -> int:
+        count = 0
+        for start in range(0, len(texts), size):
+            given = decoder.encode(texts[start : start + size])
+            generation = decoder.generate(*given, policy=policy, max_new_tokens=limit)
+            decoder.decode(generation.tokens)
+            count += int((generation.exit_layers > 0).sum())
+        return count
+
+    return run
+
+
+def by_engine(engine: Engine) -> Callable[[list[str]], int]:
+    return lambda texts: sum(len(done.tokens) for done in engine.run(texts))
+
+
+def policies(model: str, decoder: EarlyExitT5) -> dict[str, ExitPolicy]:
+    """The certified one, with what its records do not name, and one that saves less."""
+    certified = riskcal.calibrate(riskcal.load_example(model), delta=0.1)
+    plain = ExitPolicy(threshold=certified.threshold)
+    return {
+        f"delta .1 ({certified.threshold:g})": plain,
+        "threshold .85": ExitPolicy(threshold=0.85),
+    }
+
+
+def same_as_alone(
+    decoder: EarlyExitT5, policy: ExitPolicy, engine: Engine, texts: list[str], limit: int
+) -> int:
+    """Prompts whose tokens or exits differ from those of batches of one."""
+    done = {int(one.id): one for one in engine.run(texts)}
+    first = min(done)
+    wrong = 0
+    for i, text in enumerate(tqdm(texts, desc="one by one", leave=False)):
+        alone = decoder.generate(*decoder.encode([text]), policy=policy, max_new_tokens=limit)
+        one = done[first + i]
+        wrong += (
+            one.tokens.tolist() != alone.tokens[0].tolist()
+            or one.exit_layers.tolist() != alone.exit_layers[0].tolist()
+        )
+    return wrong
+
+
+def arrivals(engine: Engine, texts: list[str], rate: float, seed: int) -> dict[str, float]:
+    """Requests that arrive at random, so many a second on average."""
+    rng = np.random.default_rng(seed)
+    due = np.cumsum(rng.exponential(1 / rate, len(texts)))
+    began = time.monotonic()
+    futures = []
+    for text, moment in zip(texts, due, strict=True):
+        time.sleep(max(0.0, began + moment - time.monotonic()))
+        futures.append(engine.submit(text))
+    seconds = [future.result().seconds for future in futures]
+    took = time.monotonic() - began
+    return {
+        "rate": rate,
+        "throughput": len(texts) / took,
+        "p50": float(np.quantile(seconds, 0.5)),
+        "p99": float(np.quantile(seconds, 0.99)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=["g2p", "numbers"], default="g2p")
+    parser.add_argument("--slots", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--prompts", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--compare", type=int, default=2000, help="prompts compared with one by one"
+    )
+    parser.add_argument("--rates", type=float, nargs="*", default=[])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    limit = 24 if options.model == "g2p" else 96
+    decoder, texts = load_example(options.model), prompts(options.model, options.prompts)
+    longest = max(len(decoder.encode([text])[0][0]) for text in texts)
+    named = policies(options.model, decoder)
+    rows = []
+    for size in options.slots:
+        engines = {
+            name: Engine(decoder, policy, slots=size, max_prompt=longest, max_new_tokens=limit)
+            for name, policy in {"full": ExitPolicy.full_model(), **named}.items()
+        }
+        ways = {("full", "batches"): in_batches(decoder, ExitPolicy.full_model(), size, limit)}
+        for name, policy in named.items():
+            grouped = policy.model_copy(update={"batching": "regroup"})
+            ways[name, "regrouped"] = in_batches(decoder, grouped, size, limit)
+        ways |= {(name, "engine"): by_engine(engine) for name, engine in engines.items()}
+        for way in ways.values():
+            way(texts[: 2 * size])
+        taken: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+        for _ in tqdm(range(options.rounds), desc=f"{size} in flight"):
+            for key, way in ways.items():
+                began = time.process_time()
+                way(texts)
+                taken[key].append(time.process_time() - began)
+        full = np.array(taken["full", "batches"])
+        for (policy_name, way), seconds in taken.items():
+            ratio = full / np.array(seconds)
+            stats = engines[policy_name].stats if way == "engine" else None
+            rows.append(
+                {
+                    "in flight": size,
+                    "policy": policy_name,
+                    "way": way,
+                    "ms a prompt": 1e3 * float(np.median(seconds)) / len(texts),
+                    "x full batches": float(np.median(ratio)),
+                    "least": float(ratio.min()),
+                    "most": float(ratio.max()),
+                    "rows a call": stats.rows_per_call if stats else math.nan,
+                }
+            )
+    table = pd.DataFrame(rows)
+    print(table.to_string(index=False, float_format="%.2f"))
+    told = {"options": vars(options) | {"out": None}, "torch": torch.__version__, "rows": rows}
+
+    if options.compare:
+        many = prompts(options.model, options.compare)
+        width = max(len(decoder.encode([text])[0][0]) for text in many)
+        told["differ"] = {}
+        for name, policy in named.items():
+            engine = Engine(decoder, policy, slots=64, max_prompt=width, max_new_tokens=limit)
+            told["differ"][name] = same_as_alone(decoder, policy, engine, many, limit)
+        print(f"Of {len(many)} prompts differ from batches of one:", told["differ"])
+
+    for name, policy in {"full": ExitPolicy.full_model(), **named}.items():
+        for rate in options.rates:
+            with Engine(
+                decoder, policy, slots=64, max_prompt=longest, max_new_tokens=limit
+            ) as engine:
+                found = {"policy": name, **arrivals(engine, texts, rate, seed=0)}
+            print(found)
+            told.setdefault("arrivals", []).append(found)
+    if options.out:
+        options.out.write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
