@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import itertools
 import math
 import multiprocessing
 import os
@@ -15,15 +16,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import typer
-from typer.testing import CliRunner
-
-sys.path.insert(
-    0, str(Path(__file__).parent)
-)  # workers import the toy by name, whatever pytest's import mode
-
 import toy_decoder
-from test_recording import FINE, MANY, STOP, TEXTS, merged, record, shards
+import typer
+from processes import environment
+from recordings import FINE, MANY, STOP, STOPPED, TEXTS, merged, record, shards
+from typer.testing import CliRunner
 
 import riskcal
 from riskcal._validate import RiskcalError
@@ -31,18 +28,6 @@ from riskcal.policy import ExitPolicy
 from riskcal.records import Runs
 from riskcal_adapters import cli, texts
 from riskcal_adapters.recording import pools, worker
-
-STOPPED = {"thresholds": FINE, "traces": True, "stop": STOP, "shard_prompts": 7}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    return record(tmp_path_factory.mktemp("recording") / "out", traces=True)
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory):
-    return record(tmp_path_factory.mktemp("stopped") / "out", MANY, **STOPPED)
 
 
 @pytest.fixture(scope="module")
@@ -315,12 +300,11 @@ def test_what_a_decoder_raises_in_a_worker_is_passed_on(tmp_path):
 
 TWO = """
 import functools, sys
-sys.path.insert(0, sys.argv[1])
 import toy_decoder, riskcal, riskcal_adapters
 load = functools.partial(toy_decoder.load, delay=0.01)
 print("ready", flush=True)
 sys.stdin.readline()
-riskcal_adapters.record({texts!r}, load, {grid!r}, sys.argv[2], traces=True, shard_prompts=7, max_new_tokens=6, progress=False,
+riskcal_adapters.record({texts!r}, load, {grid!r}, sys.argv[1], traces=True, shard_prompts=7, max_new_tokens=6, progress=False,
                         stop={stop})
 """.format(texts=MANY, grid=FINE, stop="riskcal." + repr(STOP))
 
@@ -328,12 +312,13 @@ riskcal_adapters.record({texts!r}, load, {grid!r}, sys.argv[2], traces=True, sha
 @pytest.mark.parametrize("columns", [0, 3, 9])
 def test_two_processes_that_record_the_same_with_stop_both_succeed(tmp_path, stopped, columns):
     out = tmp_path / "out"
-    command = [sys.executable, "-c", TWO, str(Path(toy_decoder.__file__).parent), str(out)]
+    command = [sys.executable, "-c", TWO, str(out)]
     pipes = {
         "stdin": subprocess.PIPE,
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
+        "env": environment(),
     }
     processes = [subprocess.Popen(command, **pipes) for _ in range(2)]
     for process in processes:
@@ -351,10 +336,13 @@ def test_two_processes_that_record_the_same_with_stop_both_succeed(tmp_path, sto
     assert names(out) == names(stopped)
 
 
-@pytest.mark.parametrize(
-    "step", ["record_column", "column", "join_columns", "_write", "fails", "_table"]
-)
-@pytest.mark.parametrize("call", [0, 1, 5, 9])
+MOMENTS = [
+    *itertools.product(["record_column", "column", "_write", "_table"], [0, 1, 5, 9]),
+    *itertools.product(["join_columns", "fails"], [0, 1]),  # which are called once for each shard
+]
+
+
+@pytest.mark.parametrize(("step", "call"), MOMENTS)
 def test_another_process_may_finish_at_any_moment(tmp_path, monkeypatch, stopped, step, call):
     out, real, calls = tmp_path / "out", getattr(worker, step), []
 
@@ -369,6 +357,7 @@ def test_another_process_may_finish_at_any_moment(tmp_path, monkeypatch, stopped
 
     monkeypatch.setattr(worker, step, overtaken)
     record(out, MANY, **STOPPED)
+    assert len(calls) > call, "nobody was overtaken"
     assert merged(out) == merged(stopped)
     assert names(out) == names(stopped)
 
