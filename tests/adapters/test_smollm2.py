@@ -8,6 +8,7 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
+from recipes.smollm2 import prompts
 from riskcal import RiskcalError
 from riskcal_adapters.torch import gguf_llama, smollm2, smollm2_parts
 
@@ -153,6 +154,13 @@ def test_the_tokenizer_comes_back_from_gguf(package, tmp_path):
     )
     said = [{"role": "user", "content": "hello"}]
     assert tokenizer.apply_chat_template(said, tokenize=False) == "hello"
+
+
+def test_no_prompt_of_the_recipe_is_trained_and_tested_on(package, tmp_path):
+    write_gguf(package / "tiny.gguf", tiny_llama())
+    _, tokenizer = smollm2_parts(tmp_path / "cache")
+    trained, tested = prompts.training(tokenizer), prompts.held_out(tokenizer)
+    assert (len({*trained}), len({*tested}), len({*trained, *tested})) == (80, 30, 110)
 
 
 def test_the_file_is_dequantised_once_and_another_file_apart(package, tmp_path, monkeypatch):
