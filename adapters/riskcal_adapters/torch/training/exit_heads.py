@@ -1,0 +1,275 @@
+"""Training exit heads on what the model itself says (Valade 2024): the backbone is only read."""
+
+import dataclasses
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from riskcal import RiskcalError, internal
+from riskcal_adapters.torch.exit_head_files import backbone_fingerprint
+from riskcal_adapters.torch.exit_heads import ExitHead
+from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch.training.head_losses import checked_penalty, head_loss, head_targets
+from riskcal_adapters.torch.training.head_states import HeadStates, head_states
+from riskcal_adapters.torch.training.self_generated import Sequences, causal_lm
+
+_STATE = "state.safetensors"
+_TRAINED = ("norm_weight", "norm_bias", "down", "weight")
+#: Steps of rising learning rate, and what it falls to by the end.
+_WARM_UP, _LEAST = 50, 0.02
+
+
+def train_heads(
+    model: Any,
+    sequences: Sequences | HeadStates,
+    layers: Sequence[int],
+    *,
+    init: str = "copy",
+    target: str = "soft",
+    entropy_penalty: float = 0.95,
+    combine: str = "sum",
+    vocabulary: int | Sequence[int] | None = None,
+    rank: int | None = None,
+    steps: int = 500,
+    batch: int = 256,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    folder: str | os.PathLike[str] | None = None,
+    save_steps: int = 100,
+    progress: bool = True,
+) -> dict[int, ExitHead]:
+    """Exit heads after some layers, trained to say what the model says.
+
+    Parameters
+    ----------
+    model : PreTrainedModel or decoder
+        As in `self_generate`. Its weights are read and stay as they are.
+    sequences : Sequences or HeadStates
+        Self-generated text, or what `head_states` made of it, for several trainings on one text.
+    layers
+        After which heads stand, 1 to L.
+    init : {"copy", "fresh", "low_rank"}
+        The model's final norm and head; weights drawn at random; or the final head in two factors of ``rank``.
+    target : {"soft", "hard"}
+        The model's distribution, or its likeliest token. The paper's text has the first, its code the second.
+    entropy_penalty
+        In [0, 1), see `head_loss`.
+    combine : {"sum", "mean"}
+        How the heads' losses are put together; heads share no weight, so that with Adam this matters little.
+    vocabulary
+        Tokens that heads cover: how many of those that the model holds likeliest on the mean over ``sequences``, or their ids;
+        None: all.
+    rank
+        For ``init="low_rank"``.
+    steps, batch, learning_rate
+        Adam on so many positions a step; the rate rises over 50 steps, or a tenth of them, then falls as a cosine to 2%.
+    seed
+        Of the positions drawn, and of fresh weights.
+    folder
+        Where to note the state every ``save_steps`` steps: the same call goes on from there, to the same heads bit for bit.
+    progress
+        Whether to show it.
+
+    Returns
+    -------
+    dict of int to ExitHead
+
+    Raises
+    ------
+    RiskcalError
+        If a layer does not exist, a choice is not known, the folder was begun with anything else, or weights become NaN.
+    """
+    internal.choice(init, "init", ("copy", "fresh", "low_rank"))
+    internal.choice(target, "target", ("hard", "soft"))
+    internal.choice(combine, "combine", ("sum", "mean"))
+    penalty = checked_penalty(entropy_penalty)
+    for count, name in ((steps, "steps"), (batch, "batch"), (save_steps, "save_steps")):
+        internal.count(count, name, least=1)
+    if not 0 < internal.number(learning_rate, "learning_rate") < math.inf:
+        raise RiskcalError(f"learning_rate: {learning_rate:g}; give a number above 0.")
+    if (rank is None) == (init == "low_rank"):
+        raise RiskcalError(f"rank: {rank} with init {init!r}; a rank goes with 'low_rank' only.")
+    whole = causal_lm(model)
+    states = (
+        head_states(whole, sequences, layers, progress=progress)
+        if isinstance(sequences, Sequences)
+        else sequences
+    )
+    lacking = [layer for layer in layers if layer not in states.raw]
+    if lacking or not len(layers):
+        raise RiskcalError(
+            f"layers: {list(layers)}, and states were kept after {sorted(states.raw)}; name some of them."
+        )
+    backbone = backbone_fingerprint(whole)
+    ids = _covered(vocabulary, states)
+    heads = {
+        layer: _begun(whole, init, rank, ids, seed=seed + layer, backbone=backbone)
+        for layer in layers
+    }
+    settings = {
+        "init": init,
+        "target": target,
+        "entropy_penalty": penalty,
+        "combine": combine,
+        "rank": rank,
+        "ids": None if ids is None else folders.digest(ids),
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "layers": list(layers),
+        "backbone": backbone,
+        "text": _digest(states),
+    }
+    run = _Run(heads, steps, learning_rate)
+    done = 0
+    if folder is not None:
+        folders.note_settings(Path(folder), settings)
+        done = run.restored(Path(folder) / _STATE)
+    teacher = whole.get_output_embeddings().weight.detach()
+    bar = tqdm(range(done, steps), "heads", initial=done, total=steps, disable=not progress)
+    for step in bar:
+        rows = np.random.default_rng([seed, step]).integers(len(states.said), size=batch)
+        losses = _losses(run.heads, states, torch.from_numpy(rows), teacher, target, penalty)
+        loss = losses.sum() if combine == "sum" else losses.mean()
+        run.step(loss, step)
+        if step % 10 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+        if folder is not None and ((step + 1) % save_steps == 0 or step + 1 == steps):
+            run.save(Path(folder) / _STATE, step + 1)
+    assert backbone_fingerprint(whole) == backbone, "the backbone changed while heads were trained"
+    return {layer: _finished(layer, head) for layer, head in run.heads.items()}
+
+
+class _Run:
+    """Heads, and what Adam remembers of them."""
+
+    def __init__(self, heads: dict[int, ExitHead], steps: int, rate: float) -> None:
+        self.weights: dict[str, torch.nn.Parameter] = {}
+        self.heads: dict[int, ExitHead] = {}
+        self.steps, self.rate = steps, rate
+        for layer, head in heads.items():
+            held = {name: getattr(head, name) for name in _TRAINED}
+            own: dict[str, Any] = {
+                name: torch.nn.Parameter(part.detach().float().clone())
+                for name, part in held.items()
+                if part is not None
+            }
+            self.weights |= {f"{layer}.{name}": part for name, part in own.items()}
+            self.heads[layer] = dataclasses.replace(head, **own)
+        self.adam = torch.optim.Adam(self.weights.values(), lr=rate)
+
+    def step(self, loss: Tensor, step: int) -> None:
+        warm = min(_WARM_UP, max(self.steps // 10, 1))
+        share = (1 + math.cos(math.pi * step / self.steps)) / 2
+        rate = self.rate * min(1.0, (step + 1) / warm) * (_LEAST + (1 - _LEAST) * share)
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.adam.step()
+
+    def save(self, path: Path, step: int) -> None:
+        tensors = {"step": torch.tensor(step)}
+        for name, weight in self.weights.items():
+            remembered = self.adam.state[weight]
+            tensors[name] = weight.detach()
+            tensors[f"{name}.mean"] = remembered["exp_avg"]
+            tensors[f"{name}.square"] = remembered["exp_avg_sq"]
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        with folders.written(path.parent), internal.replacing(path) as partial:
+            save_file(tensors, partial)
+
+    def restored(self, path: Path) -> int:
+        """Steps that were made before."""
+        if not path.exists():
+            return 0
+        try:
+            found = load_file(path)
+            step = found["step"]
+            for name, weight in self.weights.items():
+                weight.data.copy_(found[name])
+                self.adam.state[weight] = {
+                    "step": step.float(),
+                    "exp_avg": found[f"{name}.mean"].to(weight.device),
+                    "exp_avg_sq": found[f"{name}.square"].to(weight.device),
+                }
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise RiskcalError(
+                f"{path}: cannot be read ({error}); delete the folder {path.parent} and train again."
+            ) from None
+        return int(step)
+
+
+def _losses(
+    heads: dict[int, ExitHead],
+    states: HeadStates,
+    rows: Tensor,
+    teacher: Tensor,
+    target: str,
+    penalty: float,
+) -> Tensor:
+    """(K,) losses of the heads at some positions."""
+    ids = next(iter(heads.values())).ids  # all heads of a training cover the same tokens
+    rows = rows.to(states.final.device)
+    said = states.said[rows]
+    covered = teacher if ids is None else teacher[ids]
+    with torch.no_grad():
+        logits = states.final[rows] @ covered.float().T
+        probabilities = (logits - states.log_norm[rows, None]).exp()
+        wanted = head_targets(probabilities, said, ids, target)
+    return torch.stack(
+        [
+            head_loss(head.logits(states.raw[layer][rows]), wanted, penalty)
+            for layer, head in heads.items()
+        ]
+    )
+
+
+def _begun(
+    model: Any, init: str, rank: int | None, ids: list[int] | None, *, seed: int, backbone: str
+) -> ExitHead:
+    if init == "fresh":
+        head = ExitHead.fresh(model, seed=seed, ids=ids)
+    elif rank is not None:
+        head = ExitHead.low_rank(model, rank, ids=ids)
+    else:
+        head = ExitHead.copied(model) if ids is None else ExitHead.small(model, ids)
+    return dataclasses.replace(head, backbone=backbone)
+
+
+def _covered(vocabulary: int | Sequence[int] | None, states: HeadStates) -> list[int] | None:
+    """The ids that were asked for, or those that the model holds likeliest on the mean."""
+    if vocabulary is None or not isinstance(vocabulary, int):
+        return None if vocabulary is None else [int(one) for one in vocabulary]
+    internal.count(vocabulary, "vocabulary", least=2)
+    commonest = states.mean_probability.argsort(descending=True, stable=True)[:vocabulary]
+    return sorted(int(token) for token in commonest)
+
+
+def _digest(states: HeadStates) -> str:
+    hasher = hashlib.blake2b(digest_size=16)
+    for part in (states.said, states.log_norm, *states.raw.values()):
+        hasher.update(np.ascontiguousarray(part.cpu().numpy()).data)
+    return hasher.hexdigest()
+
+
+def _finished(layer: int, head: ExitHead) -> ExitHead:
+    own = {name: getattr(head, name) for name in _TRAINED}
+    weights: dict[str, Any] = {
+        name: part.detach() for name, part in own.items() if part is not None
+    }
+    if any(not part.isfinite().all() for part in weights.values()):
+        raise RiskcalError(
+            f"learning_rate: the head after layer {layer} became NaN or infinite; give a lower one."
+        )
+    return dataclasses.replace(head, **weights)
