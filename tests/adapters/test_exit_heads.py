@@ -11,7 +11,7 @@ import torch
 from riskcal import RiskcalError
 from riskcal_adapters.torch import ExitHead, check_heads, load_heads, save_heads
 
-V, D, L = tiny_causal.VOCABULARY, causal_models.WIDTH, causal_models.LAYERS
+V, D, L = tiny_causal.VOCABULARY, tiny_causal.WIDTH, tiny_causal.LAYERS
 IDS = [7, 3, 41, 12]
 MODELS = {
     "llama": tiny_causal.llama(),

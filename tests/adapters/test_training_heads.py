@@ -14,7 +14,7 @@ from riskcal_adapters.torch import ExitHead, check_heads, training
 from riskcal_adapters.torch.exit_head_files import backbone_fingerprint
 from riskcal_adapters.torch.training import exit_heads, self_generated
 
-V, L = tiny_causal.VOCABULARY, causal_models.LAYERS
+V, L = tiny_causal.VOCABULARY, tiny_causal.LAYERS
 MODEL = tiny_causal.llama()
 PROMPTS = [[5], [9, 33, 7], [21, 3, 4, 8, 11], [40, 41]]
 WINDOW = 24

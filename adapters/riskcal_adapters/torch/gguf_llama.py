@@ -54,7 +54,7 @@ def convert(path: Path, folder: Path) -> None:
     weights = _weights(path, config, reader.tensors)
     tokenizer = _tokenizer(path, facts, config)
     config.save_pretrained(folder)
-    GenerationConfig(  # type: ignore[no-untyped-call]
+    GenerationConfig(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
@@ -225,7 +225,7 @@ def _tokenizer(path: Path, facts: dict[str, Any], config: LlamaConfig) -> PreTra
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(_marked(tokens, types, _CONTROL))
     backend.add_tokens(_marked(tokens, types, _USER_DEFINED))
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=tokens[config.bos_token_id],
         eos_token=tokens[config.eos_token_id],

@@ -68,7 +68,7 @@ def smollm2_parts(
         raise RiskcalError(
             f"{folder}: cannot be read ({error}); delete it, and it is written again."
         ) from None
-    model.eval()  # type: ignore[no-untyped-call]
+    model.eval()
     return model, tokenizer
 
 

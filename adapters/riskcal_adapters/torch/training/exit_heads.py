@@ -175,7 +175,7 @@ class _Run:
         rate = self.rate * min(1.0, (step + 1) / warm) * (_LEAST + (1 - _LEAST) * share)
         self.adam.param_groups[0]["lr"] = rate
         self.adam.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.adam.step()
 
     def save(self, path: Path, step: int) -> None:

@@ -209,7 +209,7 @@ def hugging_face(model: Any) -> Sampler:
     def sample(ids: Tensor, mask: Tensor, tokens: int, temperature: float, seed: int) -> Tensor:
         ends = _end_ids(model)
         drawn = temperature > 0
-        config = GenerationConfig(  # type: ignore[no-untyped-call]
+        config = GenerationConfig(
             do_sample=drawn,
             max_new_tokens=tokens,
             eos_token_id=ends or None,
