@@ -5,6 +5,7 @@ from riskcal_adapters.torch.checkpoints import load_example as load_example
 from riskcal_adapters.torch.checkpoints import load_t5 as load_t5
 from riskcal_adapters.torch.engine import Done as Done
 from riskcal_adapters.torch.engine import Engine as Engine
+from riskcal_adapters.torch.engine import EngineStats as EngineStats
 from riskcal_adapters.torch.engine import Request as Request
 from riskcal_adapters.torch.exit_head_files import check_heads as check_heads
 from riskcal_adapters.torch.exit_head_files import load_heads as load_heads
