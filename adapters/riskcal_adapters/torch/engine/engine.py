@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from riskcal_adapters.torch.engine.requests import (
 )
 from riskcal_adapters.torch.engine.shadows import Loss, compared, differ
 from riskcal_adapters.torch.engine.slots import Ended, Newcomer, Slots
+from riskcal_adapters.torch.engine.sources import Asked, Listed, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 
 #: Newcomers are read together once this share of the slots is free: one encoder call serves them all.
@@ -139,12 +140,7 @@ class Engine:
             why = "is closed" if self._closed else "serves others"
             raise RiskcalError(f"engine: {why}; make another one.")
         try:
-            source = iter(requests)
-
-            def take(most: int, wait: bool) -> list[Flight]:
-                return [self._flight(one) for one in itertools.islice(source, most)]
-
-            for _, done in self._serve(take):
+            for _, done in self._serve(Listed(map(self._flight, requests))):
                 yield done
         finally:
             self._give_up("cancelled")
@@ -197,37 +193,22 @@ class Engine:
     # -- one turn after the other ----------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        ended = False
-
-        def take(most: int, wait: bool) -> list[Flight]:
-            nonlocal ended
-            taken: list[Flight] = []
-            while len(taken) < most and not ended:
-                try:
-                    one = self._asked.get(block=wait and not taken)
-                except queue.Empty:
-                    break
-                if one is None:
-                    ended = True
-                else:
-                    taken.append(one)
-            return taken
-
         try:
-            for flight, done in self._serve(take):
+            for flight, done in self._serve(Asked(self._asked)):
                 if flight.future is not None and flight.future.set_running_or_notify_cancel():
                     flight.future.set_result(done)
         except BaseException as error:  # whoever waits must know
             self._fail(error)
             raise
 
-    def _serve(self, take: Callable[[int, bool], list[Flight]]) -> Iterator[tuple[Flight, Done]]:
+    def _serve(self, source: Source) -> Iterator[tuple[Flight, Done]]:
         """Admit, run a layer, hand over, until there is nothing more to take."""
         slots = self._slots
         while True:
             free = slots.size - len(self._flights)
             if free * _ADMITTED_AT >= slots.size or not self._flights:
-                newcomers = take(free, not self._flights and not self._waiting_shadows)
+                wait = not self._flights and not self._waiting_shadows
+                newcomers = source.take(free, wait=wait)
                 yield from self._admit(newcomers)
                 self._fill_with_shadows()
             if not self._flights:
