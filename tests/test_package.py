@@ -89,9 +89,10 @@ def test_packages_are_typed(package: ModuleType) -> None:
     assert (resources.files(package) / "py.typed").is_file()
 
 
-def test_commands_of_the_adapters_are_found() -> None:
-    (command,) = metadata.entry_points(group="riskcal.commands", name="record")
-    assert command.value == "riskcal_adapters.cli:record"
+@pytest.mark.parametrize("name", ["record", "generate"])
+def test_commands_of_the_adapters_are_found(name: str) -> None:
+    (command,) = metadata.entry_points(group="riskcal.commands", name=name)
+    assert command.value == f"riskcal_adapters.cli:{name}"
     assert callable(command.load())
 
 

@@ -21,7 +21,7 @@ from recipes.decoding_study import decode_policies, static_and_adaptive
 from recipes.g2p.evaluate import errors, evaluate
 from recipes.numbers import data
 from riskcal import ExitPolicy, RiskcalError
-from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5
+from riskcal_adapters.torch import EarlyExitT5, load_example, load_t5, replacing
 from riskcal_adapters.torch.training import (
     ExitClassifier,
     dropout_rates,
@@ -328,7 +328,7 @@ def test_a_folder_is_one_writers_work_and_whole(tmp_path):
     def write(who):
         for _ in range(20):
             try:
-                with folders.replaced(tmp_path / "made") as staging:
+                with replacing.replaced(tmp_path / "made") as staging:
                     for file in ("config", "weights"):
                         (staging / file).write_text(who)
             except Exception as error:
@@ -346,9 +346,9 @@ def test_a_folder_is_one_writers_work_and_whole(tmp_path):
 
 
 def test_a_folder_that_cannot_be_finished_leaves_the_old_one_and_nothing_else(tmp_path):
-    with folders.replaced(tmp_path / "made") as staging:
+    with replacing.replaced(tmp_path / "made") as staging:
         (staging / "file").write_text("old")
-    with pytest.raises(ZeroDivisionError), folders.replaced(tmp_path / "made") as staging:
+    with pytest.raises(ZeroDivisionError), replacing.replaced(tmp_path / "made") as staging:
         (staging / "file").write_text(f"half {1 / 0}")
     assert [(path.name, (path / "file").read_text()) for path in tmp_path.iterdir()] == [
         ("made", "old")
@@ -356,7 +356,7 @@ def test_a_folder_that_cannot_be_finished_leaves_the_old_one_and_nothing_else(tm
     (tmp_path / "mine").write_text("a file")
     with (
         pytest.raises(RiskcalError, match="mine: cannot be written"),
-        folders.replaced(tmp_path / "mine"),
+        replacing.replaced(tmp_path / "mine"),
     ):
         pass
     assert (tmp_path / "mine").read_text() == "a file"

@@ -1,6 +1,7 @@
 """Early-exit decoding with PyTorch: plain Hugging Face models in, nothing forked."""
 
 from riskcal_adapters.torch.causal import EarlyExitCausalLM as EarlyExitCausalLM
+from riskcal_adapters.torch.checkpoints import load as load
 from riskcal_adapters.torch.checkpoints import load_example as load_example
 from riskcal_adapters.torch.checkpoints import load_t5 as load_t5
 from riskcal_adapters.torch.engine import Done as Done

@@ -1,5 +1,6 @@
 """Reading T5 checkpoints as they were written, and the examples that ship with the package."""
 
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     MT5Config,
     MT5ForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -19,6 +22,8 @@ from transformers import (
 
 from riskcal import RiskcalError, internal
 from riskcal_adapters import _checkpoints
+from riskcal_adapters.torch.causal import EarlyExitCausalLM
+from riskcal_adapters.torch.exit_head_files import load_heads
 from riskcal_adapters.torch.t5 import EarlyExitT5
 from riskcal_adapters.torch.training.classifier import load_classifier
 from riskcal_adapters.torch.weights import T5
@@ -79,6 +84,49 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
         )
     loaded: T5 = model.eval()
     return loaded
+
+
+#: Causal language models that `load` reads, by the model type that a config names.
+_CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+
+
+def load(
+    folder: str | os.PathLike[str], heads: str | os.PathLike[str] | None = None
+) -> EarlyExitT5 | EarlyExitCausalLM:
+    """A decoder of a checkpoint folder as Hugging Face writes it: T5, mT5, UMT5, Llama, Mistral, Qwen2, Qwen3 or GPT-2.
+
+    Parameters
+    ----------
+    folder : path
+        With ``config.json``, safetensors and the tokenizer's files; nothing is looked for elsewhere. Computed in float32.
+    heads : path, optional
+        The folder of a causal model's exit heads, as `save_heads` writes it.
+
+    Raises
+    ------
+    RiskcalError
+        If a file is missing or cannot be read, or the model is of another kind.
+    """
+    folder = Path(folder)
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind not in (*_CLASSES, *_CAUSAL):
+        raise RiskcalError(
+            f"{folder}: holds a model of type {kind!r}; read are {', '.join((*_CLASSES, *_CAUSAL))}."
+        )
+    if heads is not None and kind in _CLASSES:
+        raise RiskcalError(f"heads: {kind} models have none; leave them out.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        if kind in _CLASSES:
+            return EarlyExitT5(load_t5(folder), tokenizer)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
+    except (OSError, ValueError) as error:
+        if isinstance(error, RiskcalError):
+            raise
+        raise RiskcalError(f"{folder}: cannot be read ({error}).") from None
+    return EarlyExitCausalLM(model, tokenizer, heads=None if heads is None else load_heads(heads))
 
 
 def load_example(name: str = "g2p") -> EarlyExitT5:

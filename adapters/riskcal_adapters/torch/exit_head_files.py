@@ -12,8 +12,8 @@ from torch import Tensor
 
 from riskcal import RiskcalError, internal
 from riskcal_adapters import fingerprint
+from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.exit_heads import PARTS, ExitHead
-from riskcal_adapters.torch.training import folders
 
 _WEIGHTS, _CARD = "heads.safetensors", "heads.json"
 
@@ -90,7 +90,7 @@ def save_heads(heads: Mapping[int, ExitHead], folder: str | os.PathLike[str]) ->
             "backbone": head.backbone,
             "fingerprint": head.fingerprint,
         }
-    with folders.replaced(Path(folder)) as staging:
+    with replacing.replaced(Path(folder)) as staging:
         save_file(tensors, staging / _WEIGHTS)
         (staging / _CARD).write_text(json.dumps({"heads": card}, indent=1) + "\n", encoding="utf-8")
 

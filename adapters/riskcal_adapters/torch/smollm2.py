@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from riskcal import RiskcalError
-from riskcal_adapters.torch import gguf_llama
-from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch import gguf_llama, replacing
 
 #: Raised when `gguf_llama.convert` writes other files than before: older ones are then left aside.
 _WRITTEN_AS = 1
@@ -53,7 +52,7 @@ def smollm2_parts(
     name = f"smollm2-135m-{_digest(file)}-{_WRITTEN_AS}"
     folder = (Path(cache) if cache is not None else _user_cache() / "riskcal") / name
     if not folder.exists():
-        with folders.replaced(folder) as staging:
+        with replacing.replaced(folder) as staging:
             gguf_llama.convert(file, staging)
     try:
         # not from_pretrained, which shows a bar

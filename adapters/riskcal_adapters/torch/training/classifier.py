@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from riskcal import RiskcalError, internal
-from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.training.confidence import Confidence
 
 
@@ -41,7 +41,7 @@ class ExitClassifier(torch.nn.Module):
 
 def save_classifier(classifier: ExitClassifier, path: str | os.PathLike[str]) -> None:
     """Write ``weight`` and ``bias`` as safetensors; an existing file is replaced whole or not at all."""
-    with folders.written(Path(path)), internal.replacing(path) as partial:
+    with replacing.written(Path(path)), internal.replacing(path) as partial:
         save_file(
             {name: value.detach().contiguous() for name, value in classifier.state_dict().items()},
             partial,

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from riskcal import RiskcalError, internal
+from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.exit_head_files import backbone_fingerprint
 from riskcal_adapters.torch.exit_heads import ExitHead
 from riskcal_adapters.torch.training import folders
@@ -186,7 +187,7 @@ class _Run:
             tensors[f"{name}.mean"] = remembered["exp_avg"]
             tensors[f"{name}.square"] = remembered["exp_avg_sq"]
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        with folders.written(path.parent), internal.replacing(path) as partial:
+        with replacing.written(path.parent), internal.replacing(path) as partial:
             save_file(tensors, partial)
 
     def restored(self, path: Path) -> int:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from riskcal import RiskcalError
 from riskcal_adapters import fingerprint
+from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.training import folders
 
 
@@ -59,7 +60,7 @@ def write_checkpoint(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Half-precision weights, each stored once, with the configs and tokenizer that read them back."""
-    with folders.replaced(folder) as staging:
+    with replacing.replaced(folder) as staging:
         tokenizer.save_pretrained(staging)
         # the trainer turns it off, and generate() with a given cache then goes wrong
         model.config.use_cache = True

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from riskcal_adapters import generation_config
+from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.batches import (
     Batch,
@@ -250,7 +251,7 @@ def train(
         functools.partial(exit_loss, model, stage),
         callbacks,
     )
-    with folders.written(folder):
+    with replacing.written(folder):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
 
 
@@ -299,7 +300,7 @@ def train_classifier(
     how = arguments(folder, steps, learning_rate, batch_size, seed, save_steps=steps + 1)
     loss = functools.partial(classifier_loss, classifier, backbone.eval(), objective)
     trainer = PairTrainer(classifier, how, pairs, collator(backbone), loss)
-    with folders.written(Path(folder)):
+    with replacing.written(Path(folder)):
         trainer.train()
     return classifier
 

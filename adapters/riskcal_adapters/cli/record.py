@@ -1,20 +1,15 @@
 """`riskcal record`: the command line of `riskcal_adapters.record`."""
 
 import functools
-import importlib
 import math
 import multiprocessing
 import os
-import sys
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import typer
 from rich.console import Console
 
@@ -23,43 +18,12 @@ from riskcal.policy import ExitPolicy, Stop
 from riskcal.policy.schedules import Constant, Decaying
 from riskcal.records import Runs
 from riskcal_adapters import texts
+from riskcal_adapters.cli.decoders import DecoderOption, HeadsOption, ModelOption, asked_decoder
+from riskcal_adapters.cli.prompts import read_prompts
 from riskcal_adapters.generation_config import DEFAULT_LENGTH
-from riskcal_adapters.recording.prompts import check_prompts
-from riskcal_adapters.recording.protocol import Decoder
 from riskcal_adapters.recording.record import record as record_to_folder
 
 MOST_THRESHOLDS = 10_000
-
-
-@dataclass(frozen=True)
-class NamedDecoder:
-    """A decoder by the name of the function that returns it: picklable, and imported only where it is called."""
-
-    module: str
-    function: str
-    arguments: tuple[str, ...] = ()
-
-    def __call__(self) -> Decoder:
-        decoder: Decoder = self.resolve()(*self.arguments)
-        return decoder
-
-    def resolve(self) -> Callable[..., Any]:
-        """Import the function."""
-        if (here := str(Path.cwd())) not in sys.path:
-            sys.path.insert(0, here)  # the user's own modules, as with `python -m`
-        try:
-            found: Callable[..., Any] | None = getattr(
-                importlib.import_module(self.module), self.function, None
-            )
-        except ImportError as error:
-            raise RiskcalError(
-                f"--decoder: module {self.module} cannot be imported ({error})."
-            ) from None
-        if not callable(found):
-            raise RiskcalError(
-                f"--decoder: module {self.module} has no function {self.function!r}."
-            )
-        return found
 
 
 def record(
@@ -71,17 +35,13 @@ def record(
             show_default=False,
         ),
     ],
-    decoder: Annotated[
-        str,
-        typer.Option(
-            help="MODULE:FUNCTION that returns a decoder, or the name of a shipped one: g2p or numbers, jax:g2p for JAX.",
-            show_default=False,
-        ),
-    ],
     out: Annotated[
         Path,
         typer.Option(help="Folder for the records; goes on with one begun.", show_default=False),
     ],
+    decoder: DecoderOption = None,
+    model: ModelOption = None,
+    heads: HeadsOption = None,
     thresholds: Annotated[
         str, typer.Option(help="START:STOP:STEP with both ends, or a list: .5,.8,.9")
     ] = "0:1:.05",
@@ -145,7 +105,7 @@ def record(
     table = read_prompts(prompts, references=risk)
     grid = parse_thresholds(thresholds)
     internal.count(workers, "--workers", least=1)
-    load = parse_decoder(decoder)
+    load = asked_decoder(decoder, model, heads)
     load.resolve()  # a wrong name must fail here, not in a worker
     distance, error = texts.LOSSES[internal.choice(loss, "--loss", texts.LOSSES)]
     try:
@@ -189,44 +149,6 @@ def record(
     _report(written, len(table), len(grid), stop, traces=traces, risk=risk)
 
 
-def read_prompts(path: Path, *, references: bool = False) -> pd.DataFrame:
-    """The table of prompts in a file, checked; every `RiskcalError` names the file, the column and the row (from 0)."""
-    if path.suffix.lower() == ".txt":
-        table = pd.DataFrame({"text": _lines(path)}, dtype=object)
-    else:
-        try:
-            table = internal.read_table(path)
-        except UnicodeDecodeError as error:
-            raise RiskcalError(
-                f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})."
-            ) from None
-    if path.suffix.lower() == ".csv" and "references" in table.columns:
-        table["references"] = pd.Series(
-            [_split(value) for value in table["references"]], dtype=object
-        )
-    try:
-        check_prompts(table, references=references)
-    except RiskcalError as error:
-        raise RiskcalError(f"{path}: {error}") from None
-    return table
-
-
-def _split(cell: Any) -> Any:
-    return [part.strip() for part in cell.split("|")] if isinstance(cell, str) else [cell]
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            return [line.rstrip("\n") for line in file]
-    except OSError as error:
-        raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise RiskcalError(
-            f"{path}: is not UTF-8 text ({error.reason} at byte {error.start})."
-        ) from None
-
-
 def parse_thresholds(text: str) -> list[float]:
     """``start:stop:step`` with both ends, exact in decimals (0.15, not 0.15000000000000002), or a list with commas.
 
@@ -265,20 +187,6 @@ def _decimal(part: str, text: str) -> Decimal:
             "anyway: leave it out."
         )
     return value
-
-
-def parse_decoder(text: str) -> NamedDecoder:
-    """``MODULE:FUNCTION``, or the short name of a checkpoint that ships: ``g2p`` is ``torch:g2p``, ``jax:g2p`` the other."""
-    module, colon, function = text.partition(":")
-    if not colon:
-        module, function = "torch", text
-    if module in ("torch", "jax"):
-        return NamedDecoder(f"riskcal_adapters.{module}", "load_example", (function,))
-    if not module or not function.isidentifier():
-        raise RiskcalError(
-            f"--decoder: {text!r} is neither MODULE:FUNCTION nor the name of a shipped decoder (g2p, jax:g2p)."
-        )
-    return NamedDecoder(module, function)
 
 
 def _processes(workers: int) -> Any:
