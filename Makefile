@@ -26,9 +26,9 @@ lint: $(VENV)/.full ## style, formatting, types and import rules
 docs: $(VENV)/.full ## build the site into docs/_build, executing every notebook; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --fresh-env --quiet docs docs/_build
 
-unit: $(VENV)/.full ## the tests alone
+unit: $(VENV)/.full ## the tests alone, a process to each core
 	$(BIN)/python benchmarks/outgrown.py
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 validate: $(VENV)/.full ## the long tier (with a Chromium, for the report): every benchmark, its figures written to benchmarks/results with their commit
 	$(INSTALL) '.[browser]'
