@@ -3,13 +3,16 @@
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import toy_decoder
 from causal_models import VOCABULARY
 from causal_models import decoder as causal
 
-from riskcal import ExitPolicy, RiskcalError, Sampling
+from riskcal import ExitPolicy, RiskcalError, Runs, Sampling
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow, read_events
+from riskcal_adapters import record
 from riskcal_adapters.torch import EarlyExitT5, Engine, Request, load_example
 
 LENGTH = 12
@@ -248,3 +251,26 @@ def test_a_closed_engine_and_one_that_serves_others_refuse(g2p):
     engine.close()
     with pytest.raises(RiskcalError, match="is closed"):
         engine.submit("risk")
+
+
+def test_a_recording_driven_by_the_engine_is_the_same_table(g2p, tmp_path):
+    words = ["banana", "calibrate", "risk", "abracadabra", "exit", "zyzzyva", "layer"]
+    frames = []
+    for name, options in {"one": {}, "engine": {"engine": True, "batch_size": 5}}.items():
+        out = record(
+            words,
+            lambda: g2p,
+            [0.9, 0.5],
+            tmp_path / name,
+            max_new_tokens=12,
+            traces=True,
+            progress=False,
+            **options,
+        )
+        frames.append(Runs.read(out).to_frame().drop(columns="seconds"))
+    pd.testing.assert_frame_equal(*frames)
+
+
+def test_a_recording_of_other_decoders_has_no_engine(tmp_path):
+    with pytest.raises(RiskcalError, match=r"engine: drives decoders of riskcal_adapters\.torch"):
+        record(["a"], toy_decoder.load, [0.5], tmp_path / "runs", engine=True, progress=False)

@@ -97,6 +97,13 @@ def record(
         str, typer.Option(help="Its loss: textual, risk or risk_clipped.")
     ] = "textual",
     workers: Annotated[int, typer.Option(help="Processes; each loads the decoder.")] = 1,
+    engine: Annotated[
+        bool,
+        typer.Option(
+            "--engine",
+            help="Each prompt of a batch at its own layer and position: the same rows, sooner.",
+        ),
+    ] = False,
 ) -> None:
     """Run a decoder over prompts at each threshold and with the full model, and write its losses and costs.
 
@@ -145,6 +152,7 @@ def record(
             risk=error if risk else None,
             traces=traces,
             stop=stop,
+            engine=engine,
         )
     _report(written, len(table), len(grid), stop, traces=traces, risk=risk)
 

@@ -33,6 +33,7 @@ class Recording:
     risk: Callable[[str, Sequence[str]], float] | None
     traces: bool
     stop: Stop | None
+    engine: bool = False  # whether batches decode depth-wise: the same rows, sooner
     patience: float | None = None  # seconds; None where no pool has to be watched
     length_given: bool = True  # whether the caller named the length limit
 

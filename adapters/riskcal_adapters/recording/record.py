@@ -40,6 +40,7 @@ def record(
     stop: Stop | None = None,
     progress: bool = True,
     patience: float | None = 1800.0,
+    engine: bool = False,
 ) -> Path:
     """Generate every prompt with the full model and at each threshold, and write the losses and costs to a folder.
 
@@ -104,6 +105,10 @@ def record(
         that was killed is never done, and ``multiprocessing.Pool`` does not say so (where its processes can be seen, a
         killed one is noticed within seconds). The executors of ``concurrent.futures`` notice it themselves. Give more than
         loading the decoder takes, and one batch.
+    engine : bool
+        Decode each batch depth-wise (`riskcal_adapters.torch.Engine`): the same rows, and sooner where ``batch_size`` is large.
+        For
+        the decoders and policies that an engine takes; ``seconds`` are then shares of a batch's.
 
     Returns
     -------
@@ -173,6 +178,7 @@ def record(
         risk=risk,
         traces=traces,
         stop=stop,
+        engine=engine,
         patience=None if pool is None else patience,
         length_given=max_new_tokens is not None
         or (policy is not None and policy.max_new_tokens is not None),

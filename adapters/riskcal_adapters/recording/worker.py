@@ -174,7 +174,7 @@ def _decoder(shard: Shard) -> Decoder:
     with _slot_lock:
         if _slot is None or _slot[0] != key:
             _slot = None
-            decoder = plan.load()
+            decoder = _depth_wise(plan.load()) if plan.engine else plan.load()
             _refuse_incomplete(decoder, plan)
             folder.bind(plan, decoder)
             policies = plan.policies(decoder)
@@ -186,6 +186,17 @@ def _decoder(shard: Shard) -> Decoder:
             plan.beat()
             _slot = key, decoder
         return _slot[1]
+
+
+def _depth_wise(decoder: Any) -> Decoder:
+    from riskcal_adapters import torch  # here, so that other decoders are recorded without it
+    from riskcal_adapters.torch.engine import DepthWise
+
+    if not isinstance(decoder, torch.EarlyExitT5 | torch.EarlyExitCausalLM):
+        raise RiskcalError(
+            f"engine: drives decoders of riskcal_adapters.torch, and load returned a {type(decoder).__name__}; leave it out."
+        )
+    return DepthWise(decoder)
 
 
 def _refuse_incomplete(decoder: Any, plan: Recording) -> None:

@@ -1,5 +1,6 @@
 """Many requests in flight, each at its own layer and position."""
 
+from riskcal_adapters.torch.engine.depth_wise import DepthWise as DepthWise
 from riskcal_adapters.torch.engine.engine import Engine as Engine
 from riskcal_adapters.torch.engine.requests import Done as Done
 from riskcal_adapters.torch.engine.requests import Request as Request
