@@ -107,8 +107,7 @@ def record(
         loading the decoder takes, and one batch.
     engine : bool
         Decode each batch depth-wise (`riskcal_adapters.torch.Engine`): the same rows, and sooner where ``batch_size`` is large.
-        For
-        the decoders and policies that an engine takes; ``seconds`` are then shares of a batch's.
+        For the decoders and policies that an engine takes; ``seconds`` are then shares of a batch's.
 
     Returns
     -------
