@@ -4,7 +4,8 @@
 Face's ``generate``, token for token, in float32 and bfloat16; early exits against the same decoder on the CPU; every batch mode
 and self-speculation. Then it measures, on the shipped model and on a T5 of T5-large's shape with random weights: the full
 decode, certified exits (there: depths drawn from the exits that the certified policy takes), at batch 1, 16, 64 and 256; and the
-JAX decoder, where JAX sees a device. Settings take turns within a round; ratios are medians over rounds, in one run.
+JAX decoder, where JAX sees a device. The same for causal models (`accelerator_causal.py`): tokens against ``generate``, the
+engine, and a Llama of 1B's shape. Settings take turns within a round; ratios are medians over rounds, in one run.
 
 It prints as it goes, ends within its minutes whatever happens, and writes JSON with the device's name (``--json``). ``--smoke``
 runs all of it in small, on the CPU if need be; ``tests/benchmarks`` does. The exit status is 1 if a check failed.
@@ -261,7 +262,7 @@ def timed(
 
 
 def emitted(
-    decoder: EarlyExitT5, prompt: tuple[torch.Tensor, torch.Tensor], policy: Any, limit: int
+    decoder: Any, prompt: tuple[torch.Tensor, torch.Tensor], policy: Any, limit: int
 ) -> int:
     return int(
         (decoder.generate(*prompt, policy=policy, max_new_tokens=limit).exit_layers > 0).sum()
@@ -415,6 +416,8 @@ def main() -> int:
         "smoke": options.smoke,
     }
     print(f"{name}, torch {torch.__version__}", flush=True)
+    import accelerator_causal as causal  # which takes the report and the clock from here
+
     records = riskcal.load_example("g2p")
     certified = riskcal.calibrate(records, delta=0.1).policy()
     words = [str(word) for word in records.prompts[: 32 if options.smoke else 512]]
@@ -437,6 +440,20 @@ def main() -> int:
         "T5-large",
         40,
         lambda: measure_random(report, device, shape, depths, sizes, rounds, limit),
+    )
+    attempt(report, "causal checks", 20, lambda: causal.check_causal(report, device))
+    attempt(
+        report,
+        "engine",
+        20,
+        lambda: causal.measure_engine(report, device, words, certified, sizes, rounds),
+    )
+    llama = causal.LLAMA_SMALL if options.smoke else causal.LLAMA_1B
+    attempt(
+        report,
+        "Llama 1B",
+        40,
+        lambda: causal.measure_llama(report, device, llama, depths, sizes, rounds, limit),
     )
     attempt(report, "JAX", 40, lambda: measure_jax(report, words, certified, sizes, rounds))
     report.write()

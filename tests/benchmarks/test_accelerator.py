@@ -21,13 +21,15 @@ def test_smoke_checks_and_measures_every_part(tmp_path: Path) -> None:
     assert found["device"]
     assert found["smoke"]
     assert not found["left_out"]
-    assert len(found["checks"]) >= 13
+    assert len(found["checks"]) >= 28
     assert all(check["holds"] for check in found["checks"])
     measured = {(row["model"].split(",")[0], row["setting"]) for row in found["timings"]}
     assert {
         ("g2p", "certified"),
         ("g2p", "generate"),
         ("random T5", "forced depths, regrouped"),
+        ("random Llama", "forced depths, regrouped"),
+        ("g2p through the engine", "engine, certified"),
     } <= measured
     assert any(model.startswith("g2p in JAX") for model, _ in measured)
 
@@ -45,5 +47,8 @@ def test_no_time_left_means_left_out_and_named(tmp_path: Path) -> None:
         "checks",
         "shipped model",
         "T5-large",
+        "causal checks",
+        "engine",
+        "Llama 1B",
         "JAX",
     ]
