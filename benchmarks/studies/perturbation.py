@@ -11,7 +11,7 @@ import figures
 import numpy as np
 import torch
 
-from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.t5_backbone import T5Backbone
 from riskcal_adapters.torch.training import teacher_forced
 
 RANK = 10
@@ -20,7 +20,7 @@ END = 1
 
 
 def greedy(
-    backbone: Backbone, ids: torch.Tensor, mask: torch.Tensor, forced: torch.Tensor, length: int
+    backbone: T5Backbone, ids: torch.Tensor, mask: torch.Tensor, forced: torch.Tensor, length: int
 ) -> torch.Tensor:
     """Tokens (B, T) of the last layer after those that are forced (B, t), 0 after the end."""
     cache = backbone.start(ids, mask.numpy().astype(bool), length)
@@ -45,7 +45,7 @@ def greedy(
 def disturbed(decoder, task: common.Task) -> list[dict]:
     """A row for each position and kind of wrong token."""
     model = decoder.model
-    backbone = Backbone(model)
+    backbone = T5Backbone(model, start=0)
     ids, mask = decoder.encode(task.prompts)
     tokens = greedy(backbone, ids, mask, ids[:, :0], task.max_new_tokens)
     full = decoder.decode(tokens)

@@ -23,8 +23,8 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 from riskcal import ExitPolicy
-from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.measures import softmax_margin
+from riskcal_adapters.torch.t5_backbone import T5Backbone
 
 ROUNDS = 7
 PROMPTS = 3
@@ -63,7 +63,7 @@ class Second:
 
 
 def one_by_one(
-    backbone: Backbone, cache: Any, depths: list[int], confidence: Confidence
+    backbone: T5Backbone, cache: Any, depths: list[int], confidence: Confidence
 ) -> list[int]:
     tokens, token = [], 0
     for depth in depths:
@@ -76,7 +76,7 @@ def one_by_one(
     return tokens
 
 
-def overlapped(backbone: Backbone, cache: Any, depths: list[int], second: Second) -> list[int]:
+def overlapped(backbone: T5Backbone, cache: Any, depths: list[int], second: Second) -> list[int]:
     tokens, token = [], 0
     for depth in depths:
         state = backbone.layer(0, backbone.embed([token], cache), cache)
@@ -117,7 +117,7 @@ def measure(
     model: T5ForConditionalGeneration, prompts: list[torch.Tensor], depths: list[list[int]]
 ) -> dict[str, Any]:
     """Wall-clock seconds of every setting in every round, and the parts' own CPU times."""
-    backbone = Backbone(model)
+    backbone = T5Backbone(model, start=0)
 
     def confidence(state: torch.Tensor) -> tuple[int, float]:
         logits = backbone.logits(state)
@@ -177,7 +177,7 @@ def measure(
     }
 
 
-def own_times(backbone: Backbone, ids: torch.Tensor, confidence: Confidence) -> dict[str, float]:
+def own_times(backbone: T5Backbone, ids: torch.Tensor, confidence: Confidence) -> dict[str, float]:
     """CPU seconds of a layer and of a confidence, each the median of many."""
     layer, sure = [], []
     for _ in range(30):
