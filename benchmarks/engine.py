@@ -7,14 +7,19 @@ the process's CPU seconds, which other work on the machine disturbs least (one t
 policies are the one that the shipped records certify at delta .1, and one at threshold .85. Tokens and exits of all prompts
 are compared with those of batches of one.
 
+With ``--soak 5000`` two threads ask, cancel, and ask for what cannot be served, and each request's answer is counted.
 With ``--rates`` requests arrive at random at given rates instead, and throughput and latencies are told for both policies.
 """
 
 import argparse
 import json
 import math
+import os
+import random
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +31,7 @@ import riskcal
 from recipes.g2p import data as g2p
 from recipes.numbers import data as numbers
 from riskcal import ExitPolicy
-from riskcal_adapters.torch import EarlyExitT5, Engine, load_example
+from riskcal_adapters.torch import Done, EarlyExitT5, Engine, Request, load_example
 
 
 def prompts(model: str, count: int) -> list[str]:
@@ -105,6 +110,51 @@ def arrivals(engine: Engine, texts: list[str], rate: float, seed: int) -> dict[s
     }
 
 
+def soak(engine: Engine, texts: list[str], count: int) -> dict[str, int]:
+    """Two threads ask for ``count`` requests; some are cancelled, some cannot be served, some run out of time."""
+    answers: list[dict[int, Future[Done]]] = [{}, {}]
+
+    def ask(thread: int) -> None:
+        rng = random.Random(thread)
+        for i in range(thread, count, 2):
+            kind, text = rng.random(), texts[i % len(texts)]
+            if kind < 0.03:
+                request = Request("x" * 1000)
+            elif kind < 0.06:
+                request = Request(None)
+            elif kind < 0.09:
+                request = Request(text, timeout=0.0)
+            else:
+                request = Request(text)
+            answers[thread][i] = engine.submit(request)
+            if kind > 0.95:
+                answers[thread][i].cancel()
+            while i - sum(one.done() for one in answers[thread].values()) * 2 > 2000:
+                time.sleep(0.01)
+
+    before = resident()
+    threads = [threading.Thread(target=ask, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    engine.close()
+    futures = [one for answer in answers for one in answer.values()]
+    found = {"asked": len(futures), "answered": sum(one.done() for one in futures)}
+    found["cancelled"] = sum(one.cancelled() for one in futures)
+    done = [one.result() for one in futures if not one.cancelled()]
+    found["with an error"] = sum(one.error is not None for one in done)
+    found["with a text"] = sum(one.text is not None for one in done)
+    found["ids twice"] = len(done) - len({one.id for one in done})
+    found["bytes more than before"] = resident() - before
+    return found
+
+
+def resident() -> int:
+    """Bytes of memory that the process has now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,6 +167,9 @@ def main() -> None:
         "--compare", type=int, default=2000, help="prompts compared with one by one"
     )
     parser.add_argument("--rates", type=float, nargs="*", default=[])
+    parser.add_argument(
+        "--soak", type=int, default=0, help="requests from two threads, some cancelled"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -172,6 +225,13 @@ def main() -> None:
             engine = Engine(decoder, policy, slots=64, max_prompt=width, max_new_tokens=limit)
             told["differ"][name] = same_as_alone(decoder, policy, engine, many, limit)
         print(f"Of {len(many)} prompts differ from batches of one:", told["differ"])
+
+    if options.soak:
+        engine = Engine(
+            decoder, next(iter(named.values())), slots=64, max_prompt=longest, max_new_tokens=limit
+        )
+        told["soak"] = soak(engine, texts, options.soak)
+        print("Soak:", told["soak"])
 
     for name, policy in {"full": ExitPolicy.full_model(), **named}.items():
         for rate in options.rates:
