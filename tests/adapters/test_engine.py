@@ -189,6 +189,8 @@ def test_a_policy_made_for_another_model_is_full_depth_and_an_event(g2p, tmp_pat
     assert set(done.exit_layers.tolist()) == {8}
     names = [event["name"] for event in read_events(tmp_path / "events.jsonl").events]
     assert names == ["riskcal.policy.refused", "riskcal.request.served"]
+    with Engine(g2p, ExitPolicy(threshold=0.1, n_layers=3), slots=2, max_prompt=32) as engine:
+        assert set(next(iter(engine.run(["risk"]))).exit_layers.tolist()) == {8}
 
 
 def test_shadows_run_the_full_model_and_change_nothing_that_is_served(g2p, tmp_path):

@@ -126,16 +126,11 @@ def test_what_fails_leaves_no_file(tmp_path, folder):
     (tmp_path / "words.txt").write_text("banana\nbanana " + "risk " * 70 + "\n", encoding="utf-8")
     out = tmp_path / "out.jsonl"
     ExitPolicy(threshold=0.5, n_layers=3).save(tmp_path / "policy.json")
-    message = refusal(
-        "generate",
-        tmp_path / "words.txt",
-        "--model",
-        folder,
-        "--out",
-        out,
-        "--policy",
-        tmp_path / "policy.json",
-    )
-    assert "made for 3 layers" in message
+    options = ["--model", folder, "--out", out, "--policy", tmp_path / "policy.json"]
+    for how in ([], ["--engine"]):
+        assert "made for 3 layers" in refusal("generate", tmp_path / "words.txt", *options, *how)
+    ExitPolicy(threshold=0.5, weights="0" * 32).save(tmp_path / "policy.json")
+    for how in ([], ["--engine"]):
+        assert "made for weights" in refusal("generate", tmp_path / "words.txt", *options, *how)
     assert not out.exists()
     assert torch.is_grad_enabled()

@@ -53,7 +53,8 @@ def generate(
 ) -> None:
     """Decode prompts, each token exiting as the policy says.
 
-    With --out, what comes is written in the order of the prompts, whole or not at all: prompt, text, tokens, exit_layers.
+    Texts are printed. With --out, JSON lines are written instead, in the order of the prompts, whole or not at all: prompt, text,
+    tokens, exit_layers.
     """
     table = read_prompts(prompts)
     internal.count(batch_size, "--batch-size", least=1)
@@ -95,6 +96,9 @@ def _by_engine(
 ) -> Iterator[dict[str, Any]]:
     from riskcal_adapters.torch import Engine, Request  # torch is not needed for a decoder in JAX
 
+    # an engine serves others' policies at full depth; who asks for one here must hear of it, as without an engine
+    decoder.refuse_other([policy.named()])
+    decoder.needed([policy.named()], 1, 1)
     longest = max(decoder.encode([text])[0].shape[1] for text in texts)
     with Engine(
         decoder, policy, slots=min(slots, len(texts)), max_prompt=longest, max_new_tokens=limit

@@ -1,7 +1,7 @@
 """The decoding loop: one position after the other, in which every row may leave at an earlier layer.
 
-It knows a decoder by its `riskcal_adapters.torch.backbone`: layers, cache, logits. The faces (`riskcal_adapters.torch.t5`) check
-what users hand over, and put together what comes out.
+It knows a decoder by its `riskcal_adapters.torch.backbone`: layers, cache, logits. What users hand over is checked, and what
+comes out put together, in `riskcal_adapters.torch.decoder`.
 """
 
 import math
@@ -42,7 +42,7 @@ class Run:
     opens: list[bool]  # whether any row may ever exit at a layer
     #: Whether only rows that go on are computed. Of one row there is nothing to leave out; a run that began with more keeps
     #: each row's gaps apart, whatever is left of it.
-    alone: bool
+    gathers: bool
     #: Of all positions, where they are run again.
     embedded: list[Tensor] = field(default_factory=list)
 
@@ -52,10 +52,10 @@ class Run:
         return self.policy.cache in ("deferred", "recompute")
 
     def layer(self, index: int, state: Tensor, active: list[int]) -> Tensor:
-        """A layer for the position at hand, of these rows where they run `alone`, else of the batch."""
+        """A layer for the position at hand, of these rows where it `gathers`, else of the batch."""
         if self.exact:
             return self.backbone.layer_exact(index, state, self.cache)
-        if not self.alone:
+        if not self.gathers:
             return self.backbone.layer(index, state, self.cache)
         rows = np.array(active)
         positions = np.full(len(rows), self.cache.position)
@@ -120,7 +120,7 @@ class Loop:
             keys=sampling.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
             opens=[True] * self.n_layers,
-            alone=policy.batching == "regroup" and batch > 1,
+            gathers=policy.batching == "regroup" and batch > 1,
         )
 
     def decode(
@@ -165,7 +165,7 @@ class Loop:
         """
         policy, cache, judge = run.policy, run.cache, run.judge
         step = Step.blank(cache.batch, self.special.pad)
-        state = at_exit = self._begin(run, previous)
+        state = after_first = self._begin(run, previous)
         ahead = (
             self._last_scores(run, state)
             if policy.measure == "oracle" or policy.emits == "last"
@@ -176,18 +176,19 @@ class Loop:
             thresholds = self._forced(run, thresholds)
         together = policy.batching == "deepest"
         # Rows that exit keep the state at which they did; with exact caches their true state goes on with the others'.
-        freezes = not (together or run.alone or run.exact)
+        freezes = not (together or run.gathers or run.exact)
         active, moving = going, self._column(going, cache) if freezes else None
-        if run.alone:
-            at_exit = at_exit.clone()
+        at_exit = None  # (B, d), of each row, where a layer's states are those of some rows only
+        if run.gathers:
+            at_exit = state.clone()
             state = self._of(state, active, cache)
         waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
         for index, needed in enumerate(thresholds):
             before = state if index else None
             deeper = run.layer(index, state, active)
             state = deeper if moving is None else torch.where(moving, deeper, state)
-            if index == 0 and not run.alone:
-                at_exit = state
+            if index == 0:
+                after_first = state
             last = index == self.n_layers - 1
             if not last and (
                 not run.opens[index] or all(needed[row] == math.inf for row in active)
@@ -197,8 +198,9 @@ class Loop:
             confidence, scores = judge.look(index + 1, state, before)
             sure = confidence.tolist()
             # where each row stands in states and confidences
-            places = range(len(active)) if run.alone else active
+            places = range(len(active)) if run.gathers else active
             at = list(zip(active, places, strict=True))
+            # at the last layer all leave, also where a confidence is NaN
             leaving = [(row, i) for row, i in at if last or sure[i] >= needed[row]]
             if together and not last:
                 waiting.difference_update(row for row, _ in leaving)
@@ -207,7 +209,7 @@ class Loop:
                 emitting = ahead if policy.emits == "last" else scores
                 emitting = emitting or run.head.scores(index + 1, state, None)
                 self._leave(run, step, index + 1, leaving, sure, emitting)
-                if run.alone:
+                if at_exit is not None:
                     rows, exiting = (
                         self.backbone.tensor(np.array(part)) for part in zip(*leaving, strict=True)
                     )
@@ -221,11 +223,13 @@ class Loop:
             if leaving:
                 active = [row for row, _ in stay]
                 moving = self._column(active, cache) if freezes else None
-                if run.alone:
+                if run.gathers:
                     kept = self.backbone.tensor(np.array([i for _, i in stay]))
                     state = state.index_select(0, kept)
                     judge.keep(kept)
-        cache.append(at_exit if run.alone or policy.cache == "first" else state)
+        if at_exit is not None:
+            state = at_exit
+        cache.append(after_first if policy.cache == "first" else state)
         if policy.cache == "copy":
             self.backbone.copy_upwards(cache, max(step.exits))
         for row in going:

@@ -1,7 +1,7 @@
 """Many requests in flight, each at its own layer and position."""
 
-from riskcal_adapters.torch.engine.depth_wise import DepthWise as DepthWise
 from riskcal_adapters.torch.engine.engine import Engine as Engine
+from riskcal_adapters.torch.engine.for_recording import DepthWise as DepthWise
 from riskcal_adapters.torch.engine.requests import Done as Done
 from riskcal_adapters.torch.engine.requests import Request as Request
 from riskcal_adapters.torch.engine.stats import EngineStats as EngineStats

@@ -330,7 +330,10 @@ class Engine:
             flight.id,
             flight.request.task,
             text,
-            *ended[1:5],
+            ended.tokens,
+            ended.exit_layers,
+            ended.confidence,
+            ended.refused,
             seconds=now - flight.taken,
             first_token_seconds=ended.first_token - flight.taken,
         )

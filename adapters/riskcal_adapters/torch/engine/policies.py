@@ -69,6 +69,7 @@ def checked(
             )
     try:
         decoder.refuse_other([named])
+        decoder.needed([named], 1, 1)  # of as many layers
     except RiskcalError as error:
         if events is not None:
             told = {"riskcal.task": task or "", "riskcal.reason": str(error)}

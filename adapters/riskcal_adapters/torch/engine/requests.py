@@ -117,7 +117,7 @@ def ids_of(request: Request, decoder: Decoder) -> Rows:
 
 
 def ids_together(requests: list[Request], decoder: Decoder) -> list[Rows | None]:
-    """Ids of what is plain text: a tokenizer is quicker with many at a time. None where it is not, or fails for any of them."""
+    """Ids of plain texts, read together, which is quicker; None for what `ids_of` reads: other requests, and all if any fails."""
     plain = [isinstance(one.text, str) and one.input_ids is None for one in requests]
     if sum(plain) < 2:
         return [None] * len(requests)

@@ -63,7 +63,7 @@ class Slots:
     Parameters
     ----------
     loop : Loop
-        With the backbone.
+        For its backbone, classifier and special tokens; when a row exits stands here again (`_judged`), as `Loop.step` has it.
     slots : int
         Rows at most.
     prompt, length : int
@@ -98,7 +98,7 @@ class Slots:
         self._measure = np.zeros(slots, dtype=np.int64)
         self._measures: list[str] = []
         self._keys = [0] * slots
-        # states that enter the layer each row waits for, and the one before
+        # states that enter the layer each row waits for
         self._state = self._cache.states.new_zeros(slots, self._backbone.width)
         self.calls = self.rows_computed = 0
 
@@ -239,7 +239,9 @@ class Slots:
         self._cache.states.flatten(0, 1).index_copy_(0, slots, exiting)
         self._first_token[rows[positions == 0]] = time.monotonic()
         self._tokens[rows, positions] = tokens
-        self._exits[rows, positions] = self._layer[rows] + 1
+        self._exits[rows, positions] = (
+            self._layer[rows] + 1
+        )  # those that stay are a layer on already
         self._position[rows] = positions + 1
         ends = np.isin(tokens, self._loop.special.ends) | (positions + 1 == self._limit[rows])
         self.active[rows[ends]] = False
@@ -277,7 +279,3 @@ class Slots:
             self._judges[measure] = Judge(head, policy, self._loop.classifier), head
             self._measures.append(measure)
         return self._measures.index(measure)
-
-    def positions(self, rows: Rows) -> Rows:
-        """Tokens that these rows have so far."""
-        return self._position[rows]

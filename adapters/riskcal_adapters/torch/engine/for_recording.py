@@ -1,4 +1,4 @@
-"""A decoder whose batches decode depth-wise: what `record` drives with ``engine=True``."""
+"""For `record(engine=True)`: a decoder whose batches go through slots. Requests that come and go are `engine.Engine`'s."""
 
 import math
 from typing import Any
