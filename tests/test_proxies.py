@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from riskcal import pvalues
+from riskcal import RiskcalError, Runs, calibrate, pvalues
 
 DELTA, LEVEL = 0.1, 0.05
 
@@ -72,3 +72,119 @@ def test_a_constant_proxy_changes_no_bet_and_a_scale_is_of_no_account():
     )
     assert helped == pytest.approx(moved, rel=1e-6)
     assert (helped != plain).any()
+
+
+GRID = [0.9, 0.6, 0.3]
+
+
+def world(n, m, rng, *, mean=0.07):
+    """Losses (n, 3) that grow as the threshold falls, proxies of them, and proxies of m other requests."""
+    hard = rng.random((n + m, 1))
+    losses = np.minimum(1.0, hard**4 * np.array([2.0, 5.0, 9.0]) * mean * 2.2)
+    noisy = losses + 0.05 * rng.standard_normal(losses.shape)
+    return losses[:n], noisy[:n], noisy[n:]
+
+
+def named(n):
+    return [f"request {i}" for i in range(n)]
+
+
+def test_calibrate_certifies_more_with_a_proxy_and_says_what_it_saved():
+    losses, proxy, unlabelled = world(250, 2500, np.random.default_rng(5))
+    given = {"thresholds": GRID, "delta": 0.17, "prompts": named(250)}
+    plain = calibrate(losses, **given)
+    found = calibrate(losses, **given, proxy=proxy, unlabelled=unlabelled)
+    assert plain.threshold > found.threshold
+    assert found.certificate.test == "betting_with_proxy"
+    share = float(found.chosen["variance_left"])
+    assert share < 0.5
+    assert f"{250 * (1 / share - 1):,.0f} labels beside these 250" in found.message
+
+
+def test_arrays_and_runs_agree_whatever_the_order_of_rows_and_columns():
+    rng = np.random.default_rng(6)
+    losses, proxy, unlabelled = world(200, 1000, rng)
+    proxy, unlabelled = abs(proxy), abs(unlabelled)
+    ids = np.array(named(200))
+    runs = Runs.from_arrays(
+        thresholds=GRID, dissimilarity=losses, prompts=ids, costs={"guess": proxy}
+    )
+    of_runs = calibrate(runs, delta=0.2, proxy="guess", unlabelled=unlabelled)
+    rows, columns = rng.permutation(200), [2, 0, 1]
+    of_arrays = calibrate(
+        losses[rows][:, columns],
+        delta=0.2,
+        thresholds=np.array(GRID)[columns],
+        prompts=ids[rows],
+        proxy=proxy[rows][:, columns],
+        unlabelled=unlabelled[:, columns],
+    )
+    assert of_runs.table["pvalue"].to_numpy() == pytest.approx(of_arrays.table["pvalue"].to_numpy())
+    assert of_runs.certified
+
+
+def test_rows_and_unlabelled_rows_that_somebody_sorted_do_no_harm():
+    """200 draws of 0/1 losses at exactly delta, all sorted: at most .05 and three standard errors (.046)."""
+    rng, false = np.random.default_rng(7), 0
+    for _ in range(200):
+        losses, proxy, unlabelled = drawn(coins, "good", 100, 300, 1, rng)
+        order = np.lexsort((proxy[:, 0], losses[:, 0]))
+        found = calibrate(
+            losses[order],
+            delta=DELTA,
+            thresholds=[0.5],
+            proxy=proxy[order],
+            unlabelled=np.sort(unlabelled, axis=0),
+        )
+        false += found.certified
+    assert false / 200 <= 0.05 + 0.046
+
+
+def test_a_pilot_takes_its_share_of_the_pairs():
+    losses, proxy, unlabelled = world(300, 3000, np.random.default_rng(8))
+    found = calibrate(
+        losses,
+        delta=0.2,
+        thresholds=GRID,
+        prompts=named(300),
+        proxy=proxy,
+        unlabelled=unlabelled,
+        procedure="pilot_order",
+    )
+    assert found.certified
+    assert found.n + len(found.pilot) == 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unlabelled": None}, "unlabelled: a proxy is of use where"),
+        ({"proxy": None}, "proxy: a proxy is of use where"),
+        ({"test": "convex_order"}, "proxy: test 'convex_order' would not use it"),
+        ({"delta": [0.1, 0.2]}, "delta: a proxy is for one delta"),
+        ({"proxy": np.zeros((59, 3))}, "proxy: 59 rows for 60 labelled ones"),
+        ({"proxy": np.zeros((60, 2))}, "proxy: 2 columns for 3 candidates"),
+        ({"proxy": "layers"}, "proxy: 'layers' names a column"),
+        ({"proxy": np.full((60, 3), np.nan)}, "proxy: nan at index"),
+        ({"unlabelled": np.zeros((66, 3))}, "unlabelled: 66 rows for 60 .* give at least 67"),
+        ({"prompts": ["a"] * 30 + ["b"] * 30}, "proxy: 60 rows of 2 prompts"),
+    ],
+)
+def test_what_is_refused(change, message):
+    losses, proxy, unlabelled = world(60, 67, np.random.default_rng(9))
+    given = {"delta": 0.1, "thresholds": GRID, "proxy": proxy, "unlabelled": unlabelled}
+    calibrate(losses, **given)  # 67 unlabelled rows are enough
+    with pytest.raises(RiskcalError, match=message):
+        calibrate(losses, **(given | change))
+
+
+def test_labelled_requests_among_the_unlabelled_are_refused():
+    losses, proxy, unlabelled = world(60, 600, np.random.default_rng(10))
+    with pytest.raises(RiskcalError, match="all 60 labelled requests are among these 660"):
+        calibrate(
+            losses,
+            delta=0.1,
+            thresholds=GRID,
+            proxy=proxy,
+            unlabelled=np.concatenate([unlabelled, proxy]),
+        )
