@@ -305,16 +305,15 @@ def _result(
     told: dict[str, Any],
 ) -> Calibration:
     problem = tested.problem
-    helps = proxies.left(problem)
     design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
     return settled(
         problem,
-        table_of(problem, pvalue=proof.pvalues, certified=proof.certified, **helps),
+        table_of(problem, pvalue=proof.pvalues, certified=proof.certified, **proxies.left(problem)),
         cost,
         outlook=partial(outlook, tested.whole, design),
         pilot=tested.pilot,
         rises=sentences.rises(problem),
-        test="betting_with_proxy" if helps else method.name,
+        test=method.name,
         procedure=procedure.name,
         starts=getattr(procedure, "starts", 1),
         preregistered=procedure.preregistered,

@@ -85,6 +85,11 @@ class Problem:
         return self.coordinates != ["threshold"]
 
     @property
+    def helped(self) -> bool:
+        """Whether a proxy helps the test."""
+        return any(risk.pairs is not None for risk in self.risks)
+
+    @property
     def from_the_top(self) -> bool:
         """Whether the strictest threshold is the safest: not where few stop early there, or where it costs the most."""
         plain_losses = all(risk.early is None and not risk.is_cost for risk in self.risks)

@@ -77,7 +77,7 @@ def left(problem: Problem) -> dict[str, Floats]:
 
 def saved(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
     """How many labels a proxy saved, in words; nothing without a proxy."""
-    if "variance_left" not in table.columns or all(risk.pairs is None for risk in problem.risks):
+    if not problem.helped:
         return ""
     share = float((table.iloc[0] if chosen is None else chosen)["variance_left"])
     said = (
