@@ -7,7 +7,8 @@ see the same draws. "idle" is a random number, "opposite" one minus the fitted p
 certificates delta is the population's very mean.
 
 Monitors see such words as traffic, a tenth of them sampled: how many losses until the alarm, in the median, if the mean is so
-many times delta, from the start or after 10,000 requests of mean .7 delta; and their false alarms at a mean of exactly delta: the share of Ville's within 50,000 requests, and the mean number of losses until the e-detector's.
+many times delta, from the start or after 10,000 requests of mean .7 delta; and their false alarms at a mean of exactly delta:
+the share of Ville's within 50,000 requests, and the mean number of losses until the e-detector's.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """A proxy of the loss, known of requests that nobody labelled: power where it is good, no harm where it lies."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from riskcal import RiskcalError, Runs, calibrate, pvalues
@@ -188,3 +189,21 @@ def test_labelled_requests_among_the_unlabelled_are_refused():
             proxy=proxy,
             unlabelled=np.concatenate([unlabelled, proxy]),
         )
+
+
+def test_other_unlabelled_requests_than_the_labelled_ones_are_refused():
+    losses, proxy, unlabelled = world(300, 3000, np.random.default_rng(11))
+    for strange in (unlabelled + 0.5, unlabelled[:, ::-1]):
+        with pytest.raises(RiskcalError, match="standard errors apart"):
+            calibrate(losses, delta=0.1, thresholds=GRID, proxy=proxy, unlabelled=strange)
+
+
+def test_a_table_of_unlabelled_requests_is_read_by_its_thresholds():
+    losses, proxy, unlabelled = world(300, 3000, np.random.default_rng(12))
+    given = {"delta": 0.2, "thresholds": GRID, "proxy": proxy}
+    table = pd.DataFrame(unlabelled, columns=GRID)
+    of_array = calibrate(losses, **given, unlabelled=unlabelled)
+    of_table = calibrate(losses, **given, unlabelled=table[sorted(GRID)])
+    assert of_array.table.equals(of_table.table)
+    with pytest.raises(RiskcalError, match=r"unlabelled: the table's columns are a, b, c"):
+        calibrate(losses, **given, unlabelled=table.set_axis(["a", "b", "c"], axis=1))

@@ -19,6 +19,8 @@ from riskcal.records.order import order_by_prints, row_prints
 
 #: Of the variance; a proxy that leaves more has saved nothing worth a word.
 _IDLE = 0.98
+#: Standard errors that two samples of one population are hardly ever apart.
+_CHANCE = 6.0
 
 
 def helped(
@@ -45,13 +47,15 @@ def helped(
             f"proxy: test {method.name!r} would not use it; take test='betting', or leave the proxy out."
         )
     if isinstance(runs, Runs):
+        given = problem.candidates["threshold"].to_numpy(dtype=np.float64)
+        strict_first = np.arange(problem.k)
         known = _of_runs(problem, runs, proxy)
     else:
-        known = _of_array(problem, proxy, thresholds, prompts)
-        unlabelled = broadcast(unlabelled, "unlabelled", problem.k)
-        unlabelled = unlabelled[:, _strict_first(thresholds, problem.lower_is_stricter)]
-    others = broadcast(unlabelled, "unlabelled", problem.k)
-    known, others = _on_unit(known, others)
+        given = _validate.threshold_grid(thresholds, allow_full=False)
+        strict_first = np.argsort(given if problem.lower_is_stricter else -given, kind="stable")
+        known = _of_array(problem, _arrayed(proxy, "proxy", given), prompts)[:, strict_first]
+    others = broadcast(_arrayed(unlabelled, "unlabelled", given), "unlabelled", problem.k)
+    known, others = _on_unit(known, others[:, strict_first])
     content = [(risk.losses - risk.lower) / risk.width for risk in problem.risks]
     prints, others_prints = _prints(*content, known), _prints(others)
     _refuse_the_labelled(prints=_prints(known), among=others_prints)
@@ -61,6 +65,7 @@ def helped(
         problem, known = problem.rows(order), known[order]
     drawn = order_by_prints(np.concatenate([others_prints, prints]))
     pairs = paired(known, others[drawn[drawn < len(others)]])
+    _refuse_strangers(problem, known, others)
     return replace(
         problem,
         risks=tuple(risk if risk.is_cost else risk._replace(pairs=pairs) for risk in problem.risks),
@@ -102,29 +107,43 @@ def _of_runs(problem: Problem, runs: Runs, proxy: Any) -> Floats:
                 f"costs=[{proxy!r}], or give an array in the order of runs.prompts and runs.candidates."
             )
         proxy = runs.values[proxy]
+    proxy = _arrayed(proxy, "proxy", problem.candidates["threshold"])
     known = _one_a_row(broadcast(proxy, "proxy", problem.k), runs.n)
     rows: Floats = known[pd.Index(runs.prompts).get_indexer(problem.units)]
     return rows
 
 
-def _of_array(problem: Problem, proxy: Any, thresholds: Any, prompts: Any) -> Floats:
-    """The proxies of a problem's units, whose rows and columns stand as those of the losses that were given."""
+def _of_array(problem: Problem, proxy: Any, prompts: Any) -> Floats:
+    """The proxies of a problem's units, in rows that stand as those of the losses that were given."""
     if isinstance(proxy, str):
         raise RiskcalError(
             f"proxy: {proxy!r} names a column, and an array of losses has none; give an array of its shape."
         )
     known = broadcast(proxy, "proxy", problem.k)
     if prompts is None:
-        rows = _one_a_row(known, problem.n)[problem.units.astype(np.intp)]
-    else:
-        ids = table_columns.identifiers(table_columns.series(prompts, "prompts"), "prompts")
-        if len(ids) != problem.n:
-            raise RiskcalError(
-                f"proxy: {len(ids)} rows of {problem.n} prompts; average losses and proxies within prompts first, as the "
-                "unlabelled rows are."
-            )
-        rows = _one_a_row(known, problem.n)[pd.Index(ids).get_indexer(problem.units)]
-    return rows[:, _strict_first(thresholds, problem.lower_is_stricter)]
+        return _one_a_row(known, problem.n)[problem.units.astype(np.intp)]
+    ids = table_columns.identifiers(table_columns.series(prompts, "prompts"), "prompts")
+    if len(ids) != problem.n:
+        raise RiskcalError(
+            f"proxy: {len(ids)} rows of {problem.n} prompts; average losses and proxies within prompts first, as the "
+            "unlabelled rows are."
+        )
+    rows: Floats = _one_a_row(known, problem.n)[pd.Index(ids).get_indexer(problem.units)]
+    return rows
+
+
+def _arrayed(values: Any, name: str, thresholds: Any) -> Any:
+    """A table's columns in the order of the thresholds that name them; anything else as it is."""
+    if not isinstance(values, pd.DataFrame) or isinstance(values.columns, pd.RangeIndex):
+        return values
+    wanted = [float(threshold) for threshold in thresholds]
+    if sorted(map(str, wanted)) != sorted(str(column) for column in values.columns):
+        raise RiskcalError(
+            f"{name}: the table's columns are {', '.join(map(str, values.columns))}, not the thresholds, one each; name them so, "
+            "or give an array in the order of the candidates."
+        )
+    places = {str(column): place for place, column in enumerate(values.columns)}
+    return values.iloc[:, [places[str(threshold)] for threshold in wanted]].to_numpy()
 
 
 def _one_a_row(known: Floats, n: int) -> Floats:
@@ -133,17 +152,26 @@ def _one_a_row(known: Floats, n: int) -> Floats:
     return known
 
 
-def _strict_first(thresholds: Any, lower_is_stricter: bool) -> NDArray[np.intp]:
-    grid = _validate.threshold_grid(thresholds, allow_full=False)
-    return np.argsort(grid if lower_is_stricter else -grid, kind="stable")
-
-
 def _on_unit(known: Floats, others: Floats) -> tuple[Floats, Floats]:
     """Both, mapped to [0, 1] by their common range."""
     low = 0.5 * np.minimum(known.min(0), others.min(0))  # halves: a difference may overflow
     high = 0.5 * np.maximum(known.max(0), others.max(0))
     reach = np.where(high > low, high - low, 1.0)
     return (0.5 * known - low) / reach, (0.5 * others - low) / reach
+
+
+def _refuse_strangers(problem: Problem, known: Floats, others: Floats) -> None:
+    """Refuse unlabelled requests whose proxies are of another kind than those of the labelled ones."""
+    error = np.concatenate([known, others]).std(0) * math.sqrt(1 / len(known) + 1 / len(others))
+    here, there = known.mean(0), others.mean(0)
+    strange = np.abs(here - there) > _CHANCE * error
+    if strange.any():
+        first = int(strange.argmax())
+        raise RiskcalError(
+            f"unlabelled: at {problem.name(first)} the mean of their proxies and that of the labelled requests are "
+            f"{abs(here[first] - there[first]) / error[first]:.0f} standard errors apart ({int(strange.sum())} candidates so); "
+            "give requests of the same population, the same proxy, and its columns in one order."
+        )
 
 
 def _prints(*matrices: Floats) -> NDArray[np.uint64]:
