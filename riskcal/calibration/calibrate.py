@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration import problem as problems
-from riskcal.calibration import sentences
+from riskcal.calibration import proxies, sentences
 from riskcal.calibration.outlook import Design, outlook
 from riskcal.calibration.posing import pose
 from riskcal.calibration.problem import Problem
@@ -19,6 +19,7 @@ from riskcal.calibration.settling import settled, table_of
 from riskcal.calibration.simultaneous import simultaneous
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure, procedures
 from riskcal.pvalues import Method, methods
+from riskcal.pvalues.proxies import of_pairs
 from riskcal.records import Runs
 
 
@@ -42,6 +43,8 @@ def calibrate(
     max_cluster: int | None = None,
     budget: Mapping[str, Any] | None = None,
     lower_is_stricter: bool = False,
+    proxy: str | ArrayLike | None = None,
+    unlabelled: ArrayLike | None = None,
     **options: Any,
 ) -> Any:  # a Calibration; a list of them where delta is a list
     """Find the cheapest candidate whose expected loss is at most delta, with probability at least 1 - epsilon.
@@ -97,6 +100,13 @@ def calibrate(
     lower_is_stricter : bool
         Whether a request exits where its value is at most the threshold, as with an entropy: then low thresholds are the
         strict ones, and are tested from the lowest up. Runs may say so themselves.
+    proxy : str, (n,) or (n, k), optional
+        A number, on any scale, that may foretell the loss and was fixed before the losses were seen: a recorded cost of the
+        runs, or an array in the order of ``runs.prompts`` and ``runs.candidates`` (of the losses, where these are an array).
+        One number a row serves all candidates. For ``test="betting"``; see `riskcal.pvalues.betting_with_proxy`.
+    unlabelled : (m,) or (m, k), optional
+        With ``proxy``: the same number of other requests from the same population, whose losses nobody measured; columns as
+        those of the proxy, rows in any order.
     **options
         Of a procedure given by its name: ``starts``, ``order``, ``weights``, ``transitions``, ``pilot_fraction``; see
         `riskcal.fwer.FixedSequence` and so on. ``procedure="fixed_sequence", starts=3`` is ``FixedSequence(starts=3)``. A
@@ -146,7 +156,10 @@ def calibrate(
         lower_is_stricter=lower_is_stricter,
     )
     if several_deltas:
-        refuse_for_list(problem, procedure, options)
+        refuse_for_list(problem, procedure, options, proxy)
+    problem = proxies.helped(
+        problem, runs, proxy, unlabelled, method, thresholds=thresholds, prompts=prompts
+    )
     told: dict[str, Any] = {
         "epsilon": epsilon,
         "epsilon_spent": procedures.spent(epsilon, attempt),
@@ -202,8 +215,12 @@ def refuse_cut_grid(stopped: Any, *, one_sequence: bool) -> None:
         )
 
 
-def refuse_for_list(problem: Problem, procedure: Any, options: Mapping[str, Any]) -> None:
+def refuse_for_list(
+    problem: Problem, procedure: Any, options: Mapping[str, Any], proxy: Any = None
+) -> None:
     """Refuse what a list of deltas cannot be served with."""
+    if proxy is not None:
+        raise RiskcalError("delta: a proxy is for one delta at a time; give one, or no proxy.")
     if problem.weighting == "requests":
         raise RiskcalError(
             "weighting: 'requests' is for one delta at a time, by which a cluster's losses are summed; give one."
@@ -267,12 +284,15 @@ def _pvalues(method: Method, risk: problems.TestedRisk, levels: Floats, nameless
     p = np.empty(len(levels))
     for level in np.unique(levels) if method.walks else levels[:1]:
         tuned = (levels == level) | (not method.walks)
-        losses = risk.losses if tuned.all() else np.compress(tuned, risk.losses, axis=1)
-        p[tuned] = method.pvalues(
-            losses, risk.delta, level=float(level), lower=risk.lower, upper=risk.upper
+        some = risk if tuned.all() else risk.sliced(columns=tuned)
+        known = {"level": float(level), "lower": risk.lower, "upper": risk.upper}
+        p[tuned] = (
+            method.pvalues(some.losses, risk.delta, **known)
+            if some.pairs is None
+            else of_pairs(some.losses, some.pairs, risk.delta, **known)
         )
     if nameless and method.walks:
-        p = np.maximum(p, [problems.of_count(column, risk.delta) for column in risk.losses.T])
+        p = np.maximum(p, problems.of_counts(risk))
     return p
 
 
@@ -288,7 +308,7 @@ def _result(
     design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
     return settled(
         problem,
-        table_of(problem, pvalue=proof.pvalues, certified=proof.certified),
+        table_of(problem, pvalue=proof.pvalues, certified=proof.certified, **proxies.left(problem)),
         cost,
         outlook=partial(outlook, tested.whole, design),
         pilot=tested.pilot,

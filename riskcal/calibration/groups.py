@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from riskcal import _validate, fwer
+from riskcal._validate import RiskcalError
 from riskcal.calibration.calibrate import (
     calibrate,
     listed,
@@ -45,6 +46,11 @@ def calibrate_groups(
         pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
     """
     require_runs(runs)
+    if options.get("proxy") is not None or options.get("unlabelled") is not None:
+        raise RiskcalError(
+            "proxy: unlabelled requests have no groups here; calibrate each group by itself, with its own unlabelled requests "
+            "and its share of epsilon: calibrate(runs.of_group(name), ...)."
+        )
     groups = np.unique(runs.group)
     strata = {str(name): runs.of_group(name) for name in groups}
     share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)

@@ -15,6 +15,7 @@ from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.fwer.procedures import pilot_size
 from riskcal.policy import Stop
+from riskcal.pvalues.proxies import Paired
 
 #: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
 Weighting = Literal["prompts", "clusters", "requests"]
@@ -30,6 +31,7 @@ class TestedRisk(NamedTuple):
     upper: float
     early: Floats | None = None  # (n, k) which rows count at all: those that stopped early
     is_cost: bool = False  # a budget's, which falls with the threshold
+    pairs: Paired | None = None  # what a proxy says of each unit, and of unlabelled ones
 
     @property
     def width(self) -> float:
@@ -40,7 +42,8 @@ class TestedRisk(NamedTuple):
         """The same risk on some units and candidates."""
         losses = np.ascontiguousarray(self.losses[rows][:, columns])
         early = None if self.early is None else self.early[rows][:, columns]
-        return self._replace(losses=losses, early=early)
+        pairs = None if self.pairs is None else self.pairs.sliced(rows, columns)
+        return self._replace(losses=losses, early=early, pairs=pairs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,11 @@ class Problem:
     def several(self) -> bool:
         """Whether candidates differ in anything but their thresholds, which alone have an order that is known beforehand."""
         return self.coordinates != ["threshold"]
+
+    @property
+    def helped(self) -> bool:
+        """Whether a proxy helps the test."""
+        return any(risk.pairs is not None for risk in self.risks)
 
     @property
     def from_the_top(self) -> bool:
@@ -224,6 +232,15 @@ def of_count(losses: Floats, delta: float) -> float:
         return 0.0
     count = (losses > 0.5 * (values[0] + values[1])).sum()
     return float(count_pvalue(count, len(losses), values, delta))
+
+
+def of_counts(risk: TestedRisk) -> Floats:
+    """`of_count` of each candidate (k,); no claim where a proxy makes rows of equal losses differ."""
+    p = np.array([of_count(column, risk.delta) for column in risk.losses.T])
+    if risk.pairs is not None:
+        rows = risk.losses + math.sqrt(2.0) * risk.width * risk.pairs.proxies
+        p[[two_values(column) is None for column in rows.T]] = 0.0
+    return p
 
 
 def count_pvalue(count: Any, n: int, values: tuple[float, float], delta: float) -> Any:

@@ -127,7 +127,7 @@ class Calibration:
             objective=self.objective,
             lower=self.lower,
             upper=self.upper,
-            test=self.test,
+            test=f"{self.test}_with_proxy" if self._problem.helped else self.test,
             procedure=self.procedure,
             starts=self.starts,
             n=self.n,

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from riskcal.calibration import problem as problems
-from riskcal.calibration import sentences
+from riskcal.calibration import proxies, sentences
 from riskcal.calibration.problem import Problem
 from riskcal.calibration.result import Calibration
 
@@ -48,7 +48,10 @@ def settled(
     chosen = None if index is None else table.iloc[index]
     opening = sentences.opening(problem, chosen, settings["epsilon_spent"])
     remarks = (
-        sentences.worth(problem, table, chosen) + rises + sentences.end(table, problem.stopped)
+        sentences.worth(problem, table, chosen)
+        + proxies.saved(problem, table, chosen)
+        + rises
+        + sentences.end(table, problem.stopped)
     )
     single = problem.risks[0]
     return Calibration(

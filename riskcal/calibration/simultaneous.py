@@ -36,7 +36,7 @@ def simultaneous(
     rises, results = sentences.rises(problem), []
     design = Design.of(method, fwer.Bonferroni(), epsilon, problem.k)
     for delta in deltas:
-        posed = replace(problem, risks=(risk._replace(delta=delta),))
+        posed = replace(problem, risks=(risk._replace(delta=delta, pairs=None),))
         results.append(
             settled(
                 posed,

@@ -68,7 +68,8 @@ def monitor(
         epsilon=epsilon,
         average_run_length=average_run_length,
         sampling_rate=sampling_rate,
-        **bounds,
+        lower=bounds.get("lower", 0.0),
+        upper=bounds.get("upper", 1.0),
     )
     if is_event_log(log):
         seen = watch_events(log, watch, state)
@@ -146,7 +147,7 @@ def _refuse_row(block: list[loss_log.Entry], watch: RiskMonitor, log: str) -> No
     """Say which row of a refused block is to blame."""
     for number, loss, rate in block:
         try:
-            RiskMonitor(**watch.parameters).update(loss, rates=rate)  # type: ignore[arg-type]
+            RiskMonitor(**watch.parameters).update(loss, rates=rate)
         except RiskcalError as error:
             reason = str(error).replace(" at index 0", "")
             raise RiskcalError(f"{log}: row {number}: {reason}") from None

@@ -9,6 +9,8 @@ from riskcal._validate import RiskcalError
 
 #: How many bettors there are.
 BETS = 6
+#: How many sums are kept of proxies.
+SUMS = 8
 
 
 class Parameters(BaseModel):
@@ -22,6 +24,7 @@ class Parameters(BaseModel):
     lower: float
     upper: float
     sampling_rate: float
+    proxy: tuple[float, float] | None = Field(default=None, strict=False)
 
 
 class State(BaseModel):
@@ -36,6 +39,7 @@ class State(BaseModel):
     alarm_at: int | None = Field(ge=0)
     growth: list[float] = Field(min_length=BETS, max_length=BETS)
     totals: list[Annotated[float, Field(ge=0)]] = Field(min_length=2, max_length=2)
+    sums: list[float] | None = Field(default=None, min_length=SUMS, max_length=SUMS)
 
     @classmethod
     def read(cls, text: str | bytes) -> Self:
@@ -48,4 +52,11 @@ class State(BaseModel):
             raise RiskcalError(
                 f"alarm_at: {state.alarm_at} exceeds the {state.n} losses seen; the state was edited."
             )
+        if (state.sums is None) != (state.parameters.proxy is None):
+            raise RiskcalError("sums: are there if and only if a proxy is; the state was edited.")
         return state
+
+    def written(self) -> str:
+        """As JSON; of proxies only where there is one."""
+        without = {"sums": True, "parameters": {"proxy"}} if self.sums is None else None
+        return self.model_dump_json(exclude=without)  # type: ignore[arg-type]

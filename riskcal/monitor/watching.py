@@ -11,8 +11,9 @@ from scipy import special
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.monitor.inputs import clipping, rate, run_length, series, stream
 from riskcal.monitor.merging import MERGERS
-from riskcal.monitor.state import BETS, Parameters, State
+from riskcal.monitor.state import BETS, SUMS, Parameters, State
 
 _LARGEST = 709.0  # exp of this is just below the largest float
 
@@ -37,7 +38,11 @@ class RiskMonitor:
         Known bounds of the losses.
     sampling_rate : float
         The rate of shadow sampling, an independent coin for each request; where the rate varies (``rates`` of `update`),
-        its smallest value. A constant rate changes no decision, since it is the sampled losses that are counted.
+        its smallest value. A constant rate changes no decision, since it is the sampled losses that are counted, unless
+        there is a proxy.
+    proxy : (float, float), optional
+        The range to clip proxies to, where `update` is given them: numbers known of *every* request that may foretell its
+        loss. True alarms then come with fewer losses, false ones as seldom as ever, however bad the proxy.
 
     Attributes
     ----------
@@ -74,6 +79,13 @@ class RiskMonitor:
     small, would let M drift to the alarm on losses of ``lower`` alone. As it is, these leave ``N <= 1 / share <= A / 2`` where
     it stood so before (``N (1 - share w) + w <= 1 / share``), for any rates.
 
+    *With a proxy* f, mapped to [0, 1], each request bets on ``w (x - delta) + c (sampling_rate - w) (f - a)``, w being 0 where
+    it was not sampled; c and a (the mean f) are taken from earlier requests. Whatever f is, the second term has mean 0 by the
+    coin alone, as ``p w = sampling_rate``, so both proofs hold as they stand, for traffic that drifts too. It takes the part of
+    x that f foretells from the requests that were sampled and gives its mean over all. c is the regression's coefficient,
+    shrunk as in `riskcal.pvalues.betting_with_proxy` (0 for an idle proxy), and for each bettor at most what its stake leaves
+    room for: ``b (delta - lower + |c|) <= 0.75``.
+
     Examples
     --------
     >>> monitor = RiskMonitor(0.1, average_run_length=5000)
@@ -92,32 +104,42 @@ class RiskMonitor:
         lower: float = 0.0,
         upper: float = 1.0,
         sampling_rate: float = 1.0,
+        proxy: tuple[float, float] | None = None,
     ) -> None:
         self.lower, self.upper = _validate.bounds(lower, upper)
         self.delta = _validate.tolerance(delta, self.lower, self.upper)
         self.epsilon = _validate.level(epsilon, "epsilon")
-        self.average_run_length = _run_length(average_run_length)
-        self.sampling_rate = _rate(sampling_rate)
+        self.average_run_length = run_length(average_run_length)
+        self.sampling_rate = rate(sampling_rate)
+        self.proxy = clipping(proxy)
         self.n = 0
         self.alarm_at: int | None = None
         self._growth = np.zeros(BETS)  # log of each bettor's capital; of M + 1 in the e-detector
         self._bets = self._shares() / self._unit(self.delta)
-        self._totals = np.zeros(
-            2
-        )  # sums of weight times loss (on the unit interval) and of weights
+        self._totals = np.zeros(2)  # sums of weight times loss (on the unit interval), of weights
+        self._sums = np.zeros(SUMS)  # what is known of the proxy
 
-    def update(self, losses: ArrayLike, *, rates: ArrayLike | None = None) -> Self:
+    def update(
+        self,
+        losses: ArrayLike,
+        *,
+        rates: ArrayLike | None = None,
+        proxies: ArrayLike | None = None,
+    ) -> Self:
         """Take one loss, or several in the order in which their requests came.
 
         Parameters
         ----------
         losses : float or (n,)
-            Within [lower, upper]. An empty array is allowed.
+            Within [lower, upper]. An empty array is allowed. With ``proxies`` one for every request, NaN where it was not
+            sampled.
         rates : float or (n,), optional
             Where requests are sampled at rates that vary, perhaps with what they contain: the probability with which each
             of these was sampled, at least ``sampling_rate`` and known before its loss was. Bets are then scaled by
             ``sampling_rate / rate``, so that the claim is about all requests, not about those that are sampled more often,
             and an average run length counts requests times ``sampling_rate``.
+        proxies : float or (n,), optional
+            Where the monitor has a ``proxy``: that of each of these requests, sampled or not.
 
         Returns
         -------
@@ -129,26 +151,31 @@ class RiskMonitor:
         RiskcalError
             For NaN, or values out of bounds; then nothing is changed.
         """
-        values = _series(losses, "losses")
-        _validate.in_range(values, "losses", self.lower, self.upper)
+        if self.proxy is None and proxies is not None:
+            raise RiskcalError(
+                "proxies: construct the monitor with proxy=(low, high), the range that they are clipped to."
+            )
+        values, known = (
+            (series(losses, "losses"), None) if self.proxy is None else stream(losses, proxies)
+        )
+        seen = ~np.isnan(values)
+        _validate.in_range(values[seen], "losses", self.lower, self.upper)
         weights = np.ones(values.size) if rates is None else self._weights(rates, values.size)
         unit = self._unit(np.clip(values, self.lower, self.upper))
         from riskcal.monitor import kernels
 
-        restarts = self.average_run_length is not None
-        first = kernels.watch(
-            unit,
-            weights,
-            self._unit(self.delta),
-            self._bets,
-            self._growth,
-            self._totals,
-            restarts,
-            self._limit,
-        )
+        state = (self._unit(self.delta), self._bets, self._growth, self._totals)
+        ends = (self.average_run_length is not None, self._limit)
+        if known is None or self.proxy is None:
+            first = kernels.watch(unit, weights, *state, *ends)
+        else:
+            low, high = self.proxy
+            known = (np.clip(known, low, high) - low) / (high - low)
+            told = (np.where(seen, unit, 0.0), np.where(seen, weights, 0.0), known)
+            first = kernels.watch_helped(*told, self.sampling_rate, self._sums, *state, *ends)
         if first >= 0 and self.alarm_at is None:
-            self.alarm_at = self.n + int(first) + 1
-        self.n += values.size
+            self.alarm_at = self.n + int(seen[: first + 1].sum())
+        self.n += int(seen.sum())
         return self
 
     @property
@@ -192,9 +219,17 @@ class RiskMonitor:
         return float(self._totals[1]) / self.sampling_rate
 
     @property
-    def parameters(self) -> dict[str, float | None]:
+    def parameters(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        names = ("delta", "epsilon", "average_run_length", "lower", "upper", "sampling_rate")
+        names = (
+            "delta",
+            "epsilon",
+            "average_run_length",
+            "lower",
+            "upper",
+            "sampling_rate",
+            "proxy",
+        )
         return {name: getattr(self, name) for name in names}
 
     @classmethod
@@ -254,7 +289,7 @@ class RiskMonitor:
                         f"{name}: {value} at index {index} differs from {monitors[0].parameters[name]} at index 0; "
                         "monitors of different tests cannot be merged."
                     )
-        result = cls(**monitors[0].parameters)  # type: ignore[arg-type]
+        result = cls(**monitors[0].parameters)
         ville = result.average_run_length is None
         how = _validate.choice(
             how or ("product" if ville else "sum"), "how", ("product", "mean", "sum")
@@ -268,6 +303,7 @@ class RiskMonitor:
         growth = np.array([monitor._growth for monitor in monitors])
         result._growth = MERGERS[how](growth)
         result._totals = np.sum([monitor._totals for monitor in monitors], axis=0)
+        result._sums = np.sum([monitor._sums for monitor in monitors], axis=0)
         result.n = sum(monitor.n for monitor in monitors)
         reached = special.logsumexp(result._growth) - math.log(BETS) >= result._limit
         if reached or (not ville and any(monitor.alarm for monitor in monitors)):
@@ -279,12 +315,13 @@ class RiskMonitor:
         return State(
             kind="riskcal.RiskMonitor",
             schema_version=1,
-            parameters=Parameters(**self.parameters),  # type: ignore[arg-type]
+            parameters=Parameters(**self.parameters),
             n=self.n,
             alarm_at=self.alarm_at,
             growth=self._growth.tolist(),
             totals=self._totals.tolist(),
-        ).model_dump_json()
+            sums=None if self.proxy is None else self._sums.tolist(),
+        ).written()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -299,6 +336,8 @@ class RiskMonitor:
         result = cls(**state.parameters.model_dump())
         result.n, result.alarm_at = state.n, state.alarm_at
         result._growth, result._totals = np.array(state.growth), np.array(state.totals)
+        if state.sums is not None:
+            result._sums = np.array(state.sums)
         return result
 
     @property
@@ -321,7 +360,7 @@ class RiskMonitor:
         return (value - self.lower) / (self.upper - self.lower)
 
     def _weights(self, rates: ArrayLike, n: int) -> Floats:
-        values = _series(rates, "rates")
+        values = series(rates, "rates")
         if values.size not in (1, n):
             raise RiskcalError(
                 f"rates: {values.size} given for {n} losses; give one per loss, or one for all."
@@ -359,33 +398,3 @@ class RiskMonitor:
         if self.sampling_rate < 1:
             length += f" ({self.average_run_length / self.sampling_rate:,.0f} requests)"
         return f"a false alarm comes after {length} or more on average"
-
-
-def _series(values: ArrayLike, name: str) -> Floats:
-    """Finite numbers, one or several, or none, as (n,)."""
-    given = _validate.as_given(values, name, "an array of numbers")
-    return (
-        np.zeros(0)
-        if given.shape == (0,)
-        else np.atleast_1d(_validate.array(given, name, ndim=(0, 1)))
-    )
-
-
-def _run_length(value: Any) -> float | None:
-    if value is None:
-        return None
-    result = _validate.number(value, "average_run_length")
-    if not 1.0 <= result < math.inf:
-        raise RiskcalError(
-            f"average_run_length: {result:g} is not a finite number of losses of at least 1."
-        )
-    return result
-
-
-def _rate(value: Any) -> float:
-    result = _validate.number(value, "sampling_rate")
-    if not 0.0 < result <= 1.0:
-        raise RiskcalError(
-            f"sampling_rate: {result:g} is not in (0, 1]; give the share of requests that are evaluated."
-        )
-    return result

@@ -17,6 +17,7 @@ from riskcal.pvalues.methods import EmpiricalBernstein as EmpiricalBernstein
 from riskcal.pvalues.methods import Hoeffding as Hoeffding
 from riskcal.pvalues.methods import HoeffdingBentkus as HoeffdingBentkus
 from riskcal.pvalues.methods import Method as Method
+from riskcal.pvalues.proxies import betting_with_proxy as betting_with_proxy
 from riskcal.pvalues.sampled import sample_size as sample_size
 from riskcal.pvalues.sums import OF_SUMS as OF_SUMS
 from riskcal.pvalues.sums import Sums as Sums

@@ -20,6 +20,7 @@ CAP = 0.99  # the largest stake, over the one that a loss at the upper bound wou
 PSEUDO_ROWS = 8.0  # rows at the prior variance that the variance starts from
 PSEUDO_EVENTS = 0.1  # losses at the upper bound that the size of a loss starts from
 OBSERVED = 0.2  # share of the observed variance, where losses of that size would have a larger one at delta
+DOUBT = 4.0  # squared standard errors by which a proxy's correlation with the losses is discounted
 # Expected losses left: up to few they are counted, as a Poisson number; many count as normal.
 FEW, MANY = 5.0, 20.0
 _STEPS, _ROWS = 8, 37  # the table's expected numbers: their roots from 0 to 4.5, in eighths
@@ -68,12 +69,13 @@ def next_look(t, n):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def stake(short_of_target, left, margin, width, total, squares, rows, prior, hedge):  # type: ignore[no-untyped-def]
+def stake(short_of_target, left, margin, width, total, squares, rows, prior, hedge, kept=1.0):  # type: ignore[no-untyped-def]
     """What the option's hedge stakes at this log capital (less the target's), with so many rows left.
 
     ``margin`` is delta and ``width`` the upper bound, ``total`` and ``squares`` are sums over the earlier ``rows``, of losses and
     of their squares, all above the lower bound. At delta, losses of the size seen would have the variance ``margin (size -
     margin)``, which few losses so far do not make smaller; the observed variance about delta takes over where it is larger.
+    ``kept`` is the share of the variance that a proxy leaves.
     """
     if short_of_target >= 0.0:
         return 0.0
@@ -83,6 +85,7 @@ def stake(short_of_target, left, margin, width, total, squares, rows, prior, hed
     of_events = margin * (size - margin)
     if of_events > variance:
         variance = OBSERVED * variance + (1.0 - OBSERVED) * of_events
+    variance *= kept
     normal, poisson = hedge
     place = -64.0 * short_of_target
     index = min(int(place), normal.size - 2)
@@ -162,6 +165,70 @@ def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # t
         for j in range(size):
             largest[first + j] = best[j]
     return largest
+
+
+@njit(cache=True)
+def helped(rows, total, squares, product, gaps, square_gaps, prior):  # type: ignore[no-untyped-def]
+    """How much of a proxy's gap to take off a loss, from the sums of earlier rows, and the share of the variance then left.
+
+    The regression's coefficient, shrunk by a factor ``1 - DOUBT / z^2`` with z the correlation in standard errors: a proxy that
+    has not yet shown that it helps is left alone.
+    """
+    spread = squares - total * total / max(rows, 1)
+    shared = product - total * gaps / max(rows, 1)
+    if spread * square_gaps <= 0.0:
+        return 0.0, 1.0
+    explained = min(shared * shared / (spread * square_gaps), 1.0)
+    if explained * rows <= DOUBT * (1.0 - explained):
+        return 0.0, 1.0
+    taken = (1.0 - DOUBT * (1.0 - explained) / (explained * rows)) * shared / square_gaps
+    before = spread + PSEUDO_ROWS * prior
+    return taken, 1.0 - taken * (2.0 * shared - taken * square_gaps) / before
+
+
+@njit(cache=True)
+def helped_log_capital(losses, gaps, delta, lower, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
+    """As `betting_log_capital`, but each bet is on the loss less a part of the proxy's ``gaps`` (n, k), within [-1, 1].
+
+    Also returned is the mean of what was bet on. Where the smaller variance asks for a larger stake than the wider range
+    allows, the stake is the one without a proxy, and the proxy is taken into account as far as that leaves room.
+    """
+    n, k = losses.shape
+    margin, width = delta - lower, upper - lower
+    largest, mean = np.zeros(k), np.zeros(k)
+    for j in range(k):
+        log_capital, t = 0.0, 0
+        total, squares, product, of_gaps, square_gaps = 0.0, 0.0, 0.0, 0.0, 0.0
+        while t < n:
+            short, left = log_capital + target, n - t
+            taken, kept = helped(t, total, squares, product, of_gaps, square_gaps, prior)
+            bet = stake(short, left, margin, width, total, squares, t, prior, hedge, kept)
+            cap = CAP / (upper - delta + abs(taken))
+            if bet > cap:
+                bet = cap
+                if taken != 0.0:
+                    plain = stake(short, left, margin, width, total, squares, t, prior, hedge)
+                    plain = min(plain, CAP / (upper - delta))
+                    if plain > cap:
+                        bet = plain
+                        room = max(CAP / plain - (upper - delta), 0.0)
+                        taken = math.copysign(min(room, abs(taken)), taken)
+            until, factor = next_look(t, n), 1.0
+            for i in range(t, until):
+                loss, gap = losses[i, j] - lower, gaps[i, j]
+                factor *= 1.0 + bet * (margin - loss + taken * gap)
+                total += loss
+                squares += loss * loss
+                product += loss * gap
+                of_gaps += gap
+                square_gaps += gap * gap
+                mean[j] += (loss - taken * gap) / n
+            if bet > 0.0:
+                log_capital += math.log(factor)
+                largest[j] = max(largest[j], log_capital)
+            t = until
+        mean[j] += lower
+    return largest, mean
 
 
 @njit(cache=True)

@@ -1,0 +1,232 @@
+"""A proxy of the loss, known of requests that nobody labelled: power where it is good, no harm where it lies."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from riskcal import RiskcalError, Runs, calibrate, pvalues
+from riskcal.pvalues.proxies import Paired, of_pairs
+
+DELTA, LEVEL = 0.1, 0.05
+
+
+def even(rng, shape):
+    """Losses that are mostly zero, else even up to .8: mean .1."""
+    return np.where(rng.random(shape) < 0.25, 0.8 * rng.random(shape), 0.0)
+
+
+def coins(rng, shape):
+    return (rng.random(shape) < DELTA).astype(float)
+
+
+PROXIES = {
+    "good": lambda losses, rng: losses + 0.1 * rng.standard_normal(losses.shape),
+    "useless": lambda losses, rng: rng.random(losses.shape),
+    "lying": lambda losses, rng: 1 - losses + 0.1 * rng.standard_normal(losses.shape),
+    "the loss": lambda losses, rng: losses,
+    "heavy": lambda losses, rng: losses * rng.pareto(1.2, losses.shape),
+}
+
+
+def drawn(law, proxy, n, m, draws, rng, *, scale=1.0):
+    """Losses, proxies and unlabelled proxies of so many draws, one a column."""
+    both = scale * law(rng, (n + m, draws))
+    known = PROXIES[proxy](both, rng)
+    return both[:n], known[:n], known[n:]
+
+
+@pytest.mark.parametrize("law", [even, coins])
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_false_rejections_at_the_boundary(law, proxy):
+    """2,000 draws at a mean of exactly delta: at most .05 and three standard errors (.015)."""
+    given = drawn(law, proxy, 120, 300, 2000, np.random.default_rng(1))
+    p = pvalues.betting_with_proxy(*given, DELTA, level=LEVEL)
+    assert (p <= LEVEL).mean() <= 0.065
+
+
+def test_a_good_proxy_gives_power_and_an_idle_one_takes_none():
+    """300 draws, mean .08, paired: a difference of .3 has a standard error of .027, that of the idle proxy is below .01."""
+    rng = np.random.default_rng(2)
+    for proxy, least in (("good", 0.2), ("lying", 0.2), ("useless", -0.01)):
+        losses, *known = drawn(even, proxy, 300, 3000, 300, rng, scale=0.8)
+        plain = pvalues.betting(losses, DELTA, level=LEVEL) <= LEVEL
+        helped = pvalues.betting_with_proxy(losses, *known, DELTA, level=LEVEL) <= LEVEL
+        assert helped.mean() - plain.mean() >= least, proxy
+
+
+def test_small_samples_lose_nothing_to_the_wider_range():
+    """Forty zeros, which plain bets certify at their cap, are certified with any proxy."""
+    rng = np.random.default_rng(3)
+    losses = np.zeros((40, 1))
+    p = pvalues.betting_with_proxy(losses, rng.random(40), rng.random(400), DELTA, level=LEVEL)
+    assert p == pvalues.betting(losses, DELTA, level=LEVEL) <= LEVEL
+
+
+def test_a_constant_proxy_changes_no_bet_and_a_scale_is_of_no_account():
+    rng = np.random.default_rng(4)
+    losses, proxy, unlabelled = drawn(even, "good", 300, 900, 20, rng, scale=0.8)
+    plain = pvalues.betting(losses, DELTA, level=LEVEL)
+    constant = pvalues.betting_with_proxy(losses, 0 * proxy, 0 * unlabelled, DELTA, level=LEVEL)
+    assert constant == pytest.approx(plain, rel=1e-9)
+    helped = pvalues.betting_with_proxy(losses, proxy, unlabelled, DELTA, level=LEVEL)
+    moved = pvalues.betting_with_proxy(
+        losses, 5 - 8 * proxy, 5 - 8 * unlabelled, DELTA, level=LEVEL
+    )
+    assert helped == pytest.approx(moved, rel=1e-6)
+    assert (helped != plain).any()
+
+
+GRID = [0.9, 0.6, 0.3]
+
+
+def world(n, m, rng, *, mean=0.07):
+    """Losses (n, 3) that grow as the threshold falls, proxies of them, and proxies of m other requests."""
+    hard = rng.random((n + m, 1))
+    losses = np.minimum(1.0, hard**4 * np.array([2.0, 5.0, 9.0]) * mean * 2.2)
+    noisy = losses + 0.05 * rng.standard_normal(losses.shape)
+    return losses[:n], noisy[:n], noisy[n:]
+
+
+def named(n):
+    return [f"request {i}" for i in range(n)]
+
+
+def test_calibrate_certifies_more_with_a_proxy_and_says_what_it_saved():
+    losses, proxy, unlabelled = world(250, 2500, np.random.default_rng(5))
+    given = {"thresholds": GRID, "delta": 0.17, "prompts": named(250)}
+    plain = calibrate(losses, **given)
+    found = calibrate(losses, **given, proxy=proxy, unlabelled=unlabelled)
+    assert plain.threshold > found.threshold
+    assert found.certificate.test == "betting_with_proxy"
+    share = float(found.chosen["variance_left"])
+    assert share < 0.5
+    assert f"{250 * (1 / share - 1):,.0f} labels beside these 250" in found.message
+
+
+def test_arrays_and_runs_agree_whatever_the_order_of_rows_and_columns():
+    rng = np.random.default_rng(6)
+    losses, proxy, unlabelled = world(200, 1000, rng)
+    proxy, unlabelled = abs(proxy), abs(unlabelled)
+    ids = np.array(named(200))
+    runs = Runs.from_arrays(
+        thresholds=GRID, dissimilarity=losses, prompts=ids, costs={"guess": proxy}
+    )
+    of_runs = calibrate(runs, delta=0.2, proxy="guess", unlabelled=unlabelled)
+    rows, columns = rng.permutation(200), [2, 0, 1]
+    of_arrays = calibrate(
+        losses[rows][:, columns],
+        delta=0.2,
+        thresholds=np.array(GRID)[columns],
+        prompts=ids[rows],
+        proxy=proxy[rows][:, columns],
+        unlabelled=unlabelled[:, columns],
+    )
+    assert of_runs.table["pvalue"].to_numpy() == pytest.approx(of_arrays.table["pvalue"].to_numpy())
+    assert of_runs.certified
+
+
+def test_rows_and_unlabelled_rows_that_somebody_sorted_do_no_harm():
+    """120 draws of 0/1 losses at exactly delta, all sorted: at most .05 and three standard errors (.06)."""
+    rng, false = np.random.default_rng(7), 0
+    for _ in range(120):
+        losses, proxy, unlabelled = drawn(coins, "good", 100, 300, 1, rng)
+        order = np.lexsort((proxy[:, 0], losses[:, 0]))
+        found = calibrate(
+            losses[order],
+            delta=DELTA,
+            thresholds=[0.5],
+            proxy=proxy[order],
+            unlabelled=np.sort(unlabelled, axis=0),
+        )
+        false += found.certified
+    assert false / 120 <= 0.05 + 0.06
+
+
+def test_a_pilot_takes_its_share_of_the_pairs():
+    losses, proxy, unlabelled = world(300, 3000, np.random.default_rng(8))
+    found = calibrate(
+        losses,
+        delta=0.2,
+        thresholds=GRID,
+        prompts=named(300),
+        proxy=proxy,
+        unlabelled=unlabelled,
+        procedure="pilot_order",
+    )
+    assert found.certified
+    assert found.n + len(found.pilot) == 300
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unlabelled": None}, "unlabelled: a proxy is of use where"),
+        ({"proxy": None}, "proxy: a proxy is of use where"),
+        ({"test": "convex_order"}, "proxy: test 'convex_order' would not use it"),
+        ({"delta": [0.1, 0.2]}, "delta: a proxy is for one delta"),
+        ({"proxy": np.zeros((59, 3))}, "proxy: 59 rows for 60 labelled ones"),
+        ({"proxy": np.zeros((60, 2))}, "proxy: 2 columns for 3 candidates"),
+        ({"proxy": "layers"}, "proxy: 'layers' names a column"),
+        ({"proxy": np.full((60, 3), np.nan)}, "proxy: nan at index"),
+        ({"unlabelled": np.zeros((66, 3))}, "unlabelled: 66 rows for 60 .* give at least 67"),
+        ({"prompts": ["a"] * 30 + ["b"] * 30}, "proxy: 60 rows of 2 prompts"),
+    ],
+)
+def test_what_is_refused(change, message):
+    losses, proxy, unlabelled = world(60, 67, np.random.default_rng(9))
+    given = {"delta": 0.1, "thresholds": GRID, "proxy": proxy, "unlabelled": unlabelled}
+    calibrate(losses, **given)  # 67 unlabelled rows are enough
+    with pytest.raises(RiskcalError, match=message):
+        calibrate(losses, **(given | change))
+
+
+def test_labelled_requests_among_the_unlabelled_are_refused():
+    losses, proxy, unlabelled = world(60, 600, np.random.default_rng(10))
+    with pytest.raises(RiskcalError, match="all 60 labelled requests are among these 660"):
+        calibrate(
+            losses,
+            delta=0.1,
+            thresholds=GRID,
+            proxy=proxy,
+            unlabelled=np.concatenate([unlabelled, proxy]),
+        )
+
+
+def test_other_unlabelled_requests_than_the_labelled_ones_are_refused():
+    losses, proxy, unlabelled = world(300, 3000, np.random.default_rng(11))
+    for strange in (unlabelled + 0.5, unlabelled[:, ::-1]):
+        with pytest.raises(RiskcalError, match="standard errors apart"):
+            calibrate(losses, delta=0.1, thresholds=GRID, proxy=proxy, unlabelled=strange)
+
+
+def test_a_table_of_unlabelled_requests_is_read_by_its_thresholds():
+    losses, proxy, unlabelled = world(300, 3000, np.random.default_rng(12))
+    given = {"delta": 0.2, "thresholds": GRID, "proxy": proxy}
+    table = pd.DataFrame(unlabelled, columns=GRID)
+    of_array = calibrate(losses, **given, unlabelled=unlabelled)
+    of_table = calibrate(losses, **given, unlabelled=table[sorted(GRID)])
+    assert of_array.table.equals(of_table.table)
+    with pytest.raises(RiskcalError, match=r"unlabelled: the table's columns are a, b, c"):
+        calibrate(losses, **given, unlabelled=table.set_axis(["a", "b", "c"], axis=1))
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.3, 0.8, 1.0])
+def test_exact_by_counting_all_outcomes(agreement):
+    """Five rows of a 0/1 loss, its proxy (the loss in so many of ten cases) and its partner: 32,768 outcomes, no chance left."""
+    mean = 0.4
+    outcomes = np.array(list(itertools.product(itertools.product([0.0, 1.0], repeat=3), repeat=5)))
+    losses, proxies, partners = outcomes.transpose(2, 1, 0)
+    same = np.where(losses == proxies, agreement, 1 - agreement)
+    share = agreement * mean + (1 - agreement) * (1 - mean)  # of proxies that are 1
+    chances = np.where(losses == 1, mean, 1 - mean) * same
+    chances = (chances * np.where(partners == 1, share, 1 - share)).prod(0)
+    assert chances.sum() == pytest.approx(1)
+    pairs = Paired(proxies, partners)
+    p = of_pairs(np.ascontiguousarray(losses), pairs, mean, level=0.3, lower=0.0, upper=1.0)
+    order = np.argsort(p, kind="stable")
+    reached, values = np.cumsum(chances[order]), p[order]
+    last = np.r_[values[1:] != values[:-1], True]
+    assert (reached[last] <= values[last] + 1e-9).all()
+    assert len(np.unique(p.round(9))) > 20
