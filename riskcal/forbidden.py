@@ -6,8 +6,9 @@ candidate, ``state = rule.after(state, text)`` for the token that was emitted. T
 
 import re
 from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
@@ -27,6 +28,9 @@ class Inside:
     context : {"json_string", "code_block", "number"}
         ``"json_string"``: between double quotes, a backslash escaping what follows; all text is taken for JSON.
         ``"code_block"``: between fences of three backticks. ``"number"``: a digit, or what directly follows one.
+    prompt : bool
+        Whether the context begins with the prompt, for prompts that the output continues (``{"name": "``). By default it
+        begins with the output: a quotation mark in a question opens no string of the answer.
 
     Examples
     --------
@@ -37,7 +41,9 @@ class Inside:
     """
 
     context: Literal["json_string", "code_block", "number"]
+    prompt: bool = False
     kind: Literal["inside"] = "inside"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         _validate.choice(self.context, "context", _CONTEXTS)
@@ -89,8 +95,14 @@ class Tokens:
 
     ids: tuple[int, ...]
     kind: Literal["tokens"] = "tokens"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ids, Iterable):
+            raise RiskcalError(
+                f"ids: {_validate.shown(self.ids)} is no list of tokens; give ({self.ids!r},)."
+            )
+        object.__setattr__(self, "ids", tuple(self.ids))
         for index, token in enumerate(self.ids):
             if not _validate.is_whole(token) or token < 0:
                 raise RiskcalError(
@@ -132,6 +144,7 @@ class Pattern:
 
     pattern: str
     kind: Literal["pattern"] = "pattern"
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         try:
@@ -150,3 +163,38 @@ class Pattern:
     def forbids(self, state: State, token: int, text: str) -> bool:
         """Whether the candidate may not exit early."""
         return re.search(self.pattern, text) is not None
+
+
+#: Any class of tokens.
+Rule = Inside | Tokens | Pattern
+
+
+@dataclass(frozen=True)
+class Guard:
+    """The classes of one policy, with the texts of tokens; the states of a request, one for each class, go through it."""
+
+    rules: tuple[Rule, ...]
+    text: Callable[[int], str]
+
+    def start(self, prompt: Iterable[int]) -> tuple[State, ...]:
+        """The states before the first generated token, after this prompt."""
+        read = [isinstance(rule, Inside) and rule.prompt for rule in self.rules]
+        text = "".join(map(self.text, prompt)) if any(read) else ""
+        return tuple(
+            rule.after(rule.start(), text if reads else "")
+            for rule, reads in zip(self.rules, read, strict=True)
+        )
+
+    def after(self, states: tuple[State, ...], token: int) -> tuple[State, ...]:
+        """The states after a token was emitted."""
+        text = self.text(token)
+        return tuple(
+            rule.after(state, text) for rule, state in zip(self.rules, states, strict=True)
+        )
+
+    def forbids(self, states: tuple[State, ...], token: int) -> bool:
+        """Whether any class has the candidate."""
+        text = self.text(token)
+        return any(
+            rule.forbids(state, token, text) for rule, state in zip(self.rules, states, strict=True)
+        )

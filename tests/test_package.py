@@ -89,7 +89,7 @@ def test_packages_are_typed(package: ModuleType) -> None:
     assert (resources.files(package) / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("name", ["record", "generate"])
+@pytest.mark.parametrize("name", ["record", "generate", "recalibrate"])
 def test_commands_of_the_adapters_are_found(name: str) -> None:
     (command,) = metadata.entry_points(group="riskcal.commands", name=name)
     assert command.value == f"riskcal_adapters.cli:{name}"

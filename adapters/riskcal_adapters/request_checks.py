@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from riskcal import RiskcalError, internal
+from riskcal.forbidden import Tokens
 from riskcal.policy import DEFAULTS, ExitPolicy
 from riskcal.policy.schedules import Decaying
 from riskcal_adapters.generation_config import SpecialTokens
@@ -153,6 +154,18 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
                 raise RiskcalError(
                     f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out."
                 )
+
+
+def texts_known(asked: Sequence[ExitPolicy], tokenizer: Any) -> None:
+    """Refuse policies that forbid tokens by their texts, where a decoder has no tokenizer to tell them."""
+    for row, one in enumerate(asked if tokenizer is None else ()):
+        by_text = [rule for rule in one.forbidden if not isinstance(rule, Tokens)]
+        if by_text and not one.is_full_model:
+            where = "" if len(asked) == 1 else f" of row {row}"
+            raise RiskcalError(
+                f"forbidden: {by_text[0]!r}{where} is judged by texts, and this decoder has no tokenizer; make it with one, or "
+                "name the tokens: Tokens(ids)."
+            )
 
 
 def at_heads(asked: Sequence[ExitPolicy], heads: Container[int], n_layers: int) -> None:

@@ -41,7 +41,16 @@ def opened(log: str) -> Iterator[TextIO]:
         raise RiskcalError(f"{log}: is not UTF-8 text.") from None
 
 
+def first_line(file: TextIO) -> str:
+    """The first line that says anything, which tells losses from events; nothing of a stream that is left before it."""
+    try:
+        return next((text for line in file if (text := line.lstrip("\ufeff")).strip()), "")
+    except KeyboardInterrupt:
+        return ""
+
+
 def entries(
+    start: str,
     file: TextIO,
     name: str,
     sampling_rate: float,
@@ -49,9 +58,10 @@ def entries(
 ) -> Iterator[Entry]:
     """Every loss of a log, one at a time as its lines come; a log without any is refused.
 
-    ``counted`` makes a loss of the columns ``exits`` and ``errors``, where there is no column ``loss``.
+    ``start`` is the log's `first_line`. ``counted`` makes a loss of the columns ``exits`` and ``errors``, where there is no
+    column ``loss``.
     """
-    rows = _rows(file, name, ("loss",) if counted is None else ("loss", "exits"))
+    rows = _rows(start, file, name, ("loss",) if counted is None else ("loss", "exits"))
 
     for number in itertools.count():
         try:
@@ -85,8 +95,7 @@ def entries(
         )
 
 
-def _rows(file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
-    start = next((text for line in file if (text := line.lstrip("\ufeff")).strip()), "")
+def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
     lines = itertools.chain([start], file)
     opening = start.lstrip()[:1]
     if opening == "{":

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -12,9 +12,11 @@ from riskcal import _validate, heads
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.app import app
-from riskcal.cli.monitor_events import is_event_log, watch_events
+from riskcal.cli.monitor_events import is_event, is_event_log, watch_events
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
+from riskcal.policy.certificate import Certificate
+from riskcal.serving.watch import EventWatch
 
 
 @app.command()
@@ -22,7 +24,7 @@ def monitor(
     log: Annotated[
         str,
         typer.Argument(
-            help="CSV, JSON lines or a JSON array of losses, oldest first; - reads stdin."
+            help="CSV, JSON lines or a JSON array of losses, oldest first, or an event log; - reads stdin."
         ),
     ],
     policy: Annotated[
@@ -71,14 +73,33 @@ def monitor(
         lower=bounds.get("lower", 0.0),
         upper=bounds.get("upper", 1.0),
     )
-    if is_event_log(log):
-        seen = watch_events(log, watch, state)
-        if seen.monitor.n == 0:
-            raise RiskcalError(
-                f"{log}: holds no loss of a shadowed request, so that nothing can be said of the requests."
-            )
-        raise typer.Exit(3 if seen.monitor.alarm else 0)
-    counted = None
+    if log != "-" and is_event_log(log):
+        _say_events(watch_events(log, watch, state), log)
+    with loss_log.opened(log) as file:
+        first = loss_log.first_line(file)
+        if log == "-" and is_event(first):
+            lines = itertools.chain([first], file)
+            _say_events(watch_events(log, watch, state, lines), log)
+        _watch_losses(first, file, log, watch, certificate, state)
+
+
+def _say_events(seen: EventWatch, log: str) -> NoReturn:
+    if seen.monitor.n == 0:
+        raise RiskcalError(
+            f"{log}: holds no loss of a shadowed request, so that nothing can be said of the requests."
+        )
+    raise typer.Exit(3 if seen.monitor.alarm else 0)
+
+
+def _watch_losses(
+    first: str,
+    file: TextIO,
+    log: str,
+    watch: RiskMonitor,
+    certificate: Certificate | None,
+    state: Path | None,
+) -> NoReturn:
+    delta, counted = watch.delta, None
     if certificate is not None and certificate.max_tokens is not None:
         counted = partial(
             heads.request_loss, agreement=1.0 - delta, max_tokens=certificate.max_tokens
@@ -87,7 +108,7 @@ def monitor(
         watch = _restored(state, watch)
     before = watch.n
     try:
-        row = _feed(watch, log, counted)
+        row = _feed(watch, first, file, log, counted)
     except KeyboardInterrupt:  # the usual end of a stream
         row = None
     if watch.n == before and not watch.alarm:
@@ -125,21 +146,24 @@ def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
 
 
 def _feed(
-    watch: RiskMonitor, log: str, counted: Callable[[float, float], Any] | None
+    watch: RiskMonitor,
+    first: str,
+    file: TextIO,
+    log: str,
+    counted: Callable[[float, float], Any] | None,
 ) -> int | None:
     """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None
-    with loss_log.opened(log) as file:
-        rows = loss_log.entries(file, log, watch.sampling_rate, counted)
-        while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
-            before = watch.n
-            try:
-                watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
-            except RiskcalError:
-                _refuse_row(block, watch, log)
-            if watch.alarm_at is not None:
-                return block[watch.alarm_at - before - 1].row
+    rows = loss_log.entries(first, file, log, watch.sampling_rate, counted)
+    while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
+        before = watch.n
+        try:
+            watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
+        except RiskcalError:
+            _refuse_row(block, watch, log)
+        if watch.alarm_at is not None:
+            return block[watch.alarm_at - before - 1].row
     return None
 
 

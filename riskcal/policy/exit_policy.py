@@ -16,7 +16,15 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy.certificate import Certificate
 from riskcal.policy.columns import COLUMNS, DEFAULTS, from_columns, to_columns
-from riskcal.policy.fields import Contrast, Coordinate, Frozen, Sampling, Setting, Threshold
+from riskcal.policy.fields import (
+    Contrast,
+    Coordinate,
+    Frozen,
+    Sampling,
+    Setting,
+    Threshold,
+    TokenClasses,
+)
 from riskcal.policy.pruning import Pruning
 from riskcal.policy.schedules import Constant, Decaying
 
@@ -63,6 +71,9 @@ class ExitPolicy(Frozen):
         deeper are computed. ``"deepest"``: the whole batch exits where its last row does, so that tokens depend on the batch.
     sampling : Sampling, optional
         Default: greedy.
+    forbidden : list of riskcal.serving.Inside, Tokens or Pattern, optional
+        Classes of tokens that never leave early, whatever their confidence: a row whose candidate is in one, after the text
+        that was generated so far, goes deeper. Default: none.
     max_new_tokens : int, optional
         Length limit that the policy was calibrated with.
     n_layers : int, optional
@@ -107,6 +118,7 @@ class ExitPolicy(Frozen):
     emits: Literal["exit", "last"] = "exit"
     batching: Literal["diverge", "regroup", "deepest"] | None = None
     sampling: Sampling | None = None
+    forbidden: TokenClasses = ()
     max_new_tokens: int | None = Field(default=None, ge=1)
     n_layers: int | None = Field(default=None, ge=1)
     weights: str | None = Field(default=None, min_length=1)

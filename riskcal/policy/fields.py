@@ -1,21 +1,25 @@
 """Types of a policy's fields, and the smaller objects that stand in one: `Contrast`, `Sampling`, `Stop`."""
 
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     FiniteFloat,
     PlainSerializer,
+    Tag,
     ValidationError,
     WithJsonSchema,
 )
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal.forbidden import Inside, Pattern, Tokens
 
 
 def _full_to_inf(value: Any) -> Any:
@@ -45,6 +49,35 @@ Setting = bool | int | FiniteFloat | str | list[int] | None
 
 #: What a candidate may be told apart by that has no field of its own.
 Coordinate = bool | int | FiniteFloat | str
+
+
+def _kind(value: Any) -> str | None:
+    """Of a class of tokens; where what equals its default is left out, the field that only this kind has tells it."""
+    if not isinstance(value, dict):
+        return getattr(value, "kind", None)
+    own = {"context": "inside", "ids": "tokens", "pattern": "pattern"}
+    return value.get("kind") or next((own[name] for name in own if name in value), None)
+
+
+TokenClass = Annotated[
+    Annotated[Inside, Tag("inside")]
+    | Annotated[Tokens, Tag("tokens")]
+    | Annotated[Pattern, Tag("pattern")],
+    Discriminator(
+        _kind,
+        custom_error_type="token_class",
+        custom_error_message="is no class of tokens; give riskcal.serving.Inside, Tokens or Pattern",
+    ),
+]
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, str | dict) or not isinstance(value, Iterable):
+        raise ValueError(f"{_validate.shown(value)} is no list of classes of tokens; put it in one")
+    return tuple(value)
+
+
+TokenClasses = Annotated[tuple[TokenClass, ...], BeforeValidator(_listed)]
 
 
 class Frozen(BaseModel):

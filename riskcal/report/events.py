@@ -42,11 +42,22 @@ def of_events(watch: EventWatch) -> list[Section]:
 
 
 def _losses(watch: EventWatch) -> Html:
-    rows = [
-        {"task": task or "(none)", "shadowed requests": n, "mean loss": total / n}
-        for task, (n, total) in sorted(watch.losses.items())
-    ]
-    return table(pd.DataFrame(rows), "Losses of shadowed requests, by task")
+    rows = []
+    for task, (n, total) in sorted(watch.losses.items()):
+        low, high = watch.interval(task)
+        rows.append(
+            {
+                "task": task or "(none)",
+                "shadowed requests": n,
+                "mean loss": total / n,
+                "at least (95%)": low,
+                "at most (95%)": high,
+            }
+        )
+    return table(
+        pd.DataFrame(rows),
+        "Losses of shadowed requests, by task",
+    )
 
 
 def _layers(watch: EventWatch) -> dict[str, Any]:

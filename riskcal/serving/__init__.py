@@ -7,7 +7,10 @@ from riskcal.serving.book import PolicyBook as PolicyBook
 from riskcal.serving.book import Route as Route
 from riskcal.serving.check import ModelFacts as ModelFacts
 from riskcal.serving.check import check_policy as check_policy
+from riskcal.serving.estimates import Interval as Interval
+from riskcal.serving.estimates import mean_interval as mean_interval
 from riskcal.serving.events import EventLog as EventLog
+from riskcal.serving.metrics import MetricsCollector as MetricsCollector
 from riskcal.serving.reader import Events as Events
 from riskcal.serving.reader import read_events as read_events
 from riskcal.serving.shadow import Shadow as Shadow

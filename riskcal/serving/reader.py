@@ -94,7 +94,7 @@ def read_events(path: str | os.PathLike[str], *, offset: int = 0) -> Events:
         start, at = at, at + len(line) + 1
         if not line.strip():
             continue
-        event = _event(line)
+        event = parsed(line)
         if event is None:
             damaged.append(start)
             continue
@@ -119,7 +119,8 @@ def request_id(event: dict[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _event(line: bytes) -> dict[str, Any] | None:
+def parsed(line: str | bytes) -> dict[str, Any] | None:
+    """The event in a line; None where it is damaged."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):

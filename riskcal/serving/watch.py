@@ -4,21 +4,24 @@ import json
 import math
 import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
-from riskcal.serving.events import rotated
-from riskcal.serving.reader import read_events, request_id
+from riskcal.serving.estimates import Interval, mean_interval
+from riskcal.serving.events import NAMES, rotated
+from riskcal.serving.reader import parsed, read_events, request_id
 
 
 class EventWatch:
     """Feed the shadows' losses of an event log to a monitor.
 
     Of event ``riskcal.shadow.evaluated`` it reads the attributes ``riskcal.loss``, ``riskcal.task`` and
-    ``gen_ai.response.id``; of ``riskcal.request.served`` ``riskcal.exit.layers``, tokens by the layer they left at.
+    ``gen_ai.response.id``, and ``riskcal.token.disagreement`` beside them; of ``riskcal.request.served``
+    ``riskcal.exit.layers``, tokens by the layer they left at.
 
     A loss that is missing, no number or out of bounds counts as the worst, ``monitor.upper``: what failed must not hide. A
     request id that was seen before is not fed again, which the monitor's claim allows, since the id is known before its loss.
@@ -34,6 +37,10 @@ class EventWatch:
         ``damaged``, ``backwards``, ``repeated``, ``unknown`` and ``failed`` so far.
     losses : dict of str to (n, sum)
         By task; a missing task is ``""``.
+    disagreements : dict of str to (n, sum)
+        The same of the share of tokens that were not the full model's: a statistic, not what was certified.
+    events : Counter
+        Events by name, repeated ones too.
     layers : dict of str to Counter
         Tokens by exit layer, by task.
     """
@@ -42,6 +49,8 @@ class EventWatch:
         self.monitor = monitor
         self.counts: Counter[str] = Counter()
         self.losses: dict[str, tuple[int, float]] = {}
+        self.disagreements: dict[str, tuple[int, float]] = {}
+        self.events: Counter[str] = Counter()
         self.layers: dict[str, Counter[str]] = {}
         self._seen: dict[str, None] = {}
         self._place: tuple[int, int] | None = None  # inode and byte
@@ -80,7 +89,33 @@ class EventWatch:
             self._place = (inode, found.offset + torn)
         return self
 
+    def follow(self, lines: Iterable[str | bytes]) -> Self:
+        """Take the lines of a stream as they come, and return with its end or as soon as there is an alarm.
+
+        A stream has no place to go on from: of one that begins again, requests that were seen before are not fed again, as
+        far as they have ids.
+        """
+        for line in lines:
+            if self.monitor.alarm:
+                break
+            if not line.strip():
+                continue
+            event = parsed(line)
+            if event is None:
+                self.counts["damaged"] += 1
+                continue
+            self.counts["unknown"] += event["name"] not in NAMES
+            self._take(event)
+        return self
+
+    def interval(self, task: str, epsilon: float = 0.05) -> Interval:
+        """Where the mean loss of a task is, however often one looks (`mean_interval`), if it stays the same."""
+        n, total = self.losses.get(task, (0, 0.0))
+        lower, upper = self.monitor.lower, self.monitor.upper
+        return mean_interval(n, total, epsilon=epsilon, lower=lower, upper=upper)
+
     def _take(self, event: dict[str, Any]) -> None:
+        self.events[event["name"]] += 1
         now = event.get("time_unix_nano")
         if isinstance(now, int):
             self.counts["backwards"] += now < self._clock
@@ -109,6 +144,10 @@ class EventWatch:
             self.monitor.update(loss)
         n, total = self.losses.get(task, (0, 0.0))
         self.losses[task] = (n + 1, total + float(loss or 0.0))
+        apart = attributes.get("riskcal.token.disagreement")
+        if isinstance(apart, int | float) and 0 <= apart <= 1:
+            n, total = self.disagreements.get(task, (0, 0.0))
+            self.disagreements[task] = (n + 1, total + float(apart))
 
     @property
     def verdict(self) -> str:
@@ -126,6 +165,8 @@ class EventWatch:
             "monitor": self.monitor.to_json(),
             "counts": self.counts,
             "losses": self.losses,
+            "disagreements": self.disagreements,
+            "events": self.events,
             "layers": self.layers,
             "seen": list(self._seen),
             "place": self._place,
@@ -144,6 +185,11 @@ class EventWatch:
             watch = cls(RiskMonitor.from_json(state["monitor"]))
             watch.counts = Counter(state["counts"])
             watch.losses = {task: (n, total) for task, (n, total) in state["losses"].items()}
+            # what states from before it was counted do not say
+            watch.disagreements = {
+                task: (n, total) for task, (n, total) in state.get("disagreements", {}).items()
+            }
+            watch.events = Counter(state.get("events", {}))
             watch.layers = {task: Counter(layers) for task, layers in state["layers"].items()}
             watch._seen = dict.fromkeys(state["seen"])
             watch._place = None if state["place"] is None else tuple(state["place"])

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from riskcal import ExitPolicy, RiskcalError
 from riskcal.policy import Sampling
 from riskcal.pruning import Pruning
+from riskcal.serving import Tokens
 from riskcal_adapters import cli, fingerprint
 from riskcal_adapters.jax import EarlyExitT5, from_torch, load_classifier, load_example, load_t5
 from riskcal_adapters.jax.weights import arrange
@@ -50,6 +51,10 @@ def decoder():
         ({"policy": ExitPolicy(threshold=0.5, n_layers=4)}, "n_layers: the policy was made for 4 layers"),
         ({"policy": ExitPolicy(threshold=0.5, weights="abc")}, "weights: the policy was made for weights abc"),
         ({"policy": ExitPolicy(threshold=0.5, cache="copy")}, "cache: 'copy' is not known to this decoder"),
+        (
+            {"policy": ExitPolicy(threshold=0.5, forbidden=[Tokens([3])])},
+            r"forbidden: \(Tokens.* is not known to this decoder",
+        ),
         ({"policy": ExitPolicy(threshold=0.5, batching="deepest")}, "batching: 'deepest' is not known"),
         ({"policy": [FULL, ExitPolicy(threshold=0.5, emits="last")]}, "emits: 'last' of row 1 is not known"),
         ({"policy": ExitPolicy(threshold=0.5, pruning=Pruning("fixed", 9, 9))}, "pruning: .* is not known"),

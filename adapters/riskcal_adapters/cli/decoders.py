@@ -44,8 +44,8 @@ class NamedDecoder:
         decoder: Decoder = self.resolve()(*self.arguments)
         return decoder
 
-    def resolve(self) -> Callable[..., Any]:
-        """Import the function."""
+    def resolve(self, option: str = "--decoder: ") -> Callable[..., Any]:
+        """Import the function; a refusal begins with the option that named it."""
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)  # the user's own modules, as with `python -m`
         try:
@@ -54,12 +54,10 @@ class NamedDecoder:
             )
         except ImportError as error:
             raise RiskcalError(
-                f"--decoder: module {self.module} cannot be imported ({error})."
+                f"{option}module {self.module} cannot be imported ({error})."
             ) from None
         if not callable(found):
-            raise RiskcalError(
-                f"--decoder: module {self.module} has no function {self.function!r}."
-            )
+            raise RiskcalError(f"{option}module {self.module} has no function {self.function!r}.")
         return found
 
 

@@ -19,8 +19,10 @@ from riskcal.policy.schedules import Constant, Decaying
 from riskcal.records import Runs
 from riskcal_adapters import texts
 from riskcal_adapters.cli.decoders import DecoderOption, HeadsOption, ModelOption, asked_decoder
+from riskcal_adapters.cli.losses import parse_loss
 from riskcal_adapters.cli.prompts import read_prompts
 from riskcal_adapters.generation_config import DEFAULT_LENGTH
+from riskcal_adapters.recording.prompts import needs_references
 from riskcal_adapters.recording.record import record as record_to_folder
 
 MOST_THRESHOLDS = 10_000
@@ -76,10 +78,15 @@ def record(
         ),
     ] = None,
     loss: Annotated[
-        str, typer.Option(help=f"What outputs are compared by: {', '.join(texts.LOSSES)}.")
+        str,
+        typer.Option(
+            help=f"What outputs are compared by: {', '.join(texts.LOSSES)}; or what makes one valid: json-schema:FILE, "
+            "regex:PATTERN, valid:MODULE:FUNCTION."
+        ),
     ] = "token-errors",
     risk: Annotated[
-        bool, typer.Option("--risk", help="Also record the loss against references.")
+        bool,
+        typer.Option("--risk", help="Also record the loss against references, or what is invalid."),
     ] = False,
     traces: Annotated[
         bool, typer.Option(help="Also record every exit along the full model's path.")
@@ -109,16 +116,12 @@ def record(
 
     Stopped halfway, it goes on where it stopped when run again.
     """
-    table = read_prompts(prompts, references=risk)
+    distance, error = parse_loss(loss)
+    table = read_prompts(prompts, references=risk and needs_references(error))
     grid = parse_thresholds(thresholds)
     internal.count(workers, "--workers", least=1)
     load = asked_decoder(decoder, model, heads)
     load.resolve()  # a wrong name must fail here, not in a worker
-    distance, error = texts.LOSSES[internal.choice(loss, "--loss", texts.LOSSES)]
-    try:
-        distance("a", "b")  # so must a missing library
-    except ImportError as missing:
-        raise RiskcalError(f"--loss: {missing}") from None
     schedule = (
         Constant()
         if temperature is None

@@ -22,7 +22,7 @@ from riskcal_adapters.jax.program import Request, Special, Static
 from riskcal_adapters.jax.weights import T5, Classifier, Params
 
 #: What this decoder knows no other way of doing than the default.
-_DEFAULTS_ONLY = ("pruning", "cache", "max_pending", "emits", "batching", "sampling")
+_DEFAULTS_ONLY = ("pruning", "cache", "max_pending", "emits", "batching", "sampling", "forbidden")
 
 
 class _Asked(NamedTuple):

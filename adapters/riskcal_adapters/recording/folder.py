@@ -36,7 +36,7 @@ def open_folder(plan: Recording, prompts: Sequence[Prompt], shard_prompts: int) 
         made = [folder for folder in (out, *out.parents) if not folder.exists()]
         try:
             out.mkdir(parents=True, exist_ok=True)
-            found = _read_settings(file) if file.exists() else None
+            found = read_settings(file) if file.exists() else None
             if found is None and any(not entry.name.startswith(".") for entry in out.iterdir()):
                 raise RiskcalError(
                     f"{out}: is not empty and holds no recording (no {SETTINGS_FILE}); give a new folder."
@@ -166,7 +166,7 @@ def bind(plan: Recording, decoder: Decoder) -> None:
             f"{own}; give max_new_tokens={own}, or the limit that you mean."
         )
     file = plan.out / SETTINGS_FILE
-    found = _read_settings(file)
+    found = read_settings(file)
     _refuse_other_settings(
         plan.out, found, {name: value for name, value in loaded.items() if name in found}
     )
@@ -179,14 +179,14 @@ def _settings(plan: Recording, prompts: Sequence[Prompt], shard_prompts: int) ->
     elsewhere = {"threshold", "thresholds", "coordinates", "certificate", "max_new_tokens"}
     return {
         "format": 3,
-        "decoder": _name(plan.load),
+        "decoder": name_of(plan.load),
         "policy": plan.template.model_dump(mode="json", exclude=elsewhere),
         "thresholds": list(plan.thresholds),
         "max_new_tokens": plan.max_new_tokens,
         "batch_size": plan.batch_size,
         "shard_prompts": shard_prompts,
-        "dissimilarity": _name(plan.dissimilarity),
-        "risk": None if plan.risk is None else _name(plan.risk),
+        "dissimilarity": name_of(plan.dissimilarity),
+        "risk": None if plan.risk is None else name_of(plan.risk),
         "traces": plan.traces,
         "stop": None if plan.stop is None else plan.stop.model_dump(mode="json"),
         "n_prompts": len(prompts),
@@ -194,7 +194,7 @@ def _settings(plan: Recording, prompts: Sequence[Prompt], shard_prompts: int) ->
     }
 
 
-def _name(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., Any]) -> str:
     """A name that is the same in the next process."""
     if isinstance(function, types.FunctionType | types.BuiltinFunctionType | type):
         return f"{function.__module__}.{function.__qualname__}"
@@ -202,7 +202,7 @@ def _name(function: Callable[..., Any]) -> str:
         arguments = [repr(value) for value in function.args] + [
             f"{k}={v!r}" for k, v in function.keywords.items()
         ]
-        return _without_addresses(f"{_name(function.func)}({', '.join(arguments)})")
+        return _without_addresses(f"{name_of(function.func)}({', '.join(arguments)})")
     return _without_addresses(repr(function))
 
 
@@ -210,7 +210,8 @@ def _without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
-def _read_settings(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> dict[str, Any]:
+    """What was noted when a recording began."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

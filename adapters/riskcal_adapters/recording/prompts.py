@@ -20,6 +20,11 @@ class Prompt(NamedTuple):
     group: int | str | None = None
 
 
+def needs_references(risk: Any) -> bool:
+    """Whether a risk is one against references: all but those that say otherwise."""
+    return risk is not None and bool(getattr(risk, "needs_references", True))
+
+
 def check_prompts(prompts: Any, *, references: bool = False) -> tuple[Prompt, ...]:
     """The prompts of `record` as rows, or a `RiskcalError` that names the column, the row (from 0) and the remedy.
 

@@ -19,7 +19,11 @@ from riskcal.policy import ExitPolicy, Stop
 from riskcal_adapters import texts
 from riskcal_adapters.recording import folder, job, pools, untrained_exits, worker
 from riskcal_adapters.recording.job import Recording, Shard
-from riskcal_adapters.recording.prompts import check_prompts, warn_of_repeated_texts
+from riskcal_adapters.recording.prompts import (
+    check_prompts,
+    needs_references,
+    warn_of_repeated_texts,
+)
 from riskcal_adapters.recording.protocol import Decoder, Pool
 
 
@@ -91,7 +95,7 @@ def record(
         ``dissimilarity(early, full)`` in [0, 1] of two output texts; 0 by definition for the full model itself.
     risk : callable, optional
         ``risk(output, references)`` in [0, 1], `riskcal_adapters.texts.token_error_rate` for instance; ``references``
-        is a tuple of strings.
+        is a tuple of strings. One with an attribute ``needs_references`` that is False does without.
     traces : bool
         Also write each exit's confidence and agreement along the full model's path, one file per shard in
         ``out/traces``, which ``riskcal.Traces.read`` reads.
@@ -150,7 +154,7 @@ def record(
     >>> load = partial(torch.load_example, "g2p")
     >>> record(["calm", "early", "exit"], load, [0.5, 0.7, 0.9], "runs")  # doctest: +SKIP
     """
-    rows = check_prompts(prompts, references=risk is not None)
+    rows = check_prompts(prompts, references=needs_references(risk))
     length = job.length(max_new_tokens, policy)
     shard_prompts = internal.count(shard_prompts, "shard_prompts", least=1)
     if not callable(load):

@@ -66,7 +66,7 @@ class Decoder:
             if (name != "classifier" or classifier is not None)
             and (name not in CONTRASTIVE or not backbone.exit_heads)
         ]
-        self._loop = Loop(backbone, special, self._classifier)
+        self._loop = Loop(backbone, special, self._classifier, functools.cache(self._text))
         self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
 
     @property
@@ -235,8 +235,9 @@ class Decoder:
         prompts : (B,) array_like, optional
             Ids of the prompts. Default: 0 to B - 1.
         policy : ExitPolicy
-            Its measure, pruning, contrast, sampling and ``min_layer`` are used; thresholds, cache and batching are not.
-            Layers before ``min_layer`` have confidence NaN where pruning or contrasts begin at it.
+            Its measure, pruning, contrast, sampling, forbidden classes and ``min_layer`` are used; thresholds, cache and
+            batching are not. Layers before ``min_layer`` have confidence NaN where pruning or contrasts begin at it, and
+            layers whose token may not leave early where it is forbidden.
 
         Returns
         -------
@@ -248,12 +249,14 @@ class Decoder:
         limit = request_checks.length(max_new_tokens, [], self.default_length)
         ids = request_checks.prompt_ids(prompts, batch)
         [template] = request_checks.policies(policy, batch, self.measures)
+        request_checks.texts_known([template], self.tokenizer)
         rows, positions, confidence, agrees = [], [], [], []
         with torch.inference_mode():
             run = self._loop.run(template, tokens, mask, limit)
             chosen, going = run.cache.first, list(range(batch))
             for position in range(limit):
                 sure, best = self._loop.all_exits(run, chosen)
+                self._loop.hold(run, sure, best, going)
                 chosen = best[:, -1].tolist()
                 rows += going
                 positions += [position] * len(going)
@@ -282,6 +285,17 @@ class Decoder:
     def decode(self, tokens: Tensor | list[list[int]]) -> list[str]:
         """One text per row of token ids (B, T), without special tokens."""
         return self._need_tokenizer().batch_decode(tokens, skip_special_tokens=True)
+
+    def _text(self, token: int) -> str:
+        """Of a token where it follows another, with its space; none of a special token, or without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        once, twice = self.tokenizer.batch_decode(
+            [[token], [token, token]],
+            skip_special_tokens=True,
+            clean_up_tokenization_spaces=False,
+        )
+        return twice[len(once) :]
 
     def _need_tokenizer(self) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -323,6 +337,7 @@ class Decoder:
     def refuse_other(self, asked: Sequence[ExitPolicy]) -> None:
         """Refuse policies that were made for another model, or whose thresholds or pruning do not fit the exit heads."""
         request_checks.same_model(asked, self)
+        request_checks.texts_known(asked, self.tokenizer)
         if self._backbone.exit_heads:
             request_checks.defaults_only(asked, ("pruning",))
             request_checks.at_heads(asked, self._backbone.exit_heads, self.n_layers)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from riskcal.forbidden import Guard, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import generation_config, request_checks
 from riskcal_adapters.torch import heads, sampling
@@ -23,6 +24,11 @@ from riskcal_adapters.torch.generation import Step
 from riskcal_adapters.torch.heads import Head
 from riskcal_adapters.torch.measures import Classifier
 from riskcal_adapters.torch.scores import Scores
+
+
+def _no_text(token: int) -> str:
+    return ""
+
 
 #: Where there is no exit, and so none that agrees.
 _NO_TOKEN = -1
@@ -45,6 +51,9 @@ class Run:
     gathers: bool
     #: Of all positions, where they are run again.
     embedded: list[Tensor] = field(default_factory=list)
+    #: Of tokens that may not leave early, None if all may; with it, where each row's text stands.
+    guard: Guard | None = None
+    contexts: list[tuple[State, ...]] = field(default_factory=list)
 
     @property
     def exact(self) -> bool:
@@ -67,6 +76,7 @@ class Run:
         self.cache.keep(kept)
         self.keys = [self.keys[row] for row in rows] if self.keys else []
         self.pending = [self.pending[row] for row in rows]
+        self.contexts = [self.contexts[row] for row in rows] if self.contexts else []
         self.embedded = [state.index_select(0, kept) for state in self.embedded]
 
 
@@ -96,11 +106,14 @@ class Loop:
         Ids of padding, start and end tokens.
     classifier : Linear or None
         The exit classifier, for policies that ask for it.
+    text : callable
+        Of a token, for policies that forbid some by their texts.
     """
 
     backbone: Backbone
     special: generation_config.SpecialTokens
     classifier: Linear | None = None
+    text: Callable[[int], str] = _no_text
 
     @property
     def n_layers(self) -> int:
@@ -111,6 +124,8 @@ class Loop:
         backbone, batch = self.backbone, len(tokens)
         policy = policy.named()
         head = heads.of(policy, backbone)
+        guard = Guard(policy.forbidden, self.text) if policy.forbidden else None
+        prompts = zip(tokens.cpu().numpy(), mask, strict=True) if guard else ()
         return Run(
             policy=policy,
             backbone=backbone,
@@ -121,6 +136,8 @@ class Loop:
             pending=[0] * batch,
             opens=[True] * self.n_layers,
             gathers=policy.batching == "regroup" and batch > 1,
+            guard=guard,
+            contexts=[guard.start(row[real].tolist()) for row, real in prompts] if guard else [],
         )
 
     def decode(
@@ -208,15 +225,17 @@ class Loop:
             if leaving:
                 emitting = ahead if policy.emits == "last" else scores
                 emitting = emitting or run.head.scores(index + 1, state, None)
-                self._leave(run, step, index + 1, leaving, sure, emitting)
-                if at_exit is not None:
+                leaving = self._leave(run, step, index + 1, leaving, sure, emitting, early=not last)
+                if leaving and at_exit is not None:
                     rows, exiting = (
                         self.backbone.tensor(np.array(part)) for part in zip(*leaving, strict=True)
                     )
                     at_exit.index_copy_(0, rows, state.index_select(0, exiting))
             stay = [(row, i) for row, i in at if not step.exits[row]]
             for row, i in stay:
-                if sure[i] > step.refused[row] and needed[row] != math.inf:
+                # a sure row is held at its token, and would be at any threshold
+                unsure = together or sure[i] < needed[row]
+                if unsure and sure[i] > step.refused[row] and needed[row] != math.inf:
                     step.refused[row] = sure[i]
             if not stay:
                 break
@@ -234,6 +253,8 @@ class Loop:
             self.backbone.copy_upwards(cache, max(step.exits))
         for row in going:
             run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
+            if run.guard is not None:
+                run.contexts[row] = run.guard.after(run.contexts[row], step.tokens[row])
         return step
 
     def _begin(self, run: Run, previous: list[int]) -> Tensor:
@@ -283,12 +304,25 @@ class Loop:
         leaving: list[tuple[int, int]],
         sure: list[float],
         scores: Scores,
-    ) -> None:
-        """Rows of the batch emit their tokens; each comes with its place in the scores and confidences."""
+        *,
+        early: bool,
+    ) -> list[tuple[int, int]]:
+        """Rows of the batch emit their tokens; each comes with its place in the scores and confidences.
+
+        Gives the rows that did: ``early``, those whose tokens are not forbidden, of a "deepest" batch all or none.
+        """
         rows, places = map(list, zip(*leaving, strict=True))
         tokens = self._choose(run, scores, rows, places)
-        for row, place, token in zip(rows, places, tokens, strict=True):
+        emitted = list(zip(rows, places, tokens, strict=True))
+        if run.guard is not None and early:
+            emitted = [
+                one for one in emitted if not run.guard.forbids(run.contexts[one[0]], one[2])
+            ]
+            if run.policy.batching == "deepest" and len(emitted) < len(leaving):
+                return []
+        for row, place, token in emitted:
             step.tokens[row], step.exits[row], step.confidence[row] = token, layer, sure[place]
+        return [(row, place) for row, place, _ in emitted]
 
     def _choose(self, run: Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
         drawing = run.policy.sampling
@@ -334,6 +368,19 @@ class Loop:
         best[-1] = self._choose(run, last, everyone, everyone)
         cache.append(states[-1])
         return np.stack(confidence, axis=1), np.array(best).T
+
+    def hold(
+        self, run: Run, sure: NDArray[np.float32], best: NDArray[np.int64], going: list[int]
+    ) -> None:
+        """No confidence where a row's token may not leave early; afterwards its text goes on with the last layer's."""
+        if run.guard is None:
+            return
+        for row in going:
+            context = run.contexts[row]
+            for index, token in enumerate(best[row, :-1].tolist()):
+                if token != _NO_TOKEN and run.guard.forbids(context, token):
+                    sure[row, index] = math.nan
+            run.contexts[row] = run.guard.after(context, int(best[row, -1]))
 
     def _of(self, state: Tensor, rows: list[int], cache: Cache) -> Tensor:
         """These rows' states."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from riskcal.forbidden import Guard, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, sampling
 from riskcal_adapters.torch.backbone import Rows
@@ -98,6 +99,8 @@ class Slots:
         self._measure = np.zeros(slots, dtype=np.int64)
         self._measures: list[str] = []
         self._keys = [0] * slots
+        # of rows with tokens that may not leave early
+        self._guards: dict[int, tuple[Guard, tuple[State, ...]]] = {}
         # states that enter the layer each row waits for
         self._state = self._cache.states.new_zeros(slots, self._backbone.width)
         self.calls = self.rows_computed = 0
@@ -128,6 +131,10 @@ class Slots:
             self._refused[row] = -math.inf
             self._policies[row], self._keys[row] = one.policy, one.key
             self._measure[row] = self._number(one.policy)
+            self._guards.pop(row, None)
+            if one.policy.forbidden:
+                guard = Guard(one.policy.forbidden, self._loop.text)
+                self._guards[row] = guard, guard.start(one.prompt.tolist())
         self.active[rows] = True
         self._enter(rows, first)
         return rows
@@ -209,15 +216,25 @@ class Slots:
             self._refused[at[short], of[short]] = np.maximum(
                 self._refused[at[short], of[short]], confidence[short]
             )
-            if not sure.any():
-                continue
             out = np.flatnonzero(sure)
-            self._confidence[at[out], of[out]] = confidence[out]
-            tokens += self._chosen(
+            if not len(out):
+                continue
+            chosen = self._chosen(
                 scores or head.scores(index + 1, own, None), out, at[out], of[out]
             )
+            if self._guards and index + 1 < self._loop.n_layers:
+                free = [i for i, row in enumerate(at[out]) if not self._forbids(row, chosen[i])]
+                out, chosen = out[free], [chosen[i] for i in free]
+            self._confidence[at[out], of[out]] = confidence[out]
+            tokens += chosen
             leaving.append(places[out])
         return (np.concatenate(leaving) if leaving else asked[:0]), tokens
+
+    def _forbids(self, row: int, token: int) -> bool:
+        if row not in self._guards:
+            return False
+        guard, states = self._guards[row]
+        return guard.forbids(states, token)
 
     def _chosen(self, scores: Scores, places: Rows, rows: Rows, positions: Rows) -> list[int]:
         best: list[int] = scores.best().cpu().numpy()[places].tolist()
@@ -239,10 +256,14 @@ class Slots:
         self._cache.states.flatten(0, 1).index_copy_(0, slots, exiting)
         self._first_token[rows[positions == 0]] = time.monotonic()
         self._tokens[rows, positions] = tokens
-        self._exits[rows, positions] = (
-            self._layer[rows] + 1
-        )  # those that stay are a layer on already
+        # those that stay are a layer on already
+        self._exits[rows, positions] = self._layer[rows] + 1
         self._position[rows] = positions + 1
+        if self._guards:
+            for row, token in zip(rows.tolist(), tokens, strict=True):
+                if row in self._guards:
+                    guard, states = self._guards[row]
+                    self._guards[row] = guard, guard.after(states, token)
         ends = np.isin(tokens, self._loop.special.ends) | (positions + 1 == self._limit[rows])
         self.active[rows[ends]] = False
         going = rows[~ends]
