@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +17,8 @@ from transformers import (
 
 from riskcal import RiskcalError
 from riskcal_adapters.torch import gguf_llama, replacing
+from riskcal_adapters.torch.exit_head_files import load_heads
+from riskcal_adapters.torch.exit_heads import ExitHead
 
 #: Raised when `gguf_llama.convert` writes other files than before: older ones are then left aside.
 _WRITTEN_AS = 1
@@ -69,6 +72,16 @@ def smollm2_parts(
         ) from None
     model.eval()
     return model, tokenizer
+
+
+def smollm2_heads() -> dict[int, ExitHead]:
+    """Heads for SmolLM2 that ship with the package, by layer; a card beside them says how they were made and what they are worth.
+
+    They cover 2,048 of the 49,152 tokens and belong to the model of `smollm2_parts` alone. A policy with thresholds of its own is
+    still to be calibrated.
+    """
+    with resources.as_file(resources.files("riskcal_adapters") / "smollm2" / "heads") as folder:
+        return load_heads(folder)
 
 
 def _packaged() -> Path:
