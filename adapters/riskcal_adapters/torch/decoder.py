@@ -224,7 +224,7 @@ class Decoder:
         prompts: ArrayLike | None = None,
         policy: ExitPolicy = ExitPolicy.full_model(),
     ) -> Traces:
-        """Every layer's confidence along the full model's own path, and whether its token is the full model's.
+        """Every exit's confidence along the full model's own path, and whether its token is the full model's.
 
         Parameters
         ----------
@@ -241,7 +241,8 @@ class Decoder:
         Returns
         -------
         riskcal.Traces
-            One row per generated token, the end token included.
+            One row per generated token, the end token included. Exits are the layers; where the last layer has a head of its
+            own there is one more, the final head.
         """
         tokens, mask = self.checked(input_ids, attention_mask)
         batch = len(tokens)
@@ -328,9 +329,12 @@ class Decoder:
             request_checks.at_heads(asked, self._backbone.exit_heads, self.n_layers)
 
     def needed(self, asked: Sequence[ExitPolicy], batch: int, limit: int) -> NDArray[np.float32]:
-        """(T, L, B): the confidence that each row needs to exit; inf where there is no exit."""
-        table = request_checks.exit_thresholds(asked, batch, self.n_layers, limit)
-        closed = [not self._backbone.exits_at(layer + 1) for layer in range(self.n_layers)]
+        """(T, L or L + 1, B): the confidence that each row needs at each exit; inf where there is none."""
+        exits = self._backbone.n_exits
+        table = request_checks.exit_thresholds(
+            asked, batch, self.n_layers, limit, own_last=exits > self.n_layers
+        )
+        closed = [not self._backbone.exits_at(layer + 1) for layer in range(exits)]
         table[:, closed] = np.inf
         return table
 

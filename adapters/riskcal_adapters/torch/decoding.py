@@ -119,7 +119,7 @@ class Loop:
             judge=Judge(head, policy, self.classifier),
             keys=sampling.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
-            opens=[True] * self.n_layers,
+            opens=[True] * backbone.n_exits,
             alone=policy.batching == "regroup" and batch > 1,
         )
 
@@ -161,7 +161,8 @@ class Loop:
     ) -> Step:
         """The next token of each row.
 
-        ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed.
+        ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed;
+        (L + 1, B) where the last layer has a head of its own: the final head comes after it, as an exit without a layer.
         """
         policy, cache, judge = run.policy, run.cache, run.judge
         step = Step.blank(cache.batch, self.special.pad)
@@ -182,13 +183,15 @@ class Loop:
             at_exit = at_exit.clone()
             state = self._of(state, active, cache)
         waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
+        before = None
         for index, needed in enumerate(thresholds):
-            before = state if index else None
-            deeper = run.layer(index, state, active)
-            state = deeper if moving is None else torch.where(moving, deeper, state)
+            if index < self.n_layers:
+                before = state if index else None
+                deeper = run.layer(index, state, active)
+                state = deeper if moving is None else torch.where(moving, deeper, state)
             if index == 0 and not run.alone:
                 at_exit = state
-            last = index == self.n_layers - 1
+            last = index == len(thresholds) - 1
             if not last and (
                 not run.opens[index] or all(needed[row] == math.inf for row in active)
             ):
@@ -206,7 +209,7 @@ class Loop:
             if leaving:
                 emitting = ahead if policy.emits == "last" else scores
                 emitting = emitting or run.head.scores(index + 1, state, None)
-                self._leave(run, step, index + 1, leaving, sure, emitting)
+                self._leave(run, step, min(index + 1, self.n_layers), leaving, sure, emitting)
                 if run.alone:
                     rows, exiting = (
                         self.backbone.tensor(np.array(part)) for part in zip(*leaving, strict=True)
@@ -224,6 +227,7 @@ class Loop:
                 if run.alone:
                     kept = self.backbone.tensor(np.array([i for _, i in stay]))
                     state = state.index_select(0, kept)
+                    before = None if before is None else before.index_select(0, kept)
                     judge.keep(kept)
         cache.append(at_exit if run.alone or policy.cache == "first" else state)
         if policy.cache == "copy":
@@ -265,11 +269,11 @@ class Loop:
         due = {row for row, count in enumerate(run.pending) if limit is not None and count >= limit}
         if not due:
             return thresholds
-        *early, last = thresholds
+        early, last = thresholds[: self.n_layers - 1], thresholds[self.n_layers - 1 :]
         return [
             [math.inf if row in due else value for row, value in enumerate(needed)]
             for needed in early
-        ] + [last]
+        ] + last
 
     def _leave(
         self,
@@ -299,7 +303,7 @@ class Loop:
     def all_exits(
         self, run: Run, previous: list[int]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Confidence and token (B, L) at every layer, of a step that skips none; the last token is the full model's."""
+        """Confidence and token (B, L) at every exit, of a step that skips no layer; the last token is the full model's."""
         policy, cache, judge = run.policy, run.cache, run.judge
         begins = (
             policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
@@ -310,6 +314,10 @@ class Loop:
             states.append(self.backbone.layer(index, states[-1], cache))
         last = Scores(self.backbone.logits(states[-1]))
         judge.begin(last.best() if policy.measure == "oracle" else None)
+        if (
+            self.backbone.n_exits > self.n_layers
+        ):  # the final head, on the same state as the last layer's own
+            states.append(states[-1])
         confidence, best = [], []
         scores: Scores | None
         for layer, state in enumerate(states[1:], start=1):
@@ -322,7 +330,8 @@ class Loop:
                     continue
                 scores = self.backbone.scores(layer, state)
             else:
-                sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
+                before = states[min(layer, self.n_layers) - 1] if layer > 1 else None
+                sure, scores = judge.look(layer, state, before)
             confidence.append(sure)
             best.append(
                 self._choose(run, scores or run.head.scores(layer, state, None), everyone, everyone)

