@@ -121,7 +121,7 @@ class ExitHead:
 
     def across(self) -> "ExitHead":
         """The same with each column of its matrices in one piece of memory: logits of one state take half the time."""
-        turned = {
+        turned: dict[str, Any] = {
             name: part.t().contiguous().t() for name, part in self.held() if name in _MATRICES
         }
         return dataclasses.replace(self, **turned)

@@ -151,7 +151,7 @@ class Slots:
         self.calls += 1
         self.rows_computed += len(rows)
         stay = np.ones(len(rows), dtype=bool)
-        leaving, tokens = np.zeros(0, dtype=np.int64), []
+        leaving, tokens = np.zeros(0, dtype=np.int64), list[int]()
         # after the last layer come its own head, if it has one, and the final head for whoever is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
