@@ -315,7 +315,7 @@ def speculated(
 def _distance(decoder: EarlyExitCausalLM, said: Any, name: str, runs: int) -> float:
     """Mean edit distance, in words, from the full model's texts."""
     pairs = [
-        (decoder.decode(said[way, run])[0] for way in (name, FULL)) for run in range(1, runs + 1)
+        [decoder.decode(said[way, run])[0] for way in (name, FULL)] for run in range(1, runs + 1)
     ]
     return float(np.mean([token_distance(*pair) for pair in pairs]))
 
