@@ -311,10 +311,10 @@ def length(max_new_tokens: int | None, asked: Sequence[ExitPolicy], default: int
 
 
 def exit_thresholds(
-    asked: Sequence[ExitPolicy], rows: int, n_layers: int, limit: int
+    asked: Sequence[ExitPolicy], rows: int, n_layers: int, limit: int, *, own_last: bool = False
 ) -> NDArray[np.float32]:
-    """(T, L, B): the confidence that each row needs to exit, at each position and layer."""
-    tables = [one.exit_thresholds(n_layers, limit) for one in asked]
+    """(T, L, B): the confidence that each row needs to exit, at each position and layer; (T, L + 1, B) with ``own_last``."""
+    tables = [one.exit_thresholds(n_layers, limit, own_last=own_last) for one in asked]
     return np.stack(tables * (rows // len(tables)), axis=-1)
 
 

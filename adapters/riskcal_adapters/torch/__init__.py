@@ -8,11 +8,13 @@ from riskcal_adapters.torch.engine import Done as Done
 from riskcal_adapters.torch.engine import Engine as Engine
 from riskcal_adapters.torch.engine import EngineStats as EngineStats
 from riskcal_adapters.torch.engine import Request as Request
-from riskcal_adapters.torch.exit_head_files import check_heads as check_heads
+from riskcal_adapters.torch.exit_head_checks import check_heads as check_heads
 from riskcal_adapters.torch.exit_head_files import load_heads as load_heads
 from riskcal_adapters.torch.exit_head_files import save_heads as save_heads
 from riskcal_adapters.torch.exit_heads import ExitHead as ExitHead
 from riskcal_adapters.torch.generation import Generation as Generation
+from riskcal_adapters.torch.smollm2 import load_smollm2 as load_smollm2
+from riskcal_adapters.torch.smollm2 import smollm2_heads as smollm2_heads
 from riskcal_adapters.torch.smollm2 import smollm2_parts as smollm2_parts
 from riskcal_adapters.torch.speculation import Speculation as Speculation
 from riskcal_adapters.torch.t5 import EarlyExitT5 as EarlyExitT5

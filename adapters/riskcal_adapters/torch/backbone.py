@@ -163,7 +163,8 @@ class Backbone(abc.ABC):
     scale : float
         What attention multiplies products of queries and keys with.
     exit_heads : dict of int to head
-        Heads of exits by their layer, 1 to L - 1; other layers share the final one.
+        Heads of exits by their layer, 1 to L; other layers share the final one. One after the last layer speaks before the
+        final head does, which is then an exit of its own, the (L + 1)th: no more layers, a larger head.
     """
 
     device: torch.device
@@ -258,7 +259,12 @@ class Backbone(abc.ABC):
 
     def exits_at(self, layer: int) -> bool:
         """Whether tokens may leave after this layer: everywhere, or where there are exit heads, at these and the last."""
-        return not self.exit_heads or layer in self.exit_heads or layer == self.n_layers
+        return not self.exit_heads or layer in self.exit_heads or layer >= self.n_layers
+
+    @property
+    def n_exits(self) -> int:
+        """Exits in turn: one a layer, and the final head where the last layer has one of its own beside it."""
+        return self.n_layers + (self.n_layers in self.exit_heads)
 
     def layer(self, index: int, state: Tensor, cache: Cache) -> Tensor:
         """One decoder layer for the position at hand, (B, d) to (B, d); first projects positions that skipped it."""

@@ -17,6 +17,8 @@ from riskcal_adapters.torch.backbone import ExitScores
 from riskcal_adapters.torch.causal_backbone import CausalBackbone
 from riskcal_adapters.torch.causal_weights import CausalLM
 from riskcal_adapters.torch.decoder import Decoder
+from riskcal_adapters.torch.exit_head_checks import check_heads
+from riskcal_adapters.torch.exit_heads import ExitHead
 from riskcal_adapters.torch.measures import Classifier
 
 #: Settings of configs that change tokens.
@@ -41,8 +43,9 @@ class EarlyExitCausalLM(Decoder):
     tokenizer : PreTrainedTokenizerBase, optional
         Needed by `encode` and `decode` only.
     heads : dict of int to ExitHead, optional
-        Heads of exits by their layer, 1 to L - 1. Only these layers and the last are exits then. None: every layer is an
-        exit, with the model's own final norm and head.
+        Heads of exits by their layer. Only these layers and the last are exits then. None: every layer is an exit, with the
+        model's own final norm and head. A head after the last layer, L, speaks before the final head does: a token that
+        reaches its threshold saves that product. It exits at layer L either way.
     classifier : object with ``weight`` (d,) and ``bias``, optional
         As in `EarlyExitT5`.
 
@@ -51,7 +54,8 @@ class EarlyExitCausalLM(Decoder):
     RiskcalError
         If the model is of another class, is quantised or spread over devices, or its own forward gives other logits than its
         weights do; if it lacks an end id; if its generation config asks for beams or penalties (sampling is left out of
-        account: a policy says whether tokens are drawn); for a head of a layer that does not exist, or of another width.
+        account: a policy says whether tokens are drawn); for a head of a layer that does not exist, of another width, or that
+        was made for another model.
     """
 
     def __init__(
@@ -67,9 +71,7 @@ class EarlyExitCausalLM(Decoder):
         generation_config.greedy_only(generation, but=("do_sample",))
         special = generation_config.of_causal(generation, model.config.vocab_size)
         backbone = selfcheck.read_causal(model)
-        self.heads = dict(heads or {})
-        for layer, head in self.heads.items():
-            _refuse_misfit(layer, head, backbone)
+        self.heads = _of_this_model(heads or {}, model, backbone)
         backbone.exit_heads = self.heads
         length = generation.max_new_tokens or generation_config.DEFAULT_LENGTH
         settings = _settings(model, special, backbone.dtype)
@@ -114,10 +116,21 @@ def _settings(model: CausalLM, special: SpecialTokens, dtype: torch.dtype) -> di
     }
 
 
+def _of_this_model(
+    heads: Mapping[int, ExitScores], model: CausalLM, backbone: CausalBackbone
+) -> dict[int, ExitScores]:
+    """The heads as they are decoded with, if they are the model's."""
+    own = {layer: head for layer, head in heads.items() if isinstance(head, ExitHead)}
+    check_heads(own, model)
+    for layer, head in heads.items():
+        _refuse_misfit(layer, head, backbone)
+    return {**heads, **{layer: head.across() for layer, head in own.items()}}
+
+
 def _refuse_misfit(layer: int, head: ExitScores, backbone: CausalBackbone) -> None:
-    if not 1 <= layer < backbone.n_layers:
+    if not 1 <= layer <= backbone.n_layers:
         raise RiskcalError(
-            f"heads: there is one for layer {layer}, but exits before the last are at 1 to {backbone.n_layers - 1}."
+            f"heads: there is one for layer {layer}, but the model's layers are 1 to {backbone.n_layers}."
         )
     try:
         with torch.inference_mode():

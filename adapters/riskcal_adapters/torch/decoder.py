@@ -19,9 +19,9 @@ from riskcal_adapters.torch import sampling as noise
 from riskcal_adapters.torch import speculation, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
-from riskcal_adapters.torch.decoding import Linear, Loop
+from riskcal_adapters.torch.decoding import Loop
 from riskcal_adapters.torch.generation import Generation, assembled
-from riskcal_adapters.torch.measures import Classifier
+from riskcal_adapters.torch.measures import Classifier, Linear
 from riskcal_adapters.torch.speculation import Drafting, Speculation
 
 #: A fast tokenizer notes how it pads before it reads, which threads that share it must not do at once.
@@ -59,7 +59,9 @@ class Decoder:
         self._special, self._backbone = special, backbone
         self._as_read = weights.versions(model)
         self.n_layers: int = backbone.n_layers
-        self._classifier = None if classifier is None else Linear.of(classifier, backbone)
+        self._classifier = (
+            None if classifier is None else Linear.of(classifier, backbone.width, backbone.device)
+        )
         self.measures: list[str] = [
             name
             for name in MEASURES
@@ -224,7 +226,7 @@ class Decoder:
         prompts: ArrayLike | None = None,
         policy: ExitPolicy = ExitPolicy.full_model(),
     ) -> Traces:
-        """Every layer's confidence along the full model's own path, and whether its token is the full model's.
+        """Every exit's confidence along the full model's own path, and whether its token is the full model's.
 
         Parameters
         ----------
@@ -242,7 +244,8 @@ class Decoder:
         Returns
         -------
         riskcal.Traces
-            One row per generated token, the end token included.
+            One row per generated token, the end token included. Exits are the layers; where the last layer has a head of its
+            own there is one more, the final head.
         """
         tokens, mask = self.checked(input_ids, attention_mask)
         batch = len(tokens)
@@ -343,9 +346,12 @@ class Decoder:
             request_checks.at_heads(asked, self._backbone.exit_heads, self.n_layers)
 
     def needed(self, asked: Sequence[ExitPolicy], batch: int, limit: int) -> NDArray[np.float32]:
-        """(T, L, B): the confidence that each row needs to exit; inf where there is no exit."""
-        table = request_checks.exit_thresholds(asked, batch, self.n_layers, limit)
-        closed = [not self._backbone.exits_at(layer + 1) for layer in range(self.n_layers)]
+        """(T, L or L + 1, B): the confidence that each row needs at each exit; inf where there is none."""
+        exits = self._backbone.n_exits
+        table = request_checks.exit_thresholds(
+            asked, batch, self.n_layers, limit, own_last=exits > self.n_layers
+        )
+        closed = [not self._backbone.exits_at(layer + 1) for layer in range(exits)]
         table[:, closed] = np.inf
         return table
 

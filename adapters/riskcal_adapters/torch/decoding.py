@@ -16,13 +16,13 @@ from torch import Tensor
 
 from riskcal.forbidden import Guard, State
 from riskcal.policy import ExitPolicy
-from riskcal_adapters import generation_config, request_checks
+from riskcal_adapters import generation_config
 from riskcal_adapters.torch import heads, sampling
 from riskcal_adapters.torch.backbone import Backbone, Cache
 from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
 from riskcal_adapters.torch.generation import Step
 from riskcal_adapters.torch.heads import Head
-from riskcal_adapters.torch.measures import Classifier
+from riskcal_adapters.torch.measures import Linear
 from riskcal_adapters.torch.scores import Scores
 
 
@@ -80,21 +80,6 @@ class Run:
         self.embedded = [state.index_select(0, kept) for state in self.embedded]
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """An exit classifier's weights, on the model's device."""
-
-    weight: Tensor
-    bias: Tensor
-
-    @classmethod
-    def of(cls, classifier: Classifier, backbone: Backbone) -> "Linear":
-        weight, bias = map(
-            torch.from_numpy, request_checks.classifier_parts(classifier, backbone.width)
-        )
-        return cls(weight.to(backbone.device), bias.to(backbone.device))
-
-
 @dataclass(eq=False)
 class Loop:
     """Decodes rows with a backbone.
@@ -134,7 +119,7 @@ class Loop:
             judge=Judge(head, policy, self.classifier),
             keys=sampling.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
-            opens=[True] * self.n_layers,
+            opens=[True] * backbone.n_exits,
             gathers=policy.batching == "regroup" and batch > 1,
             guard=guard,
             contexts=[guard.start(row[real].tolist()) for row, real in prompts] if guard else [],
@@ -178,7 +163,8 @@ class Loop:
     ) -> Step:
         """The next token of each row.
 
-        ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed.
+        ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed;
+        (L + 1, B) where the last layer has a head of its own: the final head comes after it, as an exit without a layer.
         """
         policy, cache, judge = run.policy, run.cache, run.judge
         step = Step.blank(cache.batch, self.special.pad)
@@ -200,13 +186,15 @@ class Loop:
             at_exit = state.clone()
             state = self._of(state, active, cache)
         waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
+        before = None
         for index, needed in enumerate(thresholds):
-            before = state if index else None
-            deeper = run.layer(index, state, active)
-            state = deeper if moving is None else torch.where(moving, deeper, state)
+            if index < self.n_layers:
+                before = state if index else None
+                deeper = run.layer(index, state, active)
+                state = deeper if moving is None else torch.where(moving, deeper, state)
             if index == 0:
                 after_first = state
-            last = index == self.n_layers - 1
+            last = index == len(thresholds) - 1
             if not last and (
                 not run.opens[index] or all(needed[row] == math.inf for row in active)
             ):
@@ -225,7 +213,8 @@ class Loop:
             if leaving:
                 emitting = ahead if policy.emits == "last" else scores
                 emitting = emitting or run.head.scores(index + 1, state, None)
-                leaving = self._leave(run, step, index + 1, leaving, sure, emitting, early=not last)
+                layer = min(index + 1, self.n_layers)
+                leaving = self._leave(run, step, layer, leaving, sure, emitting, early=not last)
                 if leaving and at_exit is not None:
                     rows, exiting = (
                         self.backbone.tensor(np.array(part)) for part in zip(*leaving, strict=True)
@@ -245,6 +234,7 @@ class Loop:
                 if run.gathers:
                     kept = self.backbone.tensor(np.array([i for _, i in stay]))
                     state = state.index_select(0, kept)
+                    before = None if before is None else before.index_select(0, kept)
                     judge.keep(kept)
         if at_exit is not None:
             state = at_exit
@@ -290,11 +280,11 @@ class Loop:
         due = {row for row, count in enumerate(run.pending) if limit is not None and count >= limit}
         if not due:
             return thresholds
-        *early, last = thresholds
+        early, last = thresholds[: self.n_layers - 1], thresholds[self.n_layers - 1 :]
         return [
             [math.inf if row in due else value for row, value in enumerate(needed)]
             for needed in early
-        ] + [last]
+        ] + last
 
     def _leave(
         self,
@@ -337,7 +327,7 @@ class Loop:
     def all_exits(
         self, run: Run, previous: list[int]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Confidence and token (B, L) at every layer, of a step that skips none; the last token is the full model's."""
+        """Confidence and token (B, L) at every exit, of a step that skips no layer; the last token is the full model's."""
         policy, cache, judge = run.policy, run.cache, run.judge
         begins = (
             policy.min_layer if policy.pruning is not None or policy.measure in CONTRASTIVE else 1
@@ -348,6 +338,10 @@ class Loop:
             states.append(self.backbone.layer(index, states[-1], cache))
         last = Scores(self.backbone.logits(states[-1]))
         judge.begin(last.best() if policy.measure == "oracle" else None)
+        if (
+            self.backbone.n_exits > self.n_layers
+        ):  # the final head, on the same state as the last layer's own
+            states.append(states[-1])
         confidence, best = [], []
         scores: Scores | None
         for layer, state in enumerate(states[1:], start=1):
@@ -360,7 +354,8 @@ class Loop:
                     continue
                 scores = self.backbone.scores(layer, state)
             else:
-                sure, scores = judge.look(layer, state, states[layer - 1] if layer > 1 else None)
+                before = states[min(layer, self.n_layers) - 1] if layer > 1 else None
+                sure, scores = judge.look(layer, state, before)
             confidence.append(sure)
             best.append(
                 self._choose(run, scores or run.head.scores(layer, state, None), everyone, everyone)

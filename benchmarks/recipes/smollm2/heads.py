@@ -11,7 +11,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from recipes.smollm2 import prompts
 from riskcal import heads as thresholds
 from riskcal.internal import replacing
 from riskcal_adapters.torch import ExitHead, save_heads, smollm2_parts
-from riskcal_adapters.torch.exit_head_files import backbone_fingerprint
+from riskcal_adapters.torch.exit_head_checks import backbone_fingerprint
 from riskcal_adapters.torch.training import (
     HeadStates,
     Sequences,
@@ -64,19 +64,30 @@ PAPER = {
     "copied, .95": {"init": "copy", "entropy_penalty": 0.95},
 }
 #: The full vocabulary is 28 million weights a head; the tokens that matter on this text are far fewer.
-PAPER_VOCABULARY, PAPER_STEPS = 1_024, 200
-#: A head after the last layer saves the full head, which costs as much as seven layers.
-DESIGN_LAYERS = (18, 24, 28, 30)
+PAPER_VOCABULARY, PAPER_STEPS = 1_024, 150
+#: A head after the last layer saves the full head, which costs as much as several layers.
+DESIGN_LAYERS = (24, 28, 30)
 DESIGNS: dict[str, dict[str, Any]] = {
-    "small 512": {"init": "copy", "vocabulary": 512, "steps": 300},
-    "small 2,048": {"init": "copy", "vocabulary": 2_048, "steps": 300},
-    "small 4,096": {"init": "copy", "vocabulary": 4_096, "steps": 300},
-    "small 4,096, rank 128": {"init": "low_rank", "rank": 128, "vocabulary": 4_096, "steps": 300},
-    "low rank 64": {"init": "low_rank", "rank": 64, "steps": 100},
+    "small 512": {"init": "copy", "vocabulary": 512, "steps": 250},
+    "small 2,048": {"init": "copy", "vocabulary": 2_048, "steps": 250},
+    "small 4,096": {"init": "copy", "vocabulary": 4_096, "steps": 200},
+    "small 2,048, rank 128": {"init": "low_rank", "rank": 128, "vocabulary": 2_048, "steps": 250},
+    # a square factor turns all states alike, so that rare tokens learn from common ones
+    "small 2,048, rank 576": {"init": "low_rank", "rank": 576, "vocabulary": 2_048, "steps": 250},
+    "small 2,048, rank 576, hard": {
+        "init": "low_rank",
+        "rank": 576,
+        "vocabulary": 2_048,
+        "steps": 250,
+        "target": "hard",
+    },
+    "low rank 64": {"init": "low_rank", "rank": 64, "steps": 50},
 }
-LAYERS = sorted({*PAPER_LAYERS, *DESIGN_LAYERS})
+#: Rows of the final head as they are, after the last layer, where only other tokens can make them wrong.
+UNTRAINED = (2_048, 4_096, 8_192, 16_384)
+LAYERS = (6, 12, 18, 24, 28, 30)
 KEPT = ("final", "said", "log_norm", "mean_probability")
-SHIPPED = ("small 2,048", (24, 28, 30))
+SHIPPED = ("small 2,048, rank 576, hard", (24, 28))
 AGREEMENTS = (0.9, 0.95)
 SPLITS = 50
 
@@ -184,52 +195,57 @@ def trained(
     begun = time.process_time()
     heads = train_heads(model, states["training"], layers, **options)
     seconds = time.process_time() - begun
+    return heads, {"options": options, "cpu_seconds": seconds, **worth(heads, states)}
+
+
+def worth(heads: Mapping[int, ExitHead], states: Mapping[str, HeadStates]) -> dict[str, Any]:
+    """Size, cost, and quality on prompts that were not trained on."""
     held_out = {name: states[name] for name in HELD_OUT}
-    found = {
-        "options": options,
-        "cpu_seconds": seconds,
-        "parameters": heads[layers[0]].parameters,
-        "microseconds": microseconds(heads[layers[0]]),
+    one = next(iter(heads.values()))
+    return {
+        "parameters": one.parameters,
+        "microseconds": microseconds(one),
         "layers": {str(layer): quality(head, layer, held_out) for layer, head in heads.items()},
     }
-    return heads, found
 
 
-def table(model: LlamaForCausalLM, states: Mapping[str, HeadStates], out: Path) -> dict[str, Any]:
-    """The paper's configurations, beside the model's own head on the same states."""
-    copied = ExitHead.copied(model)
-    untrained = {
-        name: {
-            str(layer): float(head_answers(copied, states[name], layer).agrees.mean())
-            for layer in PAPER_LAYERS
-        }
-        for name in HELD_OUT
-    }
-    found = {
-        f"{name}, {target}": trained(
-            model,
-            states,
-            PAPER_LAYERS,
-            vocabulary=PAPER_VOCABULARY,
-            steps=PAPER_STEPS,
-            target=target,
-            **configuration,
-        )[1]
-        for target in ("hard", "soft")
-        for name, configuration in PAPER.items()
-    }
-    return {"untrained": untrained, "configurations": found}
+def table(
+    model: LlamaForCausalLM, states: Mapping[str, HeadStates], out: Path
+) -> Iterator[tuple[str, Any]]:
+    """The paper's configurations, beside the model's own head's rows on the same states."""
+    ids = states["training"].mean_probability.argsort(descending=True)[:PAPER_VOCABULARY]
+    own = ExitHead.small(model, ids.tolist())
+    yield (
+        "untrained",
+        {
+            name: {
+                str(layer): float(head_answers(own, states[name], layer).agrees.mean())
+                for layer in PAPER_LAYERS
+            }
+            for name in HELD_OUT
+        },
+    )
+    shared = {"vocabulary": PAPER_VOCABULARY, "steps": PAPER_STEPS}
+    for target in ("hard", "soft"):
+        for name, configuration in PAPER.items():
+            options = {"target": target, **shared, **configuration}
+            yield f"{name}, {target}", trained(model, states, PAPER_LAYERS, **options)[1]
 
 
-def designs(model: LlamaForCausalLM, states: Mapping[str, HeadStates], out: Path) -> dict[str, Any]:
-    """Late heads that cost little; the shipped one is written beside the text, in half precision."""
-    found = {}
+def designs(
+    model: LlamaForCausalLM, states: Mapping[str, HeadStates], out: Path
+) -> Iterator[tuple[str, Any]]:
+    """Late heads that cost little; the shipped ones are written beside the text, in half precision."""
     for name, design in DESIGNS.items():
-        heads, found[name] = trained(model, states, DESIGN_LAYERS, entropy_penalty=0.0, **design)
+        heads, found = trained(model, states, DESIGN_LAYERS, entropy_penalty=0.0, **design)
         if name == SHIPPED[0]:
             shipped = {layer: heads[layer].to(torch.float16) for layer in SHIPPED[1]}
             save_heads(shipped, out / "shipped")
-    return found
+        yield name, found
+    likeliest = states["training"].mean_probability.argsort(descending=True).tolist()
+    for size in UNTRAINED:
+        own = {LAYERS[-1]: ExitHead.small(model, likeliest[:size])}
+        yield f"rows of the final head {size:,}, untrained", worth(own, states)
 
 
 PARTS = {"table": table, "designs": designs}
@@ -247,23 +263,27 @@ def main() -> None:
     texts = {name: text(name, options.out, model, tokenizer) for name in TEXTS}
     states = {name: states_of(name, options.out, model, texts[name]) for name in TEXTS}
     for part in [options.only] if options.only else PARTS:
-        found = {
-            "conditions": _conditions(model, texts),
+        found: dict[str, Any] = {
+            "conditions": _conditions(model, texts, part),
             "full_head_microseconds": microseconds(ExitHead.copied(model)),
-            part: PARTS[part](model, states, options.out),
+            part: {},
         }
         path = RESULTS / f"exit-heads-{part}-smollm2.json"
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
+        for name, result in PARTS[part](model, states, options.out):
+            found[part][name] = result
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
         print(path.relative_to(ROOT), flush=True)
 
 
-def _conditions(model: LlamaForCausalLM, texts: Mapping[str, Sequences]) -> dict[str, Any]:
+def _conditions(
+    model: LlamaForCausalLM, texts: Mapping[str, Sequences], part: str
+) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout
     return {
-        "command": "PYTHONPATH=benchmarks python -m recipes.smollm2.heads --out smollm2-heads",
+        "command": f"PYTHONPATH=benchmarks python -m recipes.smollm2.heads --out smollm2-heads --only {part}",
         "commit": commit.strip(),
         "backbone": backbone_fingerprint(model),
         "tokens": {name: made.generated for name, made in texts.items()},

@@ -1,5 +1,6 @@
 """What SmolLM2 generates its own training and test text from: beginnings of texts, and questions in its chat template."""
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 #: Table 1 of Valade (2024): the first five begin training text, the other five calibration text.
@@ -146,3 +147,42 @@ def held_out(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
 def _others(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [*BEGINNINGS, *(chat(tokenizer, question) for question in QUESTIONS)]
+
+
+#: What is asked about in prompts that no head was trained on or chosen by.
+TOPICS = (
+    "volcanoes, bread, chess, taxes, glaciers, the violin, gardening, black tea, bicycles, the Moon, penguins, sleep, paper, "
+    "bridges, honey, the Internet, dreams, soap, elections, coffee, dinosaurs, the heart, cheese, tornadoes, magnets, whales, "
+    "pottery, insurance, deserts, lightning, wool, the printing press, tennis, coral reefs, memory, steel, rice, museums, "
+    "migraines, satellites, ants, poetry, batteries, mushrooms, swimming, the stock market, owls, rainbows, salt, algebra, "
+    "castles, vitamins, the Nile, jazz, concrete, wolves, meditation, compasses, chocolate, lighthouses, allergies, railways, "
+    "the brain, origami, solar panels, tides, olive oil, kites, passports, spiders, running shoes, hot-air balloons, cotton, "
+    "the Renaissance, fire alarms, elephants, yoga, comets, marriage, wheat, submarines, teeth, fashion, caves, dictionaries, "
+    "photography, bananas, the ozone layer, interest rates, snakes, ballet, recycling, clocks, gravity, sushi, hurricanes, "
+    "the Vikings, mirrors, fever, trade unions, dolphins, tomatoes, copyright, mountains, knitting, antibiotics, rivers, "
+    "radio, the alphabet, horses, opera, plastic, stress, camping, mosquitoes, theatre, nuclear power, pumpkins, "
+    "ancient Egypt, cameras, rain, dogs, mortgages, sharks, football, libraries, ice cream, airports, bees, silk, diabetes, "
+    "gold, umbrellas, fractions, crows, firefighters, the Silk Road, podcasts, strawberries, eclipses, sailing, glass, "
+    "kangaroos, blood pressure, novels, traffic lights, butterflies, wine, encryption, snow, the Olympics, backpacks, "
+    "potatoes, hospitals, statistics, bats, candles, earthquake drills, pianos, hiking, zebras, budgets, salmon, rockets, "
+    "folk tales, air conditioning, carrots, the Great Depression, drums, fossils, public speaking, garlic, skiing, parrots, "
+    "juries, perfume, canals, crossword puzzles, turtles, thunder, apples, weekends, robots, maple syrup, sculpture, "
+    "the immune system, ferries, cacti, job references, frogs, electric guitars, seasons, pencils, street markets, lions"
+).split(", ")
+_ASKED = (
+    "Tell me about {}.",
+    "Explain {} to a child.",
+    "Give me three facts about {}.",
+    "Write a short story about {}.",
+    "Why do people care about {}?",
+    "Write a quiz question about {}, with its answer.",
+    "What should a beginner know about {}?",
+    "Write a short newspaper article about {}.",
+)
+
+
+def measured(tokenizer: PreTrainedTokenizerBase, count: int = 780) -> list[str]:
+    """Prompts that no head was trained on or chosen by, drawn from all topics in all ways of asking."""
+    pairs = [(topic, way) for topic in TOPICS for way in _ASKED]
+    drawn = np.random.default_rng(3).permutation(len(pairs))[:count].tolist()
+    return [chat(tokenizer, pairs[i][1].format(pairs[i][0])) for i in drawn]

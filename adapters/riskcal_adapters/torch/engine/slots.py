@@ -82,14 +82,13 @@ class Slots:
         self.size, self.prompt, self.length = slots, prompt, length
         self._least, self._max_wait = least, max_wait
         self._cache = self._backbone.pool(slots, prompt, length)
-        n_layers = loop.n_layers
         self.active = np.zeros(slots, dtype=bool)
         self._layer = np.zeros(slots, dtype=np.int64)  # that runs next
         self._position = np.zeros(slots, dtype=np.int64)
         self._since = np.zeros(slots)
         self._first_token = np.zeros(slots)
         self._limit = np.zeros(slots, dtype=np.int64)
-        self._needed = np.full((slots, length, n_layers), math.inf, dtype=np.float32)
+        self._needed = np.full((slots, length, self._backbone.n_exits), math.inf, dtype=np.float32)
         self._tokens = np.zeros((slots, length), dtype=np.int64)
         self._exits = np.zeros((slots, length), dtype=np.int64)
         self._confidence = np.zeros((slots, length), dtype=np.float32)
@@ -158,13 +157,17 @@ class Slots:
         state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         self.calls += 1
         self.rows_computed += len(rows)
-        needed = self._needed[rows, positions, index]
-        asked = np.flatnonzero(needed < math.inf)
-        leaving, tokens = self._judged(
-            index, asked, rows, positions, state, before if index else None
-        )
         stay = np.ones(len(rows), dtype=bool)
-        stay[leaving] = False
+        leaving, tokens = np.zeros(0, dtype=np.int64), list[int]()
+        # after the last layer come its own head, if it has one, and the final head for whoever is left
+        last = index + 1 == self._loop.n_layers
+        for place in range(index, self._backbone.n_exits if last else index + 1):
+            asked = np.flatnonzero(stay & (self._needed[rows, positions, place] < math.inf))
+            left, said = self._judged(
+                place, asked, rows, positions, state, before if index else None
+            )
+            stay[left] = False
+            leaving, tokens = np.concatenate([leaving, left]), tokens + said
         going = rows[stay]
         if len(going):
             self._state.index_copy_(
@@ -210,7 +213,7 @@ class Slots:
             confidence, scores = judge.look(index + 1, own, behind)
             at, of = rows[places], positions[places]
             sure = confidence >= self._needed[at, of, index]
-            if index + 1 == self._loop.n_layers:
+            if index + 1 == self._backbone.n_exits:
                 sure[:] = True
             short = ~sure & ~np.isnan(confidence)
             self._refused[at[short], of[short]] = np.maximum(
@@ -222,7 +225,7 @@ class Slots:
             chosen = self._chosen(
                 scores or head.scores(index + 1, own, None), out, at[out], of[out]
             )
-            if self._guards and index + 1 < self._loop.n_layers:
+            if self._guards and index + 1 < self._backbone.n_exits:
                 free = [i for i, row in enumerate(at[out]) if not self._forbids(row, chosen[i])]
                 out, chosen = out[free], [chosen[i] for i in free]
             self._confidence[at[out], of[out]] = confidence[out]

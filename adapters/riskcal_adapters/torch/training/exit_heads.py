@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from riskcal import RiskcalError, internal
 from riskcal_adapters.torch import replacing
-from riskcal_adapters.torch.exit_head_files import backbone_fingerprint
+from riskcal_adapters.torch.exit_head_checks import backbone_fingerprint
 from riskcal_adapters.torch.exit_heads import ExitHead
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.head_losses import checked_penalty, head_loss, head_targets

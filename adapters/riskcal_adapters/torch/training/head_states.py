@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from riskcal import RiskcalError
-from riskcal_adapters.torch.exit_head_files import check_layer
+from riskcal_adapters.torch.exit_head_checks import check_layer
 from riskcal_adapters.torch.exit_heads import ExitHead
 from riskcal_adapters.torch.training.self_generated import Sequences, causal_lm
 
