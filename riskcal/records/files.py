@@ -18,7 +18,7 @@ import pyarrow.csv
 
 from riskcal import _parquet, _validate
 from riskcal._validate import RiskcalError
-from riskcal.records.columns import canonical, of_arrow
+from riskcal.records.columns import canonical, is_unicode, of_arrow
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
 TEXT_COLUMNS = (
@@ -335,6 +335,10 @@ def _objects(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")
+        if "\\ud" in line.lower() and not is_unicode(json.dumps(row, ensure_ascii=False)):
+            raise RiskcalError(
+                f"{path}: row {number} is not valid Unicode (a lone surrogate); repair it."
+            )
         yield number, row
 
 
