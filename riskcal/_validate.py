@@ -363,6 +363,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The neighbour's name is drawn, and the file made by whoever is first: two writers never share one, be they threads or
     processes that have the same id in containers of their own. What is renamed is on the disk before its name is.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise RiskcalError(f"path: {shown(path)} is no path of a file.")
     target = Path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     try:
