@@ -74,11 +74,9 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
         paths = [*source]
         if not paths:
             raise RiskcalError("path: the list is empty; give at least one file.")
-        if not all(isinstance(one, str | os.PathLike) for one in paths):
-            raise RiskcalError(
-                f"path: {source!r} is no list of paths; give files, folders or patterns."
-            )
-        if len(paths) > 1 and all(Path(one).is_file() for one in paths):
+        if len(paths) > 1 and all(
+            isinstance(one, str | os.PathLike) and Path(one).is_file() for one in paths
+        ):
             above = Path(os.path.commonpath([os.path.abspath(one) for one in paths]))  # noqa: PTH100  (links stay as they are)
             return _below(above, [Path(os.path.abspath(one)) for one in paths], names)  # noqa: PTH100
         return _together([read(one, names) for one in paths], names)
