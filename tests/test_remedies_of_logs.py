@@ -103,3 +103,32 @@ def test_attempts_are_told_apart_to_the_last_digit_and_in_their_zones(
     for frame in (twice(*values), twice(*values).iloc[::-1]):
         kept = Runs.from_frame(frame, keep=("last", "when"))
         assert kept.values["dissimilarity"].max() == 0.125
+
+
+def test_what_stands_in_objects_is_listed_and_read_by_its_path(tmp_path: Path) -> None:
+    flat = table()
+    nested = flat.drop(columns="dissimilarity").assign(
+        metrics=pd.Series([{"text": {"rougeL": 1 - loss}} for loss in flat["dissimilarity"]]),
+        tags=pd.Series([{"id": f"d{i}"} for i in range(len(flat))]),
+    )
+    log = tmp_path / "log.jsonl"
+    nested.replace({"threshold": {math.inf: "full"}}).to_json(log, orient="records", lines=True)
+    assert "metrics.text" in run("check", log).stdout
+    read = Runs.read(log, columns={"dissimilarity": ("metrics.text.rougeL", "1 - x")})
+    assert read.digest() == Runs.from_frame(flat).digest()
+    option = "dissimilarity=1-metrics.text.rougeL"
+    assert run("check", log, "--columns", option).exit_code == 0
+    for wrong in ("metrics.text.wer", "metrics.wer", "tags.id.x", "prompt.x", "."):
+        with pytest.raises(RiskcalError, match=r"has no column|stands"):
+            Runs.read(log, columns={"dissimilarity": wrong})
+
+
+def test_a_failure_within_objects_is_null_and_refused() -> None:
+    cells = [{"rougeL": 1.0 - loss} for loss in table()["dissimilarity"]]
+    frame = (
+        table()
+        .drop(columns="dissimilarity")
+        .assign(metrics=pd.Series([*cells[:5], {}, *cells[6:]], dtype=object))
+    )
+    with pytest.raises(RiskcalError, match=r"dissimilarity: .* at row 5"):
+        Runs.from_frame(frame, columns={"dissimilarity": ("metrics.rougeL", "1 - x")})

@@ -167,7 +167,7 @@ def _missing(
         (name for name in proposals if name in ("dissimilarity", "risk")), "dissimilarity, risk"
     )
     measured = {"dissimilarity", "risk"} & set(frame.columns)
-    have = ", ".join(map(str, frame.columns)) or "none"
+    have = ", ".join(renaming.names_in(frame)) or "none"
     for name in ("prompt", "threshold", *settings, *(() if measured else (loss,))):
         if name in proposals:
             option = f"--columns {shlex.quote(proposals[name])}"
