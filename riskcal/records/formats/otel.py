@@ -47,7 +47,8 @@ def read(
     Raises
     ------
     RiskcalError
-        For several evaluations and none chosen, none at all, or a loss outside [0, 1].
+        For several evaluations and none chosen, none at all, a loss outside [0, 1], or labels without a loss where no
+        evaluation has a score: all of them would seem to have failed.
     """
     formula = settings_.formula(loss)
     source = settings_.path_of(path)
