@@ -356,6 +356,13 @@ def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:
     return grid
 
 
+def a_path(path: Any) -> Path:
+    """Where a file stands, or will stand."""
+    if not isinstance(path, str | os.PathLike):
+        raise RiskcalError(f"path: {shown(path)} is no path of a file.")
+    return Path(path)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write to a temporary neighbour and rename it into place, so that a crash leaves the old file or the new one whole.
@@ -363,7 +370,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The neighbour's name is drawn, and the file made by whoever is first: two writers never share one, be they threads or
     processes that have the same id in containers of their own. What is renamed is on the disk before its name is.
     """
-    target = Path(path)
+    target = a_path(path)
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

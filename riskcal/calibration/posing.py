@@ -82,6 +82,10 @@ def pose(
         raise RiskcalError(
             f"lower, upper: objective {objective!r} of Runs has its own bounds; leave them out."
         )
+    if budget is not None and not isinstance(budget, Mapping):
+        raise RiskcalError(
+            f"budget: {_validate.shown(budget)} is no dictionary; give {{'price': (mean, largest)}}."
+        )
     deltas = delta if isinstance(delta, Mapping) else {objective: delta}
     if not deltas:
         raise RiskcalError("delta: the mapping is empty; give at least one objective.")

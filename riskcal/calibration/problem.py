@@ -190,6 +190,8 @@ def chooses_by_cost(problem: Problem, cost: str) -> bool:
 
 def refuse_unknown_cost(problem: Problem, cost: str) -> None:
     """Refuse to choose by a cost that was not recorded."""
+    if not isinstance(cost, str):
+        raise RiskcalError(f"cost: {_validate.shown(cost)} is no name; give that of one cost.")
     if cost not in problem.costs and chooses_by_cost(problem, cost):
         raise RiskcalError(
             f"cost: {cost!r} was not recorded; there is {', '.join(problem.costs) or 'none'}. Choosing "

@@ -71,6 +71,9 @@ def of_policy(policy: ExitPolicy) -> str:
         if policy.thresholds is None
         else "at each head's threshold"
     )
+    where += "".join(
+        f", {name} {plain(value)}" for name, value in (policy.coordinates or {}).items()
+    )
     return (
         f"Certified: with probability at least {at_least(certificate.epsilon_spent)} over the draw of the {certificate.n} "
         f"calibration {unit}, {where} {claims}{over}."

@@ -5,8 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import typer
 
+from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
 from riskcal.cli.reading import ColumnsOption, KeepOption
 from riskcal.records import COSTS, Runs, files, guessing, renaming, retries
@@ -62,10 +64,23 @@ def check(
         print("\n".join(_lines(log, found)))
     else:
         print(Runs.read(log, **asked))
-        unused = guessing.optional(renaming.renamed(frame, names))
+        unused = {
+            name: said
+            for name, said in guessing.optional(renaming.renamed(frame, names)).items()
+            if _would_be_read(frame, asked, said)
+        }
         if unused:
             print(f"May also be read: {' '.join(f'--columns {one}' for one in unused.values())}")
     raise typer.Exit(2 if found else 0)
+
+
+def _would_be_read(frame: pd.DataFrame, asked: dict[str, Any], said: str) -> bool:
+    columns = asked["columns"] | renaming.options([said])
+    is_json = files.is_json_lines(frame)
+    try:
+        return not findings(frame, **(asked | {"columns": columns}), is_json=is_json)
+    except RiskcalError:
+        return False
 
 
 def _lines(log: Path, found: list[Finding]) -> list[str]:

@@ -94,7 +94,8 @@ def _vector(cell: Any, row: int) -> dict[int, float]:
     if not isinstance(given, dict):
         raise RiskcalError(
             f"thresholds: {_validate.shown(plain(cell))} at row {row} is neither a list of one threshold per exit nor an object "
-            "of layers and thresholds."
+            "of layers and thresholds. If the column means something else here, leave it out or name it otherwise, with "
+            "columns={'thresholds_logged': 'thresholds'}."
         )
     found = {}
     for layer, value in given.items():
@@ -171,7 +172,7 @@ def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
     if isinstance(value, str):
         if name == "temperature":
             raise RiskcalError(f"{name}: {value!r} at row {row} is a text; write a number.")
-        if not value.isascii() and value.encode(errors="ignore").decode() != value:
+        if not columns.is_unicode(value):
             raise RiskcalError(
                 f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it."
             )

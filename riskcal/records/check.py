@@ -81,8 +81,9 @@ def findings(
     )
     if refused is None:
         return []
-    found: list[Finding] = []
-    proposals = guessing.required(frame) if frame.columns.is_unique else {}
+    found = [*_twice_named(frame)]
+    frame = frame.loc[:, ~frame.columns.duplicated()]
+    proposals = guessing.required(frame)
     guesses = renaming.options([*proposals.values()])
     found += _missing(frame, [*settings, *further], proposals)
     frame = renaming.renamed(frame, guesses)
@@ -120,7 +121,7 @@ def _peeled(
             yield replace(one, rows=tuple(map(int, frame.index[rows])), mend=mend)
         nameless = one.column == "prompt" and problems.no_labels(frame["prompt"], "prompt").any()
         unplaced += int(rows.sum()) if nameless else 0
-        frame = problems.without(frame, one.column, str(error), rows)
+        frame = problems.without(frame, one.column, str(error), rows, sources)
         if problems.too_few(frame):
             return
 
@@ -153,6 +154,11 @@ def _split(said: str) -> tuple[str, str]:
     return said[: min(stops)], remedy[:1].upper() + remedy[1:]
 
 
+def _twice_named(frame: pd.DataFrame) -> Iterator[Finding]:
+    for name in frame.columns[frame.columns.duplicated()].unique():
+        yield Finding(str(name), "two columns have this name", (), "Rename or drop one.")
+
+
 def _missing(
     frame: pd.DataFrame, settings: Sequence[str], proposals: Mapping[str, str]
 ) -> Iterator[Finding]:
@@ -161,7 +167,7 @@ def _missing(
         (name for name in proposals if name in ("dissimilarity", "risk")), "dissimilarity, risk"
     )
     measured = {"dissimilarity", "risk"} & set(frame.columns)
-    have = ", ".join(map(str, frame.columns)) or "none"
+    have = ", ".join(renaming.names_in(frame)) or "none"
     for name in ("prompt", "threshold", *settings, *(() if measured else (loss,))):
         if name in proposals:
             option = f"--columns {shlex.quote(proposals[name])}"

@@ -180,15 +180,7 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
     with _validate.reading(name, "a column of labels"):
         missing = column.isna().to_numpy()
     if missing.any():
-        remedy = (
-            ""
-            if name in ("prompt", "prompts")
-            else f"; fill it in, or leave {name} out if nothing is known of it"
-        )
-        raise RiskcalError(
-            f"{name}: missing at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every row "
-            f"needs one{remedy}."
-        )
+        raise _unlabelled(column, name, missing)
     column = as_numpy(column, name)
     text = np.array([isinstance(value, str) for value in column])
     if not text.any():
@@ -198,24 +190,56 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
         if all(map(_validate.is_whole, column)):
             return _whole(column, name)
     if not text.all():
-        row = (
-            int(text.argmin()) if text[0] else int(text.argmax())
-        )  # the first that is not like row 0
+        row = first_unlike(column)
         raise RiskcalError(
             f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {column.index[row]}, in a column of type "
             f"{column.dtype}; give integers throughout, or strings throughout."
         )
     empty = (column == "").to_numpy() & (name in ("prompt", "prompts", "cluster"))
     if empty.any():
-        raise RiskcalError(
-            f"{name}: missing (an empty text) at row {column.index[int(empty.argmax())]}; every row needs one."
-        )
+        raise _unlabelled(column, name, empty, " (an empty text)")
     for label, value in column.items():
-        if not value.isascii() and value.encode(errors="ignore").decode() != value:
+        if not is_unicode(value):
             raise RiskcalError(
                 f"{name}: {value!r} at row {label} is not valid Unicode (a lone surrogate); repair it."
             )
     return column
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text has no lone surrogates, which nothing can write."""
+    return text.isascii() or text.encode(errors="ignore").decode() == text
+
+
+def _unlabelled(
+    column: pd.Series, name: str, missing: NDArray[np.bool_], what: str = ""
+) -> RiskcalError:
+    remedy = (
+        ""
+        if name in ("prompt", "prompts")
+        else f"; fill it in, or leave {name} out if nothing is known of it"
+    )
+    return RiskcalError(
+        f"{name}: missing{what} at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every row "
+        f"needs one{remedy}."
+    )
+
+
+def unlike(column: pd.Series) -> NDArray[np.bool_]:
+    """Labels that are not of the kind of the first; where that is neither a text nor a whole number, whatever is neither."""
+    if len(column) == 0:
+        return np.zeros(0, dtype=bool)
+    texts = np.array([isinstance(value, str) for value in column], dtype=bool)
+    wholes = np.array([_validate.is_whole(value) for value in column], dtype=bool)
+    if texts[0] or wholes[0]:
+        return ~(texts if texts[0] else wholes)
+    result: NDArray[np.bool_] = ~(texts | wholes)
+    return result
+
+
+def first_unlike(column: pd.Series) -> int:
+    """The first row whose label is not of the kind of the first."""
+    return int(unlike(column).argmax())
 
 
 def _whole(column: pd.Series, name: str) -> pd.Series:
@@ -252,7 +276,12 @@ def numbers(
     )
     if bad.any():
         row, many = int(bad.argmax()), int(bad.sum())
-        remedy = _remedy(name, upper, is_reference=reference is not None and bool(reference[row]))
+        remedy = _remedy(
+            name,
+            upper,
+            column.iloc[row],
+            is_reference=reference is not None and bool(reference[row]),
+        )
         raise RiskcalError(
             f"{name}: {_validate.shown(plain(column.iloc[row]))} at row "
             f"{column.index[row]}{f' ({many} such rows)' if many > 1 else ''}; every value must be a finite number in "
@@ -261,8 +290,10 @@ def numbers(
     return values.clip(lower, upper)
 
 
-def _remedy(name: str, upper: float, *, is_reference: bool) -> str:
+def _remedy(name: str, upper: float, cell: Any, *, is_reference: bool) -> str:
     """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
+    if isinstance(cell, str) and any(letter.isdigit() for letter in cell):
+        return "It is a text: write a number, 0.25 for '25%' or '0,25'."
     if upper == float("inf"):
         return (
             f"Give what the run took, failed or not; or leave {name} out if it is not known of all."
@@ -286,16 +317,33 @@ def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
         row = int(bad.argmax())
         cell, many = _validate.shown(plain(column.iloc[row])), int(bad.sum())
         raise RiskcalError(
-            f"{name}: {cell} at row {column.index[row]} ({many} such rows); it is true or false in every row."
+            f"{name}: {cell} at row {column.index[row]} ({many} such rows); it is true or false in every row. "
+            f"{_how_to_say_true(column, name)}"
         )
     return column.to_numpy(dtype=bool)
+
+
+#: What programs write for true where they write one of two numbers or texts.
+_TRUE = ("1", "1.0", "true", "yes", "y", "t")
+
+
+def _how_to_say_true(column: pd.Series, name: str) -> str:
+    """What makes truth values of numbers or texts, where two at most stand for them; which is true is for its writer to say."""
+    said = {
+        plain(value) for value in column if isinstance(value, str) or _validate.is_number(value)
+    }
+    if not 0 < len(said) <= 2 or len(said) < column.map(repr).nunique():
+        return "Fill in which it is."
+    likely = [value for value in said if str(value).strip().lower() in _TRUE]
+    true = likely[0] if likely else 1 if _validate.is_number(next(iter(said))) else "true"
+    return f"If {true!r} means true, table[{name!r}] = table[{name!r}] == {true!r} makes it so in pandas."
 
 
 def floats(column: pd.Series) -> _validate.Floats:
     """A column as float64; whatever is not a number is NaN."""
     column = as_numpy(column, str(column.name))
     if column.dtype == object:
-        column = column.map(_number)
+        column = pd.Series([_number(value) for value in column], column.index, dtype=object)
     try:
         return pd.to_numeric(column, errors="coerce").to_numpy(
             dtype="float64", na_value=float("nan")

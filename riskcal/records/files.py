@@ -3,6 +3,7 @@
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import pyarrow.csv
 
 from riskcal import _parquet, _validate
 from riskcal._validate import RiskcalError
-from riskcal.records.columns import canonical, of_arrow
+from riskcal.records.columns import canonical, is_unicode, of_arrow
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
 TEXT_COLUMNS = (
@@ -70,23 +71,36 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
             raise RiskcalError(
                 f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these."
             )
-        parts = [read(one, names) for one in source]
-        if not parts:
+        paths = [*source]
+        if not paths:
             raise RiskcalError("path: the list is empty; give at least one file.")
-        return _together(parts, names)
+        if len(paths) > 1 and all(
+            isinstance(one, str | os.PathLike) and Path(one).is_file() for one in paths
+        ):
+            above = Path(os.path.commonpath([os.path.abspath(one) for one in paths]))  # noqa: PTH100  (links stay as they are)
+            return _below(above, [Path(os.path.abspath(one)) for one in paths], names)  # noqa: PTH100
+        return _together([read(one, names) for one in paths], names)
     path = Path(source)
     if path.is_dir():
-        parts = [
-            _partition(_read_file(file, names), file.relative_to(path), file, names)
-            for file in _files(path)
-        ]
-        return _together(parts, names)
+        return _below(path, _files(path), names)
     if not path.exists():
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
         if found:
+            fixed = [*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)]
+            files = [Path(one) for one in found]
+            if all(one.is_file() for one in files):
+                return _below(Path(*fixed), files, names)
             return read(found, names)
         raise RiskcalError(f"{path}: no such file.")
     return _read_file(path, names)
+
+
+def _below(folder: Path, paths: Sequence[Path], names: Mapping[str, str]) -> pd.DataFrame:
+    """The table in these files, with what folders between them and this one say."""
+    parts = [
+        _partition(_read_file(file, names), file.relative_to(folder), file, names) for file in paths
+    ]
+    return _together(parts, names)
 
 
 def is_json_lines(frame: pd.DataFrame) -> bool:
@@ -280,8 +294,23 @@ def _read_csv(stream: Any, names: Mapping[str, str]) -> pd.DataFrame:
         strings_can_be_null=False,
     )
     lines = pa.csv.ParseOptions(newlines_in_values=True)
-    frame = of_arrow(pa.csv.read_csv(stream, parse_options=lines, convert_options=text))
+    content = stream.read()
+    _refuse_other_separators(content)
+    table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
+    frame = of_arrow(table)
     return canonical(_restore_integers(frame, _in_the_file(ID_COLUMNS, names)))
+
+
+def _refuse_other_separators(content: bytes) -> None:
+    """Refuse a header of several columns none of which a comma parts, with the way that reads it."""
+    header = content[:100_000].partition(b"\n")[0].decode("utf-8", errors="replace").strip()
+    found = next((mark for mark in ";\t|" if mark in header and "," not in header), None)
+    if found is not None:
+        comma = ", decimal=','" if found == ";" else ""
+        raise RiskcalError(
+            f"its columns are parted by {found!r}, not by commas. Read it with pandas, and check the table that you get: "
+            f"Runs.from_frame(pandas.read_csv(path, sep={found!r}{comma}))."
+        )
 
 
 def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
@@ -335,6 +364,10 @@ def _objects(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")
+        if "\\ud" in line.lower() and not is_unicode(json.dumps(row, ensure_ascii=False)):
+            raise RiskcalError(
+                f"{path}: row {number} is not valid Unicode (a lone surrogate); repair it."
+            )
         yield number, row
 
 

@@ -1,9 +1,11 @@
 """Kinds of problems of a log, known by how they are refused: which rows have one, what mends it, and the log without it."""
 
 import math
+import re
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,14 @@ from riskcal.records import candidates, columns, guessing, retries
 
 _Rows = NDArray[np.bool_]
 
+#: Columns that say one thing of a whole table, and which values they may have.
+_ONE_THROUGHOUT: dict[str, Callable[[Any], bool]] = {
+    "source": lambda value: isinstance(value, str) and value in ("generated", "replayed"),
+    "exact": lambda value: isinstance(value, bool),
+    "stopped": lambda value: isinstance(value, str),
+    "lower_is_stricter": lambda value: isinstance(value, bool | np.bool_),
+}
+
 _LABELS = ("cluster", "group", "text")
 
 _SHARES = ("dissimilarity", "risk", "full_risk")
@@ -23,7 +33,7 @@ _SHARES = ("dissimilarity", "risk", "full_risk")
 _OTHER_MEANINGS = ("source", "exact", "stopped")
 
 #: Columns without which runs can be read, and what a bad one stands for is the default.
-_OPTIONAL = (*_LABELS, "full_risk", "source", "exact", "stopped", "lower_is_stricter")
+_OPTIONAL = (*_LABELS, "full_risk", "source", "exact", "stopped", "lower_is_stricter", "thresholds")
 
 
 def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -> _Rows:
@@ -33,6 +43,17 @@ def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -
     """
     if column not in frame.columns:
         return np.zeros(len(frame), dtype=bool)
+    found = _alike(frame, column, said, settings)
+    named = re.search(r"\brow (\d+)", said)
+    here = frame.index == int(named[1]) if named else np.zeros(len(frame), dtype=bool)
+    if (
+        here.any() and not (found & here).any()
+    ):  # of a kind that is not known: which others are alike, only reading tells
+        return np.asarray(here)
+    return found
+
+
+def _alike(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -> _Rows:
     if "stands twice" in said:
         return retries.repeated(frame, settings)
     if "lacks the" in said:
@@ -43,9 +64,14 @@ def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -
     if "a full-model row" in said:
         return _full(frame) & (columns.floats(frame[column]) > _validate.TOLERANCE)
     if column == "threshold":
-        return _no_thresholds(frame[column])
-    if column == "failed":
+        nulls_alone = "JSON has no infinity" in said
+        return _absent(frame[column]) if nulls_alone else _no_thresholds(frame[column])
+    if "true or false in every row" in said:
         return np.array([not isinstance(v, bool | np.bool_) for v in frame[column]], dtype=bool)
+    if "not valid Unicode" in said:
+        return np.array([isinstance(v, str) and not columns.is_unicode(v) for v in frame[column]])
+    if column in _ONE_THROUGHOUT:
+        return _unlike_all(frame[column], column)
     if column == "prompt":
         return no_labels(frame[column], column)
     if column in _LABELS:
@@ -57,12 +83,19 @@ def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -
     return _missing(frame[column]) & ~_full(frame)
 
 
-def without(frame: pd.DataFrame, column: str, said: str, bad: _Rows) -> pd.DataFrame:
-    """The log as if the problem were mended, to see what it hides; as it is where nothing more can be seen."""
+def without(
+    frame: pd.DataFrame, column: str, said: str, bad: _Rows, known: Collection[str]
+) -> pd.DataFrame:
+    """The log as if the problem were mended, to see what it hides; as it is where nothing more can be seen.
+
+    ``known`` is as in `mend`.
+    """
     if "stands twice" in said:
         return frame[~bad]
     if "lacks the" in said or "the full model's rows of" in said:
         return frame[~_of_prompts(frame, frame["prompt"][bad])]
+    if _in_percent(frame, column, said, known):
+        return frame.assign(**{column: columns.floats(frame[column]) / 100})
     if column in _OPTIONAL:
         return frame.drop(columns=column)
     if column == "threshold" and bad.any():
@@ -90,11 +123,17 @@ def mend(
         return (f"--columns {column}_logged={column}",)
     if "must be a finite number" not in said or column not in _SHARES:
         return ()
-    if guessing.percent(frame[column]) and column not in known:
+    if _in_percent(frame, column, said, known):
         return (f"--columns {column}={column}/100",)
     if "failed" not in frame.columns and (name := guessing.failures(frame, bad)):
         return (f"--columns {shlex.quote(f'failed={name}')}",)
     return ()
+
+
+def _in_percent(frame: pd.DataFrame, column: str, said: str, known: Collection[str]) -> bool:
+    """Whether a share was refused because all of its column are percentages."""
+    refused = "must be a finite number" in said and column in _SHARES and column not in known
+    return refused and guessing.percent(frame[column])
 
 
 def _without_full(frame: pd.DataFrame, _: Sequence[str]) -> pd.Series:
@@ -123,6 +162,21 @@ def _missing(column: pd.Series) -> _Rows:
     return missing
 
 
+def _absent(column: pd.Series) -> _Rows:
+    result: _Rows = column.isna().to_numpy(dtype=bool)
+    return result
+
+
+def _unlike_all(column: pd.Series, name: str) -> _Rows:
+    """What a column of one value for the whole table does not allow, or what is not its first where that is allowed."""
+    allowed = _ONE_THROUGHOUT[name]
+    wrong = np.array([not allowed(value) for value in column], dtype=bool)
+    if wrong.any():
+        return wrong
+    first = column.iloc[0]
+    return np.array([value != first for value in column], dtype=bool)
+
+
 def _full(frame: pd.DataFrame) -> _Rows:
     return np.isposinf(candidates.as_numbers(frame["threshold"]))
 
@@ -135,17 +189,12 @@ def _no_thresholds(column: pd.Series) -> _Rows:
 
 
 def no_labels(column: pd.Series, name: str) -> _Rows:
-    """What is missing; where nothing is, what is of another type than the column's first."""
-    missing = (
-        _missing(column) if name in ("prompt", "cluster") else column.isna().to_numpy(dtype=bool)
-    )
-    if missing.any():
+    """What is null; where nothing is, what is of another type than the first; where nothing is, an empty text."""
+    if (missing := _absent(column)).any():
         return missing
-    texts = np.array([isinstance(value, str) for value in column], dtype=bool)
-    if texts.any():
-        unlike: _Rows = texts != texts[0]
+    if (unlike := columns.unlike(column)).any():
         return unlike
-    return np.array([not _validate.is_whole(value) for value in column], dtype=bool)
+    return _missing(column) if name in ("prompt", "cluster") else missing
 
 
 def _changing(frame: pd.DataFrame, name: str) -> _Rows:
@@ -172,9 +221,11 @@ def _of_prompts(frame: pd.DataFrame, prompts: pd.Series) -> _Rows:
 
 def _prompts(frame: pd.DataFrame) -> pd.Series:
     """Prompts that can be compared, before it is known that they are numbers or texts."""
-    return frame["prompt"].map(
-        lambda v: v if isinstance(v, str) or _validate.is_whole(v) else _validate.shown(v)
-    )
+    comparable = [
+        v if isinstance(v, str) or _validate.is_whole(v) else _validate.shown(v)
+        for v in frame["prompt"]
+    ]
+    return pd.Series(comparable, frame.index, dtype=object)
 
 
 def _first_rows(frame: pd.DataFrame, prompts: pd.Series) -> _Rows:

@@ -332,7 +332,8 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
     for row, value in enumerate(stated):
         if not isinstance(value, bool) or value != stated[0]:
             raise RiskcalError(
-                f"exact: {value!r} at row {frame.index[row]}; it is true throughout or false throughout."
+                f"exact: {value!r} at row {frame.index[row]}; it is true throughout or false throughout. If it means something "
+                "else here, leave it out or name it otherwise, with columns={'exact_logged': 'exact'}."
             )
     return kinds[0], bool(stated[0])
 
@@ -351,5 +352,6 @@ def _stopped(frame: pd.DataFrame) -> Stop | None:
         return Stop(**json.loads(text))
     except (TypeError, ValueError) as error:
         raise RiskcalError(
-            f"stopped: the records hold {text!r}, which is not how a recording stops ({error})."
+            f"stopped: {text!r} at row {frame.index[0]} is not how a recording stops ({_validate.reason(error)}). If it means "
+            "something else here, leave it out or name it otherwise, with columns={'stopped_logged': 'stopped'}."
         ) from None

@@ -53,6 +53,7 @@ def renamed(frame: pd.DataFrame, columns: Columns | None) -> pd.DataFrame:
     wanted = _parsed(columns)
     if not wanted:
         return frame
+    frame = _with_nested(frame, wanted)
     numbered = _numbered(frame, wanted)
     wanted = {
         f"{target}{end}": _Column(f"{column.source}{end}", *_rest(column))
@@ -163,6 +164,32 @@ def _rest(column: _Column) -> tuple[Any, ...]:
     return column.formula, column.minuend, column.sign, column.factor
 
 
+def names_in(frame: pd.DataFrame) -> list[str]:
+    """What columns may be made of: a table's own, and what stands in objects, as ``metrics.rougeL``."""
+    names = []
+    for place, name in enumerate(map(str, frame.columns)):
+        cell = next(iter(frame.iloc[:, place]), None)
+        inner = [f"{name}.{key}" for key in cell] if isinstance(cell, dict) else []
+        names += inner or [name]
+    return names
+
+
+def _with_nested(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> pd.DataFrame:
+    """The table with the columns that are wanted from within objects, ``metrics.rougeL``, null where an object lacks it."""
+    made = {}
+    for source in {column.source for column in wanted.values()} - set(frame.columns):
+        name, *keys = source.split(".")
+        if not keys or list(frame.columns).count(name) != 1:
+            continue
+        cells = list(frame[name])
+        for key in keys:
+            there = any(isinstance(cell, dict) and key in cell for cell in cells)
+            cells = [cell.get(key) if isinstance(cell, dict) else None for cell in cells]
+        if there:
+            made[source] = pd.Series(cells, frame.index, dtype=object).infer_objects()
+    return frame.assign(**made)
+
+
 def _numbered(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> dict[str, list[str]]:
     """Columns that are spread over ``name_1``, ``name_2`` and so on, as a CSV's exits are: the endings of each."""
     found = {}
@@ -178,7 +205,7 @@ def _numbered(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> dict[str, l
 def _refuse_what_is_not_there(frame: pd.DataFrame, taken: set[str]) -> None:
     missing = sorted(name for name in taken if name not in frame.columns)
     if missing:
-        have = ", ".join(map(str, frame.columns)) or "none"
+        have = ", ".join(names_in(frame)) or "none"
         raise RiskcalError(
             f"columns: the table has no column {missing[0]!r}; it has: {have}. Name one of these."
         )

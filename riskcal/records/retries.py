@@ -1,6 +1,7 @@
 """Requests that were tried again: of several rows of one prompt and candidate the one that was served, by a rule fixed before."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,8 @@ from riskcal.records.costs import COSTS
 
 #: Which attempt was served, the last or the first, and the column that puts attempts in order.
 Keep = tuple[Literal["last", "first"], str]
+
+_ZONE = re.compile(r"(Z|z|[+-]\d\d:?\d\d|[T ]\d\d.*[+-]\d\d)$")
 
 #: What came of an attempt: to choose by it would select on the result.
 OUTCOMES = ("dissimilarity", "risk", "full_risk", "failed", *COSTS)
@@ -48,6 +51,7 @@ def served(
     if name not in frame.columns:
         have = ", ".join(map(str, frame.columns))
         raise RiskcalError(f"keep: the table has no column {name!r}; it has: {have}.")
+    _refuse_truths(frame[name], name)
     rank = _ranks(frame[name], name)
     attempts = coded(frame, candidate_columns)
     _refuse_ties(frame, name, attempts, rank)
@@ -95,16 +99,50 @@ def _ranks(column: pd.Series, name: str) -> NDArray[np.intp]:
     with _validate.reading(name, "a column of numbers or times"):
         if pd.api.types.is_datetime64_any_dtype(column.dtype):
             values = pd.to_datetime(column, utc=True)
+        elif (whole := _whole(column)) is not None:
+            values = whole
         elif np.isnan(numbers := table_columns.floats(column)).any():
             if not all(texts):
                 raise ValueError(
                     f"it holds {_validate.shown(column.iloc[int(np.isnan(numbers).argmax())])}"
                 )
+            _refuse_zones(column, name)
             values = pd.to_datetime(column, utc=True, format="ISO8601")
         else:
             column = table_columns.as_numpy(column, name)
             values = column if pd.api.types.is_integer_dtype(column.dtype) else numbers
         return np.asarray(pd.factorize(values, sort=True)[0])
+
+
+def _refuse_truths(column: pd.Series, name: str) -> None:
+    if any(isinstance(value, bool | np.bool_) for value in column):
+        raise RiskcalError(
+            f"keep: {name} holds truth values, which put no attempts in order, and often say what came of one; name the column "
+            "that counts the attempts, or says when each began."
+        )
+
+
+def _whole(column: pd.Series) -> NDArray[np.object_] | None:
+    """Whole numbers of any size as they are, in objects or texts; None where they are others, or numpy has them already."""
+    texts = [str(value).strip() for value in column]
+    if column.dtype.kind != "O" and not isinstance(column.iloc[0], str):
+        return None
+    if not all(text.removeprefix("-").isdecimal() and len(text) < 1000 for text in texts):
+        return None
+    values = np.empty(len(texts), dtype=object)
+    values[:] = [int(text) for text in texts]
+    return values
+
+
+def _refuse_zones(column: pd.Series, name: str) -> None:
+    """Times of which some have a zone: what those without one mean cannot be known."""
+    zoned = np.array([_ZONE.search(value.strip()) is not None for value in column], dtype=bool)
+    if zoned.any() and not zoned.all():
+        row = int(zoned.argmin())
+        raise RiskcalError(
+            f"{name}: {_validate.shown(column.iloc[row])} at row {column.index[row]} has no time zone, and others have one "
+            f"({int((~zoned).sum())} rows have none); write all of them with theirs."
+        )
 
 
 def _missing(column: pd.Series, name: str) -> NDArray[np.bool_]:

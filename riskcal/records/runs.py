@@ -136,6 +136,7 @@ class Runs:
         columns : mapping, optional
             The table's own names, and how its scores become losses: ``{"prompt": "request_id", "dissimilarity": ("rougeL",
             "1 - x")}``. A formula is a number minus x, x times or over a number, or both (``1 - x / 100``).
+            What stands in objects is named by its path, ``metrics.rougeL``.
         keep : (str, str), optional
             Which attempt was served, where a request was tried again: ``("last", "attempt")`` or ``("first", "attempt")``, with
             the column (numbers or times) that puts the attempts of a prompt and candidate in order. Without it rows that stand

@@ -47,9 +47,9 @@ def _axis(problem: Problem) -> tuple[Floats, str]:
     """Where candidates stand: at their thresholds, or one beside the other where these alone do not tell them apart."""
     if problem.several:
         return np.arange(1.0, problem.k + 1), "candidate, as numbered in the table"
-    return problem.candidates["threshold"].to_numpy(
-        dtype=np.float64
-    ), "exit threshold (higher: more cautious)"
+    cautious = "lower" if problem.lower_is_stricter else "higher"
+    x = problem.candidates["threshold"].to_numpy(dtype=np.float64)
+    return x, f"exit threshold ({cautious}: more cautious)"
 
 
 def _marked(calibration: Calibration | None) -> int | None:

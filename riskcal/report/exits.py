@@ -1,5 +1,6 @@
 """At which layers tokens leave, by group; and what each layer's confidence is worth."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,11 +26,23 @@ BINS = 10
 def layers_of(traces: Traces, policy: ExitPolicy) -> NDArray[np.intp]:
     """(N,) the layer, from 1, at which each token of the full model's path would leave."""
     length = int(traces.position.max()) + 1
-    needed = policy.exit_thresholds(traces.n_layers, length)
-    leaves = traces.confidence >= needed[traces.position]
-    leaves[:, -1] = True
+    lower = policy.lower_is_stricter  # which is for the comparison below, not for the thresholds
+    policy = policy.model_copy(update={"lower_is_stricter": False})
+    needed = policy.exit_thresholds(traces.n_layers, length)[traces.position]
+    seen = _padded(traces, traces.confidence)
+    leaves = (seen <= needed) & np.isfinite(needed) if lower else seen >= needed
+    leaves[np.arange(len(leaves)), traces.counts - 1] = True
     first: NDArray[np.intp] = leaves.argmax(1) + 1
     return first
+
+
+def _padded(traces: Traces, values: NDArray[Any]) -> Floats:
+    """(N, L) of what stands at each exit; NaN where a row has fewer."""
+    if traces.lengths is None:
+        return np.array(values, dtype=np.float64)
+    padded = np.full((len(traces.lengths), traces.n_layers), np.nan)
+    padded[np.arange(traces.n_layers) < traces.lengths[:, None]] = values
+    return padded
 
 
 def histograms(counts: Mapping[str, Floats], note: str) -> Section:
@@ -74,6 +87,7 @@ def of_traces(traces: Traces, policy: ExitPolicy | None, groups: Mapping[Any, An
         "tokens). After a first early exit a real decoder's states differ a little, so that this shows and proves nothing."
     )
     if policy is None:
+        note += " They leave where a confidence is at least the threshold."
         finite = traces.confidence[np.isfinite(traces.confidence)]
         middle = np.unique(np.quantile(finite, [0.25, 0.5, 0.75])) if finite.size else np.ones(1)
         counts = {
@@ -126,9 +140,12 @@ def of_runs(runs: Runs, candidate: int) -> list[Section]:
 def reliability(traces: Traces) -> Section:
     """How often each layer's token is the full model's (or its mean loss), by its confidence."""
     if traces.agrees is not None:
-        good, what = traces.agrees.astype(np.float64), "agrees with the full model"
+        good, what = _padded(traces, traces.agrees), "agrees with the full model"
     else:
-        good, what = 1.0 - np.asarray(traces.loss, dtype=np.float64), "1 - mean loss"
+        good, what = 1.0 - _padded(traces, np.asarray(traces.loss)), "1 - mean loss"
+    seen = _padded(traces, traces.confidence)
+    last = np.arange(len(seen)), traces.counts - 1
+    seen[last] = good[last] = np.nan  # the full model's own, which is no exit
     finite = traces.confidence[np.isfinite(traces.confidence)].astype(np.float64)
     low, high = float(finite.min(initial=0.0)), float(finite.max(initial=1.0))
     is_share = (low, high) == (0.0, 1.0)  # other measures, entropies say, have no diagonal
@@ -137,9 +154,9 @@ def reliability(traces: Traces) -> Section:
     drawn = np.unique(np.linspace(0, len(heads) - 1, min(MOST, len(heads))).astype(int))
     figures, rows = [], []
     for head in heads:
-        confidence, outcome = traces.confidence[:, head].astype(np.float64), good[:, head]
+        confidence, outcome = seen[:, head], good[:, head]
         bins = _bins(confidence, outcome, edges)
-        row = {"layer": head + 1, "confidences": int(bins.n.sum()), what: float(outcome.mean())}
+        row = {"layer": head + 1, "confidences": int(bins.n.sum()), what: _mean(outcome)}
         gap = float((np.abs(bins.seen - bins.right) * bins.n).sum() / max(bins.n.sum(), 1))
         rows.append(row | ({"gap": gap} if is_share else {}))
         if head in drawn and bins.n.size:
@@ -150,7 +167,10 @@ def reliability(traces: Traces) -> Section:
         if traces.agrees is not None
         else f"For each exit but the last: {what}, by its confidence in {BINS} bins; a larger dot has more tokens. "
     )
-    note += "Thresholds need a curve that rises: a flat one cannot tell good tokens from bad. "
+    note += (
+        "Thresholds need a curve that rises (or falls, where low values are the strict ones): a flat one cannot tell good "
+        "tokens from bad. "
+    )
     if is_share:
         note += (
             "On the diagonal confidence means what it says, which calibrated thresholds do not need; the gap is the mean "
@@ -161,6 +181,12 @@ def reliability(traces: Traces) -> Section:
         details("Heads, as a table", table(pd.DataFrame(rows), "Every exit but the last, by layer"))
     )
     return Section("heads", "What each head's confidence is worth", joined(body))
+
+
+def _mean(outcome: Floats) -> float:
+    """Of rows that have the exit."""
+    there = outcome[~np.isnan(outcome)]
+    return float(there.mean()) if there.size else math.nan
 
 
 class _Bins(NamedTuple):

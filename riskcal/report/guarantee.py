@@ -37,9 +37,29 @@ def assumptions(certificate: Certificate) -> list[str]:
         + look,
         f"Losses lie between {certificate.lower:g} and {certificate.upper:g}, and an output that failed counts as the worst.",
         "What serves is what was recorded: the same weights, tokenizer, confidence measure, cache, batching and length limit.",
-        "It is about the mean over what is served. Nothing is said of a single request or of a group of them.",
+        f"It is about the mean over {_over(certificate)}. Nothing is said of a single request or of a group of them.",
     ]
+    if certificate.max_cluster is not None:
+        said.append(f"No cluster that is served has more than {certificate.max_cluster} prompts.")
+    if budgets := [
+        name for name in _risks(certificate) if name not in (*sentences.MEANING, "agreement")
+    ]:
+        said.append(
+            f"No request costs more {' or '.join(budgets)} than the largest that was given with the budget."
+        )
     return said
+
+
+def _risks(certificate: Certificate) -> list[str]:
+    return [*certificate.delta] if isinstance(certificate.delta, dict) else [certificate.objective]
+
+
+def _over(certificate: Certificate) -> str:
+    if _risks(certificate) == ["selective"]:
+        return "the requests that stopped early"
+    if certificate.weighting == "clusters":
+        return "clusters, each counting alike"
+    return "what is served"
 
 
 def _facts(certificate: Certificate) -> Html:

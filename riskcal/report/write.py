@@ -218,11 +218,13 @@ def _shown(
         sections = [generations.section(given, seen)]
     if traces is not None:
         if not math.isfinite(threshold):  # of the full model there is nothing to count
-            threshold = float(calibration.table["threshold"].max())
+            grid, lower = calibration.table["threshold"], calibration.lower_is_stricter
+            threshold = float(grid.min() if lower else grid.max())
         groups = {}
         if runs is not None and "group" in runs.labels:
             groups = dict(zip(runs.prompts.tolist(), runs.labels["group"].tolist(), strict=True))
-        at = calibration.policy() if calibration.certified else ExitPolicy(threshold=threshold)
+        strictest = ExitPolicy(threshold=threshold, lower_is_stricter=calibration.lower_is_stricter)
+        at = calibration.policy() if calibration.certified else strictest
         if not at.coordinates:  # what they mean for exits, riskcal does not know
             sections.append(exits.of_traces(traces, at, groups))
         sections.append(exits.reliability(traces))

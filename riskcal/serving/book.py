@@ -50,6 +50,10 @@ class PolicyBook:
     """
 
     def __init__(self, policies: Mapping[str, ExitPolicy]) -> None:
+        if not isinstance(policies, Mapping):
+            raise RiskcalError(
+                f"policies: {_validate.shown(policies)} is no dictionary; give {{'news': policy}}."
+            )
         for index, (task, policy) in enumerate(policies.items()):
             if not isinstance(task, str) or not task:
                 raise RiskcalError(

@@ -47,7 +47,7 @@ class EventLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 * 2**20) -> None:
-        self.path = Path(path)
+        self.path = _validate.a_path(path)
         self.max_bytes = _validate.count(max_bytes, "max_bytes", least=1)
         self._thread = threading.Lock()
 

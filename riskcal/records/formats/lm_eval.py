@@ -1,6 +1,5 @@
 """Samples of the lm-evaluation-harness: one folder per setting, ``samples_{task}_{date}.jsonl`` in each (``--log_samples``)."""
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -124,20 +123,26 @@ def _sample(sample: dict[str, Any], task: str, path: Path, row: int) -> dict[str
             f"{path}: row {row} has no doc_hash, by which settings are joined; log the samples with a version of lm_eval that "
             "writes it."
         )
+    own = {name: sample.get(name) for name in ("doc_hash", "prompt_hash")}
+    own["filter"] = sample.get("filter", "none")
+    for name, value in own.items():
+        if not isinstance(value, str) and (name != "prompt_hash" or value is not None):
+            raise RiskcalError(
+                f"{path}: row {row}: {name} is {_validate.shown(value)}, not a text."
+            )
     names = sample.get("metrics", [name for name in sample if name not in _OWN])
-    scores = {name: sample.get(name) for name in names}
-    hashes = {name: sample.get(name) for name in ("doc_hash", "prompt_hash", "doc_id")}
-    return hashes | {
+    if not isinstance(names, list | dict) or not all(isinstance(name, str) for name in names):
+        raise RiskcalError(
+            f"{path}: row {row}: metrics is {_validate.shown(names)}, not a list of their names."
+        )
+    # some metrics have pairs, of which only all samples together make a number
+    scores = {name: settings_.finite(sample.get(name)) for name in names}
+    return own | {
         "group": task,
-        "filter": sample.get("filter", "none"),
-        "scores": {name: value for name, value in scores.items() if _is_score(value)},
+        "doc_id": settings_.finite(sample.get("doc_id")),
+        "scores": {name: value for name, value in scores.items() if value is not None},
         "place": f"{path}: row {row}",
     }
-
-
-def _is_score(value: Any) -> bool:
-    """Whether a metric has a number for a sample; some have pairs, of which only all samples together make one."""
-    return _validate.is_number(value) and math.isfinite(value)
 
 
 def _scores(frame: pd.DataFrame, chosen: Mapping[str, str]) -> pd.Series:

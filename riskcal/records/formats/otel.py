@@ -1,9 +1,8 @@
 """Evaluations in OpenTelemetry's exports: events ``gen_ai.evaluation.result``, as losses for `riskcal.RiskMonitor`."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import pandas as pd
@@ -48,10 +47,12 @@ def read(
     Raises
     ------
     RiskcalError
-        For several evaluations and none chosen, none at all, or a loss outside [0, 1].
+        For several evaluations and none chosen, none at all, a loss outside [0, 1], or labels without a loss where no
+        evaluation has a score: all of them would seem to have failed.
     """
     formula = settings_.formula(loss)
-    source = Path(path)
+    source = settings_.path_of(path)
+    losses = _labelled(labels)
     events = [
         (row, attributes)
         for row, line in settings_.objects(source)
@@ -60,26 +61,59 @@ def read(
     ]
     if not events:
         raise RiskcalError(f"{path}: holds no event {_EVENT}.")
-    names = {attributes.get("gen_ai.evaluation.name") for _, attributes in events}
+    names = {str(attributes.get("gen_ai.evaluation.name")) for _, attributes in events}
     chosen = settings_.only(names, name, "name", str(path))
     rows = []
+    unknown: set[str] = set()
     for row, attributes in events:
-        if attributes.get("gen_ai.evaluation.name") != chosen:
+        if str(attributes.get("gen_ai.evaluation.name")) != chosen:
             continue
-        value: Any = attributes.get("gen_ai.evaluation.score.value")
-        label = str(attributes.get("gen_ai.evaluation.score.label"))
-        scored = _validate.is_number(value) and math.isfinite(value)
-        known = labels is not None and label in labels
-        found = formula(value) if scored else (labels or {}).get(label, 1.0)
+        given: Any = attributes.get("gen_ai.evaluation.score.value")
+        label: Any = attributes.get("gen_ai.evaluation.score.label")
+        value = _score(given)
+        scored, known = value is not None, isinstance(label, str) and label in losses
+        unknown |= {label} if isinstance(label, str) and not (scored or known) else set()
+        found = losses[label] if not scored and known else 1.0 if not scored else formula(value)
         if not -_validate.TOLERANCE <= found <= 1 + _validate.TOLERANCE:
             raise RiskcalError(
-                f"{path}: row {row}: the score {_validate.shown(value)} makes a loss of {found:g}, outside [0, 1]; give loss= as "
+                f"{path}: row {row}: the score {_validate.shown(given)} makes a loss of {found:g}, outside [0, 1]; give loss= as "
                 "what the score is: '1 - x', 'x', '1 - x / 100'."
             )
-        rows.append((attributes.get("gen_ai.response.id"), float(found), not (scored or known)))
+        rows.append((_request(attributes), float(found), not (scored or known)))
+    if unknown and all(failed for _, _, failed in rows):
+        raise RiskcalError(
+            f"{path}: no evaluation {chosen!r} has a score, but labels: {', '.join(map(repr, sorted(unknown)[:10]))}. Say what "
+            "loss each is, with labels={'pass': 0, 'fail': 1}; without it all would count as failed."
+        )
     frame = pd.DataFrame(rows, columns=["request", "loss", "failed"])
     again = frame["request"].notna() & frame["request"].duplicated()
     return frame[~again].reset_index(drop=True)
+
+
+def _labelled(labels: Any) -> dict[str, float]:
+    given = {} if labels is None else labels
+    if not isinstance(given, Mapping):
+        raise RiskcalError(
+            f"labels: {_validate.shown(labels)} is no dictionary; give {{'pass': 0, 'fail': 1}}."
+        )
+    losses = {name: _validate.number(value, f"labels: {name}") for name, value in given.items()}
+    for name, loss in losses.items():
+        if not 0.0 <= loss <= 1.0:
+            raise RiskcalError(f"labels: {name} has the loss {loss:g}, outside [0, 1].")
+    return losses
+
+
+def _score(value: Any) -> float | None:
+    """A score that is a finite number, or the text of one, as JSON of protocol buffers may write it."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return settings_.finite(float(value))
+    return settings_.finite(value)
+
+
+def _request(attributes: Mapping[str, Any]) -> str | None:
+    value = attributes.get("gen_ai.response.id")
+    return None if value is None else str(value)
 
 
 def _events(line: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:

@@ -1,8 +1,8 @@
 """Checkpoints of reasoning models: the answer that was forced from a fork at each, as traces with as many exits as there were."""
 
+import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from riskcal import _validate
@@ -52,7 +52,9 @@ def read(
         For a question without checkpoints, a checkpoint without one of these, and tokens that become fewer.
     """
     _validate.choice(outcome, "outcome", ("agrees", "loss"))
-    source = Path(path)
+    settings_.name_of(key, "key")
+    settings_.name_of(confidence, "confidence")
+    source = settings_.path_of(path)
     columns: dict[str, list[Any]] = {"prompt": [], "confidence": [], outcome: [], "tokens": []}
     for row, question in settings_.objects(source):
         place = f"{path}: row {row}"
@@ -105,7 +107,10 @@ def _outcomes(checks: list[Mapping[str, Any]], outcome: str, place: str) -> list
 
 def _number(check: Mapping[str, Any], name: str, place: str) -> float:
     value: Any = check.get(name)
-    if not _validate.is_number(value):
+    never = isinstance(value, float) and name not in (*_RIGHT, "tokens_used", "checkpoint_idx")
+    if never and not math.isfinite(value):
+        return float(value)  # a confidence that is none never stops
+    if settings_.finite(value) is None:
         raise RiskcalError(
             f"{place} has a checkpoint without a number for {name}; it has {_listed(check)}."
         )

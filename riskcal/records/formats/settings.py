@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,26 @@ def candidates(
                 f"{', '.join(coordinates)}. Name those that there are in coordinates=."
             )
         setting = dict(zip(coordinates, values, strict=True))
-        if full is not None and setting["threshold"] in ("full", math.inf):
+        _refuse_no_setting(setting, key)
+        if full is not None and _is_full(setting["threshold"]):
             raise RiskcalError(
                 f"settings: {_validate.shown(key)} is the full model, as is full=; give it once."
             )
         yield setting, _path(path, f"settings: {_validate.shown(key)}")
+
+
+def _refuse_no_setting(setting: Mapping[str, Any], key: Any) -> None:
+    for name, value in setting.items():
+        if not isinstance(value, str) and not _validate.is_number(value):
+            raise RiskcalError(
+                f"settings: {_validate.shown(key)}: {name} is {_validate.shown(value)}; give a number, or a text."
+            )
+
+
+def _is_full(threshold: Any) -> bool:
+    if isinstance(threshold, str):
+        return threshold.strip().lower() in ("full", "inf")
+    return bool(threshold == math.inf)
 
 
 def _path(path: Any, name: str) -> Path:
@@ -49,6 +65,30 @@ def _path(path: Any, name: str) -> Path:
     if not (found := Path(path)).exists():
         raise RiskcalError(f"{name}: {found} does not exist.")
     return found
+
+
+def path_of(path: Any) -> Path:
+    """The one file of a log."""
+    found = _path(path, "path")
+    if found.is_dir():
+        raise RiskcalError(f"path: {found} is a folder; give one file of it at a time.")
+    return found
+
+
+def name_of(value: Any, argument: str) -> str:
+    """An argument that names something in a log."""
+    if not isinstance(value, str) or not value:
+        raise RiskcalError(f"{argument}: {_validate.shown(value)} is no name; give a text.")
+    return value
+
+
+def finite(value: Any) -> float | None:
+    """A cell of JSON as a number; None where it is none, or beyond any float."""
+    if not _validate.is_number(value):
+        return None
+    with suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None
 
 
 def objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -66,6 +106,8 @@ def only(names: set[Any], asked: Any, argument: str, where: str) -> Any:
     listed = ", ".join(map(repr, sorted(names, key=str))) or "none"
     if not names:
         raise RiskcalError(f"{argument}: {where} has none.")
+    if asked is not None:
+        name_of(asked, argument)
     if asked is None and len(names) != 1:
         raise RiskcalError(
             f"{argument}: {where} has several, {listed}; choose one, before you look at results, with {argument}=."

@@ -49,6 +49,12 @@ def read(
         has metrics (its time in the queue is that of the load, not of the setting); ``failed`` where it was aborted or never
         finished. Several samples of a request (``n``) are prompts ``id#0``, ``id#1`` and so on of one cluster.
     """
+    settings_.name_of(key, "key")
+    if not callable(distance):
+        raise RiskcalError(
+            f"distance: {_validate.shown(distance)} is no function of two texts; give riskcal_adapters.texts.token_distance, "
+            "for instance."
+        )
     parts = [
         _outputs(path, key).assign(**setting)
         for setting, path in settings_.candidates(settings, coordinates, full)
@@ -60,7 +66,8 @@ def read(
         first = frame[unknown].iloc[0]
         raise RiskcalError(
             f"{first['place']}: the full model has no output for {first['prompt']!r} ({int(unknown.sum())} such rows). If vLLM "
-            "counted the requests, join them with key='prompt'."
+            "counted the requests, join them with key='prompt'; if settings ran with different numbers of samples (n), run all "
+            "of them with the same."
         )
     frame["dissimilarity"] = [
         distance(text, reference[prompt])
@@ -91,7 +98,9 @@ def _outputs(path: Path, key: str) -> pd.DataFrame:
         for number, output in enumerate(outputs):
             if not isinstance(output, Mapping) or not isinstance(output.get("text"), str):
                 raise RiskcalError(f"{place} has no text in its output {number}.")
-            reason = output.get("finish_reason")
+            reason, ids = output.get("finish_reason"), output.get("token_ids") or []
+            if not isinstance(ids, list):
+                raise RiskcalError(f"{place}: token_ids of output {number} is no list.")
             rows.append(
                 {
                     "prompt": str(name)
@@ -99,7 +108,7 @@ def _outputs(path: Path, key: str) -> pd.DataFrame:
                     else f"{name}#{output.get('index', number)}",
                     "cluster": str(name),
                     "text": output["text"],
-                    "tokens": len(output.get("token_ids") or ()),
+                    "tokens": len(ids),
                     "seconds": seconds,
                     "failed": reason is None or reason in _LOST or request.get("finished") is False,
                     "place": place,
@@ -107,14 +116,24 @@ def _outputs(path: Path, key: str) -> pd.DataFrame:
             )
     if not rows:
         raise RiskcalError(f"{path}: holds no output.")
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    again = frame["prompt"].duplicated()
+    if again.any():
+        first = frame[again].iloc[0]
+        raise RiskcalError(
+            f"{first['place']}: {key} {first['prompt']!r} stands twice ({int(again.sum())} such outputs). If it was sent again, "
+            "keep the line that was served, by when it was sent and not by what came of it; if two requests are alike, "
+            "join them by another key=."
+        )
+    return frame
 
 
 def _seconds(metrics: Any) -> float | None:
     """From when a request was scheduled to its last token: of the server's per-request metrics, or of the engine's own clock."""
     if not isinstance(metrics, Mapping):
         return None
-    values: dict[str, Any] = {name: v for name, v in metrics.items() if _validate.is_number(v)}
+    found = {name: settings_.finite(value) for name, value in metrics.items()}
+    values = {name: value for name, value in found.items() if value is not None}
     if {"time_to_first_token_ms", "generation_time_ms"} <= values.keys():
         return float(values["time_to_first_token_ms"] + values["generation_time_ms"]) / 1000
     if {"scheduled_ts", "last_token_ts"} <= values.keys():
