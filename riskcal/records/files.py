@@ -9,6 +9,7 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +65,46 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
 
     Columns keep the names that they have there; ``names`` says under which one of riskcal's stands, so that it is read alike.
     """
-    names = names or {}
+    found = parts(source)
+    return _together([read_part(part, names) for part in found], names or {})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a source, and the folder that was given, below which names of folders are columns."""
+
+    file: Path
+    folder: Path | None = None
+
+
+def parts(source: Source) -> list[Part]:
+    """The files that a source means, in the order in which they are read; at least one."""
     if not isinstance(source, str | os.PathLike):
         if isinstance(source, bytes) or not isinstance(source, Iterable):
             raise RiskcalError(
                 f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these."
             )
-        parts = [read(one, names) for one in source]
-        if not parts:
+        found = [part for one in source for part in parts(one)]
+        if not found:
             raise RiskcalError("path: the list is empty; give at least one file.")
-        return _together(parts, names)
+        return found
     path = Path(source)
     if path.is_dir():
-        parts = [
-            _partition(_read_file(file, names), file.relative_to(path), file, names)
-            for file in _files(path)
-        ]
-        return _together(parts, names)
+        return [Part(file, path) for file in _files(path)]
     if not path.exists():
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
-        if found:
-            return read(found, names)
+        matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
+        if matching:
+            return parts(matching)
         raise RiskcalError(f"{path}: no such file.")
-    return _read_file(path, names)
+    return [Part(path)]
+
+
+def read_part(part: Part, names: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The table in one file, with what the names of its folders say."""
+    frame = _read_file(part.file, names or {})
+    if part.folder is None:
+        return frame
+    return _partition(frame, part.file.relative_to(part.folder), part.file, names or {})
 
 
 def is_json_lines(frame: pd.DataFrame) -> bool:
