@@ -8,6 +8,7 @@ tokens, decisions 6 exits, and there are 20 thresholds: 5 rows of tokens make on
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -60,6 +61,7 @@ def work(folder: Path, processes: int) -> dict[str, float]:
     else:
         out = reduce(folder / "tokens", folder / "runs", replay)
     seconds = {"reduce": lap()}
+    seconds["reduce_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
     runs = riskcal.Runs.read(out)
     seconds["read"] = lap()
     threshold = riskcal.calibrate(runs, delta=0.2).threshold
