@@ -13,20 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import (
-    arrays,
-    direction,
-    files,
-    long_table,
-    reading,
-    renaming,
-    retries,
-    unnamed,
-)
+from riskcal.records import arrays, direction, files, long_table, reading, renaming, retries
 from riskcal.records import costs as costs_
+from riskcal.records.averages import means_within
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
 from riskcal.records.preparing import prepared
+from riskcal.records.unnamed import warn_of_unnamed
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
@@ -109,7 +102,7 @@ class Runs:
             fields = reading.from_frame(frame, candidate_columns, costs)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
-        unnamed.warn(frame, candidate_columns, costs, columns, keep)
+        warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
         return cls(**fields).in_content_order().directed(lower)
 
     @classmethod
@@ -167,7 +160,7 @@ class Runs:
         frame = prepared(table, candidate_columns, columns, keep, costs)
         lower = direction.of_frame(frame, lower_is_stricter)
         fields = reading.from_frame(frame, candidate_columns, costs)
-        unnamed.warn(frame, candidate_columns, costs, columns, keep)
+        warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
         return cls(**fields).in_content_order().directed(lower)
 
     @classmethod
@@ -354,11 +347,7 @@ class Runs:
         """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
         if "cluster" not in self.labels:
             return per_prompt
-        code = self._unit_of_prompt
-        counts = np.bincount(code)
-        sums = np.zeros((len(counts), *per_prompt.shape[1:]))
-        np.add.at(sums, code, per_prompt)
-        return sums / counts.reshape(-1, *[1] * (per_prompt.ndim - 1))
+        return means_within(per_prompt, self._unit_of_prompt)
 
     @cached_property
     def _unit_of_prompt(self) -> NDArray[np.intp]:

@@ -29,7 +29,7 @@ def unnamed(frame: pd.DataFrame, named: Iterable[str]) -> list[str]:
     return [str(name) for name in others if _holds_numbers(frame[name])]
 
 
-def warn(
+def warn_of_unnamed(
     frame: pd.DataFrame,
     candidate_columns: Sequence[str],
     costs: Sequence[str],
