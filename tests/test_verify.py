@@ -126,6 +126,20 @@ def test_arrays_are_verified_with_what_they_were_calibrated_with():
     assert not riskcal.verify(policy, losses[1:], thresholds=RUNS.thresholds).agrees
 
 
+def test_a_proxy_is_given_again() -> None:
+    rng = np.random.default_rng(0)
+    guess = RUNS.losses() * 0.9
+    others = guess[rng.integers(0, len(guess), 500)]
+    helped = {"proxy": guess, "unlabelled": others}
+    policy = riskcal.calibrate(
+        RUNS.losses(), thresholds=RUNS.thresholds, prompts=RUNS.prompts, delta=0.1, **helped
+    ).policy()
+    given = {"thresholds": RUNS.thresholds, "prompts": RUNS.prompts}
+    assert riskcal.verify(policy, RUNS.losses(), **given, **helped).agrees
+    without = riskcal.verify(policy, RUNS.losses(), **given)
+    assert "test" in [one.name for one in without.differences]
+
+
 def test_a_certificate_from_before_it_said_what_was_asked_can_be_completed():
     def old(policy: ExitPolicy) -> ExitPolicy:
         fields = policy.certificate.model_copy(update={"asked": None})

@@ -88,7 +88,8 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
         The records, read as they were then: with the same ``candidate_columns`` and ``costs``
         (``policy.certificate.asked`` has them).
     **arguments
-        Of `calibrate`, what no certificate holds: ``thresholds``, ``prompts``, ``exact`` and ``costs`` of arrays. For
+        Of `calibrate`, what no certificate holds: ``proxy`` and ``unlabelled``, and ``thresholds``, ``prompts``, ``exact`` and
+        ``costs`` of arrays. For
         certificates from before ``asked`` was kept also the ``cost``, ``budget`` and options of the procedure.
 
     Returns
@@ -107,7 +108,7 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
         raise RiskcalError(
             "certificate: the policy has none, so that nothing can be verified; calibrate, and save what policy() gives."
         )
-    if certificate.objective == "agreement" or certificate.test not in methods.BY_NAME:
+    if certificate.objective == "agreement" or _test(certificate) not in methods.BY_NAME:
         raise RiskcalError(
             f"certificate: its test is {certificate.test!r} with objective {certificate.objective!r}, which does not come of "
             "calibrate. Run again what made it, on the same data, and compare records_digest."
@@ -135,7 +136,7 @@ def _arguments(certificate: Certificate) -> dict[str, Any]:
     wanted: dict[str, Any] = {
         "epsilon": certificate.epsilon,
         "attempt": certificate.attempt,
-        "test": certificate.test,
+        "test": _test(certificate),
     }
     if certificate.procedure != "simultaneous":
         wanted["procedure"] = certificate.procedure
@@ -151,6 +152,11 @@ def _arguments(certificate: Certificate) -> dict[str, Any]:
     elif certificate.procedure == "simultaneous":
         wanted["delta"] = [certificate.delta]
     return wanted
+
+
+def _test(certificate: Certificate) -> str:
+    """The test that was asked for; that a proxy helped it stands behind its name."""
+    return certificate.test.removesuffix("_with_proxy")
 
 
 def _losses(certificate: Certificate) -> dict[str, Any]:
