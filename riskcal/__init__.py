@@ -19,6 +19,7 @@ from riskcal.calibration import Calibration as Calibration
 from riskcal.calibration import calibrate as calibrate
 from riskcal.calibration import calibrate_groups as calibrate_groups
 from riskcal.calibration.planning import plan as plan
+from riskcal.calibration.verifying import verify as verify
 from riskcal.examples import load_example as load_example
 from riskcal.monitor import RiskMonitor as RiskMonitor
 from riskcal.policy import Certificate as Certificate

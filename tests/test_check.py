@@ -267,6 +267,7 @@ def test_a_log_that_is_read_is_described_with_what_else_it_holds(tmp_path: Path)
     found = run("check", log)
     assert found.exit_code == 0
     assert "8 prompts x 2 candidates" in found.stdout
+    assert "latency_ms, user_id: these columns are not read" in found.stdout
     assert "--columns seconds=latency_ms/1000 --columns cluster=user_id" in found.stdout
     assert json.loads(run("check", log, "--json").stdout) == {"readable": True, "problems": []}
 

@@ -146,8 +146,8 @@ def test_repeated_samples_are_mended_as_the_refusal_says() -> None:
         Runs.from_frame(frame)
     clustered = frame.assign(
         cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str)
-    )
-    averaged = frame.groupby(["prompt", "threshold"]).mean(numeric_only=True)
+    ).drop(columns="sample")
+    averaged = frame.drop(columns="sample").groupby(["prompt", "threshold"]).mean(numeric_only=True)
     by_cluster, by_mean = Runs.from_frame(clustered), Runs.from_frame(averaged)
     assert by_cluster.n == by_mean.n == 40
     np.testing.assert_allclose(np.sort(by_cluster.losses(), 0), np.sort(by_mean.losses(), 0))

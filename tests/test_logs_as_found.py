@@ -163,14 +163,14 @@ def test_samples_of_a_prompt_averaged_or_as_clusters(reference: str) -> None:
         "give each a prompt of its own, and name the prompt they share in a column cluster, or average them",
     )
     averaged = Runs.from_frame(
-        frame.groupby(["prompt", "threshold"], as_index=False).mean(numeric_only=True)
+        frame.drop(columns="sample").groupby(["prompt", "threshold"], as_index=False).mean()
     )
     assert averaged.n == 8
     if reference == "in each sample":
         own = frame.assign(
             cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str)
         )
-        clustered = Runs.from_frame(own)
+        clustered = Runs.from_frame(own.drop(columns="sample"))
         assert clustered.n == 8
         order = [clustered.units.tolist().index(prompt) for prompt in averaged.prompts]
         np.testing.assert_allclose(clustered.losses()[order], averaged.losses(), rtol=1e-12)
@@ -191,7 +191,10 @@ def test_settings_with_a_full_model_each_are_calibrated_from_tables_of_their_own
     ):
         Runs.from_frame(frame, candidate_columns=["model"])
     for _, own in frame.groupby("model"):
-        assert calibrate(Runs.from_frame(own), delta=0.5, objective="risk").n == 8
+        assert (
+            calibrate(Runs.from_frame(own.drop(columns="model")), delta=0.5, objective="risk").n
+            == 8
+        )
 
 
 def test_references_in_every_cell_are_one_whatever_the_order_of_rows() -> None:

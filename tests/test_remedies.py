@@ -74,7 +74,7 @@ def as_clusters(frame: pd.DataFrame) -> Runs:
     return Runs.from_frame(
         frame.assign(
             cluster=frame["prompt"], prompt=frame["prompt"] + "#" + frame["sample"].astype(str)
-        )
+        ).drop(columns="sample")
     )
 
 

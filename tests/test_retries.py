@@ -99,13 +99,13 @@ def test_of_any_attempts_in_any_order_one_is_kept(
         "epoch": lambda k: 1_700_000_000_000_000_000 + k,
     }[kind]
     rows = [
-        {"prompt": f"p{i}", "threshold": t, "dissimilarity": k / 8, "when": order(8 + k), "k": k}
+        {"prompt": f"p{i}", "threshold": t, "dissimilarity": k / 8, "when": order(8 + k)}
         for i in range(2)
         for t, n in zip((0.9, 0.5), tries[2 * i : 2 * i + 2], strict=True)
         for k in ((2 * np.arange(n)).tolist() if kind == "iso" else range(n))
     ]
     if kind == "iso":
-        rows = [row | {"when": order(row["k"])} for row in rows]
+        rows = [row | {"when": order(round(8 * row["dissimilarity"]))} for row in rows]
     frame = pd.DataFrame(rows).iloc[rng.permutation(len(rows))]
     runs = Runs.from_frame(frame, keep=(which, "when"))
     right = frame.groupby(["prompt", "threshold"])["dissimilarity"].agg(

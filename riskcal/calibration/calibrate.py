@@ -317,5 +317,6 @@ def _result(
         procedure=procedure.name,
         starts=getattr(procedure, "starts", 1),
         preregistered=procedure.preregistered,
+        options=procedure.options,
         **told,
     )

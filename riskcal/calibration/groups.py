@@ -143,6 +143,8 @@ def _too_few(
                 test=method.name,
                 procedure=name,
                 starts=starts,
+                options={} if chosen is None else chosen.options,
+                deltas=deltas if several_deltas else None,
             )
         )
     return results if several_deltas else results[0]

@@ -17,6 +17,7 @@ from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.problem import Problem, TestedRisk, plain
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
+from riskcal.records.averages import means_within
 from riskcal.records.costs import named, refuse_impossible
 
 #: Range of each loss that can be asked for.
@@ -386,7 +387,5 @@ def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray
     code, distinct = pd.factorize(ids)
     if len(distinct) < 2:
         raise RiskcalError("prompts: all rows belong to one prompt; at least two are needed.")
-    sums = np.zeros((len(distinct), matrix.shape[1]))
-    np.add.at(sums, code, matrix)
     order = records.tested_order(distinct)
-    return (sums / np.bincount(code)[:, None])[order], np.asarray(distinct)[order]
+    return means_within(matrix, code)[order], np.asarray(distinct)[order]

@@ -13,7 +13,7 @@ import pandas as pd
 from riskcal import _validate, records
 from riskcal._validate import RiskcalError
 from riskcal.calibration.problem import Problem, Weighting
-from riskcal.policy import Certificate, ExitPolicy, Stop, ids_digest, versions
+from riskcal.policy import Asked, Certificate, ExitPolicy, Stop, ids_digest, versions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +49,8 @@ class Calibration:
         Why lower thresholds were never run; None if the recorded grid is whole.
     lower_is_stricter : bool
         Whether low thresholds are the strict ones: a request exits where its value is at most the threshold.
+    asked : Asked
+        What else was asked for: with the fields above all that `riskcal.verify` needs to do it again.
     """
 
     threshold: float
@@ -78,6 +80,7 @@ class Calibration:
     weighting: Weighting = "prompts"
     max_cluster: int | None = None
     lower_is_stricter: bool = False
+    asked: Asked | None = None
 
     @cached_property
     def message(self) -> str:
@@ -140,6 +143,7 @@ class Calibration:
             preregistered=self.preregistered,
             weighting=self.weighting,
             max_cluster=self.max_cluster,
+            asked=self.asked,
             versions=versions(),
         )
 

@@ -1,8 +1,9 @@
 """From what was certified to the `Calibration` that says so."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,11 @@ from riskcal.calibration import problem as problems
 from riskcal.calibration import proxies, sentences
 from riskcal.calibration.problem import Problem
 from riskcal.calibration.result import Calibration
+from riskcal.policy import CANDIDATE_COLUMNS, Asked
+from riskcal.records import COSTS
+
+#: Columns that tell candidates apart without being named.
+_KNOWN = ("threshold", *CANDIDATE_COLUMNS)
 
 
 def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str) -> int | None:
@@ -41,6 +47,8 @@ def settled(
     rises: str = "",
     pilot: tuple[Any, ...] = (),
     starts: int = 1,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    deltas: list[float] | None = None,
     **settings: Any,
 ) -> Calibration:
     """The calibration that says what the table's column ``certified`` does."""
@@ -78,5 +86,14 @@ def settled(
         weighting=problem.weighting,
         max_cluster=problem.max_cluster,
         lower_is_stricter=problem.lower_is_stricter,
+        asked=Asked(
+            cost=cost,
+            options=dict(options),
+            deltas=deltas,
+            largest={risk.name: risk.upper for risk in problem.risks if risk.is_cost},
+            candidate_columns=[str(name) for name in problem.candidates if name not in _KNOWN],
+            costs=[name for name in problem.costs if name not in COSTS],
+            lower_is_stricter=problem.lower_is_stricter,
+        ),
         **settings,
     )

@@ -46,6 +46,7 @@ def simultaneous(
                 rises=rises,
                 test=method.name,
                 procedure="simultaneous",
+                deltas=deltas,
                 **told,
             )
         )

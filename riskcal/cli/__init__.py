@@ -4,11 +4,11 @@ import sys
 from importlib import metadata
 
 from riskcal._validate import RiskcalError
-from riskcal.cli import calibrate, check, demo, monitor, report, trials
+from riskcal.cli import calibrate, check, demo, monitor, report, trials, verify
 from riskcal.cli.app import app as app
 
 #: Modules whose commands `app` has.
-COMMANDS = (calibrate, check, trials, report, demo, monitor)
+COMMANDS = (calibrate, check, trials, report, demo, monitor, verify)
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """`riskcal check`: every problem of a log, and what mends it; nothing is changed."""
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -63,7 +64,11 @@ def check(
     elif found:
         print("\n".join(_lines(log, found)))
     else:
-        print(Runs.read(log, **asked))
+        with warnings.catch_warnings(record=True) as remarks:
+            warnings.simplefilter("always")
+            print(Runs.read(log, **asked))
+        for remark in remarks:
+            print(remark.message)
         unused = {
             name: said
             for name, said in guessing.optional(renaming.renamed(frame, names)).items()

@@ -57,6 +57,14 @@ class Procedure(ABC):
         """Which of the hypotheses (k,), in tested order, are rejected."""
 
     @property
+    def options(self) -> dict[str, Any]:
+        """The options that were given, as numbers and lists of them."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: np.asarray(value).tolist() for name, value in given.items() if value is not None
+        }
+
+    @property
     def preregistered(self) -> str | None:
         """Digest of the order, weights and transitions that were given; None if none were."""
         names = ("order", "weights", "transitions")

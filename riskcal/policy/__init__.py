@@ -1,5 +1,6 @@
 """What a decoder is told: `ExitPolicy`, its parts, its certificate, and its columns in a table."""
 
+from riskcal.policy.certificate import Asked as Asked
 from riskcal.policy.certificate import Certificate as Certificate
 from riskcal.policy.certificate import ids_digest as ids_digest
 from riskcal.policy.certificate import versions as versions

@@ -10,6 +10,26 @@ from pydantic import Field, FiniteFloat
 
 from riskcal.policy.fields import Frozen, Stop
 
+#: An option of a procedure: a number, or numbers of candidates or of pairs of them.
+Option = int | FiniteFloat | list[int] | list[FiniteFloat] | list[list[FiniteFloat]]
+
+
+class Asked(Frozen):
+    """What a calibration was asked for beyond what its certificate says elsewhere, so that it can be done again.
+
+    ``options`` are those of the procedure (order, weights, transitions, pilot_fraction), ``deltas`` the whole list where
+    simultaneous bounds served one, ``largest`` the bounds of budgets. ``candidate_columns`` and ``costs`` were named where the
+    records were read.
+    """
+
+    cost: str
+    options: dict[str, Option] = Field(default_factory=dict)
+    deltas: list[FiniteFloat] | None = None
+    largest: dict[str, FiniteFloat] = Field(default_factory=dict)
+    candidate_columns: list[str] = Field(default_factory=list)
+    costs: list[str] = Field(default_factory=list)
+    lower_is_stricter: bool = False
+
 
 class Certificate(Frozen):
     """What was shown about a policy, on which records, by which test.
@@ -30,7 +50,8 @@ class Certificate(Frozen):
     and the policy is the full model, and where simultaneous bounds were used instead. ``pilot_n`` units, whose ids hash to
     ``pilot_digest``, chose the order of the tests and were not tested. ``stopped`` says by which tests a recording left lower
     thresholds out, None if it did not. ``policy_digest`` names the policy that was certified: a file in which a setting was
-    changed since is refused.
+    changed since is refused. By ``asked`` `riskcal.verify` does the calibration again; it is None in certificates from before
+    it was kept.
     """
 
     delta: FiniteFloat | dict[str, FiniteFloat]
@@ -68,6 +89,7 @@ class Certificate(Frozen):
     max_cluster: int | None = Field(
         default=None, ge=1, description="most requests of a cluster, fixed beforehand"
     )
+    asked: Asked | None = None
     versions: dict[str, str]
 
 

@@ -9,6 +9,7 @@ from riskcal.records.order import order_by_content as order_by_content
 from riskcal.records.order import order_by_prints as order_by_prints
 from riskcal.records.order import row_prints as row_prints
 from riskcal.records.order import tested_order as tested_order
+from riskcal.records.reducing import reduce as reduce
 from riskcal.records.runs import OBJECTIVES as OBJECTIVES
 from riskcal.records.runs import Objective as Objective
 from riskcal.records.runs import Runs as Runs

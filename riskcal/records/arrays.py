@@ -59,7 +59,7 @@ def from_arrays(
         pd.DataFrame(
             given
             | {name: matrix[:, place] for name, matrix in matrices.items()}
-            | {"threshold": grid[place], "source": source, "exact": bool(exact)}
+            | {"threshold": grid[place]}
         )
         for place in [*descending[is_full], *finite[:1]]
     ]
@@ -77,7 +77,8 @@ def from_arrays(
     if "dissimilarity" in measured and "failed" in fields["full"]:  # nothing can be near it
         measured["dissimilarity"][fields["full"]["failed"] > 0] = 1.0
     candidates = pd.DataFrame({"threshold": grid[finite]})
-    return fields | {"candidates": candidates, "values": measured}
+    own = {"candidates": candidates, "values": measured, "source": source, "exact": bool(exact)}
+    return fields | own
 
 
 def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str, NDArray[Any]]:
@@ -151,4 +152,8 @@ def _checked(name: str, entries: NDArray[Any], failed: NDArray[np.bool_] | None)
         return entries.astype(np.float64)
     upper = 1.0 if name in _IN_RANGE else np.inf
     lost = failed if name in _IN_RANGE else None
+    if entries.dtype.kind in "fiu":
+        values = entries.astype(np.float64) if lost is None else np.where(lost, upper, entries)
+        if ((values >= 0) & (values <= upper) & (values < np.inf)).all():
+            return values
     return columns.numbers(pd.Series(entries, name=name), name, 0.0, upper, lost)

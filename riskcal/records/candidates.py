@@ -187,14 +187,24 @@ def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
         )
 
 
-def code_of(
-    frame: pd.DataFrame,
-    candidates: pd.DataFrame,
-    coordinates: list[str],
-    is_full: NDArray[np.bool_],
-) -> NDArray[np.intp]:
-    """Which candidate each row is; -1 for the full model, whose other coordinates mean nothing."""
+def among(frame: pd.DataFrame, ran: NDArray[np.intp]) -> tuple[pd.DataFrame, NDArray[np.intp]]:
+    """The distinct candidates, from the highest threshold down, and which of them each row is.
+
+    ``frame`` has the columns that tell candidates apart, the threshold first. Rows other than ``ran`` are the full model's,
+    whose coordinates mean nothing: they are -1.
+    """
+    rows = frame if len(ran) == len(frame) else frame.iloc[ran]
+    found = pd.factorize(rows["threshold"])[0]
+    for name in rows.columns[1:]:
+        own, distinct = pd.factorize(rows[name])
+        found = pd.factorize(found * (len(distinct) + 1) + own + 1)[0]
+    first = np.empty(found.max() + 1, dtype=np.intp)
+    first[found[::-1]] = np.arange(len(ran))[::-1]
+    names = list(rows.columns)
+    ascending = [name != "threshold" for name in names]
+    candidates = rows.iloc[first].reset_index(drop=True).sort_values(names, ascending=ascending)
+    place = np.empty(len(first), dtype=np.intp)
+    place[candidates.index] = np.arange(len(first))
     code = np.full(len(frame), -1, dtype=np.intp)
-    ran = pd.MultiIndex.from_frame(frame.loc[~is_full, coordinates])
-    code[~is_full] = pd.MultiIndex.from_frame(candidates).get_indexer(ran)
-    return code
+    code[ran] = place[found]
+    return candidates.reset_index(drop=True), code

@@ -52,8 +52,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
 def canonical(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every column that has a type of numbers as numpy's own; rows of others are looked at where they are used."""
     changed = {}
-    for place, name in enumerate(frame.columns):
-        column = frame.iloc[:, place]
+    for place, (name, column) in enumerate(frame.items()):
         with suppress(
             RiskcalError
         ):  # a date may stand where nobody looks; who asks for the column refuses it
@@ -168,8 +167,8 @@ def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     if missing:
         have = ", ".join(map(str, frame.columns)) or "none"
         raise RiskcalError(f"{missing[0]}: the column is missing; the table has: {have}.")
-    twice = frame.columns[frame.columns.duplicated()]
-    if len(twice):
+    if not frame.columns.is_unique:
+        twice = frame.columns[frame.columns.duplicated()]
         raise RiskcalError(f"{twice[0]}: two columns have this name; rename or drop one.")
     if len(frame) == 0:
         raise RiskcalError(f"{columns[0]}: the table is empty; it needs at least one row.")
@@ -182,6 +181,11 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
     if missing.any():
         raise _unlabelled(column, name, missing)
     column = as_numpy(column, name)
+    if column.dtype.kind in "iu":
+        return column
+    if isinstance(column.dtype, pd.StringDtype):
+        _refuse_texts(column.drop_duplicates(), name)  # which are the first rows of each
+        return column
     text = np.array([isinstance(value, str) for value in column])
     if not text.any():
         column = column.infer_objects()
@@ -195,6 +199,12 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
             f"{name}: {_validate.shown(plain(column.iloc[row]))} at row {column.index[row]}, in a column of type "
             f"{column.dtype}; give integers throughout, or strings throughout."
         )
+    _refuse_texts(column, name)
+    return column
+
+
+def _refuse_texts(column: pd.Series, name: str) -> None:
+    """Refuse texts that cannot be labels; rows keep their numbers."""
     empty = (column == "").to_numpy() & (name in ("prompt", "prompts", "cluster"))
     if empty.any():
         raise _unlabelled(column, name, empty, " (an empty text)")
@@ -203,7 +213,6 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
             raise RiskcalError(
                 f"{name}: {value!r} at row {label} is not valid Unicode (a lone surrogate); repair it."
             )
-    return column
 
 
 def is_unicode(text: str) -> bool:

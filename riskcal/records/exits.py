@@ -160,6 +160,8 @@ def _row(given: Any) -> Any:
     """A list, or any library's array of one dimension; None for anything else."""
     if isinstance(given, list | tuple):
         return given
+    if type(given) is np.ndarray:  # as all others, but a table has millions
+        return given if given.ndim == 1 else None
     if hasattr(given, "__array__") and not isinstance(given, np.generic):
         with suppress(Exception):
             row = np.asarray(_validate.on_the_host(given))

@@ -10,6 +10,7 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,20 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
 
     Columns keep the names that they have there; ``names`` says under which one of riskcal's stands, so that it is read alike.
     """
-    names = names or {}
+    found = parts(source)
+    return _together([read_part(part, names) for part in found], names or {})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a source, and the folder that was given, below which names of folders are columns."""
+
+    file: Path
+    folder: Path | None = None
+
+
+def parts(source: Source) -> list[Part]:
+    """The files that a source means, in the order in which they are read; at least one."""
     if not isinstance(source, str | os.PathLike):
         if isinstance(source, bytes) or not isinstance(source, Iterable):
             raise RiskcalError(
@@ -77,30 +91,29 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
         if len(paths) > 1 and all(
             isinstance(one, str | os.PathLike) and Path(one).is_file() for one in paths
         ):
-            above = Path(os.path.commonpath([os.path.abspath(one) for one in paths]))  # noqa: PTH100  (links stay as they are)
-            return _below(above, [Path(os.path.abspath(one)) for one in paths], names)  # noqa: PTH100
-        return _together([read(one, names) for one in paths], names)
+            files = [Path(os.path.abspath(one)) for one in paths]  # noqa: PTH100  (links stay as they are)
+            return [Part(file, Path(os.path.commonpath(files))) for file in files]
+        return [part for one in paths for part in parts(one)]
     path = Path(source)
     if path.is_dir():
-        return _below(path, _files(path), names)
+        return [Part(file, path) for file in _files(path)]
     if not path.exists():
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
-        if found:
+        matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
+        if matching:
             fixed = [*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)]
-            files = [Path(one) for one in found]
-            if all(one.is_file() for one in files):
-                return _below(Path(*fixed), files, names)
-            return read(found, names)
+            if all(Path(one).is_file() for one in matching):
+                return [Part(Path(one), Path(*fixed)) for one in matching]
+            return parts(matching)
         raise RiskcalError(f"{path}: no such file.")
-    return _read_file(path, names)
+    return [Part(path)]
 
 
-def _below(folder: Path, paths: Sequence[Path], names: Mapping[str, str]) -> pd.DataFrame:
-    """The table in these files, with what folders between them and this one say."""
-    parts = [
-        _partition(_read_file(file, names), file.relative_to(folder), file, names) for file in paths
-    ]
-    return _together(parts, names)
+def read_part(part: Part, names: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The table in one file, with what the names of its folders say."""
+    frame = _read_file(part.file, names or {})
+    if part.folder is None:
+        return frame
+    return _partition(frame, part.file.relative_to(part.folder), part.file, names or {})
 
 
 def is_json_lines(frame: pd.DataFrame) -> bool:

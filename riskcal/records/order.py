@@ -23,7 +23,7 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
     """
     digests = [
         hashlib.blake2b(_ORDER_SALT + str(i).encode(), digest_size=16).digest()
-        for i in np.asarray(identifiers)
+        for i in np.asarray(identifiers).tolist()
     ]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
 

@@ -119,31 +119,31 @@ def from_frame(
 
     for name in coordinates[1:]:
         settings.refuse_coordinate(frame.loc[~is_full, name], name)
-    candidates = frame.loc[~is_full, coordinates].drop_duplicates()
-    if candidates.empty:
+    ran = np.flatnonzero(~is_full)
+    if not ran.size:
         raise RiskcalError(
             "threshold: every row is the full model (inf); record at least one finite threshold."
         )
-    ascending = [name != "threshold" for name in coordinates]
-    candidates = candidates.sort_values(coordinates, ascending=ascending, ignore_index=True)
-    column = settings.code_of(frame, candidates, coordinates, is_full)
+    candidates, column = settings.among(frame[coordinates], ran)
     sweep = not settings.only_threshold(candidates)
     _refuse_duplicates(
         prompt,
         frame["threshold"],
-        row_of_prompt,
-        column,
+        row_of_prompt * (len(candidates) + 1) + column,
         is_full,
         sweep=sweep,
         failed="failed" in frame,
     )
-    present = np.zeros((n, len(candidates)), dtype=bool)
-    present[row_of_prompt[~is_full], column[~is_full]] = True
-    _refuse_gaps(present[rank], ids, code, candidates, frame.index)
+    place = row_of_prompt[ran], column[ran]
+    shape = n, len(candidates)
+    if len(ran) < n * len(candidates):
+        present = np.zeros(shape, dtype=bool)
+        present[place] = True
+        _refuse_gaps(present[rank], ids, code, candidates, frame.index)
 
     def matrix(name: str) -> Floats:
-        result = np.empty((n, len(candidates)))
-        result[row_of_prompt[~is_full], column[~is_full]] = values[name][~is_full]
+        result = np.empty(shape)
+        result[place] = values[name][ran]
         return result
 
     full: dict[str, Floats] = {}
@@ -240,14 +240,14 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
 def _refuse_duplicates(
     prompt: pd.Series,
     threshold: pd.Series,
-    row_of_prompt: NDArray[np.intp],
-    column: NDArray[np.intp],
+    cell: NDArray[np.intp],
     is_full: NDArray[np.bool_],
     *,
     sweep: bool,
     failed: bool,
 ) -> None:
-    again = pd.DataFrame({"prompt": row_of_prompt, "candidate": column}).duplicated().to_numpy()
+    """Refuse rows of one prompt and candidate, which share the number of their ``cell``."""
+    again = pd.Series(cell).duplicated().to_numpy()
     if sweep:  # there the reference may stand in every cell
         again = again & ~is_full
     if again.any():
@@ -314,40 +314,49 @@ def _full_risk(
 
 
 def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
-    kinds = frame["source"].tolist() if "source" in frame.columns else ["generated"]
-    for row, kind in enumerate(kinds):
-        if kind is kinds[0] and row > 0:
-            continue
+    kinds = _first_of_each(frame, "source") or [(0, "generated")]
+    for row, kind in kinds:
         if not isinstance(kind, str) or kind not in ("generated", "replayed"):
             raise RiskcalError(
-                f"source: {kind!r} at row {frame.index[row]}; it is 'generated' or 'replayed'. If it means something else "
+                f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'. If it means something else "
                 "here, leave it out or name it otherwise, with columns={'source_logged': 'source'}."
             )
-        if kind != kinds[0]:
+        if kind != kinds[0][1]:
             raise RiskcalError(
-                f"source: {kind!r} at row {frame.index[row]}, but {kinds[0]!r} at row {frame.index[0]}; keep replayed and "
+                f"source: {kind!r} at row {row}, but {kinds[0][1]!r} at row {frame.index[0]}; keep replayed and "
                 "generated rows in separate tables."
             )
-    stated = frame["exact"].tolist() if "exact" in frame.columns else [False]
-    for row, value in enumerate(stated):
-        if not isinstance(value, bool) or value != stated[0]:
+    stated = _first_of_each(frame, "exact") or [(0, False)]
+    for row, value in stated:
+        if not isinstance(value, bool) or value != stated[0][1]:
             raise RiskcalError(
-                f"exact: {value!r} at row {frame.index[row]}; it is true throughout or false throughout. If it means something "
+                f"exact: {value!r} at row {row}; it is true throughout or false throughout. If it means something "
                 "else here, leave it out or name it otherwise, with columns={'exact_logged': 'exact'}."
             )
-    return kinds[0], bool(stated[0])
+    return kinds[0][1], bool(stated[0][1])
+
+
+def _first_of_each(frame: pd.DataFrame, name: str) -> list[tuple[Any, Any]]:
+    """The cells of a column with their rows, of texts and truths the first of each; none where there is no such column."""
+    if name not in frame.columns:
+        return []
+    column = frame[name]
+    if isinstance(column.dtype, pd.StringDtype) or column.dtype == bool:
+        column = column.drop_duplicates()
+    return list(zip(column.index, column.tolist(), strict=True))
 
 
 def _stopped(frame: pd.DataFrame) -> Stop | None:
     if "stopped" not in frame.columns:
         return None
-    for row, value in frame["stopped"].items():
-        if not isinstance(value, str) or value != frame["stopped"].iloc[0]:
+    cells = _first_of_each(frame, "stopped")
+    for row, value in cells:
+        if not isinstance(value, str) or value != cells[0][1]:
             raise RiskcalError(
                 f"stopped: {plain(value)!r} at row {row}; it says how the recording of all rows ended. Keep recordings that "
                 "ended differently in separate tables."
             )
-    text = str(frame["stopped"].iloc[0])
+    text = str(cells[0][1])
     try:
         return Stop(**json.loads(text))
     except (TypeError, ValueError) as error:

@@ -1,9 +1,7 @@
 """`Runs`: one row per prompt and candidate, of generations that really ran."""
 
-import hashlib
-import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -15,11 +13,13 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import arrays, direction, files, reading, renaming, retries
+from riskcal.records import arrays, direction, files, long_table, reading, renaming, retries
 from riskcal.records import costs as costs_
+from riskcal.records.averages import means_within
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
 from riskcal.records.preparing import prepared
+from riskcal.records.unnamed import warn_of_unnamed
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
@@ -102,6 +102,7 @@ class Runs:
             fields = reading.from_frame(frame, candidate_columns, costs)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
+        warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
         return cls(**fields).in_content_order().directed(lower)
 
     @classmethod
@@ -125,7 +126,7 @@ class Runs:
             ``min_layer``, ``measure``, ``policy`` (further fields of its `ExitPolicy`, as a JSON object), ``full_risk``,
             ``source``, ``exact``, ``failed`` (an output that failed has the worst loss, whatever stands there), ``stopped``
             (where a recording ended before its lowest threshold) and the costs ``layers``, ``tokens``, ``seconds``,
-            ``flops``. Other columns are left out.
+            ``flops``. Other columns are left out, those that hold numbers with a warning.
         candidate_columns : sequence of str
             Further columns that tell candidates apart.
         costs : sequence of str
@@ -154,11 +155,13 @@ class Runs:
         Warns
         -----
         UserWarning
-            If one prompt text stands under two ids, which breaks independence.
+            If one prompt text stands under two ids, which breaks independence, and for columns of numbers that are neither
+            known nor named, which are not read.
         """
         frame = prepared(table, candidate_columns, columns, keep, costs)
         lower = direction.of_frame(frame, lower_is_stricter)
         fields = reading.from_frame(frame, candidate_columns, costs)
+        warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
         return cls(**fields).in_content_order().directed(lower)
 
     @classmethod
@@ -345,11 +348,7 @@ class Runs:
         """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
         if "cluster" not in self.labels:
             return per_prompt
-        code = self._unit_of_prompt
-        counts = np.bincount(code)
-        sums = np.zeros((len(counts), *per_prompt.shape[1:]))
-        np.add.at(sums, code, per_prompt)
-        return sums / counts.reshape(-1, *[1] * (per_prompt.ndim - 1))
+        return means_within(per_prompt, self._unit_of_prompt)
 
     @cached_property
     def _unit_of_prompt(self) -> NDArray[np.intp]:
@@ -360,54 +359,11 @@ class Runs:
 
     def digest(self) -> str:
         """A hash of everything recorded, the same for any order of rows and any file format."""
-        order = tested_order(self.prompts)
-        if not np.array_equal(order, np.arange(len(order))):  # numbered prompts stand in another
-            return self.take(order).digest()
-        hasher = hashlib.blake2b(digest_size=16)
-        rows = len(self.prompts) * (self.k + bool(self.full))
-        for name, value in self._columns():
-            column = np.broadcast_to(value, rows)
-            hasher.update(name.encode() + b"\x00")
-            if column.dtype.kind in "biuf" and name not in ("prompt", *self.labels):
-                hasher.update(np.ascontiguousarray(column, dtype=np.float64).data)
-                continue
-            for first in range(
-                0, rows, 4096
-            ):  # in parts: the text of a long table is many times its size
-                text = "\x1f".join(map(str, column[first : first + 4096].tolist()))
-                hasher.update((("\x1f" if first else "") + text).encode())
-        return hasher.hexdigest()
+        return long_table.digest(self)
 
     def to_frame(self) -> pd.DataFrame:
         """The long table of the contract, prompts in tested order, the full model's row first in each."""
-        return pd.DataFrame(dict(self._columns()))
-
-    def _columns(self) -> Iterator[tuple[str, Any]]:
-        """The long table's columns, made one at a time."""
-        n, k, has_full = len(self.prompts), self.k, bool(self.full)
-        yield "prompt", np.repeat(self.prompts, k + has_full)
-        for name, label in self.labels.items():
-            yield name, np.repeat(label, k + has_full)
-        coordinates = self.candidates
-        if has_full:
-            reference = self.candidates.iloc[[0]].assign(threshold=math.inf)
-            coordinates = pd.concat([reference, self.candidates], ignore_index=True)
-        for name in coordinates.columns:
-            yield name, np.tile(coordinates[name].to_numpy(), n)
-        for name, value in self.values.items():
-            whole = np.column_stack([self.full[name], value]) if has_full else value
-            whole = whole.astype(np.int64) if name == "tokens" and not (whole % 1).any() else whole
-            whole = whole.astype(bool) if name == "failed" else whole
-            yield name, whole.ravel()
-        if not has_full and self.full_risk is not None:
-            yield "full_risk", np.repeat(self.full_risk, k)
-        yield "source", self.source
-        if self.exact:
-            yield "exact", True
-        if self.lower_is_stricter:
-            yield direction.COLUMN, True
-        if self.stopped is not None:
-            yield "stopped", self.stopped.model_dump_json()
+        return pd.DataFrame(dict(long_table.columns(self)))
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `to_frame` as Parquet, CSV or JSON lines, by the path's ending; replaced whole or not at all."""

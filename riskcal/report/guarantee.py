@@ -64,7 +64,7 @@ def _over(certificate: Certificate) -> str:
 
 def _facts(certificate: Certificate) -> Html:
     """The certificate, name by name."""
-    fields = certificate.model_dump(mode="json", exclude_none=True, exclude={"versions"})
+    fields = certificate.model_dump(mode="json", exclude_none=True, exclude={"asked", "versions"})
     fields |= {f"version of {name}": value for name, value in certificate.versions.items()}
     rows = [(name.replace("_", " "), _plain(value)) for name, value in fields.items()]
     frame = pd.DataFrame(rows, columns=["fact", "value"], dtype=object)

@@ -144,7 +144,8 @@ def column(shard: Shard, index: int, threshold: float) -> pd.DataFrame:
 
 def fails(stop: Stop, recorded: Sequence[pd.DataFrame]) -> bool:
     """Whether a fixed sequence ends at the last threshold of the rows, or before."""
-    so_far = Runs.from_frame(pd.concat(recorded, ignore_index=True))
+    rows = pd.concat(recorded, ignore_index=True)
+    so_far = Runs.from_frame(rows.drop(columns=list(runs.WORKING), errors="ignore"))
     calibration = calibrate(so_far, **stop.model_dump(), procedure="fixed_sequence")
     return not calibration.table["certified"].iloc[-1]
 

@@ -1,0 +1,220 @@
+"""`verify`: a calibration done again from its records, and how its certificate differs from what they give."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from riskcal._validate import RiskcalError
+from riskcal.calibration.calibrate import calibrate
+from riskcal.calibration.posing import RANGES
+from riskcal.calibration.result import Calibration
+from riskcal.policy import Asked, Certificate, ExitPolicy
+from riskcal.policy.columns import from_columns
+from riskcal.pvalues import methods
+
+#: Fields of a certificate that are about it, not about the records: what it was made with, and what is compared by itself.
+_NOT_COMPARED = ("versions", "policy_digest", "asked")
+
+#: Relative difference up to which two figures are one: other platforms and versions of numpy round otherwise.
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field of the certificate or of the policy that the records give otherwise."""
+
+    name: str
+    stated: Any
+    found: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: the policy says {self.stated!r}, the records give {self.found!r}"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What came of doing a calibration again.
+
+    Attributes
+    ----------
+    differences : tuple of Difference
+        Every field of the certificate, and every recorded setting of the policy, that the records do not give; figures that
+        agree to nine digits count as one.
+    unrecorded : tuple of str
+        Settings that the policy names and the records do not: whoever made the policy said so.
+    calibration : Calibration
+        What the records give.
+    versions : dict of str to (str, str)
+        Of what differs now from when the certificate was made: the version then, and now.
+    """
+
+    differences: tuple[Difference, ...]
+    unrecorded: tuple[str, ...]
+    calibration: Calibration
+    versions: dict[str, tuple[str, str]]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the records give this policy and this certificate."""
+        return not self.differences
+
+    @property
+    def message(self) -> str:
+        """The outcome in plain words, one difference a line."""
+        if self.agrees:
+            head = [f"They agree: records {self.calibration.records_digest} give this policy."]
+        else:
+            head = [f"They differ in {len(self.differences)}:", *map(str, self.differences)]
+            head += [
+                f"({name} was {then} then, and is {now} here.)"
+                for name, (then, now) in self.versions.items()
+            ]
+        if self.unrecorded:
+            head.append(
+                f"Not in the records, but said where the policy was made: {', '.join(self.unrecorded)}."
+            )
+        return "\n".join(head)
+
+
+def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
+    """Calibrate again as a policy's certificate says it was done, and compare.
+
+    Parameters
+    ----------
+    policy : ExitPolicy
+        With a certificate of `calibrate`, or of one stratum of `calibrate_groups` (give ``runs.of_group(name)``).
+    runs : Runs, or (n, k) array of losses
+        The records, read as they were then: with the same ``candidate_columns`` and ``costs``
+        (``policy.certificate.asked`` has them).
+    **arguments
+        Of `calibrate`, what no certificate holds: ``proxy`` and ``unlabelled``, and ``thresholds``, ``prompts``, ``exact`` and
+        ``costs`` of arrays. For
+        certificates from before ``asked`` was kept also the ``cost``, ``budget`` and options of the procedure.
+
+    Returns
+    -------
+    Verification
+        ``agrees``, and the ``differences`` by name.
+
+    Raises
+    ------
+    RiskcalError
+        If the policy has no certificate, or one that does not come of a table of records (`AdaptiveCalibration`,
+        `riskcal.heads.certified`); and wherever `calibrate` refuses the records.
+    """
+    certificate = policy.certificate
+    if certificate is None:
+        raise RiskcalError(
+            "certificate: the policy has none, so that nothing can be verified; calibrate, and save what policy() gives."
+        )
+    if certificate.objective == "agreement" or _test(certificate) not in methods.BY_NAME:
+        raise RiskcalError(
+            f"certificate: its test is {certificate.test!r} with objective {certificate.objective!r}, which does not come of "
+            "calibrate. Run again what made it, on the same data, and compare records_digest."
+        )
+    wanted = _arguments(certificate)
+    again = [name for name in arguments if name in wanted]
+    if again:
+        raise RiskcalError(f"{again[0]}: the certificate says what it was; leave it out.")
+    found = calibrate(runs, **wanted, **arguments)
+    if isinstance(found, list):
+        found = next(one for one in found if one.delta == certificate.delta)
+    settings, unrecorded = _settings(policy, found)
+    then, now = certificate.versions, found.certificate.versions
+    return Verification(
+        (*_fields(certificate, found.certificate), *settings),
+        unrecorded,
+        found,
+        {name: (then[name], now[name]) for name in then if then[name] != now.get(name, then[name])},
+    )
+
+
+def _arguments(certificate: Certificate) -> dict[str, Any]:
+    """What `calibrate` was called with, as far as the certificate says."""
+    asked = certificate.asked
+    wanted: dict[str, Any] = {
+        "epsilon": certificate.epsilon,
+        "attempt": certificate.attempt,
+        "test": _test(certificate),
+    }
+    if certificate.procedure != "simultaneous":
+        wanted["procedure"] = certificate.procedure
+        if certificate.starts > 1:
+            wanted["starts"] = certificate.starts
+    if certificate.weighting in ("clusters", "requests"):
+        wanted |= {"weighting": certificate.weighting, "max_cluster": certificate.max_cluster}
+    wanted |= _losses(certificate)
+    if asked is not None:
+        wanted |= {"cost": asked.cost, "lower_is_stricter": asked.lower_is_stricter}
+        wanted |= asked.options
+        wanted["delta"] = wanted["delta"] if asked.deltas is None else asked.deltas
+    elif certificate.procedure == "simultaneous":
+        wanted["delta"] = [certificate.delta]
+    return wanted
+
+
+def _test(certificate: Certificate) -> str:
+    """The test that was asked for; that a proxy helped it stands behind its name."""
+    return certificate.test.removesuffix("_with_proxy")
+
+
+def _losses(certificate: Certificate) -> dict[str, Any]:
+    """Which losses were tested, and which costs beside them, at which tolerances."""
+    delta, asked = certificate.delta, certificate.asked
+    if certificate.objective == "losses":
+        return {"delta": delta, "lower": certificate.lower, "upper": certificate.upper}
+    if not isinstance(delta, Mapping):
+        return {"delta": delta, "objective": certificate.objective}
+    losses = {name: value for name, value in delta.items() if name in RANGES}
+    found: dict[str, Any] = {"delta": losses}
+    if len(losses) == 1:
+        ((objective, value),) = losses.items()
+        found = {"delta": value, "objective": objective}
+    if asked is not None and asked.largest:
+        found["budget"] = {name: (delta[name], most) for name, most in asked.largest.items()}
+    return found
+
+
+def _fields(stated: Certificate, found: Certificate) -> list[Difference]:
+    """Where two certificates differ."""
+    names = [name for name in Certificate.model_fields if name not in _NOT_COMPARED]
+    pairs = [(name, getattr(stated, name), getattr(found, name)) for name in names]
+    pairs += [
+        (f"asked.{name}", getattr(stated.asked, name), getattr(found.asked, name))
+        for name in Asked.model_fields
+        if stated.asked is not None
+    ]
+    return [
+        Difference(name, one, other)
+        for name, one, other in pairs
+        if not _same(one, other) and not (name == "weighting" and one is None)
+    ]
+
+
+def _settings(policy: ExitPolicy, found: Calibration) -> tuple[list[Difference], tuple[str, ...]]:
+    """Where a policy differs from the chosen candidate's columns, and which of its settings these do not hold."""
+    columns = found.table[list(found.table.columns[: found.table.columns.get_loc("n")])]
+    schedule = None if found.chosen is None else policy.schedule
+    recorded = from_columns(ExitPolicy, columns, found.chosen, schedule)
+    if found.chosen is not None:
+        recorded |= {"lower_is_stricter": found.lower_is_stricter}
+    chosen = ExitPolicy(**recorded)
+    differences = [
+        Difference(name, getattr(policy, name), getattr(chosen, name))
+        for name in recorded
+        if not _same(getattr(policy, name), getattr(chosen, name))
+    ]
+    others = policy.model_fields_set - set(recorded) - {"certificate", "schema_version"}
+    usual = ExitPolicy()
+    said = [n for n in ExitPolicy.model_fields if n in others]
+    return differences, tuple(n for n in said if getattr(policy, n) != getattr(usual, n))
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two fields are one, figures up to rounding."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, float) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=_TOLERANCE)
+    return bool(one == other)

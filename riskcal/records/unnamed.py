@@ -1,0 +1,57 @@
+"""Columns of numbers that nothing was said about: they are not read, and whoever reads the table is told which."""
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from riskcal.policy import CANDIDATE_COLUMNS
+from riskcal.records import costs as costs_
+from riskcal.records import renaming, retries
+
+#: What a table of runs has columns for, without being told.
+KNOWN = frozenset(
+    (*costs_.COSTS, *CANDIDATE_COLUMNS, "prompt", "cluster", "group", "text", "threshold")
+) | frozenset("dissimilarity risk full_risk failed source exact stopped lower_is_stricter".split())
+
+#: How pandas' rows are numbered where it writes the numbers beside its columns.
+_ROW_NUMBERS = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
+
+_NUMBERS = ("integer", "floating", "mixed-integer-float", "decimal")
+
+
+def unnamed(frame: pd.DataFrame, named: Iterable[str]) -> list[str]:
+    """The columns that hold numbers and have no meaning, neither by themselves nor because somebody named them."""
+    meant = KNOWN.union(named)
+    others = [name for name in frame.columns if name not in meant]
+    others = [name for name in others if not _ROW_NUMBERS.fullmatch(str(name))]
+    return [str(name) for name in others if _holds_numbers(frame[name])]
+
+
+def warn_of_unnamed(
+    frame: pd.DataFrame,
+    candidate_columns: Sequence[str],
+    costs: Sequence[str],
+    columns: renaming.Columns | None,
+    keep: retries.Keep | None,
+) -> None:
+    """Name the columns of numbers that a reader of runs leaves out, once, at the line that called it."""
+    names = unnamed(frame, [*candidate_columns, *costs, *(columns or ()), *(keep or ())[1:]])
+    if names:
+        several = len(names) > 1
+        warnings.warn(
+            f"{', '.join(names)}: {'these columns are' if several else 'the column is'} not read, since nobody said what "
+            f"{'they mean' if several else 'it means'}. Name in costs= what a run took, in candidate_columns= what tells "
+            "candidates apart (on the shell: --cost, --coordinate), and leave others out of the table.",
+            stacklevel=3,
+        )
+
+
+def _holds_numbers(column: pd.Series) -> bool:
+    """Whether a column, as `riskcal.records.columns.canonical` left it, holds any number."""
+    if column.dtype.kind in "iu":
+        return True
+    if column.dtype.kind == "f":
+        return bool(column.notna().any())
+    return column.dtype == object and pd.api.types.infer_dtype(column, skipna=True) in _NUMBERS

@@ -1,0 +1,200 @@
+"""A policy is verified from its records: the same calibration again, from what the certificate says was asked for."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import riskcal
+from riskcal import ExitPolicy, RiskcalError, Runs, cli
+from riskcal.fwer import Fallback
+
+GRID = (0.9, 0.7, 0.5, 0.3)
+
+
+def table(n: int = 300, seed: int = 0) -> pd.DataFrame:
+    """Losses that rise as the threshold falls, with risks, two costs, clusters and groups."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(n):
+        hard = rng.random()
+        for t in ("full", *GRID):
+            loss = 0.0 if t == "full" else min(1.0, hard * (1 - t) ** 2)
+            rows.append(
+                {
+                    "prompt": f"p{i}",
+                    "cluster": f"c{i // 2}",
+                    "group": "ab"[i % 2],
+                    "threshold": t,
+                    "dissimilarity": loss,
+                    "risk": 0.2 + 0.5 * loss,
+                    "layers": 6.0 if t == "full" else 1 + 5 * t,
+                    "price": 2.0 if t == "full" else float(t),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+FRAME = table()
+PLAIN = FRAME.drop(columns=["cluster", "group", "price"])
+RUNS = Runs.from_frame(PLAIN)
+PRICED = Runs.from_frame(FRAME.drop(columns=["cluster", "group"]), costs=["price"])
+CLUSTERED = Runs.from_frame(FRAME.drop(columns=["group", "price"]))
+
+
+@pytest.mark.parametrize(
+    ("runs", "options"),
+    [
+        (RUNS, {}),
+        (RUNS, {"epsilon": 0.1, "attempt": 2, "test": "hoeffding_bentkus", "starts": 2}),
+        (RUNS, {"objective": "risk", "procedure": "holm"}),
+        (RUNS, {"delta": {"textual": 0.1, "risk": 0.05}}),
+        (RUNS, {"objective": "selective"}),
+        (RUNS, {"procedure": Fallback(weights=[0.1, 0.2, 0.3, 0.4], order=[3, 1, 0, 2])}),
+        (RUNS, {"procedure": "pareto", "pilot_fraction": 0.3}),
+        (RUNS, {"delta": [0.05, 0.1, 0.2]}),
+        (RUNS, {"delta": 0.0001}),
+        (PRICED, {"cost": "price", "budget": {"layers": 5, "price": (1.5, 2.0)}}),
+        (CLUSTERED, {"weighting": "clusters"}),
+        (CLUSTERED, {"weighting": "requests", "max_cluster": 4}),
+    ],
+)
+def test_what_was_asked_for_is_in_the_certificate(runs, options, tmp_path):
+    found = riskcal.calibrate(runs, **({"delta": 0.1} | options))
+    for one in found if isinstance(found, list) else [found]:
+        one.policy(cache="project").save(tmp_path / "policy.json")
+        verified = riskcal.verify(ExitPolicy.load(tmp_path / "policy.json"), runs)
+        assert verified.differences == ()
+        assert verified.agrees
+        assert verified.unrecorded == ("cache",)
+
+
+def test_rows_in_another_order_agree_and_other_rows_do_not():
+    policy = riskcal.calibrate(RUNS, delta=0.1).policy()
+    assert riskcal.verify(policy, Runs.from_frame(PLAIN.sample(frac=1, random_state=1))).agrees
+    changed = PLAIN.assign(layers=PLAIN["layers"].where(PLAIN.index != 7, 5.5))
+    verified = riskcal.verify(policy, Runs.from_frame(changed))
+    assert [one.name for one in verified.differences] == ["records_digest"]  # of a cost alone
+    harder = PLAIN.assign(dissimilarity=(3 * PLAIN["dissimilarity"]).clip(upper=1.0))
+    verified = riskcal.verify(policy, Runs.from_frame(harder))
+    assert {"records_digest", "pvalue", "threshold"} == {one.name for one in verified.differences}
+    assert not verified.agrees
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("delta", 0.05),
+        ("epsilon", 0.01),
+        ("epsilon_spent", 0.04),
+        ("n", 299),
+        ("pvalue", 1e-9),
+        ("records_digest", "0" * 32),
+        ("lower", -1.0),
+    ],
+)
+def test_a_certificate_that_says_something_else_is_named(field, value):
+    policy = riskcal.calibrate(RUNS, delta=0.1).policy()
+    forged = policy.certificate.model_copy(update={field: value})
+    verified = riskcal.verify(policy.model_copy(update={"certificate": forged}), RUNS)
+    assert not verified.agrees
+    if field not in (
+        "delta",
+        "epsilon",
+    ):  # these are what was asked: what follows from them differs
+        (one,) = [one for one in verified.differences if one.name == field]
+        assert one.stated == value
+        assert repr(value) in str(one)
+
+
+def test_a_policy_of_another_threshold_is_named():
+    policy = riskcal.calibrate(RUNS, delta=0.1).policy()
+    stricter = ExitPolicy(threshold=0.9).certified(policy.certificate)
+    verified = riskcal.verify(stricter, RUNS)
+    assert [(d.name, d.stated, d.found) for d in verified.differences] == [
+        ("threshold", 0.9, policy.threshold)
+    ]
+    assert "threshold" in verified.message
+
+
+def test_arrays_are_verified_with_what_they_were_calibrated_with():
+    losses = RUNS.losses() * 8
+    policy = riskcal.calibrate(losses, thresholds=RUNS.thresholds, delta=0.8, upper=8.0).policy()
+    assert riskcal.verify(policy, losses, thresholds=RUNS.thresholds).agrees
+    assert not riskcal.verify(policy, losses[1:], thresholds=RUNS.thresholds).agrees
+
+
+def test_a_proxy_is_given_again() -> None:
+    rng = np.random.default_rng(0)
+    guess = RUNS.losses() * 0.9
+    others = guess[rng.integers(0, len(guess), 500)]
+    helped = {"proxy": guess, "unlabelled": others}
+    policy = riskcal.calibrate(
+        RUNS.losses(), thresholds=RUNS.thresholds, prompts=RUNS.prompts, delta=0.1, **helped
+    ).policy()
+    given = {"thresholds": RUNS.thresholds, "prompts": RUNS.prompts}
+    assert riskcal.verify(policy, RUNS.losses(), **given, **helped).agrees
+    without = riskcal.verify(policy, RUNS.losses(), **given)
+    assert "test" in [one.name for one in without.differences]
+
+
+def test_a_certificate_from_before_it_said_what_was_asked_can_be_completed():
+    def old(policy: ExitPolicy) -> ExitPolicy:
+        fields = policy.certificate.model_copy(update={"asked": None})
+        return policy.model_copy(update={"certificate": fields})
+
+    assert riskcal.verify(old(riskcal.calibrate(RUNS, delta=0.1).policy()), RUNS).agrees
+    options = {"procedure": "fallback", "order": [3, 1, 0, 2]}
+    ordered = old(riskcal.calibrate(RUNS, delta=0.1, **options).policy())
+    assert "preregistered" in [d.name for d in riskcal.verify(ordered, RUNS).differences]
+    assert riskcal.verify(ordered, RUNS, order=[3, 1, 0, 2]).agrees
+
+
+def test_what_cannot_be_verified_is_refused():
+    policy = riskcal.calibrate(RUNS, delta=0.1).policy()
+    with pytest.raises(RiskcalError, match="certificate: the policy has none"):
+        riskcal.verify(ExitPolicy(threshold=0.5), RUNS)
+    with pytest.raises(RiskcalError, match="delta: the certificate says what it was"):
+        riskcal.verify(policy, RUNS, delta=0.2)
+    asking = riskcal.AdaptiveCalibration(np.arange(50), thresholds=GRID, delta=0.1)
+    for _ in range(2):
+        asking.update(asking.next_prompt(), np.zeros(len(GRID)))
+    adaptive = asking.policy()
+    with pytest.raises(RiskcalError, match="certificate: its test is 'adaptive betting"):
+        riskcal.verify(adaptive, RUNS)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli.app, list(map(str, arguments)), catch_exceptions=False)
+
+
+def test_the_shell_reads_the_records_as_they_were_read(tmp_path):
+    log, out = tmp_path / "runs.jsonl", tmp_path / "policy.json"
+    rows = FRAME.rename(columns={"prompt": "id"}).assign(variant="x")
+    rows.to_json(log, orient="records", lines=True)
+    said = ["--columns", "prompt=id"]
+    asked = ["--coordinate", "variant", "--cost", "price", "--weighting", "clusters"]
+    assert run("calibrate", log, "--delta", 0.1, *asked, *said, "--out", out).exit_code == 0
+    agrees = run("verify", out, log, *said)
+    assert agrees.exit_code == 0
+    assert "agree" in agrees.stdout
+    told = json.loads(run("verify", out, log, *said, "--json").stdout)
+    assert told["agrees"]
+    assert told["differences"] == []
+    rows.iloc[5:].to_json(log, orient="records", lines=True)  # the first prompt is gone
+    differs = run("verify", out, log, *said)
+    assert differs.exit_code == 1
+    assert "records_digest" in differs.stdout
+    with pytest.raises(RiskcalError, match="no such file"):
+        run("verify", out, tmp_path / "none.parquet")
+
+
+def test_a_stratum_is_verified_by_its_name(tmp_path):
+    log, out = tmp_path / "runs.csv", tmp_path / "policy.json"
+    runs = Runs.from_frame(FRAME.drop(columns=["cluster", "price"]))
+    runs.write(log)
+    riskcal.calibrate_groups(runs, delta=0.1)["b"].policy().save(out)
+    assert run("verify", out, log, "--group", "b").exit_code == 0
+    assert run("verify", out, log, "--group", "a").exit_code == 1
