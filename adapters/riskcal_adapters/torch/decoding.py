@@ -338,10 +338,8 @@ class Loop:
             states.append(self.backbone.layer(index, states[-1], cache))
         last = Scores(self.backbone.logits(states[-1]))
         judge.begin(last.best() if policy.measure == "oracle" else None)
-        if (
-            self.backbone.n_exits > self.n_layers
-        ):  # the final head, on the same state as the last layer's own
-            states.append(states[-1])
+        if self.backbone.n_exits > self.n_layers:
+            states.append(states[-1])  # the final head reads what the last layer's own does
         confidence, best = [], []
         scores: Scores | None
         for layer, state in enumerate(states[1:], start=1):
