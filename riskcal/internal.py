@@ -3,6 +3,7 @@
 Checks of arguments, tables in any format that `riskcal` reads, and files that appear whole or not at all.
 """
 
+from riskcal._replacing import flush, replacing
 from riskcal._validate import (
     TOLERANCE,
     Floats,
@@ -11,11 +12,9 @@ from riskcal._validate import (
     count,
     finite,
     first,
-    flush,
     in_range,
     level,
     number,
-    replacing,
     threshold_grid,
     tolerance,
 )

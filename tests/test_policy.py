@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riskcal import (
+from riskcal import (, _replacing
     Certificate,
     Constant,
     Contrast,
@@ -140,7 +140,7 @@ def test_an_unwritable_place_is_refused_and_a_failed_write_leaves_the_old_policy
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_validate.os, "replace", fail)
+        patch.setattr(_replacing.os, "replace", fail)
         with pytest.raises(RiskcalError, match=r"policy\.json: cannot be written \(No space left"):
             ExitPolicy(threshold=0.1).save(path)
     assert path.read_bytes() == before

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import (
+from riskcal import (, _replacing
     RiskcalError,
     Runs,
     Traces,
@@ -960,7 +960,7 @@ def test_a_failed_write_leaves_the_old_file_untouched_and_nothing_beside_it(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_validate.os, "replace", fail)
+        patch.setattr(_replacing.os, "replace", fail)
         with pytest.raises(
             RiskcalError, match=rf"runs\.{ending}: cannot be written \(No space left"
         ):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from riskcal import RiskcalError, Runs, _validate
+from riskcal import RiskcalError, Runs, _replacing
 
 
 def runs(n: int) -> Runs:
@@ -48,8 +48,8 @@ def test_processes_of_one_id_never_share_a_temporary_file(
 ) -> None:
     monkeypatch.setattr(os, "getpid", lambda: 1)  # as in two containers that share a folder
     with (
-        _validate.replacing(tmp_path / "file") as first,
-        _validate.replacing(tmp_path / "file") as second,
+        _replacing.replacing(tmp_path / "file") as first,
+        _replacing.replacing(tmp_path / "file") as second,
     ):
         assert first != second
         first.write_text("first")
@@ -91,7 +91,7 @@ def test_two_containers_whose_processes_have_the_same_id(tmp_path: Path) -> None
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
-    with pytest.raises(ZeroDivisionError), _validate.replacing(tmp_path / "file") as partial:
+    with pytest.raises(ZeroDivisionError), _replacing.replacing(tmp_path / "file") as partial:
         partial.write_text(f"half {1 / 0}")
     assert (tmp_path / "file").read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
@@ -103,7 +103,7 @@ def test_what_is_renamed_was_flushed_first(tmp_path: Path, monkeypatch: pytest.M
         os, "fsync", lambda descriptor: (done.append("flush"), flush(descriptor))[1]
     )
     monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names))[1])
-    with _validate.replacing(tmp_path / "file") as partial:
+    with _replacing.replacing(tmp_path / "file") as partial:
         partial.write_text("new")
     assert done == ["flush", "rename", "flush"]
 
@@ -111,13 +111,13 @@ def test_what_is_renamed_was_flushed_first(tmp_path: Path, monkeypatch: pytest.M
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(RiskcalError, match=r"no/file: cannot be written"),
-        _validate.replacing(tmp_path / "no" / "file"),
+        _replacing.replacing(tmp_path / "no" / "file"),
     ):
         pass
 
 
 def test_the_file_has_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "usual").write_text("")
-    with _validate.replacing(tmp_path / "file") as partial:
+    with _replacing.replacing(tmp_path / "file") as partial:
         partial.write_text("")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode

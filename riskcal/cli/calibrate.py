@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from riskcal import _validate
+from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
@@ -118,7 +118,7 @@ def calibrate_command(
     if out is not None:
         calibration.policy().save(out)
     if plot is not None and figure is not None:
-        with _validate.replacing(plot) as temporary:
+        with _replacing.replacing(plot) as temporary:
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])
     for what, path in written:
         if path is not None and not as_json:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from riskcal import _validate, plots
+from riskcal import _replacing, plots
 from riskcal.calibration import Calibration, calibrate
 from riskcal.cli.app import app
 from riskcal.cli.calibrate import print_table
@@ -47,7 +47,7 @@ def demo(
         title=f"Early exit calibrated on {calibration.n} words: expected distance to the full model at most {delta:g},\n"
         f"with probability at least {1 - calibration.epsilon:g} over the draw of the words",
     )
-    with _validate.replacing(picture) as temporary:
+    with _replacing.replacing(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
     print(f"Written: {policy} (read it with riskcal.ExitPolicy.load) and {picture}")
     page = out / "report.html"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
-from riskcal import _validate, heads
+from riskcal import _replacing, heads
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.app import app
@@ -116,7 +116,7 @@ def _watch_losses(
             f"{log}: was left before its first loss, so that nothing can be said of the requests."
         )
     if state is not None:
-        with _validate.replacing(state) as temporary:
+        with _replacing.replacing(state) as temporary:
             temporary.write_text(watch.to_json() + "\n", encoding="utf-8")
     print(watch)
     if counted is not None and certificate is not None:

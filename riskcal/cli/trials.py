@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from riskcal import _validate, plots
+from riskcal import _replacing, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
@@ -73,7 +73,7 @@ def trials(
         files.write(table, out)
         print(f"Trials written to {out}")
     if figure is not None and plot is not None:
-        with _validate.replacing(plot) as temporary:
+        with _replacing.replacing(plot) as temporary:
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])
         print(f"Picture written to {plot}")
 

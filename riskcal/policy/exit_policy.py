@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy.certificate import Certificate
 from riskcal.policy.columns import COLUMNS, DEFAULTS, from_columns, to_columns
@@ -336,7 +336,7 @@ class ExitPolicy(Frozen):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the policy as JSON; an existing file is replaced whole or not at all."""
-        with _validate.replacing(path) as partial:
+        with _replacing.replacing(path) as partial:
             partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
     @classmethod

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
-from riskcal import _parquet, _validate
+from riskcal import _parquet, _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.records.columns import canonical, is_unicode, of_arrow
 
@@ -226,15 +226,13 @@ def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFra
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
     """Write a table in the format of the path's ending; an existing file is replaced whole or not at all."""
-    if not isinstance(path, str | os.PathLike):
-        raise RiskcalError(f"path: {path!r} is no path of a file.")
-    target = Path(path)
+    target = _replacing.a_path(path)
     kind = _kind(target)
     if kind == "json":
         raise RiskcalError(
             f"{target}: rows are written as .parquet, .csv or .jsonl; use one of these."
         )
-    with _validate.replacing(target) as partial:
+    with _replacing.replacing(target) as partial:
         try:
             _write_as(kind, frame, partial)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

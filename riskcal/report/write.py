@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.calibration import Calibration, calibrate
 from riskcal.calibration.posing import pose
@@ -96,7 +96,7 @@ def write(
         raise RiskcalError(
             f"report: the page would have {len(whole):,} bytes, more than {LARGEST:,}; shorten the texts, or name fewer groups."
         )
-    with _validate.replacing(path) as partial:
+    with _replacing.replacing(path) as partial:
         Path(partial).write_bytes(whole)
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 
 #: Names of events, and what each says. Others may stand in a log too; readers count them.
@@ -47,7 +47,7 @@ class EventLog:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 * 2**20) -> None:
-        self.path = _validate.a_path(path)
+        self.path = _replacing.a_path(path)
         self.max_bytes = _validate.count(max_bytes, "max_bytes", least=1)
         self._thread = threading.Lock()
 

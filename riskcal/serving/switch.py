@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from riskcal import _validate
+from riskcal import _replacing
 from riskcal._validate import RiskcalError
 
 
@@ -49,7 +49,7 @@ class KillSwitch:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self.path = None if path is None else _validate.a_path(path)
+        self.path = None if path is None else _replacing.a_path(path)
         # A dict's setdefault is one step for other threads, and takes no lock that a signal handler could find taken.
         self._first: dict[str, Pull] = {}
 

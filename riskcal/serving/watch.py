@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
 from riskcal.serving.estimates import Interval, mean_interval
@@ -172,7 +172,7 @@ class EventWatch:
             "place": self._place,
             "clock": self._clock,
         }
-        with _validate.replacing(path) as partial:
+        with _replacing.replacing(path) as partial:
             partial.write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     @classmethod
