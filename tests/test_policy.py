@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riskcal import (, _replacing
+from riskcal import (
     Certificate,
     Constant,
     Contrast,
@@ -17,7 +17,7 @@ from riskcal import (, _replacing
     RiskcalError,
     Runs,
     Sampling,
-    _validate,
+    _replacing,
     calibrate,
     load_example,
 )

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from riskcal import (, _replacing
+from riskcal import (
     RiskcalError,
     Runs,
     Traces,
-    _validate,
+    _replacing,
     calibrate,
     records,
     replay_traces,
