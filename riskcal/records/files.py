@@ -92,7 +92,8 @@ def parts(source: Source) -> list[Part]:
             isinstance(one, str | os.PathLike) and Path(one).is_file() for one in paths
         ):
             files = [Path(os.path.abspath(one)) for one in paths]  # noqa: PTH100  (links stay as they are)
-            return [Part(file, Path(os.path.commonpath(files))) for file in files]
+            above = Path(os.path.commonpath(files))
+            return [Part(file, above) for file in files]
         return [part for one in paths for part in parts(one)]
     path = Path(source)
     if path.is_dir():
@@ -317,7 +318,7 @@ def _refuse_other_separators(content: bytes) -> None:
     header = content[:100_000].partition(b"\n")[0].decode("utf-8", errors="replace").strip()
     found = next((mark for mark in ";\t|" if mark in header and "," not in header), None)
     if found is not None:
-        comma = ", decimal=','" if found == ";" else ""
+        comma = ", decimal=','" if re.search(rb"\d,\d", content[:100_000]) else ""
         raise RiskcalError(
             f"its columns are parted by {found!r}, not by commas. Read it with pandas, and check the table that you get: "
             f"Runs.from_frame(pandas.read_csv(path, sep={found!r}{comma}))."
