@@ -840,7 +840,7 @@ ONE_ROW = b'{"prompt": "a", "threshold": 0.5, "risk": 0}\n'
         ("runs.jsonl", b"", "the file is empty"),
         ("runs.csv", b"prompt,threshold,dissimilarity\n", "prompt: the table is empty"),
         ("runs.jsonl", b"\n  \n", "prompt: the column is missing"),
-        ("runs.csv", b"prompt;threshold;dissimilarity\na;0.5;0.1\n", "its columns are parted by ';', not by commas. Read it with pandas"),
+        ("runs.csv", b"prompt;threshold;dissimilarity\na;0.5;0.1\n", "its columns are parted by ';', not by commas."),
         ("runs.csv", b"prompt,threshold,dissimilarity\na,0.5,0.1,9\n", "not a readable csv file"),
         ("runs.csv", b"prompt,threshold,dissimilarity\n\xe9,0.5,0.1\n", "not a readable csv file"),
         ("runs.csv", b"prompt,threshold,dissimilarity\na,0.5,\nb,0.5,0.1\n", "dissimilarity: nan at row 0"),
