@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import riskcal
-from riskcal import ExitPolicy, RiskcalError, cli
+from riskcal import ExitPolicy, RiskcalError, Runs, cli
 
 
 def run(*arguments):
@@ -80,3 +80,18 @@ def test_the_picture_is_drawn_or_refused(tmp_path):
     assert plot.read_text().startswith("<?xml")
     with pytest.raises(RiskcalError, match=r"--plot: .*gif ends in none of"):
         run("calibrate", runs, "--delta", 0.1, "--plot", tmp_path / "risk.gif")
+
+
+def test_what_a_decoder_asks_of_a_policy_is_said_on_the_shell_as_its_refusal_advises(tmp_path):
+    Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=np.zeros((200, 2))).write(
+        tmp_path / "runs.parquet"
+    )
+    command = ["calibrate", str(tmp_path / "runs.parquet"), "--delta", ".1"]
+    out = ["--out", str(tmp_path / "policy.json")]
+    assert run(*command, *out).exit_code == 0
+    with pytest.raises(RiskcalError, match="the certified policy does not name it") as refusal:
+        ExitPolicy.load(tmp_path / "policy.json").named()
+    advised = str(refusal.value).partition("riskcal calibrate ")[2].partition(")")[0].split()
+    assert run(*command, *out, *advised).exit_code == 0
+    named = ExitPolicy.load(tmp_path / "policy.json").named()
+    assert (named.measure, named.cache, named.batching) == ("softmax", "project", "diverge")

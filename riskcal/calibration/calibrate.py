@@ -169,14 +169,14 @@ def calibrate(
         refuse_cut_grid(problem.stopped, one_sequence=False)
         problems.refuse_unknown_cost(problem, cost)
         return simultaneous(problem, deltas, method, cost, told)
-    chosen = procedure_for(problem, procedure, options)
+    rule = procedure_for(problem, procedure, options)
     problems.refuse_unknown_cost(problem, cost)
-    tested = arranged(problem, chosen, cost)
+    tested = arranged(problem, rule, cost)
     return _result(
         tested,
-        prove(tested.problem, method, chosen, told["epsilon_spent"]),
+        prove(tested.problem, method, rule, told["epsilon_spent"]),
         method,
-        chosen,
+        rule,
         cost,
         told,
     )
@@ -251,10 +251,10 @@ def arranged(problem: Problem, procedure: Procedure, cost: str) -> Arranged:
     if isinstance(procedure, PilotOrder):
         pilot, rest = problems.split_pilot(problem, procedure.pilot_fraction)
         looks = procedure.looks_at_cost
-        spent = problems.mean_cost(pilot, cost) if looks else np.zeros(pilot.k)
-        order = procedure.chosen(problems.excess(pilot), spent)
-        spent = problems.mean_cost(problem, cost) if looks else np.zeros(problem.k)
-        whole = problem.columns(procedure.ties(spent))
+        costs = problems.mean_cost(pilot, cost) if looks else np.zeros(pilot.k)
+        order = procedure.chosen(problems.excess(pilot), costs)
+        costs = problems.mean_cost(problem, cost) if looks else np.zeros(problem.k)
+        whole = problem.columns(procedure.ties(costs))
         return Arranged(rest.columns(order), whole, order, tuple(pilot.units.tolist()))
     fixed = procedure.arranged(problem.k)
     if fixed is None:

@@ -58,7 +58,7 @@ class Calibration:
     chosen: pd.Series | None
     table: pd.DataFrame
     full_costs: dict[str, float]
-    _told: Callable[[], str]
+    _message: Callable[[], str]
     _problem: Problem
     _cost: str
     delta: float | dict[str, float]
@@ -85,7 +85,7 @@ class Calibration:
     @cached_property
     def message(self) -> str:
         """The outcome in plain words."""
-        return self._told()
+        return self._message()
 
     def policy(self, **fields: Any) -> ExitPolicy:
         """The policy to deploy, with its certificate.

@@ -49,12 +49,12 @@ def settled(
     starts: int = 1,
     options: Mapping[str, Any] = MappingProxyType({}),
     deltas: list[float] | None = None,
-    **settings: Any,
+    **told: Any,
 ) -> Calibration:
     """The calibration that says what the table's column ``certified`` does."""
     index = cheapest(problem, table["certified"].to_numpy(dtype=bool), cost)
     chosen = None if index is None else table.iloc[index]
-    opening = sentences.opening(problem, chosen, settings["epsilon_spent"])
+    opening = sentences.opening(problem, chosen, told["epsilon_spent"])
     remarks = (
         sentences.worth(problem, table, chosen)
         + proxies.saved(problem, table, chosen)
@@ -68,7 +68,9 @@ def settled(
         chosen=chosen,
         table=table,
         full_costs=problem.full_costs,
-        _told=partial(sentences.message, opening, None if chosen is not None else outlook, remarks),
+        _message=partial(
+            sentences.message, opening, None if chosen is not None else outlook, remarks
+        ),
         _problem=problem,
         _cost=cost,
         delta=single.delta
@@ -95,5 +97,5 @@ def settled(
             costs=[name for name in problem.costs if name not in COSTS],
             lower_is_stricter=problem.lower_is_stricter,
         ),
-        **settings,
+        **told,
     )

@@ -7,7 +7,7 @@ from riskcal._validate import RiskcalError
 from riskcal.cli import calibrate, check, demo, monitor, report, trials, verify
 from riskcal.cli.app import app as app
 
-#: Modules whose commands `app` has.
+#: Imported for the commands that they add to `app`.
 COMMANDS = (calibrate, check, trials, report, demo, monitor, verify)
 
 

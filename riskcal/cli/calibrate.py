@@ -14,7 +14,7 @@ from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, KeepOption
 from riskcal.records import COSTS, Runs, renaming, retries
 
 if TYPE_CHECKING:
@@ -74,6 +74,17 @@ def calibrate_command(
             help="Exits are where a value is at most the threshold (entropy).",
         ),
     ] = False,
+    measure: Annotated[
+        str | None,
+        typer.Option(
+            help="Confidence measure that the runs were made with, where they do not say: riskcal's decoders ask for it, "
+            "and for --cache and --batching."
+        ),
+    ] = None,
+    cache: Annotated[str | None, typer.Option(help="The same of the cache: project, ...")] = None,
+    batching: Annotated[
+        str | None, typer.Option(help="The same of batches: diverge, regroup or deepest.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the risk curve here: .png, .pdf or .svg.")
@@ -115,8 +126,12 @@ def calibrate_command(
         print_table(calibration)
         print(calibration.message)
     written = [("Policy", out), ("Picture", plot)]
+    said = {"measure": measure, "cache": cache, "batching": batching}
+    policy = calibration.policy(
+        **{name: value for name, value in said.items() if value is not None}
+    )
     if out is not None:
-        calibration.policy().save(out)
+        policy.save(out)
     if plot is not None and figure is not None:
         with _replacing.replacing(plot) as temporary:
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])

@@ -11,7 +11,7 @@ import typer
 
 from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
-from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, KeepOption
 from riskcal.records import COSTS, Runs, files, guessing, renaming, retries
 from riskcal.records.check import Finding, findings
 
@@ -50,7 +50,7 @@ def check(
     Exit status 0: `riskcal calibrate` with the same options reads it. Exit status 2: it does not.
     """
     names = renaming.options(columns or ())
-    frame = files.read(log, renaming.unchanged(names))
+    frame = files.read(log, renaming.only_renamed(names))
     asked: dict[str, Any] = {
         "candidate_columns": coordinate or (),
         "costs": [name for name in cost or () if name not in COSTS],

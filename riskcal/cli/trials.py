@@ -12,7 +12,7 @@ from riskcal import _replacing, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
-from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, KeepOption
 from riskcal.records import Runs, files, renaming, retries
 from riskcal.trials import run_trials, summary
 

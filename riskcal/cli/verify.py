@@ -8,7 +8,7 @@ import typer
 
 from riskcal.calibration.verifying import verify
 from riskcal.cli.app import app
-from riskcal.cli.reading import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, KeepOption
 from riskcal.policy import ExitPolicy
 from riskcal.records import Runs, renaming, retries
 

@@ -203,9 +203,10 @@ class ExitPolicy(Frozen):
         """
         open_ = [name for name in DEFAULTS if getattr(self, name) is None]
         if open_ and self.certificate is not None and not self.is_full_model:
+            shell = " ".join(f"--{name} {DEFAULTS[name]}" for name in open_)
             raise RiskcalError(
                 f"{open_[0]}: the certified policy does not name it, as its records did not. If they were made with one that "
-                "this decoder has, say so where the policy is made: calibration.policy("
+                f"this decoder has, say so where the policy is made (riskcal calibrate {shell}): calibration.policy("
                 + ", ".join(f"{name}={DEFAULTS[name]!r}" for name in open_)
                 + ")."
             )

@@ -54,11 +54,11 @@ def betting(
     matrix, total = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
     prior = prior_variance(tolerated, low, high)
-    from riskcal.pvalues import bettor_kernels as bettor
+    from riskcal.pvalues import bettor_kernels as kernels
 
-    target = math.log(level / bettor.MARGIN)
+    target = math.log(level / kernels.MARGIN)
     pvalues = np.exp(
-        -bettor.betting_log_capital(matrix, tolerated, low, high, target, prior, bettor.HEDGE)
+        -kernels.betting_log_capital(matrix, tolerated, low, high, target, prior, kernels.HEDGE)
     )
     pvalues[total >= len(matrix) * tolerated] = 1.0
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
@@ -73,11 +73,11 @@ def count_rejected(
     columns: Floats, deltas: Floats, *, lower: float, upper: float, level: float
 ) -> NDArray[np.int64]:
     """Leading ``deltas`` (descending) that `betting` rejects, per row of ``columns`` (k, n)."""
-    from riskcal.pvalues import bettor_kernels as bettor
+    from riskcal.pvalues import bettor_kernels as kernels
 
     priors = _prior_variances(deltas, lower, upper)
-    result: NDArray[np.int64] = bettor.rejected_deltas(
-        columns, deltas, lower, upper, level, priors, bettor.HEDGE
+    result: NDArray[np.int64] = kernels.rejected_deltas(
+        columns, deltas, lower, upper, level, priors, kernels.HEDGE
     )
     return result
 
@@ -92,11 +92,11 @@ def count_certified(
     level: float,
 ) -> NDArray[np.int64]:
     """Leading rows of ``columns`` (k, n) that `betting` certifies, per delta and split (T, m) of their units."""
-    from riskcal.pvalues import bettor_kernels as bettor
+    from riskcal.pvalues import bettor_kernels as kernels
 
     priors = _prior_variances(deltas, lower, upper)
-    result: NDArray[np.int64] = bettor.betting_prefix(
-        columns, splits, deltas, lower, upper, level, priors, bettor.HEDGE
+    result: NDArray[np.int64] = kernels.betting_prefix(
+        columns, splits, deltas, lower, upper, level, priors, kernels.HEDGE
     )
     return result
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS, Stop
-from riskcal.records import candidates as settings
+from riskcal.records import candidates as coordinates_of
 from riskcal.records import columns
 from riskcal.records import costs as costs_
 from riskcal.records.columns import plain
@@ -40,7 +40,7 @@ def from_frame(
     frame: pd.DataFrame, candidate_columns: Sequence[str], costs: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The fields of `Runs` that a table holds; what it must hold is said in `Runs.from_frame`."""
-    candidate_columns = settings.named(candidate_columns)
+    candidate_columns = coordinates_of.named(candidate_columns)
     outcomes = [name for name in candidate_columns if name in _NO_COORDINATES]
     if outcomes:
         raise RiskcalError(
@@ -49,7 +49,7 @@ def from_frame(
     further = costs_.columns_named(costs, candidate_columns)
     columns.require(frame, ["prompt", "threshold", *candidate_columns, *further])
     if "thresholds" in frame.columns:
-        frame = settings.with_vectors(frame)
+        frame = coordinates_of.with_vectors(frame)
     read_cell_by_cell = (
         "threshold",
         *CANDIDATE_COLUMNS,
@@ -66,7 +66,7 @@ def from_frame(
             if name in frame.columns
         }
     )
-    frame = frame.assign(threshold=settings.thresholds(frame["threshold"]))
+    frame = frame.assign(threshold=coordinates_of.thresholds(frame["threshold"]))
     prompt = columns.identifiers(frame["prompt"], "prompt")
     coordinates = [
         "threshold",
@@ -118,14 +118,14 @@ def from_frame(
         values["failed"] = failed.astype(np.float64)
 
     for name in coordinates[1:]:
-        settings.refuse_coordinate(frame.loc[~is_full, name], name)
+        coordinates_of.refuse_coordinate(frame.loc[~is_full, name], name)
     ran = np.flatnonzero(~is_full)
     if not ran.size:
         raise RiskcalError(
             "threshold: every row is the full model (inf); record at least one finite threshold."
         )
-    candidates, column = settings.among(frame[coordinates], ran)
-    sweep = not settings.only_threshold(candidates)
+    candidates, column = coordinates_of.among(frame[coordinates], ran)
+    sweep = not coordinates_of.only_threshold(candidates)
     _refuse_duplicates(
         prompt,
         frame["threshold"],

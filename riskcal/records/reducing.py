@@ -107,7 +107,7 @@ class _Reduction:
 
     def __call__(self, task: tuple[files.Part, Path]) -> _Shard:
         part, target = task
-        frame = files.read_part(part, renaming.unchanged(self.columns))
+        frame = files.read_part(part, renaming.only_renamed(self.columns))
         try:
             traces = Traces.from_frame(frame, columns=self.columns)
             del frame

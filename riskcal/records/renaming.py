@@ -76,7 +76,7 @@ def renamed(frame: pd.DataFrame, columns: Columns | None) -> pd.DataFrame:
     return kept.assign(**made)
 
 
-def unchanged(columns: Columns | None) -> dict[str, str]:
+def only_renamed(columns: Columns | None) -> dict[str, str]:
     """The log's name of each of riskcal's columns that only has another name, and is read as that column is."""
     return {
         target: column.source

@@ -94,7 +94,7 @@ class Runs:
         RiskcalError
             Naming the file, the column, the first offending row (counted from 0) and the remedy.
         """
-        frame = files.read(path, renaming.unchanged(columns))
+        frame = files.read(path, renaming.only_renamed(columns))
         try:
             is_json = files.is_json_lines(frame)
             frame = prepared(frame, candidate_columns, columns, keep, costs, is_json=is_json)

@@ -62,7 +62,7 @@ class Traces:
     @classmethod
     def read(cls, path: files.Source, *, columns: renaming.Columns | None = None) -> Self:
         """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does; ``columns`` as in `from_frame`."""
-        frame = files.read(path, renaming.unchanged(columns))
+        frame = files.read(path, renaming.only_renamed(columns))
         try:
             return cls.from_frame(frame, columns=columns)
         except RiskcalError as error:
