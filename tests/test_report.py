@@ -382,6 +382,24 @@ def test_a_page_that_would_be_too_large_is_refused_and_not_written(tmp_path):
     assert not (tmp_path / "x.html").exists()
 
 
+def test_a_log_with_names_of_its_own_has_the_page_of_the_same_runs(tmp_path):
+    own = runs().to_frame()
+    own.to_parquet(tmp_path / "plain.parquet")
+    foreign = own.rename(columns={"prompt": "request_id", "threshold": "lambda"})
+    foreign = foreign.assign(rouge=1 - foreign.pop("dissimilarity"))
+    foreign.to_parquet(tmp_path / "foreign.parquet")
+    names = ["prompt=request_id", "threshold=lambda", "dissimilarity=1-rouge"]
+    pages = []
+    for file, options in (("plain", []), ("foreign", [f"--columns={name}" for name in names])):
+        out = str(tmp_path / "out.html")
+        path = str(tmp_path / f"{file}.parquet")
+        result = CliRunner().invoke(cli.app, ["report", path, "--out", out, *options])
+        assert result.exit_code == 0, result.exception
+        pages.append(Page((tmp_path / "out.html").read_text(encoding="utf-8")))
+    assert pages[0].anchors == pages[1].anchors
+    assert pages[0].tables.keys() == pages[1].tables.keys()
+
+
 def test_the_command_sees_what_a_file_is(tmp_path, whole):
     def said(*arguments):
         out = tmp_path / "out.html"

@@ -14,7 +14,7 @@ from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
 from riskcal.records import COSTS, Runs, renaming, retries
 
 if TYPE_CHECKING:
@@ -67,13 +67,7 @@ def calibrate_command(
             help="Certify a mean cost too: layers=5, or seconds=0.4:2 with the largest; may be repeated."
         ),
     ] = None,
-    lower_is_stricter: Annotated[
-        bool,
-        typer.Option(
-            "--lower-is-stricter",
-            help="Exits are where a value is at most the threshold (entropy).",
-        ),
-    ] = False,
+    lower_is_stricter: DirectionOption = False,
     measure: Annotated[
         str | None,
         typer.Option(

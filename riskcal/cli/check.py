@@ -11,7 +11,7 @@ import typer
 
 from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
 from riskcal.records import COSTS, Runs, files, guessing, renaming, retries
 from riskcal.records.check import Finding, findings
 
@@ -34,13 +34,7 @@ def check(
         list[str] | None,
         typer.Option(help="Further column that is a cost; may be repeated."),
     ] = None,
-    lower_is_stricter: Annotated[
-        bool,
-        typer.Option(
-            "--lower-is-stricter",
-            help="Exits are where a value is at most the threshold (entropy).",
-        ),
-    ] = False,
+    lower_is_stricter: DirectionOption = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the problems as one JSON object.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Options of every command that reads a log: under which names its columns stand, and which attempts were served."""
+"""Options of every command that reads a log: the names of its columns, which attempts were served, which end is strict."""
 
 from typing import Annotated
 
@@ -18,5 +18,13 @@ KeepOption = Annotated[
     typer.Option(
         metavar="last:COLUMN",
         help="Where requests were tried again: last or first, and the column that puts attempts in order.",
+    ),
+]
+
+DirectionOption = Annotated[
+    bool,
+    typer.Option(
+        "--lower-is-stricter",
+        help="Exits are where a value is at most the threshold (entropy).",
     ),
 ]

@@ -9,10 +9,11 @@ from riskcal import report as reports
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
+from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
 from riskcal.cli.monitor_events import is_event_log
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
-from riskcal.records import Runs, Traces, files
+from riskcal.records import COSTS, Runs, Traces, files, renaming, retries
 from riskcal.serving.watch import EventWatch
 
 
@@ -47,6 +48,9 @@ def report(
     cost: Annotated[
         str | None, typer.Option(help="Cost that chooses among certified candidates.")
     ] = None,
+    columns: ColumnsOption = None,
+    keep: KeepOption = None,
+    lower_is_stricter: DirectionOption = False,
     traces: Annotated[
         Path | None,
         typer.Option(help="Of runs: traces of the same decoder, for exits and heads."),
@@ -82,25 +86,36 @@ def report(
         "generations": None if generations is None else files.read(generations),
     }
     options = {name: value for name, value in given.items() if value is not None}
-    read = _read(source, options)
+    read = _read(
+        source,
+        options,
+        columns=renaming.options(columns or ()),
+        keep=retries.option(keep),
+        lower_is_stricter=lower_is_stricter,
+    )
     reports.write(out, read, title=title, **options)
     print(f"Report written to {out}")
 
 
-def _read(source: Path, options: dict[str, Any]) -> Any:
+def _read(source: Path, options: dict[str, Any], **reading: Any) -> Any:
     """What a file holds, by what is in it; takes from the options those that belong to reading."""
     if source.suffix == ".json":
         return ExitPolicy.load(source)
     if is_event_log(str(source)):
         return _watch(source, options)
-    frame = files.read(source)
-    if "threshold" not in frame.columns and "position" in frame.columns:
-        return Traces.from_frame(frame)
+    names = reading["columns"]
+    frame = files.read(source, renaming.only_renamed(names))
+    there = renaming.renamed(frame, names).columns
+    if "threshold" not in there and "position" in there:
+        return Traces.from_frame(frame, columns=names)
     beside = source / "traces"
     if (source / files.RECORDING).exists() and beside.exists() and "traces" not in options:
         options["traces"] = Traces.read(beside)  # as `riskcal record --traces` leaves them
     try:
-        return Runs.from_frame(frame, candidate_columns=options.pop("coordinate", ()))
+        cost = options.get("cost")
+        costs = () if cost is None or cost in COSTS else (cost,)
+        coordinates = options.pop("coordinate", ())
+        return Runs.from_frame(frame, candidate_columns=coordinates, costs=costs, **reading)
     except RiskcalError as error:
         raise RiskcalError(f"{source}: {error}") from None
 

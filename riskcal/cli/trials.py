@@ -12,7 +12,7 @@ from riskcal import _replacing, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
 from riskcal.records import Runs, files, renaming, retries
 from riskcal.trials import run_trials, summary
 
@@ -31,6 +31,7 @@ def trials(
     ],
     columns: ColumnsOption = None,
     keep: KeepOption = None,
+    lower_is_stricter: DirectionOption = False,
     n_trials: Annotated[int, typer.Option(help="Random splits.")] = 50,
     calibration_fraction: Annotated[
         float, typer.Option(help="Share of the prompts that each calibrates on.")
@@ -54,7 +55,12 @@ def trials(
     This proves nothing about the guarantee, and issues no policy.
     """
     table = run_trials(
-        Runs.read(runs, columns=renaming.options(columns or ()), keep=retries.option(keep)),
+        Runs.read(
+            runs,
+            columns=renaming.options(columns or ()),
+            keep=retries.option(keep),
+            lower_is_stricter=lower_is_stricter,
+        ),
         delta,
         n_trials=n_trials,
         calibration_fraction=calibration_fraction,
