@@ -1,4 +1,7 @@
-"""What may be asked of a decoder: the checks that all frameworks share, on numpy arrays and plain objects."""
+"""What may be asked of a decoder: the checks that all frameworks share, and what they make of policies for its loop.
+
+On numpy arrays and plain objects.
+"""
 
 import warnings
 from collections.abc import Container, Mapping, Sequence

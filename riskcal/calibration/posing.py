@@ -18,7 +18,8 @@ from riskcal.calibration.problem import Problem, TestedRisk, plain
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
 from riskcal.records.averages import means_within
-from riskcal.records.costs import named, refuse_impossible
+from riskcal.records.costs import named as named_costs
+from riskcal.records.costs import refuse_impossible
 
 #: Range of each loss that can be asked for.
 RANGES = records.OBJECTIVES | {"selective": (0.0, 1.0)}
@@ -327,7 +328,7 @@ def from_arrays(
     # from the strictest on
     descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")
     rows = len(matrix)
-    spent = {name: _spent(value, name, matrix.shape) for name, value in named(costs).items()}
+    spent = {name: _spent(value, name, matrix.shape) for name, value in named_costs(costs).items()}
     if prompts is None:
         units, nameless = np.arange(rows), True
         # as in certificates of earlier versions

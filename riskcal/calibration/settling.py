@@ -22,7 +22,7 @@ _KNOWN = ("threshold", *CANDIDATE_COLUMNS)
 
 
 def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str) -> int | None:
-    """The certified candidate of least cost; with one coordinate and the customary cost, of the lowest threshold."""
+    """The certified candidate of least cost; with one coordinate and the customary cost, the least strict."""
     if not certified.any():
         return None
     return int(np.where(certified, problems.spending(problem, cost), math.inf).argmin())
@@ -34,6 +34,7 @@ def table_of(problem: Problem, **tested: Any) -> pd.DataFrame:
     if len(losses) == 1:
         losses = {"loss": next(iter(losses.values()))}
     costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
+    # what stands before "n" says which candidate it is: `Calibration.policy` parts the table there
     table: dict[str, Any] = {**problem.candidates, "n": problem.n, **losses, **tested, **costs}
     return pd.DataFrame(table)
 

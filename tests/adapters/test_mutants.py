@@ -20,8 +20,8 @@ from riskcal_adapters import request_checks
 from riskcal_adapters.torch import EarlyExitT5, measures, sampling, selfcheck
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.confidence import Judge
-from riskcal_adapters.torch.decoding import Loop
 from riskcal_adapters.torch.heads import PrunedHead
+from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
 from riskcal_adapters.torch.t5_backbone import T5Backbone
 

@@ -28,7 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from riskcal_adapters.torch.scores import Scores
 
-Rows = NDArray[np.int64]
+Ints = NDArray[np.int64]
 
 
 class ExitScores(Protocol):
@@ -63,7 +63,7 @@ class LayerCache:
     keys: Tensor  # (B, heads, C, d_kv), as are values: views of rows
     values: Tensor
     memory: Memory | None
-    filled_rows: Rows  # (B,), where rows have gaps of their own
+    filled_rows: Ints  # (B,), where rows have gaps of their own
     filled: int = 0
     #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
     stale: NDArray[np.bool_] | None = None
@@ -103,7 +103,7 @@ class Cache:
     prompt: Any  # what the architecture knows of the prompts
     first: list[int]  # the token before the first generated one, of each row
     states: Tensor  # (T, B, d): by position, the state that later layers build on
-    offsets: Rows  # (B,): the column of each row's first position
+    offsets: Ints  # (B,): the column of each row's first position
     position: int = 0
     layers: dict[int, LayerCache] = field(default_factory=dict)
 
@@ -186,7 +186,7 @@ class Backbone(abc.ABC):
         """Room for as many generations at a time, of up to so many tokens after prompts of up to ``prompt`` ones."""
 
     @abc.abstractmethod
-    def admit(self, cache: Cache, rows: Rows, prompts: list[Rows]) -> list[int]:
+    def admit(self, cache: Cache, rows: Ints, prompts: list[Ints]) -> list[int]:
         """Read prompts into these rows of a `pool`, and give the tokens that their generations begin after."""
 
     @abc.abstractmethod
@@ -194,7 +194,7 @@ class Backbone(abc.ABC):
         """(B, d) of the tokens before the position at hand, not to be written to."""
 
     @abc.abstractmethod
-    def embed_at(self, tokens: list[int], rows: Rows, positions: Rows, cache: Cache) -> Tensor:
+    def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         """The same of some rows (A, d), each at a position of its own."""
 
     @abc.abstractmethod
@@ -222,7 +222,7 @@ class Backbone(abc.ABC):
         """What `project` needs to know of where positions are; None where it needs nothing."""
         return None
 
-    def places_of(self, cache: Cache, rows: Rows, positions: Rows) -> Any:
+    def places_of(self, cache: Cache, rows: Ints, positions: Ints) -> Any:
         """The same of some rows, each at a position of its own."""
         return None
 
@@ -232,7 +232,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def bias_of(
-        self, index: int, cache: Cache, rows: Rows, positions: Rows, columns: int
+        self, index: int, cache: Cache, rows: Ints, positions: Ints, columns: int
     ) -> Tensor | None:
         """The same (A or 1, heads or 1, 1, columns) of some rows, each at a position of its own."""
 
@@ -288,7 +288,7 @@ class Backbone(abc.ABC):
         return self.finish(index, state, attended.flatten(1), own.memory)
 
     def layer_of_rows(
-        self, index: int, state: Tensor, rows: Rows, positions: Rows, cache: Cache
+        self, index: int, state: Tensor, rows: Ints, positions: Ints, cache: Cache
     ) -> Tensor:
         """As `layer`, for some rows of the batch, each at its own position: (A, d) to (A, d). The others' gaps stay, and grow."""
         own = cache.layers.get(index) or self.open(index, cache)
@@ -328,7 +328,7 @@ class Backbone(abc.ABC):
         )
         return self.finish(index, state, attended.flatten(1), memory)
 
-    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Rows) -> Memory | None:
+    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Ints) -> Memory | None:
         """What a layer remembers of these rows' prompts."""
         return None
 

@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from riskcal import RiskcalError
 from riskcal_adapters.torch import causal_weights, weights
-from riskcal_adapters.torch.backbone import Backbone, Cache, ExitScores, LayerCache, Memory, Rows
+from riskcal_adapters.torch.backbone import Backbone, Cache, ExitScores, Ints, LayerCache, Memory
 from riskcal_adapters.torch.causal_weights import CausalLM
 
 #: Cosines and sines (m, 1, d_kv) of the angles that positions are rotated by, the first half of the sines negative.
@@ -23,7 +23,7 @@ Rotation = tuple[Tensor, Tensor]
 class Prompt:
     """Where the prompts of a batch stand: each ends in the column before the first generated one."""
 
-    padding: Rows  # (B,) columns before a row's first token
+    padding: Ints  # (B,) columns before a row's first token
     bias: Tensor | None  # (B, 1, 1, C), -inf at padding; None without padding
 
     def of(self, rows: Tensor) -> "Prompt":
@@ -111,7 +111,7 @@ class CausalBackbone(Backbone):
             self.open(index, cache)
         return cache
 
-    def admit(self, cache: Cache, rows: Rows, prompts: list[Rows]) -> list[int]:
+    def admit(self, cache: Cache, rows: Ints, prompts: list[Ints]) -> list[int]:
         behind = np.array([len(prompt) - 1 for prompt in prompts])
         cache.offsets[rows] = behind
         if behind.any():
@@ -174,7 +174,7 @@ class CausalBackbone(Backbone):
         places = cache.offsets + cache.position - cache.prompt.padding
         return state + self._positions.index_select(0, self.tensor(places))
 
-    def embed_at(self, tokens: list[int], rows: Rows, positions: Rows, cache: Cache) -> Tensor:
+    def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         state = self._embedding.index_select(0, self.tensor(np.array(tokens)))
         if self._positions is None:
             return state
@@ -225,7 +225,7 @@ class CausalBackbone(Backbone):
             self.tensor((columns[:, None] - cache.prompt.padding).clip(0).ravel()),
         )
 
-    def places_of(self, cache: Cache, rows: Rows, positions: Rows) -> Rotation | None:
+    def places_of(self, cache: Cache, rows: Ints, positions: Ints) -> Rotation | None:
         places = cache.offsets[rows] + positions - cache.prompt.padding[rows]
         return self._rotation(int(places.max()) + 1, self.tensor(places))
 
@@ -234,7 +234,7 @@ class CausalBackbone(Backbone):
         return None if bias is None else bias[..., : cache.offset + cache.position + 1]
 
     def bias_of(
-        self, index: int, cache: Cache, rows: Rows, positions: Rows, columns: int
+        self, index: int, cache: Cache, rows: Ints, positions: Ints, columns: int
     ) -> Tensor | None:
         last = cache.offsets[rows] + positions
         if cache.prompt.bias is None and (last == columns - 1).all():

@@ -19,8 +19,8 @@ from riskcal_adapters.torch import sampling as noise
 from riskcal_adapters.torch import speculation, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
-from riskcal_adapters.torch.decoding import Loop
 from riskcal_adapters.torch.generation import Generation, assembled
+from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.measures import Classifier, Linear
 from riskcal_adapters.torch.speculation import Drafting, Speculation
 
@@ -144,10 +144,10 @@ class Decoder:
         groups, thresholds = self._asked(policy, batch, max_new_tokens)
         with torch.inference_mode():
             if len(groups) == 1:
-                parts = [self._loop.decode(groups[0][0], tokens, mask, thresholds)]
+                parts = [self._loop.generate(groups[0][0], tokens, mask, thresholds)]
             else:
                 parts = [
-                    self._loop.decode(one, tokens[rows], mask[rows], thresholds[:, :, rows])
+                    self._loop.generate(one, tokens[rows], mask[rows], thresholds[:, :, rows])
                     for one, rows in groups
                 ]
         return assembled(

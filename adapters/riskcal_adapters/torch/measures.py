@@ -1,5 +1,7 @@
 """Confidence measures: what tells, after some layer, how sure its next token is.
 
+Policies ask for them by the names in `riskcal_adapters.torch.confidence`.
+
 Each is a function of a batch's logits (B, V) or raw states (B, d), and gives (B,) float32 on the CPU, computed in float32.
 Higher is surer for all of them, and a token exits where the value reaches its threshold. A NaN never does.
 """

@@ -3,7 +3,7 @@
 A token exits at the first layer whose confidence reaches the policy's threshold. The layers above it did not see it, but
 later tokens attend to it there; what they see is the policy's ``cache``, and made up for only when such a layer next runs
 (`riskcal_adapters.torch.backbone`). In a batch every row decodes as if alone, unless its policy says ``"deepest"``. The exits
-are in `riskcal_adapters.torch.decoding`, what users call in `riskcal_adapters.torch.decoder`; here is what is a T5's alone.
+are in `riskcal_adapters.torch.loop`, what users call in `riskcal_adapters.torch.decoder`; here is what is a T5's alone.
 """
 
 from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from riskcal_adapters.torch import weights
-from riskcal_adapters.torch.backbone import Backbone, Cache, LayerCache, Memory, Rows
+from riskcal_adapters.torch.backbone import Backbone, Cache, Ints, LayerCache, Memory
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
 
 Of = TypeVar("Of")
@@ -24,7 +24,7 @@ class Prompt:
     memory: Tensor  # (B * S, d), the encoder's normed output
     bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
     batch: int
-    lengths: Rows  # (B,)
+    lengths: Ints  # (B,)
     position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
     causal_bias: dict[PositionBias, Tensor] = field(
         default_factory=dict
@@ -109,7 +109,7 @@ class T5Backbone(Backbone):
             cache.layers[index] = own
         return cache
 
-    def admit(self, cache: Cache, rows: Rows, prompts: list[Rows]) -> list[int]:
+    def admit(self, cache: Cache, rows: Ints, prompts: list[Ints]) -> list[int]:
         read: Prompt = cache.prompt
         lengths = np.array([len(prompt) for prompt in prompts])
         mask = np.arange(lengths.max()) < lengths[:, None]
@@ -130,7 +130,7 @@ class T5Backbone(Backbone):
             own.stale[rows] = True
         return [self._start] * len(rows)
 
-    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Rows) -> Memory | None:
+    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Ints) -> Memory | None:
         read: Prompt = cache.prompt
         memory = own.memory
         assert memory is not None
@@ -177,7 +177,7 @@ class T5Backbone(Backbone):
             return self._embedding.narrow(0, tokens[0], 1)
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
 
-    def embed_at(self, tokens: list[int], rows: Rows, positions: Rows, cache: Cache) -> Tensor:
+    def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
 
     def normed(self, state: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class T5Backbone(Backbone):
         return bias
 
     def bias_of(
-        self, index: int, cache: Cache, rows: Rows, positions: Rows, columns: int
+        self, index: int, cache: Cache, rows: Ints, positions: Ints, columns: int
     ) -> Tensor:
         if (positions == positions[0]).all():
             bias: Tensor = _of_layer(cache.prompt.position_bias, index)[positions[0]]

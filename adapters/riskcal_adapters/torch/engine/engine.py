@@ -16,7 +16,7 @@ from riskcal import RiskcalError, internal
 from riskcal.policy import ExitPolicy
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow
 from riskcal_adapters.torch import sampling
-from riskcal_adapters.torch.backbone import Rows
+from riskcal_adapters.torch.backbone import Ints
 from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.engine.policies import Served, by_task, checked, limit_of
 from riskcal_adapters.torch.engine.requests import (
@@ -246,15 +246,15 @@ class Engine:
                 yield flight, self._failed(flight, f"{error}")
             else:
                 ready.append(flight)
-        self._enter(ready, newcomers)
+        self._place(ready, newcomers)
 
-    def _enter(self, flights: list[Flight], newcomers: list[Newcomer]) -> None:
+    def _place(self, flights: list[Flight], newcomers: list[Newcomer]) -> None:
         if newcomers:
             with torch.inference_mode():
                 rows = self._slots.admit(newcomers)
             self._flights.update(zip(rows.tolist(), flights, strict=True))
 
-    def _newcomer(self, flight: Flight, ids: Rows | None = None) -> Newcomer:
+    def _newcomer(self, flight: Flight, ids: Ints | None = None) -> Newcomer:
         request, slots = flight.request, self._slots
         prompt = ids_of(request, self._decoder) if ids is None else ids
         if len(prompt) > slots.prompt:
@@ -375,7 +375,7 @@ class Engine:
         flights = [
             self._waiting_shadows.popleft() for _ in range(min(free, len(self._waiting_shadows)))
         ]
-        self._enter(flights, [self._newcomer(flight) for flight in flights])
+        self._place(flights, [self._newcomer(flight) for flight in flights])
 
     def _compare(self, served: Done, full: Done) -> None:
         self._counted.shadows += 1

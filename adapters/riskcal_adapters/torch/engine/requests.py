@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskcal import RiskcalError
-from riskcal_adapters.torch.backbone import Rows
+from riskcal_adapters.torch.backbone import Ints
 from riskcal_adapters.torch.decoder import Decoder
 
 
@@ -65,8 +65,8 @@ class Done:
     id: str
     task: str | None
     text: str | None
-    tokens: Rows
-    exit_layers: Rows
+    tokens: Ints
+    exit_layers: Ints
     confidence: NDArray[np.float32]
     refused: NDArray[np.float32]
     seconds: float
@@ -103,7 +103,7 @@ class Flight:
     shadows: Done | None = None
 
 
-def ids_of(request: Request, decoder: Decoder) -> Rows:
+def ids_of(request: Request, decoder: Decoder) -> Ints:
     """The prompt's ids (S,), checked."""
     if request.input_ids is not None:
         tokens, _ = decoder.checked(np.atleast_2d(np.asarray(request.input_ids)), None)
@@ -112,11 +112,11 @@ def ids_of(request: Request, decoder: Decoder) -> Rows:
             raise RiskcalError(f"text: {request.text!r} is no text; give a string, or input_ids.")
         tokens, mask = decoder.encode([request.text])
         tokens = tokens[:, mask[0].bool()]
-    ids: Rows = tokens[0].cpu().numpy()
+    ids: Ints = tokens[0].cpu().numpy()
     return ids
 
 
-def ids_together(requests: list[Request], decoder: Decoder) -> list[Rows | None]:
+def ids_together(requests: list[Request], decoder: Decoder) -> list[Ints | None]:
     """Ids of plain texts, read together, which is quicker; None for what `ids_of` reads: other requests, and all if any fails."""
     plain = [isinstance(one.text, str) and one.input_ids is None for one in requests]
     if sum(plain) < 2:
@@ -127,7 +127,7 @@ def ids_together(requests: list[Request], decoder: Decoder) -> list[Rows | None]
     except Exception:  # each is read again, and told its own fault
         return [None] * len(requests)
     read = iter(zip(tokens.cpu().numpy(), mask.cpu().numpy() == 1, strict=True))
-    found: list[Rows | None] = []
+    found: list[Ints | None] = []
     for is_plain in plain:
         if not is_plain:
             found.append(None)
@@ -137,7 +137,7 @@ def ids_together(requests: list[Request], decoder: Decoder) -> list[Rows | None]
     return found
 
 
-def texts_of(outputs: list[Rows], decoder: Decoder) -> Sequence[str | None]:
+def texts_of(outputs: list[Ints], decoder: Decoder) -> Sequence[str | None]:
     """What was generated, read together; None without a tokenizer."""
     if decoder.tokenizer is None or not outputs:
         return [None] * len(outputs)

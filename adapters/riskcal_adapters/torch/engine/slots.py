@@ -19,9 +19,9 @@ from torch import Tensor
 from riskcal.forbidden import Guard, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, sampling
-from riskcal_adapters.torch.backbone import Rows
+from riskcal_adapters.torch.backbone import Ints
 from riskcal_adapters.torch.confidence import Judge
-from riskcal_adapters.torch.decoding import Loop
+from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
 
 
@@ -41,7 +41,7 @@ class Newcomer:
         Of its noise.
     """
 
-    prompt: Rows
+    prompt: Ints
     policy: ExitPolicy
     needed: NDArray[np.float32]
     key: int
@@ -51,8 +51,8 @@ class Ended(NamedTuple):
     """A generation that ended, of one row."""
 
     row: int
-    tokens: Rows
-    exit_layers: Rows
+    tokens: Ints
+    exit_layers: Ints
     confidence: NDArray[np.float32]
     refused: NDArray[np.float32]
     first_token: float  # when it was there, by time.monotonic
@@ -105,7 +105,7 @@ class Slots:
         self.calls = self.rows_computed = 0
 
     @property
-    def free(self) -> Rows:
+    def free(self) -> Ints:
         """Rows that are not in use."""
         return np.flatnonzero(~self.active)
 
@@ -117,7 +117,7 @@ class Slots:
             held += [own.rows, *((own.memory.keys, own.memory.values) if own.memory else ())]
         return sum(part.numel() * part.element_size() for part in held) + self._needed.nbytes
 
-    def admit(self, newcomers: list[Newcomer]) -> Rows:
+    def admit(self, newcomers: list[Newcomer]) -> Ints:
         """Read their prompts, all in one; gives each its row. There must be as many `free` ones."""
         rows = self.free[: len(newcomers)]
         first = self._backbone.admit(self._cache, rows, [one.prompt for one in newcomers])
@@ -135,14 +135,14 @@ class Slots:
                 guard = Guard(one.policy.forbidden, self._loop.text)
                 self._guards[row] = guard, guard.start(one.prompt.tolist())
         self.active[rows] = True
-        self._enter(rows, first)
+        self._embed(rows, first)
         return rows
 
     def drop(self, row: int) -> None:
         """Forget a row that did not end."""
         self.active[row] = False
 
-    def full_depth(self, rows: Rows) -> None:
+    def full_depth(self, rows: Ints) -> None:
         """No early exit of these rows from their next token on."""
         for row in rows.tolist():
             begun = self._position[row] + (self._layer[row] > 0)
@@ -191,12 +191,12 @@ class Slots:
     def _judged(
         self,
         index: int,
-        asked: Rows,
-        rows: Rows,
-        positions: Rows,
+        asked: Ints,
+        rows: Ints,
+        positions: Ints,
         state: Tensor,
         before: Tensor | None,
-    ) -> tuple[Rows, list[int]]:
+    ) -> tuple[Ints, list[int]]:
         """Which of the rows leave after this layer, by their places among ``rows``, and their tokens."""
         if not len(asked):
             return asked, []
@@ -239,7 +239,7 @@ class Slots:
         guard, states = self._guards[row]
         return guard.forbids(states, token)
 
-    def _chosen(self, scores: Scores, places: Rows, rows: Rows, positions: Rows) -> list[int]:
+    def _chosen(self, scores: Scores, places: Ints, rows: Ints, positions: Ints) -> list[int]:
         best: list[int] = scores.best().cpu().numpy()[places].tolist()
         for i, row in enumerate(rows.tolist()):
             policy = self._policies[row]
@@ -251,7 +251,7 @@ class Slots:
                 )
         return best
 
-    def _left(self, rows: Rows, places: Rows, tokens: list[int], state: Tensor) -> list[Ended]:
+    def _left(self, rows: Ints, places: Ints, tokens: list[int], state: Tensor) -> list[Ended]:
         """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
         positions = self._position[rows]
         slots = self._backbone.tensor(positions * self.size + rows)
@@ -273,7 +273,7 @@ class Slots:
         if len(going):
             self._layer[going] = 0
             self._since[going] = time.monotonic()
-            self._enter(going, [token for token, end in zip(tokens, ends, strict=True) if not end])
+            self._embed(going, [token for token, end in zip(tokens, ends, strict=True) if not end])
         return [self._ended(row) for row in rows[ends].tolist()]
 
     def _ended(self, row: int) -> Ended:
@@ -287,11 +287,11 @@ class Slots:
             float(self._first_token[row]),
         )
 
-    def _enter(self, rows: Rows, tokens: list[int]) -> None:
+    def _embed(self, rows: Ints, tokens: list[int]) -> None:
         entering = self._backbone.embed_at(tokens, rows, self._position[rows], self._cache)
         self._state.index_copy_(0, self._backbone.tensor(rows), entering)
 
-    def _of(self, values: Tensor, rows: Rows) -> Tensor:
+    def _of(self, values: Tensor, rows: Ints) -> Tensor:
         return values.index_select(0, self._backbone.tensor(rows))
 
     def _number(self, policy: ExitPolicy) -> int:

@@ -125,7 +125,7 @@ class Loop:
             contexts=[guard.start(row[real].tolist()) for row, real in prompts] if guard else [],
         )
 
-    def decode(
+    def generate(
         self,
         policy: ExitPolicy,
         tokens: Tensor,
