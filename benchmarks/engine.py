@@ -13,7 +13,6 @@ With ``--rates`` requests arrive at random at given rates instead, and throughpu
 
 import argparse
 import json
-import math
 import os
 import random
 import threading
@@ -171,7 +170,7 @@ def main() -> None:
         "--soak", type=int, default=0, help="requests from two threads, some cancelled"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     limit = 24 if options.model == "g2p" else 96
@@ -210,12 +209,12 @@ def main() -> None:
                     "x full batches": float(np.median(ratio)),
                     "least": float(ratio.min()),
                     "most": float(ratio.max()),
-                    "rows a call": stats.rows_per_call if stats else math.nan,
+                    "rows a call": stats.rows_per_call if stats else None,
                 }
             )
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="%.2f"))
-    told = {"options": vars(options) | {"out": None}, "torch": torch.__version__, "rows": rows}
+    told = {"options": vars(options) | {"json": None}, "torch": torch.__version__, "rows": rows}
 
     if options.compare:
         many = prompts(options.model, options.compare)
@@ -241,8 +240,8 @@ def main() -> None:
                 found = {"policy": name, **arrivals(engine, texts, rate, seed=0)}
             print(found)
             told.setdefault("arrivals", []).append(found)
-    if options.out:
-        options.out.write_text(json.dumps(told, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(told, indent=1) + "\n")
 
 
 if __name__ == "__main__":
