@@ -175,7 +175,7 @@ def test_how_a_recording_stopped_is_an_object_and_its_text_in_a_table_is_as_the_
     assert runs.stopped == stop
     assert set(runs.to_frame()["stopped"]) == {text}
     for foreign in ("soon", "{}", "[1]"):
-        with pytest.raises(RiskcalError, match=r"stopped: the records hold .* not how a recording"):
+        with pytest.raises(RiskcalError, match=r"stopped: .* is not how a recording stops"):
             Runs.from_frame(frame.assign(stopped=foreign))
 
 

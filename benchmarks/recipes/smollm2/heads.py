@@ -2,7 +2,7 @@
 
 ``PYTHONPATH=benchmarks python -m recipes.smollm2.heads --out smollm2-heads`` generates text, trains the paper's configurations
 (``table``) and designs of late heads (``designs``), measures them on other prompts, and writes
-``benchmarks/results/studies/exit-heads-PART-smollm2.json`` and the shipped head. Text and states that are in ``--out`` are not
+``benchmarks/results/recipes/exit-heads-PART-smollm2.json`` and the shipped head. Text and states that are in ``--out`` are not
 made again.
 """
 
@@ -36,7 +36,7 @@ from riskcal_adapters.torch.training import (
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-RESULTS = ROOT / "benchmarks" / "results" / "studies"
+RESULTS = ROOT / "benchmarks" / "results" / "recipes"
 WINDOW = 512
 
 
