@@ -106,24 +106,20 @@ class Cache:
     offsets: Ints  # (B,): the column of each row's first position
     position: int = 0
     layers: dict[int, LayerCache] = field(default_factory=dict)
+    batch: int = field(init=False)
+    offset: int = field(init=False)  # of all rows, where they have one in common
+
+    def __post_init__(self) -> None:
+        self.batch, self.offset = self.states.shape[1], int(self.offsets[0])
 
     @property
     def length(self) -> int:
         """Positions T that there is room for."""
         return self.states.shape[0]
 
-    @property
-    def batch(self) -> int:
-        return self.states.shape[1]
-
-    @property
-    def offset(self) -> int:
-        """Of all rows, where they have one in common."""
-        return int(self.offsets[0])
-
     def append(self, state: Tensor) -> None:
         """Go on to the next position; ``state`` (B, d) is what layers that skipped this one will read."""
-        self.states[self.position] = state
+        self.states.select(0, self.position).copy_(state)
         self.position += 1
 
     def keep(self, rows: Tensor) -> None:
@@ -133,7 +129,7 @@ class Cache:
         self.prompt, self.offsets = self.prompt.of(rows), self.offsets[rows.cpu().numpy()]
         states = self.states.new_empty(self.length, len(rows), self.states.shape[2])
         torch.index_select(self.states[: self.position], 1, rows, out=states[: self.position])
-        self.states = states
+        self.states, self.batch = states, len(rows)
 
     def rewind(self, position: int) -> None:
         """Forget everything from this position on."""
@@ -270,16 +266,18 @@ class Backbone(abc.ABC):
         """One decoder layer for the position at hand, (B, d) to (B, d); first projects positions that skipped it."""
         own = cache.layers.get(index) or self.open(index, cache)
         batch, position, first = cache.batch, cache.position, own.filled
-        entering = state
-        if first < position:
-            entering = torch.cat([cache.states[first:position].flatten(0, 1), state])
-        end = cache.offset + position + 1
-        slots = own.rows[(cache.offset + first) * batch : end * batch]
+        offset = cache.offset
+        end = offset + position + 1
+        slots = own.rows[(offset + first) * batch : end * batch]
         at = self.places(cache, first, position + 1)
-        queries = self.project(index, entering, at, slots)
+        if first == position:
+            queries = self.project(index, state, at, slots)
+        else:
+            skipped = cache.states[first:position].flatten(0, 1)
+            queries = self.project(index, torch.cat([skipped, state]), at, slots)[-batch:]
         own.filled = position + 1
         attended = scaled_dot_product_attention(
-            queries[-batch:].view(batch, self.kv_heads, -1, self.head_width),
+            queries.view(batch, self.kv_heads, -1, self.head_width),
             own.keys.narrow(2, 0, end),
             own.values.narrow(2, 0, end),
             attn_mask=self.bias(index, cache),
@@ -290,7 +288,10 @@ class Backbone(abc.ABC):
     def layer_of_rows(
         self, index: int, state: Tensor, rows: Ints, positions: Ints, cache: Cache
     ) -> Tensor:
-        """As `layer`, for some rows of the batch, each at its own position: (A, d) to (A, d). The others' gaps stay, and grow."""
+        """As `layer`, for some rows of the batch, each at its own position: (A, d) to (A, d). The others' gaps stay, and grow.
+
+        Rows are ascending, so that as many as the batch has are all of them, in order.
+        """
         own = cache.layers.get(index) or self.open(index, cache)
         batch = cache.batch
         memory = self.recall(index, own, cache, rows)
@@ -312,8 +313,7 @@ class Backbone(abc.ABC):
         own.rows.index_copy_(0, slots, out)
         own.filled_rows[rows] = positions + 1
 
-        everyone = len(rows) == batch and rows[0] == 0 and (np.diff(rows) == 1).all()
-        chosen = None if everyone else self.tensor(rows)
+        chosen = None if len(rows) == batch else self.tensor(rows)
 
         def of_rows(kept: Tensor) -> Tensor:
             return kept if chosen is None else kept.index_select(0, chosen)
@@ -359,9 +359,9 @@ class Backbone(abc.ABC):
             scale=self.scale,
         )
         attended = attended.unflatten(2, (group, m)).permute(3, 0, 1, 2, 4).reshape(m * batch, -1)
-        *earlier, state = self.finish(index, states, attended, own.memory).split(batch)
-        cache.states[first:position] = torch.stack(earlier)
-        return state
+        moved = self.finish(index, states, attended, own.memory).view(m, batch, -1)
+        cache.states[first:position] = moved[:-1]
+        return moved[-1]
 
     def copy_upwards(self, cache: Cache, layer: int) -> None:
         """The newest position's keys and values in the layers above ``layer`` are those of that layer: a negative control."""

@@ -49,16 +49,13 @@ class Run:
     #: Whether only rows that go on are computed. Of one row there is nothing to leave out; a run that began with more keeps
     #: each row's gaps apart, whatever is left of it.
     gathers: bool
+    #: Whether layers that were skipped are made up for, not projected.
+    exact: bool
     #: Of all positions, where they are run again.
     embedded: list[Tensor] = field(default_factory=list)
     #: Of tokens that may not leave early, None if all may; with it, where each row's text stands.
     guard: Guard | None = None
     contexts: list[tuple[State, ...]] = field(default_factory=list)
-
-    @property
-    def exact(self) -> bool:
-        """Whether layers that were skipped are made up for, not projected."""
-        return self.policy.cache in ("deferred", "recompute")
 
     def layer(self, index: int, state: Tensor, active: list[int]) -> Tensor:
         """A layer for the position at hand, of these rows where it `gathers`, else of the batch."""
@@ -121,6 +118,7 @@ class Loop:
             pending=[0] * batch,
             opens=[True] * backbone.n_exits,
             gathers=policy.batching == "regroup" and batch > 1,
+            exact=policy.cache in ("deferred", "recompute"),
             guard=guard,
             contexts=[guard.start(row[real].tolist()) for row, real in prompts] if guard else [],
         )
@@ -186,15 +184,15 @@ class Loop:
             at_exit = state.clone()
             state = self._of(state, active, cache)
         waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
-        before = None
+        before, n_layers, final = None, self.n_layers, len(thresholds) - 1
         for index, needed in enumerate(thresholds):
-            if index < self.n_layers:
+            if index < n_layers:
                 before = state if index else None
                 deeper = run.layer(index, state, active)
                 state = deeper if moving is None else torch.where(moving, deeper, state)
             if index == 0:
                 after_first = state
-            last = index == len(thresholds) - 1
+            last = index == final
             if not last and (
                 not run.opens[index] or all(needed[row] == math.inf for row in active)
             ):
@@ -213,7 +211,7 @@ class Loop:
             if leaving:
                 emitting = ahead if policy.emits == "last" else scores
                 emitting = emitting or run.head.scores(index + 1, state, None)
-                layer = min(index + 1, self.n_layers)
+                layer = min(index + 1, n_layers)
                 leaving = self._leave(run, step, layer, leaving, sure, emitting, early=not last)
                 if leaving and at_exit is not None:
                     rows, exiting = (

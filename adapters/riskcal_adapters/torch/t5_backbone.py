@@ -143,11 +143,11 @@ class T5Backbone(Backbone):
             memory.keys[places, :, :width] = keys
             memory.values[places, :, :width] = values
             own.stale[fresh] = False
-        width = int(read.lengths[rows].max())
-        bias = None if memory.bias is None else memory.bias[..., :width]
-        read_now = Memory(memory.keys[:, :, :width], memory.values[:, :, :width], bias)
-        everyone = len(rows) == cache.batch and rows[0] == 0 and (np.diff(rows) == 1).all()
-        return read_now if everyone else read_now.of(self.tensor(rows))
+        if own.stale is not None:  # slots have room for longer prompts than these
+            width = int(read.lengths[rows].max())
+            bias = None if memory.bias is None else memory.bias[..., :width]
+            memory = Memory(memory.keys[:, :, :width], memory.values[:, :, :width], bias)
+        return memory if len(rows) == cache.batch else memory.of(self.tensor(rows))
 
     def _encode(self, tokens: Tensor, mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor | None]:
         """The encoder's normed output (B * S, d), and what hides padding from those who read it."""
@@ -197,22 +197,28 @@ class T5Backbone(Backbone):
 
     def project(self, index: int, states: Tensor, at: None, out: Tensor) -> Tensor:
         torch.mm(self.normed(states), self._decoder[index].self_in, out=out)
-        return out[:, : self.kv_heads * self.head_width]
+        return out.narrow(1, 0, self.kv_heads * self.head_width)
 
     def finish(self, index: int, state: Tensor, attended: Tensor, memory: Memory | None) -> Tensor:
         layer, cross = self._decoder[index], self._cross[index]
         assert memory is not None
         state = torch.addmm(state, attended, layer.self_out)
-        batch = len(memory.keys)
+        batch = memory.keys.shape[0]
         query = torch.mm(self.normed(state), cross.query)
-        attended = scaled_dot_product_attention(
-            query.view(-1, batch, self.kv_heads, self.head_width).permute(1, 2, 0, 3),
-            memory.keys,
-            memory.values,
-            attn_mask=memory.bias,
-            scale=1.0,
+        several = query.shape[0] > batch  # positions; of one there is nothing to turn
+        heads = (
+            query.view(-1, batch, self.kv_heads, self.head_width).permute(1, 2, 0, 3)
+            if several
+            else query.view(batch, self.kv_heads, 1, -1)
         )
-        state = torch.addmm(state, attended.permute(2, 0, 1, 3).reshape(len(state), -1), cross.out)
+        attended = scaled_dot_product_attention(
+            heads, memory.keys, memory.values, attn_mask=memory.bias, scale=1.0
+        )
+        if several:
+            attended = attended.permute(2, 0, 1, 3)
+            state = torch.addmm(state, attended.reshape(state.shape[0], -1), cross.out)
+        else:
+            state = torch.addmm(state, attended.flatten(1), cross.out)
         return self._feed_forward(layer, state)
 
     def bias(self, index: int, cache: Cache) -> Tensor:
