@@ -299,18 +299,21 @@ class Loop:
 
         Gives the rows that did: ``early``, those whose tokens are not forbidden, of a "deepest" batch all or none.
         """
-        rows, places = map(list, zip(*leaving, strict=True))
+        rows, places = [row for row, _ in leaving], [place for _, place in leaving]
         tokens = self._choose(run, scores, rows, places)
-        emitted = list(zip(rows, places, tokens, strict=True))
-        if run.guard is not None and early:
-            emitted = [
-                one for one in emitted if not run.guard.forbids(run.contexts[one[0]], one[2])
+        guard = run.guard
+        if guard is not None and early:
+            held = [
+                guard.forbids(run.contexts[row], token)
+                for row, token in zip(rows, tokens, strict=True)
             ]
-            if run.policy.batching == "deepest" and len(emitted) < len(leaving):
+            if run.policy.batching == "deepest" and any(held):
                 return []
-        for row, place, token in emitted:
+            leaving = [one for one, is_held in zip(leaving, held, strict=True) if not is_held]
+            tokens = [one for one, is_held in zip(tokens, held, strict=True) if not is_held]
+        for (row, place), token in zip(leaving, tokens, strict=True):
             step.tokens[row], step.exits[row], step.confidence[row] = token, layer, sure[place]
-        return [(row, place) for row, place, _ in emitted]
+        return leaving
 
     def _choose(self, run: Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
         drawing = run.policy.sampling
