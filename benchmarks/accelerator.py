@@ -43,6 +43,9 @@ LARGE = {
 SMALL = {"vocab_size": 512, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 4}
 
 
+Prompt = tuple[torch.Tensor, torch.Tensor]
+
+
 class Report:
     """What was found so far, and how much time is left for more."""
 
@@ -294,7 +297,12 @@ def measure_shipped(
         timed(report, what, device, ways, seconds=12, rounds=rounds)
 
 
-def random_t5(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -> EarlyExitT5:
+def short(device: torch.device) -> torch.dtype:
+    """What large models are measured in."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def random_t5(shape: dict[str, int], device: torch.device) -> EarlyExitT5:
     """T5 v1.1 with random weights and an end token that is never the likeliest: a cost, no quality."""
     config = T5Config(
         **shape,
@@ -305,7 +313,7 @@ def random_t5(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -
     )
     with torch.device(device):
         torch.manual_seed(0)
-        model = T5ForConditionalGeneration(config).to(dtype).eval()
+        model = T5ForConditionalGeneration(config).to(short(device)).eval()
     with torch.no_grad():
         model.lm_head.weight.normal_(0, shape["d_model"] ** -0.5)
         model.lm_head.weight[config.eos_token_id] = 0
@@ -315,35 +323,34 @@ def random_t5(shape: dict[str, int], device: torch.device, dtype: torch.dtype) -
 def measure_random(
     report: Report,
     device: torch.device,
-    shape: dict[str, int],
+    decoder: Any,
+    kind: str,
     depths: np.ndarray,
     sizes: list[int],
     rounds: int,
     limit: int,
+    others: Callable[[Prompt], dict[str, Callable[[], int]]] = lambda prompt: {},
 ) -> None:
-    """Every row leaves at a depth of its own, drawn from the certified exits and scaled to the decoder's layers."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    decoder = random_t5(shape, device, dtype)
+    """Every row leaves at a depth of its own, drawn from the certified exits and scaled to the decoder's layers.
+
+    ``others`` are further ways to generate as many tokens after a prompt.
+    """
     scaled = np.maximum(1, np.round(depths * decoder.n_layers / 8)).astype(int)
     for size in sizes:
-        ids = torch.randint(
-            2, shape["vocab_size"], (size, 64), generator=torch.Generator().manual_seed(size)
-        ).to(device)
-        prompt = ids, torch.ones_like(ids)
-        each = (
-            [int(depth) for depth in scaled[:size]] if size > 1 else [round(float(scaled.mean()))]
-        )
+        generator = torch.Generator().manual_seed(size)
+        ids = torch.randint(3, decoder.model.config.vocab_size, (size, 64), generator=generator)
+        prompt = ids.to(device), torch.ones_like(ids).to(device)
+        each = [int(d) for d in scaled[:size]] if size > 1 else [round(float(scaled.mean()))]
         static = [ExitPolicy.static(depth, measure="softmax") for depth in each]
-        grouped = [
-            ExitPolicy.static(depth, measure="softmax", batching="regroup") for depth in each
-        ]
+        grouped = [ExitPolicy.static(d, measure="softmax", batching="regroup") for d in each]
         ways: dict[str, Callable[[], int]] = {
             "full model": lambda p=prompt: emitted(decoder, p, ExitPolicy.full_model(), limit),
+            **others(prompt),
             "forced depths": lambda p=prompt, s=static: emitted(decoder, p, s, limit),
             "forced depths, regrouped": lambda p=prompt, g=grouped: emitted(decoder, p, g, limit),
         }
         what = {
-            "model": f"random T5, {decoder.n_layers} layers of {shape['d_model']}, {str(dtype).removeprefix('torch.')}",
+            "model": f"random {kind}, {decoder.n_layers} layers of {decoder.model.config.hidden_size}, {decoder.dtype}",
             "batch": size,
             "mean depth": float(np.mean(each)),
         }
@@ -439,7 +446,9 @@ def main() -> int:
         report,
         "T5-large",
         40,
-        lambda: measure_random(report, device, shape, depths, sizes, rounds, limit),
+        lambda: measure_random(
+            report, device, random_t5(shape, device), "T5", depths, sizes, rounds, limit
+        ),
     )
     attempt(report, "causal checks", 20, lambda: causal.check_causal(report, device))
     attempt(

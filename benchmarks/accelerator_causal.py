@@ -15,7 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from accelerator import Report, differing, emitted, moved, timed
+from accelerator import Prompt, Report, differing, emitted, measure_random, moved, short, timed
 from riskcal import ExitPolicy
 from riskcal_adapters.torch import EarlyExitCausalLM, Engine, Request, load_example
 
@@ -142,31 +142,23 @@ def measure_llama(
     rounds: int,
     limit: int,
 ) -> None:
-    """Random weights of Llama 1B's shape; every row leaves at a depth of its own."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = random_model(LlamaForCausalLM, LlamaConfig(**shape, **_IDS), device, dtype)
-    decoder = EarlyExitCausalLM(model)
-    scaled = np.maximum(1, np.round(depths * decoder.n_layers / 8)).astype(int)
-    for size in sizes:
-        ids = torch.randint(
-            3, shape["vocab_size"], (size, 64), generator=torch.Generator().manual_seed(size)
-        ).to(device)
-        prompt = ids, torch.ones_like(ids)
-        each = [int(d) for d in scaled[:size]] if size > 1 else [round(float(scaled.mean()))]
-        static = [ExitPolicy.static(depth, measure="softmax") for depth in each]
-        grouped = [ExitPolicy.static(d, measure="softmax", batching="regroup") for d in each]
-        options = {"do_sample": False, "num_beams": 1, "max_new_tokens": limit}
-        ways: dict[str, Callable[[], int]] = {
-            "full model": lambda p=prompt: emitted(decoder, p, ExitPolicy.full_model(), limit),
-            "generate": lambda p=prompt, o=options: model.generate(
-                input_ids=p[0], attention_mask=p[1], **o
-            )[:, 64:].numel(),
-            "forced depths": lambda p=prompt, s=static: emitted(decoder, p, s, limit),
-            "forced depths, regrouped": lambda p=prompt, g=grouped: emitted(decoder, p, g, limit),
-        }
-        what = {
-            "model": f"random Llama, {decoder.n_layers} layers of {shape['hidden_size']}, {str(dtype).removeprefix('torch.')}",
-            "batch": size,
-            "mean depth": float(np.mean(each)),
-        }
-        timed(report, what, device, ways, seconds=25, rounds=rounds)
+    """Random weights of Llama 1B's shape, beside Hugging Face's ``generate``."""
+    model = random_model(LlamaForCausalLM, LlamaConfig(**shape, **_IDS), device, short(device))
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": limit}
+
+    def generate(prompt: Prompt) -> int:
+        ids, mask = prompt
+        found = model.generate(input_ids=ids, attention_mask=mask, **options)
+        return int(found[:, ids.shape[1] :].numel())
+
+    measure_random(
+        report,
+        device,
+        EarlyExitCausalLM(model),
+        "Llama",
+        depths,
+        sizes,
+        rounds,
+        limit,
+        others=lambda prompt: {"generate": lambda: generate(prompt)},
+    )

@@ -12,6 +12,15 @@ ROOM = 0.75
 
 
 @njit(cache=True)
+def log_mean(growth, largest):  # type: ignore[no-untyped-def]
+    """The logarithm of the mean of ``exp(growth)``, of which ``largest`` is the largest."""
+    capital = 0.0
+    for b in range(growth.size):
+        capital += math.exp(growth[b] - largest)
+    return largest + math.log(capital / growth.size)
+
+
+@njit(cache=True)
 def watch(losses, weights, delta, bets, growth, totals, restarts, limit):  # type: ignore[no-untyped-def]
     """Multiply each bettor's capital by ``1 + bet weight (loss - delta)``, loss by loss, and return the first alarm.
 
@@ -31,12 +40,8 @@ def watch(losses, weights, delta, bets, growth, totals, restarts, limit):  # typ
                 grown = max(grown, fresh) + math.log1p(math.exp(-abs(grown - fresh)))
             growth[b] = grown
             largest = max(largest, grown)
-        if alarm < 0 and largest >= limit:
-            capital = 0.0
-            for b in range(bets.size):
-                capital += math.exp(growth[b] - largest)
-            if largest + math.log(capital / bets.size) >= limit:
-                alarm = t
+        if alarm < 0 and largest >= limit and log_mean(growth, largest) >= limit:
+            alarm = t
         totals[0] += weights[t] * losses[t]
         totals[1] += weights[t]
     return alarm
@@ -81,12 +86,8 @@ def watch_helped(  # type: ignore[no-untyped-def]
                 grown = max(grown, fresh) + math.log1p(math.exp(-abs(grown - fresh)))
             growth[b] = grown
             largest = max(largest, grown)
-        if alarm < 0 and largest >= limit:
-            capital = 0.0
-            for b in range(bets.size):
-                capital += math.exp(growth[b] - largest)
-            if largest + math.log(capital / bets.size) >= limit:
-                alarm = t
+        if alarm < 0 and largest >= limit and log_mean(growth, largest) >= limit:
+            alarm = t
         sums[0] += 1.0
         sums[1] += proxies[t]
         if weight > 0.0:

@@ -68,8 +68,8 @@ def generate_and_serve(decoder: EarlyExitT5 | EarlyExitCausalLM, policy: ExitPol
             list(engine.run(requests))
 
 
-def assert_whole_pieces(seen: list[Bias]) -> None:
-    assert len(seen) > 40
+def assert_whole_pieces(seen: list[Bias], *, more_than: int = 50) -> None:
+    assert len(seen) > more_than
     for remainder, stride, shape in seen:
         assert remainder == 0, (shape, stride)
         # a width of whole pieces is read as it stands; any other is copied into one by torch itself
@@ -86,7 +86,8 @@ def test_every_bias_of_a_causal_model_begins_at_a_whole_piece(
 ) -> None:
     seen = biases(monkeypatch)
     generate_and_serve(decoder(kind), ExitPolicy(threshold=0.1, cache=cache))
-    assert_whole_pieces(seen)
+    # no layer of these attends to a prompt apart, and without padding there is no bias but of several positions
+    assert_whole_pieces(seen, more_than=40)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from riskcal import RiskcalError
+from riskcal_adapters.torch.weights import numbers_of
 
 #: Root mean square norms, rotary positions, grouped heads, gated feed-forward.
 LlamaFamily = LlamaForCausalLM | MistralForCausalLM | Qwen2ForCausalLM | Qwen3ForCausalLM
@@ -129,10 +130,10 @@ def _llama(model: LlamaFamily) -> Read:
     width = model.model.layers[0].self_attn.head_dim
     return Read(
         layers=layers,
-        embedding=_weight(model.model.embed_tokens),
+        embedding=numbers_of(model.model.embed_tokens),
         positions=None,
         norm=_norm(model.model.norm),
-        head=_weight(model.lm_head).t(),
+        head=numbers_of(model.lm_head).t(),
         activation=model.model.layers[0].mlp.act_fn,
         gated=True,
         heads=config.num_attention_heads,
@@ -166,10 +167,10 @@ def _gpt2(model: GPT2LMHeadModel) -> Read:
             )
             for block in blocks
         ],
-        embedding=_weight(stack.wte),
-        positions=_weight(stack.wpe),
+        embedding=numbers_of(stack.wte),
+        positions=numbers_of(stack.wpe),
         norm=_norm(stack.ln_f),
-        head=_weight(model.lm_head).t(),
+        head=numbers_of(model.lm_head).t(),
         activation=blocks[0].mlp.act,
         gated=False,
         heads=config.num_attention_heads,
@@ -182,7 +183,7 @@ def _gpt2(model: GPT2LMHeadModel) -> Read:
 
 def _joined(*linears: nn.Module) -> Product:
     """Of one input; ``Conv1D`` stores (inputs, outputs), ``Linear`` (outputs, inputs)."""
-    parts = [_weight(one) if isinstance(one, Conv1D) else _weight(one).t() for one in linears]
+    parts = [numbers_of(one) if isinstance(one, Conv1D) else numbers_of(one).t() for one in linears]
     biases = [getattr(one, "bias", None) for one in linears]
     held = [bias.detach() for bias in biases if bias is not None]
     if len(parts) == 1:
@@ -193,16 +194,4 @@ def _joined(*linears: nn.Module) -> Product:
 def _norm(module: Any) -> Norm:
     bias = getattr(module, "bias", None)
     epsilon = module.eps if isinstance(module, nn.LayerNorm) else module.variance_epsilon
-    return Norm(_weight(module), None if bias is None else bias.detach(), float(epsilon))
-
-
-def _weight(module: nn.Module) -> Tensor:
-    """A module's weight as numbers; quantized modules pack theirs, and adapters put it elsewhere."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
-        raise RiskcalError(
-            f"model: holds a {kind}, which has no floating-point weight; load the model without quantization, and merge "
-            "adapters into its weights (peft: merge_and_unload())."
-        )
-    return weight.detach()
+    return Norm(numbers_of(module), None if bias is None else bias.detach(), float(epsilon))

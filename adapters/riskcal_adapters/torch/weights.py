@@ -238,17 +238,17 @@ def _after_norm(
     norm: Map, linears: Iterable[Map], dtype: torch.dtype, scale: float = 1.0
 ) -> Tensor:
     fine = torch.promote_types(dtype, torch.float32)
-    weight = _weight(norm)
+    weight = numbers_of(norm)
     gain = weight.to(fine) * (math.sqrt(weight.shape[0]) * scale)
-    joined = torch.cat([_weight(linear).to(fine) for linear in linears])
+    joined = torch.cat([numbers_of(linear).to(fine) for linear in linears])
     return (joined * gain).to(dtype).t().contiguous()
 
 
 def _plain(linear: Map, dtype: torch.dtype) -> Tensor:
-    return _weight(linear).to(dtype).t().contiguous()
+    return numbers_of(linear).to(dtype).t().contiguous()
 
 
-def _weight(module: Map) -> Tensor:
+def numbers_of(module: Map) -> Tensor:
     """A module's weight as numbers; quantized modules pack theirs, and adapters put it elsewhere."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
