@@ -95,3 +95,16 @@ def test_what_a_decoder_asks_of_a_policy_is_said_on_the_shell_as_its_refusal_adv
     assert run(*command, *out, *advised).exit_code == 0
     named = ExitPolicy.load(tmp_path / "policy.json").named()
     assert (named.measure, named.cache, named.batching) == ("softmax", "project", "diverge")
+
+
+def test_without_out_no_policy_is_made_and_none_refused(tmp_path):
+    rows = [
+        {"prompt": f"p{i}", "threshold": t, "config": name, "dissimilarity": 0.0, "layers": t}
+        for i in range(200)
+        for t in (0.9, 0.5)
+        for name in ("a", "b")
+    ]
+    pd.DataFrame(rows).to_parquet(tmp_path / "runs.parquet")
+    command = [str(tmp_path / "runs.parquet"), "--coordinate", "config"]
+    assert run("check", *command).exit_code == 0
+    assert run("calibrate", *command, "--delta", ".2", "--json").exit_code == 0

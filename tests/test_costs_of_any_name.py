@@ -218,3 +218,20 @@ def test_a_table_has_the_costs_that_are_named():
         Runs.from_frame(frame, costs=["price"], candidate_columns=["price"])
     with pytest.raises(RiskcalError, match=r"costs: 'price' is no list"):
         Runs.from_frame(frame, costs="price")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_a_cost_whose_name_ends_in_digits_comes_back(tmp_path, ending):
+    of = {name: np.arange(1.0, 13.0).reshape(4, 3) for name in ("h100_80", "gpu_1", "gpu_2")}
+    held = Traces.from_arrays(
+        prompt=np.arange(4),
+        position=np.zeros(4, dtype=int),
+        confidence=np.full((4, 3), 0.5),
+        agrees=np.ones((4, 3), dtype=bool),
+        cost=of,
+    )
+    held.write(tmp_path / f"traces.{ending}")
+    again = Traces.read(tmp_path / f"traces.{ending}")
+    assert again.costs.keys() == of.keys()
+    for name, values in held.costs.items():
+        assert np.array_equal(again.costs[name], values)

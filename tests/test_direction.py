@@ -115,6 +115,7 @@ def test_files_keep_it(tmp_path, ending):
     runs.write(path)
     again = Runs.read(path)
     assert again.lower_is_stricter
+    assert again.prompts.tolist() == runs.prompts.tolist()
     assert again.digest() == runs.digest() != Runs.from_frame(table()).digest()
     assert Runs.read(path, lower_is_stricter=True).digest() == runs.digest()
 
@@ -193,3 +194,34 @@ def test_trials_choose_the_highest_that_is_certified():
     for test in ("betting", "convex_order"):
         trials = riskcal.run_trials(next(ways()), 0.1, n_trials=4, test=test)
         assert set(trials["threshold"]) == {0.5}
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_prompts_without_ids_are_tested_in_one_order_wherever_they_come_from(tmp_path, lower):
+    rng = np.random.default_rng(3)
+    shape = (60, 5)
+    traces = Traces.from_arrays(
+        prompt=np.arange(60),
+        position=np.zeros(60, dtype=int),
+        confidence=rng.random(shape),
+        loss=np.c_[rng.random((60, 4)), np.zeros(60)],
+    )
+    runs = replay_traces(traces, [0.2, 0.4, 0.6], exact=True, lower_is_stricter=lower)
+    runs.write(tmp_path / "runs.parquet")
+    again = Runs.read(tmp_path / "runs.parquet")
+    assert runs.nameless
+    assert again.prompts.tolist() == runs.prompts.tolist()
+    one, other = (calibrate(found, delta=0.5) for found in (runs, again))
+    assert one.table["pvalue"].tolist() == other.table["pvalue"].tolist()
+
+
+def test_entropies_that_are_thresholds_are_warned_of():
+    entropy = np.round(np.random.default_rng(0).random((50, 3)) * 2, 1)
+    traces = Traces.from_arrays(
+        prompt=np.arange(50),
+        position=np.zeros(50, dtype=int),
+        confidence=entropy,
+        agrees=entropy < 3,
+    )
+    with pytest.warns(UserWarning, match="equal a recorded confidence"):
+        replay_traces(traces, [1.2, 1.5], exact=True, lower_is_stricter=True)

@@ -87,6 +87,17 @@ def test_of_several_filters_one_is_chosen(tmp_path: Path) -> None:
     assert read(tmp_path, filter="flexible-extract").full_risk.mean() == 0.0
 
 
+def test_a_task_with_one_filter_is_read_beside_one_with_several(tmp_path: Path) -> None:
+    write(tmp_path, two_filters)
+    write(tmp_path, task="arc")
+    for chosen in ("strict-match", "flexible-extract"):
+        runs = read(tmp_path, filter=chosen)
+        assert set(runs.labels["group"]) == {"gsm8k", "arc"}
+        assert runs.n == 80
+    with pytest.raises(RiskcalError, match="filter"):
+        read(tmp_path, filter="none")
+
+
 def test_of_several_metrics_one_is_chosen(tmp_path: Path) -> None:
     write(tmp_path, lambda one: [one | {"metrics": ["exact_match", "bleu"], "bleu": 50.0}])
     with pytest.raises(RiskcalError, match="metric: task gsm8k has several, 'bleu', 'exact_match'"):

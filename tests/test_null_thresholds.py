@@ -103,3 +103,12 @@ def test_a_null_that_is_not_of_json_is_refused_and_the_remedy_works(tmp_path: Pa
     frame.to_parquet(tmp_path / "log.parquet")
     with pytest.raises(RiskcalError, match=r"threshold: nan at row 0 \(6 such rows\)"):
         Runs.read(tmp_path / "log.parquet", columns=names)
+
+
+def test_a_risk_does_not_say_which_rows_are_the_full_models(tmp_path: Path) -> None:
+    frame = table().rename(columns={"dissimilarity": "risk"})
+    path = as_json(frame, tmp_path / "runs.jsonl")
+    with pytest.raises(RiskcalError, match="is not a threshold"):
+        Runs.read(path)
+    whole = pd.read_json(path, lines=True).fillna({"threshold": math.inf})
+    assert Runs.from_frame(whole).digest() == Runs.from_frame(frame).digest()

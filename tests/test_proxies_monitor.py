@@ -1,9 +1,12 @@
 """A monitor that sees a proxy of every request, and the losses of those that a coin chose."""
 
+import math
+
 import numpy as np
 import pytest
 
 from riskcal import RiskcalError, RiskMonitor
+from riskcal.serving import EventWatch
 
 
 def traffic(n, rng, *, mean=0.1, rate=0.2, kind="good"):
@@ -85,3 +88,19 @@ def test_one_by_one_through_json_and_merged_it_is_the_same():
 def test_what_is_refused(call, message):
     with pytest.raises(RiskcalError, match=message):
         call()
+
+
+def test_a_request_that_no_coin_can_have_left_out_is_refused():
+    losses, proxies = [0.1, math.nan, 0.2], [0.5, 0.5, 0.5]
+    with pytest.raises(RiskcalError, match=r"nan at index 1, a request that is sampled with prob"):
+        RiskMonitor(0.1, proxy=(0, 1)).update(losses, proxies=proxies)
+    with pytest.raises(RiskcalError, match=r"nan at index 1"):
+        RiskMonitor(0.1, proxy=(0, 1), sampling_rate=0.1).update(
+            losses, proxies=proxies, rates=[0.5, 1.0, 0.1]
+        )
+    assert RiskMonitor(0.1, proxy=(0, 1), sampling_rate=0.1).update(losses, proxies=proxies).n == 2
+
+
+def test_a_log_has_no_proxies_for_a_monitor_that_wants_them():
+    with pytest.raises(RiskcalError, match="give one without proxy="):
+        EventWatch(RiskMonitor(0.1, proxy=(0, 1)))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from riskcal import RiskcalError, pvalues
+from riskcal import RiskcalError, calibrate, pvalues
+from riskcal.pvalues.methods import Clt
 
 with (Path(__file__).parent / "data" / "hb_reference.csv").open(newline="") as file:
     REFERENCE = [
@@ -665,3 +666,8 @@ def test_one_bad_value_is_found_wherever_it_stands(bad, shape):
         losses[place] = bad
         with pytest.raises(RiskcalError, match=rf"index \[{place[0]}, {place[1]}\]"):
             pvalues.hoeffding(losses, 0.5)
+
+
+def test_nothing_is_certified_by_an_asymptotic_test():
+    with pytest.raises(RiskcalError, match="'clt' is asymptotic, and nothing may be certified"):
+        calibrate(np.zeros((50, 1)), thresholds=[0.5], delta=0.1, test=Clt())

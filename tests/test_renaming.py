@@ -212,3 +212,10 @@ def test_what_the_shell_cannot_mean_is_refused(text: str, tmp_path: Path) -> Non
 def test_a_column_is_said_once() -> None:
     with pytest.raises(RiskcalError, match="prompt is said twice"):
         renaming.options(["prompt=a", "prompt=b"])
+
+
+def test_a_name_that_nothing_reads_is_said() -> None:
+    frame = table().assign(user="u1", timed_out=False)
+    with pytest.warns(UserWarning, match=r"columns: nothing reads 'clusters', 'fail'"):
+        Runs.from_frame(frame, columns={"clusters": "user", "fail": "timed_out"})
+    Runs.from_frame(frame, columns={"cluster_logged": "user"})

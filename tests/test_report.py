@@ -400,6 +400,21 @@ def test_a_log_with_names_of_its_own_has_the_page_of_the_same_runs(tmp_path):
     assert pages[0].tables.keys() == pages[1].tables.keys()
 
 
+def test_null_thresholds_of_json_are_read_and_options_of_runs_refused_elsewhere(tmp_path):
+    def run(*arguments):
+        out = ["--out", str(tmp_path / "out.html")]
+        return CliRunner().invoke(cli.app, ["report", *map(str, arguments), *out])
+
+    runs().to_frame().to_json(tmp_path / "runs.jsonl", orient="records", lines=True)
+    assert run(tmp_path / "runs.jsonl").exit_code == 0
+    traces().write(tmp_path / "traces.parquet")
+    ExitPolicy(threshold=0.5).save(tmp_path / "policy.json")
+    for option in (["--lower-is-stricter"], ["--keep", "last:attempt"]):
+        for file in ("traces.parquet", "policy.json"):
+            said = run(tmp_path / file, *option)
+            assert f"{option[0]}: is of runs" in str(said.exception)
+
+
 def test_the_command_sees_what_a_file_is(tmp_path, whole):
     def said(*arguments):
         out = tmp_path / "out.html"

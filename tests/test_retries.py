@@ -186,3 +186,13 @@ def test_the_shell_keeps_them_too(tmp_path: Path) -> None:
     for text in ("last:", "best:attempt"):
         with pytest.raises(RiskcalError, match="neither"):
             run(*arguments, "--keep", text)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.inf, math.nan])
+def test_what_an_attempt_cannot_have_cost_does_not_hide_in_a_sum(value: float) -> None:
+    frame = table()
+    row = int(frame.index[(frame["prompt"] == "p1") & (frame["attempt"] == 1)][0])
+    frame.loc[row, "seconds"] = value
+    with pytest.raises(RiskcalError, match=f"seconds: .* at row {row} "):
+        Runs.from_frame(frame, keep=("last", "attempt"))
+    assert findings(frame, keep=("last", "attempt"))[0].column == "seconds"

@@ -308,7 +308,7 @@ def _result(
     design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
     return settled(
         problem,
-        table_of(problem, pvalue=proof.pvalues, certified=proof.certified, **proxies.left(problem)),
+        table_of(problem, pvalue=proof.pvalues, **proxies.left(problem), certified=proof.certified),
         cost,
         outlook=partial(outlook, tested.whole, design),
         pilot=tested.pilot,

@@ -47,9 +47,11 @@ def helped(
             f"proxy: test {method.name!r} would not use it; take test='betting', or leave the proxy out."
         )
     if isinstance(runs, Runs):
-        given = problem.candidates["threshold"].to_numpy(dtype=np.float64)
-        strict_first = np.arange(problem.k)
-        known = _of_runs(problem, runs, proxy)
+        given = runs.candidates["threshold"].to_numpy(dtype=np.float64)
+        # the problem's candidates are turned round where calibrate was told the direction
+        as_given = pd.MultiIndex.from_frame(runs.candidates)
+        strict_first = as_given.get_indexer(pd.MultiIndex.from_frame(problem.candidates))
+        known = _of_runs(problem, runs, proxy)[:, strict_first]
     else:
         given = _validate.threshold_grid(thresholds, allow_full=False)
         strict_first = np.argsort(given if problem.lower_is_stricter else -given, kind="stable")
@@ -84,14 +86,15 @@ def saved(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> st
     """How many labels a proxy saved, in words; nothing without a proxy."""
     if not problem.helped:
         return ""
-    share = float((table.iloc[0] if chosen is None else chosen)["variance_left"])
-    said = (
+    if chosen is None:
+        return " What would help was found without the proxy."
+    share = float(chosen["variance_left"])
+    return (
         " The proxy saved no labels: it says nothing of the loss there."
         if share > _IDLE
         else f" The proxy leaves {share:.2g} of the loss's variance there: in a large sample that is worth "
         f"{problem.n * (1.0 / max(share, 1e-3) - 1.0):,.0f} labels beside these {problem.n:,}."
     )
-    return said + " What would help was found without the proxy." * (chosen is None)
 
 
 def _of_runs(problem: Problem, runs: Runs, proxy: Any) -> Floats:
@@ -107,7 +110,7 @@ def _of_runs(problem: Problem, runs: Runs, proxy: Any) -> Floats:
                 f"costs=[{proxy!r}], or give an array in the order of runs.prompts and runs.candidates."
             )
         proxy = runs.values[proxy]
-    proxy = _arrayed(proxy, "proxy", problem.candidates["threshold"])
+    proxy = _arrayed(proxy, "proxy", runs.candidates["threshold"])
     known = _one_a_row(broadcast(proxy, "proxy", problem.k), runs.n)
     rows: Floats = known[pd.Index(runs.prompts).get_indexer(problem.units)]
     return rows

@@ -27,7 +27,7 @@ class Calibration:
     certified : bool
         Whether any candidate was.
     chosen : Series or None
-        The certified candidate of least cost (with one coordinate, of the lowest threshold): its row of ``table``.
+        The certified candidate of least cost (with one coordinate and no cost named, the least strict): its row of ``table``.
     table : DataFrame
         One row per tested candidate in tested order: coordinates, ``n``, mean ``loss`` (with several risks one column
         each, ``loss_textual`` and so on), ``pvalue`` (for a list of deltas the upper ``bound``), ``certified``, mean costs.

@@ -121,11 +121,9 @@ def calibrate_command(
         print(calibration.message)
     written = [("Policy", out), ("Picture", plot)]
     said = {"measure": measure, "cache": cache, "batching": batching}
-    policy = calibration.policy(
-        **{name: value for name, value in said.items() if value is not None}
-    )
     if out is not None:
-        policy.save(out)
+        named = {name: value for name, value in said.items() if value is not None}
+        calibration.policy(**named).save(out)
     if plot is not None and figure is not None:
         with _replacing.replacing(plot) as temporary:
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])

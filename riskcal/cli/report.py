@@ -100,24 +100,33 @@ def report(
 def _read(source: Path, options: dict[str, Any], **reading: Any) -> Any:
     """What a file holds, by what is in it; takes from the options those that belong to reading."""
     if source.suffix == ".json":
+        _refuse_unused(reading)
         return ExitPolicy.load(source)
     if is_event_log(str(source)):
+        _refuse_unused(reading)
         return _watch(source, options)
     names = reading["columns"]
     frame = files.read(source, renaming.only_renamed(names))
     there = renaming.renamed(frame, names).columns
     if "threshold" not in there and "position" in there:
+        _refuse_unused(reading, "columns")
         return Traces.from_frame(frame, columns=names)
     beside = source / "traces"
     if (source / files.RECORDING).exists() and beside.exists() and "traces" not in options:
         options["traces"] = Traces.read(beside)  # as `riskcal record --traces` leaves them
-    try:
-        cost = options.get("cost")
-        costs = () if cost is None or cost in COSTS else (cost,)
-        coordinates = options.pop("coordinate", ())
-        return Runs.from_frame(frame, candidate_columns=coordinates, costs=costs, **reading)
-    except RiskcalError as error:
-        raise RiskcalError(f"{source}: {error}") from None
+    cost = options.get("cost")
+    costs = () if cost is None or cost in COSTS else (cost,)
+    coordinates = options.pop("coordinate", ())
+    return Runs.read(source, candidate_columns=coordinates, costs=costs, **reading)
+
+
+def _refuse_unused(reading: dict[str, Any], *used: str) -> None:
+    """Refuse options of runs where the source is none: the page would not heed them."""
+    for name, value in reading.items():
+        if value and name not in used:
+            raise RiskcalError(
+                f"--{name.replace('_', '-')}: is of runs, and this source holds none; leave it out."
+            )
 
 
 def _watch(source: Path, options: dict[str, Any]) -> EventWatch:

@@ -38,10 +38,10 @@ class _Records(NamedTuple):
 
 
 def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floating[Any]], Bools]:
-    if (
-        unequal(confidence) is not None
-        or np.ndim(_validate.as_given(confidence, "confidence")) == 1
-    ):
+    given = (
+        None if unequal(confidence) is not None else _validate.as_given(confidence, "confidence")
+    )
+    if given is None or (given.ndim == 1 and given.dtype == object):
         raise RiskcalError(
             "confidence: rows have unequal numbers of exits, and a threshold per head needs the same heads in each, (tokens, "
             "heads). For decisions of any length certify one threshold: calibrate(replay_traces(traces, thresholds, exact=True), "

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
@@ -74,3 +74,12 @@ def stream(losses: ArrayLike, proxies: ArrayLike | None) -> tuple[Floats, Floats
             "measured."
         )
     return values.astype(np.float64), known
+
+
+def refuse_left_out(left_out: NDArray[np.bool_]) -> None:
+    """Refuse requests that were not sampled although their coin has the rate 1: the proof with a proxy is about the coin."""
+    if left_out.any():
+        raise RiskcalError(
+            f"losses: nan at index {_validate.first(left_out)}, a request that is sampled with probability 1; construct the "
+            "monitor with the sampling_rate of the coin."
+        )

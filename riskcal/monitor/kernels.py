@@ -5,7 +5,8 @@ import math
 import numpy as np
 from numba import njit
 
-#: Squared standard errors by which a proxy's correlation with the losses is discounted.
+#: Squared standard errors by which a proxy's correlation with the losses is discounted, as in `riskcal.pvalues.bettor_kernels`:
+#: a compiled loop of another file would not be compiled anew when that changes.
 DOUBT = 4.0
 #: The largest part of its capital that a bettor may lose at once to a loss and a proxy.
 ROOM = 0.75

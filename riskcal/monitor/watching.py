@@ -11,7 +11,7 @@ from scipy import special
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
-from riskcal.monitor.inputs import clipping, rate, run_length, series, stream
+from riskcal.monitor.inputs import clipping, rate, refuse_left_out, run_length, series, stream
 from riskcal.monitor.merging import MERGERS
 from riskcal.monitor.state import BETS, SUMS, Parameters, State
 
@@ -42,7 +42,8 @@ class RiskMonitor:
         there is a proxy.
     proxy : (float, float), optional
         The range to clip proxies to, where `update` is given them: numbers known of *every* request that may foretell its
-        loss. True alarms then come with fewer losses, false ones as seldom as ever, however bad the proxy.
+        loss. True alarms then come with fewer losses, false ones as seldom as ever, however bad the proxy, if ``sampling_rate``
+        is the coin's own.
 
     Attributes
     ----------
@@ -161,6 +162,7 @@ class RiskMonitor:
         seen = ~np.isnan(values)
         _validate.in_range(values[seen], "losses", self.lower, self.upper)
         weights = np.ones(values.size) if rates is None else self._weights(rates, values.size)
+        refuse_left_out(~seen & (weights <= self.sampling_rate))
         unit = self._unit(np.clip(values, self.lower, self.upper))
         from riskcal.monitor import kernels
 
@@ -192,9 +194,8 @@ class RiskMonitor:
     def evalue(self) -> float:
         """The capital W as it stands (an e-value at any stopping time), or the e-detector's M.
 
-        Under H the mean of M is at most the number of requests times ``sampling_rate``.
-
-        Kept as a logarithm inside; as a float it ends at the largest there is.
+        Under H the mean of M is at most the number of requests times ``sampling_rate``. Inside it is a logarithm; as a float it
+        ends at the largest there is.
         """
         mean = float(special.logsumexp(self._growth)) - math.log(BETS)
         return (

@@ -203,7 +203,17 @@ BY_BOUND: dict[str, Method] = {
 
 
 def named(test: Any) -> Method:
-    """The test of this name; an object is returned as it is."""
+    """The test of this name; an object is returned as it is.
+
+    Raises
+    ------
+    RiskcalError
+        For another name, and for the asymptotic test, by which nothing may be certified.
+    """
+    if isinstance(test, Clt):
+        raise RiskcalError(
+            "test: 'clt' is asymptotic, and nothing may be certified by it; use betting."
+        )
     return test if isinstance(test, Method) else BY_NAME[_validate.choice(test, "test", BY_NAME)]
 
 

@@ -16,7 +16,8 @@ def full_model(frame: pd.DataFrame, *, is_json: bool, name: str) -> pd.DataFrame
     """The table with infinity where a null can mean nothing else; any other null is refused.
 
     It can mean nothing else in a table from JSON lines in which no row says that it is the full model's, every prompt has one
-    null, and what was compared there with the full model does not differ from it. ``name`` is what the log calls a threshold.
+    null, and what was compared there with the full model, as it must have been, does not differ from it. ``name`` is what the
+    log calls a threshold.
     """
     table_columns.require(frame, ["prompt", "threshold"])
     column = table_columns.as_numpy(frame["threshold"], "threshold")
@@ -57,7 +58,7 @@ def _one_for_each_prompt(
 def _are_the_full_model(frame: pd.DataFrame, missing: NDArray[np.bool_]) -> bool:
     """Whether no row with a null has a distance to the full model, but for those whose output failed."""
     if "dissimilarity" not in frame.columns:
-        return True
+        return False  # a risk says nothing of which rows are the full model's
     given = frame["dissimilarity"]
     there = missing & ~given.isna().to_numpy(dtype=bool)
     if "failed" in frame.columns:

@@ -212,7 +212,7 @@ def _totals(
     for name in names:
         column = table_columns.as_numpy(frame[name], name)
         values = table_columns.floats(column)
-        unknown = np.isnan(values) & again
+        unknown = ~((values >= 0.0) & (values < np.inf)) & again
         if unknown.any():
             row = int(unknown.argmax())
             raise RiskcalError(

@@ -85,7 +85,7 @@ class Runs:
         """Read a Parquet, CSV or JSON-lines file (the last two also ``.gz`` or ``.zst``), or several.
 
         A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
-        read, or named in the refusal. A list of files and a pattern (``logs/**/*.jsonl``) are read in the order of their names.
+        read, or named in the refusal. A list of files is read in its order, a pattern (``logs/**/*.jsonl``) by their names.
         All else is as in `from_frame`, but that a null threshold in JSON lines, which have no infinity, is the full model's where
         it can be nothing else: no row says ``full``, every prompt has one null, and its dissimilarity is 0, null or of a failure.
 
@@ -305,7 +305,10 @@ class Runs:
         """
         if "cluster" in self.labels or not self.nameless:
             return self
-        content = [self.values[name] for name in ("dissimilarity", "risk") if name in self.values]
+        high = self.directed(
+            False
+        ).values  # the order of prompts is one, whichever end of the grid is strict
+        content = [high[name] for name in ("dissimilarity", "risk") if name in high]
         content += [] if self.full_risk is None else [self.full_risk]
         ascending = np.argsort(self.prompts.astype(np.int64))
         return self.take(ascending[content_order(*(column[ascending] for column in content))])

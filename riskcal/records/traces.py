@@ -282,18 +282,27 @@ def _spread(column: pd.Series, name: str) -> pd.DataFrame:
 
 def _cost_columns(frame: pd.DataFrame) -> list[str]:
     """The names of costs per exit, ``cost`` and ``cost_price``, without the numbers of exits."""
-    found = (re.fullmatch(r"(cost(?:_.*?[^\d_].*?)?)(?:_\d+)?", str(c)) for c in frame.columns)
-    return list(dict.fromkeys(match[1] for match in found if match))
+    pattern = re.compile(r"(cost(?:_.*?[^\d_].*?)?)(?:_\d+)?")
+    found = [
+        (str(name), match) for name in frame.columns if (match := pattern.fullmatch(str(name)))
+    ]
+    # a column of lists is whole: digits at its end are its name's
+    return list(
+        dict.fromkeys(
+            name if _is_list(next(iter(frame[name]), None)) else match[1] for name, match in found
+        )
+    )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """Numbers per exit from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
         columns.as_numpy(frame[name], name)  # refuses what has no cells to look at
-        lists = [
-            isinstance(v, list | tuple) or (isinstance(v, np.ndarray) and v.ndim > 0)
-            for v in frame[name]
-        ]
+        lists = [_is_list(value) for value in frame[name]]
         lengths = np.array(
             [len(v) if held else -1 for v, held in zip(frame[name], lists, strict=True)]
         )

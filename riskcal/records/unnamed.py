@@ -36,8 +36,16 @@ def warn_of_unnamed(
     columns: renaming.Columns | None,
     keep: retries.Keep | None,
 ) -> None:
-    """Name the columns of numbers that a reader of runs leaves out, once, at the line that called it."""
-    names = unnamed(frame, [*candidate_columns, *costs, *(columns or ()), *(keep or ())[1:]])
+    """Name what a reader of runs leaves out, once, at the line that called it: columns of numbers, and names nobody reads."""
+    read = [*candidate_columns, *costs, *(keep or ())[1:]]
+    lost = [name for name in columns or () if name not in KNOWN.union(read) and not _aside(name)]
+    if lost:
+        warnings.warn(
+            f"columns: nothing reads {', '.join(map(repr, lost))}. Name one of riskcal's columns, or put the column aside as "
+            f"{lost[0]}_logged.",
+            stacklevel=3,
+        )
+    names = unnamed(frame, [*read, *(columns or ())])
     if names:
         several = len(names) > 1
         warnings.warn(
@@ -46,6 +54,11 @@ def warn_of_unnamed(
             "candidates apart (on the shell: --cost, --coordinate), and leave others out of the table.",
             stacklevel=3,
         )
+
+
+def _aside(name: str) -> bool:
+    """Whether a column was given a name under which nothing is read, as refusals advise."""
+    return name.endswith("_logged")
 
 
 def _holds_numbers(column: pd.Series) -> bool:

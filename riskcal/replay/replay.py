@@ -229,7 +229,7 @@ def replay_traces(
         sums, met = walk.summed(traces, rule, start, spent | {" outcome": outcome})
         losses, layers = sums[" outcome"] / tokens[:, None], sums["layers"] / tokens[:, None]
         losses = 1.0 - losses if traces.loss is None else losses
-    _warn_of_peeking(rule.grid[met], rule.k)
+    _warn_of_peeking(rule.grid[met], rule.k, math.inf if rule.lower_is_stricter else 1.0)
 
     full = np.zeros(len(prompts))  # the full model agrees with itself
     if traces.loss is not None:
@@ -353,9 +353,9 @@ def _distinct(prompts: NDArray[Any]) -> None:
         )
 
 
-def _warn_of_peeking(met: Floats, k: int) -> None:
-    """Thresholds strictly inside (0, 1) that a token meets exactly look as if they came from these very data."""
-    seen = met[(met > 0) & (met < 1)]
+def _warn_of_peeking(met: Floats, k: int, upper: float) -> None:
+    """Thresholds strictly inside (0, upper) that a token meets exactly look as if they came from these very data."""
+    seen = met[(met > 0) & (met < upper)]
     if seen.size:
         warnings.warn(
             f"thresholds: {seen.size} of {k} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "

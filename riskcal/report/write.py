@@ -225,7 +225,8 @@ def _shown(
             groups = dict(zip(runs.prompts.tolist(), runs.labels["group"].tolist(), strict=True))
         strictest = ExitPolicy(threshold=threshold, lower_is_stricter=calibration.lower_is_stricter)
         at = calibration.policy() if calibration.certified else strictest
-        if not at.coordinates:  # what they mean for exits, riskcal does not know
+        told = calibration.certified or calibration.coordinates == ["threshold"]
+        if told and not at.coordinates:  # what these mean for exits, riskcal does not know
             sections.append(exits.of_traces(traces, at, groups))
         sections.append(exits.reliability(traces))
     elif runs is not None and calibration.chosen is not None:

@@ -46,6 +46,8 @@ class EventWatch:
     """
 
     def __init__(self, monitor: RiskMonitor) -> None:
+        if monitor.proxy is not None:
+            raise RiskcalError("monitor: an event log holds no proxies; give one without proxy=.")
         self.monitor = monitor
         self.counts: Counter[str] = Counter()
         self.losses: dict[str, tuple[int, float]] = {}

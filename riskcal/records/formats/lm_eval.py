@@ -70,13 +70,16 @@ def read(
         ],
         ignore_index=True,
     )
-    frame = frame[
-        frame["filter"] == settings_.only(set(frame["filter"]), filter, "filter", "the log")
-    ]
+    # a task with one filter is read whichever is chosen for the others: left out, it could not be seen to fail
+    alone = frame.groupby("group")["filter"].transform("nunique") == 1
+    found = set(frame["filter"][~alone]) or set(frame["filter"])
+    if filter is not None or not alone.all():
+        kept = settings_.only(found, filter, "filter", "the log")
+        frame = frame[alone | (frame["filter"] == kept)]
     chosen = {
-        task: settings_.only(
+        str(task): settings_.only(
             set().union(*rows["scores"]),
-            metric.get(task) if isinstance(metric, Mapping) else metric,
+            metric.get(str(task)) if isinstance(metric, Mapping) else metric,
             "metric",
             f"task {task}",
         )
