@@ -38,14 +38,18 @@ class _Records(NamedTuple):
 
 
 def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floating[Any]], Bools]:
-    given = (
-        None if unequal(confidence) is not None else _validate.as_given(confidence, "confidence")
-    )
-    if given is None or (given.ndim == 1 and given.dtype == object):
+    ragged = unequal(confidence) is not None
+    given = None if ragged else _validate.as_given(confidence, "confidence")
+    if given is None or given.ndim == 1:
+        # Traces keep rows of unequal numbers of exits flat, so one axis may be either slip
+        found = (
+            f"has shape {given.shape}; give (tokens, heads)"
+            if given is not None and given.dtype != object
+            else "rows have unequal numbers of exits"
+        )
         raise RiskcalError(
-            "confidence: rows have unequal numbers of exits, and a threshold per head needs the same heads in each, (tokens, "
-            "heads). For decisions of any length certify one threshold: calibrate(replay_traces(traces, thresholds, exact=True), "
-            "...)."
+            f"confidence: {found}: a threshold per head needs the same heads in each row. For decisions of any length "
+            "certify one threshold: calibrate(replay_traces(traces, thresholds, exact=True), ...)."
         )
     levels, right = (
         _validate.float_matrix(confidence, "confidence"),

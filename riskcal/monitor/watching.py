@@ -198,11 +198,8 @@ class RiskMonitor:
         ends at the largest there is.
         """
         mean = float(special.logsumexp(self._growth)) - math.log(BETS)
-        return (
-            math.exp(min(mean, _LARGEST))
-            if self.average_run_length is None
-            else math.expm1(min(mean, _LARGEST))
-        )
+        capital = math.exp if self.average_run_length is None else math.expm1
+        return capital(min(mean, _LARGEST))
 
     @property
     def mean_loss(self) -> float:
