@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.calibration.problem import Problem, TestedRisk, plain
+from riskcal.calibration.problem import Problem, TestedRisk
+from riskcal.policy.sentences import plain
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
 from riskcal.records.averages import means_within

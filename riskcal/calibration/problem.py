@@ -15,6 +15,7 @@ from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.fwer.procedures import pilot_size
 from riskcal.policy import Stop
+from riskcal.policy.sentences import plain
 from riskcal.pvalues.proxies import Paired
 
 #: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
@@ -146,17 +147,6 @@ class Problem:
             candidates=self.candidates.iloc[which].reset_index(drop=True),
             costs={name: cost[:, which] for name, cost in self.costs.items()},
         )
-
-
-def plain(value: Any) -> str:
-    """A coordinate's value or a tolerance, as messages write it: six digits, or as many more as tell it from others."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return str(value)
-    number = float(value)
-    written = (f"{number:.{digits}g}" for digits in range(6, 18))
-    return next(
-        (text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number)
-    )
 
 
 def split_pilot(problem: Problem, fraction: float) -> tuple[Problem, Problem]:

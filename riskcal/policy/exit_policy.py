@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from riskcal import _replacing, _validate
+from riskcal import _replacing, _showing, _validate
 from riskcal._validate import RiskcalError
+from riskcal.policy import sentences
 from riskcal.policy.certificate import Certificate
 from riskcal.policy.columns import COLUMNS, DEFAULTS, from_columns, to_columns
 from riskcal.policy.fields import (
@@ -355,3 +356,26 @@ class ExitPolicy(Frozen):
             return cls(**fields)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
+
+    def plot(self, ax: Any = None) -> Any:
+        """The confidence needed to exit: by position, or by layer where each has its own; returns the matplotlib axes.
+
+        By position up to ``max_new_tokens``, else to where a decay is complete.
+        """
+        from riskcal import plots
+
+        if self.thresholds is not None:
+            return plots.needed_confidence(self.thresholds, ax=ax)
+        decay = self.schedule.max_length if isinstance(self.schedule, Decaying) else 32
+        length = self.max_new_tokens or decay
+        return plots.needed_confidence(
+            self.schedule.local_threshold(self.threshold, np.arange(length)), ax=ax
+        )
+
+    def _repr_html_(self) -> str:
+        told = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        said = _showing.paragraph(sentences.of_policy(self))
+        table = pd.DataFrame(
+            {"setting": list(told), "value": [json.dumps(v) for v in told.values()]}
+        )
+        return said + (_showing.html(table) if told else "")

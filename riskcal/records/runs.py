@@ -19,6 +19,7 @@ from riskcal.records.averages import means_within
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
 from riskcal.records.preparing import prepared
+from riskcal.records.showing import runs_html, runs_plot, runs_sentence
 from riskcal.records.unnamed import warn_of_unnamed
 
 #: Range of each loss that an objective can ask for.
@@ -385,11 +386,12 @@ class Runs:
             )
         return self.values[column]
 
+    def plot(self, objective: str = "textual", ax: Any = None) -> Any:
+        """Mean loss of each candidate against its threshold, with no guarantee; returns the matplotlib axes."""
+        return runs_plot(self, objective, ax)
+
     def __repr__(self) -> str:
-        grid = self.thresholds
-        unit = "clusters" if "cluster" in self.labels else "prompts"
-        measured = ", ".join(self.values)
-        return (
-            f"Runs: {self.n} {unit} x {self.k} candidates ({self.source}), thresholds {grid[0]:g} to {grid[-1]:g}; "
-            f"{measured}; full model {'recorded' if self.full else 'not recorded'}"
-        )
+        return runs_sentence(self)
+
+    def _repr_html_(self) -> str:
+        return runs_html(self)

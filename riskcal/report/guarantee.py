@@ -4,9 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from riskcal.calibration import sentences
-from riskcal.calibration.problem import plain
-from riskcal.policy import Certificate, ExitPolicy
+from riskcal.policy import Certificate, ExitPolicy, sentences
+from riskcal.policy.sentences import plain
 from riskcal.report.html import Html, details, joined, table, tag
 from riskcal.report.sections import Section
 
