@@ -63,7 +63,9 @@ class LayerCache:
     keys: Tensor  # (B, heads, C, d_kv), as are values: views of rows
     values: Tensor
     memory: Memory | None
-    filled_rows: Ints  # (B,), where rows have gaps of their own
+    filled_rows: (
+        Ints  # (B,): ``filled`` of each row of the batch, where they have gaps of their own
+    )
     filled: int = 0
     #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
     stale: NDArray[np.bool_] | None = None
@@ -268,7 +270,7 @@ class Backbone(abc.ABC):
         batch, position, first = cache.batch, cache.position, own.filled
         offset = cache.offset
         end = offset + position + 1
-        slots = own.rows[(offset + first) * batch : end * batch]
+        slots = own.rows[(offset + first) * batch : end * batch]  # where keys and values go
         at = self.places(cache, first, position + 1)
         if first == position:
             queries = self.project(index, state, at, slots)
