@@ -63,9 +63,7 @@ class LayerCache:
     keys: Tensor  # (B, heads, C, d_kv), as are values: views of rows
     values: Tensor
     memory: Memory | None
-    filled_rows: (
-        Ints  # (B,): ``filled`` of each row of the batch, where they have gaps of their own
-    )
+    filled_rows: Ints  # (B,), where rows have gaps of their own
     filled: int = 0
     #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
     stale: NDArray[np.bool_] | None = None
@@ -197,7 +195,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def normed(self, state: Tensor) -> Tensor:
-        """What `head` is multiplied with."""
+        """What `head` is multiplied with. A T5's other norms are the same: each one's gain is in the matrices after it."""
 
     @property
     @abc.abstractmethod
@@ -270,7 +268,7 @@ class Backbone(abc.ABC):
         batch, position, first = cache.batch, cache.position, own.filled
         offset = cache.offset
         end = offset + position + 1
-        slots = own.rows[(offset + first) * batch : end * batch]  # where keys and values go
+        slots = own.rows[(offset + first) * batch : end * batch]
         at = self.places(cache, first, position + 1)
         if first == position:
             queries = self.project(index, state, at, slots)

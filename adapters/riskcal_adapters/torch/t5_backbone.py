@@ -82,7 +82,7 @@ class T5Backbone(Backbone):
     def start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Cache:
         memory, prompt_bias = self._encode(tokens, mask)
         batch = len(tokens)
-        rows = [bias.rows(length) for bias in self._decoder_bias.layers]  # of biases
+        rows = [bias.rows(length) for bias in self._decoder_bias.layers]
         prompt = Prompt(memory, prompt_bias, batch, np.full(batch, tokens.shape[1]), rows)
         states = memory.new_empty(length, batch, self.width)
         return Cache(prompt, [self._start] * batch, states, offsets=np.zeros(batch, dtype=np.int64))
@@ -181,7 +181,6 @@ class T5Backbone(Backbone):
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
 
     def normed(self, state: Tensor) -> Tensor:
-        """What every matrix after a norm is multiplied with, and so the head: each norm's gain is in that matrix (`weights`)."""
         return rms_norm(state, self._norm_offset)
 
     def open(self, index: int, cache: Cache) -> LayerCache:

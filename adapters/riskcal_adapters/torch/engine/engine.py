@@ -107,7 +107,7 @@ class Engine:
         named = by_task(policy)
         limit = limit_of(named, max_new_tokens, decoder)
         self._full = Served.of(ExitPolicy().named(), decoder, limit)
-        self._served = {  # the policies, by task
+        self._served = {
             task: Served.of(checked(task, one, decoder, events), decoder, limit)
             for task, one in named.items()
         }
@@ -208,7 +208,7 @@ class Engine:
             free = slots.size - len(self._flights)
             if free * _ADMITTED_AT >= slots.size or not self._flights:
                 wait = not self._flights and not self._waiting_shadows
-                newcomers = source.take(free, wait=wait)  # flights, as yet without a slot
+                newcomers = source.take(free, wait=wait)
                 yield from self._admit(newcomers)
                 self._fill_with_shadows()
             if not self._flights:

@@ -17,7 +17,7 @@ class Served(NamedTuple):
     """A policy as it is served."""
 
     policy: ExitPolicy
-    needed: NDArray[np.float32]  # (T, L or L + 1), a row's of `Decoder.needed`
+    needed: NDArray[np.float32]  # (T, L), the confidence needed to exit
 
     @classmethod
     def of(cls, policy: ExitPolicy, decoder: Decoder, limit: int) -> "Served":
