@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from riskcal import _simulation, pvalues
 from riskcal._simulation import Law, Sample
 from riskcal._validate import Floats
-from riskcal.calibration.problem import Problem, TestedRisk, count_pvalue, two_values
+from riskcal.calibration.counts import count_pvalue, two_values
+from riskcal.calibration.problem import Problem, TestedRisk
 from riskcal.fwer import PilotOrder, Procedure
 from riskcal.policy.sentences import meaning
 from riskcal.pvalues import Method

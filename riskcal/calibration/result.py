@@ -111,6 +111,11 @@ class Calibration:
             cannot fill (``thresholds``, ``config``).
         """
         settings = self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
+        lower = fields.get("lower_is_stricter", self.lower_is_stricter)
+        if lower != self.lower_is_stricter:
+            raise RiskcalError(
+                f"lower_is_stricter: {lower!r} is not the recorded {self.lower_is_stricter!r}; leave it out."
+            )
         if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
             fields = fields | {"lower_is_stricter": True}
         policy = ExitPolicy.from_columns(settings, self.chosen, **fields)

@@ -7,7 +7,7 @@ import pandas as pd
 from riskcal import monotone
 from riskcal.calibration.problem import Problem
 from riskcal.policy import Stop
-from riskcal.policy.sentences import OVER, at_least, meaning, plain
+from riskcal.policy.sentences import OVER, as_text, at_least, meaning
 
 
 def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> str:
@@ -18,12 +18,12 @@ def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> st
 def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     """What is certified, with what probability."""
     if chosen is None:
-        deltas = " and ".join(plain(risk.delta) for risk in problem.risks)
+        deltas = " and ".join(as_text(risk.delta) for risk in problem.risks)
         return f"Nothing was certified at delta {deltas}: run the full model. "
-    where = ", ".join(f"{name} {plain(chosen[name])}" for name in problem.coordinates)
+    where = ", ".join(f"{name} {as_text(chosen[name])}" for name in problem.coordinates)
     loss = "loss" if len(problem.risks) == 1 else "loss_{}"
     claims = " and ".join(
-        f"the expected {meaning(risk.name)} is at most {plain(risk.delta)} "
+        f"the expected {meaning(risk.name)} is at most {as_text(risk.delta)} "
         f"(observed {chosen[loss.format(risk.name)]:.4g})"
         for risk in problem.risks
     )
@@ -71,7 +71,7 @@ def end(table: pd.DataFrame, stopped: Stop | None) -> str:
     if stopped is None:
         return ""
     end = (
-        f" Thresholds below {plain(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
+        f" Thresholds below {as_text(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
         f"{meaning(stopped.objective)} had failed (delta {stopped.delta:g}, epsilon {stopped.epsilon:g}, {stopped.test})."
     )
     return end + " Here it did not fail, so that a lower one might do." * bool(

@@ -93,7 +93,8 @@ class ExitPolicy(Frozen):
         Fingerprint of the tokenizer that made the prompts' ids.
     config : dict, optional
         The decoder's settings beside its weights that change tokens, by the names of Hugging Face's configs: end, padding
-        and start ids, the norms' epsilon, activation and so on. All three are refused by a decoder that has others.
+        and start ids, the norms' epsilon, activation and so on. A decoder that has
+        others refuses the policy, as where its weights, type or tokenizer are others.
     coordinates : dict of str to number, text or bool, optional
         Whatever else told the calibrated candidates apart, by the names of the records: a cascade's further thresholds, a
         variant. For the system that made the records to read; riskcal's decoders refuse a policy that has any.
@@ -180,7 +181,7 @@ class ExitPolicy(Frozen):
     def digest(self) -> str:
         """BLAKE2b of all settings that change tokens, 32 hexadecimal digits; the certificate is not among them."""
         settings = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
-        for name, default in DEFAULTS.items():
+        for name, default in DEFAULTS.items():  # not the fields' own, which are None
             if settings.get(name) == default:
                 del settings[name]
         if self.batching == "regroup":  # the tokens of "diverge"

@@ -37,18 +37,18 @@ def of_policy(policy: "ExitPolicy") -> str:
     if not isinstance(deltas, dict):
         deltas = {certificate.objective: deltas}
     if policy.is_full_model:
-        tolerated = " and ".join(map(plain, deltas.values()))
+        tolerated = " and ".join(map(as_text, deltas.values()))
         return f"Nothing was certified at delta {tolerated}: the policy is the full model."
     unit = "clusters" if certificate.weighting in ("clusters", "requests") else "prompts"
     over = OVER[certificate.weighting or "prompts"]
-    claims = " and ".join(f"{_claim(name)} at most {plain(d)}" for name, d in deltas.items())
+    claims = " and ".join(f"{_claim(name)} at most {as_text(d)}" for name, d in deltas.items())
     where = (
-        f"at threshold {plain(policy.threshold)}"
+        f"at threshold {as_text(policy.threshold)}"
         if policy.thresholds is None
         else "at each head's threshold"
     )
     where += "".join(
-        f", {name} {plain(value)}" for name, value in (policy.coordinates or {}).items()
+        f", {name} {as_text(value)}" for name, value in (policy.coordinates or {}).items()
     )
     return (
         f"Certified: with probability at least {at_least(certificate.epsilon_spent)} over the draw of the {certificate.n} "
@@ -65,11 +65,11 @@ def _claim(name: str) -> str:
 def at_least(epsilon: float) -> str:
     """1 - epsilon as messages write it: never rounded up."""
     if epsilon < 1e-6:
-        return f"1 - {plain(epsilon)}"
+        return f"1 - {as_text(epsilon)}"
     return f"{math.floor((1 - epsilon) * 1e6 + 1e-6) / 1e6:.6g}"
 
 
-def plain(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A coordinate's value or a tolerance, as messages write it: six digits, or as many more as tell it from others."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.number):
         return str(value)

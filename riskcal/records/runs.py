@@ -43,7 +43,8 @@ class Runs:
     candidates : DataFrame, k rows
         ``threshold`` and every further coordinate that was recorded.
     values : mapping of name to (n, k) array
-        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops`` and others).
+        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], ``failed`` (0 or 1), and costs (``layers``, ``tokens``, ``seconds``,
+        ``flops`` and others), as far as they were recorded.
     full : mapping of name to (n,) array
         The same for the full model's rows; empty if none were recorded.
     full_risk : (n,) array or None
@@ -306,9 +307,8 @@ class Runs:
         """
         if "cluster" in self.labels or not self.nameless:
             return self
-        high = self.directed(
-            False
-        ).values  # the order of prompts is one, whichever end of the grid is strict
+        # the order of prompts is one, whichever end of the grid is strict
+        high = self.directed(False).values
         content = [high[name] for name in ("dissimilarity", "risk") if name in high]
         content += [] if self.full_risk is None else [self.full_risk]
         ascending = np.argsort(self.prompts.astype(np.int64))
@@ -349,7 +349,7 @@ class Runs:
         return np.maximum(difference, 0.0) if objective == "risk_clipped" else difference
 
     def unit_means(self, per_prompt: Floats) -> Floats:
-        """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
+        """Average rows (n prompts, ...) within each independent unit; the rows themselves where there are no clusters."""
         if "cluster" not in self.labels:
             return per_prompt
         return means_within(per_prompt, self._unit_of_prompt)

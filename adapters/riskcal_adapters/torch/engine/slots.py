@@ -35,7 +35,7 @@ class Newcomer:
         Token ids.
     policy : ExitPolicy
         Named, of the measures that `Slots` can take.
-    needed : (T, L) float32
+    needed : (T, L) float32, or (T, L + 1): a row's of `Decoder.needed`
         The confidence needed to exit; T is the length limit.
     key : int
         Of its noise.
@@ -159,7 +159,7 @@ class Slots:
         self.rows_computed += len(rows)
         stay = np.ones(len(rows), dtype=bool)
         leaving, tokens = np.zeros(0, dtype=np.int64), list[int]()
-        # after the last layer come its own head, if it has one, and the final head for whoever is left
+        # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
             asked = np.flatnonzero(stay & (self._needed[rows, positions, place] < math.inf))
