@@ -292,10 +292,20 @@ def test_one_threshold_and_another_coordinate_varies(name: str) -> None:
     assert trials[name].tolist() == [values[1]] * 3
 
 
-def test_a_picture_of_several_coordinates_is_refused() -> None:
-    found = calibrate(Runs.from_frame(cascade(), candidate_columns=["threshold_2"]), delta=0.1)
-    with pytest.raises(RiskcalError, match="plot: candidates differ in threshold, threshold_2"):
-        found.plot()
+def test_a_picture_has_a_curve_for_each_second_threshold_and_refuses_a_third() -> None:
+    table = cascade()
+    found = calibrate(Runs.from_frame(table, candidate_columns=["threshold_2"]), delta=0.1)
+    labels = [text.get_text() for text in found.plot().get_legend().get_texts()]
+    for value in found.table["threshold_2"].unique():
+        assert any(label.startswith(f"threshold_2 {value}") for label in labels)
+    more = pd.concat([table.assign(threshold_3=level) for level in (0.5, 0.6)])
+    more.loc[np.isinf(more["threshold"]), "threshold_3"] = np.inf
+    more = more.drop_duplicates(["prompt", "threshold", "threshold_2", "threshold_3"])
+    runs = Runs.from_frame(more, candidate_columns=["threshold_2", "threshold_3"])
+    with pytest.raises(
+        RiskcalError, match="plot: candidates differ in threshold, threshold_2, threshold_3"
+    ):
+        calibrate(runs, delta=0.1).plot()
 
 
 def test_a_setting_that_changes_nothing_is_said() -> None:
