@@ -134,14 +134,12 @@ class EventWatch:
         if event["name"] == "riskcal.request.served" and isinstance(layers, dict):
             tokens = {str(k): n for k, n in layers.items() if _validate.is_whole(n)}
             self.layers.setdefault(task, Counter()).update(tokens)
-        lost, at_full_depth = (
-            attributes.get("riskcal.events.lost"),
-            attributes.get("riskcal.full_depth"),
-        )
+        at_full_depth = bool(attributes.get("riskcal.full_depth"))
+        lost: Any = attributes.get("riskcal.events.lost")
         if _validate.is_whole(lost) and lost > 0:
             self.counts["lost"] += lost
         if event["name"] == "riskcal.request.served":
-            self.counts["full_depth"] += bool(at_full_depth)
+            self.counts["full_depth"] += at_full_depth
         if event["name"] != "riskcal.shadow.evaluated" or at_full_depth:
             return
         identity = request_id(event)

@@ -10,7 +10,7 @@ import riskcal
 from riskcal import RiskcalError, internal
 from riskcal.calibration import PROCEDURES, TESTS
 from riskcal.policy import Certificate, ExitPolicy, Sampling
-from riskcal.records import COSTS, Runs
+from riskcal.records import Runs
 from riskcal_adapters.cli.decoders import DecoderOption, HeadsOption, ModelOption, asked_decoder
 from riskcal_adapters.cli.losses import parse_loss
 from riskcal_adapters.cli.prompts import read_prompts
@@ -22,6 +22,8 @@ from riskcal_adapters.recording.record import record
 
 #: What says for which model a policy is, and what calibration finds.
 _FOUND = ("threshold", "thresholds", "certificate", "n_layers", *BINDING)
+#: Costs that a recording measures.
+_MEASURED = ("layers", "tokens", "seconds")
 
 
 def recalibrate(
@@ -77,14 +79,8 @@ def recalibrate(
         if with_risk:
             _same_loss("risk", error, before, records)
         _all_candidates(certificate, before, policy)
-    template = ExitPolicy(
-        **{
-            name: getattr(old, name)
-            for name in ExitPolicy.model_fields
-            if name not in _FOUND and name != "schema_version"
-        }
-        | _sampling(old, sampling_temperature)
-    )
+    template = candidates(old, before, policy)
+    template = template.model_copy(update=_sampling(old, sampling_temperature))
     record(
         read_prompts(prompts, references=with_risk and needs_references(error)),
         asked_decoder(decoder, model, heads),
@@ -121,7 +117,29 @@ def records_of(folder: Path, certificate: Certificate) -> Runs:
     return found
 
 
-def batches(policy: ExitPolicy, before: dict[str, Any] | None, asked: int | None) -> dict[str, int]:
+def candidates(policy: ExitPolicy, before: dict[str, Any] | None, path: Path) -> ExitPolicy:
+    """What all candidates had in common, for no model yet.
+
+    Raises
+    ------
+    RiskcalError
+        For the full model, where nothing was certified: it does not say the schedule of what was tested.
+    """
+    if policy.is_full_model:
+        if before is None:
+            raise RiskcalError(
+                f"{path}: is the full model, which does not say the schedule and the first layer of what was tested; give "
+                "--records, the folder that it was calibrated on."
+            )
+        said = before["policy"] | {"max_new_tokens": before["max_new_tokens"]}
+        policy = ExitPolicy.model_validate(said)
+    left_out = (*_FOUND, "schema_version")
+    return ExitPolicy(
+        **{name: getattr(policy, name) for name in ExitPolicy.model_fields if name not in left_out}
+    )
+
+
+def batches(policy: ExitPolicy, before: dict[str, Any] | None, asked: int | None) -> dict[str, Any]:
     """How many prompts are decoded together: free where rows do not depend on it, else as it was.
 
     Raises
@@ -212,7 +230,7 @@ def repeatable(policy: ExitPolicy, path: Path) -> Certificate:
     if asked is not None:
         whys |= {
             f"chosen by {asked.cost!r}, a cost that riskcal record does not measure": (
-                asked.cost not in COSTS
+                asked.cost not in _MEASURED
             ),
             "certified with a budget": bool(asked.largest),
             f"certified over candidates told apart by {', '.join(asked.candidate_columns)}": bool(

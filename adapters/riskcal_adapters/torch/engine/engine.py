@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from typing import Self
@@ -223,7 +223,7 @@ class Engine:
             self._fail(error)
             raise
 
-    def _serve(self, source: Source) -> Iterator[tuple[Flight, Done]]:
+    def _serve(self, source: Source) -> Generator[tuple[Flight, Done]]:
         """Admit, run a layer, hand over, until there is nothing more to take."""
         slots = self._slots
         while True:

@@ -74,11 +74,10 @@ class Latencies:
         held = np.array(list(self._kept)) if self._kept else np.full((1, 3), np.nan)
         middle, late = np.quantile(held, [0.5, 0.99], axis=0)
         per_call = rows / calls if calls else 0.0
-        pairs = [(float(a), float(b)) for a, b in zip(middle, late, strict=True)]
+        whole, first, token = ((float(a), float(b)) for a, b in zip(middle, late, strict=True))
         return EngineStats(
             *(self.requests, self.failed, self.tokens, self.shadows, self.shadows_dropped),
             *(self.shadows_at_full_depth, self.losses_failed, self.events_lost),
             *(calls, per_call, per_call / slots),
-            *pairs,
-            self.fault,
+            *(whole, first, token, self.fault),
         )
