@@ -108,6 +108,7 @@ class Engine:
         self._journal = Journal(events, self._counted, uuid.uuid4().hex[:8])
         found = routes(policy, max_new_tokens, decoder, self._journal.refused)
         self._admission = Admission(decoder, found, max_prompt, self._journal)
+        self._journal.flush()
         least = max(1, slots // 4) if least is None else least
         with torch.inference_mode():
             self._slots = Slots(decoder._loop, slots, max_prompt, found.length, least, max_wait)
@@ -243,12 +244,9 @@ class Engine:
             with torch.inference_mode():
                 ended = slots.advance()
             texts = texts_of([one.tokens for one in ended], self._decoder)
-            for one, text in zip(ended, texts, strict=True):
-                flight = self._flights.pop(one.row)
-                flight.row, flight.answered = None, True
-                done = self._done(flight, one, text)
-                if flight.shadows is None:
-                    yield flight, done
+            done = [self._done(*pair) for pair in zip(ended, texts, strict=True)]
+            self._journal.flush()  # before anybody hears of them
+            yield from (pair for pair in done if pair[0].shadows is None)
 
     def _flight(self, request: str | Request) -> Flight:
         request = request if isinstance(request, Request) else Request(request)
@@ -270,6 +268,7 @@ class Engine:
             else:
                 ready.append(flight)
         self._place(ready, newcomers)
+        self._journal.flush()
         for flight, why in failed:
             yield flight, self._failed(flight, why)
 
@@ -289,6 +288,7 @@ class Engine:
         for flight in self._flights.values():
             flight.full_depth = flight.full_depth or KILLED
         self._journal.pulled(self._switch.state)
+        self._journal.flush()
 
     def _give_up_late(self) -> Iterator[tuple[Flight, Done]]:
         """What ran out of time or was cancelled, in a slot or waiting for one."""
@@ -310,6 +310,7 @@ class Engine:
                 self._journal.dropped(flight)
         while self._waiting_shadows:
             self._journal.dropped(self._waiting_shadows.popleft())
+        self._journal.flush()
 
     def _fail(self, error: BaseException) -> None:
         with self._starting:
@@ -319,13 +320,16 @@ class Engine:
             if future is not None and future.set_running_or_notify_cancel():
                 future.set_exception(error)
         self._open.clear()
+        self._journal.flush()
 
-    def _done(self, flight: Flight, ended: Ended, text: Text) -> Done:
+    def _done(self, ended: Ended, text: Text) -> tuple[Flight, Done]:
+        flight = self._flights.pop(ended.row)
+        flight.row, flight.answered = None, True
         done = Done.of(flight, ended, text.text, text.error)
         if flight.shadows is not None:
             has_text = self._decoder.tokenizer is not None
             self._journal.compared(flight, done, self._loss, has_text=has_text)
-            return done
+            return flight, done
         if done.error is None:
             self._counted.add(done.seconds, done.first_token_seconds, len(done.tokens))
         else:
@@ -333,13 +337,14 @@ class Engine:
         self._journal.served(flight, done)
         if self._shadow is not None and done.error is None and self._shadow.takes(flight.id):
             self._shadowed(flight, done)
-        return done
+        return flight, done
 
     def _failed(self, flight: Flight, why: str) -> Done:
         self._leave(flight)
         self._counted.failed += 1
         done = Done.failed(flight, why)
         self._journal.served(flight, done)
+        self._journal.flush()
         return done
 
     def _leave(self, flight: Flight) -> None:

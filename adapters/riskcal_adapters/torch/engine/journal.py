@@ -29,24 +29,30 @@ class Journal:
 
     def __init__(self, events: EventLog | None, counted: Latencies, session: str) -> None:
         self._events, self._counted, self._session = events, counted, session
+        self._told: list[tuple[str, dict[str, Any]]] = []
         self._unwritten = 0
 
     def write(self, name: str, told: dict[str, Any], flight: Flight | None = None) -> None:
-        """Append an event, of a request or of none; one that cannot be written is counted, and logged."""
-        if self._events is None:
+        """Note an event, of a request or of none, for the next `flush`."""
+        if self._events is not None:
+            self._told.append((name, told if flight is None else self._known(flight) | told))
+
+    def flush(self) -> None:
+        """Append what was noted; what cannot be written is counted, and logged."""
+        if self._events is None or not self._told:
             return
-        if flight is not None:
-            told = self._known(flight) | told
+        told, self._told = self._told, []
         if self._unwritten:
-            told = told | {"riskcal.events.lost": self._unwritten}
+            name, attributes = told[0]
+            told[0] = name, attributes | {"riskcal.events.lost": self._unwritten}
         try:
-            self._events.write(name, told)
+            self._events.write_all(told)
         except Exception as error:  # a full disk, a closed file: the service goes on
-            fault = f"events: {name} was not written ({type(error).__name__}: {error})"
+            fault = f"events: {len(told)} were not written ({type(error).__name__}: {error})"
             if not self._unwritten:
                 _LOGGER.error("%s; requests go on, and events that are lost are counted", fault)
-            self._unwritten += 1
-            self._counted.events_lost += 1
+            self._unwritten += len(told)
+            self._counted.events_lost += len(told)
             self._counted.fault = fault
         else:
             self._unwritten = 0
