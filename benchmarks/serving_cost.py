@@ -30,10 +30,12 @@ PLAIN, ALL = "plain", "everything"
 FORBIDDEN = [Inside("json_string"), Inside("code_block"), Pattern(r"\d")]
 
 
-def engines(decoder: Decoder, policy: ExitPolicy, folder: Path, **sizes: int) -> dict[str, Engine]:
+def engines(
+    decoder: Decoder, policy: ExitPolicy, folder: Path, shadow: Shadow, **sizes: int
+) -> dict[str, Engine]:
     """By what stands around them."""
     guarded = policy.model_copy(update={"forbidden": tuple(FORBIDDEN)})
-    shadows = {"shadow": Shadow(0.02)}
+    shadows = {"shadow": shadow}
     switch = {"kill_switch": KillSwitch(folder / "off")}
 
     def made(name: str, one: ExitPolicy | PolicyBook, **options: object) -> Engine:
@@ -58,13 +60,23 @@ def engines(decoder: Decoder, policy: ExitPolicy, folder: Path, **sizes: int) ->
     }
 
 
+def two_percent(requests: list[Request]) -> Shadow:
+    """A salt by which just so many of them are taken."""
+    for salt in range(1000):
+        shadow = Shadow(0.02, salt=str(salt))
+        if sum(shadow.takes(str(one.id)) for one in requests) == round(0.02 * len(requests)):
+            return shadow
+    raise AssertionError("no salt takes 2% of these ids")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--slots", type=int, default=64)
-    parser.add_argument("--prompts", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--prompts", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", nargs="+", help="some of the engines, beside the plain one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
@@ -79,7 +91,9 @@ def main() -> None:
     taken: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"slots": options.slots, "max_prompt": longest}
-        served = engines(decoder, policy, Path(folder), **sizes)
+        served = engines(decoder, policy, Path(folder), two_percent(requests), **sizes)
+        if options.only:
+            served = {name: one for name, one in served.items() if name in (PLAIN, *options.only)}
         order = list(served)
         rng = np.random.default_rng(0)
         for turn in tqdm(range(options.rounds + 1), desc="rounds"):

@@ -74,10 +74,13 @@ class Latencies:
         held = np.array(list(self._kept)) if self._kept else np.full((1, 3), np.nan)
         middle, late = np.quantile(held, [0.5, 0.99], axis=0)
         per_call = rows / calls if calls else 0.0
-        whole, first, token = ((float(a), float(b)) for a, b in zip(middle, late, strict=True))
+        pairs = [(float(a), float(b)) for a, b in zip(middle, late, strict=True)]
         return EngineStats(
             *(self.requests, self.failed, self.tokens, self.shadows, self.shadows_dropped),
             *(self.shadows_at_full_depth, self.losses_failed, self.events_lost),
             *(calls, per_call, per_call / slots),
-            *(whole, first, token, self.fault),
+            seconds=pairs[0],
+            first_token_seconds=pairs[1],
+            token_seconds=pairs[2],
+            fault=self.fault,
         )
