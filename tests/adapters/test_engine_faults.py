@@ -423,8 +423,8 @@ def test_closing_ends_a_run_over_an_endless_iterable(tiny):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_an_engine_that_fails_answers_all_and_says_why_from_then_on(tiny):
-    engine = slow(tiny, 0.01)
+def test_an_engine_that_fails_answers_all_and_says_why_from_then_on(tiny, log):
+    engine = slow(tiny, 0.01, events=log)
     advance, turns = engine._slots.advance, []
 
     def failing():
@@ -442,6 +442,9 @@ def test_an_engine_that_fails_answers_all_and_says_why_from_then_on(tiny):
         with pytest.raises(RiskcalError, match=r"failed \(RuntimeError: out of memory\); make"):
             late()
     engine.close()
+    told = named(log, "riskcal.request.served")
+    assert len(told) == engine.stats.failed == 5
+    assert all("out of memory" in one["riskcal.error"] for one in told)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

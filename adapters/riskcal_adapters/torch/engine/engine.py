@@ -98,6 +98,7 @@ class Engine:
         internal.count(max_prompt, "max_prompt", least=1)
         if least is not None:
             internal.count(least, "least", least=1)
+        internal.number(max_wait, "max_wait")
         if not callable(loss):
             raise RiskcalError(
                 f"loss: a {type(loss).__name__} cannot be called; give a function of two outputs."
@@ -315,9 +316,14 @@ class Engine:
     def _fail(self, error: BaseException) -> None:
         with self._starting:
             self._closed = f"failed ({type(error).__name__}: {error})"
+        shadows = [flight for flight in self._flights.values() if flight.shadows is not None]
+        for flight in [*shadows, *self._waiting_shadows]:
+            self._journal.dropped(flight)
         for flight in list(self._open):
             future = flight.future
             if future is not None and future.set_running_or_notify_cancel():
+                self._counted.failed += 1
+                self._journal.served(flight, Done.failed(flight, self._closed))
                 future.set_exception(error)
         self._open.clear()
         self._journal.flush()

@@ -88,6 +88,8 @@ def routes(
         For a policy that needs what an engine has not, and one whose length limit is beyond ``max_new_tokens``.
     """
     given = _by_task(policy)
+    if max_new_tokens is not None:
+        max_new_tokens = internal.count(max_new_tokens, "max_new_tokens", least=1)
     named = {task: _fit(task, one, decoder) for task, one in given.items()}
     limits = {task: _limit(task, one, max_new_tokens, decoder) for task, one in given.items()}
     usual = max_new_tokens if max_new_tokens is not None else decoder.default_length
@@ -127,7 +129,7 @@ def _limit(
     own = policy.max_new_tokens
     if task is None or own is None or max_new_tokens is None:
         return request_checks.length(max_new_tokens, [policy], decoder.default_length)
-    if own > internal.count(max_new_tokens, "max_new_tokens", least=1):
+    if own > max_new_tokens:
         raise RiskcalError(
             f"max_new_tokens: {max_new_tokens}, but the policy of task {task!r} was calibrated for {own}; give at least "
             f"{own}, or leave it out."
