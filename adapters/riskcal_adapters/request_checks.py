@@ -159,6 +159,25 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
                 )
 
 
+def fit_for_engine(policy: ExitPolicy, where: str, remedy: str) -> None:
+    """Refuse, by the name of what it needs, a policy that rows of any depth and position cannot share slots under."""
+    named = policy.model_copy(
+        update={name: usual for name, usual in DEFAULTS.items() if getattr(policy, name) is None}
+    )
+    unable = {
+        "measure": named.measure not in SIMPLE_MEASURES or named.measure == "oracle",
+        "cache": named.cache != "project",
+        "pruning": named.pruning is not None,
+        "emits": named.emits != "exit",
+        "batching": named.batching == "deepest",
+    }
+    for name, wrong in unable.items():
+        if wrong:
+            raise RiskcalError(
+                f"{name}: {getattr(named, name)!r} of the {where} is not known to the engine; {remedy}."
+            )
+
+
 def texts_known(asked: Sequence[ExitPolicy], tokenizer: Any) -> None:
     """Refuse policies that forbid tokens by their texts, where a decoder has no tokenizer to tell them."""
     for row, one in enumerate(asked if tokenizer is None else ()):
