@@ -42,7 +42,9 @@ def html(table: pd.DataFrame, *, settings: Collection[str] = (), chosen: Any = N
     head = "".join(f"<th>{_html.escape(str(name))}</th>" for name in shown.columns)
     body = []
     for label, row in zip(shown.index, shown.to_numpy(), strict=True):
-        style = f' style="{_CHOSEN}"' if chosen is not None and label == chosen else ""
+        style = ' style="text-align: right"'
+        if chosen is not None and label == chosen:
+            style = f' style="text-align: right; {_CHOSEN}"'
         cells = "".join(f"<td>{_html.escape(str(cell))}</td>" for cell in row)
         body.append(f"<tr{style}>{cells}</tr>")
     below = f"<p><small>{_html.escape(common)}</small></p>" if common else ""
