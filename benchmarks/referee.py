@@ -28,7 +28,7 @@ from riskcal import pvalues
 from riskcal.internal import Floats
 
 EPSILON = 0.05
-DRAWS, QUICK = 2000, 40
+DRAWS, QUICK = 1000, 20
 SEED = 2026
 
 
@@ -240,7 +240,7 @@ def methods() -> Iterator[Method]:
         ),
     ):
         yield Method(
-            name, "riskcal", "epsilon", calibrated(**options), refusing(**LISTS, **reasons), 400
+            name, "riskcal", "epsilon", calibrated(**options), refusing(**LISTS, **reasons), 250
         )
     yield Method(
         "CALM: Hoeffding-Bentkus, fixed sequence",
@@ -303,7 +303,7 @@ def methods() -> Iterator[Method]:
         "epsilon",
         mapie("bonferroni_holm"),
         refusing(**LISTS, **UNIT),
-        500,
+        250,
     )
     yield Method(
         "MAPIE, fixed sequence",
@@ -311,7 +311,7 @@ def methods() -> Iterator[Method]:
         "epsilon",
         mapie("fixed_sequence"),
         refusing(**LISTS, **UNIT, several="refuses more than one coordinate"),
-        1000,
+        500,
     )
     yield Method(
         "MAPIE, learned order, half and half",
@@ -319,7 +319,7 @@ def methods() -> Iterator[Method]:
         "epsilon",
         mapie("split_fixed_sequence"),
         refusing(**LISTS, **PARETO),
-        400,
+        80,
     )
     yield Method(
         "MAPIE, RCPS with its betting bound",
@@ -333,7 +333,7 @@ def methods() -> Iterator[Method]:
             **MONOTONE,
             fine="its memory grows with the square of the candidates",
         ),
-        200,
+        80,
     )
     yield Method(
         "riskgate, Learn then Test",
@@ -421,7 +421,7 @@ def referee(draws: int, names: list[str] | None = None) -> dict[str, Any]:
     versions = published.versions()
     rows: list[dict[str, Any]] = []
     described = []
-    for number, case in enumerate(tqdm(list(refereed.cases()), desc="cases", disable=None)):
+    for number, case in enumerate(tqdm(list(refereed.cases()), desc="cases")):
         if names and case.name not in names:
             continue
         described.append({"case": case.name, "about": case.about, "n": case.n, "delta": case.delta})

@@ -89,7 +89,7 @@ def test_every_method_has_a_row_or_a_reason_in_every_case(figures):
 
 
 def test_riskcal_keeps_its_word_where_habits_do_not(figures):
-    """8 draws tell only what is gross; the committed table has 2,000."""
+    """8 draws tell only what is gross; the committed table has 1,000."""
     for case in figures["cases"]:
         assert of(figures, case["case"], "riskcal")["violations"] <= allowed(0.05, DRAWS)
     assert (
