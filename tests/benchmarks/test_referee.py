@@ -12,12 +12,18 @@ from laboratory import published, refereed
 from riskcal import pvalues
 
 CASES = {case.name: case for case in refereed.cases()}
-DRAWS = 8
+SOME = ("coins, few", "clusters", "heads", "nothing to find")
 
 
 @pytest.fixture(scope="module")
-def figures():
-    return referee.referee(DRAWS, ["coins, few", "clusters", "heads", "nothing to find"])
+def figures(tmp_path_factory):
+    """What ``--quick`` writes of some cases."""
+    path = tmp_path_factory.mktemp("referee") / "referee.json"
+    options = [word for name in SOME for word in ("--case", name)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["referee.py", "--quick", "--json", str(path), *options])
+        referee.main()
+    return json.loads(path.read_text())
 
 
 def of(figures, case, method):
@@ -77,24 +83,24 @@ def test_heads_are_judged_in_the_cascade():
 
 
 def test_every_method_has_a_row_or_a_reason_in_every_case(figures):
-    assert json.loads(json.dumps(figures)) == figures
     names = [method.name for method in referee.methods()]
     assert len(set(names)) == len(names)
+    assert [case["case"] for case in figures["cases"]] == list(SOME)
     for case in figures["cases"]:
         rows = [r for r in figures["rows"] if r["case"] == case["case"]]
         assert sorted(r["method"] for r in rows) == sorted(names)
         for row in rows:
-            assert row.get("refused") or row["draws"] == DRAWS
+            assert row.get("refused") or row["draws"] == referee.QUICK
     assert "riskcal, binomial" in referee.printed(figures)
 
 
 def test_riskcal_keeps_its_word_where_habits_do_not(figures):
-    """8 draws tell only what is gross; the committed table has 1,000."""
+    """So few draws tell only what is gross; the committed table has 1,000."""
     for case in figures["cases"]:
-        assert of(figures, case["case"], "riskcal")["violations"] <= allowed(0.05, DRAWS)
+        assert of(figures, case["case"], "riskcal")["violations"] <= allowed(0.05, referee.QUICK)
     assert (
         of(figures, "nothing to find", "the cheapest whose mean is at most delta")["violations"]
-        == 1.0
+        > 0.5
     )
     assert of(figures, "heads", "Valade: observed agreement")["violations"] > 0.5
     assert of(figures, "nothing to find", "riskcal")["saving"] is None
