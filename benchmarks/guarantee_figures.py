@@ -68,9 +68,9 @@ def main() -> None:
     """Run everything; about 15 seconds."""
     rng = np.random.default_rng(0)
     for n in (200, 500, 2000):
-        losses = mostly_zero(rng, 0.08, (n, 1000))
+        losses = mostly_zero(rng, 0.08, (n, 4000))
         print(f"power, mostly 0, n={n}:", {test: certified(test, losses) for test in TESTS})
-        binary = (rng.random((n, 1000)) < 0.08).astype(float)
+        binary = (rng.random((n, 4000)) < 0.08).astype(float)
         exact = float(np.mean(pvalues.binomial(binary, DELTA) <= EPSILON))
         print(
             f"power, 0 or 1, n={n}:",

@@ -43,23 +43,11 @@ html_show_sourcelink = False
 html_math_renderer = "mathml"
 html_extra_path = ["policy.schema.json", "generated/demo-report.html"]
 html_theme_options = {
-    "header_links_before_dropdown": 8,
     "show_prev_next": False,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-pages = [
-    "index",
-    "installation",
-    "own-logs",
-    "guarantee",
-    "records",
-    "data",
-    "cli",
-    "changelog",
-    "notebooks/*",
-]
-html_sidebars = {page: [] for page in pages}  # of all pages only the API's have others below them
+html_sidebars = {"index": []}
 
 
 def setup(app):

@@ -7,7 +7,7 @@ candidate, ``state = rule.after(state, text)`` for the token that was emitted. T
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from riskcal import _validate
@@ -15,6 +15,9 @@ from riskcal._validate import RiskcalError
 
 #: Where the generated text stands: whether inside, and what of the last characters matters.
 State = tuple[bool, int]
+
+#: Tokens after texts that a guard remembers; then it begins anew.
+_SAID_AT_MOST = 100_000
 
 _CONTEXTS = ("json_string", "code_block", "number")
 
@@ -175,6 +178,10 @@ class Guard:
 
     rules: tuple[Rule, ...]
     text: Callable[[int], str]
+    #: What rules said of a token after a text, which they are asked time and again: there are few states.
+    _said: dict[tuple[tuple[State, ...], int], tuple[bool, tuple[State, ...]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def start(self, prompt: Iterable[int]) -> tuple[State, ...]:
         """The states before the first generated token, after this prompt."""
@@ -187,14 +194,23 @@ class Guard:
 
     def after(self, states: tuple[State, ...], token: int) -> tuple[State, ...]:
         """The states after a token was emitted."""
-        text = self.text(token)
-        return tuple(
-            rule.after(state, text) for rule, state in zip(self.rules, states, strict=True)
-        )
+        return self._of(states, token)[1]
 
     def forbids(self, states: tuple[State, ...], token: int) -> bool:
         """Whether any class has the candidate."""
+        return self._of(states, token)[0]
+
+    def _of(self, states: tuple[State, ...], token: int) -> tuple[bool, tuple[State, ...]]:
+        said = self._said.get((states, token))
+        if said is not None:
+            return said
         text = self.text(token)
-        return any(
-            rule.forbids(state, token, text) for rule, state in zip(self.rules, states, strict=True)
+        pairs = list(zip(self.rules, states, strict=True))
+        said = (
+            any(rule.forbids(state, token, text) for rule, state in pairs),
+            tuple(rule.after(state, text) for rule, state in pairs),
         )
+        if len(self._said) >= _SAID_AT_MOST:
+            self._said.clear()
+        self._said[states, token] = said
+        return said

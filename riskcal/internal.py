@@ -15,9 +15,11 @@ from riskcal._validate import (
     in_range,
     level,
     number,
+    shown,
     threshold_grid,
     tolerance,
 )
+from riskcal.calibration.verifying import arguments_of
 from riskcal.records.columns import from_object as table_from_object
 from riskcal.records.columns import identifiers
 from riskcal.records.columns import require as require_columns
@@ -27,6 +29,7 @@ from riskcal.records.files import write as write_table
 __all__ = [
     "TOLERANCE",
     "Floats",
+    "arguments_of",
     "array",
     "choice",
     "count",
@@ -40,6 +43,7 @@ __all__ = [
     "read_table",
     "replacing",
     "require_columns",
+    "shown",
     "table_from_object",
     "threshold_grid",
     "tolerance",

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import threading
 
 import numpy as np
@@ -237,3 +238,28 @@ def test_code_blocks_numbers_sets_and_patterns():
     for make in (lambda: Inside("prose"), lambda: Tokens((1, -2)), lambda: Pattern("(")):
         with pytest.raises(RiskcalError):
             make()
+
+
+def test_events_written_together_are_all_there_or_none(tmp_path, monkeypatch):
+    log = EventLog(tmp_path / "events.jsonl")
+    log.write("riskcal.request.served", {"n": 0})
+    before = log.path.read_bytes()
+    with pytest.raises(RiskcalError, match="attributes"):
+        log.write_all([("riskcal.request.served", {"n": 1}), ("riskcal.request.served", {2: {3}})])
+    write = os.write
+
+    def full(descriptor, data):
+        if len(data) < 100:  # what is left of them
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:-50])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(RiskcalError, match=r"cannot be written \(No space left on device\)"):
+            log.write_all([("riskcal.request.served", {"n": n}) for n in range(5)])
+    assert log.path.read_bytes() == before
+    log.write_all([("riskcal.request.served", {"n": n}) for n in (1, 2)])
+    log.write_all([])
+    found = read_events(log.path)
+    assert [event["attributes"]["n"] for event in found.events] == [0, 1, 2]
+    assert (found.damaged, found.torn_bytes) == ([], 0)

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -179,6 +180,44 @@ def test_what_was_calibrated_cannot_be_overruled() -> None:
         found.policy(coordinates={"threshold_2": 0.2})
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sampling": riskcal.Sampling()},
+        {"pruning": riskcal.Pruning()},
+        {"emits": "last"},
+        {"contrast": riskcal.Contrast(alpha=0.5)},
+        {"forbidden": [riskcal.serving.Tokens((3,))]},
+        {"schedule": riskcal.Decaying(4.0, 32)},
+        {"lower_is_stricter": True},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_what_records_that_name_everything_leave_out_had_its_default_and_is_not_certified_otherwise(
+    other: dict[str, Any],
+) -> None:
+    found = calibrate(Runs.from_frame(plain(measure="softmax", policy="{}")), delta=0.1)
+    name = next(iter(other))
+    with pytest.raises(RiskcalError, match=rf"^{name}: .* is not the recorded"):
+        found.policy(**other)
+    named = {"max_new_tokens": 9, "n_layers": 4, "weights": "a", "config": {"a": 1}}
+    assert found.policy(**named, **{name: getattr(found.policy(), name)}).certificate is not None
+
+
+def test_a_candidate_whose_threshold_does_not_decay_is_certified_as_it_ran() -> None:
+    found = calibrate(Runs.from_frame(plain(temperature=np.nan)), delta=0.1)
+    assert found.policy().schedule == riskcal.Constant()
+    with pytest.raises(RiskcalError, match=r"^schedule: Decaying.* is not the recorded Constant"):
+        found.policy(schedule=riskcal.Decaying(4.0, 32))
+
+
+def test_a_policy_has_the_direction_of_its_records() -> None:
+    found = calibrate(np.zeros((50, 1)), thresholds=[0.3], delta=0.1, lower_is_stricter=True)
+    assert found.policy(lower_is_stricter=True) == found.policy()
+    with pytest.raises(RiskcalError, match=r"^lower_is_stricter: False is not the recorded True"):
+        found.policy(lower_is_stricter=False)
+
+
 def test_a_path_of_threshold_vectors_in_the_column_policy_makes_a_policy_with_the_vector() -> None:
     path = {1.0: {4: 0.99, 8: 0.95}, 0.5: {4: 0.9, 8: 0.8}, 0.2: {4: 0.7, 8: 0.5}}
     rows = [
@@ -253,10 +292,20 @@ def test_one_threshold_and_another_coordinate_varies(name: str) -> None:
     assert trials[name].tolist() == [values[1]] * 3
 
 
-def test_a_picture_of_several_coordinates_is_refused() -> None:
-    found = calibrate(Runs.from_frame(cascade(), candidate_columns=["threshold_2"]), delta=0.1)
-    with pytest.raises(RiskcalError, match="plot: candidates differ in threshold, threshold_2"):
-        found.plot()
+def test_a_picture_has_a_curve_for_each_second_threshold_and_refuses_a_third() -> None:
+    table = cascade()
+    found = calibrate(Runs.from_frame(table, candidate_columns=["threshold_2"]), delta=0.1)
+    labels = [text.get_text() for text in found.plot().get_legend().get_texts()]
+    for value in found.table["threshold_2"].unique():
+        assert any(label.startswith(f"threshold_2 {value}") for label in labels)
+    more = pd.concat([table.assign(threshold_3=level) for level in (0.5, 0.6)])
+    more.loc[np.isinf(more["threshold"]), "threshold_3"] = np.inf
+    more = more.drop_duplicates(["prompt", "threshold", "threshold_2", "threshold_3"])
+    runs = Runs.from_frame(more, candidate_columns=["threshold_2", "threshold_3"])
+    with pytest.raises(
+        RiskcalError, match="plot: candidates differ in threshold, threshold_2, threshold_3"
+    ):
+        calibrate(runs, delta=0.1).plot()
 
 
 def test_a_setting_that_changes_nothing_is_said() -> None:

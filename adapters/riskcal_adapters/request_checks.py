@@ -105,7 +105,7 @@ def _refuse_rows(rows: NDArray[np.bool_], complaint: str) -> None:
 
 
 def policies(policy: Any, rows: int, measures: Sequence[str]) -> list[ExitPolicy]:
-    """One policy, or one per row of the batch; ``measures`` are those that the decoder can take."""
+    """One policy, or one per row of the batch, each as `ExitPolicy.named` has it; ``measures`` are those of the decoder."""
     given = [policy] if isinstance(policy, ExitPolicy) else policy
     if not isinstance(given, Sequence) or not all(isinstance(one, ExitPolicy) for one in given):
         raise RiskcalError(f"policy: {policy!r} is neither an ExitPolicy nor a list of them.")
@@ -157,6 +157,25 @@ def defaults_only(asked: Sequence[ExitPolicy], fields: Sequence[str]) -> None:
                 raise RiskcalError(
                     f"{name}: {getattr(one, name)!r}{where} is not known to this decoder; leave it out."
                 )
+
+
+def fit_for_engine(policy: ExitPolicy, where: str, remedy: str) -> None:
+    """Refuse, by the name of what it needs, a policy that rows of any depth and position cannot share slots under."""
+    named = policy.model_copy(
+        update={name: usual for name, usual in DEFAULTS.items() if getattr(policy, name) is None}
+    )
+    unable = {
+        "measure": named.measure not in SIMPLE_MEASURES or named.measure == "oracle",
+        "cache": named.cache != "project",
+        "pruning": named.pruning is not None,
+        "emits": named.emits != "exit",
+        "batching": named.batching == "deepest",
+    }
+    for name, wrong in unable.items():
+        if wrong:
+            raise RiskcalError(
+                f"{name}: {getattr(named, name)!r} of the {where} is not known to the engine; {remedy}."
+            )
 
 
 def texts_known(asked: Sequence[ExitPolicy], tokenizer: Any) -> None:
@@ -280,14 +299,14 @@ def rows_by_settings(
     time, are decoded alone. So are rows with the caches that are there to show what they lose, which know one depth only.
     """
     groups: dict[Any, tuple[ExitPolicy, list[int]]] = {}
-    one_policy = [_settings(one, thresholds[..., row]) for row, one in enumerate(asked)]
+    one_policy = [_in_common(one, thresholds[..., row]) for row, one in enumerate(asked)]
     for row in range(thresholds.shape[-1]):
         policy, key, alone = one_policy[row if len(asked) > 1 else 0]
         groups.setdefault((key, row if alone else None), (policy, []))[1].append(row)
     return list(groups.values())
 
 
-def _settings(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> tuple[ExitPolicy, Any, bool]:
+def _in_common(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> tuple[ExitPolicy, Any, bool]:
     """What a row's policy is, what it must have in common with others to be decoded with them, and whether it must be alone."""
     if policy.is_full_model:
         policy = ExitPolicy(sampling=policy.sampling).named()

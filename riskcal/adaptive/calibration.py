@@ -1,7 +1,6 @@
 """`AdaptiveCalibration`: candidates are run on one prompt after the other, only until enough is certified."""
 
 import hashlib
-import html
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate, policy, records
+from riskcal import _showing, _validate, policy, records
 from riskcal._validate import RiskcalError
 from riskcal.adaptive.capital import SPLITS, bet, opening
 from riskcal.adaptive.state import Parameters, State
@@ -364,12 +363,26 @@ class AdaptiveCalibration:
     def _unit(self, value: Any) -> Any:
         return (value - self.lower) / (self.upper - self.lower)
 
+    def plot(self, ax: Any = None) -> Any:
+        """Mean loss of each threshold on the prompts that were asked about it; returns the matplotlib axes."""
+        from riskcal import plots
+
+        return plots.risk_curve(
+            self.table[self.table["n"] > 0],
+            delta=self.delta,
+            threshold=self.threshold,
+            of=f"at most {self.prompts_used} prompts",
+            ax=ax,
+        )
+
     def __repr__(self) -> str:
         head = f"AdaptiveCalibration: {self.objective}, delta {self.delta:g}, epsilon {self.epsilon:g}, {self.bets} bets"
-        return f"{head}\n{self.message}\n\n{self.table.to_string(index=False, float_format='{:.4g}'.format)}"
+        return f"{head}\n{self.message}\n\n{_showing.text(self.table, chosen=self._certified.sum() - 1)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.message)}</p>{self.table.to_html(index=False, float_format='{:.4g}'.format)}"
+        return _showing.paragraph(self.message) + _showing.html(
+            self.table, chosen=self._certified.sum() - 1
+        )
 
 
 def _identifiers(prompts: Any) -> list[int | str]:

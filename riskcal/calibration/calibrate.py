@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.calibration import counts, proxies, sentences
 from riskcal.calibration import problem as problems
-from riskcal.calibration import proxies, sentences
 from riskcal.calibration.outlook import Design, outlook
 from riskcal.calibration.posing import pose
 from riskcal.calibration.problem import Problem
@@ -142,7 +142,7 @@ def calibrate(
     deltas, several_deltas = listed(delta)
     problem = pose(
         runs,
-        deltas[0],
+        deltas[0],  # of several, the others are put in its place by `simultaneous`
         objective,
         weighting,
         max_cluster,
@@ -171,7 +171,7 @@ def calibrate(
         return simultaneous(problem, deltas, method, cost, told)
     rule = procedure_for(problem, procedure, options)
     problems.refuse_unknown_cost(problem, cost)
-    tested = arranged(problem, rule, cost)
+    tested = in_tested_order(problem, rule, cost)
     return _result(
         tested,
         prove(tested.problem, method, rule, told["epsilon_spent"]),
@@ -246,7 +246,7 @@ class Arranged(NamedTuple):
     pilot: tuple[Any, ...]  # ids of the units that chose the order and are not tested
 
 
-def arranged(problem: Problem, procedure: Procedure, cost: str) -> Arranged:
+def in_tested_order(problem: Problem, procedure: Procedure, cost: str) -> Arranged:
     """The problem in the order in which the procedure tests it."""
     if isinstance(procedure, PilotOrder):
         pilot, rest = problems.split_pilot(problem, procedure.pilot_fraction)
@@ -292,7 +292,7 @@ def _pvalues(method: Method, risk: problems.TestedRisk, levels: Floats, nameless
             else of_pairs(some.losses, some.pairs, risk.delta, **known)
         )
     if nameless and method.walks:
-        p = np.maximum(p, problems.of_counts(risk))
+        p = np.maximum(p, counts.of_counts(risk))
     return p
 
 

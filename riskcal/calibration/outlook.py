@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from riskcal import _simulation, pvalues
 from riskcal._simulation import Law, Sample
 from riskcal._validate import Floats
-from riskcal.calibration.problem import Problem, TestedRisk, count_pvalue, two_values
-from riskcal.calibration.sentences import meaning
+from riskcal.calibration.counts import count_pvalue, two_values
+from riskcal.calibration.problem import Problem, TestedRisk
 from riskcal.fwer import PilotOrder, Procedure
+from riskcal.policy.sentences import meaning
 from riskcal.pvalues import Method
 from riskcal.pvalues.sampled import rough_size
 

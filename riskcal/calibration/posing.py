@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.calibration.problem import Problem, TestedRisk, plain
+from riskcal.calibration.problem import Problem, TestedRisk
+from riskcal.policy.sentences import as_text
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
 from riskcal.records.averages import means_within
@@ -219,7 +220,7 @@ def _budgeted(runs: Runs, name: str, wanted: Any) -> TestedRisk:
     if largest is None:
         raise RiskcalError(
             f"budget: give {name!r} with the largest cost that a request can have, fixed beforehand: "
-            f"budget={{{name!r}: ({plain(pair[0])}, largest)}}."
+            f"budget={{{name!r}: ({as_text(pair[0])}, largest)}}."
         )
     most = _validate.number(largest, f"budget: largest {name}")
     mean = _validate.number(pair[0], f"budget: {name}")

@@ -9,12 +9,12 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import special
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.fwer.procedures import pilot_size
 from riskcal.policy import Stop
+from riskcal.policy.sentences import as_text
 from riskcal.pvalues.proxies import Paired
 
 #: What the certified mean is taken over: prompts, clusters that count alike, or the requests of clusters.
@@ -123,7 +123,7 @@ class Problem:
     def name(self, candidate: int) -> str:
         """A candidate, as messages name it: what it is in each coordinate."""
         row = self.candidates.iloc[candidate]
-        return ", ".join(f"{name} {plain(row[name])}" for name in self.coordinates)
+        return ", ".join(f"{name} {as_text(row[name])}" for name in self.coordinates)
 
     def rows(self, which: slice | NDArray[np.intp]) -> Self:
         """The same problem on some of the units."""
@@ -146,17 +146,6 @@ class Problem:
             candidates=self.candidates.iloc[which].reset_index(drop=True),
             costs={name: cost[:, which] for name, cost in self.costs.items()},
         )
-
-
-def plain(value: Any) -> str:
-    """A coordinate's value or a tolerance, as messages write it: six digits, or as many more as tell it from others."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return str(value)
-    number = float(value)
-    written = (f"{number:.{digits}g}" for digits in range(6, 18))
-    return next(
-        (text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number)
-    )
 
 
 def split_pilot(problem: Problem, fraction: float) -> tuple[Problem, Problem]:
@@ -213,39 +202,3 @@ def mean_cost(problem: Problem, cost: str) -> Floats:
         mean: Floats = problem.costs[cost].mean(0)
         return mean
     return problem.strictness
-
-
-def two_values(losses: Floats) -> tuple[float, float] | None:
-    """The two values that losses (n,) take, up to rounding; None if they are fewer or more."""
-    low, high = float(losses.min()), float(losses.max())
-    near = _validate.TOLERANCE * max(1.0, abs(low), abs(high))
-    between = (losses > low + near) & (losses < high - near)
-    return None if high - low <= 2 * near or between.any() else (low, high)
-
-
-def of_count(losses: Floats, delta: float) -> float:
-    """The exact p-value of losses (n,) of two values, which is that of their count; 0, no claim, for others.
-
-    Sorted losses of two values say nothing beyond the count, and with one arrangement for each count betting is at the mercy
-    of a few of them (a true size of up to .15 at a nominal .05). Never below this p-value it is right for any arrangement.
-    """
-    values = two_values(losses)
-    if values is None:
-        return 0.0
-    count = (losses > 0.5 * (values[0] + values[1])).sum()
-    return float(count_pvalue(count, len(losses), values, delta))
-
-
-def of_counts(risk: TestedRisk) -> Floats:
-    """`of_count` of each candidate (k,); no claim where a proxy makes rows of equal losses differ."""
-    p = np.array([of_count(column, risk.delta) for column in risk.losses.T])
-    if risk.pairs is not None:
-        rows = risk.losses + math.sqrt(2.0) * risk.width * risk.pairs.proxies
-        p[[two_values(column) is None for column in rows.T]] = 0.0
-    return p
-
-
-def count_pvalue(count: Any, n: int, values: tuple[float, float], delta: float) -> Any:
-    """Of so many of n losses at the upper of two values, that their mean is above delta."""
-    low, high = values
-    return special.bdtr(count, n, min(max((delta - low) / (high - low), 0.0), 1.0))

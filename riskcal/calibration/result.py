@@ -1,6 +1,5 @@
 """`Calibration`: what was tested, what was certified, and the policy to deploy."""
 
-import html
 import importlib
 import os
 from collections.abc import Callable
@@ -8,12 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from riskcal import _validate, records
-from riskcal._validate import RiskcalError
-from riskcal.calibration.problem import Problem, Weighting
+from riskcal import _showing, _validate, bounds, records
+from riskcal._validate import Floats, RiskcalError
+from riskcal.calibration.problem import Problem, TestedRisk, Weighting
 from riskcal.policy import Asked, Certificate, ExitPolicy, Stop, ids_digest, versions
+from riskcal.policy.sentences import meaning
+from riskcal.pvalues.methods import BY_NAME
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,6 +111,11 @@ class Calibration:
             cannot fill (``thresholds``, ``config``).
         """
         settings = self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
+        lower = fields.get("lower_is_stricter", self.lower_is_stricter)
+        if lower != self.lower_is_stricter:
+            raise RiskcalError(
+                f"lower_is_stricter: {lower!r} is not the recorded {self.lower_is_stricter!r}; leave it out."
+            )
         if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
             fields = fields | {"lower_is_stricter": True}
         policy = ExitPolicy.from_columns(settings, self.chosen, **fields)
@@ -162,38 +169,55 @@ class Calibration:
     def plot(self, ax: Any = None, *, cost: str | None = None) -> Any:
         """Mean loss against the threshold, with delta and the certified thresholds; returns the matplotlib axes.
 
-        For one controlled loss, and candidates that differ in their thresholds alone. With ``cost``, the mean of that recorded
-        cost instead, ``"layers"`` or any other, beside the full model's.
+        For one controlled loss, and candidates that differ in their thresholds and at most one coordinate more, which has a
+        curve for each of its values. The band goes up to each threshold's own upper confidence bound, the inversion of the
+        test at ``epsilon_spent``: a threshold that a fixed sequence certifies has it at most at delta. It is left out where
+        the mean is one of requests that stopped early or of clusters' requests, and where a proxy helped. With ``cost``, the
+        mean of that recorded cost instead, ``"layers"`` or any other, beside the full model's.
         """
         from riskcal import plots
 
-        if self.coordinates != ["threshold"]:
+        others = [name for name in self.coordinates if name != "threshold"]
+        if len(others) > 1 or "threshold" not in self.coordinates:
             raise RiskcalError(
-                f"plot: candidates differ in {', '.join(self.coordinates)}, which one curve over thresholds cannot show; plot "
+                f"plot: candidates differ in {', '.join(self.coordinates)}, which curves over thresholds cannot show; plot "
                 "columns of calibration.table, where calibration.chosen is the row to mark."
             )
+        form: dict[str, Any] = {
+            "threshold": self.threshold,
+            "lower_is_stricter": self.lower_is_stricter,
+            "by": others[0] if others else None,
+            "ax": ax,
+        }
+        table = self.table
+        if others and self.chosen is not None:
+            table = table.assign(chosen=table.index == self.chosen.name)
         if cost is not None:
             _validate.choice(cost, "cost", self.costs or ["none, since no cost was recorded"])
-            full = self.full_costs.get(cost)
-            return plots.cost_curve(
-                self.table,
-                full=full,
-                cost=cost,
-                threshold=self.threshold,
-                lower_is_stricter=self.lower_is_stricter,
-                ax=ax,
-            )
+            return plots.cost_curve(table, full=self.full_costs.get(cost), cost=cost, **form)
         if isinstance(self.delta, dict):
             raise RiskcalError(
                 "plot: one curve needs one delta; plot the loss_... columns of the table instead."
             )
+        risk = self._problem.risks[0]
+        plain = risk.early is None and risk.pairs is None and self.max_cluster is None
+        if plain and "bound" not in table and self.test in BY_NAME:
+            table = table.assign(bound=self._bounds(risk))
         return plots.risk_curve(
-            self.table,
+            table,
             delta=self.delta,
-            threshold=self.threshold,
-            lower_is_stricter=self.lower_is_stricter,
-            ax=ax,
+            meaning=meaning(risk.name),
+            of=f"{self.n} {self._problem.unit}",
+            **form,
         )
+
+    def _bounds(self, risk: TestedRisk) -> Floats:
+        """Each tested candidate's own upper confidence bound (k,)."""
+        bound: Any = getattr(bounds, BY_NAME[self.test].bound)
+        level = {"epsilon": self.epsilon_spent}
+        if self.test != "binomial":
+            level |= {"lower": risk.lower, "upper": risk.upper}
+        return np.asarray(bound(risk.losses, **level))
 
     def report(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write one self-contained HTML page of it, with delta to move: see `riskcal.report.write`, whose options these are.
@@ -214,7 +238,14 @@ class Calibration:
 
     def __repr__(self) -> str:
         head = f"Calibration: {self.objective}, delta {self.delta}, epsilon {self.epsilon:g}, {self.test}, {self.procedure}"
-        return f"{head}\n{self.message}\n\n{self.table.to_string(index=False, float_format='{:.4g}'.format)}"
+        return f"{head}\n{self.message}\n\n{_showing.text(self.table, **self._shown)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.message)}</p>{self.table.to_html(index=False, float_format='{:.4g}'.format)}"
+        return _showing.paragraph(self.message) + _showing.html(self.table, **self._shown)
+
+    @property
+    def _shown(self) -> dict[str, Any]:
+        """Which columns may be left out of a display, and which row is marked."""
+        names = [str(name) for name in self.table.columns]
+        settings = set(names[: names.index("n") + 1]) - set(self.coordinates)
+        return {"settings": settings, "chosen": None if self.chosen is None else self.chosen.name}

@@ -1,32 +1,13 @@
 """What a calibration says of itself, in plain words."""
 
-import math
 from collections.abc import Callable
 
 import pandas as pd
 
 from riskcal import monotone
-from riskcal.calibration.problem import Problem, plain
-from riskcal.policy import ExitPolicy, Stop
-
-#: What a certified mean is taken over, where that is not plain.
-_OVER = {
-    "prompts": "",
-    "clusters": ", as the mean over clusters, each cluster counting alike whatever its size",
-    "requests": ", as the mean over requests",
-}
-MEANING = {
-    "textual": "dissimilarity to the full model's output",
-    "risk": "increase in risk over the full model",
-    "risk_clipped": "increase in risk over the full model (improvements counted as 0)",
-    "losses": "loss",
-    "selective": "dissimilarity to the full model's output, among the requests that stopped early,",
-}
-
-
-def meaning(name: str) -> str:
-    """What the mean of a risk is, in words."""
-    return MEANING.get(name, f"cost in {name}")
+from riskcal.calibration.problem import Problem
+from riskcal.policy import Stop
+from riskcal.policy.sentences import OVER, as_text, at_least, meaning
 
 
 def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> str:
@@ -37,53 +18,19 @@ def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> st
 def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     """What is certified, with what probability."""
     if chosen is None:
-        deltas = " and ".join(plain(risk.delta) for risk in problem.risks)
+        deltas = " and ".join(as_text(risk.delta) for risk in problem.risks)
         return f"Nothing was certified at delta {deltas}: run the full model. "
-    where = ", ".join(f"{name} {plain(chosen[name])}" for name in problem.coordinates)
+    where = ", ".join(f"{name} {as_text(chosen[name])}" for name in problem.coordinates)
     loss = "loss" if len(problem.risks) == 1 else "loss_{}"
     claims = " and ".join(
-        f"the expected {meaning(risk.name)} is at most {plain(risk.delta)} "
+        f"the expected {meaning(risk.name)} is at most {as_text(risk.delta)} "
         f"(observed {chosen[loss.format(risk.name)]:.4g})"
         for risk in problem.risks
     )
     return (
         f"Certified: with probability at least {at_least(epsilon)} over the draw of the {problem.n} calibration "
-        f"{problem.unit}, at {where} {claims}{_OVER[problem.weighting]}."
+        f"{problem.unit}, at {where} {claims}{OVER[problem.weighting]}."
     )
-
-
-def of_policy(policy: ExitPolicy) -> str:
-    """What a policy's certificate says, where the records it was made from are not at hand."""
-    certificate = policy.certificate
-    if certificate is None:
-        return "No certificate: this policy was written by hand, and nothing is guaranteed of it."
-    deltas = certificate.delta
-    if not isinstance(deltas, dict):
-        deltas = {certificate.objective: deltas}
-    if policy.is_full_model:
-        tolerated = " and ".join(map(plain, deltas.values()))
-        return f"Nothing was certified at delta {tolerated}: the policy is the full model."
-    unit = "clusters" if certificate.weighting in ("clusters", "requests") else "prompts"
-    over = _OVER[certificate.weighting or "prompts"]
-    claims = " and ".join(f"{_claim(name)} at most {plain(d)}" for name, d in deltas.items())
-    where = (
-        f"at threshold {plain(policy.threshold)}"
-        if policy.thresholds is None
-        else "at each head's threshold"
-    )
-    where += "".join(
-        f", {name} {plain(value)}" for name, value in (policy.coordinates or {}).items()
-    )
-    return (
-        f"Certified: with probability at least {at_least(certificate.epsilon_spent)} over the draw of the {certificate.n} "
-        f"calibration {unit}, {where} {claims}{over}."
-    )
-
-
-def _claim(name: str) -> str:
-    if name == "agreement":
-        return "the share of tokens that leave early and are not the full model's is"
-    return f"the expected {meaning(name)} is"
 
 
 def worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
@@ -119,19 +66,12 @@ def worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> st
     return said
 
 
-def at_least(epsilon: float) -> str:
-    """1 - epsilon as messages write it: never rounded up."""
-    if epsilon < 1e-6:
-        return f"1 - {plain(epsilon)}"
-    return f"{math.floor((1 - epsilon) * 1e6 + 1e-6) / 1e6:.6g}"
-
-
 def end(table: pd.DataFrame, stopped: Stop | None) -> str:
     """What a recording that stopped leaves open."""
     if stopped is None:
         return ""
     end = (
-        f" Thresholds below {plain(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
+        f" Thresholds below {as_text(table['threshold'].iloc[-1])} were never run: there fixed-sequence testing of the "
         f"{meaning(stopped.objective)} had failed (delta {stopped.delta:g}, epsilon {stopped.epsilon:g}, {stopped.test})."
     )
     return end + " Here it did not fail, so that a lower one might do." * bool(

@@ -34,7 +34,7 @@ def table_of(problem: Problem, **tested: Any) -> pd.DataFrame:
     if len(losses) == 1:
         losses = {"loss": next(iter(losses.values()))}
     costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
-    # what stands before "n" says which candidate it is: `Calibration.policy` parts the table there
+    # `Calibration` reads the order: what stands before "n" says which candidate it is, what follows "certified" is costs
     table: dict[str, Any] = {**problem.candidates, "n": problem.n, **losses, **tested, **costs}
     return pd.DataFrame(table)
 
@@ -52,7 +52,10 @@ def settled(
     deltas: list[float] | None = None,
     **told: Any,
 ) -> Calibration:
-    """The calibration that says what the table's column ``certified`` does."""
+    """The calibration that says what the table's column ``certified`` does.
+
+    ``told`` are further fields of it, ``epsilon_spent`` among them.
+    """
     index = cheapest(problem, table["certified"].to_numpy(dtype=bool), cost)
     chosen = None if index is None else table.iloc[index]
     opening = sentences.opening(problem, chosen, told["epsilon_spent"])

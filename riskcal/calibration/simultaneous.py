@@ -8,8 +8,8 @@ import numpy as np
 
 from riskcal import _validate, bounds, fwer
 from riskcal._validate import Floats
-from riskcal.calibration import problem as problems
 from riskcal.calibration import sentences
+from riskcal.calibration.counts import two_values
 from riskcal.calibration.outlook import Design, outlook
 from riskcal.calibration.problem import Problem
 from riskcal.calibration.result import Calibration
@@ -54,8 +54,8 @@ def simultaneous(
 
 
 def _bound_of_count(column: Floats, level: float, lower: float) -> float:
-    """The exact upper bound for losses of two values; the lower bound, no claim, for others. See `problem.of_count`."""
-    values = problems.two_values(column)
+    """The exact upper bound for losses of two values; the lower bound, no claim, for others. See `counts.of_count`."""
+    values = two_values(column)
     if values is None:
         return lower
     low, high = values

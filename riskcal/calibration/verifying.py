@@ -113,7 +113,7 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
             f"certificate: its test is {certificate.test!r} with objective {certificate.objective!r}, which does not come of "
             "calibrate. Run again what made it, on the same data, and compare records_digest."
         )
-    wanted = _arguments(certificate)
+    wanted = arguments_of(certificate)
     again = [name for name in arguments if name in wanted]
     if again:
         raise RiskcalError(f"{again[0]}: the certificate says what it was; leave it out.")
@@ -130,7 +130,7 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     )
 
 
-def _arguments(certificate: Certificate) -> dict[str, Any]:
+def arguments_of(certificate: Certificate) -> dict[str, Any]:
     """What `calibrate` was called with, as far as the certificate says."""
     asked = certificate.asked
     wanted: dict[str, Any] = {

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from riskcal import _replacing, plots
+from riskcal import _replacing
 from riskcal.calibration import Calibration, calibrate
 from riskcal.cli.app import app
 from riskcal.cli.calibrate import print_table
@@ -36,16 +36,19 @@ def demo(
     print_table(calibration)
     print(f"{calibration.message}\n")
     _print_comparison(runs, sorted({delta, 0.05}))
+    from matplotlib.figure import Figure  # slow to import
+
     out.mkdir(parents=True, exist_ok=True)
     policy, picture = out / "policy.json", out / "risk-curve.png"
     calibration.policy().save(policy)
-    figure = plots.calibration_figure(
-        calibration.table,
-        delta=delta,
-        threshold=calibration.threshold,
-        full_layers=calibration.full_costs["layers"],
-        title=f"Early exit calibrated on {calibration.n} words: expected distance to the full model at most {delta:g},\n"
+    figure = Figure(figsize=(8.5, 7.5), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    calibration.plot(upper).set_xlabel("")
+    calibration.plot(lower, cost="layers")
+    figure.suptitle(
+        f"Early exit calibrated on {calibration.n} words: expected distance to the full model at most {delta:g},\n"
         f"with probability at least {1 - calibration.epsilon:g} over the draw of the words",
+        fontsize=12,
     )
     with _replacing.replacing(picture) as temporary:
         figure.savefig(temporary, dpi=120, format="png")

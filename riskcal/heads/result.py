@@ -1,6 +1,5 @@
 """`HeadCalibration`: what was tested, what was certified, and the policy to deploy."""
 
-import html
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from riskcal import _showing
 from riskcal._validate import Floats, RiskcalError
 
 if TYPE_CHECKING:
@@ -143,12 +143,26 @@ class HeadCalibration:
                 "say in certified after which layers they stand."
             )
 
+    def plot(self, ax: Any = None) -> Any:
+        """Agreement at each head against the share that leaves early, along the path; returns the matplotlib axes."""
+        from riskcal import plots
+
+        used = [int(layer) for layer in self.layers]
+        return plots.heads_curve(
+            self.table, layers=used, agreement=self.agreement, chosen=self._last, ax=ax
+        )
+
+    @property
+    def _last(self) -> int | None:
+        """The step that was chosen: the last certified one."""
+        return int(self.table["certified"].sum()) - 1 if self.certified else None
+
     def __repr__(self) -> str:
         head = f"HeadCalibration: {len(self.layers)} heads, agreement {self.agreement:g}, epsilon {self.epsilon:g}"
-        return f"{head}\n{self.message}\n\n{self._brief().to_string(index=False, float_format='{:.4g}'.format)}"
+        return f"{head}\n{self.message}\n\n{_showing.text(self._brief(), chosen=self._last)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.message)}</p>{self._brief().to_html(index=False, float_format='{:.4g}'.format)}"
+        return _showing.paragraph(self.message) + _showing.html(self._brief(), chosen=self._last)
 
     def _brief(self) -> pd.DataFrame:
         """The table without the heads that no step uses."""

@@ -1,6 +1,5 @@
 """`RiskMonitor`: watches the losses of a deployed policy, and raises the alarm when their mean exceeds delta."""
 
-import html
 import math
 from collections.abc import Iterable
 from typing import Any, Self
@@ -11,6 +10,7 @@ from scipy import special
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.monitor import telling
 from riskcal.monitor.inputs import clipping, rate, refuse_left_out, run_length, series, stream
 from riskcal.monitor.merging import MERGERS
 from riskcal.monitor.state import BETS, SUMS, Parameters, State
@@ -371,28 +371,12 @@ class RiskMonitor:
             )
         return np.broadcast_to(np.minimum(self.sampling_rate / values, 1.0), (n,))
 
+    def plot(self, ax: Any = None) -> Any:
+        """The capital of each bet that the risk is above delta, and where the alarm is raised; returns the axes."""
+        return telling.picture(self, self._shares(), self._growth, math.exp(self._limit), ax)
+
     def __repr__(self) -> str:
-        return f"RiskMonitor: {self._sentence()}"
+        return f"RiskMonitor: {telling.sentence(self)}"
 
     def _repr_html_(self) -> str:
-        style = ' style="color: #b3261e; font-weight: bold"' if self.alarm else ""
-        return f"<p{style}>{html.escape(self._sentence())}</p>"
-
-    def _sentence(self) -> str:
-        if self.n == 0:
-            return f"no losses yet, so that nothing is known; tolerated {self.delta:g}; {self._claim()}."
-        state = f"ALARM, raised after {self.alarm_at:,} losses" if self.alarm else "no alarm"
-        seen = f"{self.n:,} losses seen"
-        if self.sampling_rate < 1:
-            seen += f" (about {self.requests:,.0f} requests)"
-        seen += f", mean {self.mean_loss:.4g}"
-        evidence = f"evidence {self.evalue:.4g} of {self.limit:g}"
-        return f"{state}; {seen}; tolerated {self.delta:g}; {evidence}; {self._claim()}."
-
-    def _claim(self) -> str:
-        if self.average_run_length is None:
-            return f"a false alarm is ever raised with probability at most {self.epsilon:g}"
-        length = f"{self.average_run_length:,.0f} losses"
-        if self.sampling_rate < 1:
-            length += f" ({self.average_run_length / self.sampling_rate:,.0f} requests)"
-        return f"a false alarm comes after {length} or more on average"
+        return telling.html(self)

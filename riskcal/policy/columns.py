@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from riskcal._validate import RiskcalError
-from riskcal.policy.schedules import Decaying, Schedule
+from riskcal.policy.schedules import Constant, Decaying, Schedule
 
 if TYPE_CHECKING:
     from riskcal.policy.exit_policy import ExitPolicy
@@ -18,7 +18,7 @@ SCHEDULE_COLUMNS = ("temperature", "max_length", "form")
 
 #: All columns of a candidate beside its threshold that an `ExitPolicy` has fields for.
 CANDIDATE_COLUMNS = (*SCHEDULE_COLUMNS, "thresholds", "min_layer", "measure", "policy")
-#: What a table of records has columns for, or what differs from candidate to candidate.
+#: Fields of `ExitPolicy` that the column ``policy`` does not hold: they have columns of their own, or calibration finds them.
 COLUMNS = {
     "schema_version",
     "threshold",
@@ -75,13 +75,13 @@ def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
 
 
 def from_columns(
-    policy: "type[ExitPolicy]", table: pd.DataFrame, chosen: pd.Series | None, schedule: Any
+    kind: "type[ExitPolicy]", table: pd.DataFrame, chosen: pd.Series | None, schedule: Any
 ) -> dict[str, Any]:
     """The fields of a policy that a candidate's row of a table holds, every column in one of them.
 
     Parameters
     ----------
-    policy : type
+    kind : type
         `ExitPolicy`, whose fields these are.
     table : DataFrame
         The columns of all candidates, ``threshold`` among them, and no others.
@@ -99,10 +99,12 @@ def from_columns(
         given["min_layer"] = int(row["min_layer"])
     if chosen is not None and not pd.isna(row.get("temperature", math.nan)):
         given["schedule"] = _recorded_schedule(row, schedule)
+    elif chosen is not None and ("temperature" in columns or "policy" in columns):
+        given["schedule"] = Constant()
     if "policy" in columns:
         vectors = table["policy"].nunique() == table["threshold"].nunique()
         given |= _recorded_fields(
-            policy, str(row["policy"]), vectors=vectors, tested=chosen is not None
+            kind, str(row["policy"]), vectors=vectors, tested=chosen is not None
         )
     if "thresholds" in columns and chosen is not None:
         if "thresholds" in given:
@@ -112,7 +114,7 @@ def from_columns(
         vector = json.loads(str(row["thresholds"]))
         given |= {"threshold": math.inf, "thresholds": {int(n): v for n, v in vector.items()}}
     others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
-    own = [name for name in others if name in policy.model_fields]
+    own = [name for name in others if name in kind.model_fields]
     written = json.loads(str(row["policy"])) if "policy" in columns else {}
     if chosen is None:  # the full model has no setting of exits, and is told from no candidate
         own = [name for name in own if name in _OF_MODELS and table[name].nunique() == 1]
@@ -123,7 +125,7 @@ def from_columns(
                 f"{name}: {value!r} in its column, but {written[name]!r} in the column policy; record one of the two."
             )
         given[name] = value
-    free = [name for name in others if name not in policy.model_fields]
+    free = [name for name in others if name not in kind.model_fields]
     if chosen is not None and free:
         given["coordinates"] = {name: _held(row[name]) for name in free}
     return given
@@ -163,7 +165,7 @@ def _held(value: Any) -> Any:
 
 
 def _recorded_fields(
-    policy: "type[ExitPolicy]", text: str, *, vectors: bool, tested: bool
+    kind: "type[ExitPolicy]", text: str, *, vectors: bool, tested: bool
 ) -> dict[str, Any]:
     """The fields of a policy that a candidate ran with, beyond those that records have columns for.
 
@@ -173,7 +175,7 @@ def _recorded_fields(
     """
     try:
         fields = json.loads(text)
-        recorded = policy(**fields)
+        recorded = kind(**fields)
     except (TypeError, ValueError) as error:
         raise RiskcalError(
             f"policy: the records hold {text!r}, which is not an object of policy fields ({error})."
@@ -184,8 +186,9 @@ def _recorded_fields(
             f"policy: the records' column holds {own[0]!r}, which has a column of its own or is what calibration finds; "
             "leave it out there."
         )
-    named = {name: getattr(recorded, name) or DEFAULTS[name] for name in ("cache", "batching")}
-    given = named | {name: getattr(recorded, name) for name in fields}
+    said = [name for name in kind.model_fields if name not in (*COLUMNS, *_OF_MODELS, "config")]
+    given = {name: getattr(recorded, name) for name in (*said, *fields)}
+    given |= {name: given[name] or DEFAULTS[name] for name in ("cache", "batching")}
     if "thresholds" in given:
         return (
             given | {"threshold": math.inf}

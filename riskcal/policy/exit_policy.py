@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from riskcal import _replacing, _validate
+from riskcal import _replacing, _showing, _validate
 from riskcal._validate import RiskcalError
+from riskcal.policy import sentences
 from riskcal.policy.certificate import Certificate
 from riskcal.policy.columns import COLUMNS, DEFAULTS, from_columns, to_columns
 from riskcal.policy.fields import (
@@ -92,7 +93,8 @@ class ExitPolicy(Frozen):
         Fingerprint of the tokenizer that made the prompts' ids.
     config : dict, optional
         The decoder's settings beside its weights that change tokens, by the names of Hugging Face's configs: end, padding
-        and start ids, the norms' epsilon, activation and so on. All three are refused by a decoder that has others.
+        and start ids, the norms' epsilon, activation and so on. A decoder that has
+        others refuses the policy, as where its weights, type or tokenizer are others.
     coordinates : dict of str to number, text or bool, optional
         Whatever else told the calibrated candidates apart, by the names of the records: a cascade's further thresholds, a
         variant. For the system that made the records to read; riskcal's decoders refuse a policy that has any.
@@ -179,7 +181,7 @@ class ExitPolicy(Frozen):
     def digest(self) -> str:
         """BLAKE2b of all settings that change tokens, 32 hexadecimal digits; the certificate is not among them."""
         settings = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
-        for name, default in DEFAULTS.items():
+        for name, default in DEFAULTS.items():  # not the fields' own, which are None
             if settings.get(name) == default:
                 del settings[name]
         if self.batching == "regroup":  # the tokens of "diverge"
@@ -355,3 +357,26 @@ class ExitPolicy(Frozen):
             return cls(**fields)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
+
+    def plot(self, ax: Any = None) -> Any:
+        """The confidence needed to exit: by position, or by layer where each has its own; returns the matplotlib axes.
+
+        By position up to ``max_new_tokens``, else to where a decay is complete.
+        """
+        from riskcal import plots
+
+        if self.thresholds is not None:
+            return plots.needed_confidence(self.thresholds, ax=ax)
+        decay = self.schedule.max_length if isinstance(self.schedule, Decaying) else 32
+        length = self.max_new_tokens or decay
+        return plots.needed_confidence(
+            self.schedule.local_threshold(self.threshold, np.arange(length)), ax=ax
+        )
+
+    def _repr_html_(self) -> str:
+        told = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        said = _showing.paragraph(sentences.of_policy(self))
+        table = pd.DataFrame(
+            {"setting": list(told), "value": [json.dumps(v) for v in told.values()]}
+        )
+        return said + (_showing.html(table) if told else "")

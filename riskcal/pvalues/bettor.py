@@ -54,11 +54,13 @@ def betting(
     matrix, total = _matrix(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
     prior = prior_variance(tolerated, low, high)
-    from riskcal.pvalues import bettor_kernels as kernels
+    from riskcal.pvalues import bettor_kernels
 
-    target = math.log(level / kernels.MARGIN)
+    target = math.log(level / bettor_kernels.MARGIN)
     pvalues = np.exp(
-        -kernels.betting_log_capital(matrix, tolerated, low, high, target, prior, kernels.HEDGE)
+        -bettor_kernels.betting_log_capital(
+            matrix, tolerated, low, high, target, prior, bettor_kernels.HEDGE
+        )
     )
     pvalues[total >= len(matrix) * tolerated] = 1.0
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
@@ -73,11 +75,11 @@ def count_rejected(
     columns: Floats, deltas: Floats, *, lower: float, upper: float, level: float
 ) -> NDArray[np.int64]:
     """Leading ``deltas`` (descending) that `betting` rejects, per row of ``columns`` (k, n)."""
-    from riskcal.pvalues import bettor_kernels as kernels
+    from riskcal.pvalues import bettor_kernels
 
     priors = _prior_variances(deltas, lower, upper)
-    result: NDArray[np.int64] = kernels.rejected_deltas(
-        columns, deltas, lower, upper, level, priors, kernels.HEDGE
+    result: NDArray[np.int64] = bettor_kernels.rejected_deltas(
+        columns, deltas, lower, upper, level, priors, bettor_kernels.HEDGE
     )
     return result
 
@@ -92,11 +94,11 @@ def count_certified(
     level: float,
 ) -> NDArray[np.int64]:
     """Leading rows of ``columns`` (k, n) that `betting` certifies, per delta and split (T, m) of their units."""
-    from riskcal.pvalues import bettor_kernels as kernels
+    from riskcal.pvalues import bettor_kernels
 
     priors = _prior_variances(deltas, lower, upper)
-    result: NDArray[np.int64] = kernels.betting_prefix(
-        columns, splits, deltas, lower, upper, level, priors, kernels.HEDGE
+    result: NDArray[np.int64] = bettor_kernels.betting_prefix(
+        columns, splits, deltas, lower, upper, level, priors, bettor_kernels.HEDGE
     )
     return result
 

@@ -113,12 +113,12 @@ def of_pairs(
     losses: Floats, pairs: Paired, delta: float, *, level: float, lower: float, upper: float
 ) -> Floats:
     """`betting_with_proxy` (k,) where the unlabelled rows have been dealt out."""
-    from riskcal.pvalues import bettor_kernels as bettor
+    from riskcal.pvalues import bettor_kernels
 
-    target, prior = math.log(level / bettor.MARGIN), prior_variance(delta, lower, upper)
+    target, prior = math.log(level / bettor_kernels.MARGIN), prior_variance(delta, lower, upper)
     bounds = (delta, lower, upper)
-    log_capital, mean = bettor.helped_log_capital(
-        losses, pairs.gaps, *bounds, target, prior, bettor.HEDGE
+    log_capital, mean = bettor_kernels.helped_log_capital(
+        losses, pairs.gaps, *bounds, target, prior, bettor_kernels.HEDGE
     )
     return np.where(mean >= delta, 1.0, np.maximum(np.exp(-log_capital), _TINY))
 

@@ -64,7 +64,7 @@ _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The table in a file, by its ending, or in all files of a folder or a pattern, by their names, or of a list, in its order.
 
-    Columns keep the names that they have there; ``names`` says under which one of riskcal's stands, so that it is read alike.
+    Columns keep their names. ``names`` gives the file's name of each of riskcal's columns that has another there, to be read so.
     """
     found = parts(source)
     return _together([read_part(part, names) for part in found], names or {})

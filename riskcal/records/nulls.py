@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import candidates as settings
+from riskcal.records import candidates as candidates_
 from riskcal.records import columns as table_columns
 
 
@@ -29,7 +29,7 @@ def full_model(frame: pd.DataFrame, *, is_json: bool, name: str) -> pd.DataFrame
         and _one_for_each_prompt(frame, column, missing)
         and _are_the_full_model(frame, missing)
     ):
-        whole = frame.assign(threshold=np.where(missing, math.inf, settings.as_numbers(column)))
+        whole = frame.assign(threshold=np.where(missing, math.inf, candidates_.as_numbers(column)))
         if "dissimilarity" in frame.columns:
             unknown = missing & frame["dissimilarity"].isna().to_numpy(dtype=bool)
             whole["dissimilarity"] = frame["dissimilarity"].mask(unknown, 0.0)
@@ -48,7 +48,7 @@ def _one_for_each_prompt(
     frame: pd.DataFrame, column: pd.Series, missing: NDArray[np.bool_]
 ) -> bool:
     """Whether every prompt has one null, and no threshold stands for the full model beside them."""
-    if np.isposinf(settings.as_numbers(column)).any():
+    if np.isposinf(candidates_.as_numbers(column)).any():
         return False
     prompts = table_columns.identifiers(frame["prompt"], "prompt")
     of_nulls = prompts[missing]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS, Stop
-from riskcal.records import candidates as coordinates_of
+from riskcal.records import candidates as candidates_
 from riskcal.records import columns
 from riskcal.records import costs as costs_
 from riskcal.records.columns import plain
@@ -40,7 +40,7 @@ def from_frame(
     frame: pd.DataFrame, candidate_columns: Sequence[str], costs: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The fields of `Runs` that a table holds; what it must hold is said in `Runs.from_frame`."""
-    candidate_columns = coordinates_of.named(candidate_columns)
+    candidate_columns = candidates_.named(candidate_columns)
     outcomes = [name for name in candidate_columns if name in _NO_COORDINATES]
     if outcomes:
         raise RiskcalError(
@@ -49,7 +49,7 @@ def from_frame(
     further = costs_.columns_named(costs, candidate_columns)
     columns.require(frame, ["prompt", "threshold", *candidate_columns, *further])
     if "thresholds" in frame.columns:
-        frame = coordinates_of.with_vectors(frame)
+        frame = candidates_.with_vectors(frame)
     read_cell_by_cell = (
         "threshold",
         *CANDIDATE_COLUMNS,
@@ -66,7 +66,7 @@ def from_frame(
             if name in frame.columns
         }
     )
-    frame = frame.assign(threshold=coordinates_of.thresholds(frame["threshold"]))
+    frame = frame.assign(threshold=candidates_.thresholds(frame["threshold"]))
     prompt = columns.identifiers(frame["prompt"], "prompt")
     coordinates = [
         "threshold",
@@ -111,30 +111,30 @@ def from_frame(
     order = tested_order(ids)
     rank = np.empty(n, dtype=np.intp)
     rank[order] = np.arange(n)
-    row_of_prompt = rank[code]
+    prompt_of_row = rank[code]  # its place in tested order
     if failed.any():
         _count_failed_references(values, failed & is_full, is_full, code, n)
     if "failed" in frame.columns:
         values["failed"] = failed.astype(np.float64)
 
     for name in coordinates[1:]:
-        coordinates_of.refuse_coordinate(frame.loc[~is_full, name], name)
+        candidates_.refuse_coordinate(frame.loc[~is_full, name], name)
     ran = np.flatnonzero(~is_full)
     if not ran.size:
         raise RiskcalError(
             "threshold: every row is the full model (inf); record at least one finite threshold."
         )
-    candidates, column = coordinates_of.among(frame[coordinates], ran)
-    sweep = not coordinates_of.only_threshold(candidates)
+    candidates, candidate_of_row = candidates_.among(frame[coordinates], ran)
+    sweep = not candidates_.only_threshold(candidates)
     _refuse_duplicates(
         prompt,
         frame["threshold"],
-        row_of_prompt * (len(candidates) + 1) + column,
+        prompt_of_row * (len(candidates) + 1) + candidate_of_row,
         is_full,
         sweep=sweep,
         failed="failed" in frame,
     )
-    place = row_of_prompt[ran], column[ran]
+    place = prompt_of_row[ran], candidate_of_row[ran]
     shape = n, len(candidates)
     if len(ran) < n * len(candidates):
         present = np.zeros(shape, dtype=bool)
@@ -156,7 +156,7 @@ def from_frame(
                 "row (threshold inf), which other prompts have; record it for all or for none."
             )
         full = {
-            name: _reference(value[is_full], row_of_prompt[is_full], n, name, ids[order])
+            name: _reference(value[is_full], prompt_of_row[is_full], n, name, ids[order])
             for name, value in values.items()
         }
     source, exact = _provenance(frame)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS
-from riskcal.records import candidates as settings
+from riskcal.records import candidates as candidates_
 from riskcal.records import columns as table_columns
 from riskcal.records.costs import COSTS
 
@@ -164,7 +164,7 @@ def coded(
 ) -> NDArray[np.intp]:
     """The prompt and candidate of each row, or its candidate alone, as a number."""
     keys = {
-        "threshold": settings.as_numbers(table_columns.as_numpy(frame["threshold"], "threshold"))
+        "threshold": candidates_.as_numbers(table_columns.as_numpy(frame["threshold"], "threshold"))
     }
     if of_prompts:
         keys["prompt"] = table_columns.identifiers(frame["prompt"], "prompt").to_numpy()

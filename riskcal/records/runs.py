@@ -19,6 +19,7 @@ from riskcal.records.averages import means_within
 from riskcal.records.candidates import varying
 from riskcal.records.order import content_order, numbered, tested_order
 from riskcal.records.preparing import prepared
+from riskcal.records.showing import runs_html, runs_plot, runs_sentence
 from riskcal.records.unnamed import warn_of_unnamed
 
 #: Range of each loss that an objective can ask for.
@@ -42,7 +43,8 @@ class Runs:
     candidates : DataFrame, k rows
         ``threshold`` and every further coordinate that was recorded.
     values : mapping of name to (n, k) array
-        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], and costs (``layers``, ``tokens``, ``seconds``, ``flops`` and others).
+        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], ``failed`` (0 or 1), and costs (``layers``, ``tokens``, ``seconds``,
+        ``flops`` and others), as far as they were recorded.
     full : mapping of name to (n,) array
         The same for the full model's rows; empty if none were recorded.
     full_risk : (n,) array or None
@@ -305,9 +307,8 @@ class Runs:
         """
         if "cluster" in self.labels or not self.nameless:
             return self
-        high = self.directed(
-            False
-        ).values  # the order of prompts is one, whichever end of the grid is strict
+        # the order of prompts is one, whichever end of the grid is strict
+        high = self.directed(False).values
         content = [high[name] for name in ("dissimilarity", "risk") if name in high]
         content += [] if self.full_risk is None else [self.full_risk]
         ascending = np.argsort(self.prompts.astype(np.int64))
@@ -348,7 +349,7 @@ class Runs:
         return np.maximum(difference, 0.0) if objective == "risk_clipped" else difference
 
     def unit_means(self, per_prompt: Floats) -> Floats:
-        """Average rows (n prompts, ...) within each independent unit; a copy of nothing where there are no clusters."""
+        """Average rows (n prompts, ...) within each independent unit; the rows themselves where there are no clusters."""
         if "cluster" not in self.labels:
             return per_prompt
         return means_within(per_prompt, self._unit_of_prompt)
@@ -385,11 +386,12 @@ class Runs:
             )
         return self.values[column]
 
+    def plot(self, objective: str = "textual", ax: Any = None) -> Any:
+        """Mean loss of each candidate against its threshold, with no guarantee; returns the matplotlib axes."""
+        return runs_plot(self, objective, ax)
+
     def __repr__(self) -> str:
-        grid = self.thresholds
-        unit = "clusters" if "cluster" in self.labels else "prompts"
-        measured = ", ".join(self.values)
-        return (
-            f"Runs: {self.n} {unit} x {self.k} candidates ({self.source}), thresholds {grid[0]:g} to {grid[-1]:g}; "
-            f"{measured}; full model {'recorded' if self.full else 'not recorded'}"
-        )
+        return runs_sentence(self)
+
+    def _repr_html_(self) -> str:
+        return runs_html(self)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns, costs, exits, files, renaming
+from riskcal.records import columns, costs, exits, files, renaming, showing
 from riskcal.records.columns import plain
 from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
@@ -226,13 +226,15 @@ class Traces:
             return np.split(values, np.cumsum(self.lengths)[:-1])
         return [values[:count] for count in self.counts]  # the same for all rows
 
+    def plot(self, ax: Any = None) -> Any:
+        """Mean confidence of each exit beside its mean agreement or loss, if all stopped there; returns the axes."""
+        return showing.traces_plot(self, ax)
+
     def __repr__(self) -> str:
-        kind = "agrees" if self.agrees is not None else "loss"
-        prompts = len(np.unique(self.prompt))
-        least = self.n_layers if self.lengths is None else int(self.lengths.min())
-        span = f"{self.n_layers}" if least == self.n_layers else f"{least} to {self.n_layers}"
-        spent = f", {', '.join(self.costs)}" if self.costs else ""
-        return f"Traces: {len(self.prompt)} tokens of {prompts} prompts x {span} exits; confidence, {kind}{spent}"
+        return showing.traces_sentence(self)
+
+    def _repr_html_(self) -> str:
+        return showing.traces_html(self)
 
 
 def _refuse_outcomes(outcome: PerExit, name: str) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 
 from riskcal._validate import Floats
-from riskcal.calibration import Calibration, sentences
+from riskcal.calibration import Calibration
 from riskcal.calibration.calibrate import refuse_cut_grid, refuse_for_list
 from riskcal.calibration.problem import Problem
 from riskcal.calibration.simultaneous import simultaneous
+from riskcal.policy import sentences
 from riskcal.pvalues import methods
 from riskcal.report.html import Html, details, joined, shown, table, tag
 from riskcal.report.sections import Section

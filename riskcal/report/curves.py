@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from riskcal._validate import Floats
-from riskcal.calibration import Calibration, sentences
+from riskcal.calibration import Calibration
 from riskcal.calibration.problem import Problem
+from riskcal.policy import sentences
 from riskcal.report import charts
 from riskcal.report.charts import Mark
 from riskcal.report.choices import UNITS, Choices

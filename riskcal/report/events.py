@@ -18,7 +18,7 @@ def of_events(watch: EventWatch) -> list[Section]:
     said = (
         f"{verdict}, at delta {monitor.delta:g} and epsilon {monitor.epsilon:g}."
         if watch.monitor.n
-        else f"{verdict}: the log has no event riskcal.shadow.evaluated."
+        else f"{verdict}: the log has no loss of a shadowed request that was not served at full depth."
     )
     how = (
         "The alarm is raised with probability at most epsilon, ever, as long as the expected loss of a request, given those "

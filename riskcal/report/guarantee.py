@@ -4,9 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from riskcal.calibration import sentences
-from riskcal.calibration.problem import plain
-from riskcal.policy import Certificate, ExitPolicy
+from riskcal.policy import Certificate, ExitPolicy, sentences
+from riskcal.policy.sentences import as_text
 from riskcal.report.html import Html, details, joined, table, tag
 from riskcal.report.sections import Section
 
@@ -73,8 +72,8 @@ def _facts(certificate: Certificate) -> Html:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {plain(one)}" for name, one in value.items())
-    return plain(value)
+        return ", ".join(f"{name} {as_text(one)}" for name, one in value.items())
+    return as_text(value)
 
 
 def of_policy(policy: ExitPolicy) -> list[Section]:

@@ -4,8 +4,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class EventLog:
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 * 2**20) -> None:
         self.path = _replacing.a_path(path)
         self.max_bytes = _validate.count(max_bytes, "max_bytes", least=1)
+        self._lock = self.path.with_name(f".{self.path.name}.lock")
         self._thread = threading.Lock()
 
     def write(self, name: str, attributes: dict[str, Any] | None = None) -> None:
@@ -59,20 +60,27 @@ class EventLog:
         RiskcalError
             For what JSON cannot hold (NaN too), or where nothing can be written.
         """
-        event = {
-            "name": name,
-            "time_unix_nano": time.time_ns(),
-            "attributes": attributes or {},
-        }
-        try:
-            line = json.dumps(event, allow_nan=False).encode() + b"\n"
-        except (TypeError, ValueError) as error:
-            raise RiskcalError(
-                f"attributes: {error}; give text, finite numbers, booleans, None, lists and dicts."
-            ) from None
+        self.write_all([(name, attributes)])
+
+    def write_all(self, events: Iterable[tuple[str, dict[str, Any] | None]]) -> None:
+        """Append events, all of them or none, for the cost of little more than one.
+
+        Parameters
+        ----------
+        events : iterable of (str, dict or None)
+            Names and attributes. They stand together in one file.
+
+        Raises
+        ------
+        RiskcalError
+            As `write`; then none of them is written.
+        """
+        lines = b"".join(_line(name, attributes) for name, attributes in events)
+        if not lines:
+            return
         try:
             with self._turn():
-                self._append(line)
+                self._append(lines)
         except OSError as error:
             raise RiskcalError(f"{self.path}: cannot be written ({error.strerror}).") from None
 
@@ -80,25 +88,20 @@ class EventLog:
     def _turn(self) -> Iterator[None]:
         import fcntl  # here, so that riskcal can be imported where there is none
 
-        lock = self.path.with_name(f".{self.path.name}.lock")
-        with self._thread:
-            descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o666)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(descriptor)  # lets the lock go
+        with self._thread, _opened(self._lock, os.O_RDWR) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+            yield
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, lines: bytes) -> None:
         # Opened each time: another process may have renamed the file since.
-        with self.path.open("ab+", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            if size == 0 or size + len(line) <= self.max_bytes:
-                _write_whole(file.fileno(), line, size)
+        with _opened(self.path, os.O_RDWR | os.O_APPEND) as file:
+            size = os.lseek(file, 0, os.SEEK_END)
+            if size == 0 or size + len(lines) <= self.max_bytes:
+                _write_whole(file, lines, size)
                 return
         self.path.rename(self._next_name())
-        with self.path.open("ab+", buffering=0) as file:
-            _write_whole(file.fileno(), line, 0)
+        with _opened(self.path, os.O_RDWR | os.O_APPEND) as file:
+            _write_whole(file, lines, 0)
 
     def _next_name(self) -> Path:
         last = rotated(self.path)[-1:]  # not their count: the oldest may have been moved away
@@ -114,8 +117,34 @@ def rotated(path: str | os.PathLike[str]) -> list[Path]:
     return sorted(numbered, key=lambda file: int(file.suffix[1:]))
 
 
-def _write_whole(descriptor: int, line: bytes, size: int) -> None:
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
-        line = b"\n" + line
-    while line:
-        line = line[os.write(descriptor, line) :]
+def _line(name: str, attributes: dict[str, Any] | None) -> bytes:
+    event = {"name": name, "time_unix_nano": time.time_ns(), "attributes": attributes or {}}
+    try:
+        return json.dumps(event, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise RiskcalError(
+            f"attributes: {error}; give text, finite numbers, booleans, None, lists and dicts."
+        ) from None
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
+    """The descriptor of a file, which is made if it is not there."""
+    descriptor = os.open(path, flags | os.O_CREAT, 0o666)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write_whole(descriptor: int, lines: bytes, size: int) -> None:
+    """All of them at the end of a file of this size; where they do not fit, it is left as it was."""
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":  # torn by a crash
+        lines = b"\n" + lines
+    try:
+        while lines:
+            lines = lines[os.write(descriptor, lines) :]
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, size)
+        raise

@@ -113,10 +113,17 @@ def read_events(path: str | os.PathLike[str], *, offset: int = 0) -> Events:
 
 
 def request_id(event: dict[str, Any]) -> str | None:
-    """The request that an event is about; None where it says none."""
+    """The request that an event is about; None where it says none.
+
+    Requests without an id of their own are numbered, from 0 with every engine: ``riskcal.session`` says which one it was.
+    """
     attributes = event.get("attributes")
-    found = attributes.get("gen_ai.response.id") if isinstance(attributes, dict) else None
-    return found if isinstance(found, str) else None
+    if not isinstance(attributes, dict):
+        return None
+    found, session = attributes.get("gen_ai.response.id"), attributes.get("riskcal.session")
+    if not isinstance(found, str):
+        return None
+    return f"{session}/{found}" if isinstance(session, str) else found
 
 
 def parsed(line: str | bytes) -> dict[str, Any] | None:

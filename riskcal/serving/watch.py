@@ -25,6 +25,10 @@ class EventWatch:
 
     A loss that is missing, no number or out of bounds counts as the worst, ``monitor.upper``: what failed must not hide. A
     request id that was seen before is not fed again, which the monitor's claim allows, since the id is known before its loss.
+    Numbers that an engine gave to requests without ids are those of its ``riskcal.session`` alone.
+
+    An event that says why its request was served at full depth (``riskcal.full_depth``: the kill switch, a task without a
+    policy, a policy of another model) feeds nothing: its loss is 0 whatever the policy is worth, and would silence the monitor.
 
     Parameters
     ----------
@@ -34,7 +38,8 @@ class EventWatch:
     Attributes
     ----------
     counts : Counter
-        ``damaged``, ``backwards``, ``repeated``, ``unknown`` and ``failed`` so far.
+        ``damaged``, ``backwards``, ``repeated``, ``unknown`` and ``failed`` so far; ``full_depth``, requests that were served so;
+        ``lost``, events that could not be written.
     losses : dict of str to (n, sum)
         By task; a missing task is ``""``.
     disagreements : dict of str to (n, sum)
@@ -129,7 +134,13 @@ class EventWatch:
         if event["name"] == "riskcal.request.served" and isinstance(layers, dict):
             tokens = {str(k): n for k, n in layers.items() if _validate.is_whole(n)}
             self.layers.setdefault(task, Counter()).update(tokens)
-        if event["name"] != "riskcal.shadow.evaluated":
+        at_full_depth = bool(attributes.get("riskcal.full_depth"))
+        lost: Any = attributes.get("riskcal.events.lost")
+        if _validate.is_whole(lost) and lost > 0:
+            self.counts["lost"] += lost
+        if event["name"] == "riskcal.request.served":
+            self.counts["full_depth"] += at_full_depth
+        if event["name"] != "riskcal.shadow.evaluated" or at_full_depth:
             return
         identity = request_id(event)
         if identity is not None and identity in self._seen:

@@ -134,3 +134,12 @@ def test_what_fails_leaves_no_file(tmp_path, folder):
         assert "made for weights" in refusal("generate", tmp_path / "words.txt", *options, *how)
     assert not out.exists()
     assert torch.is_grad_enabled()
+
+
+def test_a_policy_that_does_not_fit_the_engine_is_refused_with_the_way_out(folder, tmp_path):
+    (tmp_path / "words.txt").write_text("banana\n")
+    ExitPolicy(threshold=0.5, batching="deepest").save(tmp_path / "policy.json")
+    given = (tmp_path / "words.txt", "--policy", tmp_path / "policy.json", "--model", folder)
+    assert "batching: 'deepest' of the policy" in refusal("generate", *given, "--engine")
+    assert "leave --engine out" in refusal("generate", *given, "--engine")
+    assert run("generate", *given).exit_code == 0

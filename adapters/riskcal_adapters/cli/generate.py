@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from riskcal import RiskcalError, internal
 from riskcal.policy import ExitPolicy
+from riskcal_adapters import request_checks
 from riskcal_adapters.cli.decoders import DecoderOption, HeadsOption, ModelOption, asked_decoder
 from riskcal_adapters.cli.prompts import read_prompts
 
@@ -97,8 +98,11 @@ def _by_engine(
     from riskcal_adapters.torch import Engine, Request  # torch is not needed for a decoder in JAX
 
     # an engine serves others' policies at full depth; who asks for one here must hear of it, as without an engine
-    decoder.refuse_other([policy.named()])
-    decoder.needed([policy.named()], 1, 1)
+    named = policy.named()
+    decoder.refuse_other([named])
+    decoder.needed([named], 1, 1)
+    if not named.is_full_model:
+        request_checks.fit_for_engine(named, "policy", "leave --engine out")
     longest = max(decoder.encode([text])[0].shape[1] for text in texts)
     with Engine(
         decoder, policy, slots=min(slots, len(texts)), max_prompt=longest, max_new_tokens=limit

@@ -54,7 +54,7 @@ def from_torch(model: Any) -> T5:
     # only where there is a model of PyTorch's: everything else here works without it
     from riskcal_adapters.torch import selfcheck
 
-    selfcheck.read(model, start=0)  # nothing is generated here
+    selfcheck.read_t5(model, start=0)  # nothing is generated here
     named = {name: _from_tensor(tensor) for name, tensor in model.state_dict().items()}
     generation = model.generation_config.to_dict()
     return _checked(named, model.config.to_dict(), generation, "model.config", "model")

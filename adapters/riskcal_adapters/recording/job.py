@@ -13,9 +13,13 @@ from riskcal import RiskcalError, internal
 from riskcal.calibration import TESTS
 from riskcal.policy import ExitPolicy, Stop
 from riskcal.records import OBJECTIVES
+from riskcal_adapters import request_checks
 from riskcal_adapters.generation_config import DEFAULT_LENGTH
 from riskcal_adapters.recording.prompts import Prompt
 from riskcal_adapters.recording.protocol import BINDING, Decoder, binding
+
+#: What to do about a policy that cannot be recorded depth-wise.
+WITHOUT_ENGINE = "record without engine=True (--engine)"
 
 
 @dataclass(frozen=True)
@@ -157,3 +161,9 @@ def check_stop(plan: Recording, prompts: Sequence[Prompt]) -> None:
         )
     if len({row.prompt if row.cluster is None else row.cluster for row in prompts}) < 2:
         raise RiskcalError("stop: a test needs at least two prompts (or clusters of them).")
+
+
+def check_engine(plan: Recording) -> None:
+    """Refuse, before anything is loaded or written, a policy whose rows an engine would decode otherwise or not at all."""
+    if plan.engine:
+        request_checks.fit_for_engine(plan.template, "policy", WITHOUT_ENGINE)

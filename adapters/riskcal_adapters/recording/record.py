@@ -187,6 +187,7 @@ def record(
         or (policy is not None and policy.max_new_tokens is not None),
     )
     job.check_stop(plan, rows)
+    job.check_engine(plan)
     warn_of_repeated_texts(rows)
     made = folder.open_folder(plan, rows, shard_prompts)
     shards = [Shard(plan, i, chunk) for i, chunk in enumerate(worker.chunks(rows, shard_prompts))]

@@ -195,7 +195,7 @@ class Backbone(abc.ABC):
 
     @abc.abstractmethod
     def normed(self, state: Tensor) -> Tensor:
-        """What `head` is multiplied with."""
+        """What `head` is multiplied with. A T5's other norms are the same: each one's gain is in the matrices after it."""
 
     @property
     @abc.abstractmethod

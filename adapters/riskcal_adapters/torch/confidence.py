@@ -111,6 +111,7 @@ class Judge:
             return measures.softmax_margin(scores.logits)
         expert = scores.logits
         probabilities = torch.softmax(expert, -1, dtype=torch.float32)
+        # the tokens that are contrasted, which the literature calls the head
         head = self._plausible(layer, expert, probabilities)
         if "jsd" in self._measure:
             amateur = self._most_distant(layer, earlier, scores, probabilities, head)

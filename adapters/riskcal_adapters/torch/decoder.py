@@ -15,7 +15,7 @@ from riskcal import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import fingerprint, generation_config, request_checks
-from riskcal_adapters.torch import sampling as noise
+from riskcal_adapters.torch import sampling as sampling_
 from riskcal_adapters.torch import speculation, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
@@ -141,13 +141,13 @@ class Decoder:
         """
         tokens, mask = self.checked(input_ids, attention_mask)
         batch = len(tokens)
-        groups, thresholds = self._asked(policy, batch, max_new_tokens)
+        groups, needed = self._asked(policy, batch, max_new_tokens)
         with torch.inference_mode():
             if len(groups) == 1:
-                parts = [self._loop.generate(groups[0][0], tokens, mask, thresholds)]
+                parts = [self._loop.generate(groups[0][0], tokens, mask, needed)]
             else:
                 parts = [
-                    self._loop.generate(one, tokens[rows], mask[rows], thresholds[:, :, rows])
+                    self._loop.generate(one, tokens[rows], mask[rows], needed[:, :, rows])
                     for one, rows in groups
                 ]
         return assembled(
@@ -213,7 +213,7 @@ class Decoder:
                     limit,
                 )
                 for row, (real, key) in enumerate(
-                    zip(mask, noise.noise_keys(tokens.cpu().numpy(), mask), strict=True)
+                    zip(mask, sampling_.noise_keys(tokens.cpu().numpy(), mask), strict=True)
                 )
             ]
         return speculation.together(rows, self._special.pad, self._backbone.tensor)
@@ -323,7 +323,7 @@ class Decoder:
     def _asked(
         self, policy: ExitPolicy | Sequence[ExitPolicy], batch: int, max_new_tokens: int | None
     ) -> tuple[list[tuple[ExitPolicy, list[int]]], NDArray[np.float32]]:
-        """Rows that are decoded together, and (T, L, B): the confidence needed to exit; T is the length limit."""
+        """Rows that are decoded together, and what each needs to exit, as `needed` has it; T is the length limit."""
         # One policy serves many prompts, and none ever changes: what the last one says is kept.
         known, *size, groups, table = self._last_asked
         if known is policy and size == [batch, max_new_tokens]:

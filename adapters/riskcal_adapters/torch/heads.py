@@ -1,4 +1,4 @@
-"""The output head at an exit: over the whole vocabulary, or over the tokens that pruning keeps."""
+"""What scores states at an exit: the layer's own head or the model's final one, or that over the tokens that pruning keeps."""
 
 from typing import Protocol
 
@@ -37,7 +37,7 @@ def of(policy: ExitPolicy, backbone: Backbone) -> Head:
 
 
 class FullHead:
-    """Every token at every layer."""
+    """At every layer all tokens of its exit head, or of the final head where it has none (`Backbone.scores`)."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._backbone = backbone

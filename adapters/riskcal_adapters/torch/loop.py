@@ -103,6 +103,7 @@ class Loop:
         return self.backbone.n_layers
 
     def run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Run:
+        """Read the prompts; nothing is decoded yet."""
         backbone, batch = self.backbone, len(tokens)
         policy = policy.named()
         head = heads.of(policy, backbone)
@@ -130,7 +131,7 @@ class Loop:
         mask: NDArray[np.bool_],
         thresholds: NDArray[np.float32],
     ) -> list[Step]:
-        """The positions of rows that share ``policy``, but for the ``thresholds`` (T, L, B)."""
+        """The positions of rows that share ``policy``, but for the ``thresholds``, which are `Decoder.needed`'s."""
         batch = len(tokens)
         run = self.run(policy, tokens, mask, len(thresholds))
         run.opens = np.asarray(np.isfinite(thresholds).any((0, 2))).tolist()

@@ -31,8 +31,8 @@ _REMEDY = (
 )
 
 
-def read(model: object, start: int) -> T5Backbone:
-    """A T5's weights, after making sure that they are all there is to it."""
+def read_t5(model: object, start: int) -> T5Backbone:
+    """A T5's weights as the backbone that decodes with them, after making sure that they are all there is to it."""
     t5 = weights.only_t5(model)
     try:
         backbone = T5Backbone(t5, start)
@@ -43,7 +43,7 @@ def read(model: object, start: int) -> T5Backbone:
 
 
 def read_causal(model: CausalLM) -> CausalBackbone:
-    """A causal language model's weights, after making sure that they are all there is to it."""
+    """A causal language model's backbone likewise, after making sure that they are all there is to it."""
     try:
         backbone = CausalBackbone(model, {})
     except AttributeError as error:

@@ -60,7 +60,7 @@ class EarlyExitT5(Decoder):
         weights.only_t5(model)
         generation_config.greedy_only(model.generation_config)
         special = generation_config.special_tokens(model.generation_config, model.config.vocab_size)
-        backbone = selfcheck.read(model, special.start)
+        backbone = selfcheck.read_t5(model, special.start)
         settings = request_checks.settings(
             special,
             epsilon=model.config.layer_norm_epsilon,

@@ -4,10 +4,12 @@ import itertools
 import queue
 import threading
 import time
+import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, Self
+from contextlib import closing
+from typing import Self
 
 import numpy as np
 import torch
@@ -15,21 +17,15 @@ import torch
 from riskcal import RiskcalError, internal
 from riskcal.policy import ExitPolicy
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow
-from riskcal_adapters.torch import sampling
-from riskcal_adapters.torch.backbone import Ints
 from riskcal_adapters.torch.decoder import Decoder
-from riskcal_adapters.torch.engine.policies import Served, by_task, checked, limit_of
-from riskcal_adapters.torch.engine.requests import (
-    Done,
-    Flight,
-    Request,
-    ids_of,
-    ids_together,
-    texts_of,
-)
-from riskcal_adapters.torch.engine.shadows import Loss, compared, differ
+from riskcal_adapters.torch.engine.admission import Admission
+from riskcal_adapters.torch.engine.journal import Journal
+from riskcal_adapters.torch.engine.policies import KILLED, routes
+from riskcal_adapters.torch.engine.prompts import Text, ids_together, texts_of
+from riskcal_adapters.torch.engine.requests import Done, Flight, Request
+from riskcal_adapters.torch.engine.shadows import Loss, differ
 from riskcal_adapters.torch.engine.slots import Ended, Newcomer, Slots
-from riskcal_adapters.torch.engine.sources import Asked, Listed, Source
+from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 
 #: Newcomers are read together once this share of the slots is free: one encoder call serves them all.
@@ -55,7 +51,8 @@ class Engine:
     max_prompt : int
         Tokens of a prompt at most; longer ones are refused.
     max_new_tokens : int, optional
-        Tokens of an output at most. Default: the policies', else the decoder's.
+        Tokens of an output at most: the limit of policies that name none, and of tasks without a policy; the policies of a book
+        that name one keep theirs. Default: the policies', else the decoder's.
     least : int, optional
         A deep layer runs once so many rows wait for it, others while they do not. More rows a call, longer waits. Default: a
         quarter of the slots.
@@ -64,8 +61,9 @@ class Engine:
     kill_switch, shadow, events
         A `riskcal.serving.KillSwitch`, `riskcal.serving.Shadow` and `riskcal.serving.EventLog`.
     loss : callable
-        Of the served and the full model's text (lists of ids, without a tokenizer): the certificate's loss, for shadows.
-        Default: 1 where they differ, else 0.
+        Of the served and the full model's text (lists of ids, without a tokenizer): the certificate's loss, for shadows, within
+        the certificate's bounds (without one, 0 and 1). Default: 1 where they differ, else 0. One that raises or gives no such
+        number is counted, and is the worst loss.
 
     Raises
     ------
@@ -100,48 +98,61 @@ class Engine:
         internal.count(max_prompt, "max_prompt", least=1)
         if least is not None:
             internal.count(least, "least", least=1)
-        self._decoder, self._events = decoder, events
+        internal.number(max_wait, "max_wait")
+        if not callable(loss):
+            raise RiskcalError(
+                f"loss: a {type(loss).__name__} cannot be called; give a function of two outputs."
+            )
+        self._decoder, self._loss = decoder, loss
         self._switch, self._shadow = kill_switch, shadow
-        self._loss = loss
-        self._book = policy if isinstance(policy, PolicyBook) else None
-        named = by_task(policy)
-        limit = limit_of(named, max_new_tokens, decoder)
-        self._full = Served.of(ExitPolicy().named(), decoder, limit)
-        self._served = {
-            task: Served.of(checked(task, one, decoder, events), decoder, limit)
-            for task, one in named.items()
-        }
+        self._counted = Latencies()
+        self._journal = Journal(events, self._counted, uuid.uuid4().hex[:8])
+        found = routes(policy, max_new_tokens, decoder, self._journal.refused)
+        self._admission = Admission(decoder, found, max_prompt, self._journal)
+        self._journal.flush()
         least = max(1, slots // 4) if least is None else least
         with torch.inference_mode():
-            self._slots = Slots(decoder._loop, slots, max_prompt, limit, least, max_wait)
+            self._slots = Slots(decoder._loop, slots, max_prompt, found.length, least, max_wait)
         self._flights: dict[int, Flight] = {}
         self._waiting_shadows: deque[Flight] = deque()
+        self._deadlines = Deadlines()
+        self._cancelled: deque[Flight] = deque()
         self._numbers = itertools.count()
         self._pulled = False
-        self._counted = Latencies()
         self._running, self._starting = threading.Lock(), threading.Lock()
         self._asked: queue.SimpleQueue[Flight | None] = queue.SimpleQueue()
+        #: With a future that has no answer yet.
+        self._open: set[Flight] = set()
         self._worker: threading.Thread | None = None
-        self._closed = False
+        self._closed: str | None = None  # why
 
     # -- what users call -----------------------------------------------------------------------------------------------
 
     def run(self, requests: Iterable[str | Request]) -> Iterator[Done]:
         """Generate for requests, which are read as slots become free; in the order in which they end.
 
-        A request that fails is a `Done` with an ``error``, and ends no other.
+        A request that fails is a `Done` with an ``error``, and ends no other. Where the iterable itself raises, it ends there:
+        what it gave before is answered, and then its exception is raised.
 
         Raises
         ------
         RiskcalError
-            While another `run` or `submit` uses the engine, and after `close`.
+            While another `run` or `submit` uses the engine, after `close`, and for a single string.
         """
+        if isinstance(requests, str | bytes | Request):
+            raise RiskcalError("requests: is a single one; give a list of them.")
         if self._closed or self._worker is not None or not self._running.acquire(blocking=False):
-            why = "is closed" if self._closed else "serves others"
+            why = self._closed or "serves others"
             raise RiskcalError(f"engine: {why}; make another one.")
         try:
-            for _, done in self._serve(Listed(map(self._flight, requests))):
-                yield done
+            source = Listed(
+                map(self._flight, requests), self._deadlines, lambda: self._closed is not None
+            )
+            with closing(self._serve(source)) as served:
+                for _, done in served:
+                    yield done
+            if source.fault is not None:
+                raise source.fault
         finally:
             self._give_up("cancelled")
             self._running.release()
@@ -149,11 +160,16 @@ class Engine:
     def submit(
         self, text: str | Request, *, task: str | None = None, timeout: float | None = None
     ) -> "Future[Done]":
-        """Ask from any thread; cancelling the future ends the request. Its result is a `Done`, also where it failed."""
+        """Ask from any thread; cancelling the future ends the request. Its result is a `Done`, also where the request failed.
+
+        Should the engine itself fail, whatever waits gets its exception, and later calls a `RiskcalError`.
+        """
+        if isinstance(text, Request) and (task is not None or timeout is not None):
+            raise RiskcalError("task, timeout: stand in the Request; give them there.")
         request = text if isinstance(text, Request) else Request(text, task=task, timeout=timeout)
         with self._starting:
             if self._closed:
-                raise RiskcalError("engine: is closed; make another one.")
+                raise RiskcalError(f"engine: {self._closed}; make another one.")
             if self._worker is None:
                 if not self._running.acquire(blocking=False):
                     raise RiskcalError("engine: serves others; make another one.")
@@ -162,16 +178,22 @@ class Engine:
                 )
                 self._worker.start()
             flight = self._flight(request)
-            flight.future = Future()
+            future: Future[Done] = Future()
+            flight.future = future
+            self._open.add(flight)
+            future.add_done_callback(
+                lambda one: self._cancelled.append(flight) if one.cancelled() else None
+            )
             self._asked.put(flight)
-        return flight.future
+        return future
 
     def close(self) -> None:
-        """End what runs, and answer what is asked."""
+        """Take no more requests, and answer what is asked; where `run` reads an iterable, that ends."""
         with self._starting:
-            self._closed = True
+            self._closed = self._closed or "is closed"
             self._asked.put(None)
-        if self._worker is not None:
+        # an answer may be what closes it, in the worker itself
+        if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
 
     def __enter__(self) -> Self:
@@ -194,180 +216,160 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            for flight, done in self._serve(Asked(self._asked)):
-                if flight.future is not None and flight.future.set_running_or_notify_cancel():
-                    flight.future.set_result(done)
+            for flight, done in self._serve(Asked(self._asked, self._deadlines)):
+                self._open.discard(flight)
+                future, flight.future = flight.future, None
+                if future is not None and future.set_running_or_notify_cancel():
+                    future.set_result(done)
         except BaseException as error:  # whoever waits must know
             self._fail(error)
             raise
 
-    def _serve(self, source: Source) -> Iterator[tuple[Flight, Done]]:
+    def _serve(self, source: Source) -> Generator[tuple[Flight, Done]]:
         """Admit, run a layer, hand over, until there is nothing more to take."""
         slots = self._slots
         while True:
+            source.look()
+            yield from self._give_up_late()
             free = slots.size - len(self._flights)
             if free * _ADMITTED_AT >= slots.size or not self._flights:
                 wait = not self._flights and not self._waiting_shadows
                 newcomers = source.take(free, wait=wait)
                 yield from self._admit(newcomers)
                 self._fill_with_shadows()
-            if not self._flights:
-                if newcomers:
+                if not self._flights:
+                    if wait and not newcomers:
+                        return
                     continue  # all of them failed
-                return
             self._obey_switch()
-            yield from self._give_up_late()
-            if self._flights:
-                with torch.inference_mode():
-                    ended = slots.advance()
-                texts = texts_of([one.tokens for one in ended], self._decoder)
-                for one, text in zip(ended, texts, strict=True):
-                    flight = self._flights.pop(one.row)
-                    done = self._done(flight, one, text)
-                    if flight.shadows is None:
-                        yield flight, done
-                    else:
-                        self._compare(flight.shadows, done)
+            with torch.inference_mode():
+                ended = slots.advance()
+            texts = texts_of([one.tokens for one in ended], self._decoder)
+            done = [self._done(*pair) for pair in zip(ended, texts, strict=True)]
+            self._journal.flush()  # before anybody hears of them
+            yield from (pair for pair in done if pair[0].shadows is None)
 
     def _flight(self, request: str | Request) -> Flight:
         request = request if isinstance(request, Request) else Request(request)
-        name = str(next(self._numbers)) if request.id is None else request.id
-        return Flight(request, name, time.monotonic())
+        return Flight.of(request, next(self._numbers))
 
     def _admit(self, flights: list[Flight]) -> Iterator[tuple[Flight, Done]]:
-        ready, newcomers = [], []
+        ready, newcomers, failed = list[Flight](), list[Newcomer](), list[tuple[Flight, str]]()
         read = ids_together([flight.request for flight in flights], self._decoder)
+        now = time.monotonic()
         for flight, ids in zip(flights, read, strict=True):
             try:
+                if flight.deadline <= now:
+                    raise RiskcalError("timed out")
                 if flight.future is not None and flight.future.cancelled():
                     raise RiskcalError("cancelled")
-                newcomers.append(self._newcomer(flight, ids))
+                newcomers.append(self._admission.newcomer(flight, ids, pulled=self._pulled))
             except Exception as error:  # one request's fault ends no other
-                yield flight, self._failed(flight, f"{error}")
+                failed.append((flight, f"{error}" or type(error).__name__))
             else:
                 ready.append(flight)
         self._place(ready, newcomers)
+        self._journal.flush()
+        for flight, why in failed:
+            yield flight, self._failed(flight, why)
 
     def _place(self, flights: list[Flight], newcomers: list[Newcomer]) -> None:
-        if newcomers:
-            with torch.inference_mode():
-                rows = self._slots.admit(newcomers)
-            self._flights.update(zip(rows.tolist(), flights, strict=True))
-
-    def _newcomer(self, flight: Flight, ids: Ints | None = None) -> Newcomer:
-        request, slots = flight.request, self._slots
-        prompt = ids_of(request, self._decoder) if ids is None else ids
-        if len(prompt) > slots.prompt:
-            raise RiskcalError(
-                f"text: has {len(prompt)} tokens, a slot of this engine has room for {slots.prompt}; make the engine with "
-                f"max_prompt={len(prompt)}, or shorten the text."
-            )
-        policy, needed = self._policy(flight)
-        if request.max_new_tokens is not None:
-            internal.count(request.max_new_tokens, "max_new_tokens", least=1)
-            if request.max_new_tokens > slots.length:
-                raise RiskcalError(
-                    f"max_new_tokens: {request.max_new_tokens}, but a slot of this engine has room for {slots.length}."
-                )
-            needed = needed[: request.max_new_tokens]
-        key = 0
-        if policy.sampling is not None:
-            [key] = sampling.noise_keys(prompt[None], np.ones((1, len(prompt)), dtype=bool))
-        return Newcomer(prompt, policy, needed, key)
-
-    def _policy(self, flight: Flight) -> Served:
-        task = flight.request.task if self._book is not None else None
-        served = self._served.get(task)
-        if served is None:
-            if flight.shadows is None:
-                self._event("riskcal.route.unknown", flight)
-            return self._full
-        if self._pulled or flight.shadows is not None:
-            return Served(ExitPolicy(sampling=served.policy.sampling).named(), self._full.needed)
-        return served
+        if not newcomers:
+            return
+        with torch.inference_mode():
+            rows = self._slots.admit(newcomers)
+        for row, flight in zip(rows.tolist(), flights, strict=True):
+            self._flights[row], flight.row = flight, row
 
     def _obey_switch(self) -> None:
         if self._switch is None or self._pulled or not self._switch.pulled:
             return
         self._pulled = True
         self._slots.full_depth(np.array(list(self._flights)))
-        state = self._switch.state
-        if self._events is not None and state is not None:
-            told = {"riskcal.reason": state.why, "riskcal.source": state.source}
-            self._events.write("riskcal.kill_switch.pulled", told)
+        for flight in self._flights.values():
+            flight.full_depth = flight.full_depth or KILLED
+        self._journal.pulled(self._switch.state)
+        self._journal.flush()
 
     def _give_up_late(self) -> Iterator[tuple[Flight, Done]]:
-        now = time.monotonic()
-        for row, flight in list(self._flights.items()):
-            if flight.shadows is not None:
-                continue
-            limit = flight.request.timeout
-            cancelled = flight.future is not None and flight.future.cancelled()
-            if cancelled or (limit is not None and now - flight.taken > limit):
-                self._slots.drop(row)
-                why = "cancelled" if cancelled else "timed out"
-                yield self._flights.pop(row), self._failed(flight, why)
+        """What ran out of time or was cancelled, in a slot or waiting for one."""
+        for flight in self._deadlines.past(time.monotonic()):
+            yield flight, self._failed(flight, "timed out")
+        while self._cancelled:
+            flight = self._cancelled.popleft()
+            if not flight.answered:
+                yield flight, self._failed(flight, "cancelled")
 
     def _give_up(self, why: str) -> None:
-        for row in list(self._flights):
-            self._slots.drop(row)
-            self._failed(self._flights.pop(row), why)
-        self._waiting_shadows.clear()
+        """After a `run` that ended halfway, of which nothing may be left."""
+        self._deadlines = Deadlines()
+        for flight in list(self._flights.values()):
+            if flight.shadows is None:
+                self._failed(flight, why)
+            else:
+                self._leave(flight)
+                self._journal.dropped(flight)
+        while self._waiting_shadows:
+            self._journal.dropped(self._waiting_shadows.popleft())
+        self._journal.flush()
 
     def _fail(self, error: BaseException) -> None:
         with self._starting:
-            self._closed = True
-        waiting = list(self._flights.values())
-        while not self._asked.empty():
-            waiting += filter(None, [self._asked.get()])
-        for flight in waiting:
-            if flight.future is not None and flight.future.set_running_or_notify_cancel():
-                flight.future.set_exception(error)
+            self._closed = f"failed ({type(error).__name__}: {error})"
+        shadows = [flight for flight in self._flights.values() if flight.shadows is not None]
+        for flight in [*shadows, *self._waiting_shadows]:
+            self._journal.dropped(flight)
+        for flight in list(self._open):
+            future = flight.future
+            if future is not None and future.set_running_or_notify_cancel():
+                self._counted.failed += 1
+                self._journal.served(flight, Done.failed(flight, self._closed))
+                future.set_exception(error)
+        self._open.clear()
+        self._journal.flush()
 
-    def _done(self, flight: Flight, ended: Ended, text: str | None) -> Done:
-        now = time.monotonic()
-        done = Done(
-            flight.id,
-            flight.request.task,
-            text,
-            ended.tokens,
-            ended.exit_layers,
-            ended.confidence,
-            ended.refused,
-            seconds=now - flight.taken,
-            first_token_seconds=ended.first_token - flight.taken,
-        )
-        if flight.shadows is None:
+    def _done(self, ended: Ended, text: Text) -> tuple[Flight, Done]:
+        flight = self._flights.pop(ended.row)
+        flight.row, flight.answered = None, True
+        done = Done.of(flight, ended, text.text, text.error)
+        if flight.shadows is not None:
+            has_text = self._decoder.tokenizer is not None
+            self._journal.compared(flight, done, self._loss, has_text=has_text)
+            return flight, done
+        if done.error is None:
             self._counted.add(done.seconds, done.first_token_seconds, len(done.tokens))
-            if self._events is not None:
-                counts = np.bincount(done.exit_layers)
-                told = {
-                    "gen_ai.usage.output_tokens": len(done.tokens),
-                    "riskcal.exit.layers": {
-                        str(layer): int(counts[layer]) for layer in np.flatnonzero(counts)
-                    },
-                    "riskcal.seconds": done.seconds,
-                }
-                self._event("riskcal.request.served", flight, told)
-            if self._shadow is not None and self._shadow.takes(flight.id):
-                self._wait_for_shadow(flight, done)
-        return done
+        else:
+            self._counted.failed += 1
+        self._journal.served(flight, done)
+        if self._shadow is not None and done.error is None and self._shadow.takes(flight.id):
+            self._shadowed(flight, done)
+        return flight, done
 
     def _failed(self, flight: Flight, why: str) -> Done:
-        if flight.shadows is None:
-            self._counted.failed += 1
-            self._event("riskcal.request.served", flight, {"riskcal.error": why})
-        return Done.failed(flight, why)
+        self._leave(flight)
+        self._counted.failed += 1
+        done = Done.failed(flight, why)
+        self._journal.served(flight, done)
+        self._journal.flush()
+        return done
+
+    def _leave(self, flight: Flight) -> None:
+        """Its slot is free; it is answered, and not again."""
+        flight.answered = True
+        if flight.row is not None:
+            self._slots.drop(flight.row)
+            del self._flights[flight.row]
+            flight.row = None
 
     # -- shadows -------------------------------------------------------------------------------------------------------
 
-    def _wait_for_shadow(self, flight: Flight, done: Done) -> None:
-        again = Flight(flight.request, flight.id, time.monotonic(), shadows=done)
-        self._waiting_shadows.append(again)
+    def _shadowed(self, flight: Flight, done: Done) -> None:
+        if flight.full_depth is not None:  # its loss, 0, would say nothing of the policy
+            self._counted.shadows_at_full_depth += 1
+            return
+        self._waiting_shadows.append(flight.again(done))
         if len(self._waiting_shadows) > _SHADOWS_WAITING:
-            dropped = self._waiting_shadows.popleft()
-            self._counted.shadows_dropped += 1
-            self._event("riskcal.shadow.dropped", dropped)
+            self._journal.dropped(self._waiting_shadows.popleft())
 
     def _fill_with_shadows(self) -> None:
         """Into slots that no request wants now."""
@@ -375,17 +377,5 @@ class Engine:
         flights = [
             self._waiting_shadows.popleft() for _ in range(min(free, len(self._waiting_shadows)))
         ]
-        self._place(flights, [self._newcomer(flight) for flight in flights])
-
-    def _compare(self, served: Done, full: Done) -> None:
-        self._counted.shadows += 1
-        if self._events is not None:
-            has_text = self._decoder.tokenizer is not None
-            self._events.write(
-                "riskcal.shadow.evaluated", compared(served, full, self._loss, has_text=has_text)
-            )
-
-    def _event(self, name: str, flight: Flight, told: dict[str, Any] | None = None) -> None:
-        if self._events is not None:
-            known = {"gen_ai.response.id": flight.id, "riskcal.task": flight.request.task or ""}
-            self._events.write(name, known | (told or {}))
+        full = [self._admission.newcomer(flight, flight.prompt, pulled=True) for flight in flights]
+        self._place(flights, full)

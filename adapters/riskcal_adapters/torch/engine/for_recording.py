@@ -8,9 +8,9 @@ import torch
 
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import request_checks
+from riskcal_adapters.recording.job import WITHOUT_ENGINE
 from riskcal_adapters.torch import sampling
 from riskcal_adapters.torch.decoder import Decoder
-from riskcal_adapters.torch.engine.policies import checked
 from riskcal_adapters.torch.engine.slots import Newcomer, Slots
 from riskcal_adapters.torch.generation import Generation
 from riskcal_adapters.torch.weights import whole_pieces
@@ -40,12 +40,16 @@ class DepthWise:
         policy: ExitPolicy = ExitPolicy.full_model(),
         max_new_tokens: int | None = None,
     ) -> Generation:
-        """As `EarlyExitT5.generate`, of one policy that an engine can take."""
+        """As `EarlyExitT5.generate`, of one policy that an engine can take; whatever does not fit is refused."""
         decoder = self._decoder
         tokens, mask = decoder.checked(input_ids, attention_mask)
         [named] = request_checks.policies(policy, 1, decoder.measures)
         decoder.refuse_other([named])
-        served = checked(None, named, decoder, None)
+        if named.is_full_model:
+            served = ExitPolicy(sampling=named.sampling).named()
+        else:
+            request_checks.fit_for_engine(named, "policy", WITHOUT_ENGINE)
+            served = named
         limit = request_checks.length(max_new_tokens, [named], decoder.default_length)
         needed = decoder.needed([served], 1, limit)[..., 0]
         read = tokens.cpu().numpy()

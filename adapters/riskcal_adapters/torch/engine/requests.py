@@ -1,7 +1,7 @@
 """What an engine is asked, and what it answers."""
 
+import math
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from riskcal import RiskcalError
+from riskcal import RiskcalError, internal
+from riskcal.internal import shown
 from riskcal_adapters.torch.backbone import Ints
-from riskcal_adapters.torch.decoder import Decoder
+from riskcal_adapters.torch.engine.slots import Ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,15 +24,15 @@ class Request:
     text : str, optional
         The prompt; needs a decoder with a tokenizer.
     id : str, optional
-        By which events and shadows know it. Default: a running number.
+        By which events and shadows know it; not empty. Default: a running number.
     task : str, optional
-        By which a `riskcal.serving.PolicyBook` finds the policy.
+        By which a `riskcal.serving.PolicyBook` finds the policy; anything else is a task that it does not know.
     input_ids : (S,) int, optional
         The prompt's ids instead of its text.
     max_new_tokens : int, optional
-        Fewer than the engine's.
+        Fewer than the engine's. Another limit than the policy was calibrated with is full depth, and an event.
     timeout : float, optional
-        Seconds after being taken from which it is given up.
+        Seconds after being taken (by `Engine.submit`, or from the iterable) from which it is given up, whether it runs or waits.
     """
 
     text: str | None = None
@@ -74,6 +75,22 @@ class Done:
     error: str | None = None
 
     @classmethod
+    def of(cls, flight: "Flight", ended: Ended, text: str | None, error: str | None) -> "Done":
+        """Now, of a generation that ended."""
+        return cls(
+            flight.id,
+            flight.request.task,
+            text,
+            ended.tokens,
+            ended.exit_layers,
+            ended.confidence,
+            ended.refused,
+            seconds=time.monotonic() - flight.taken,
+            first_token_seconds=ended.first_token - flight.taken,
+            error=error,
+        )
+
+    @classmethod
     def failed(cls, flight: "Flight", why: str) -> "Done":
         """Without an output."""
         nothing, nowhere = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
@@ -93,52 +110,65 @@ class Done:
 
 @dataclass(eq=False)
 class Flight:
-    """A request, from when it was taken."""
+    """A request, from when it was taken.
+
+    Attributes
+    ----------
+    id : str
+        The request's, as text whatever it holds; of one without an id its number.
+    numbered : bool
+        Whether it had none: numbers begin again with every engine.
+    deadline : float
+        By `time.monotonic`; inf without a time-out.
+    fault : str or None
+        What is wrong with the request beside its prompt; told when its turn comes.
+    prompt : (S,) int64, optional
+        Its ids, once they were read.
+    row : int or None
+        Its slot, while it has one.
+    answered : bool
+        Whether it has had its answer.
+    full_depth : str or None
+        Why it was served at full depth, also in part.
+    shadows : Done or None
+        The served output that this run of the full model is compared with, which was another flight's.
+    bounds : (float, float)
+        Of the loss that certifies its policy.
+    """
 
     request: Request
     id: str
+    numbered: bool
     taken: float
+    deadline: float = math.inf
+    fault: str | None = None
+    prompt: Ints | None = None
     future: "Future[Done] | None" = None
-    #: The served output that this run of the full model is compared with.
+    row: int | None = None
+    answered: bool = False
+    full_depth: str | None = None
     shadows: Done | None = None
+    bounds: tuple[float, float] = (0.0, 1.0)
 
+    @classmethod
+    def of(cls, request: Request, number: int) -> "Flight":
+        """Taken now."""
+        flight = cls(request, str(number), numbered=request.id is None, taken=time.monotonic())
+        try:
+            if request.id is not None:
+                flight.id = request.id if isinstance(request.id, str) else shown(request.id)
+                if not isinstance(request.id, str) or not request.id:
+                    raise RiskcalError(
+                        f"id: {shown(request.id)} is no text; give every request a text of its own, or none."
+                    )
+            if request.timeout is not None:
+                flight.deadline = flight.taken + internal.number(request.timeout, "timeout")
+        except RiskcalError as error:
+            flight.fault = f"{error}"
+        return flight
 
-def ids_of(request: Request, decoder: Decoder) -> Ints:
-    """The prompt's ids (S,), checked."""
-    if request.input_ids is not None:
-        tokens, _ = decoder.checked(np.atleast_2d(np.asarray(request.input_ids)), None)
-    else:
-        if not isinstance(request.text, str):
-            raise RiskcalError(f"text: {request.text!r} is no text; give a string, or input_ids.")
-        tokens, mask = decoder.encode([request.text])
-        tokens = tokens[:, mask[0].bool()]
-    ids: Ints = tokens[0].cpu().numpy()
-    return ids
-
-
-def ids_together(requests: list[Request], decoder: Decoder) -> list[Ints | None]:
-    """Ids of plain texts, read together, which is quicker; None for what `ids_of` reads: other requests, and all if any fails."""
-    plain = [isinstance(one.text, str) and one.input_ids is None for one in requests]
-    if sum(plain) < 2:
-        return [None] * len(requests)
-    try:
-        texts = [one.text for one, is_plain in zip(requests, plain, strict=True) if is_plain]
-        tokens, mask = decoder.encode([text for text in texts if text is not None])
-    except Exception:  # each is read again, and told its own fault
-        return [None] * len(requests)
-    read = iter(zip(tokens.cpu().numpy(), mask.cpu().numpy() == 1, strict=True))
-    found: list[Ints | None] = []
-    for is_plain in plain:
-        if not is_plain:
-            found.append(None)
-            continue
-        row, real = next(read)
-        found.append(row[real])
-    return found
-
-
-def texts_of(outputs: list[Ints], decoder: Decoder) -> Sequence[str | None]:
-    """What was generated, read together; None without a tokenizer."""
-    if decoder.tokenizer is None or not outputs:
-        return [None] * len(outputs)
-    return decoder.decode([tokens.tolist() for tokens in outputs])
+    def again(self, served: Done) -> "Flight":
+        """The shadow of it."""
+        shadow = Flight(self.request, self.id, self.numbered, time.monotonic(), shadows=served)
+        shadow.prompt, shadow.bounds = self.prompt, self.bounds
+        return shadow

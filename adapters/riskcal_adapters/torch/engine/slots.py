@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riskcal.forbidden import Guard, State
+from riskcal.forbidden import Guard, Rule, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, sampling
 from riskcal_adapters.torch.backbone import Ints
@@ -35,7 +35,7 @@ class Newcomer:
         Token ids.
     policy : ExitPolicy
         Named, of the measures that `Slots` can take.
-    needed : (T, L) float32
+    needed : (T, L) float32, or (T, L + 1): a row's of `Decoder.needed`
         The confidence needed to exit; T is the length limit.
     key : int
         Of its noise.
@@ -98,6 +98,7 @@ class Slots:
         self._measure = np.zeros(slots, dtype=np.int64)
         self._measures: list[str] = []
         self._keys = [0] * slots
+        self._rules: dict[tuple[Rule, ...], Guard] = {}
         # of rows with tokens that may not leave early
         self._guards: dict[int, tuple[Guard, tuple[State, ...]]] = {}
         # states that enter the layer each row waits for
@@ -132,7 +133,7 @@ class Slots:
             self._measure[row] = self._number(one.policy)
             self._guards.pop(row, None)
             if one.policy.forbidden:
-                guard = Guard(one.policy.forbidden, self._loop.text)
+                guard = self._guard(one.policy.forbidden)
                 self._guards[row] = guard, guard.start(one.prompt.tolist())
         self.active[rows] = True
         self._embed(rows, first)
@@ -159,7 +160,7 @@ class Slots:
         self.rows_computed += len(rows)
         stay = np.ones(len(rows), dtype=bool)
         leaving, tokens = np.zeros(0, dtype=np.int64), list[int]()
-        # after the last layer come its own head, if it has one, and the final head for whoever is left
+        # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
             asked = np.flatnonzero(stay & (self._needed[rows, positions, place] < math.inf))
@@ -226,12 +227,20 @@ class Slots:
                 scores or head.scores(index + 1, own, None), out, at[out], of[out]
             )
             if self._guards and index + 1 < self._backbone.n_exits:
-                free = [i for i, row in enumerate(at[out]) if not self._forbids(row, chosen[i])]
+                free = [
+                    i for i, row in enumerate(at[out].tolist()) if not self._forbids(row, chosen[i])
+                ]
                 out, chosen = out[free], [chosen[i] for i in free]
             self._confidence[at[out], of[out]] = confidence[out]
             tokens += chosen
             leaving.append(places[out])
         return (np.concatenate(leaving) if leaving else asked[:0]), tokens
+
+    def _guard(self, rules: tuple[Rule, ...]) -> Guard:
+        """One for all rows under these rules, as it remembers what they said."""
+        if rules not in self._rules:
+            self._rules[rules] = Guard(rules, self._loop.text)
+        return self._rules[rules]
 
     def _forbids(self, row: int, token: int) -> bool:
         if row not in self._guards:

@@ -19,6 +19,12 @@ class EngineStats:
         Answered with an output, answered with an error, tokens generated.
     shadows, shadows_dropped : int
         Requests that also ran on the full model, and those for which no slot was ever free.
+    shadows_at_full_depth : int
+        Requests that a shadow would have taken, had they not been served at full depth: nothing is to be learnt there.
+    losses_failed : int
+        Shadows of which ``loss`` raised, or gave no number within its bounds; they count as the worst loss.
+    events_lost : int
+        Events that could not be written.
     calls : int
         Of a layer.
     rows_per_call, occupancy : float
@@ -26,6 +32,8 @@ class EngineStats:
     seconds, first_token_seconds, token_seconds : (float, float)
         Median and 99th percentile of the latest 10,000 requests: whole, until the first token, per token after it. NaN
         before the first.
+    fault : str or None
+        The latest fault of the log or of ``loss``.
     """
 
     requests: int
@@ -33,19 +41,26 @@ class EngineStats:
     tokens: int
     shadows: int
     shadows_dropped: int
+    shadows_at_full_depth: int
+    losses_failed: int
+    events_lost: int
     calls: int
     rows_per_call: float
     occupancy: float
     seconds: tuple[float, float]
     first_token_seconds: tuple[float, float]
     token_seconds: tuple[float, float]
+    fault: str | None
 
 
 class Latencies:
     """What is counted of requests."""
 
     def __init__(self) -> None:
-        self.requests = self.tokens = self.failed = self.shadows = self.shadows_dropped = 0
+        self.requests = self.tokens = self.failed = 0
+        self.shadows = self.shadows_dropped = self.shadows_at_full_depth = 0
+        self.losses_failed = self.events_lost = 0
+        self.fault: str | None = None
         self._kept: deque[tuple[float, float, float]] = deque(maxlen=_KEPT)
 
     def add(self, seconds: float, first: float, tokens: int) -> None:
@@ -56,12 +71,16 @@ class Latencies:
 
     def stats(self, calls: int, rows: int, slots: int) -> EngineStats:
         """With what the slots counted."""
-        held = np.array(self._kept) if self._kept else np.full((1, 3), np.nan)
+        held = np.array(list(self._kept)) if self._kept else np.full((1, 3), np.nan)
         middle, late = np.quantile(held, [0.5, 0.99], axis=0)
         per_call = rows / calls if calls else 0.0
         pairs = [(float(a), float(b)) for a, b in zip(middle, late, strict=True)]
         return EngineStats(
             *(self.requests, self.failed, self.tokens, self.shadows, self.shadows_dropped),
+            *(self.shadows_at_full_depth, self.losses_failed, self.events_lost),
             *(calls, per_call, per_call / slots),
-            *pairs,
+            seconds=pairs[0],
+            first_token_seconds=pairs[1],
+            token_seconds=pairs[2],
+            fault=self.fault,
         )

@@ -1,0 +1,120 @@
+"""What an engine tells: events, and what became of telling them. No log and no loss of a user's ends a request."""
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from riskcal.internal import shown
+from riskcal.serving import EventLog
+from riskcal.serving.switch import Pull
+from riskcal_adapters.torch.engine.requests import Done, Flight
+from riskcal_adapters.torch.engine.shadows import Loss, compared
+from riskcal_adapters.torch.engine.stats import Latencies
+
+_LOGGER = logging.getLogger("riskcal")
+
+
+class Journal:
+    """Events of one engine.
+
+    Parameters
+    ----------
+    events : EventLog or None
+    counted : Latencies
+        Where what could not be written is counted. The next event that can be says how many were lost before it.
+    session : str
+        Tells the numbers of requests without ids from those of other engines that write to the same log.
+    """
+
+    def __init__(self, events: EventLog | None, counted: Latencies, session: str) -> None:
+        self._events, self._counted, self._session = events, counted, session
+        self._told: list[tuple[str, dict[str, Any]]] = []
+        self._unwritten = 0
+
+    def write(self, name: str, told: dict[str, Any], flight: Flight | None = None) -> None:
+        """Note an event, of a request or of none, for the next `flush`."""
+        if self._events is not None:
+            self._told.append((name, told if flight is None else self._known(flight) | told))
+
+    def flush(self) -> None:
+        """Append what was noted; what cannot be written is counted, and logged."""
+        if self._events is None or not self._told:
+            return
+        told, self._told = self._told, []
+        if self._unwritten:
+            name, attributes = told[0]
+            told[0] = name, attributes | {"riskcal.events.lost": self._unwritten}
+        try:
+            self._events.write_all(told)
+        except Exception as error:  # a full disk, a closed file: the service goes on
+            fault = f"events: {len(told)} were not written ({type(error).__name__}: {error})"
+            if not self._unwritten:
+                _LOGGER.error("%s; requests go on, and events that are lost are counted", fault)
+            self._unwritten += len(told)
+            self._counted.events_lost += len(told)
+            self._counted.fault = fault
+        else:
+            self._unwritten = 0
+
+    def served(self, flight: Flight, done: Done) -> None:
+        """A request ended."""
+        told: dict[str, Any] = {}
+        if flight.full_depth is not None:
+            told["riskcal.full_depth"] = flight.full_depth
+        if done.error is not None:
+            told["riskcal.error"] = done.error
+        else:
+            counts = np.bincount(done.exit_layers)
+            told |= {
+                "gen_ai.usage.output_tokens": len(done.tokens),
+                "riskcal.exit.layers": {
+                    str(layer): int(counts[layer]) for layer in np.flatnonzero(counts)
+                },
+                "riskcal.seconds": done.seconds,
+            }
+        self.write("riskcal.request.served", told, flight)
+
+    def refused(self, task: str | None, why: str) -> None:
+        """A policy is not served by this model."""
+        self.write("riskcal.policy.refused", {"riskcal.task": task or "", "riskcal.reason": why})
+
+    def pulled(self, pull: Pull | None) -> None:
+        """The kill switch was pulled."""
+        if pull is None:
+            return
+        told = {
+            "riskcal.reason": pull.why,
+            "riskcal.source": pull.source,
+            "riskcal.pulled_unix_nano": pull.time_unix_nano,
+        }
+        self.write("riskcal.kill_switch.pulled", told)
+
+    def compared(self, flight: Flight, full: Done, loss: Loss, *, has_text: bool) -> None:
+        """The full model has answered a shadowed request; a loss that is none counts as the worst."""
+        served = flight.shadows
+        assert served is not None
+        self._counted.shadows += 1
+        if self._events is None:
+            return
+        told = compared(served, full, loss, flight.bounds, has_text=has_text)
+        if told["riskcal.loss"] is None:
+            fault = f"loss: of request {flight.id!r}: {told['riskcal.error']}"
+            if not self._counted.losses_failed:
+                _LOGGER.error("%s; it counts as the worst, and so do others that fail", fault)
+            self._counted.losses_failed += 1
+            self._counted.fault = fault
+        self.write("riskcal.shadow.evaluated", told, flight)
+
+    def dropped(self, flight: Flight) -> None:
+        """A shadow never ran."""
+        self._counted.shadows_dropped += 1
+        self.write("riskcal.shadow.dropped", {}, flight)
+
+    def _known(self, flight: Flight) -> dict[str, Any]:
+        task = flight.request.task
+        known = {
+            "gen_ai.response.id": flight.id,
+            "riskcal.task": task if isinstance(task, str) else "" if task is None else shown(task),
+        }
+        return known | ({"riskcal.session": self._session} if flight.numbered else {})

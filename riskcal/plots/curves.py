@@ -1,0 +1,250 @@
+"""What candidates lose and what they cost, against their thresholds."""
+
+import math
+import textwrap
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from riskcal._validate import RiskcalError
+from riskcal.plots.styles import current, legend_above, new_axes, width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: How a cost's curve and axis are labelled where its name alone would not say what it is per.
+_PER = {
+    "layers": "decoder layers per token",
+    "flops": "decoder FLOPs per prompt",
+    "tokens": "tokens per prompt",
+    "seconds": "seconds per prompt",
+}
+
+
+def risk_curve(
+    table: pd.DataFrame,
+    *,
+    delta: float | None = None,
+    threshold: float = math.inf,
+    lower_is_stricter: bool = False,
+    by: str | None = None,
+    meaning: str = "loss",
+    of: str = "prompts",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Mean loss of every candidate against its threshold, with the tolerance and the certified thresholds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As in `riskcal.Calibration.table`: ``threshold``, ``loss``; ``certified``, whose markers are filled and, without
+        ``by``, shaded; ``bound``, an upper confidence bound of each candidate's expected loss, drawn as a band; and with
+        ``by`` ``chosen``, true for the candidate to mark.
+    delta : float, optional
+        The tolerance, drawn as a line.
+    threshold : float
+        The chosen threshold, marked if it is finite.
+    lower_is_stricter : bool
+        Whether low thresholds are the strict ones.
+    by : str, optional
+        A further coordinate: one curve for each of its values.
+    meaning : str
+        What the loss is, in words: the vertical axis is the mean of it.
+    of : str
+        What the mean was taken over, in words.
+    ax : Axes, optional
+        Drawn on if given, else on a new figure.
+
+    Raises
+    ------
+    RiskcalError
+        For a table without rows.
+    """
+    if not len(table):
+        raise RiskcalError("table: has no row, so that there is nothing to draw yet.")
+    ax, style = new_axes(ax), current()
+    rows = table.sort_values("threshold")
+    if by is None:
+        if "certified" in rows:
+            _shade_certified(rows, ax)
+        if "bound" in rows:
+            ax.fill_between(
+                rows["threshold"],
+                rows["loss"],
+                rows["bound"],
+                color=style.loss,
+                alpha=0.2,
+                linewidth=0.6,
+                label="upper confidence bound",
+            )
+        _candidates(rows, "loss", f"mean over {of}", style.loss, "o", ax)
+    else:
+        _curves(rows, "loss", by, ax)
+    if delta is not None:
+        label = f"tolerance delta = {delta:g}"
+        ax.axhline(delta, color=style.delta, linestyle="--", linewidth=style.line, label=label)
+    chosen = rows[rows["threshold"] == threshold]
+    if len(chosen) and by is None:
+        label = f"chosen: threshold {threshold:g}, {chosen['loss'].iloc[0]:.3g}"
+        _mark(chosen, "loss", label, style.loss, "o", ax)
+    ax.set_ylim(bottom=min(0.0, float(rows["loss"].min()) * 1.1))
+    _label_thresholds(lower_is_stricter, ax)
+    ax.set_ylabel(_wrapped(f"mean {meaning}"))
+    legend_above(ax)
+    return ax
+
+
+def cost_curve(
+    table: pd.DataFrame,
+    *,
+    full: float | None = None,
+    cost: str = "layers",
+    threshold: float = math.inf,
+    lower_is_stricter: bool = False,
+    by: str | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Mean cost of every candidate, decoder layers per token or another, against the full model's if that is known."""
+    ax, style = new_axes(ax), current()
+    rows = table.sort_values("threshold")
+    per = _PER.get(cost, cost)
+    if by is None:
+        if "certified" in rows:
+            _shade_certified(rows, ax)
+        _candidates(rows, cost, f"mean {per}", style.cost, "s", ax)
+    else:
+        _curves(rows, cost, by, ax)
+    if full is not None:
+        ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {full:.4g}")
+    chosen = rows[rows["threshold"] == threshold]
+    if len(chosen) and by is None:
+        spent = float(chosen[cost].iloc[0])
+        label = f"chosen: {spent:.4g}" + (f", {1 - spent / full:.0%} saved" if full else "")
+        _mark(chosen, cost, label, style.cost, "s", ax)
+    ax.set_ylim(0, max(full or 0.0, float(rows[cost].max())) * 1.08 or 1.0)
+    _label_thresholds(lower_is_stricter, ax)
+    ax.set_ylabel(_wrapped(per))
+    legend_above(ax)
+    return ax
+
+
+def trials_curve(trials: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
+    """Mean decoder layers per token that each trial's calibration left, against delta: every trial, and mean +- deviation.
+
+    Parameters
+    ----------
+    trials : DataFrame
+        As `riskcal.run_trials` returns it, with ``layers``; with ``full_layers`` the full model is drawn as well.
+    ax : Axes, optional
+        Drawn on if given, else on a new figure.
+    """
+    ax, style = new_axes(ax), current()
+    layers = trials.groupby("delta")["layers"].agg(["mean", "std"])
+    ax.plot(
+        trials["delta"],
+        trials["layers"],
+        ".",
+        color=style.cost,
+        alpha=0.25,
+        label="one trial, held-out prompts",
+    )
+    ax.errorbar(
+        layers.index,
+        layers["mean"],
+        yerr=layers["std"].fillna(0.0),
+        fmt="s-",
+        markersize=style.marker,
+        linewidth=style.line,
+        color=style.cost,
+        capsize=4,
+        label="mean and standard deviation",
+    )
+    if "full_layers" in trials:
+        full = trials["full_layers"].mean()
+        ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {full:g} layers")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("tolerance delta")
+    ax.set_ylabel("layers per token")
+    legend_above(ax)
+    return ax
+
+
+def _candidates(
+    rows: pd.DataFrame, column: str, label: str, color: str, marker: str, ax: "Axes"
+) -> None:
+    """Measured candidates as markers, filled where certified; the thin line between them was not measured."""
+    style = current()
+    filled = rows["certified"].to_numpy(dtype=bool) if "certified" in rows else np.ones(len(rows))
+    grid, values = rows["threshold"].to_numpy(dtype=float), rows[column].to_numpy(dtype=float)
+    ax.plot(grid, values, "-", color=color, linewidth=style.line / 2, alpha=0.6)
+    for certified in (True, False):
+        some = np.flatnonzero(filled == certified)
+        ax.plot(
+            grid[some],
+            values[some],
+            marker,
+            color=color,
+            markersize=style.marker,
+            fillstyle="full" if certified else "none",
+            label=label if certified == bool(filled.any()) else "_nolegend_",
+        )
+
+
+def _curves(rows: pd.DataFrame, column: str, by: str, ax: "Axes") -> None:
+    """One curve for each value of a further coordinate; the row that is ``chosen``, if there is such a column, is marked."""
+    colors = current().several
+    for i, (value, own) in enumerate(rows.groupby(by)):
+        color, marker = colors[i % len(colors)], "os^Dvp"[i % 6]
+        _candidates(own, column, f"{by} {value}", color, marker, ax)
+        chosen = own[own["chosen"]] if "chosen" in own else own[:0]
+        if len(chosen):
+            label = f"chosen: {chosen[column].iloc[0]:.3g}"
+            _mark(chosen, column, label, color, marker, ax)
+
+
+def _mark(
+    chosen: pd.DataFrame, column: str, label: str, color: str, marker: str, ax: "Axes"
+) -> None:
+    ax.plot(
+        chosen["threshold"],
+        chosen[column],
+        marker,
+        color=color,
+        markersize=2 * current().marker,
+        markeredgecolor="black",
+        label=label,
+    )
+
+
+def _label_thresholds(lower_is_stricter: bool, ax: "Axes") -> None:
+    ax.set_xlabel(
+        "exit threshold"
+        + ("\n" if width(ax) < 3.5 else " ")
+        + f"({'lower' if lower_is_stricter else 'higher'}: more cautious)"
+    )
+
+
+def _wrapped(label: str) -> str:
+    """In lines of a small figure's height."""
+    return "\n".join(textwrap.wrap(label, 34))
+
+
+def _shade_certified(rows: pd.DataFrame, ax: "Axes") -> None:
+    """Shade from the first to the last threshold of each run of certified ones: what lies between grid points is not."""
+    grid = rows["threshold"].to_numpy(dtype=float)
+    flags = rows["certified"].to_numpy(dtype=bool)
+    pad = 0.004 * (grid[-1] - grid[0])  # so that a lone certified threshold is seen
+    label = "certified thresholds"
+    for first in np.flatnonzero(flags & ~np.r_[False, flags[:-1]]):
+        length = int((~flags[first:]).argmax()) or len(flags) - first
+        ax.axvspan(
+            grid[first] - pad,
+            grid[first + length - 1] + pad,
+            color=current().certified,
+            alpha=0.12,
+            linewidth=0,
+            zorder=0,
+            label=label,
+        )
+        label = "_nolegend_"

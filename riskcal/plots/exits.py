@@ -1,0 +1,150 @@
+"""Exits and what they say: confidence and agreement by layer, paths of heads, policies, bets of a monitor."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from riskcal.plots.styles import current, legend_above, new_axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def agreement_curve(
+    table: pd.DataFrame, *, outcome: str = "agreement", ax: "Axes | None" = None
+) -> "Axes":
+    """What each exit would say if all stopped there, beside how confident it is.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per exit: ``layer``, mean ``confidence``, and ``outcome``, the mean agreement or loss.
+    outcome : str
+        The outcome's column and name.
+    ax : Axes, optional
+        Drawn on if given, else on a new figure.
+    """
+    ax, style = new_axes(ax), current()
+    form: dict[str, Any] = {"markersize": style.marker, "linewidth": style.line}
+    ax.plot(table["layer"], table[outcome], "o-", color=style.loss, label=f"mean {outcome}", **form)
+    label = "mean confidence"
+    ax.plot(table["layer"], table["confidence"], "s--", color=style.cost, label=label, **form)
+    ax.set_xlabel("exit layer, if all stopped there")
+    ax.set_ylabel(f"{outcome}, confidence")
+    ax.set_ylim(bottom=min(0.0, float(table[[outcome, "confidence"]].min().min())))
+    _whole_numbers(ax)
+    legend_above(ax)
+    return ax
+
+
+def heads_curve(
+    table: pd.DataFrame,
+    *,
+    layers: Sequence[int],
+    agreement: float,
+    chosen: int | None = None,
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Agreement of the tokens that left at each head against the share that left early, step by step of the path.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As in `riskcal.heads.HeadCalibration.table`.
+    layers : (K,) ints
+        The heads' layers.
+    agreement : float
+        What is demanded, drawn as a line.
+    chosen : int, optional
+        The step that was chosen, marked.
+    ax : Axes, optional
+        Drawn on if given, else on a new figure.
+    """
+    ax, style = new_axes(ax), current()
+    share = table["exits"]
+    for i, layer in enumerate(layers):
+        values = table[f"agreement_{layer}"]
+        if values.notna().any():
+            color, dash = style.several[i % len(style.several)], ("-", "--", ":", "-.")[i % 4]
+            label = f"head after layer {layer}"
+            ax.plot(share, values, dash, color=color, linewidth=style.line, label=label)
+    ax.plot(share, table["agreement"], "-", color=style.full, linewidth=2 * style.line, label="all")
+    label = f"demanded: {agreement:g}"
+    ax.axhline(agreement, color=style.delta, linestyle="--", linewidth=style.line, label=label)
+    if chosen is not None:
+        at = table.iloc[chosen]
+        label = f"chosen: {at['exits']:.0%} leave early"
+        ax.plot(at["exits"], at["agreement"], "o", color=style.full, label=label)
+    ax.set_xlabel("share of tokens that leave early")
+    ax.set_ylabel("agreement with the full model")
+    legend_above(ax)
+    return ax
+
+
+def needed_confidence(
+    needed: Mapping[int, float] | ArrayLike, *, ax: "Axes | None" = None
+) -> "Axes":
+    """The confidence that a policy asks for: by head, from a mapping of layers, or by position, from one number each."""
+    ax, style = new_axes(ax), current()
+    if isinstance(needed, Mapping):
+        layers = np.array(sorted(needed))
+        values = np.array([needed[layer] for layer in layers.tolist()], dtype=float)
+        used = np.isfinite(values)
+        ax.plot(layers[used], values[used], "o", color=style.loss, label="exit threshold")
+        if not used.all():
+            top = float(values[used].max()) if used.any() else 1.0
+            label = "never exits"
+            ax.plot(layers[~used], np.full((~used).sum(), top), "x", color=style.delta, label=label)
+        ax.set_xlabel("layer")
+        _whole_numbers(ax)
+        legend_above(ax)
+    else:
+        values = np.asarray(needed, dtype=float)
+        if math.isfinite(values.max()):
+            ax.step(np.arange(len(values)), values, where="mid", color=style.loss)
+            ax.set_ylim(min(0.0, float(values.min())), max(1.0, float(values.max())) * 1.05)
+        else:
+            said = "the full model:\nno token exits early"
+            ax.text(0.5, 0.5, said, ha="center", va="center", transform=ax.transAxes)
+            ax.set_xlim(0, max(1, len(values) - 1))
+        ax.set_xlabel("position of the token")
+    ax.set_ylabel("confidence needed to exit")
+    return ax
+
+
+def bets(table: pd.DataFrame, *, limit: float, ax: "Axes | None" = None) -> "Axes":
+    """Evidence of a monitor: each bet's capital, their mean, and the limit at which the alarm is raised.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per bet: ``share``, of the largest possible stake, and ``capital``.
+    limit : float
+        Of the mean capital.
+    ax : Axes, optional
+        Drawn on if given, else on a new figure.
+    """
+    ax, style = new_axes(ax), current()
+    least = float(np.finfo(float).tiny)
+    ax.plot(
+        table["share"], table["capital"].clip(lower=least), "o", color=style.loss, label="one bet"
+    )
+    mean = max(float(table["capital"].mean()), least)
+    ax.axhline(mean, color=style.loss, linewidth=style.line, label=f"their mean: {mean:.3g}")
+    label = f"alarm at {limit:.4g}"
+    ax.axhline(limit, color=style.delta, linestyle="--", linewidth=style.line, label=label)
+    ax.set_yscale("log")
+    ax.set_xlabel("stake, as a share of the largest")
+    ax.set_ylabel("capital of the bets\nthat the risk is above delta")
+    legend_above(ax)
+    return ax
+
+
+def _whole_numbers(ax: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,0 +1,80 @@
+"""What a policy's certificate says, in plain words."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from riskcal.policy.exit_policy import ExitPolicy
+
+#: What a certified mean is taken over, where that is not plain.
+OVER = {
+    "prompts": "",
+    "clusters": ", as the mean over clusters, each cluster counting alike whatever its size",
+    "requests": ", as the mean over requests",
+}
+MEANING = {
+    "textual": "dissimilarity to the full model's output",
+    "risk": "increase in risk over the full model",
+    "risk_clipped": "increase in risk over the full model (improvements counted as 0)",
+    "losses": "loss",
+    "selective": "dissimilarity to the full model's output, among the requests that stopped early,",
+}
+
+
+def meaning(name: str) -> str:
+    """What the mean of a risk is, in words."""
+    return MEANING.get(name, f"cost in {name}")
+
+
+def of_policy(policy: "ExitPolicy") -> str:
+    """What a policy's certificate says, where the records it was made from are not at hand."""
+    certificate = policy.certificate
+    if certificate is None:
+        return "No certificate: this policy was written by hand, and nothing is guaranteed of it."
+    deltas = certificate.delta
+    if not isinstance(deltas, dict):
+        deltas = {certificate.objective: deltas}
+    if policy.is_full_model:
+        tolerated = " and ".join(map(as_text, deltas.values()))
+        return f"Nothing was certified at delta {tolerated}: the policy is the full model."
+    unit = "clusters" if certificate.weighting in ("clusters", "requests") else "prompts"
+    over = OVER[certificate.weighting or "prompts"]
+    claims = " and ".join(f"{_claim(name)} at most {as_text(d)}" for name, d in deltas.items())
+    where = (
+        f"at threshold {as_text(policy.threshold)}"
+        if policy.thresholds is None
+        else "at each head's threshold"
+    )
+    where += "".join(
+        f", {name} {as_text(value)}" for name, value in (policy.coordinates or {}).items()
+    )
+    return (
+        f"Certified: with probability at least {at_least(certificate.epsilon_spent)} over the draw of the {certificate.n} "
+        f"calibration {unit}, {where} {claims}{over}."
+    )
+
+
+def _claim(name: str) -> str:
+    if name == "agreement":
+        return "the share of tokens that leave early and are not the full model's is"
+    return f"the expected {meaning(name)} is"
+
+
+def at_least(epsilon: float) -> str:
+    """1 - epsilon as messages write it: never rounded up."""
+    if epsilon < 1e-6:
+        return f"1 - {as_text(epsilon)}"
+    return f"{math.floor((1 - epsilon) * 1e6 + 1e-6) / 1e6:.6g}"
+
+
+def as_text(value: Any) -> str:
+    """A coordinate's value or a tolerance, as messages write it: six digits, or as many more as tell it from others."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return str(value)
+    number = float(value)
+    written = (f"{number:.{digits}g}" for digits in range(6, 18))
+    return next(
+        (text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number)
+    )

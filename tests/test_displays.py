@@ -1,0 +1,228 @@
+"""What results look like: tables without what all rows share, pictures of each result, one style."""
+
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import same_color
+from matplotlib.figure import Figure
+
+import riskcal
+from riskcal import ExitPolicy, RiskcalError, _showing, plots
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    return riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1)
+
+
+def axes(width: float = 7.0):
+    return Figure(figsize=(width, 3), layout="constrained").subplots()
+
+
+def words(ax) -> str:
+    return " ".join(text.get_text() for text in ax.get_legend().get_texts())
+
+
+# -- tables ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_table_has_no_column_that_says_the_same_in_every_row_and_marks_the_chosen_one(
+    calibration,
+):
+    shown = repr(calibration)
+    header = next(line for line in shown.splitlines() if line.startswith("threshold"))
+    assert "measure" not in header
+    assert "policy" not in header
+    assert "layers/token" in header
+    assert "In every row: min_layer 1, measure softmax, max_new_tokens 24, n_layers 8" in shown
+    [marked] = [line for line in shown.splitlines() if "chosen" in line]
+    assert marked.split()[0] == "0.45"
+    assert len(header) < 80  # a terminal's width
+    page = calibration._repr_html_()
+    assert page.count("font-weight: bold") == 1
+    assert calibration.table.shape == (21, 11)  # what is hidden is in the table all the same
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([1.0, 2.0]), st.text(max_size=8), st.integers(0, 3)), max_size=80
+    ),
+    st.integers(0, 79),
+)
+def test_any_table_is_shown_whole_or_says_what_it_left_out(rows, chosen):
+    table = pd.DataFrame(rows, columns=["threshold", "name", "n"])
+    chosen = chosen if chosen < len(table) else None
+    page = _showing.html(table, settings=["name", "n"], chosen=chosen)
+    seen = page.count("<tr") - 1
+    left_out = re.search(r"(\d+) of (\d+) rows are not shown", page)
+    assert seen + (int(left_out[1]) if left_out else 0) == len(table)
+    assert page.count("font-weight: bold") == (chosen is not None)
+    for name in ("name", "n"):
+        same = len(table) > 1 and table[name].nunique() == 1
+        assert (f"<th>{name}</th>" in page) != same
+
+
+def test_markup_in_records_is_text():
+    table = pd.DataFrame({"threshold": [0.5, 0.6], "name": ["<b>", "<script>"]})
+    assert "<script>" not in _showing.html(table)
+    assert "&lt;script&gt;" in _showing.html(table)
+
+
+@pytest.mark.parametrize("name", ["g2p", "g2p-traces"])
+def test_records_show_means_in_a_notebook(name):
+    records = riskcal.load_example(name)
+    page = records._repr_html_()
+    assert repr(records) in page
+    means = (
+        records.losses("textual").mean(0)
+        if isinstance(records, riskcal.Runs)
+        else records.agrees.mean(0)
+    )
+    for mean in means:
+        assert f"<td>{mean:.4g}</td>" in page
+
+
+def test_exits_of_ragged_traces_are_means_over_those_that_reach_them():
+    traces = riskcal.Traces.from_arrays(
+        prompt=[0, 1, 2],
+        position=[0, 0, 0],
+        confidence=[[0.2, 0.9], [0.4, 0.5, 0.9], [0.6]],
+        loss=[[1.0, 0.0], [0.5, 0.5, 0.0], [0.0]],
+    )
+    page = traces._repr_html_()
+    for row in ((1, 3, 0.4, 0.5), (2, 2, 0.7, 0.25), (3, 1, 0.9, 0)):
+        assert "".join(f"<td>{value:g}</td>" for value in row) in page
+    traces.plot(axes())
+
+
+def test_a_policy_shows_its_settings_and_what_is_certified_of_it(calibration):
+    page = calibration.policy()._repr_html_()
+    assert "Certified: with probability at least 0.95" in page
+    assert "<td>threshold</td><td>0.45</td>" in page
+    assert "written by hand" in ExitPolicy(threshold=0.5)._repr_html_()
+    nothing = riskcal.calibrate(np.ones((30, 1)), thresholds=[0.5], delta=0.1)
+    assert "Nothing was certified" in nothing.policy()._repr_html_()
+
+
+def test_tables_become_latex(calibration):
+    text = calibration.to_frame()[["threshold", "loss", "certified"]].to_latex(index=False)
+    assert r"\begin{tabular}" in text
+    assert "0.450000" in text
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_band_goes_up_to_the_bound_that_decides(calibration):
+    ax = axes()
+    calibration.plot(ax)
+    [band] = [c for c in ax.collections if c.get_label() == "upper confidence bound"]
+    table = calibration.table.set_index("threshold")
+    for threshold, certified in table["certified"].items():
+        vertices = [
+            float(y)
+            for x, y in band.get_paths()[0].vertices
+            if math.isclose(float(x), threshold, abs_tol=1e-12)
+        ]
+        assert (max(vertices) <= 0.1) == certified
+        assert min(vertices) == pytest.approx(table["loss"][threshold])
+
+
+def test_one_further_coordinate_has_a_curve_for_each_value_and_two_are_refused():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"prompt": i, "threshold": t, "temperature": tau, "variant": v, "layers": 8 * t}
+        for i in range(60)
+        for t in (0.5, 0.7, 0.9)
+        for tau in (1.0, 4.0)
+        for v in ("a", "b")
+    ]
+    frame = pd.DataFrame(rows)
+    frame["dissimilarity"] = rng.random(len(frame)) * (1 - frame["threshold"]) * 0.3
+    one = riskcal.Runs.from_frame(frame[frame["variant"] == "a"].drop(columns="variant"))
+    ax = axes()
+    found = riskcal.calibrate(one, delta=0.2)
+    found.plot(ax)
+    assert "temperature 1" in words(ax)
+    assert "temperature 4" in words(ax)
+    assert words(ax).count("chosen") == 1
+    found.plot(axes(), cost="layers")
+    one.plot(ax=axes())
+    two = riskcal.Runs.from_frame(frame, candidate_columns=["variant"])
+    with pytest.raises(RiskcalError, match=r"plot: candidates differ in .*variant"):
+        two.plot()
+    with pytest.raises(RiskcalError, match=r"plot: candidates differ in .*variant"):
+        riskcal.calibrate(two, delta=0.2).plot()
+
+
+@pytest.mark.parametrize("width", [3.3, 7.0])
+def test_a_picture_fits_a_column_of_a_paper(calibration, width):
+    figure = Figure(figsize=(width, 3), layout="constrained")
+    ax = figure.subplots()
+    calibration.plot(ax)
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    assert box.x0 >= -0.01
+    assert box.x1 <= width + 0.01
+    assert ax.get_window_extent().height > 0.3 * figure.bbox.height  # the curve keeps its room
+    legend, inner = ax.get_legend().get_window_extent(), ax.get_window_extent()
+    assert legend.y0 >= inner.y1 - 1  # and nothing lies on it
+
+
+def test_every_result_has_a_picture_on_the_axes_given(calibration):
+    traces = riskcal.load_example("g2p-traces")
+    heads = riskcal.heads.certified(
+        traces.confidence[:, :-1],
+        traces.agrees[:, :-1],
+        prompts=traces.prompt,
+        max_tokens=30,
+        layers=range(1, 8),
+    )
+    monitor = riskcal.RiskMonitor(0.1).update([0.0, 0.3] * 20)
+    decaying = ExitPolicy(threshold=0.9, schedule=riskcal.Decaying(temperature=4.0, max_length=20))
+    for result in (
+        calibration,
+        riskcal.load_example("g2p"),
+        traces,
+        heads,
+        monitor,
+        decaying,
+        ExitPolicy(thresholds={2: 0.9, 4: math.inf}),
+        ExitPolicy.full_model(),
+    ):
+        ax = axes()
+        assert result.plot(ax=ax) is ax
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+    with pytest.raises(RiskcalError, match="no row"):
+        riskcal.AdaptiveCalibration(range(20), [0.5, 0.9], delta=0.1).plot(axes())
+
+
+def test_needed_confidence_is_that_of_the_schedule():
+    schedule = riskcal.Decaying(temperature=4.0, max_length=20)
+    ax = axes()
+    ExitPolicy(threshold=0.9, schedule=schedule).plot(ax)
+    drawn = ax.get_lines()[0].get_ydata()
+    np.testing.assert_allclose(drawn, schedule.local_threshold(0.9, np.arange(20)))
+
+
+def test_a_style_holds_within_its_with_and_names_what_it_does_not_know(calibration):
+    ax = axes()
+    with plots.style(delta="black"), plots.style(marker=9):
+        calibration.plot(ax)
+    [line] = [line for line in ax.get_lines() if line.get_label().startswith("tolerance")]
+    assert same_color(line.get_color(), "black")
+    after = axes()
+    calibration.plot(after)
+    [line] = [line for line in after.get_lines() if line.get_label().startswith("tolerance")]
+    assert same_color(line.get_color(), plots.Style().delta)
+    with (
+        pytest.raises(RiskcalError, match="colour: is nothing of a style; there is loss, delta"),
+        plots.style(colour="black"),
+    ):
+        pass
