@@ -31,7 +31,7 @@ unit: $(VENV)/.full ## the tests alone, a process to each core
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 
 validate: $(VENV)/.full ## the long tier (with a Chromium, for the report): every benchmark, its figures written to benchmarks/results with their commit
-	$(INSTALL) '.[browser]'
+	$(INSTALL) '.[browser]' --requirement benchmarks/referee.txt
 	$(BIN)/python benchmarks/outgrown.py --rerun
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/studies/every.py
 

@@ -1,9 +1,8 @@
-"""riskcal beside its peers, in one process on the same arrays: time, memory, and whether what they say is true.
+"""riskcal beside its peers, in one process on the same arrays: time and memory.
 
-Peers are MAPIE and riskgate, where installed (``pip install mapie riskgate``), and plain-numpy versions of the formulas
-of Schuster et al. (2022). Times are CPU seconds, the least of several rounds in which all take turns; memory is the
-largest growth of the process while the call runs (Linux only). The last table asks each on the same simulated null how
-often it certifies a loss that is above delta: the share must not exceed the level.
+Peers are MAPIE and riskgate, where installed (``pip install -r benchmarks/referee.txt``), and plain-numpy versions of the
+formulas of Schuster et al. (2022). Times are CPU seconds, the least of several rounds in which all take turns; memory is the
+largest growth of the process while the call runs (Linux only). Whether they keep their word is asked by ``referee.py``.
 """
 
 import argparse
@@ -14,19 +13,17 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import special, stats
 
 import riskcal
-from laboratory import worlds
-from laboratory.validity import Validity, clopper_pearson, validity
-from riskcal import fwer, pvalues, records, trials
+from laboratory import published, worlds
+from riskcal import pvalues, records, trials
 
 with contextlib.suppress(ImportError):
     from riskgate import multirisk
@@ -37,53 +34,8 @@ with contextlib.suppress(ImportError):
 DELTA, EPSILON = 0.1, 0.05
 HAS = {"riskgate": "multirisk" in globals(), "MAPIE": "ltt_procedure" in globals()}
 
-RISK = np.r_[np.linspace(0.01, 0.09, 9), DELTA * (1 + 1e-9), np.linspace(0.11, 0.2, 10)]
-#: Losses of 0 or 1 under 20 thresholds, the tenth just above delta.
-CURVE = worlds.World(
-    name="0 or 1, 20 thresholds",
-    thresholds=np.linspace(0.95, 0.05, 20),
-    risk=RISK,
-    saving=np.linspace(0.05, 0.95, 20),
-    delta=DELTA,
-    losses_at=lambda u: (u < RISK).astype(np.float64),
-)
-
 Array = NDArray[np.float64]
 Calls = dict[str, Callable[[], Any]]
-
-
-# The formulas of Schuster et al. (2022), as one would write them down -----------------------------------------------
-
-
-def numpy_hoeffding(mean: Array, n: int, delta: float) -> Array:
-    """CALM, Eq. 9."""
-    return np.exp(-2 * n * np.maximum(0, delta - mean) ** 2)
-
-
-def numpy_hoeffding_bentkus(mean: Array, n: int, delta: float) -> Array:
-    """CALM's own test, all columns at once."""
-    r = np.minimum(mean, delta)
-    entropy = special.xlogy(r, r / delta) + special.xlogy(1 - r, (1 - r) / (1 - delta))
-    return np.minimum(
-        1, np.minimum(np.exp(-n * entropy), math.e * stats.binom.cdf(np.ceil(n * mean), n, delta))
-    )
-
-
-def numpy_adaptive_bets(losses: Array, delta: float, level: float = EPSILON) -> float:
-    """The betting test of Waudby-Smith and Ramdas, one-sided, for one column."""
-    n = len(losses)
-    steps = np.arange(1, n + 1)
-    mean = (0.5 + np.cumsum(losses)) / (steps + 1)
-    variance = (0.25 + np.cumsum((losses - mean) ** 2)) / (steps + 1)
-    bet = np.sqrt(2 * math.log(1 / level) / (n * np.r_[0.25, variance[:-1]]))
-    capital = np.cumsum(np.log1p(np.minimum(bet, 0.75 / (1 - delta)) * (delta - losses)))
-    return min(1.0, math.exp(-capital.max()))
-
-
-def mapie_bounds(losses: Array, level: float) -> Array:
-    """MAPIE's betting bounds of all columns, on its grid."""
-    k = losses.shape[1]
-    return mapie.get_r_hat_plus(losses, np.arange(1, k + 1) / k, "rcps", "wsr", level, 0.25)[1]
 
 
 # Measuring ---------------------------------------------------------------------------------------------------------
@@ -148,6 +100,12 @@ def measured(calls: Calls, rounds: int) -> pd.DataFrame:
 # What is compared --------------------------------------------------------------------------------------------------
 
 
+def mapie_bounds(losses: Array) -> Array:
+    """MAPIE's betting bounds of all columns, on its grid."""
+    k = losses.shape[1]
+    return mapie.get_r_hat_plus(losses, np.arange(1, k + 1) / k, "rcps", "wsr", EPSILON, 0.25)[1]
+
+
 def pvalue_table(rounds: int, n: int = 2000, k: int = 1000, few: int = 100) -> pd.DataFrame:
     """P-values of k columns; the peers' betting on some of them, since MAPIE needs memory of the order k^2."""
     rng = np.random.default_rng(0)
@@ -155,15 +113,15 @@ def pvalue_table(rounds: int, n: int = 2000, k: int = 1000, few: int = 100) -> p
     some = np.ascontiguousarray(losses[:, :few])
     calls: Calls = {
         "numpy: column means": lambda: losses.mean(0),
-        "numpy: Hoeffding": lambda: numpy_hoeffding(losses.mean(0), n, DELTA),
-        "numpy: Hoeffding-Bentkus": lambda: numpy_hoeffding_bentkus(losses.mean(0), n, DELTA),
+        "numpy: Hoeffding": lambda: published.hoeffding(losses.mean(0), n, DELTA),
+        "numpy: Hoeffding-Bentkus": lambda: published.hoeffding_bentkus(losses.mean(0), n, DELTA),
         "riskcal: hoeffding": lambda: pvalues.hoeffding(losses, DELTA),
         "riskcal: hoeffding_bentkus": lambda: pvalues.hoeffding_bentkus(losses, DELTA),
         "riskcal: convex_order": lambda: pvalues.convex_order(losses, DELTA),
         "riskcal: betting": lambda: pvalues.betting(losses, DELTA, level=EPSILON),
         f"riskcal: betting, {few} columns": lambda: pvalues.betting(some, DELTA, level=EPSILON),
         f"numpy: WSR, {few} columns": lambda: [
-            numpy_adaptive_bets(column, DELTA) for column in some.T
+            published.adaptive_bets(column[:, None], DELTA, EPSILON) for column in some.T
         ],
     }
     if HAS["riskgate"]:
@@ -172,7 +130,7 @@ def pvalue_table(rounds: int, n: int = 2000, k: int = 1000, few: int = 100) -> p
         calls["MAPIE: Hoeffding-Bentkus"] = lambda: mapie.compute_hoeffding_bentkus_p_value(
             losses.mean(0), n, DELTA
         )
-        calls[f"MAPIE: WSR, {few} columns"] = lambda: mapie_bounds(some, EPSILON)
+        calls[f"MAPIE: WSR, {few} columns"] = lambda: mapie_bounds(some)
     table = measured(calls, rounds)
     columns = np.where(table["call"].str.contains(f"{few} columns"), few, k)
     reference = table.loc[table["call"] == "numpy: column means", "ms"].iloc[0]
@@ -203,7 +161,7 @@ def split_table(rounds: int, n: int = 2000, k: int = 100, n_trials: int = 1000) 
         return results
 
     def by_formula(sample: Array) -> NDArray[np.bool_]:
-        return numpy_hoeffding_bentkus(sample.mean(0), size, DELTA) <= EPSILON
+        return published.hoeffding_bentkus(sample.mean(0), size, DELTA) <= EPSILON
 
     def by_riskgate(sample: Array) -> NDArray[np.bool_]:
         ascending = world.thresholds[::-1]
@@ -265,104 +223,6 @@ def replay_table(rounds: int, tokens: int, n_layers: int = 24, k: int = 100) -> 
     return table
 
 
-def nulls(n: int) -> Iterator[tuple[str, Callable[[int, np.random.Generator], Array]]]:
-    """Laws (n, draws) whose mean is just above delta."""
-    mean = DELTA * (1 + 1e-9)
-    yield "0 or 1", lambda draws, rng: (rng.random((n, draws)) < mean).astype(float)
-    yield (
-        "mostly 0",
-        lambda draws, rng: np.where(
-            rng.random((n, draws)) < mean / 0.4, rng.beta(2, 3, (n, draws)), 0.0
-        ),
-    )
-    yield "0, rarely .2", lambda draws, rng: np.where(rng.random((n, draws)) < mean / 0.2, 0.2, 0.0)
-
-
-def validity_table(draws: int, n: int = 100) -> pd.DataFrame:
-    """How often each certifies a mean loss just above delta, and the exact 95% interval of that share."""
-    rows = []
-    for name, law in nulls(n):
-        losses = law(draws, np.random.default_rng(4))
-        found: dict[str, NDArray[np.bool_]] = {
-            "riskcal: betting": pvalues.betting(losses, DELTA, level=EPSILON) <= EPSILON,
-            "riskcal: convex_order": pvalues.convex_order(losses, DELTA) <= EPSILON,
-            "riskcal: hoeffding_bentkus": pvalues.hoeffding_bentkus(losses, DELTA) <= EPSILON,
-            "numpy: Hoeffding-Bentkus": numpy_hoeffding_bentkus(losses.mean(0), n, DELTA)
-            <= EPSILON,
-            "numpy: WSR": np.array([numpy_adaptive_bets(column, DELTA) for column in losses.T])
-            <= EPSILON,
-        }
-        if name == "0 or 1":
-            found["riskcal: binomial"] = pvalues.binomial(losses, DELTA) <= EPSILON
-        if HAS["riskgate"]:
-            found["riskgate: hb"] = multirisk.ltt_pvalues([losses], [DELTA], "hb")[0] <= EPSILON
-            if name == "0 or 1":
-                found["riskgate: binomial"] = (
-                    multirisk.ltt_pvalues([losses], [DELTA], "binomial")[0] <= EPSILON
-                )
-        if HAS["MAPIE"]:
-            p = mapie.compute_hoeffding_bentkus_p_value(losses.mean(0), n, DELTA)[:, 0]
-            found["MAPIE: Hoeffding-Bentkus"] = p <= EPSILON
-            whole = losses[:, : draws - draws % 100]
-            bounds = [
-                mapie_bounds(part, EPSILON)
-                for part in np.split(whole, whole.shape[1] // 100, axis=1)
-            ]
-            found["MAPIE: WSR bound (rcps)"] = np.concatenate(bounds) <= DELTA + 1e-12
-        rows += [row_of_rate(name, call, rejected) for call, rejected in found.items()]
-    for name, decide in procedures(CURVE).items():
-        result = validity(CURVE, decide, n=n, trials=min(draws, 2000), seed=5)
-        rows.append(row_of_rate(CURVE.name, name, result))
-    return pd.DataFrame(rows)
-
-
-def procedures(world: worlds.World) -> dict[str, Callable[[Array], NDArray[np.bool_]]]:
-    """Whole procedures, from losses to certified thresholds."""
-    ascending = world.thresholds[::-1]
-
-    def ours(losses: Array) -> NDArray[np.bool_]:
-        return fwer.fixed_sequence(pvalues.betting(losses, world.delta, level=EPSILON), EPSILON)
-
-    def by_riskgate(losses: Array) -> NDArray[np.bool_]:
-        threshold = multirisk.ltt_threshold(
-            [losses[:, ::-1]], ascending, [world.delta], EPSILON, "binomial"
-        )
-        return world.thresholds >= threshold
-
-    def by_mapie(losses: Array) -> NDArray[np.bool_]:
-        of_k = np.full((1, world.k), float(len(losses)))
-        valid, _ = ltt_procedure(
-            losses.mean(0)[None], np.array([[world.delta]]), EPSILON, of_k, binary=True
-        )
-        return np.isin(np.arange(world.k), valid[0])
-
-    found = {"riskcal: betting, fixed sequence": ours}
-    found["mean at most delta, no test"] = lambda losses: losses.mean(0) <= world.delta
-    if HAS["riskgate"]:
-        found["riskgate: ltt_threshold, binomial"] = by_riskgate
-    if HAS["MAPIE"]:
-        found["MAPIE: ltt_procedure, binary, Holm"] = by_mapie
-    return found
-
-
-def row_of_rate(null: str, name: str, result: Any) -> dict[str, Any]:
-    """Rate, interval, and the verdict."""
-    if isinstance(result, Validity):
-        count, trials_, low, high = result.violations, result.trials, result.low, result.high
-    else:
-        count, trials_ = int(np.sum(result)), len(result)
-        low, high = clopper_pearson(count, trials_)
-    verdict = "INVALID" if low > EPSILON else "ok"
-    return {
-        "null": null,
-        "call": name,
-        "rate": count / trials_,
-        "low": low,
-        "high": high,
-        "at .05": verdict,
-    }
-
-
 def ends(tables: dict[str, pd.DataFrame]) -> list[str]:
     """What had to be reached, and whether it was."""
     p = tables["p-values"].set_index("call")
@@ -402,7 +262,6 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=10_000_000, help="tokens replayed; about 120 bytes each"
     )
-    parser.add_argument("--draws", type=int, default=4000, help="draws per null")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -410,18 +269,18 @@ def main() -> None:
 
     absent = [name for name, found in HAS.items() if not found]
     for name in absent:
-        print(f"{name} is not installed, so nothing is measured of it: pip install {name.lower()}")
+        print(
+            f"{name} is not installed, so nothing is measured of it: pip install -r benchmarks/referee.txt"
+        )
     tables = {
         "p-values": pvalue_table(options.rounds),
         "splits": split_table(max(options.rounds // 2, 1)),
         "replay": replay_table(max(options.rounds // 2, 1), options.tokens),
-        "validity": validity_table(options.draws),
     }
     titles = {
         "p-values": "P-values of 2,000 x 1,000 losses",
         "splits": "1,000 random 80/20 splits, 2,000 prompts x 100 candidates",
         "replay": f"Replay of {options.tokens:,} tokens x 24 layers under 100 thresholds",
-        "validity": f"Null of mean just above {DELTA:g}: share certified at level {EPSILON:g}, 100 prompts",
     }
     for name, table in tables.items():
         print(f"\n{titles[name]}\n\n{table.to_string(index=False, float_format='%.3f', na_rep='')}")
