@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,19 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate, fwer
 from riskcal._validate import Floats
-from riskcal.heads.inputs import Bools, _agreement, _digest, _layers, _most, _records, _tokens
+from riskcal.heads.decisions import _in_turn
+from riskcal.heads.inputs import (
+    Bools,
+    _agreement,
+    _digest,
+    _layers,
+    _most,
+    _Records,
+    _records,
+    _tokens,
+)
 from riskcal.heads.outlook import _certified_message, _failure_message, _pvalue, _share
-from riskcal.heads.path import _count, _Counts, _Goal, _path
+from riskcal.heads.path import _count, _Counts, _Goal, _path, _spared
 from riskcal.heads.result import HeadCalibration
 
 
@@ -24,7 +35,7 @@ def certified(
     max_tokens: int,
     agreement: float = 0.9,
     epsilon: float = 0.05,
-    pilot_fraction: float = 0.2,
+    pilot_fraction: float | None = None,
     layers: Sequence[int] | None = None,
 ) -> HeadCalibration:
     """Thresholds at which every head's exited tokens agree often enough, with probability at least 1 - epsilon.
@@ -85,25 +96,11 @@ def certified(
     goal = _Goal(_agreement(agreement), _validate.level(epsilon, "epsilon"), _most(max_tokens))
     recorded = _records(*_tokens(confidence, agrees), prompts, goal.max_tokens, pilot_fraction)
     numbers = _layers(layers, recorded.confidence.shape[1])
-    steps: list[Floats] = []
-    counts: list[_Counts] = []
-    tested: list[float] = []
-    for thresholds in _path(recorded, numbers, goal):
-        steps.append(thresholds)
-        counts.append(_count(recorded, thresholds))
-        tested.append(_pvalue(counts[-1], thresholds, goal))
-        if tested[-1] > goal.level:
-            break
-    rejected = fwer.fixed_sequence(tested, goal.level) if tested else np.zeros(0, dtype=bool)
-    table = _table(
-        steps,
-        counts,
-        tested,
-        rejected,
-        numbers,
-        tokens=int(np.sum(recorded.prompt >= recorded.n_pilot)),
-    )
-    last = int(rejected.sum()) - 1
+    walked = (_one_token if goal.max_tokens == 1 else _many_tokens)(recorded, numbers, goal)
+    tokens = int(np.sum(recorded.prompt >= recorded.n_pilot))
+    table = _table(*walked, numbers, tokens=tokens)
+    steps, rejected = walked.thresholds, walked.rejected
+    last = int(np.flatnonzero(rejected)[-1]) if rejected.any() else -1
     if last >= 0:
         told = partial(_certified_message, recorded, table, numbers, goal, last)
     else:
@@ -112,7 +109,7 @@ def certified(
             recorded,
             numbers,
             goal,
-            _validate.level(pilot_fraction, "pilot_fraction"),
+            pilot_fraction,
         )
     return HeadCalibration(
         thresholds=steps[last] if last >= 0 else np.full(len(numbers), math.inf),
@@ -124,10 +121,44 @@ def certified(
         agreement=goal.agreement,
         epsilon=goal.level,
         max_tokens=goal.max_tokens,
+        test="binomial" if goal.max_tokens == 1 else "betting",
         layers_given=layers is not None,
         records_digest=_digest(recorded, numbers),
         _told=told,
     )
+
+
+class _Walked(NamedTuple):
+    """What was tested, in order."""
+
+    thresholds: list[Floats]
+    counts: list[_Counts]
+    pvalues: list[float]
+    rejected: Bools
+
+
+def _one_token(recorded: _Records, layers: NDArray[np.int64], goal: _Goal) -> _Walked:
+    turns = _in_turn(recorded, _spared(layers), goal)
+    return _Walked(
+        [turn.thresholds for turn in turns],
+        [_count(recorded, turn.thresholds) for turn in turns],
+        [turn.pvalue for turn in turns],
+        np.array([turn.certified for turn in turns], dtype=bool),
+    )
+
+
+def _many_tokens(recorded: _Records, layers: NDArray[np.int64], goal: _Goal) -> _Walked:
+    steps: list[Floats] = []
+    counts: list[_Counts] = []
+    tested: list[float] = []
+    for thresholds in _path(recorded, layers, goal):
+        steps.append(thresholds)
+        counts.append(_count(recorded, thresholds))
+        tested.append(_pvalue(counts[-1], thresholds, goal))
+        if tested[-1] > goal.level:
+            break
+    rejected = fwer.fixed_sequence(tested, goal.level) if tested else np.zeros(0, dtype=bool)
+    return _Walked(steps, counts, tested, rejected)
 
 
 def _table(

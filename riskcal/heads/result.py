@@ -40,6 +40,7 @@ class HeadCalibration:
         Calibration prompts, the pilot not counted.
     agreement, epsilon : float
     max_tokens : int
+    test : {"betting", "binomial"}
     layers_given : bool
         Whether the heads' layers were said; if not, the columns were taken for layers 1 to K.
     records_digest : str
@@ -58,6 +59,7 @@ class HeadCalibration:
     agreement: float
     epsilon: float
     max_tokens: int
+    test: str
     layers_given: bool
     records_digest: str
     _told: Callable[[], str]
@@ -112,9 +114,9 @@ class HeadCalibration:
             objective="agreement",
             lower=0.0,
             upper=1.0,
-            test="betting",
+            test=self.test,
             procedure="fixed_sequence",
-            starts=1,
+            starts=max(len(self.table), 1) if self.test == "binomial" else 1,
             n=self.n,
             k=len(self.table),
             pvalue=float(chosen.iloc[-1]) if len(chosen) else None,
