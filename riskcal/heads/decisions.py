@@ -13,8 +13,19 @@ from riskcal.heads.prospects import _heads_to_use, _known, _prospect
 
 #: Thresholds per expected token in a head's sequence, and in all: so many that hardly ever two errors come at one step.
 _PER_TOKEN, _STEPS = 4, 200_000
-#: Of a head's level, what is left to those after it if it fails at its first threshold, and the rest if it does not.
+#: Of a head's level, what is left to those after it if it fails at its first threshold.
 _AFTER_NONE = 0.1
+#: A step of so many expected tokens is a lump (equal confidences), and of the level what lumps may take from those after.
+_LUMP, _AFTER_LUMP = 10.0, 0.9
+
+
+class _Sequence(NamedTuple):
+    """Thresholds that a head is walked down, and what is left of the level for the heads after it, by how it ends."""
+
+    grid: Floats  # descending from the start
+    surplus: int  # errors that one step may be expected to bring, at most
+    settled: float  # left before a failure
+    failed: Floats  # at which threshold it failed, the first (none passed) or another; with `settled` at most 1 together
 
 
 class _Turn(NamedTuple):
@@ -31,6 +42,8 @@ def _in_turn(recorded: _Records, spared: Floats, goal: _Goal) -> list[_Turn]:
     A head is walked down a fine sequence of thresholds that the pilot fixed. It is left where one error more would fail, so
     that its threshold is settled without a look at any token below: these are as fresh to the next head as if they alone had
     been drawn, from the law of those that wait for it. Therefore its tests need not allow for where the first one ended.
+    Where it is walked on and fails, which equal confidences make likely, the tokens below were looked at; those cases share
+    a part of the next heads' level, each its own, as the pilot thinks them likely.
     """
     tolerated, n = 1.0 - goal.agreement, recorded.n
     rows = recorded.prompt < recorded.n_pilot
@@ -46,61 +59,75 @@ def _in_turn(recorded: _Records, spared: Floats, goal: _Goal) -> list[_Turn]:
         found = _prospect(heads[k], in_pilot, n, tolerated, goal.level * share)
         if found is None:
             break
-        grid, surplus = _sequence(pilot[in_pilot, k], found.start, n / len(pilot))
-        last, passed, overshot = _walk(
+        sequence = _sequence(pilot[in_pilot, k], found.start, n / len(pilot))
+        last, failed = _walk(
             tested[waiting, k],
             wrong[waiting, k],
-            grid,
+            sequence,
             tolerated,
             goal.level * share,
-            surplus if k != used[-1] else None,
+            leaves=k != used[-1],
         )
-        own = np.where(np.arange(len(heads)) == k, grid[last], settled)
-        exits = waiting & (tested[:, k] >= grid[last])
+        threshold, passed = sequence.grid[last], failed != 0
+        own = np.where(np.arange(len(heads)) == k, threshold, settled)
+        exits = waiting & (tested[:, k] >= threshold)
         pvalue = _pvalues(np.sum(exits & wrong[:, k]), np.sum(exits), tolerated)
         turns.append(_Turn(own, min(float(pvalue) / share, 1.0), passed))
-        if overshot:
-            break
         if passed:
             settled = own
             waiting &= ~exits
-            in_pilot &= ~(pilot[:, k] >= grid[last])
-        share *= 1.0 - _AFTER_NONE if passed else _AFTER_NONE
+            in_pilot &= ~(pilot[:, k] >= threshold)
+        share *= sequence.settled if failed is None else sequence.failed[failed]
+        if share <= 0.0:
+            break
     return turns
 
 
-def _sequence(confidence: Floats, start: float, scale: float) -> tuple[Floats, int]:
-    """Descending thresholds from the start to the pilot's lowest confidence, and how many errors one step may bring."""
+def _sequence(confidence: Floats, start: float, scale: float) -> _Sequence:
+    """From the start to the pilot's lowest confidence; each of its tokens at the head stands for ``scale`` tested ones."""
     known = confidence[~np.isnan(confidence)]
-    below = float(np.mean(known < start))
-    expected = below * len(known) * scale
+    below = known[known < start]
+    expected = len(below) * scale
     steps = int(np.clip(_PER_TOKEN * expected, 1, _STEPS))
-    between = np.unique(np.quantile(known, np.linspace(below, 0.0, steps + 1)))[::-1]
-    return np.r_[start, between[between < start]], 1 + int(expected / steps)
+    shares = np.linspace(len(below) / len(known), 0.0, steps + 1)
+    between = np.unique(np.quantile(known, shares))[::-1]
+    grid = np.r_[start, between[between < start]]
+    tokens = scale * np.bincount(np.searchsorted(-grid, -below), minlength=len(grid))
+    # of distinct confidences the pilot has one in a step, which stands for several of the tested ones
+    lumps = np.where(tokens > max(_LUMP, 2.5 * scale), tokens, 0.0)
+    in_lumps = _AFTER_LUMP * float(lumps.sum()) / max(expected, 1.0)
+    failed = (1.0 - _AFTER_NONE) * in_lumps * lumps / max(float(lumps.sum()), 1.0)
+    failed[0] = _AFTER_NONE
+    surplus = 1 + int(expected / steps)
+    return _Sequence(grid, surplus, (1.0 - _AFTER_NONE) * (1.0 - in_lumps), failed)
 
 
 def _walk(
     confidence: Floats,
     wrong: Bools,
-    grid: Floats,
+    sequence: _Sequence,
     tolerated: float,
     level: float,
-    surplus: int | None,
-) -> tuple[int, bool, bool]:
-    """Where in the grid the walk ends, whether the head passed there, and whether a step below was looked at and failed.
+    *,
+    leaves: bool,
+) -> tuple[int, int | None]:
+    """Where in the grid the walk ends, and where it failed: None if it did not, but was left or came to the end.
 
-    With a ``surplus`` the walk is left where so many errors more would fail.
+    The last head is not left before it fails (``leaves``), as nothing comes after it.
     """
+    grid = sequence.grid
     place = np.searchsorted(-grid, -confidence)  # NaN comes after all
     exits = np.bincount(place, minlength=len(grid) + 1).cumsum()[:-1]
     errors = np.bincount(place[wrong], minlength=len(grid) + 1).cumsum()[:-1]
     fails = _pvalues(errors, exits, tolerated) > level
-    first = int(fails.argmax()) if fails.any() else len(grid)
-    if surplus is not None:
-        near = _pvalues(errors[:first] + surplus, exits[:first], tolerated) > level
+    first = int(fails.argmax()) if fails.any() else None
+    passed = len(grid) if first is None else first
+    if leaves:
+        more = errors[:passed] + sequence.surplus
+        near = _pvalues(more, exits[:passed], tolerated) > level
         if near.any():
-            return int(near.argmax()), True, False
-    return max(first - 1, 0), first > 0, 0 < first < len(grid) and surplus is not None
+            return int(near.argmax()), None
+    return max(passed - 1, 0), first
 
 
 def _pvalues(errors: Any, exits: Any, tolerated: float) -> Floats:

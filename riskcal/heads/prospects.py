@@ -1,4 +1,4 @@
-"""What a pilot promises of heads of one-token prompts: which are worth testing, and from which threshold on. It decides nothing else."""
+"""What a pilot promises of heads of one-token prompts: which are worth testing, from which threshold on."""
 
 import math
 from typing import NamedTuple
