@@ -50,15 +50,19 @@ def _in_turn(recorded: _Records, spared: Floats, goal: _Goal) -> list[_Turn]:
     pilot, tested = recorded.confidence[rows].astype(np.float64), recorded.confidence[~rows]
     tested, wrong = tested.astype(np.float64), ~recorded.agrees[~rows]
     heads = [_known(*columns) for columns in zip(pilot.T, ~recorded.agrees[rows].T, strict=True)]
-    used = _heads_to_use(heads, spared, n, tolerated, goal.level)
     turns: list[_Turn] = []
     settled = np.full(len(heads), math.inf)
     in_pilot, waiting = np.ones(len(pilot), dtype=bool), np.ones(n, dtype=bool)
-    share = 1.0 / max(len(used), 1)
-    for k in used:
+    left, budget = list(range(len(heads))), 1.0
+    while left and budget > 0.0:
+        used = _heads_to_use(heads, left, in_pilot, spared, n, tolerated, goal.level * budget)
+        if not used:
+            break
+        k, share = used[0], budget / len(used)
+        left = left[left.index(k) + 1 :]
         found = _prospect(heads[k], in_pilot, n, tolerated, goal.level * share)
         if found is None:
-            break
+            continue
         sequence = _sequence(pilot[in_pilot, k], found.start, n / len(pilot))
         last, failed = _walk(
             tested[waiting, k],
@@ -66,7 +70,7 @@ def _in_turn(recorded: _Records, spared: Floats, goal: _Goal) -> list[_Turn]:
             sequence,
             tolerated,
             goal.level * share,
-            leaves=k != used[-1],
+            leaves=len(used) > 1,
         )
         threshold, passed = sequence.grid[last], failed != 0
         own = np.where(np.arange(len(heads)) == k, threshold, settled)
@@ -77,9 +81,9 @@ def _in_turn(recorded: _Records, spared: Floats, goal: _Goal) -> list[_Turn]:
             settled = own
             waiting &= ~exits
             in_pilot &= ~(pilot[:, k] >= threshold)
-        share *= sequence.settled if failed is None else sequence.failed[failed]
-        if share <= 0.0:
-            break
+        budget = (budget - share) * (
+            sequence.settled if failed is None else float(sequence.failed[failed])
+        )
     return turns
 
 

@@ -81,7 +81,7 @@ def _records(
     agrees: Bools,
     prompts: ArrayLike,
     max_tokens: int,
-    pilot_fraction: float | None,
+    pilot_fraction: float,
 ) -> _Records:
     column = table_columns.series(prompts, "prompts")
     if len(column) != len(confidence):
@@ -101,21 +101,14 @@ def _records(
     order = _order(ids, code, confidence, agrees)
     rank = np.empty(len(ids), dtype=np.intp)
     rank[order] = np.arange(len(ids))
-    n_pilot = _pilot_size(len(ids), pilot_fraction, max_tokens)
+    share = _validate.level(pilot_fraction, "pilot_fraction")
+    n_pilot = math.ceil(share * len(ids))
     if n_pilot < 2 or len(ids) - n_pilot < 2:
-        share = n_pilot / len(ids) if pilot_fraction is None else pilot_fraction
         raise RiskcalError(
             f"pilot_fraction: {share:g} of {len(ids)} prompts leaves {n_pilot} for the pilot and {len(ids) - n_pilot} for the "
             "test; each needs at least two."
         )
     return _Records(confidence, agrees, rank[code], ids[order], n_pilot)
-
-
-def _pilot_size(n: int, fraction: float | None, max_tokens: int) -> int:
-    if fraction is not None:
-        return math.ceil(_validate.level(fraction, "pilot_fraction") * n)
-    # One-token prompts tell their pilot no more than where each head's walk begins
-    return math.ceil(0.2 * n) if max_tokens > 1 else max(math.ceil(0.1 * n), 2)
 
 
 def _order(

@@ -11,7 +11,7 @@ from scipy import special
 from riskcal import _simulation, pvalues
 from riskcal._validate import Floats
 from riskcal.heads.decisions import _in_turn
-from riskcal.heads.inputs import _pilot_size, _Records
+from riskcal.heads.inputs import _Records
 from riskcal.heads.path import _ROUNDING, _count, _Counts, _Goal, _path, _Pilot, _pilot, _spared
 
 #: In how many draws the sample that a message names certifies, and how many tokens it may have to be simulated.
@@ -39,7 +39,7 @@ def _certified_message(
 
 
 def _failure_message(
-    recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float | None
+    recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float
 ) -> str:
     opening = f"Nothing was certified at agreement {goal.agreement:g}: run the full model. "
     everyone = _pilot(
@@ -72,13 +72,13 @@ def _share_certified(
     recorded: _Records,
     layers: NDArray[np.int64],
     goal: _Goal,
-    pilot_fraction: float | None,
+    pilot_fraction: float,
     n: int,
     draws: int,
     seed: int,
 ) -> float:
     """Of samples of n prompts, drawn whole from those recorded, the share in which some exits are certified."""
-    n_pilot = _pilot_size(n, pilot_fraction, goal.max_tokens)
+    n_pilot = math.ceil(pilot_fraction * n)
     if n_pilot < 2 or n - n_pilot < 2:
         return 0.0
     by_prompt, tokens = np.argsort(recorded.prompt, kind="stable"), np.bincount(recorded.prompt)

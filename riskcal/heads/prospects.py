@@ -97,23 +97,29 @@ def _error_rate(exits: Floats, errors: Floats) -> Floats:
 
 
 def _heads_to_use(
-    heads: list[_Known], spared: Floats, n: int, tolerated: float, level: float
+    heads: list[_Known],
+    among: list[int],
+    waiting: Bools,
+    spared: Floats,
+    n: int,
+    tolerated: float,
+    level: float,
 ) -> list[int]:
     """Those that together can be expected to spare the most layers, the level shared evenly: dropped one by one from all."""
 
     def saving(used: list[int]) -> float:
-        waiting, total = np.ones(len(heads[0].level), dtype=bool), 0.0
+        left, total = waiting, 0.0
         for k in used:
-            found = _prospect(heads[k], waiting, n, tolerated, level / len(used))
+            found = _prospect(heads[k], left, n, tolerated, level / len(used))
             if found is not None:
                 total += spared[k] * found.mass
-                waiting &= heads[k].level > np.searchsorted(-heads[k].grid, -found.middle)
+                left = left & (heads[k].level > np.searchsorted(-heads[k].grid, -found.middle))
         return total
 
-    used = [k for k, head in enumerate(heads) if len(head.grid)]
+    used = among
     best = saving(used) if used else 0.0
     while len(used) > 1:
-        fewer = [[k for k in used if k != left] for left in used]
+        fewer = [[k for k in used if k != dropped] for dropped in used]
         values = [saving(some) for some in fewer]
         if max(values) <= best and best > 0.0:
             break

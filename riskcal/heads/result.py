@@ -31,7 +31,8 @@ class HeadCalibration:
     certified : bool
         Whether any step of the path was.
     table : DataFrame
-        One row per step of the path that was tested, in order: ``threshold_<layer>`` and, observed on the calibration
+        One row per step of the path that was tested, in order, or, of one-token prompts, per head that was: with its last
+        threshold that passed, or its first if none did, and a p-value over its share of epsilon, times epsilon. Columns are ``threshold_<layer>`` and, observed on the calibration
         prompts, the share of tokens that exit (``exits``, ``exits_<layer>``) and the pooled agreement of those
         (``agreement``, ``agreement_<layer>``; NaN where none exits), then ``pvalue`` and ``certified``.
     pilot : tuple
@@ -41,6 +42,7 @@ class HeadCalibration:
     agreement, epsilon : float
     max_tokens : int
     test : {"betting", "binomial"}
+        Of the p-values: exact where prompts have one token.
     layers_given : bool
         Whether the heads' layers were said; if not, the columns were taken for layers 1 to K.
     records_digest : str
