@@ -3,9 +3,9 @@
 Populations of `laboratory.heads`. A token leaves at the first head whose confidence reaches its threshold; a head's agreement is
 the share of the tokens leaving there, in the cascade, that agree. "Saved" is in layers, over what the true thresholds save: of
 each choice of heads, one after the other, the lowest thresholds at which the head's agreement is the one demanded. A draw is a
-violation where the true agreement of any head is lower. "before" is the path of threshold vectors, which prompts of several tokens
-still have. The parts are of four independent heads, agreement .95, 4,000 prompts of one token, epsilon .05: "law known" gives the
-pilot 40,000 prompts of its own, and "each at epsilon" spends epsilon at every head, which is not valid.
+violation where the true agreement of any head is lower. "before" is the path of threshold vectors, which prompts of several
+tokens still have. The parts are of four independent heads, agreement .95, 4,000 prompts of one token, epsilon .05: "law known"
+gives the pilot 10,000 prompts of its own, and "each at epsilon" spends epsilon at every head, which is not valid.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from laboratory.heads import Population, cascade, independent
 from riskcal import heads
 from riskcal.heads import decisions, inputs, path
 
-EPSILON, PILOT, KNOWN = 0.05, 0.2, 40_000
+EPSILON, PILOT, KNOWN = 0.05, 0.2, 10_000
 Array = NDArray[np.float64]
 certified = importlib.import_module("riskcal.heads.certified")  # the function has its module's name
 
@@ -33,16 +33,16 @@ certified = importlib.import_module("riskcal.heads.certified")  # the function h
 WORLDS: list[tuple[str, Callable[[], Population], float, int, int]] = [
     ("independent, 4 heads", independent, 0.95, 4000, 300),
     ("independent, 1 head", lambda: independent(1), 0.95, 4000, 100),
-    ("independent, 8 heads", lambda: independent(8), 0.95, 4000, 60),
-    ("independent, 4 heads", independent, 0.9, 300, 100),
-    ("independent, 4 heads", independent, 0.9, 1000, 100),
-    ("related, 4 heads", lambda: cascade((1,)), 0.9, 300, 100),
-    ("related, 4 heads", lambda: cascade((1,)), 0.9, 1000, 100),
-    ("related, 4 heads", lambda: cascade((1,)), 0.95, 2000, 100),
-    ("related, 4 heads", lambda: cascade((1,)), 0.99, 4000, 60),
-    ("related, 1 head", lambda: cascade((1,), 1), 0.9, 1000, 100),
-    ("related, 8 heads", lambda: cascade((1,), 8), 0.9, 2000, 60),
-    ("related, 4 heads, 20 tokens", lambda: cascade((20,)), 0.9, 500, 30),
+    ("independent, 8 heads", lambda: independent(8), 0.95, 4000, 40),
+    ("independent, 4 heads", independent, 0.9, 300, 40),
+    ("independent, 4 heads", independent, 0.9, 1000, 40),
+    ("related, 4 heads", lambda: cascade((1,)), 0.9, 300, 40),
+    ("related, 4 heads", lambda: cascade((1,)), 0.9, 1000, 40),
+    ("related, 4 heads", lambda: cascade((1,)), 0.95, 2000, 40),
+    ("related, 4 heads", lambda: cascade((1,)), 0.99, 4000, 40),
+    ("related, 1 head", lambda: cascade((1,), 1), 0.9, 1000, 40),
+    ("related, 8 heads", lambda: cascade((1,), 8), 0.9, 2000, 40),
+    ("related, 4 heads, 20 tokens", lambda: cascade((20,)), 0.9, 500, 20),
 ]
 
 
@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here")
     target = parser.parse_args().json
-    measured = {"epsilon": EPSILON, "worlds": compare(), "parts": parts(100)}
+    measured = {"epsilon": EPSILON, "worlds": compare(), "parts": parts(30)}
     for row in measured["parts"]:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     if target is not None:

@@ -24,10 +24,12 @@ class Population:
 
     @property
     def max_tokens(self) -> int:
+        """Of the longest kind of prompt."""
         return int(self.lengths.max())
 
     @property
     def heads(self) -> int:
+        """How many."""
         return self.confidence.shape[2]
 
     def draw(

@@ -31,10 +31,11 @@ class HeadCalibration:
     certified : bool
         Whether any step of the path was.
     table : DataFrame
-        One row per step of the path that was tested, in order, or, of one-token prompts, per head that was: with its last
-        threshold that passed, or its first if none did, and a p-value over its share of epsilon, times epsilon. Columns are ``threshold_<layer>`` and, observed on the calibration
+        One row per step of the path that was tested, in order; of one-token prompts, one per head that was, with its last
+        threshold that passed, or its first if none did. Columns: ``threshold_<layer>`` and, observed on the calibration
         prompts, the share of tokens that exit (``exits``, ``exits_<layer>``) and the pooled agreement of those
-        (``agreement``, ``agreement_<layer>``; NaN where none exits), then ``pvalue`` and ``certified``.
+        (``agreement``, ``agreement_<layer>``; NaN where none exits), then ``pvalue`` (of one-token prompts over the head's
+        share of epsilon, so that it passed where this is at most epsilon) and ``certified``.
     pilot : tuple
         Ids of the prompts that chose the path and were not tested.
     n : int

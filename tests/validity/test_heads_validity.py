@@ -10,8 +10,8 @@ import sys
 
 import numpy as np
 import pytest
-from laboratory.heads import Population, cascade, independent
 
+from laboratory.heads import Population, cascade, independent
 from riskcal import heads, pvalues
 from riskcal.heads import inputs as heads_inputs
 from riskcal.heads import path as heads_path
