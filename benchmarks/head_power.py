@@ -33,7 +33,7 @@ certified = importlib.import_module("riskcal.heads.certified")  # the function h
 WORLDS: list[tuple[str, Callable[[], Population], float, int, int]] = [
     ("independent, 4 heads", independent, 0.95, 4000, 300),
     ("independent, 1 head", lambda: independent(1), 0.95, 4000, 100),
-    ("independent, 8 heads", lambda: independent(8), 0.95, 4000, 40),
+    ("independent, 8 heads", lambda: independent(8), 0.95, 4000, 60),
     ("independent, 4 heads", independent, 0.9, 300, 40),
     ("independent, 4 heads", independent, 0.9, 1000, 40),
     ("related, 4 heads", lambda: cascade((1,)), 0.9, 300, 40),
