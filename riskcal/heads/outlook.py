@@ -10,8 +10,9 @@ from scipy import special
 
 from riskcal import _simulation, pvalues
 from riskcal._validate import Floats
+from riskcal.heads.decisions import _in_turn
 from riskcal.heads.inputs import _Records
-from riskcal.heads.path import _ROUNDING, _count, _Counts, _Goal, _path, _Pilot, _pilot
+from riskcal.heads.path import _ROUNDING, _count, _Counts, _Goal, _path, _Pilot, _pilot, _spared
 
 #: In how many draws the sample that a message names certifies, and how many tokens it may have to be simulated.
 _POWER, _TOKENS = 0.8, 100_000
@@ -52,7 +53,9 @@ def _failure_message(
         )
     largest = max(2 * len(recorded.ids), _TOKENS * len(recorded.ids) // len(recorded.prompt))
     share = partial(_share_certified, recorded, layers, goal, pilot_fraction)
-    total = _simulation.smallest_fitted(share, _POWER, size / (1.0 - pilot_fraction), largest)
+    total = _simulation.smallest_fitted(
+        share, _POWER, size * len(recorded.ids) / recorded.n, largest
+    )
     condition = "if confidences and agreement are distributed as those observed"
     if total is None:
         return opening + (
@@ -74,7 +77,7 @@ def _share_certified(
     draws: int,
     seed: int,
 ) -> float:
-    """Of samples of n prompts, drawn whole from those recorded, the share in which the first step of the path is certified."""
+    """Of samples of n prompts, drawn whole from those recorded, the share in which some exits are certified."""
     n_pilot = math.ceil(pilot_fraction * n)
     if n_pilot < 2 or n - n_pilot < 2:
         return 0.0
@@ -91,6 +94,9 @@ def _share_certified(
             np.arange(n),
             n_pilot,
         )
+        if goal.max_tokens == 1:
+            certified += any(turn.certified for turn in _in_turn(drawn, _spared(layers), goal))
+            continue
         first = next(_path(drawn, layers, goal), None)
         certified += first is not None and _pvalue(_count(drawn, first), first, goal) <= goal.level
     return certified / draws

@@ -99,14 +99,19 @@ def _pilot(recorded: _Records, layers: NDArray[np.int64]) -> _Pilot:
             else np.empty(0)
         )
         level[k] = np.searchsorted(-grids[k], -column)  # NaN comes after all of them
-    spacing = (layers[-1] - layers[0]) / (len(layers) - 1) if len(layers) > 1 else 1.0
     return _Pilot(
         grids=grids,
         level=level,
         agrees=np.ascontiguousarray(recorded.agrees[rows].T),
         start=np.searchsorted(recorded.prompt[rows], np.arange(recorded.n_pilot + 1)),
-        spared=layers[-1] + spacing - layers,
+        spared=_spared(layers),
     )
+
+
+def _spared(layers: NDArray[np.int64]) -> Floats:
+    spacing = (layers[-1] - layers[0]) / (len(layers) - 1) if len(layers) > 1 else 1.0
+    result: Floats = layers[-1] + spacing - layers
+    return result
 
 
 def _boldest(

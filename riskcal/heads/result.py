@@ -31,15 +31,19 @@ class HeadCalibration:
     certified : bool
         Whether any step of the path was.
     table : DataFrame
-        One row per step of the path that was tested, in order: ``threshold_<layer>`` and, observed on the calibration
+        One row per step of the path that was tested, in order; of one-token prompts, one per head that was, with its last
+        threshold that passed, or its first if none did. Columns: ``threshold_<layer>`` and, observed on the calibration
         prompts, the share of tokens that exit (``exits``, ``exits_<layer>``) and the pooled agreement of those
-        (``agreement``, ``agreement_<layer>``; NaN where none exits), then ``pvalue`` and ``certified``.
+        (``agreement``, ``agreement_<layer>``; NaN where none exits), then ``pvalue`` (of one-token prompts over the head's
+        share of epsilon, so that it passed where this is at most epsilon) and ``certified``.
     pilot : tuple
         Ids of the prompts that chose the path and were not tested.
     n : int
         Calibration prompts, the pilot not counted.
     agreement, epsilon : float
     max_tokens : int
+    test : {"betting", "binomial"}
+        Of the p-values: exact where prompts have one token.
     layers_given : bool
         Whether the heads' layers were said; if not, the columns were taken for layers 1 to K.
     records_digest : str
@@ -58,6 +62,7 @@ class HeadCalibration:
     agreement: float
     epsilon: float
     max_tokens: int
+    test: str
     layers_given: bool
     records_digest: str
     _told: Callable[[], str]
@@ -112,9 +117,9 @@ class HeadCalibration:
             objective="agreement",
             lower=0.0,
             upper=1.0,
-            test="betting",
+            test=self.test,
             procedure="fixed_sequence",
-            starts=1,
+            starts=max(len(self.table), 1) if self.test == "binomial" else 1,
             n=self.n,
             k=len(self.table),
             pvalue=float(chosen.iloc[-1]) if len(chosen) else None,

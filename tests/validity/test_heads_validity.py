@@ -5,15 +5,13 @@ share of false certificates must not exceed epsilon by more than three standard 
 every test says how many draws it makes. Run as a script, this file prints the tables of docs/heads.md.
 """
 
-import itertools
 import math
 import sys
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from scipy import special
 
+from laboratory.heads import Population, cascade, independent
 from riskcal import heads, pvalues
 from riskcal.heads import inputs as heads_inputs
 from riskcal.heads import path as heads_path
@@ -23,95 +21,6 @@ EPSILON = 0.05
 
 def limit(draws):
     return EPSILON + 3 * math.sqrt(EPSILON * (1 - EPSILON) / draws)
-
-
-@dataclass(frozen=True)
-class Population:
-    """Equally likely kinds of prompts, each with a length and equally likely kinds of tokens: C kinds of m tokens, K heads.
-
-    The tokens of a prompt share its kind, and so depend on each other; given the kind they are independent.
-    """
-
-    lengths: np.ndarray  # (C,)
-    confidence: np.ndarray  # (C, m, K)
-    right: np.ndarray  # (C, m, K), probability that the head agrees
-
-    @property
-    def max_tokens(self):
-        return int(self.lengths.max())
-
-    @property
-    def heads(self):
-        return self.confidence.shape[2]
-
-    def draw(self, n, rng):
-        """Confidence (N, K), agreement (N, K) and prompt (N,) of n prompts."""
-        kind = rng.integers(len(self.lengths), size=n)
-        prompt = np.repeat(np.arange(n), self.lengths[kind])
-        token = rng.integers(self.confidence.shape[1], size=len(prompt))
-        right = self.right[kind[prompt], token]
-        return self.confidence[kind[prompt], token], rng.random(right.shape) < right, prompt
-
-    def truth(self, thresholds, *, alone=False):
-        """Share of all tokens that exit at each head, and their pooled agreement; each head alone, or in the cascade."""
-        reached = self.confidence >= thresholds
-        first = reached if alone else reached & (np.cumsum(reached, axis=2) == 1)
-        weight = self.lengths[:, None, None] / (self.lengths.sum() * self.confidence.shape[1])
-        share = (weight * first).sum((0, 1))
-        with np.errstate(invalid="ignore"):
-            return share, (weight * first * self.right).sum((0, 1)) / share
-
-    def breaks(self, thresholds, agreement, *, alone=False):
-        """Whether the agreement of any head falls short; a head without exits cannot."""
-        return bool((self.truth(thresholds, alone=alone)[1] < agreement - 1e-12).any())
-
-    def saving(self, thresholds):
-        """Layers spared per token, as a share: heads equally far apart, the full model as far behind the last one."""
-        share, _ = self.truth(thresholds)
-        return float(share @ np.arange(self.heads, 0, -1)) / (self.heads + 1)
-
-    def oracle(self, agreement):
-        """The most that thresholds save which keep the agreement: each choice of heads, each head as bold as it may be."""
-        weight = np.repeat(self.lengths, self.confidence.shape[1]) / (
-            self.lengths.sum() * self.confidence.shape[1]
-        )
-        confidence, right = (a.reshape(-1, self.heads) for a in (self.confidence, self.right))
-        best, least = np.full(self.heads, np.inf), 0.0
-        for used in itertools.product([False, True], repeat=self.heads):
-            thresholds, waiting = np.full(self.heads, np.inf), np.ones(len(weight), dtype=bool)
-            for k in np.flatnonzero(used):
-                order = np.argsort(-confidence[waiting, k])
-                level, mass = confidence[waiting, k][order], weight[waiting][order]
-                agreed = np.cumsum(mass * right[waiting, k][order]) / np.cumsum(mass)
-                feasible = np.flatnonzero(
-                    (agreed >= agreement) & np.r_[level[1:] != level[:-1], True]
-                )
-                if feasible.size:
-                    thresholds[k] = level[feasible[-1]]
-                    waiting &= confidence[:, k] < thresholds[k]
-            if self.saving(thresholds) > least:
-                best, least = thresholds, self.saving(thresholds)
-        return best
-
-
-def independent(n_heads=4, size=40_000):
-    """One token per prompt, heads that know nothing of each other, errors that rise with the cube of the doubt."""
-    confidence = np.random.default_rng(1).random((1, size, n_heads))
-    doubt = 1 - confidence
-    return Population(
-        np.array([1]), confidence, 1 - 0.02 - np.linspace(0.8, 0.5, n_heads) * doubt**3
-    )
-
-
-def cascade(lengths=(5, 50), n_heads=4, kinds=400, size=50):
-    """Difficulty varies between prompts and tokens; deeper heads master more of it, and judge themselves with noise."""
-    rng = np.random.default_rng(2)
-    difficulty = 0.7 * rng.normal(size=(kinds, 1, 1)) + rng.normal(size=(kinds, size, 1))
-    mastery = np.linspace(-0.2, 1.2, n_heads) - difficulty
-    confidence = special.expit(2 * (mastery + 0.5 * rng.normal(size=mastery.shape)))
-    return Population(
-        np.resize(lengths, kinds), confidence, 1 - 0.9 * special.expit(-2 * mastery - 1)
-    )
 
 
 def uninformative(n_heads=1):
