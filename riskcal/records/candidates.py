@@ -144,7 +144,9 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
                 f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
                 "of several a column of its own, and name it in candidate_columns."
             )
-        if name in ("measure", "form", "policy", "thresholds") and not isinstance(value, str):
+        if name in ("measure", "form", "policy", "thresholds", "learned") and not isinstance(
+            value, str
+        ):
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )
