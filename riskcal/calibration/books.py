@@ -88,7 +88,8 @@ def path(
         excess = np.maximum(excess, np.where(full, -math.inf, own))
     cost = np.asarray(sum(one.share * one.cost[books[:, c]] for c, one in enumerate(pilots)))
     order = Pareto().chosen(excess, cost)
-    return books[order[excess[order] > -math.inf]]
+    front: NDArray[np.intp] = books[order[excess[order] > -math.inf]]
+    return front
 
 
 def _separable(pilots: Sequence[Pilot]) -> NDArray[np.intp]:

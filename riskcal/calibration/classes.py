@@ -104,7 +104,8 @@ def calibrate_classes(
         _refuse_few(group[pilot], group[~pilot], name)
     known = _Known(problem, risk, method, cost, group, pilot)
     families = [[name] for name in tolerated] if total is None else [list(tolerated)]
-    tables, chosen = [], {}
+    tables: list[pd.DataFrame] = []
+    chosen: dict[str, int] = {}
     for family in families:
         own = {name: tolerated[name] for name in family}
         table, best = _tested(known, own, total, level / len(families))
