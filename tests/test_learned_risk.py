@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 import riskcal
 from helpers import allowed
 from riskcal import ExitPolicy, RiskcalError, Runs, Traces, calibrate
-from riskcal.fwer import FixedSequence
 from riskcal.heads import LearnedRisk, RiskMap, learn_risk
 from riskcal.serving import PolicyBook
 
@@ -149,7 +148,7 @@ def test_a_certified_policy_says_which_risk_it_runs_and_a_hand_cannot_change_it(
     tmp_path, g2p, of_g2p
 ):
     runs = of_g2p.replay(g2p, np.arange(0.02, 0.41, 0.02), exact=True)
-    calibration = calibrate(runs, delta=0.05, procedure=FixedSequence(order=range(runs.k)))
+    calibration = calibrate(runs, delta=0.05)
     policy = calibration.policy(cache="project", batching="diverge")
     assert calibration.table["certified"].tolist() == sorted(
         calibration.table["certified"], reverse=True
@@ -161,6 +160,10 @@ def test_a_certified_policy_says_which_risk_it_runs_and_a_hand_cannot_change_it(
     assert riskcal.verify(policy, runs).agrees
     policy.save(tmp_path / "policy.json")
     assert ExitPolicy.load(tmp_path / "policy.json") == policy
+    assert calibration.procedure == "fixed_sequence"
+    assert calibration.coordinates == ["threshold"]
+    assert "{" not in repr(calibration) + calibration._repr_html_()
+    assert riskcal.run_trials(runs, deltas=[0.1], n_trials=3)["certified"].all()
     told = json.loads((tmp_path / "policy.json").read_text())
     told["learned"]["max_risk"] = 0.3
     (tmp_path / "policy.json").write_text(json.dumps(told))
@@ -180,9 +183,7 @@ def test_tasks_have_risks_of_their_own_and_a_book_routes_them(g2p):
         traces = traces_of(g2p.confidence[rows], g2p.agrees[rows], g2p.prompt[rows])
         risks[task] = learn_risk(traces, measure="softmax", fit_fraction=0.4)
         runs = risks[task].replay(traces, np.arange(0.02, 0.3, 0.02), exact=True)
-        found = calibrate(
-            runs, delta=0.1, epsilon=0.025, procedure=FixedSequence(order=range(runs.k))
-        )
+        found = calibrate(runs, delta=0.1, epsilon=0.025)
         policies[task] = found.policy()
     book = PolicyBook(policies)
     assert risks["long"] != risks["short"]
@@ -275,9 +276,7 @@ def test_false_certificates_stay_within_epsilon_whatever_was_learned():
         traces = world(seed, n=200, exits=2)
         risk = learn_risk(traces)
         runs = risk.replay(traces, np.arange(0.02, 0.5, 0.04), exact=True)
-        found = calibrate(
-            runs, delta=delta, epsilon=epsilon, procedure=FixedSequence(order=range(runs.k))
-        )
+        found = calibrate(runs, delta=delta, epsilon=epsilon)
         if found.certified:
             certified += 1
             threshold = found.policy().thresholds[1]

@@ -1,6 +1,5 @@
 """`ClassCalibration`: what was tested of several classes together, and each class's policy."""
 
-import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from riskcal.calibration.problem import plain
-from riskcal.calibration.sentences import at_least, meaning
+from riskcal import _showing
 from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
+from riskcal.policy.sentences import at_least, meaning, plain
 
 #: What certificates call it: a Pareto front of books, tested in a fixed sequence.
 PROCEDURE = "pareto_by_class"
@@ -145,10 +144,8 @@ class ClassCalibration:
         )
 
     def __repr__(self) -> str:
-        return (
-            f"ClassCalibration: {self.objective}, epsilon {self.epsilon:g}, {self.cost}\n{self.message}\n\n"
-            + (self.table.to_string(index=False, float_format="{:.4g}".format))
-        )
+        head = f"ClassCalibration: {self.objective}, epsilon {self.epsilon:g}, {self.cost}"
+        return f"{head}\n{self.message}\n\n{_showing.text(self.table)}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.message)}</p>{self.table.to_html(index=False, float_format='{:.4g}'.format)}"
+        return _showing.paragraph(self.message) + _showing.html(self.table)

@@ -35,11 +35,11 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
 
 
 def _where(problem: Problem, chosen: pd.Series) -> str:
-    """The candidate, by what tells it from others; of a learned risk's vectors the one number that names them."""
+    """The candidate, by what tells it from others; of vectors of one learned risk the number that they stand for."""
     names, first = problem.coordinates, []
-    if "learned" in problem.candidates:
+    if "learned" in problem.candidates and "learned" not in names:
         first = [f"max_risk {as_text(recorded_limit(chosen['learned']).max_risk)}"]
-        names = [name for name in names if name not in ("threshold", "thresholds", "learned")]
+        names = [name for name in names if name != "threshold"]
     return ", ".join([*first, *(f"{name} {as_text(chosen[name])}" for name in names)])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from riskcal import _validate
+from riskcal import _showing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.efficiency.engine import engine_work
 from riskcal.efficiency.flops import DecoderDimensions, decoder_flops
@@ -19,6 +19,7 @@ from riskcal.records.columns import series
 
 #: How requests are decoded together.
 WAYS = ("engine", *BATCH_MODES)
+_STRESS = "With one request of every rows in flight at full depth"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -56,14 +57,22 @@ class Capacity:
     stress: pd.DataFrame
 
     def __repr__(self) -> str:
-        parts = (self.strata, self.table, self.stress)
-        strata, table, stress = (
-            part.to_string(index=False, float_format="{:.4g}".format) for part in parts
-        )
-        return (
-            f"Capacity: {self.layers.expected:.4g} layers per token, {self.layers.quantile:.4g} at the quantile, "
-            f"{self.layers.deepest:.4g} to be ready for\n\n{strata}\n\n{table}\n\nOne of every rows at full depth:\n{stress}"
-        )
+        tables = (_showing.text(self.strata), _showing.text(self.table), _showing.text(self.stress))
+        return f"Capacity: {self.message}\n\n{tables[0]}\n\n{tables[1]}\n\n{_STRESS}:\n{tables[2]}"
+
+    def _repr_html_(self) -> str:
+        parts = [
+            _showing.paragraph(self.message),
+            _showing.html(self.strata),
+            _showing.html(self.table),
+        ]
+        return "".join([*parts, _showing.paragraph(f"{_STRESS}:"), _showing.html(self.stress)])
+
+    @property
+    def message(self) -> str:
+        """In one line."""
+        work = self.layers
+        return f"{work.expected:.4g} layers per token, {work.quantile:.4g} at the quantile, {work.deepest:.4g} to be ready for."
 
 
 def capacity(

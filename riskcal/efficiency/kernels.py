@@ -26,7 +26,7 @@ def engine_calls(exits, tokens, slots, least, admitted_at, rows, admitted, begun
                     taken, new, free = taken + 1, new + 1, free - 1
         if free == slots:
             return calls
-        at = waiting.argmax()
+        at = int(waiting.argmax())
         for deeper in range(n_layers - 1, -1, -1):
             if waiting[deeper] >= least:
                 at = deeper

@@ -195,8 +195,8 @@ class LearnedRisk(Frozen):
         Returns
         -------
         Runs
-            The strictest candidate first, whose ``threshold`` is ``1 - max_risk``: ``FixedSequence(order=range(runs.k))`` is
-            an order that was known beforehand.
+            A candidate's ``threshold`` is ``1 - max_risk``, which orders them as any threshold does: thresholds at all exits rise
+            with it, so that `riskcal.calibrate` goes down from the strictest.
         """
         grid = np.unique(_validate.array(max_risks, "max_risks", ndim=(0, 1)))
         if traces.lengths is not None or traces.n_layers != self.n_exits:

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 import riskcal
-from riskcal.fwer import FixedSequence
 from riskcal.heads import learn_risk
 from riskcal_adapters.texts import token_error_rate
 from riskcal_adapters.torch import Engine, Request, load_example
@@ -44,7 +43,7 @@ def test_generations_under_a_learned_risk_are_recorded_certified_and_served(tmp_
                 {"prompt": word, **policy.to_columns(), "dissimilarity": loss, "layers": layers}
             )
     runs = riskcal.Runs.from_frame(pd.DataFrame(rows))
-    found = riskcal.calibrate(runs, delta=0.25, procedure=FixedSequence(order=range(runs.k)))
+    found = riskcal.calibrate(runs, delta=0.25)
     policy = found.policy()
     assert found.certified
     assert (policy.measure, policy.max_new_tokens, policy.cache) == ("softmax", 24, "project")
