@@ -9,7 +9,7 @@ import pandas as pd
 
 from riskcal import _showing
 from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
-from riskcal.policy.sentences import at_least, meaning, plain
+from riskcal.policy.sentences import as_text, at_least, meaning
 
 #: What certificates call it: a Pareto front of books, tested in a fixed sequence.
 PROCEDURE = "pareto_by_class"
@@ -95,15 +95,15 @@ class ClassCalibration:
     @property
     def message(self) -> str:
         """The outcome in plain words."""
-        total = "" if self.joint is None else f", and {plain(self.joint)} over all requests"
-        wanted = ", ".join(f"{name} {plain(delta)}" for name, delta in self.budgets.items()) + total
+        total = "" if self.joint is None else f", and {as_text(self.joint)} over all requests"
+        wanted = ", ".join(f"{name} {as_text(delta)}" for name, delta in self.budgets.items()) + total
         if not self.certified:
             return (
                 f"Nothing was certified for the budgets {wanted}: run the full model. Record more prompts of each class, or "
                 "allow more."
             )
         where = ", ".join(
-            f"{name} at {'the full model' if row is None else plain(row['threshold'])}"
+            f"{name} at {'the full model' if row is None else as_text(row['threshold'])}"
             for name, row in self._rows().items()
         )
         n = sum(self.n.values())
