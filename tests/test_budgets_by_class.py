@@ -232,6 +232,16 @@ def test_false_certificates_stay_within_epsilon(means, joint):
     assert wrong / draws <= allowed(epsilon, draws)
 
 
+def test_where_nothing_is_cheaper_than_the_full_model_nothing_is_tested():
+    dear = {"a": [1.0, 2.0], "b": [1.5, 1.0]}
+    found = calibrate_classes(
+        world(0, {"a": [0.0, 0.0], "b": [0.0, 0.0]}, costs=dear), budgets=0.1, joint=0.1
+    )
+    assert (len(found.table), found.certified) == (0, False)
+    assert all(policy.is_full_model for policy in found.policies().values())
+    assert "ClassCalibration" in repr(found)
+
+
 def test_shipped_records_are_served_faster_by_class_than_by_one_threshold():
     runs = riskcal.load_example("g2p")
     words = np.array(["long" if len(word) > 8 else "short" for word in runs.prompts])
@@ -270,6 +280,9 @@ def test_what_cannot_be_budgeted_is_refused_by_name():
         )
     with pytest.raises(RiskcalError, match="of the full model was not recorded"):
         calibrate_classes(replace(runs, full={}), budgets=0.1)
+    cut = riskcal.Stop(delta=0.1)
+    with pytest.raises(RiskcalError, match="the recording stopped where a fixed sequence failed"):
+        calibrate_classes(replace(runs, stopped=cut), budgets=0.1)
     rare = replace(runs, labels={"group": np.where(np.arange(40) == 0, "rare", "usual")})
     with pytest.raises(RiskcalError, match="group: 'rare' has"):
         calibrate_classes(rare, budgets=0.1)

@@ -12,7 +12,7 @@ from riskcal import _validate, fwer, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration import books
 from riskcal.calibration import problem as problems
-from riskcal.calibration.calibrate import risk_pvalues
+from riskcal.calibration.calibrate import refuse_cut_grid, risk_pvalues
 from riskcal.calibration.class_result import ClassCalibration
 from riskcal.calibration.posing import RANGES, pose, require_runs
 from riskcal.calibration.problem import Problem, TestedRisk
@@ -89,6 +89,7 @@ def calibrate_classes(
         )
     tolerated = _budgets(runs, budgets, objective)
     problem = pose(runs, next(iter(tolerated.values())), objective)
+    refuse_cut_grid(problem.stopped, one_sequence=False)
     problems.refuse_unknown_cost(problem, cost)
     if cost not in problem.costs or cost not in problem.full:
         raise RiskcalError(
