@@ -96,7 +96,9 @@ class ClassCalibration:
     def message(self) -> str:
         """The outcome in plain words."""
         total = "" if self.joint is None else f", and {as_text(self.joint)} over all requests"
-        wanted = ", ".join(f"{name} {as_text(delta)}" for name, delta in self.budgets.items()) + total
+        wanted = (
+            ", ".join(f"{name} {as_text(delta)}" for name, delta in self.budgets.items()) + total
+        )
         if not self.certified:
             return (
                 f"Nothing was certified for the budgets {wanted}: run the full model. Record more prompts of each class, or "
