@@ -246,11 +246,8 @@ class Calibration:
     @property
     def _told(self) -> pd.DataFrame:
         """The table without vectors that the threshold stands for."""
-        vectors = {"thresholds", "learned"} - set(self.coordinates)
-        named = "learned" in self.table.columns
-        return (
-            self.table.drop(columns=[*(vectors & set(self.table.columns))]) if named else self.table
-        )
+        named = {"thresholds", "learned"} - set(self.coordinates) if "learned" in self.table else ()
+        return self.table.drop(columns=[name for name in self.table if name in named])
 
     @property
     def _shown(self) -> dict[str, Any]:
