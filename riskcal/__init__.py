@@ -16,7 +16,9 @@ from riskcal import serving as serving
 from riskcal._validate import RiskcalError as RiskcalError
 from riskcal.adaptive import AdaptiveCalibration as AdaptiveCalibration
 from riskcal.calibration import Calibration as Calibration
+from riskcal.calibration import ClassCalibration as ClassCalibration
 from riskcal.calibration import calibrate as calibrate
+from riskcal.calibration import calibrate_classes as calibrate_classes
 from riskcal.calibration import calibrate_groups as calibrate_groups
 from riskcal.calibration.planning import plan as plan
 from riskcal.calibration.verifying import verify as verify

@@ -284,7 +284,7 @@ def _same_settings(made_for: Mapping[str, Any], has: Mapping[str, Any], where: s
 
 #: Fields in which the rows of one batch may differ.
 _OF_A_ROW = {
-    *("threshold", "thresholds", "schedule", "min_layer"),
+    *("threshold", "thresholds", "learned", "schedule", "min_layer"),
     *("certificate", "max_new_tokens", "n_layers", *BINDING),
 }
 

@@ -274,12 +274,14 @@ def prove(problem: Problem, method: Method, procedure: Procedure, epsilon: float
     """Test all candidates of a problem in tested order; of several risks the largest p-value counts."""
     levels = procedure.levels(epsilon, problem.k)
     p: Floats = np.max(
-        [_pvalues(method, risk, levels, problem.nameless) for risk in problem.risks], axis=0
+        [risk_pvalues(method, risk, levels, problem.nameless) for risk in problem.risks], axis=0
     )
     return Proof(p, procedure.rejected(p, epsilon))
 
 
-def _pvalues(method: Method, risk: problems.TestedRisk, levels: Floats, nameless: bool) -> Floats:
+def risk_pvalues(
+    method: Method, risk: problems.TestedRisk, levels: Floats, nameless: bool
+) -> Floats:
     """P-values (k,) of one risk, those of a tuned test at the level of each."""
     p = np.empty(len(levels))
     for level in np.unique(levels) if method.walks else levels[:1]:

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
+from riskcal.calibration.fitted import refuse_fitted
 from riskcal.calibration.problem import Problem, TestedRisk
 from riskcal.policy.sentences import as_text
 from riskcal.records import Runs, Traces, direction, holds_tokens
@@ -121,6 +122,7 @@ def from_runs(
             "runs: they were replayed on the full model's path, but after a first early exit a real decoder's states differ. "
             "Record real generations, or declare a memoryless exit with replay_traces(..., exact=True)."
         )
+    refuse_fitted(runs)
     sizes = _sizes(runs, weighting, max_cluster)
     risks = []
     for objective, delta in deltas.items():

@@ -238,10 +238,16 @@ class Calibration:
 
     def __repr__(self) -> str:
         head = f"Calibration: {self.objective}, delta {self.delta}, epsilon {self.epsilon:g}, {self.test}, {self.procedure}"
-        return f"{head}\n{self.message}\n\n{_showing.text(self.table, **self._shown)}"
+        return f"{head}\n{self.message}\n\n{_showing.text(self._told, **self._shown)}"
 
     def _repr_html_(self) -> str:
-        return _showing.paragraph(self.message) + _showing.html(self.table, **self._shown)
+        return _showing.paragraph(self.message) + _showing.html(self._told, **self._shown)
+
+    @property
+    def _told(self) -> pd.DataFrame:
+        """The table without vectors that the threshold stands for."""
+        named = {"thresholds", "learned"} - set(self.coordinates) if "learned" in self.table else ()
+        return self.table.drop(columns=[name for name in self.table if name in named])
 
     @property
     def _shown(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pandas as pd
 from riskcal import monotone
 from riskcal.calibration.problem import Problem
 from riskcal.policy import Stop
+from riskcal.policy.columns import recorded_limit
 from riskcal.policy.sentences import OVER, as_text, at_least, meaning
 
 
@@ -20,7 +21,7 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     if chosen is None:
         deltas = " and ".join(as_text(risk.delta) for risk in problem.risks)
         return f"Nothing was certified at delta {deltas}: run the full model. "
-    where = ", ".join(f"{name} {as_text(chosen[name])}" for name in problem.coordinates)
+    where = _where(problem, chosen)
     loss = "loss" if len(problem.risks) == 1 else "loss_{}"
     claims = " and ".join(
         f"the expected {meaning(risk.name)} is at most {as_text(risk.delta)} "
@@ -31,6 +32,15 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
         f"Certified: with probability at least {at_least(epsilon)} over the draw of the {problem.n} calibration "
         f"{problem.unit}, at {where} {claims}{OVER[problem.weighting]}."
     )
+
+
+def _where(problem: Problem, chosen: pd.Series) -> str:
+    """The candidate, by what tells it from others; of vectors of one learned risk the number that they stand for."""
+    names, first = problem.coordinates, []
+    if "learned" in problem.candidates and "learned" not in names:
+        first = [f"max_risk {as_text(recorded_limit(chosen['learned']).max_risk)}"]
+        names = [name for name in names if name != "threshold"]
+    return ", ".join([*first, *(f"{name} {as_text(chosen[name])}" for name in names)])
 
 
 def worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:

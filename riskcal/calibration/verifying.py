@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from riskcal import fwer
 from riskcal._validate import RiskcalError
 from riskcal.calibration.calibrate import calibrate
 from riskcal.calibration.posing import RANGES
@@ -101,17 +102,22 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     ------
     RiskcalError
         If the policy has no certificate, or one that does not come of a table of records (`AdaptiveCalibration`,
-        `riskcal.heads.certified`); and wherever `calibrate` refuses the records.
+        `riskcal.heads.certified`, `calibrate_classes`); and wherever `calibrate` refuses the records.
     """
     certificate = policy.certificate
     if certificate is None:
         raise RiskcalError(
             "certificate: the policy has none, so that nothing can be verified; calibrate, and save what policy() gives."
         )
-    if certificate.objective == "agreement" or _test(certificate) not in methods.BY_NAME:
+    ours = certificate.procedure in (*fwer.BY_NAME, "simultaneous")
+    if (
+        certificate.objective == "agreement"
+        or not ours
+        or _test(certificate) not in methods.BY_NAME
+    ):
         raise RiskcalError(
-            f"certificate: its test is {certificate.test!r} with objective {certificate.objective!r}, which does not come of "
-            "calibrate. Run again what made it, on the same data, and compare records_digest."
+            f"certificate: its test is {certificate.test!r}, {certificate.procedure}, with objective {certificate.objective!r}, "
+            "which does not come of calibrate. Run again what made it, on the same data, and compare records_digest."
         )
     wanted = arguments_of(certificate)
     again = [name for name in arguments if name in wanted]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal._validate import Floats, RiskcalError
 from riskcal.efficiency.layers import exit_array
 
 BATCH_MODES = ("diverge", "regroup", "deepest")
@@ -65,16 +65,8 @@ def expected_work(
     >>> riskcal.efficiency.expected_work(shares).expected
     24.0
     """
-    share = _validate.array(shares, "shares", ndim=(1,))
-    bad = share < 0
-    if bad.any():
-        raise RiskcalError(
-            f"shares: {share[bad][0]:g} at index {_validate.first(bad)} is negative; a share is not."
-        )
-    if abs(share.sum() - 1.0) > _validate.TOLERANCE:
-        raise RiskcalError(
-            f"shares: sum to {share.sum():.12g}, not to 1; divide them by their sum."
-        )
+    deepest = deepest_row(shares, rows)
+    share, reached = _checked(shares), np.cumsum(deepest)
     price = (
         np.arange(1.0, share.size + 1) if cost is None else _validate.array(cost, "cost", ndim=(1,))
     )
@@ -85,14 +77,54 @@ def expected_work(
             f"cost: falls after index {_validate.first(falls)}; a deeper exit cannot cost less."
         )
     wanted = _validate.level(quantile, "quantile")
-    reached = np.minimum(np.cumsum(share), 1.0) ** _validate.count(rows, "rows", least=1)
     used = np.flatnonzero(share > 0)
-    reached[used[-1] :] = 1.0
     return Work(
-        expected=float(np.diff(reached, prepend=0.0) @ price),
+        expected=float(deepest @ price),
         quantile=float(price[np.argmax(reached >= wanted - _validate.TOLERANCE)]),
         deepest=float(price[used[-1]]),
     )
+
+
+def deepest_row(shares: ArrayLike, rows: int) -> Floats:
+    """How deep the deepest of several rows goes, where each leaves at its own layer: the depth of a synchronous batch's step.
+
+    Parameters
+    ----------
+    shares : (L,)
+        Share of tokens that exit at each layer, one in total.
+    rows : int
+        B, drawn independently. Rows that hard prompts have in common go deeper together, and so less often.
+
+    Returns
+    -------
+    (L,)
+        The probability that the deepest row leaves at each layer: with F the running sum of shares, the steps of ``F ** B``.
+
+    Examples
+    --------
+    >>> riskcal.efficiency.deepest_row([0.9, 0.0, 0.1], rows=10).round(2).tolist()
+    [0.35, 0.0, 0.65]
+    """
+    share = _checked(shares)
+    reached = np.minimum(np.cumsum(share), 1.0) ** _validate.count(rows, "rows", least=1)
+    reached[np.flatnonzero(share > 0)[-1] :] = 1.0
+    depths: Floats = np.diff(reached, prepend=0.0)
+    return depths
+
+
+def _checked(shares: ArrayLike) -> Floats:
+    """An exit distribution (L,)."""
+    share = _validate.array(shares, "shares", ndim=(1,))
+    bad = share < 0
+    if bad.any():
+        raise RiskcalError(
+            f"shares: {share[bad][0]:g} at index {_validate.first(bad)} is negative; a share is not."
+        )
+    if abs(share.sum() - 1.0) > _validate.TOLERANCE:
+        raise RiskcalError(
+            f"shares: sum to {share.sum():.12g}, not to 1; divide them by their sum."
+        )
+    return share
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from riskcal.policy.columns import DEFAULTS as DEFAULTS
 from riskcal.policy.columns import SCHEDULE_COLUMNS as SCHEDULE_COLUMNS
 from riskcal.policy.exit_policy import ExitPolicy as ExitPolicy
 from riskcal.policy.fields import Contrast as Contrast
+from riskcal.policy.fields import RiskLimit as RiskLimit
 from riskcal.policy.fields import Sampling as Sampling
 from riskcal.policy.fields import Stop as Stop
 from riskcal.policy.fields import refusal as refusal

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from riskcal._validate import RiskcalError
+from riskcal.policy.fields import RiskLimit
 from riskcal.policy.schedules import Constant, Decaying, Schedule
 
 if TYPE_CHECKING:
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 SCHEDULE_COLUMNS = ("temperature", "max_length", "form")
 
 #: All columns of a candidate beside its threshold that an `ExitPolicy` has fields for.
-CANDIDATE_COLUMNS = (*SCHEDULE_COLUMNS, "thresholds", "min_layer", "measure", "policy")
+CANDIDATE_COLUMNS = (*SCHEDULE_COLUMNS, "thresholds", "learned", "min_layer", "measure", "policy")
 #: Fields of `ExitPolicy` that the column ``policy`` does not hold: they have columns of their own, or calibration finds them.
 COLUMNS = {
     "schema_version",
     "threshold",
     "thresholds",
+    "learned",
     "measure",
     "schedule",
     "min_layer",
@@ -58,13 +60,16 @@ def schedule_columns(schedule: Schedule) -> dict[str, Any]:
 
 def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
     """A candidate's columns, by which `from_columns` finds its settings again; see `ExitPolicy.to_columns`."""
-    if policy.thresholds is not None:
+    vector: dict[str, Any] = {"threshold": policy.threshold}
+    if policy.learned is not None:
+        vector = learned_columns(policy)
+    elif policy.thresholds is not None:
         raise RiskcalError(
             "thresholds: a column holds one threshold; number such candidates in the column threshold, and write their "
             "thresholds as JSON in a column thresholds."
         )
     return {
-        "threshold": policy.threshold,
+        **vector,
         **schedule_columns(policy.schedule),
         "min_layer": policy.min_layer,
         "measure": policy.measure,
@@ -72,6 +77,28 @@ def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
         **({"lower_is_stricter": True} if policy.lower_is_stricter else {}),
         **(policy.coordinates or {}),
     }
+
+
+def learned_columns(policy: "ExitPolicy") -> dict[str, Any]:
+    """A vector of thresholds that stands for a learned risk as columns, named by how likely a token must be right."""
+    assert policy.thresholds is not None
+    assert policy.learned is not None
+    vector = {str(layer): value for layer, value in policy.thresholds.items() if value < math.inf}
+    return {
+        "threshold": 1.0 - policy.learned.max_risk,
+        "thresholds": json.dumps(vector),
+        "learned": policy.learned.model_dump_json(),
+    }
+
+
+def recorded_limit(text: str) -> RiskLimit:
+    """What a cell of the column ``learned`` holds."""
+    try:
+        return RiskLimit(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        raise RiskcalError(
+            f"learned: the records hold {text!r}, which is not an object with max_risk, risk and fit_fraction ({error})."
+        ) from None
 
 
 def from_columns(
@@ -113,6 +140,8 @@ def from_columns(
             )
         vector = json.loads(str(row["thresholds"]))
         given |= {"threshold": math.inf, "thresholds": {int(n): v for n, v in vector.items()}}
+    if "learned" in columns and chosen is not None:
+        given["learned"] = recorded_limit(str(row["learned"]))
     others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
     own = [name for name in others if name in kind.model_fields]
     written = json.loads(str(row["policy"])) if "policy" in columns else {}

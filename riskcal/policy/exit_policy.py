@@ -21,6 +21,7 @@ from riskcal.policy.fields import (
     Contrast,
     Coordinate,
     Frozen,
+    RiskLimit,
     Sampling,
     Setting,
     Threshold,
@@ -41,6 +42,8 @@ class ExitPolicy(Frozen):
     thresholds : dict of int to float, optional
         One threshold per exit layer (1-based) instead; layers that are not listed never exit. One for the last layer is
         for a head that stands there beside the model's final one; without such a head it changes nothing.
+    learned : riskcal.policy.RiskLimit, optional
+        The learned risk, and its largest value, that the ``thresholds`` stand for.
     measure : str, optional
         Name of the confidence measure, as the adapter knows it. Like ``cache`` and ``batching`` it is None where nobody named
         it: a policy written by hand then means ``"softmax"``, ``"project"`` and ``"diverge"``; a certified one says no more
@@ -110,6 +113,7 @@ class ExitPolicy(Frozen):
     schema_version: Literal[1] = 1
     threshold: Threshold = math.inf
     thresholds: dict[Annotated[int, Field(ge=1)], Threshold] | None = None
+    learned: RiskLimit | None = None
     measure: str | None = Field(default=None, min_length=1)
     schedule: Annotated[Constant | Decaying, Field(discriminator="kind")] = Constant()
     min_layer: int = Field(default=1, ge=1)
@@ -137,6 +141,8 @@ class ExitPolicy(Frozen):
     def _one_kind_of_threshold(self) -> Self:
         if self.thresholds is not None and not math.isinf(self.threshold):
             raise ValueError("give threshold= or thresholds= (one per exit layer), not both")
+        if self.learned is not None and not self.thresholds:
+            raise ValueError("learned: says what thresholds stand for; give thresholds= too")
         return self
 
     @model_validator(mode="after")
@@ -246,7 +252,7 @@ class ExitPolicy(Frozen):
         Raises
         ------
         RiskcalError
-            For a policy with ``thresholds``: a column holds one.
+            For a policy with ``thresholds`` that are not those of a learned risk: a column holds one.
         """
         return to_columns(self)
 
@@ -269,7 +275,7 @@ class ExitPolicy(Frozen):
             If a field that is given is not what was recorded, or a column cannot fill the field of its name.
         """
         recorded = from_columns(cls, table, chosen, fields.get("schedule"))
-        for name in ("threshold", "thresholds", "coordinates", "certificate"):
+        for name in ("threshold", "thresholds", "learned", "coordinates", "certificate"):
             if name in fields:
                 raise RiskcalError(
                     f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."

@@ -1,4 +1,4 @@
-"""Types of a policy's fields, and the smaller objects that stand in one: `Contrast`, `Sampling`, `Stop`."""
+"""Types of a policy's fields, and the smaller objects that stand in one: `Contrast`, `Sampling`, `RiskLimit`, `Stop`."""
 
 import math
 from collections.abc import Iterable
@@ -130,6 +130,27 @@ class Sampling(Frozen):
     temperature: FiniteFloat = Field(default=1.0, gt=0)
     top_p: FiniteFloat = Field(default=1.0, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
+
+
+class RiskLimit(Frozen):
+    """The learned risk that stands behind a policy's thresholds: a token leaves where its risk is at most ``max_risk``.
+
+    Each layer's threshold is the least confidence of such a risk, by the maps of a `riskcal.heads.LearnedRisk`.
+
+    Parameters
+    ----------
+    max_risk : float
+        In (0, 1).
+    risk : str
+        Digest of these maps.
+    fit_fraction : float
+        In (0, 1): the share of all prompts, by a hash of their ids, that the maps were fitted on. `riskcal.calibrate` refuses
+        them.
+    """
+
+    max_risk: FiniteFloat = Field(gt=0, lt=1)
+    risk: str = Field(min_length=1)
+    fit_fraction: FiniteFloat = Field(gt=0, lt=1)
 
 
 class Stop(Frozen):

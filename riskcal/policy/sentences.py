@@ -46,6 +46,8 @@ def of_policy(policy: "ExitPolicy") -> str:
         f"at threshold {as_text(policy.threshold)}"
         if policy.thresholds is None
         else "at each head's threshold"
+        if policy.learned is None
+        else f"at max_risk {as_text(policy.learned.max_risk)}"
     )
     where += "".join(
         f", {name} {as_text(value)}" for name, value in (policy.coordinates or {}).items()

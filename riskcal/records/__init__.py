@@ -4,6 +4,7 @@ from riskcal.records.candidates import only_threshold as only_threshold
 from riskcal.records.candidates import varying as varying
 from riskcal.records.costs import COSTS as COSTS
 from riskcal.records.order import content_order as content_order
+from riskcal.records.order import fitted_on as fitted_on
 from riskcal.records.order import numbered as numbered
 from riskcal.records.order import order_by_content as order_by_content
 from riskcal.records.order import order_by_prints as order_by_prints

@@ -12,13 +12,19 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import SCHEDULE_COLUMNS
+from riskcal.policy.columns import recorded_limit
 from riskcal.records import columns
 from riskcal.records.columns import plain
 
 
 def varying(candidates: pd.DataFrame) -> list[str]:
-    """The columns that tell candidates apart; the threshold, if there is but one candidate."""
+    """The columns that tell candidates apart; the threshold, if there is but one candidate.
+
+    Vectors of thresholds of one learned risk are told apart, and ordered, by the one number that they stand for.
+    """
     names = [str(name) for name in candidates.columns if candidates[name].nunique(dropna=False) > 1]
+    if "learned" in names and len({recorded_limit(t).risk for t in candidates["learned"]}) == 1:
+        names = [name for name in names if name not in ("thresholds", "learned")]
     return names or ["threshold"]
 
 
@@ -144,7 +150,9 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
                 f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
                 "of several a column of its own, and name it in candidate_columns."
             )
-        if name in ("measure", "form", "policy", "thresholds") and not isinstance(value, str):
+        if name in ("measure", "form", "policy", "thresholds", "learned") and not isinstance(
+            value, str
+        ):
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )

@@ -10,6 +10,8 @@ from riskcal._validate import Floats
 
 _ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
 
+_FIT_SALT = b"riskcal: prompts to fit on, version 1\x00"
+
 _MIXERS = np.array([0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93], dtype=np.uint64)
 
 _CONTENT_SALT = b"riskcal: order of rows without ids, version 1\x00"
@@ -26,6 +28,19 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
         for i in np.asarray(identifiers).tolist()
     ]
     return np.array(sorted(range(len(digests)), key=digests.__getitem__), dtype=np.intp)
+
+
+def fitted_on(identifiers: ArrayLike, fraction: float) -> NDArray[np.bool_]:
+    """Which prompts are set aside to fit a learned risk: this share of all prompts there are, by a hash of the id alone.
+
+    So everyone can tell from an id on which side it is, and nobody can search for a lucky split.
+    """
+    below = int(fraction * 2.0**64)
+    places = [
+        hashlib.blake2b(_FIT_SALT + str(i).encode(), digest_size=8).digest()
+        for i in np.asarray(identifiers).tolist()
+    ]
+    return np.array([int.from_bytes(place, "big") < below for place in places], dtype=bool)
 
 
 def numbered(identifiers: ArrayLike) -> bool:

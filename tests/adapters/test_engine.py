@@ -10,7 +10,8 @@ import toy_decoder
 from causal_models import VOCABULARY
 from causal_models import decoder as causal
 
-from riskcal import ExitPolicy, RiskcalError, Runs, Sampling
+import riskcal
+from riskcal import ExitPolicy, RiskcalError, Runs, Sampling, efficiency
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow, read_events
 from riskcal_adapters import record
 from riskcal_adapters.torch import EarlyExitT5, Engine, Request, load_example
@@ -276,3 +277,22 @@ def test_a_recording_driven_by_the_engine_is_the_same_table(g2p, tmp_path):
 def test_a_recording_of_other_decoders_has_no_engine(tmp_path):
     with pytest.raises(RiskcalError, match=r"engine: drives decoders of riskcal_adapters\.torch"):
         record(["a"], toy_decoder.load, [0.5], tmp_path / "runs", engine=True, progress=False)
+
+
+@pytest.mark.parametrize("threshold", [0.45, 0.85, np.inf])
+def test_calls_rows_and_memory_are_those_that_were_planned(g2p, threshold):
+    words = list(dict.fromkeys(riskcal.load_example("g2p-traces").prompt.tolist()))[:150]
+    policy = ExitPolicy(threshold=threshold)
+    engine = Engine(g2p, policy, slots=24, max_prompt=24, max_new_tokens=24, max_wait=600.0)
+    done = list(engine.run(Request(word, id=word) for word in words))
+    exits = {one.id: one.exit_layers for one in done}
+    table = np.zeros((len(words), 24), dtype=int)
+    for row, word in zip(table, words, strict=True):
+        row[: len(exits[word])] = exits[word]
+    work = efficiency.engine_work(table, 24)
+    assert (work.calls, work.rows_per_call) == (engine.stats.calls, engine.stats.rows_per_call)
+    size = efficiency.DecoderDimensions.from_config(g2p.model.config)
+    held = efficiency.memory(size, rows=24, max_prompt=24, max_new_tokens=24)
+    assert held.total == engine.memory_bytes
+    order = [words.index(one.id) for one in done]
+    assert work.ended[order].tolist() == sorted(work.ended.tolist())

@@ -21,7 +21,7 @@ from riskcal_adapters.recording.protocol import BINDING
 from riskcal_adapters.recording.record import record
 
 #: What says for which model a policy is, and what calibration finds.
-_FOUND = ("threshold", "thresholds", "certificate", "n_layers", *BINDING)
+_FOUND = ("threshold", "thresholds", "learned", "certificate", "n_layers", *BINDING)
 #: Costs that a recording measures.
 _MEASURED = ("layers", "tokens", "seconds")
 

@@ -1,0 +1,95 @@
+"""The work of a depth-wise engine, from the exits of its requests: which layer calls serve how many rows."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from riskcal import _validate
+from riskcal._validate import Floats
+from riskcal.efficiency.layers import Integers, exit_array
+
+#: Newcomers are read together once this share of the slots is free, as in `riskcal_adapters.torch.Engine`.
+_ADMITTED_AT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class EngineWork:
+    """What an engine did for requests that waited at its door, in their order.
+
+    Attributes
+    ----------
+    rows : (calls,) int
+        Rows of each call of a layer.
+    admitted : (calls,) int
+        Requests that were read just before each call.
+    begun, ended : (B,) int
+        The first call that a request was there for, and the call after which it was answered; calls are counted from 0.
+    """
+
+    rows: Integers
+    admitted: Integers
+    begun: Integers
+    ended: Integers
+
+    @property
+    def calls(self) -> int:
+        """Layers called."""
+        return len(self.rows)
+
+    @property
+    def rows_per_call(self) -> float:
+        """Rows that a call serves on average."""
+        return float(self.rows.mean())
+
+    def seconds(self, call: tuple[float, float], request: float = 0.0) -> tuple[float, Floats]:
+        """Time for all requests, and of each (B,) from when it was read until it was answered.
+
+        Parameters
+        ----------
+        call : (float, float)
+            Seconds of calling a layer, and for each of its rows.
+        request : float
+            Seconds of reading a request.
+        """
+        took = call[0] + call[1] * self.rows + request * self.admitted
+        end = np.cumsum(took)
+        start = end - took
+        return float(end[-1]), end[self.ended] - start[self.begun]
+
+
+def engine_work(exit_layers: ArrayLike, slots: int, *, least: int | None = None) -> EngineWork:
+    """The calls that an engine makes for requests that are all there from the start, without running a model.
+
+    Parameters
+    ----------
+    exit_layers : (B, T) int
+        Of each request, in the order in which they are read.
+    slots : int
+        Requests in flight at most.
+    least : int, optional
+        A deep layer runs once so many rows wait for it. Default: a quarter of the slots, as the engine has it.
+
+    Returns
+    -------
+    EngineWork
+
+    Notes
+    -----
+    It follows the rules of `riskcal_adapters.torch.Engine` for one policy: newcomers are read once an eighth of the slots is
+    free; the deepest layer that enough rows wait for runs next, else the one that most do; a row that leaves waits for the
+    first layer again. That no row waits longer than ``max_wait`` seconds is left out, as there is no clock.
+    """
+    from riskcal.efficiency import kernels
+
+    exits = exit_array(exit_layers)
+    slots = _validate.count(slots, "slots", least=1)
+    least = max(1, slots // 4) if least is None else _validate.count(least, "least", least=1)
+    count, most = len(exits), int(exits.sum())  # a call for each row and layer, at most
+    rows, admitted = np.zeros(most, dtype=np.int64), np.zeros(most, dtype=np.int64)
+    begun, ended = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
+    tokens = np.count_nonzero(exits, axis=1)
+    calls = kernels.engine_calls(
+        exits, tokens, slots, least, _ADMITTED_AT, rows, admitted, begun, ended
+    )
+    return EngineWork(rows[:calls].copy(), admitted[:calls].copy(), begun, ended)

@@ -1,0 +1,50 @@
+"""The loop of an engine's calls, compiled. Imported in a function, as numba takes half a second to import."""
+
+import numpy as np
+from numba import njit
+
+
+@njit(cache=True)
+def engine_calls(exits, tokens, slots, least, admitted_at, rows, admitted, begun, ended):  # type: ignore[no-untyped-def]
+    """Calls of layers until all requests are answered, and of each the rows and newcomers; returns their number.
+
+    ``exits`` (B, T) and ``tokens`` (B,); written are ``rows`` and ``admitted``, one per call, and ``begun`` and ``ended`` (B,).
+    """
+    n_layers = exits.max()
+    request = np.full(slots, -1, dtype=np.int64)
+    layer, position = np.zeros(slots, dtype=np.int64), np.zeros(slots, dtype=np.int64)
+    waiting = np.zeros(n_layers, dtype=np.int64)
+    free, taken, calls = slots, 0, 0
+    while True:
+        new = 0
+        if free * admitted_at >= slots:
+            for s in range(slots):
+                if request[s] < 0 and taken < exits.shape[0]:
+                    request[s], layer[s], position[s] = taken, 0, 0
+                    begun[taken] = calls
+                    waiting[0] += 1
+                    taken, new, free = taken + 1, new + 1, free - 1
+        if free == slots:
+            return calls
+        at = int(waiting.argmax())
+        for deeper in range(n_layers - 1, -1, -1):
+            if waiting[deeper] >= least:
+                at = deeper
+                break
+        rows[calls], admitted[calls] = waiting[at], new
+        for s in range(slots):
+            if request[s] < 0 or layer[s] != at:
+                continue
+            r = request[s]
+            waiting[at] -= 1
+            if exits[r, position[s]] > at + 1:
+                layer[s] = at + 1
+                waiting[at + 1] += 1
+                continue
+            position[s] += 1
+            layer[s] = 0
+            if position[s] == tokens[r]:
+                ended[r], request[s], free = calls, -1, free + 1
+            else:
+                waiting[0] += 1
+        calls += 1
