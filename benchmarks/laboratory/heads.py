@@ -30,7 +30,7 @@ class Population:
     @property
     def heads(self) -> int:
         """How many."""
-        return self.confidence.shape[2]
+        return int(self.confidence.shape[2])
 
     def draw(
         self, n: int, rng: np.random.Generator

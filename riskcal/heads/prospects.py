@@ -51,12 +51,13 @@ def _prospect(
     size, n_pilot = len(known.grid), len(waiting)
     here = known.level[waiting]
     exits = np.bincount(here, minlength=size + 1)[:size].astype(np.float64)
-    errors = np.bincount(here, known.wrong[waiting], minlength=size + 1)[:size]
+    errors = np.bincount(here[known.wrong[waiting]], minlength=size + 1)[:size].astype(np.float64)
     if exits.sum() < 2:
         return None
     total, more = exits.cumsum(), n / n_pilot
     with np.errstate(invalid="ignore"):
-        share = np.clip((exits * _error_rate(exits, errors)).cumsum() / total, 1e-6, 1 - 1e-6)
+        fitted: Floats = exits * _error_rate(exits, errors)
+        share = np.clip(fitted.cumsum() / total, 1e-6, 1 - 1e-6)
         expected = more * total
         noise = np.sqrt(expected * share * (1.0 - share) * (1.0 + _LEFT_BY_FIT * more))
         needed = -special.ndtri(level) * np.sqrt(expected * tolerated * (1.0 - tolerated))
