@@ -1,5 +1,6 @@
 """Contexts that forbid early exits, told token by token, against parsers that see the whole text at once."""
 
+import itertools
 import json
 import re
 
@@ -89,7 +90,7 @@ def touched(marks, spans):
 def test_tokens_are_held_where_a_parser_of_the_whole_text_has_them_inside(text, data, context):
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=12))
     bounds = [0, *sorted(cuts), len(text)]
-    spans = list(zip(bounds, bounds[1:], strict=False))
+    spans = list(itertools.pairwise(bounds))
     held = judged(Inside(context), [text[begin:end] for begin, end in spans])
     assert held == touched(PARSERS[context](text), spans)
 
@@ -120,9 +121,7 @@ def test_pieces_of_characters_are_never_free_where_the_character_is_not(context)
 
     @given(CODE)
     def compare(text):
-        spans = [
-            (i, i + 1) for i, character in enumerate(text) for _ in character.encode("utf-8")
-        ]
+        spans = [(i, i + 1) for i, character in enumerate(text) for _ in character.encode("utf-8")]
         inside = touched(PARSERS[context](text), spans)
         states, held = guard.start([]), []
         for token in text.encode("utf-8"):
