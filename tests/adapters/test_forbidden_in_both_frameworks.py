@@ -1,4 +1,4 @@
-"""Forbidden classes hold the same tokens in JAX, where they are tables of a compiled program, and in PyTorch, where the host judges."""
+"""Forbidden classes hold the same tokens in JAX, as tables of a compiled program, and in PyTorch, where the host judges."""
 
 import numpy as np
 import pytest
