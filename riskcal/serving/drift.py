@@ -212,10 +212,10 @@ class Drift:
 def features(event: Mapping[str, Any]) -> dict[str, float]:
     """What an event tells of a request that may drift.
 
-    Of a request that was served: ``prompt length`` and ``output length`` in tokens, ``temperature``, ``weights`` (a number made of
-    their fingerprint), ``confidence`` (the mean at exits), ``depth`` (mean exit layer) and, for every class of tokens that the
-    engine was told to count, ``share of CLASS``. Of a shadow: ``agreement``, the share of tokens that are the full model's. What an
-    output at full depth says of exits is no feature.
+    Of a request that was served: ``prompt length`` and ``output length`` in tokens, ``temperature``, ``weights`` (a number made
+    of their fingerprint), ``confidence`` (the mean at exits), ``depth`` (mean exit layer) and, for every class of tokens that
+    the engine was told to count, ``share of CLASS``. Of a shadow: ``agreement``, the share of tokens that are the full model's.
+    What an output at full depth says of exits is no feature.
     """
     told, name = mapping(event, "attributes"), event.get("name")
     at_full_depth = bool(told.get("riskcal.full_depth"))
