@@ -138,7 +138,7 @@ def test_a_policy_edited_by_hand_watches_nothing(tmp_path):
 
 @pytest.mark.parametrize("mean", [0.15, 0.25, 0.5])
 def test_alarms_come_within_a_tenth_of_the_simulated_delay(tmp_path, mean):
-    """Mean requests to the alarm at 3, 5 and 10 times delta, a fifth of them shadowed by their ids' hash: 250 logs, SE about 3%."""
+    """Mean requests to the alarm at 3, 5 and 10 times delta, a fifth shadowed by their ids' hash: 250 logs, SE about 3%."""
     fresh, rng, found = RiskMonitor(0.05, average_run_length=1000), np.random.default_rng(1), []
     shadow = Shadow(0.2)
     for day in range(250):
