@@ -211,7 +211,7 @@ def foretold(day: Day, losses: Iterable[float], rate: float, *, draws: int = 100
 
 
 def compared(decoder: EarlyExitT5, done: Sequence[Done], texts: Sequence[str]) -> np.ndarray:
-    """Of requests and their prompts (2, n): the share of letters that are the full model's, and whether the schema newly fails."""
+    """Of requests (2, n): the share of letters that are the full model's, and whether the schema newly fails."""
     full: list[str] = []
     for start in range(0, len(texts), 64):
         ids = decoder.encode(list(texts[start : start + 64]))
