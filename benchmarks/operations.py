@@ -143,12 +143,12 @@ def incident(days: int, folder: Path) -> dict[str, Any]:
     from riskcal_adapters.torch import load_example
 
     torch.set_num_threads(1)
-    decoder, rate, run_length, threshold = load_example("numbers"), 0.3, 1000, 0.9
+    decoder, rate, run_length, delta = load_example("numbers"), 0.3, 1000, 0.15
     runs = {
         digits: drill.recorded(
             decoder,
-            drill.prompts(digits, 300, seed=1),
-            [0.95, threshold],
+            drill.prompts(digits, 200, seed=1),
+            [0.9, 0.75],
             folder / f"runs-{digits}",
         )
         for digits in (drill.NOTE, drill.DOCUMENT)
@@ -156,17 +156,17 @@ def incident(days: int, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {
         "rate": rate,
         "run length": run_length,
-        "delta": DELTA,
+        "delta": delta,
         "calibrations": [],
     }
     for digits, one in runs.items():
-        for objective, delta in (("textual", 0.02), ("risk_clipped", DELTA)):
-            calibration = riskcal.calibrate(one, delta=delta, objective=objective)
+        for objective, tolerated in (("textual", 0.05), ("risk_clipped", delta)):
+            calibration = riskcal.calibrate(one, delta=tolerated, objective=objective)
             told["calibrations"].append(
                 {
                     "digits": digits,
                     "objective": objective,
-                    "delta": delta,
+                    "delta": tolerated,
                     "certified": calibration.threshold if calibration.certified else None,
                     "means": dict(
                         zip(
@@ -177,12 +177,12 @@ def incident(days: int, folder: Path) -> dict[str, Any]:
                     ),
                 }
             )
-    policy = riskcal.calibrate(runs[drill.NOTE], delta=DELTA, objective="risk_clipped").policy()
-    kept = {"delta": DELTA, "run_length": run_length}
+    policy = riskcal.calibrate(runs[drill.NOTE], delta=delta, objective="risk_clipped").policy()
+    kept = {"delta": delta, "run_length": run_length}
     reference = drill.serve(
         decoder,
         policy,
-        drill.prompts(drill.NOTE, 300, seed=2),
+        drill.prompts(drill.NOTE, 200, seed=2),
         [],
         folder / "reference",
         rate=0.0,
@@ -194,8 +194,8 @@ def incident(days: int, folder: Path) -> dict[str, Any]:
     told["days"] = []
     for seed in range(days):
         notes, documents = (
-            drill.prompts(drill.NOTE, 300, seed=3 + seed),
-            drill.prompts(drill.DOCUMENT, 900, seed=3 + seed),
+            drill.prompts(drill.NOTE, 200, seed=3 + seed),
+            drill.prompts(drill.DOCUMENT, 500, seed=3 + seed),
         )
         day = drill.serve(
             decoder,

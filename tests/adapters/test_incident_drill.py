@@ -9,8 +9,8 @@ from recipes.numbers import drill
 from riskcal.serving import EventWatch
 from riskcal_adapters.torch import load_example
 
-THRESHOLD, DELTA, RATE, RUN_LENGTH = 0.9, 0.05, 1.0, 100
-DOCUMENTS = drill.prompts(drill.DOCUMENT, 200, seed=3)
+THRESHOLD, DELTA, RATE, RUN_LENGTH = 0.75, 0.15, 1.0, 200
+DOCUMENTS = drill.prompts(drill.DOCUMENT, 150, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +26,13 @@ def runs(decoder, tmp_path_factory):
         digits: drill.recorded(
             decoder, drill.prompts(digits, n, seed=1), [THRESHOLD], folder / f"{digits}"
         )
-        for digits, n in ((drill.NOTE, 150), (drill.DOCUMENT, 60))
+        for digits, n in ((drill.NOTE, 150), (drill.DOCUMENT, 100))
     }
 
 
 def policies(runs):
     """What agreement with the full model certifies, and what the product's validator does."""
-    agree = riskcal.calibrate(runs, delta=0.03, objective="textual")
+    agree = riskcal.calibrate(runs, delta=0.06, objective="textual")
     return agree, riskcal.calibrate(runs, delta=DELTA, objective="risk_clipped")
 
 
@@ -50,15 +50,16 @@ def day(decoder, runs, tmp_path_factory):
 
 
 def test_a_validator_refuses_what_agreement_of_tokens_would_let_pass(runs):
-    """Of letters 98 in 100 and more are the full model's on both kinds of traffic, of documents more than delta newly fail."""
+    """Of letters 96 in 100 and more are the full model's on both kinds of traffic; documents fail beyond delta."""
     agree, validated = policies(runs[drill.NOTE])
     assert agree.threshold == validated.threshold == THRESHOLD
     apart = {digits: one.losses("textual").mean() for digits, one in runs.items()}
     failed = {digits: one.losses("risk_clipped").mean() for digits, one in runs.items()}
-    assert max(apart.values()) < 0.02
-    assert failed[drill.NOTE] < 0.5 * DELTA
-    assert failed[drill.DOCUMENT] > DELTA
-    _, refused = policies(runs[drill.DOCUMENT])
+    assert max(apart.values()) < 0.04
+    assert failed[drill.NOTE] < DELTA
+    assert failed[drill.DOCUMENT] > 1.5 * DELTA
+    agree, refused = policies(runs[drill.DOCUMENT])
+    assert agree.threshold == THRESHOLD
     assert not refused.certified
     assert refused.policy().is_full_model
 
@@ -68,7 +69,7 @@ def test_agreement_stays_flat_while_schema_failures_rise_and_the_monitor_alarms_
 ):
     count = day.alarm - day.shift + 1
     agreed, failed = drill.compared(decoder, day.done[day.shift :][:count], DOCUMENTS[:count])
-    assert agreed.mean() > 0.98
+    assert agreed.mean() > 0.95
     assert failed.mean() > DELTA
     delays = drill.foretold(day, runs[drill.DOCUMENT].losses("risk_clipped")[:, 0], RATE)
     assert np.quantile(delays, 0.01) <= count <= np.quantile(delays, 0.99)
