@@ -1,5 +1,7 @@
 """What an engine's events tell of requests: classes of tokens, what may drift, and the strata that are made of it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,32 @@ def test_every_token_is_of_one_class_and_told_with_its_exit_and_whether_it_is_th
     watch = EventWatch(RiskMonitor(0.9)).read(path)
     assert {one.name for one in watch.estimates() if one.kind == "class"} == {*CLASSES, "other"}
     assert [one.n for one in watch.estimates() if one.kind == "difficulty"] == [9, 9]
+
+
+def test_what_shadows_estimate_covers_the_truth_over_all_requests(g2p, tmp_path):
+    """Of 60 requests all are compared once; each of 20 salts then samples its own third of them."""
+    path = tmp_path / "events.jsonl"
+    words = [
+        f"{word}{end}"
+        for word in WORDS[:6]
+        for end in ("", "s", "ed", "er", "ing", "ly", "ful", "ness", "or", "ist")
+    ]
+    served(g2p, path, ExitPolicy.static(2, max_new_tokens=12), words=words, classes=None)
+    losses = {
+        name: one["riskcal.loss"] for name, one in told(path, "riskcal.shadow.evaluated").items()
+    }
+    truth = np.mean(list(losses.values()))
+    assert 0.1 < truth < 0.9
+    for salt in range(20):
+        shadow, watch = Shadow(1 / 3, salt=f"{salt}"), EventWatch(RiskMonitor(0.95))
+        lines = [
+            json.dumps({"name": "riskcal.shadow.evaluated", "attributes": {"riskcal.loss": loss}})
+            for name, loss in losses.items()
+            if shadow.takes(name)
+        ]
+        low, high = watch.follow(lines).interval("")
+        assert 8 <= watch.monitor.n <= 34
+        assert low <= truth <= high
 
 
 def test_a_temperature_and_longer_prompts_are_drifts_by_name(g2p, tmp_path):
