@@ -221,7 +221,7 @@ def features(event: Mapping[str, Any]) -> dict[str, float]:
     at_full_depth = bool(told.get("riskcal.full_depth"))
     found: dict[str, float] = {}
     if name == "riskcal.shadow.evaluated" and not at_full_depth:
-        apart = told.get("riskcal.token.disagreement")
+        apart: Any = told.get("riskcal.token.disagreement")
         if is_number(apart):
             found["agreement"] = 1.0 - apart
     if name != "riskcal.request.served":

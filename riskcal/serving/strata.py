@@ -70,7 +70,8 @@ class Strata:
         for name, layers in mapping(told, "riskcal.exit.classes").items():
             counts = {layer: n for layer, n in mapping(layers).items() if _validate.is_whole(n)}
             self.layers.setdefault(task, {}).setdefault(name, Counter()).update(counts)
-        drafted, rejected = (told.get(f"riskcal.draft.{what}") for what in ("tokens", "rejected"))
+        drafted: Any = told.get("riskcal.draft.tokens")
+        rejected: Any = told.get("riskcal.draft.rejected")
         if _validate.is_whole(drafted) and _validate.is_whole(rejected):
             before = self.drafts.get(task, (0, 0))
             self.drafts[task] = (before[0] + int(drafted), before[1] + int(rejected))

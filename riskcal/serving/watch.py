@@ -185,7 +185,7 @@ class EventWatch:
         self.losses[task] = (n + 1, total + float(loss or 0.0))
         self.strata.evaluated(task, attributes, float(loss or 0.0))
         self._note(event)
-        apart = attributes.get("riskcal.token.disagreement")
+        apart: Any = attributes.get("riskcal.token.disagreement")
         if is_number(apart) and 0 <= apart <= 1:
             n, total = self.disagreements.get(task, (0, 0.0))
             self.disagreements[task] = (n + 1, total + float(apart))

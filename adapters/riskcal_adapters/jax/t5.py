@@ -307,7 +307,7 @@ class EarlyExitT5:
             return ""
         pair = [[token], [token, token]]
         once, twice = self._need_tokenizer().decode_batch(pair, skip_special_tokens=True)
-        return twice[len(once) :]
+        return str(twice[len(once) :])
 
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
