@@ -1,6 +1,7 @@
 """`Drift`: whether requests are still what they were when the policy was calibrated, and in what they differ."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
@@ -76,8 +77,8 @@ class Drift:
     that the mean of p, of 1 - p, of s, the distance of 2p from 1, or of 1 - s is above one half: four tests for each of F
     features, each at ``epsilon / (4 F)``. By Ville's inequality and the union bound an alarm is ever false with probability at
     most epsilon. With an average run length A each has ``4 F A``: the mean of all detectors is one that reaches A before any of
-    its parts reaches this. Values are rounded to three digits, which needs no look at them; ties are broken by a hash of their
-    number, so that a state that was saved goes on exactly.
+    its parts reaches this. Values are rounded to three digits, which needs no look at them; ties are broken by a hash of the
+    reference and their number, so that a state that was saved goes on exactly.
 
     *What is a hint.* An alarm says that traffic changed, and its feature where to look, not that anything is wrong: the
     certificate may well hold there, and the monitor of losses watches whether it does. Traffic that has hours and weekdays is not
@@ -114,6 +115,9 @@ class Drift:
             self._monitors[feature] = {
                 way: RiskMonitor(0.5, epsilon=each, average_run_length=length) for way in _WAYS
             }
+        # coins of its own for every reference: deployments must not share their luck
+        told = json.dumps({feature: past.to_json() for feature, past in self._past.items()})
+        self._salt = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
     @classmethod
     def from_log(
@@ -147,7 +151,9 @@ class Drift:
             past = self._past.get(feature)
             if past is None:
                 continue
-            ranks = np.array([past.rank(feature, one) for one in _finite(some, feature)])
+            ranks = np.array(
+                [past.rank(f"{self._salt}\0{feature}", one) for one in _finite(some, feature)]
+            )
             for way, monitor in self._monitors[feature].items():
                 monitor.update(_WAYS[way](ranks))
         return self
@@ -171,6 +177,7 @@ class Drift:
     def to_json(self) -> dict[str, Any]:
         """The whole state, as JSON holds it."""
         return {
+            "salt": self._salt,
             "epsilon": self.epsilon,
             "average_run_length": self.average_run_length,
             "features": {
@@ -187,6 +194,7 @@ class Drift:
         """Go on, bit for bit, where `to_json` stood."""
         settings = {name: state[name] for name in ("epsilon", "average_run_length")}
         drift = cls(dict.fromkeys(state["features"], (0.0,)), **settings)
+        drift._salt = state["salt"]
         for feature, known in state["features"].items():
             drift._past[feature] = _Past.from_json(known["past"])
             drift._monitors[feature] = {
@@ -272,7 +280,7 @@ class _Past:
     def size(self) -> int:
         return int(self._counts.sum())
 
-    def rank(self, feature: str, value: float) -> float:
+    def rank(self, salt: str, value: float) -> float:
         """The share of all seen so far that is larger, the value itself among its ties; it is seen from now on."""
         value = _rounded(value)
         place = int(np.searchsorted(self._values, value))
@@ -282,7 +290,7 @@ class _Past:
             self._counts = np.insert(self._counts, place, 0)
         larger, size = int(self._counts[place + 1 :].sum()), self.size
         self._counts[place] += 1
-        return (larger + _coin(feature, size) * int(self._counts[place])) / (size + 1)
+        return (larger + _uniform(f"{salt}\0{size}") * int(self._counts[place])) / (size + 1)
 
     def to_json(self) -> list[Any]:
         return [self._values.tolist(), self._counts.tolist()]
@@ -295,11 +303,6 @@ class _Past:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
-
-
-def _coin(feature: str, number: int) -> float:
-    """Of a value by its number."""
-    return _uniform(f"{feature}\0{number}")
 
 
 def _uniform(text: str) -> float:
