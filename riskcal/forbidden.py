@@ -19,7 +19,56 @@ State = tuple[bool, int]
 #: Tokens after texts that a guard remembers; then it begins anew.
 _SAID_AT_MOST = 100_000
 
-_CONTEXTS = ("json_string", "code_block", "number")
+#: How a tokenizer shows the bytes of a character that a token holds in part.
+PIECE = "\ufffd"
+
+
+def _json_string(state: State, character: str) -> State:
+    inside, escaping = state
+    if inside and escaping:
+        return (True, 0)
+    if character == '"':
+        return (not inside, 0)
+    return (inside, int(inside and character == "\\"))
+
+
+def _code_block(state: State, character: str) -> State:
+    inside, ticks = state
+    if character != "`":
+        return (inside, 0)
+    return (not inside, 0) if ticks == 2 else (inside, ticks + 1)
+
+
+def _number(_: State, character: str) -> State:
+    return (character.isdigit() or character == PIECE, 0)
+
+
+def _identifier(state: State, character: str) -> State:
+    """Memory is 1 in a word that began with a digit: ``2x`` is no name, and neither is its ``x``."""
+    if character == PIECE:  # perhaps a letter
+        return (True, 0)
+    goes_on = f"a{character}".isidentifier()
+    begins = character.isidentifier()
+    inside = state[0] if state[0] or state[1] else begins
+    return (goes_on and inside, int(goes_on and not inside))
+
+
+def _code_identifier(state: State, character: str) -> State:
+    """Memory is that of a block, of being in one, and of an identifier, in this order."""
+    inside, held = state
+    ticks, block, digits = held % 3, bool(held // 3 % 2), held // 6
+    block, ticks = _code_block((block, ticks), character)
+    inside, digits = _identifier((inside, digits), character) if block else (False, 0)
+    return (inside, ticks + 3 * block + 6 * digits)
+
+
+_STEPS: dict[str, Callable[[State, str], State]] = {
+    "json_string": _json_string,
+    "code_block": _code_block,
+    "number": _number,
+    "identifier": _identifier,
+    "code_identifier": _code_identifier,
+}
 
 
 @dataclass(frozen=True)
@@ -28,12 +77,21 @@ class Inside:
 
     Parameters
     ----------
-    context : {"json_string", "code_block", "number"}
+    context : {"json_string", "identifier", "code_identifier", "code_block", "number"}
         ``"json_string"``: between double quotes, a backslash escaping what follows; all text is taken for JSON.
-        ``"code_block"``: between fences of three backticks. ``"number"``: a digit, or what directly follows one.
+        ``"identifier"``: a word as `str.isidentifier` has it, letters, digits and ``_`` that do not begin with a digit; all text
+        is taken for code, its keywords, comments and strings too, since a word is known to be a keyword only once it has ended.
+        The token that follows one, and so ends it, is held too.
+        ``"code_identifier"``: the same between fences of three backticks, where other text is prose.
+        ``"code_block"``: between such fences. ``"number"``: a digit, or what directly follows one.
     prompt : bool
         Whether the context begins with the prompt, for prompts that the output continues (``{"name": "``). By default it
         begins with the output: a quotation mark in a question opens no string of the answer.
+
+    Notes
+    -----
+    A token may hold a character in part, some bytes of it, which a tokenizer shows as U+FFFD. It may be a part of a letter or a
+    digit, so it counts as one: more is forbidden then than stands in the context, never less.
 
     Examples
     --------
@@ -41,15 +99,19 @@ class Inside:
     >>> state = rule.after(rule.start(), '{"na')
     >>> rule.forbids(state, 7, 'me"'), rule.forbids(rule.start(), 8, "{")
     (True, False)
+    >>> rule = Inside("identifier")
+    >>> state = rule.after(rule.start(), "1 + to")
+    >>> rule.forbids(state, 7, "tal"), rule.forbids(rule.start(), 8, "1 + 2")
+    (True, False)
     """
 
-    context: Literal["json_string", "code_block", "number"]
+    context: Literal["json_string", "code_block", "number", "identifier", "code_identifier"]
     prompt: bool = False
     kind: Literal["inside"] = "inside"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
-        _validate.choice(self.context, "context", _CONTEXTS)
+        _validate.choice(self.context, "context", tuple(_STEPS))
 
     def start(self) -> State:
         """The state before the first generated token."""
@@ -57,33 +119,21 @@ class Inside:
 
     def after(self, state: State, text: str) -> State:
         """The state after a token was emitted."""
+        step = _STEPS[self.context]
         for character in text:
-            state = self._step(state, character)
+            state = step(state, character)
         return state
 
     def forbids(self, state: State, token: int, text: str) -> bool:
         """Whether the candidate may not exit early."""
         if state[0]:
             return True
+        step = _STEPS[self.context]
         for character in text:
-            state = self._step(state, character)
+            state = step(state, character)
             if state[0]:
                 return True
         return False
-
-    def _step(self, state: State, character: str) -> State:
-        inside, memory = state
-        if self.context == "number":
-            return (character.isdigit(), 0)
-        if self.context == "json_string":
-            if inside and memory:  # escaped
-                return (True, 0)
-            if character == '"':
-                return (not inside, 0)
-            return (inside, int(inside and character == "\\"))
-        if character != "`":
-            return (inside, 0)
-        return (not inside, 0) if memory == 2 else (inside, memory + 1)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ from riskcal.forbidden import Guard
 from riskcal.serving import Inside, Pattern, Tokens
 
 RULES = st.one_of(
-    st.builds(Inside, st.sampled_from(["json_string", "code_block", "number"]), st.booleans()),
+    st.builds(
+        Inside,
+        st.sampled_from(["json_string", "code_block", "number", "identifier"]),
+        st.booleans(),
+    ),
     st.builds(Tokens, st.lists(st.integers(0, 99), min_size=1)),
     st.sampled_from([r"\d", "^ ", "[aeiou]"]).map(Pattern),
 )

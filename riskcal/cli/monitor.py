@@ -16,6 +16,7 @@ from riskcal.cli.monitor_events import is_event, is_event_log, watch_events
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
 from riskcal.policy.certificate import Certificate
+from riskcal.serving.drift import Drift
 from riskcal.serving.watch import EventWatch
 
 
@@ -51,8 +52,16 @@ def monitor(
         Path | None,
         typer.Option(help="Go on from here if it exists, and leave the new state here."),
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of an event log: the log of requests like those of the calibration, from which others must not drift."
+        ),
+    ] = None,
 ) -> None:
     """Watch the losses in LOG, and stop with exit status 3 as soon as they exceed the policy's delta.
+
+    With --reference the exit status is 3 too where requests drifted; that has its own epsilon.
 
     For a policy of certified heads the log may have columns exits and errors instead: tokens that left early, and those of
     them that are not the full model's.
@@ -73,22 +82,30 @@ def monitor(
         lower=bounds.get("lower", 0.0),
         upper=bounds.get("upper", 1.0),
     )
+    drift = None
+    if reference is not None:
+        drift = Drift.from_log(reference, epsilon=epsilon, average_run_length=average_run_length)
+    fresh = EventWatch(watch, drift=drift)
     if log != "-" and is_event_log(log):
-        _say_events(watch_events(log, watch, state), log)
+        _say_events(watch_events(log, fresh, state), log)
     with loss_log.opened(log) as file:
         first = loss_log.first_line(file)
         if log == "-" and is_event(first):
             lines = itertools.chain([first], file)
-            _say_events(watch_events(log, watch, state, lines), log)
+            _say_events(watch_events(log, fresh, state, lines), log)
+        if reference is not None:
+            raise RiskcalError(
+                f"reference: is for event logs, and {log} holds losses; leave it out."
+            )
         _watch_losses(first, file, log, watch, certificate, state)
 
 
 def _say_events(seen: EventWatch, log: str) -> NoReturn:
-    if seen.monitor.n == 0:
+    if seen.monitor.n == 0 and not seen.alarm:
         raise RiskcalError(
             f"{log}: holds no loss of a shadowed request, so that nothing can be said of the requests."
         )
-    raise typer.Exit(3 if seen.monitor.alarm else 0)
+    raise typer.Exit(3 if seen.alarm else 0)
 
 
 def _watch_losses(

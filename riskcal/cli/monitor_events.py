@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 
 from riskcal._validate import RiskcalError
-from riskcal.monitor import RiskMonitor
 from riskcal.serving.reader import parsed
 from riskcal.serving.watch import EventWatch
 
@@ -27,16 +26,19 @@ def is_event(line: str | bytes) -> bool:
 
 
 def watch_events(
-    log: str, fresh: RiskMonitor, state: Path | None, lines: Iterable[str] | None = None
+    log: str, fresh: EventWatch, state: Path | None, lines: Iterable[str] | None = None
 ) -> EventWatch:
     """Read what is new in a log, or ``lines`` until there is an alarm; leave the state, and print all that was seen."""
-    watch = EventWatch.load(state) if state is not None and state.exists() else EventWatch(fresh)
-    for name, value in fresh.parameters.items():
+    watch = EventWatch.load(state) if state is not None and state.exists() else fresh
+    for name, value in fresh.monitor.parameters.items():
         if watch.monitor.parameters[name] != value:
             raise RiskcalError(
                 f"{state}: {name} is {watch.monitor.parameters[name]} there but {value} here; use the same options, "
                 "or another file."
             )
+    if (watch.drift is None) != (fresh.drift is None):
+        had = "without" if watch.drift is None else "with"
+        raise RiskcalError(f"{state}: was begun {had} --reference; go on so, or use another file.")
     if lines is None:
         watch.read(log)
     else:
@@ -45,15 +47,27 @@ def watch_events(
     if state is not None:
         watch.save(state)
     print(f"{log}: {watch.verdict}")
-    for task, (n, total) in sorted(watch.losses.items()):
-        low, high = watch.interval(task)
+    if watch.drift is not None:
+        print(f"drifted: {watch.drift.verdict}")
+    for one in watch.estimates():
+        low, high = one.interval
         known = f"{low:.4f} to {high:.4f} with 95% confidence at all times"
+        what = "token disagreement" if one.kind == "class" else "mean loss"
+        where = f", {one.kind} {one.name}" if one.name else ""
         print(
-            f"task {task or '(none)'}: mean loss {total / n:.4f} over {n} requests ({known})"
-            + _disagreement(watch, task)
+            f"task {one.task or '(none)'}{where}: {what} {one.mean:.4f} over {one.n} requests ({known})"
+            + (_disagreement(watch, one.task) if one.kind == "task" else "")
         )
     for task, layers in sorted(watch.layers.items()):
         print(f"task {task or '(none)'}: tokens by exit layer {_listed(layers)}")
+        for name, own in sorted(watch.strata.layers.get(task, {}).items()):
+            print(f"task {task or '(none)'}, class {name}: tokens by exit layer {_listed(own)}")
+    for task, (drafted, rejected) in sorted(watch.strata.drafts.items()):
+        share = rejected / drafted if drafted else 0.0
+        print(f"task {task or '(none)'}: {share:.4f} of {drafted} drafted tokens rejected")
+    for name in ("weights", "temperatures"):
+        if len(getattr(watch.strata, name)) > 1:
+            print(f"{name} differ, by requests: {_listed(getattr(watch.strata, name))}")
     print(f"events: {_listed(watch.events)}")
     odd = Counter({name: count for name, count in watch.counts.items() if count})
     if odd:

@@ -11,9 +11,11 @@ from typing import Any, Self
 from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
+from riskcal.serving.drift import Drift, features
 from riskcal.serving.estimates import Interval, mean_interval
 from riskcal.serving.events import NAMES, rotated
 from riskcal.serving.reader import parsed, read_events, request_id
+from riskcal.serving.strata import Strata, Stratum, is_number
 
 
 class EventWatch:
@@ -34,6 +36,8 @@ class EventWatch:
     ----------
     monitor : RiskMonitor
         With the delta and the bounds of the certificate.
+    drift : Drift, optional
+        Is fed the features of every request that the log tells of, once each as far as they have ids.
 
     Attributes
     ----------
@@ -48,17 +52,22 @@ class EventWatch:
         Events by name, repeated ones too.
     layers : dict of str to Counter
         Tokens by exit layer, by task.
+    strata : Strata
+        What there is below a task: difficulties, classes of tokens, what verification rejected.
     """
 
-    def __init__(self, monitor: RiskMonitor) -> None:
+    def __init__(self, monitor: RiskMonitor, *, drift: Drift | None = None) -> None:
         if monitor.proxy is not None:
             raise RiskcalError("monitor: an event log holds no proxies; give one without proxy=.")
-        self.monitor = monitor
+        self.monitor, self.drift = monitor, drift
         self.counts: Counter[str] = Counter()
         self.losses: dict[str, tuple[int, float]] = {}
         self.disagreements: dict[str, tuple[int, float]] = {}
         self.events: Counter[str] = Counter()
         self.layers: dict[str, Counter[str]] = {}
+        self.strata = Strata()
+        self._features: dict[str, list[float]] = {}  # not yet fed
+        self._served: dict[str, None] = {}
         self._seen: dict[str, None] = {}
         self._place: tuple[int, int] | None = None  # inode and byte
         self._clock = -1
@@ -94,7 +103,7 @@ class EventWatch:
             torn = found.torn_bytes if file != files[-1] else 0  # of a renamed file: nobody ends it
             self.counts["damaged"] += torn > 0
             self._place = (inode, found.offset + torn)
-        return self
+        return self._fed()
 
     def follow(self, lines: Iterable[str | bytes]) -> Self:
         """Take the lines of a stream as they come, and return with its end or as soon as there is an alarm.
@@ -113,7 +122,18 @@ class EventWatch:
                 continue
             self.counts["unknown"] += event["name"] not in NAMES
             self._take(event)
+        return self._fed()
+
+    def _fed(self) -> Self:
+        """What drifts is told all at once, which is quicker and the same."""
+        if self.drift is not None:
+            self.drift.update(self._features)
+        self._features = {}
         return self
+
+    def estimates(self) -> list[Stratum]:
+        """Every stratum with its mean and interval: tasks, below each its difficulties and its classes of tokens."""
+        return list(self.strata.estimates(self.losses, self.monitor.lower, self.monitor.upper))
 
     def interval(self, task: str, epsilon: float = 0.05) -> Interval:
         """Where the mean loss of a task is, however often one looks (`mean_interval`), if it stays the same."""
@@ -134,6 +154,13 @@ class EventWatch:
         if event["name"] == "riskcal.request.served" and isinstance(layers, dict):
             tokens = {str(k): n for k, n in layers.items() if _validate.is_whole(n)}
             self.layers.setdefault(task, Counter()).update(tokens)
+        identity = request_id(event)
+        if event["name"] == "riskcal.request.served":
+            self.strata.served(task, attributes)
+            if identity is None or identity not in self._served:
+                self._note(event)
+                if identity is not None and self.drift is not None:
+                    self._served[identity] = None
         at_full_depth = bool(attributes.get("riskcal.full_depth"))
         lost: Any = attributes.get("riskcal.events.lost")
         if _validate.is_whole(lost) and lost > 0:
@@ -142,7 +169,6 @@ class EventWatch:
             self.counts["full_depth"] += at_full_depth
         if event["name"] != "riskcal.shadow.evaluated" or at_full_depth:
             return
-        identity = request_id(event)
         if identity is not None and identity in self._seen:
             self.counts["repeated"] += 1
             return
@@ -157,14 +183,26 @@ class EventWatch:
             self.monitor.update(loss)
         n, total = self.losses.get(task, (0, 0.0))
         self.losses[task] = (n + 1, total + float(loss or 0.0))
-        apart = attributes.get("riskcal.token.disagreement")
-        if isinstance(apart, int | float) and 0 <= apart <= 1:
+        self.strata.evaluated(task, attributes, float(loss or 0.0))
+        self._note(event)
+        apart: Any = attributes.get("riskcal.token.disagreement")
+        if is_number(apart) and 0 <= apart <= 1:
             n, total = self.disagreements.get(task, (0, 0.0))
             self.disagreements[task] = (n + 1, total + float(apart))
 
+    def _note(self, event: dict[str, Any]) -> None:
+        if self.drift is not None:
+            for feature, value in features(event).items():
+                self._features.setdefault(feature, []).append(value)
+
+    @property
+    def alarm(self) -> bool:
+        """Whether losses exceed what was certified, or what is watched for drift has drifted."""
+        return self.monitor.alarm or (self.drift is not None and bool(self.drift.drifted))
+
     @property
     def verdict(self) -> str:
-        """What can be said: nothing over no losses, and never that there is no alarm then."""
+        """What can be said of losses: nothing over none, and never that there is no alarm then."""
         if self.monitor.alarm:
             return f"alarm at loss {self.monitor.alarm_at}"
         n = self.monitor.n
@@ -172,6 +210,7 @@ class EventWatch:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state; a file that stands there is replaced whole or not at all."""
+        self._fed()
         state = {
             "kind": "riskcal.EventWatch",
             "schema_version": 1,
@@ -181,6 +220,9 @@ class EventWatch:
             "disagreements": self.disagreements,
             "events": self.events,
             "layers": self.layers,
+            "strata": self.strata.to_json(),
+            "drift": None if self.drift is None else self.drift.to_json(),
+            "served": list(self._served),
             "seen": list(self._seen),
             "place": self._place,
             "clock": self._clock,
@@ -195,7 +237,13 @@ class EventWatch:
             state = json.loads(Path(path).read_bytes())
             if (state["kind"], state["schema_version"]) != ("riskcal.EventWatch", 1):
                 raise ValueError("another kind or version")
-            watch = cls(RiskMonitor.from_json(state["monitor"]))
+            drift = state.get("drift")
+            watch = cls(
+                RiskMonitor.from_json(state["monitor"]),
+                drift=None if drift is None else Drift.from_json(drift),
+            )
+            watch.strata = Strata.from_json(state.get("strata", {}))
+            watch._served = dict.fromkeys(state.get("served", ()))
             watch.counts = Counter(state["counts"])
             watch.losses = {task: (n, total) for task, (n, total) in state["losses"].items()}
             # what states from before it was counted do not say

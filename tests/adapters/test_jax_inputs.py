@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from riskcal import ExitPolicy, RiskcalError
 from riskcal.policy import Sampling
 from riskcal.pruning import Pruning
-from riskcal.serving import Tokens
+from riskcal.serving import Pattern, Tokens
 from riskcal_adapters import cli, fingerprint
 from riskcal_adapters.jax import EarlyExitT5, from_torch, load_classifier, load_example, load_t5
 from riskcal_adapters.jax.weights import arrange
@@ -52,8 +52,8 @@ def decoder():
         ({"policy": ExitPolicy(threshold=0.5, weights="abc")}, "weights: the policy was made for weights abc"),
         ({"policy": ExitPolicy(threshold=0.5, cache="copy")}, "cache: 'copy' is not known to this decoder"),
         (
-            {"policy": ExitPolicy(threshold=0.5, forbidden=[Tokens([3])])},
-            r"forbidden: \(Tokens.* is not known to this decoder",
+            {"policy": ExitPolicy(threshold=0.5, forbidden=[Tokens([3]), Pattern("a")])},
+            r"forbidden: Pattern.* no tokenizer; .*Tokens\(ids\)",
         ),
         ({"policy": ExitPolicy(threshold=0.5, batching="deepest")}, "batching: 'deepest' is not known"),
         ({"policy": [FULL, ExitPolicy(threshold=0.5, emits="last")]}, "emits: 'last' of row 1 is not known"),

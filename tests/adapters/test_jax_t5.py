@@ -266,6 +266,7 @@ def test_rows_dealt_out_among_devices_are_the_same(expected):
 import jax, numpy as np
 from jax_models import prompts, random_t5
 from riskcal import ExitPolicy
+from riskcal.serving import Tokens
 from riskcal_adapters.jax import EarlyExitT5, program
 assert jax.device_count() == 4
 decoder = EarlyExitT5(random_t5(), stacked=True, devices=jax.devices())
@@ -277,10 +278,13 @@ request = decoder._request(ids, mask.astype(bool), asked)
 lowered = program.generate.lower(*decoder._whole(False), request).as_text()
 assert "while" in lowered
 print(any(word in lowered for word in ("all_reduce", "all_gather", "collective", "all_to_all")))
+held = ExitPolicy(threshold=0.2, forbidden=[Tokens(range(0, 29, 2))])
+deep = decoder.generate(*prompts(7), policy=[held, ExitPolicy(threshold=0.2)] * 3 + [held], max_new_tokens=12)
+print(((deep.tokens % 2 == 1) | (deep.exit_layers == 3))[::2].all() and (deep.exit_layers < 3).any())
 print(*generation.tokens.ravel(), *generation.exit_layers.ravel())
 """
-    talks, *numbers = run(script, XLA_FLAGS="--xla_force_host_platform_device_count=4")
-    assert talks == "False"
+    talks, holds, *numbers = run(script, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert (talks, holds) == ("False", "True")
     tokens, exits = np.array(numbers, dtype=int).reshape(2, 7, LENGTH)
     np.testing.assert_array_equal(tokens, expected.tokens)
     np.testing.assert_array_equal(exits, expected.exit_layers)

@@ -6,8 +6,8 @@ and those of all layers are written at once when the token is done. Rows that ex
 the layers make of it are the projections that a skipped layer is owed; layers that no row reached get theirs in one product.
 Every row therefore decodes as if alone.
 
-Thresholds, measures and lengths are data, not part of the program: it is compiled anew for other shapes only, and for the
-oracle, which runs all layers before it looks at the first.
+Thresholds, measures, lengths and classes of forbidden tokens are data, not part of the program: it is compiled anew for other
+shapes only (those of tables of classes among them), and for the oracle, which runs all layers before it looks at the first.
 """
 
 import functools
@@ -20,6 +20,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 
 from riskcal_adapters.jax import measures
+from riskcal_adapters.jax.guards import Guards
 from riskcal_adapters.jax.layers import (
     Context,
     all_layers,
@@ -92,53 +93,77 @@ class Left(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def generate(static: Static, params: Params, special: Special, request: Request) -> Generated:
-    """Decode greedily, each token as deep as its row's thresholds ask."""
-    return _dealt_out(static, _generate)(params, special, request)
+def generate(
+    static: Static,
+    params: Params,
+    special: Special,
+    request: Request,
+    guards: Guards | None = None,
+) -> Generated:
+    """Decode greedily, each token as deep as its row's thresholds ask, or as its classes of tokens do."""
+    return _dealt_out(static, _generate)(params, special, request, guards)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def trace(static: Static, params: Params, special: Special, request: Request) -> Traced:
     """Decode greedily with all layers, and look at each of them."""
-    return _dealt_out(static, _trace)(params, special, request)
+    return _dealt_out(static, _trace)(params, special, request, None)
 
 
 def _dealt_out(
-    static: Static, function: Callable[[Static, Params, Special, Request], Said]
-) -> Callable[[Params, Special, Request], Said]:
+    static: Static, function: Callable[[Static, Params, Special, Request, Guards | None], Said]
+) -> Callable[[Params, Special, Request, Guards | None], Said]:
     """Each device decodes its rows by itself: its loops end when its own rows do, and devices tell each other nothing."""
     run = functools.partial(function, static)
     if static.mesh is None:
         return run
     every, rows = PartitionSpec(), PartitionSpec(ROWS)
-    dealt: Callable[[Params, Special, Request], Said] = jax.shard_map(
-        run, mesh=static.mesh, in_specs=(every, every, rows), out_specs=rows, check_vma=False
-    )
+    tables = Guards(every, every, rows, rows)
+
+    def dealt(params: Params, special: Special, request: Request, guards: Guards | None) -> Said:
+        specs = (every, every, rows, None if guards is None else tables)
+        mapped: Callable[..., Said] = jax.shard_map(
+            run, mesh=static.mesh, in_specs=specs, out_specs=rows, check_vma=False
+        )
+        return mapped(params, special, request, guards)
+
     return dealt
 
 
-def _generate(static: Static, params: Params, special: Special, request: Request) -> Generated:
+def _generate(
+    static: Static,
+    params: Params,
+    special: Special,
+    request: Request,
+    guards: Guards | None,
+) -> Generated:
     shape, batch = static.shape, len(request.lengths)
     length = request.thresholds.shape[1]
     context = read_prompt(shape, params, request.input_ids, request.mask, length)
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        position, previous, going, own, said = carry
+        position, previous, going, own, contexts, said = carry
         seen = at_position(shape, params, context, position, own)
         needed = lax.dynamic_index_in_dim(request.thresholds, position, 1, keepdims=False)
-        left = exit_layers(static, params, special, seen, previous, going, needed, request.measures)
+        holds = None if guards is None else functools.partial(guards.holds, contexts)
+        left = exit_layers(
+            static, params, special, seen, previous, going, needed, request.measures, holds
+        )
         own = lax.dynamic_update_index_in_dim(own, left.memory, position, -2)
         said = jax.tree.map(
             lambda all, one: lax.dynamic_update_index_in_dim(all, one, position, 1), said, left.said
         )
         token = left.said.tokens
-        return position + 1, token, _unended(special, request, position, token, going), own, said
+        going = _unended(special, request, position, token, going)
+        contexts = None if guards is None else guards.next(contexts, token)
+        return position + 1, token, going, own, contexts, said
 
     said: Generated = jax.tree.map(
         lambda one: jnp.broadcast_to(one[:, None], (batch, length)), _silent(special, batch)
     )
     start = jnp.broadcast_to(special.start, (batch,))
-    carry = jnp.int32(0), start, request.lengths > 0, context.own, said
+    contexts = None if guards is None else jnp.asarray(guards.start)
+    carry = jnp.int32(0), start, request.lengths > 0, context.own, contexts, said
     said = lax.while_loop(lambda carry: carry[2].any(), step, carry)[-1]
     return said
 
@@ -152,6 +177,7 @@ def exit_layers(
     going: Array,
     needed: Array,
     asked: Array,
+    holds: Callable[[Array], Array] | None = None,
 ) -> Left:
     """One position: run layers until every going row has exited, and make up for the layers that were skipped.
 
@@ -167,6 +193,8 @@ def exit_layers(
         The confidence needed to exit.
     asked : (B,) int32
         Codes of the rows' measures.
+    holds : callable, optional
+        Of tokens (B,), whether they may not leave early.
     """
     shape, n_layers, batch = static.shape, static.shape.decoder_layers, len(previous)
     state = params.embedding[previous]
@@ -188,13 +216,14 @@ def exit_layers(
             lambda: (jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.float32)),
         )
         sure = jnp.where(reads, read, sure)
-        leaving = looked_at & (last | (sure >= bar))
+        enough = looked_at & (last | (sure >= bar))
+        leaving = enough if holds is None else enough & (last | ~holds(tokens))
         said = Generated(
             tokens=jnp.where(leaving, tokens, left.said.tokens),
             exit_layers=jnp.where(leaving, index + 1, left.said.exit_layers),
             confidence=jnp.where(leaving, sure, left.said.confidence),
             refused=jnp.where(
-                looked_at & ~leaving & (sure > left.said.refused), sure, left.said.refused
+                looked_at & ~enough & (sure > left.said.refused), sure, left.said.refused
             ),
         )
         memory = lax.dynamic_update_index_in_dim(left.memory, fresh, index, 0)
@@ -212,7 +241,9 @@ def exit_layers(
     return left._replace(memory=memory)
 
 
-def _trace(static: Static, params: Params, special: Special, request: Request) -> Traced:
+def _trace(
+    static: Static, params: Params, special: Special, request: Request, _: Guards | None
+) -> Traced:
     shape, batch = static.shape, len(request.lengths)
     length = request.thresholds.shape[1]
     context = read_prompt(shape, params, request.input_ids, request.mask, length)

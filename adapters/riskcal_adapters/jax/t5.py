@@ -14,21 +14,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import ArrayLike, NDArray
 
 from riskcal import RiskcalError, internal
+from riskcal.forbidden import Rule
 from riskcal.policy import ExitPolicy
 from riskcal.records import Traces
 from riskcal_adapters import fingerprint, generation_config, request_checks
 from riskcal_adapters.jax import measures, program, weights
+from riskcal_adapters.jax.given import backend, given, prompts_of, round_rows, round_tokens
+from riskcal_adapters.jax.guards import Guards, Machines, hold
 from riskcal_adapters.jax.program import Request, Special, Static
 from riskcal_adapters.jax.weights import T5, Classifier, Params
 
 #: What this decoder knows no other way of doing than the default.
-_DEFAULTS_ONLY = ("pruning", "cache", "max_pending", "emits", "batching", "sampling", "forbidden")
+_DEFAULTS_ONLY = ("pruning", "cache", "max_pending", "emits", "batching", "sampling")
 
 
 class _Asked(NamedTuple):
-    """What policies ask of a padded batch: of a `Request` its own, on the devices, and whether anything asks the oracle."""
+    """What policies ask of a padded batch: of a `Request` its own, on the devices, and what else makes the program."""
 
-    oracle: bool
+    oracle: bool  # whether anything asks it
+    rules: list[tuple[Rule, ...]]  # forbidden classes of each real row; empty where no row has any
     thresholds: Any
     measures: Any
     lengths: Any
@@ -119,7 +123,7 @@ class EarlyExitT5:
             )
         generation_config.greedy_only(model.generation_config)
         internal.choice(dtype, "dtype", ("float32", "bfloat16"))
-        if tokenizer is not None and not hasattr(_backend(tokenizer), "encode_batch"):
+        if tokenizer is not None and not hasattr(backend(tokenizer), "encode_batch"):
             raise RiskcalError(
                 f"tokenizer: a {type(tokenizer).__name__} has no fast tokenizer (tokenizers.Tokenizer) behind it; leave it out, "
                 "and give generate the ids that it makes."
@@ -169,6 +173,7 @@ class EarlyExitT5:
         )
         self._framing = jax.device_put(Special(*ids), place)
         self._last_asked: tuple[ExitPolicy, int, int | None, _Asked] | None = None
+        self._machines = Machines(functools.cache(self._text), shape.vocabulary)
 
     @functools.cached_property
     def tokenizer_digest(self) -> str | None:
@@ -202,8 +207,8 @@ class EarlyExitT5:
         attention_mask : (B, S), optional
             1 for real tokens, 0 for padding. Default: all are real, as in Hugging Face's ``generate``.
         policy : ExitPolicy or sequence of B of them
-            Default: the full model. Any measure of one exit at a time, threshold, schedule and minimum layer, which may
-            differ from row to row; everything else as it is by default.
+            Default: the full model. Any measure of one exit at a time, threshold, schedule, minimum layer and forbidden
+            classes, which may differ from row to row; everything else as it is by default.
         max_new_tokens : int, optional
             Length limit. Default: the one the policy was calibrated with, else the generation config's ``max_new_tokens``, else
             its ``max_length`` less the start token, else 64.
@@ -224,7 +229,8 @@ class EarlyExitT5:
         tokens, mask = self._checked(input_ids, attention_mask)
         asked = self._asked(policy, len(tokens), max_new_tokens)
         request = self._request(tokens, mask, asked)
-        generated = jax.device_get(program.generate(*self._whole(asked.oracle), request))
+        guards = self._guards(asked, tokens, mask)
+        generated = jax.device_get(program.generate(*self._whole(asked.oracle), request, guards))
         rows = len(tokens)
         length = int((generated.exit_layers[:rows] > 0).sum(1).max())
         chosen, exits, *sure = (array[:rows, :length] for array in generated)
@@ -249,12 +255,12 @@ class EarlyExitT5:
         prompts : (B,) array_like, optional
             Ids of the prompts. Default: 0 to B - 1.
         policy : ExitPolicy
-            Its measure is used; thresholds are not.
+            Its measure and forbidden classes are used; thresholds are not.
 
         Returns
         -------
         riskcal.Traces
-            One row per generated token, the end token included.
+            One row per generated token, the end token included; no confidence where a layer's token is forbidden.
         """
         tokens, mask = self._checked(input_ids, attention_mask)
         limit = request_checks.length(max_new_tokens, [], self.default_length)
@@ -265,6 +271,9 @@ class EarlyExitT5:
         codes = np.full(asked.measures.shape, code, dtype=np.int32)
         request = self._request(tokens, mask, asked._replace(measures=codes))
         said, confidence, going = jax.device_get(program.trace(*self._whole(False), request))
+        if template.forbidden:
+            guard, read = self._machines.guard(template.forbidden), prompts_of(tokens, mask)
+            confidence = hold(guard, read, said, going, confidence)
         positions, rows = np.nonzero(going.T)
         return Traces.from_arrays(
             prompt=ids[rows],
@@ -292,18 +301,26 @@ class EarlyExitT5:
         )
         return texts
 
+    def _text(self, token: int) -> str:
+        """Of a token where it follows another, with its space; none of a special token, or without a tokenizer."""
+        if self.tokenizer is None:
+            return ""
+        pair = [[token], [token, token]]
+        once, twice = self._need_tokenizer().decode_batch(pair, skip_special_tokens=True)
+        return str(twice[len(once) :])
+
     def _need_tokenizer(self) -> Any:
         if self.tokenizer is None:
             raise RiskcalError(
                 "tokenizer: none was given; make the decoder with EarlyExitT5(model, tokenizer)."
             )
-        return _backend(self.tokenizer)
+        return backend(self.tokenizer)
 
     @functools.cached_property
     def _reader(self) -> Any:
         """The tokenizer without the truncation and padding that its file, or whoever used it last, asked of it."""
-        given = self._need_tokenizer()
-        whole = type(given).from_str(given.to_str())
+        own = self._need_tokenizer()
+        whole = type(own).from_str(own.to_str())
         whole.no_truncation()
         whole.no_padding()
         return whole
@@ -311,17 +328,25 @@ class EarlyExitT5:
     def _checked(
         self, input_ids: Any, attention_mask: Any
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        tokens = _given(input_ids, "input_ids")
-        given = None if attention_mask is None else _given(attention_mask, "attention_mask")
+        tokens = given(input_ids, "input_ids")
+        real = None if attention_mask is None else given(attention_mask, "attention_mask")
         return tokens, request_checks.prompt_mask(
-            tokens, given, self._special, self.model.shape.vocabulary
+            tokens, real, self._special, self.model.shape.vocabulary
         )
 
     def _policies(self, policy: Any, rows: int) -> list[ExitPolicy]:
         asked = request_checks.policies(policy, rows, self._measures)
         request_checks.defaults_only(asked, _DEFAULTS_ONLY)
         request_checks.same_model(asked, self)
+        request_checks.texts_known(asked, self.tokenizer)
         return asked
+
+    def _guards(
+        self, asked: _Asked, tokens: NDArray[Any], mask: NDArray[np.bool_]
+    ) -> Guards | None:
+        if not asked.rules:
+            return None
+        return self._machines.guards(asked.rules, prompts_of(tokens, mask), len(asked.lengths))
 
     def _asked(
         self, policy: ExitPolicy | Sequence[ExitPolicy], rows: int, max_new_tokens: int | None
@@ -332,8 +357,8 @@ class EarlyExitT5:
             return last[3]
         asked = self._policies(policy, rows)
         limit = request_checks.length(max_new_tokens, asked, self.default_length)
-        batch = _round_rows(rows, 1 if self._mesh is None else self._mesh.size)
-        thresholds = np.full((batch, _round_tokens(limit), self.n_layers), np.inf, dtype=np.float32)
+        batch = round_rows(rows, 1 if self._mesh is None else self._mesh.size)
+        thresholds = np.full((batch, round_tokens(limit), self.n_layers), np.inf, dtype=np.float32)
         thresholds[:rows, :limit] = request_checks.exit_thresholds(
             asked, rows, self.n_layers, limit
         ).transpose(2, 0, 1)
@@ -348,47 +373,22 @@ class EarlyExitT5:
             None if self._mesh is None else NamedSharding(self._mesh, PartitionSpec(program.ROWS))
         )
         oracle = bool((codes == measures.ORACLE).any())
-        found = _Asked(oracle, *jax.device_put((thresholds, codes, lengths), place))
+        rules = [() if one.is_full_model else one.forbidden for one in asked]
+        rules = rules * (rows // len(rules)) if any(rules) else []
+        found = _Asked(oracle, rules, *jax.device_put((thresholds, codes, lengths), place))
         if isinstance(policy, ExitPolicy):
             self._last_asked = policy, rows, max_new_tokens, found
         return found
 
     def _request(self, tokens: NDArray[Any], mask: NDArray[np.bool_], asked: _Asked) -> Request:
         rows, width = tokens.shape
-        ids = np.full((len(asked.lengths), _round_tokens(width)), self._special.pad, dtype=np.int32)
+        ids = np.full((len(asked.lengths), round_tokens(width)), self._special.pad, dtype=np.int32)
         ids[:rows, :width] = tokens
         real = np.zeros(ids.shape, dtype=bool)
         real[:rows, :width] = mask
         # rows that only fill the batch; without a token to attend to they would be NaN
         real[rows:, 0] = True
-        return Request(ids, real, *asked[1:])
+        return Request(ids, real, asked.thresholds, asked.measures, asked.lengths)
 
     def _whole(self, oracle: bool) -> tuple[Static, Params, Special]:
         return Static(self.model.shape, oracle, self._mesh), self.params, self._framing
-
-
-def _backend(tokenizer: Any) -> Any:
-    return getattr(tokenizer, "backend_tokenizer", tokenizer)
-
-
-def _detached(values: Any) -> Any:
-    """A PyTorch parameter's values; anything else as it is."""
-    return values.detach().cpu() if hasattr(values, "detach") else values
-
-
-def _given(values: Any, name: str) -> NDArray[Any]:
-    try:
-        return np.asarray(_detached(values))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RiskcalError(
-            f"{name}: not an array of numbers ({error}); give (B, S), padded to one length."
-        ) from None
-
-
-def _round_tokens(count: int) -> int:
-    return max(16, 1 << (count - 1).bit_length())
-
-
-def _round_rows(count: int, devices: int) -> int:
-    each = -(-count // devices)
-    return devices * (1 << (each - 1).bit_length() if each <= 8 else -(-each // 8) * 8)

@@ -53,6 +53,7 @@ class Admission:
         served, limit = self._served(flight, pulled=pulled)
         key = 0
         if served.policy.sampling is not None:
+            flight.temperature = served.policy.sampling.temperature
             [key] = sampling.noise_keys(prompt[None], np.ones((1, len(prompt)), dtype=bool))
         flight.prompt, flight.full_depth = prompt, served.full_depth
         return Newcomer(prompt, served.policy, served.needed[:limit], key)

@@ -6,7 +6,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from typing import Self
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from riskcal import RiskcalError, internal
+from riskcal.forbidden import Rule
 from riskcal.policy import ExitPolicy
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow
 from riskcal_adapters.torch.decoder import Decoder
@@ -27,6 +28,7 @@ from riskcal_adapters.torch.engine.shadows import Loss, differ
 from riskcal_adapters.torch.engine.slots import Ended, Newcomer, Slots
 from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
+from riskcal_adapters.torch.engine.telling import Telling
 
 #: Newcomers are read together once this share of the slots is free: one encoder call serves them all.
 _ADMITTED_AT = 8
@@ -65,6 +67,9 @@ class Engine:
         the certificate's bounds (without one, 0 and 1). Default: 1 where they differ, else 0. One that raises or gives no such
         number is counted, and is the worst loss.
 
+    classes : mapping of str to Inside, Tokens or Pattern, optional
+        Classes of tokens (`riskcal.serving`) by which events count exits and disagreements; a token is of the first that has it.
+
     Raises
     ------
     RiskcalError
@@ -93,6 +98,7 @@ class Engine:
         shadow: Shadow | None = None,
         events: EventLog | None = None,
         loss: Loss = differ,
+        classes: Mapping[str, Rule] | None = None,
     ) -> None:
         internal.count(slots, "slots", least=1)
         internal.count(max_prompt, "max_prompt", least=1)
@@ -106,7 +112,8 @@ class Engine:
         self._decoder, self._loss = decoder, loss
         self._switch, self._shadow = kill_switch, shadow
         self._counted = Latencies()
-        self._journal = Journal(events, self._counted, uuid.uuid4().hex[:8])
+        telling = None if events is None else Telling(decoder, classes)
+        self._journal = Journal(events, self._counted, telling, uuid.uuid4().hex[:8])
         found = routes(policy, max_new_tokens, decoder, self._journal.refused)
         self._admission = Admission(decoder, found, max_prompt, self._journal)
         self._journal.flush()

@@ -3,14 +3,13 @@
 import logging
 from typing import Any
 
-import numpy as np
-
 from riskcal.internal import shown
 from riskcal.serving import EventLog
 from riskcal.serving.switch import Pull
 from riskcal_adapters.torch.engine.requests import Done, Flight
 from riskcal_adapters.torch.engine.shadows import Loss, compared
 from riskcal_adapters.torch.engine.stats import Latencies
+from riskcal_adapters.torch.engine.telling import Telling
 
 _LOGGER = logging.getLogger("riskcal")
 
@@ -23,12 +22,17 @@ class Journal:
     events : EventLog or None
     counted : Latencies
         Where what could not be written is counted. The next event that can be says how many were lost before it.
+    telling : Telling or None
+        What is told of requests beside their answers; None where there is no log.
     session : str
         Tells the numbers of requests without ids from those of other engines that write to the same log.
     """
 
-    def __init__(self, events: EventLog | None, counted: Latencies, session: str) -> None:
+    def __init__(
+        self, events: EventLog | None, counted: Latencies, telling: Telling | None, session: str
+    ) -> None:
         self._events, self._counted, self._session = events, counted, session
+        self._telling = telling
         self._told: list[tuple[str, dict[str, Any]]] = []
         self._unwritten = 0
 
@@ -59,20 +63,15 @@ class Journal:
 
     def served(self, flight: Flight, done: Done) -> None:
         """A request ended."""
+        if self._telling is None:
+            return
         told: dict[str, Any] = {}
         if flight.full_depth is not None:
             told["riskcal.full_depth"] = flight.full_depth
         if done.error is not None:
             told["riskcal.error"] = done.error
         else:
-            counts = np.bincount(done.exit_layers)
-            told |= {
-                "gen_ai.usage.output_tokens": len(done.tokens),
-                "riskcal.exit.layers": {
-                    str(layer): int(counts[layer]) for layer in np.flatnonzero(counts)
-                },
-                "riskcal.seconds": done.seconds,
-            }
+            told |= self._telling.served(flight, done) | {"riskcal.seconds": done.seconds}
         self.write("riskcal.request.served", told, flight)
 
     def refused(self, task: str | None, why: str) -> None:
@@ -95,9 +94,10 @@ class Journal:
         served = flight.shadows
         assert served is not None
         self._counted.shadows += 1
-        if self._events is None:
+        if self._telling is None:
             return
         told = compared(served, full, loss, flight.bounds, has_text=has_text)
+        told |= self._telling.compared(flight, served, full)
         if told["riskcal.loss"] is None:
             fault = f"loss: of request {flight.id!r}: {told['riskcal.error']}"
             if not self._counted.losses_failed:
@@ -117,4 +117,9 @@ class Journal:
             "gen_ai.response.id": flight.id,
             "riskcal.task": task if isinstance(task, str) else "" if task is None else shown(task),
         }
+        difficulty = flight.request.difficulty
+        if difficulty is not None:
+            known["riskcal.difficulty"] = (
+                difficulty if isinstance(difficulty, str) else shown(difficulty)
+            )
         return known | ({"riskcal.session": self._session} if flight.numbered else {})

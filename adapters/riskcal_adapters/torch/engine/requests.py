@@ -31,6 +31,8 @@ class Request:
         The prompt's ids instead of its text.
     max_new_tokens : int, optional
         Fewer than the engine's. Another limit than the policy was calibrated with is full depth, and an event.
+    difficulty : str, optional
+        Of a few levels, as whoever asks knows them: estimates are told apart by it, nothing else.
     timeout : float, optional
         Seconds after being taken (by `Engine.submit`, or from the iterable) from which it is given up, whether it runs or waits.
     """
@@ -41,6 +43,7 @@ class Request:
     input_ids: Any = None
     max_new_tokens: int | None = None
     timeout: float | None = None
+    difficulty: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +137,8 @@ class Flight:
         The served output that this run of the full model is compared with, which was another flight's.
     bounds : (float, float)
         Of the loss that certifies its policy.
+    temperature : float
+        That it is decoded at; 0 is greedy.
     """
 
     request: Request
@@ -149,6 +154,7 @@ class Flight:
     full_depth: str | None = None
     shadows: Done | None = None
     bounds: tuple[float, float] = (0.0, 1.0)
+    temperature: float = 0.0
 
     @classmethod
     def of(cls, request: Request, number: int) -> "Flight":

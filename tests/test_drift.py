@@ -1,0 +1,183 @@
+"""What drifted: alarms with a stated error, named features, states that go on exactly."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from riskcal import RiskcalError, RiskMonitor, cli
+from riskcal.serving import Drift, EventWatch
+from riskcal.serving.drift import features
+
+EPSILON = 0.2
+
+
+def traffic(rng, n, *, length=30.0, confidence=0.9):
+    """Requests of three features, tied and not."""
+    return {
+        "prompt length": rng.poisson(length, n).tolist(),
+        "confidence": rng.beta(10 * confidence, 10 * (1 - confidence), n).tolist(),
+        "share of string": (rng.integers(0, 3, n) / 2).tolist(),
+    }
+
+
+def test_while_nothing_changes_any_feature_alarms_in_at_most_epsilon_of_streams():
+    """120 streams of 300 requests after a reference of 100: at .2, three standard errors are .11."""
+    false = []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        drift = Drift(traffic(rng, 100), epsilon=EPSILON).update(traffic(rng, 300))
+        false.append(bool(drift.drifted))
+    assert np.mean(false) <= EPSILON + 0.11
+
+
+@pytest.mark.parametrize(
+    ("changed", "feature", "way"),
+    [
+        ({"length": 40.0}, "prompt length", "higher"),
+        ({"length": 22.0}, "prompt length", "lower"),
+        ({"confidence": 0.75}, "confidence", "lower"),
+    ],
+)
+def test_a_shift_alarms_soon_and_names_what_drifted_and_how(changed, feature, way):
+    """At a temperature or with prompts of another kind; after 500 requests without a change."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        drift = Drift(traffic(rng, 400)).update(traffic(rng, 500))
+        assert drift.drifted == ()
+        drift.update(traffic(rng, 250, **changed))
+        assert (feature, way) in [(one.feature, one.way) for one in drift.drifted]
+        assert {one.feature for one in drift.drifted} == {feature}
+        assert 500 < drift.drifted[0].at <= 750
+
+
+def test_a_spread_that_changes_is_a_drift_though_no_mean_does():
+    rng = np.random.default_rng(0)
+    drift = Drift({"confidence": rng.uniform(0.4, 0.6, 500)})
+    wide = drift.update({"confidence": rng.choice([0.38, 0.62], 200)})
+    assert wide.drifted[0][:2] == ("confidence", "more spread")
+
+
+def test_a_run_length_is_that_of_all_features_together():
+    """At least 60 requests on average; 100 streams cut off at 400, which lowers the mean."""
+    lengths = []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        drift = Drift(traffic(rng, 100), average_run_length=60).update(traffic(rng, 400))
+        lengths.append(drift.drifted[0].at if drift.drifted else 400)
+    assert np.mean(lengths) >= 60
+
+
+def test_other_weights_are_told_as_others_within_a_few_requests():
+    def values(weights, count):
+        event = {"name": "riskcal.request.served", "attributes": {"riskcal.weights": weights}}
+        return {"weights": [features(event)["weights"]] * count}
+
+    drift = Drift(values("a", 300)).update(values("a", 200))
+    assert drift.drifted == ()
+    assert "weights other (at request 2" in drift.update(values("b", 40)).verdict
+
+
+def test_any_cut_goes_on_exactly():
+    rng = np.random.default_rng(3)
+    whole, cut, given = Drift(traffic(rng, 50)), None, traffic(rng, 200, length=35.0)
+    cut = Drift.from_json(json.loads(json.dumps(whole.to_json())))
+    whole.update(given)
+    for start in range(0, 200, 7):
+        cut.update({name: values[start : start + 7] for name, values in given.items()})
+        cut = Drift.from_json(json.loads(json.dumps(cut.to_json())))
+    assert cut.to_json() == whole.to_json()
+    assert cut.drifted == whole.drifted
+
+
+def test_over_nothing_it_says_that_nothing_can_be_said_and_bad_references_are_refused(tmp_path):
+    assert "nothing can be said" in Drift({"depth": [1.0]}).verdict
+    assert "nothing can be said" in Drift({"depth": [1.0]}).update({"other": [1.0]}).verdict
+    for given, message in [
+        ({}, "names no feature"),
+        (None, "names no feature"),
+        ({"depth": []}, "reference: depth: is empty"),
+        ({"depth": [float("nan")]}, "reference: depth"),
+    ]:
+        with pytest.raises(RiskcalError, match=message):
+            Drift(given)
+    (tmp_path / "events.jsonl").write_text("")
+    with pytest.raises(RiskcalError, match="tells nothing of requests"):
+        Drift.from_log(tmp_path / "events.jsonl")
+
+
+def test_features_are_those_of_the_policy_only_where_it_was_served():
+    told = {
+        "gen_ai.usage.input_tokens": 12,
+        "gen_ai.request.temperature": 0.0,
+        "gen_ai.usage.output_tokens": 4,
+        "riskcal.confidence": 0.75,
+        "riskcal.exit.layers": {"2": 3, "6": 1},
+        "riskcal.exit.classes": {"string": {"6": 1}, "other": {"2": 3}},
+    }
+    event = {"name": "riskcal.request.served", "attributes": told}
+    assert features(event) == {
+        "prompt length": 12,
+        "output length": 4,
+        "temperature": 0.0,
+        "confidence": 0.75,
+        "depth": 3.0,
+        "share of string": 0.25,
+        "share of other": 0.75,
+    }
+    told["riskcal.full_depth"] = "kill switch"
+    assert set(features(event)) == {
+        "prompt length",
+        "output length",
+        "temperature",
+        "share of string",
+        "share of other",
+    }
+    shadow = {"riskcal.token.disagreement": 0.25}
+    assert features({"name": "riskcal.shadow.evaluated", "attributes": shadow}) == {
+        "agreement": 0.75
+    }
+    for odd in (None, {}, {"riskcal.confidence": None, "riskcal.exit.layers": {"a": 1, "b": -2}}):
+        assert features({"name": "riskcal.request.served", "attributes": odd}) == {}
+
+
+def lines(rng, count, first, length, *, loss=0.0):
+    for index, tokens in enumerate(rng.poisson(length, count).tolist(), start=first):
+        told = {"gen_ai.response.id": f"r{index}", "gen_ai.usage.input_tokens": tokens}
+        yield json.dumps({"name": "riskcal.request.served", "attributes": told}) + "\n"
+        if index % 10 == 0:
+            told = {"gen_ai.response.id": f"r{index}", "riskcal.loss": loss}
+            yield json.dumps({"name": "riskcal.shadow.evaluated", "attributes": told}) + "\n"
+
+
+def test_the_command_alarms_with_what_drifted_and_goes_on_from_its_state(tmp_path):
+    rng = np.random.default_rng(0)
+    reference, log, state = (tmp_path / name for name in ("reference.jsonl", "log.jsonl", "state"))
+    reference.write_text("".join(lines(rng, 300, 0, 30.0)))
+    text = [*lines(rng, 200, 0, 30.0), *lines(rng, 150, 200, 45.0)]
+    arguments = ["monitor", str(log), "--delta", "0.2", "--state", str(state)]
+    log.write_text("".join(text[:220]))
+    good = CliRunner().invoke(cli.app, [*arguments, "--reference", str(reference)])
+    assert good.exit_code == 0, good.exception
+    assert "drifted: none of prompt length over 200 requests" in good.output
+    log.write_text("".join(text))
+    bad = CliRunner().invoke(cli.app, [*arguments, "--reference", str(reference)])
+    assert bad.exit_code == 3
+    assert "no alarm over 35 losses" in bad.output
+    assert re.search(
+        "^drifted: prompt length .*prompt length higher .at request 2", bad.output, re.M
+    )
+    once = EventWatch(RiskMonitor(0.2), drift=Drift.from_log(reference)).read(log)
+    assert EventWatch.load(state).drift.to_json() == once.drift.to_json()
+    streamed = EventWatch(RiskMonitor(0.2), drift=Drift.from_log(reference)).follow(text)
+    assert streamed.drift.to_json() == once.drift.to_json()
+    again = streamed.follow(text[:50]).drift.to_json()  # a stream that began again
+    assert again == once.drift.to_json()
+    other = CliRunner().invoke(cli.app, arguments)
+    assert "was begun with --reference" in str(other.exception)
+    (tmp_path / "losses.csv").write_text("loss\n0.1\n")
+    plain = ["monitor", str(tmp_path / "losses.csv"), "--delta", "0.2"]
+    refused = CliRunner().invoke(cli.app, [*plain, "--reference", str(reference)])
+    assert "reference: is for event logs" in str(refused.exception)
