@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import riskcal
 from helpers import allowed
-from riskcal import Runs, Traces, calibrate, cli, heads, replay_traces
+from riskcal import Runs, Traces, calibrate, cli, heads, replay_arrays, replay_traces
 
 GRID = [0.95, 0.75, 0.55, 0.35]
 #: FLOPs of a multi-scale dense network's stages (Huang et al. 2018 have five to ten such blocks, the later ones dearer).
@@ -151,10 +151,12 @@ def test_thresholds_by_head_replay_to_what_a_loop_spends():
         layers=[1, 2, 3, 4],
     )
     assert found.certified
-    runs = replay_traces(traces, found.thresholds[None, :], exact=True)
-    spent = np.diff(np.atleast_2d(traces.costs["flops"])[0], prepend=0)
-    expected = by_loop(traces.confidence, found.thresholds, spent)
-    assert runs.values["flops"].mean() == pytest.approx(expected)
+    flops = np.atleast_2d(traces.costs["flops"])[0]
+    _, _, costs = replay_arrays(
+        traces.confidence, ~traces.agrees, found.thresholds[None, :], costs={"flops": flops}
+    )
+    expected = by_loop(traces.confidence, found.thresholds, np.diff(flops, prepend=0))
+    assert costs["flops"].mean() == pytest.approx(expected)
 
 
 def test_commands_read_what_ships_and_what_is_replayed(tmp_path):
