@@ -174,6 +174,11 @@ def test_commands_read_what_ships_and_what_is_replayed(tmp_path):
     expected = calibrate(Runs.read(runs), delta=0.1, cost="flops")
     assert said["threshold"] == expected.threshold
     assert said["full_costs"]["flops"] == expected.full_costs["flops"]
+    table = run(cli.app, asked[:-1]).output
+    for j, row in expected.table.iterrows():
+        line = next(line for line in table.splitlines() if f" {row['threshold']:g} " in line)
+        assert f"{row['flops']:.4g}" in line
+        assert f"{1 - row['flops'] / expected.full_costs['flops']:.0%}" in line, j
 
 
 # traces given to commands that read runs
