@@ -115,7 +115,7 @@ def _summary(splits: list[dict[str, float]]) -> dict[str, Any]:
     return {
         f"{name}, {kind}": round(float(of(values)), 4)
         for name, values in columns.items()
-        for kind, of in (("mean", np.nanmean), ("sd", np.nanstd))
+        for kind, of in (("mean", np.nanmean), ("sd", np.nanstd), ("median", np.nanmedian))
     }
 
 
