@@ -184,7 +184,7 @@ def _as_json(calibration: Calibration) -> str:
 
 def print_table(calibration: Calibration) -> None:
     """One row per candidate in tested order, the chosen one bold."""
-    cost = calibration.asked.cost
+    cost = "layers" if calibration.asked is None else calibration.asked.cost
     full = calibration.full_costs.get(cost)
     table = Table(
         title=f"delta {_deltas(calibration.delta)}, epsilon {calibration.epsilon:g}, {calibration.objective}: "
