@@ -1,4 +1,4 @@
-"""Records of real generations that ship with the package."""
+"""Records of real generations and requests that ship with the package."""
 
 from importlib import resources
 from typing import Literal, overload
@@ -12,7 +12,7 @@ from riskcal.records import Runs, Traces, files
 @overload
 def load_example(name: Literal["g2p"]) -> Runs: ...
 @overload
-def load_example(name: Literal["g2p-traces"]) -> Traces: ...
+def load_example(name: Literal["g2p-traces", "stress", "stress-errors"]) -> Traces: ...
 @overload
 def load_example(name: Literal["g2p-generations"]) -> pd.DataFrame: ...
 
@@ -22,14 +22,23 @@ def load_example(name: str) -> Runs | Traces | pd.DataFrame:
 
     Parameters
     ----------
-    name : {"g2p", "g2p-traces", "g2p-generations"}
+    name : {"g2p", "g2p-traces", "g2p-generations", "stress", "stress-errors"}
         ``"g2p"``: `Runs` of an 8-layer early-exit T5 that spells English words out in phonemes, on held-out words of the
         CMU Pronouncing Dictionary, at thresholds 0.00 to 1.00 and for the full model. ``"g2p-traces"``: `Traces` of the
         same model on part of the words. ``"g2p-generations"``: a table of tokens and exit layers of a dozen words at each
         threshold, as `riskcal.report.write` takes it. The data card is ``riskcal/data/g2p.md``.
+
+        ``"stress"``: `Traces` of a classifier with five exits, which reads the stress pattern of a held-out word off its
+        spelling: whether each exit agrees with the last, and the FLOPs spent. ``"stress-errors"``: the same requests, with an
+        exit's error against the dictionary as its loss. The data card is ``riskcal/data/stress.md``.
     """
-    _validate.choice(name, "name", ("g2p", "g2p-traces", "g2p-generations"))
-    with resources.as_file(resources.files("riskcal") / "data" / f"{name}.parquet") as path:
+    names = ("g2p", "g2p-traces", "g2p-generations", "stress", "stress-errors")
+    _validate.choice(name, "name", names)
+    file = name.removesuffix("-errors")
+    with resources.as_file(resources.files("riskcal") / "data" / f"{file}.parquet") as path:
         if name == "g2p-generations":
             return files.read(path)
-        return Traces.read(path) if name == "g2p-traces" else Runs.read(path)
+        if name == "stress-errors":
+            table = files.read(path).drop(columns="agrees")
+            return Traces.from_frame(table, columns={"loss": "error"})
+        return Runs.read(path) if name == "g2p" else Traces.read(path)

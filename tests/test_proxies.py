@@ -251,3 +251,30 @@ def test_a_direction_told_to_calibrate_turns_the_proxies_with_the_losses():
         certified += found.certified
         assert "variance_left" not in found.costs
     assert certified <= allowed(0.05, 40) * 40
+
+
+def test_clusters_are_refused_and_their_means_are_what_helps():
+    rng = np.random.default_rng(20)
+    sources = rng.random((400, 1)) * 0.15
+    losses = np.repeat(sources, 3, axis=0) + 0.01 * rng.random((1200, 2))
+    runs = Runs.from_arrays(
+        thresholds=[0.7, 0.5],
+        dissimilarity=losses,
+        layers=8 - 8 * losses,
+        prompts=[f"q{i}" for i in range(1200)],
+        cluster=[f"c{i // 3}" for i in range(1200)],
+    )
+    others = 8 - 8 * (rng.random((3000, 1)) * 0.15 + 0.01 * rng.random((3000, 2)))
+    with pytest.raises(RiskcalError, match=r"proxy: .*clusters; leave it out, or .*unit_means"):
+        calibrate(runs, delta=0.1, proxy="layers", unlabelled=others)
+    assert calibrate(runs, delta=0.1).certified  # left out
+    found = calibrate(
+        runs.losses(),
+        thresholds=runs.thresholds,
+        prompts=runs.units,
+        delta=0.1,
+        proxy=runs.unit_means(runs.values["layers"]),
+        unlabelled=others,
+    )
+    assert found.n == 400
+    assert (found.table["variance_left"] < 0.2).all()

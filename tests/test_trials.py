@@ -322,3 +322,35 @@ def test_a_recording_that_stopped_is_split_for_one_fixed_sequence_only(options):
     ):
         trials.run_trials(cut, [0.3], n_trials=2, **options)
     assert len(trials.run_trials(cut, [0.3], n_trials=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"proxy": "layers", "unlabelled": make_runs(n=900, seed=1).values["layers"]}, "proxy"),
+        ({"budget": {"layers": 5}}, "budget"),
+    ],
+)
+def test_what_trials_do_not_hold_is_refused_by_name_and_the_remedy_works(options, name):
+    runs = make_runs(n=300)
+    named = (
+        rf"^{name}: .*leave .* out, or calibrate splits of your own .*calibrate\(runs.take\(rows\)"
+    )
+    for given in (options, dict(list(options.items())[:1])):
+        with pytest.raises(RiskcalError, match=named):
+            trials.run_trials(runs, 0.2, n_trials=2, **given)
+    rows = np.random.default_rng(0).permutation(runs.n)[:240]
+    assert calibrate(runs.take(rows), delta=0.25, **options).n == 240
+
+
+def test_compare_holds_budgets_and_tells_each_loss():
+    runs = make_runs(n=300)
+    table = trials.compare(
+        runs, [0.001, 0.3], budget={"layers": 7}, tests=["betting"], procedures=["holm"]
+    )
+    full, cheap = table.iloc[0], table.iloc[1]
+    assert (full["threshold"], full["loss_textual"], full["loss_layers"]) == (math.inf, 0.0, 8.0)
+    found = calibrate(runs, delta=0.3, budget={"layers": 7}, procedure="holm")
+    assert found.certified
+    assert cheap["loss_textual"] == found.chosen["loss_textual"]
+    assert cheap["loss_layers"] == pytest.approx(cheap["layers"])

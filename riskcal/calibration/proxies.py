@@ -101,7 +101,9 @@ def _of_runs(problem: Problem, runs: Runs, proxy: Any) -> Floats:
     """The proxies of a problem's units, by a column's name or as an array in the order of ``runs.prompts``."""
     if "cluster" in runs.labels:
         raise RiskcalError(
-            "proxy: is for requests that are independent one by one, and these runs have clusters; leave it out."
+            "proxy: is for requests that are independent one by one, and these runs have clusters; leave it out, or give means "
+            "over clusters, of unlabelled requests too: calibrate(runs.losses(), thresholds=runs.thresholds, prompts=runs.units, "
+            "proxy=runs.unit_means(...), unlabelled=...)."
         )
     if isinstance(proxy, str):
         if proxy not in runs.costs:

@@ -184,7 +184,8 @@ def _as_json(calibration: Calibration) -> str:
 
 def print_table(calibration: Calibration) -> None:
     """One row per candidate in tested order, the chosen one bold."""
-    full_layers = calibration.full_costs.get("layers")
+    cost = "layers" if calibration.asked is None else calibration.asked.cost
+    full = calibration.full_costs.get(cost)
     table = Table(
         title=f"delta {_deltas(calibration.delta)}, epsilon {calibration.epsilon:g}, {calibration.objective}: "
         f"{calibration.test} test, {calibration.procedure.replace('_', ' ')}, n = {calibration.n}"
@@ -196,12 +197,14 @@ def print_table(calibration: Calibration) -> None:
     shown |= {"p-value": rows["pvalue"].map("{:.2g}".format)}
     if "layers" in rows:
         shown["layers"] = rows["layers"].map("{:.2f}".format)
-    if full_layers and "layers" in rows:
-        shown["saved"] = (1 - rows["layers"] / full_layers).map("{:.0%}".format)
+    if cost in rows and cost not in ("layers", "seconds"):
+        shown[cost] = rows[cost].map("{:.4g}".format)
+    if full and cost in rows:
+        shown["saved"] = (1 - rows[cost] / full).map("{:.0%}".format)
     if "seconds" in rows:
         shown["ms/prompt"] = (1000 * rows["seconds"]).map("{:.2f}".format)
     for name in calibration.costs:
-        if name not in COSTS:
+        if name not in (*COSTS, cost):
             shown[name] = rows[name].map("{:.4g}".format)
     chosen = None if calibration.chosen is None else calibration.chosen.name
     for name in (*shown, "certified"):

@@ -12,8 +12,9 @@ import typer
 from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
 from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
-from riskcal.records import COSTS, Runs, files, guessing, renaming, retries
-from riskcal.records.check import Finding, findings
+from riskcal.records import COSTS, Runs, Traces, files, guessing, renaming, retries
+from riskcal.records.check import Finding, findings, findings_of_traces
+from riskcal.records.columns import are_traces
 
 #: Rows of a problem that are listed by number.
 _LISTED = 10
@@ -22,7 +23,8 @@ _LISTED = 10
 @app.command()
 def check(
     log: Annotated[
-        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, packed or not, or a folder.")
+        Path,
+        typer.Argument(help="Runs or traces: .parquet, .csv, .jsonl, packed or not, or a folder."),
     ],
     columns: ColumnsOption = None,
     keep: KeepOption = None,
@@ -41,7 +43,8 @@ def check(
 ) -> None:
     """List every problem of LOG, with its rows, its remedy and the options that mend it; nothing is changed.
 
-    Exit status 0: `riskcal calibrate` with the same options reads it. Exit status 2: it does not.
+    Exit status 0: `riskcal calibrate` with the same options reads it; traces (`position` and no `threshold`) can be replayed.
+    Exit status 2: it does not, they cannot.
     """
     names = renaming.options(columns or ())
     frame = files.read(log, renaming.only_renamed(names))
@@ -52,25 +55,39 @@ def check(
         "columns": names,
         "keep": retries.option(keep),
     }
-    found = findings(frame, **asked, is_json=files.is_json_lines(frame))
+    traces = are_traces(renaming.renamed(frame, names).columns)
+    if traces:
+        found = findings_of_traces(frame, columns=names)
+    else:
+        found = findings(frame, **asked, is_json=files.is_json_lines(frame))
     if as_json:
         print(json.dumps({"readable": not found, "problems": [_jsonable(one) for one in found]}))
     elif found:
         print("\n".join(_lines(log, found)))
+    elif traces:
+        print(Traces.from_frame(frame, columns=names))
+        print(
+            "`riskcal calibrate` reads runs; riskcal.replay_traces(traces, thresholds) makes them."
+        )
     else:
-        with warnings.catch_warnings(record=True) as remarks:
-            warnings.simplefilter("always")
-            print(Runs.read(log, **asked))
-        for remark in remarks:
-            print(remark.message)
-        unused = {
-            name: said
-            for name, said in guessing.optional(renaming.renamed(frame, names)).items()
-            if _would_be_read(frame, asked, said)
-        }
-        if unused:
-            print(f"May also be read: {' '.join(f'--columns {one}' for one in unused.values())}")
+        _show(log, frame, asked)
     raise typer.Exit(2 if found else 0)
+
+
+def _show(log: Path, frame: pd.DataFrame, asked: dict[str, Any]) -> None:
+    """What was read, with remarks, and what else may be."""
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        print(Runs.read(log, **asked))
+    for remark in remarks:
+        print(remark.message)
+    unused = {
+        name: said
+        for name, said in guessing.optional(renaming.renamed(frame, asked["columns"])).items()
+        if _would_be_read(frame, asked, said)
+    }
+    if unused:
+        print(f"May also be read: {' '.join(f'--columns {one}' for one in unused.values())}")
 
 
 def _would_be_read(frame: pd.DataFrame, asked: dict[str, Any], said: str) -> bool:

@@ -14,6 +14,7 @@ from riskcal.cli.monitor_events import is_event_log
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
 from riskcal.records import COSTS, Runs, Traces, files, renaming, retries
+from riskcal.records.columns import are_traces
 from riskcal.serving.watch import EventWatch
 
 
@@ -108,7 +109,7 @@ def _read(source: Path, options: dict[str, Any], **reading: Any) -> Any:
     names = reading["columns"]
     frame = files.read(source, renaming.only_renamed(names))
     there = renaming.renamed(frame, names).columns
-    if "threshold" not in there and "position" in there:
+    if are_traces(there):
         _refuse_unused(reading, "columns")
         return Traces.from_frame(frame, columns=names)
     beside = source / "traces"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: How a cost's curve and axis are labelled where its name alone would not say what it is per.
 _PER = {
     "layers": "decoder layers per token",
-    "flops": "decoder FLOPs per prompt",
+    "flops": "FLOPs per prompt",
     "tokens": "tokens per prompt",
     "seconds": "seconds per prompt",
 }

@@ -22,6 +22,7 @@ from riskcal.records import (
     reading,
     renaming,
     retries,
+    traces,
 )
 from riskcal.records import costs as costs_
 from riskcal.records.preparing import prepared
@@ -98,6 +99,12 @@ def findings(
 
     found += _peeled(frame, read, settings, sources)
     return found or [_of(refused)]
+
+
+def findings_of_traces(table: Any, *, columns: renaming.Columns | None = None) -> list[Finding]:
+    """The first problem of a table of traces; none exactly where `Traces.from_frame` with the same arguments reads it."""
+    refused = _refusal(lambda: traces.Traces.from_frame(table, columns=columns))
+    return [] if refused is None else [_of(refused)]
 
 
 def _peeled(

@@ -1,6 +1,6 @@
 """Columns of tables as numpy holds them: the one place that knows the types of pandas, Arrow and other libraries."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
@@ -161,9 +161,20 @@ def _label_type(values: Any) -> type | None:
     return object if str in kinds and len(kinds) > 1 else None
 
 
+def are_traces(names: Collection[Any]) -> bool:
+    """Whether a table with columns of these names holds traces rather than runs."""
+    levels = {"confidence", "confidence_1"} & set(names)
+    return bool(levels) and "position" in names and "threshold" not in names
+
+
 def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
     """Refuse a table without rows or without one of these columns, or with two of one name."""
     missing = [name for name in columns if name not in frame.columns]
+    if missing[:1] == ["threshold"] and are_traces(frame.columns):
+        raise RiskcalError(
+            "threshold: the column is missing; a confidence per exit makes traces, which riskcal.Traces.read reads and "
+            "riskcal.replay_traces(traces, thresholds) makes runs of."
+        )
     if missing:
         have = ", ".join(map(str, frame.columns)) or "none"
         raise RiskcalError(f"{missing[0]}: the column is missing; the table has: {have}.")

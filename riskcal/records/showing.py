@@ -60,7 +60,9 @@ def traces_sentence(traces: "Traces") -> str:
     least = traces.n_layers if traces.lengths is None else int(traces.lengths.min())
     span = f"{traces.n_layers}" if least == traces.n_layers else f"{least} to {traces.n_layers}"
     spent = f", {', '.join(traces.costs)}" if traces.costs else ""
-    return f"Traces: {len(traces.prompt)} tokens of {prompts} prompts x {span} exits; confidence, {kind}{spent}"
+    n = len(traces.prompt)
+    rows = f"{n} requests" if prompts == n else f"{n} tokens of {prompts} prompts"
+    return f"Traces: {rows} x {span} exits; confidence, {kind}{spent}"
 
 
 def by_exit(traces: "Traces") -> pd.DataFrame:

@@ -94,7 +94,12 @@ def _outcome(runs: Runs, delta: Any, settings: dict[str, Any]) -> dict[str, Any]
             name: result.chosen[name] for name in dict.fromkeys(["threshold", *runs.coordinates])
         }
     row["certified"] = float(result.table["certified"].sum()) / runs.k
-    row["loss"] = 0.0 if result.chosen is None else float(result.chosen["loss"])
+    for name in result.table.columns:
+        if name == "loss" or name.startswith(
+            "loss_"
+        ):  # several risks have one each; a budget's is the mean cost
+            full = result.full_costs.get(name.removeprefix("loss_"), 0.0)
+            row[name] = full if result.chosen is None else float(result.chosen[name])
     for name in runs.costs:
         row[name] = (
             result.full_costs.get(name, math.nan)

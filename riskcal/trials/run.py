@@ -81,6 +81,16 @@ def run_trials(
         raise RiskcalError(
             "weighting: trials count every cluster alike; leave weighting and max_cluster out."
         )
+    if "proxy" in options or "unlabelled" in options:
+        raise RiskcalError(
+            "proxy: trials calibrate without one; leave proxy and unlabelled out, or calibrate splits of your own with it: "
+            "calibrate(runs.take(rows), proxy=..., unlabelled=...)."
+        )
+    if "budget" in options:
+        raise RiskcalError(
+            "budget: trials hold one loss at each delta; leave the budget out, or calibrate splits of your own with it: "
+            "calibrate(runs.take(rows), budget=...)."
+        )
     lower, upper = records.OBJECTIVES[_validate.choice(objective, "objective", records.OBJECTIVES)]
     tolerated = [_validate.tolerance(d, lower, upper) for d in _validate.numbers(deltas, "deltas")]
     weighting = "clusters" if "cluster" in runs.labels else None

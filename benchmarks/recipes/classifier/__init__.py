@@ -1,0 +1,1 @@
+"""Recipe: a convolutional network with five exits that reads a word's stress pattern off its spelling."""
