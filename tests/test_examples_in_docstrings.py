@@ -1,0 +1,36 @@
+"""Every public name of the core has an example, in the form of numpydoc, and it gives what stands there."""
+
+import functools
+
+import matplotlib
+import pytest
+
+import riskcal
+from helpers import api_names, run_examples
+
+#: Names that need none, and why.
+WITHOUT: dict[str, str] = {}
+
+load_example = functools.cache(riskcal.load_example)
+
+
+@pytest.fixture(autouse=True)
+def a_folder_of_its_own(tmp_path, monkeypatch):
+    from matplotlib import pyplot
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(riskcal, "load_example", load_example)  # read once for all
+    yield
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize("name", api_names("riskcal"))
+def test_the_example_runs(name):
+    if name.endswith(".MetricsCollector"):
+        pytest.importorskip("prometheus_client")
+    assert run_examples(name) or name in WITHOUT
+
+
+def test_what_needs_no_example_is_still_public():
+    assert set(WITHOUT) <= set(api_names("riskcal"))
