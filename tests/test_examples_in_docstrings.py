@@ -34,3 +34,12 @@ def test_the_example_runs(name):
 
 def test_what_needs_no_example_is_still_public():
     assert set(WITHOUT) <= set(api_names("riskcal"))
+
+
+def test_a_wrong_example_and_none_are_noticed(monkeypatch):
+    with monkeypatch.context() as changed:
+        changed.setattr(riskcal.RiskcalError, "__doc__", "Examples\n--------\n>>> 1 + 1\n3\n")
+        with pytest.raises(AssertionError, match="Expected:"):
+            run_examples("riskcal.RiskcalError")
+    monkeypatch.setattr(riskcal.RiskcalError, "__doc__", "None.")
+    assert run_examples("riskcal.RiskcalError") == 0
