@@ -158,6 +158,13 @@ class RiskLimit(Frozen):
     fit_fraction : float
         In (0, 1): the share of all prompts, by a hash of their ids, that the maps were fitted on. `riskcal.calibrate` refuses
         them.
+
+    Examples
+    --------
+    >>> learned = riskcal.heads.learn_risk(riskcal.load_example("g2p-traces"), fit_fraction=0.3)
+    >>> limit = learned.policy(0.1).learned
+    >>> limit.max_risk, limit.fit_fraction
+    (0.1, 0.3)
     """
 
     max_risk: FiniteFloat = Field(gt=0, lt=1)
