@@ -99,7 +99,7 @@ class Inside:
     >>> state = rule.after(rule.start(), '{"na')
     >>> rule.forbids(state, 7, 'me"'), rule.forbids(rule.start(), 8, "{")
     (True, False)
-    >>> rule = Inside("identifier")
+    >>> rule = riskcal.serving.Inside("identifier")
     >>> state = rule.after(rule.start(), "1 + to")
     >>> rule.forbids(state, 7, "tal"), rule.forbids(rule.start(), 8, "1 + 2")
     (True, False)
