@@ -18,7 +18,16 @@ TOLERANCE = 1e-9
 
 
 class RiskcalError(ValueError):
-    """Input that riskcal refuses. The message names what is wrong, where it first occurs, and what to do."""
+    """Input that riskcal refuses. The message names what is wrong, where it first occurs, and what to do.
+
+    Examples
+    --------
+    >>> try:
+    ...     riskcal.calibrate(np.array([[0.2], [np.nan]]), thresholds=[0.5], delta=0.1)
+    ... except riskcal.RiskcalError as error:
+    ...     print(error)
+    losses: nan at index [1, 0]; every value must be finite; an output that failed has the worst loss.
+    """
 
 
 def first(mask: NDArray[np.bool_]) -> str:

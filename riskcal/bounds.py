@@ -5,23 +5,22 @@ below the column's expected loss with probability at most epsilon. Each column h
 one among all of them. Losses may lie in any declared [lower, upper].
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import special
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.pvalues import inversions
 from riskcal.pvalues.bettor import count_rejected
 from riskcal.pvalues.losses import _matrix
 from riskcal.pvalues.methods import Betting, Binomial, Method, inverted
-
-_TINY = float(np.finfo(np.float64).tiny)
-#: Slack on a sum before it counts as the next integer, as in `riskcal.pvalues.bentkus`.
-_ROUNDING = 1e-9
 
 
 def hoeffding(
@@ -47,8 +46,14 @@ def hoeffding(
     ------
     RiskcalError
         For NaN or infinite losses, losses outside the bounds, fewer than two rows, or epsilon outside (0, 1).
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")[:, 10]  # at threshold 0.5
+    >>> round(losses.mean().item(), 3), round(riskcal.bounds.hoeffding(losses), 3)
+    (0.085, 0.107)
     """
-    return _of_total(_hoeffding, losses, epsilon, lower, upper)
+    return _of_total(inversions.hoeffding, losses, epsilon, lower, upper)
 
 
 def bentkus(
@@ -57,8 +62,14 @@ def bentkus(
     """`riskcal.pvalues.bentkus` inverted: the Clopper-Pearson bound of the rounded-up sum at level ``epsilon / e``.
 
     Parameters, returns and errors as in `hoeffding`.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")[:, 10]
+    >>> round(riskcal.bounds.bentkus(losses), 3)
+    0.097
     """
-    return _of_total(_bentkus, losses, epsilon, lower, upper)
+    return _of_total(inversions.bentkus, losses, epsilon, lower, upper)
 
 
 def hoeffding_bentkus(
@@ -67,8 +78,14 @@ def hoeffding_bentkus(
     """`riskcal.pvalues.hoeffding_bentkus` inverted: the lower of Bentkus' and the relative-entropy Hoeffding bound.
 
     Parameters, returns and errors as in `hoeffding`.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")[:, 10]
+    >>> round(riskcal.bounds.hoeffding_bentkus(losses), 3)
+    0.097
     """
-    return _of_total(_hoeffding_bentkus, losses, epsilon, lower, upper)
+    return _of_total(inversions.hoeffding_bentkus, losses, epsilon, lower, upper)
 
 
 def convex_order(
@@ -77,8 +94,14 @@ def convex_order(
     """`riskcal.pvalues.convex_order` inverted: the lowest bound that the convex order gives from the sum alone.
 
     Never above `hoeffding_bentkus`. Parameters, returns and errors as in `hoeffding`.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")[:, 10]
+    >>> round(riskcal.bounds.convex_order(losses), 3)
+    0.096
     """
-    return _of_total(_convex_order, losses, epsilon, lower, upper)
+    return _of_total(inversions.convex_order, losses, epsilon, lower, upper)
 
 
 def clopper_pearson(losses: ArrayLike, *, epsilon: float = 0.05) -> float | Floats:
@@ -88,9 +111,17 @@ def clopper_pearson(losses: ArrayLike, *, epsilon: float = 0.05) -> float | Floa
     ------
     RiskcalError
         Beside the refusals of `hoeffding`, for a loss that is neither 0 nor 1.
+
+    Examples
+    --------
+    >>> wrong = np.repeat([1, 0], [3, 297])
+    >>> round(riskcal.bounds.clopper_pearson(wrong), 3)
+    0.026
     """
     counts = _validate.binary(losses)
-    bound = _clopper_pearson(counts.sum(0), len(counts), _validate.level(epsilon, "epsilon"))
+    bound = inversions.clopper_pearson(
+        counts.sum(0), len(counts), _validate.level(epsilon, "epsilon")
+    )
     return float(bound[0]) if np.ndim(losses) == 1 else bound
 
 
@@ -101,6 +132,12 @@ def empirical_bernstein(
 
     ``mean + sqrt(2 variance log(2 / epsilon) / n) + 7 log(2 / epsilon) / (3 (n - 1))`` on losses mapped to the unit
     interval. Parameters, returns and errors as in `hoeffding`.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")[:, 10]
+    >>> round(riskcal.bounds.empirical_bernstein(losses), 3)
+    0.097
     """
     mean, deviation, n, level, low, high = _moments(losses, epsilon, lower, upper)
     x = math.log(2.0 / level)
@@ -114,6 +151,12 @@ def predictable_bernstein(
     """`riskcal.pvalues.predictable_bernstein` inverted, in closed form; uses the rows in the order given.
 
     Rows must stand in an order that does not depend on their content. Parameters, returns and errors as in `hoeffding`.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")[:, 10]
+    >>> round(riskcal.bounds.predictable_bernstein(losses), 3)
+    0.094
     """
     matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
     from riskcal.pvalues import kernels
@@ -160,10 +203,16 @@ def betting(
     it. If the mean lies in [g, g') between two neighbours, it is missed only if the true hypothesis at g, a fixed one, is
     rejected, so the bound holds on any grid and for a test whose rejections need not be monotone in delta (betting's are
     not proved to be). A coarse grid loses up to one step, never the guarantee. Bisection would not be covered.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")[:, 10]
+    >>> round(riskcal.bounds.betting(losses), 3)
+    0.091
     """
     matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
     points = (
-        _default_grid(len(matrix), low, high)
+        inversions.default_grid(len(matrix), low, high)
         if grid is None
         else _validate.array(grid, "grid", ndim=(1,))
     )
@@ -186,6 +235,11 @@ def clt(
 
     Never below ``lower + (upper - lower) (1 - epsilon^(1 / n))``, the exact bound for n losses at ``lower``: see
     `riskcal.pvalues.clt`, which it inverts. Nothing in riskcal uses it by default. Parameters and errors as in `hoeffding`.
+
+    Examples
+    --------
+    >>> round(riskcal.bounds.clt(np.zeros(5)), 3)  # never 0, however quiet the losses were
+    0.451
     """
     mean, deviation, n, level, low, high = _moments(losses, epsilon, lower, upper)
     bound = mean - special.ndtri(level) * deviation / math.sqrt(n)
@@ -250,6 +304,13 @@ def simultaneous(
     -----
     Each bound is taken at ``epsilon / k`` (Bonferroni). For a delta that was fixed beforehand `riskcal.fwer` certifies
     more: what is paid here is the freedom to choose.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> bounds = riskcal.bounds.simultaneous(runs.losses("textual"), method="betting")
+    >>> runs.thresholds[bounds <= 0.08].min().item()  # a delta that was chosen after looking
+    0.6
     """
     level = _validate.level(epsilon, "epsilon")
     test = inverted(method, "method")
@@ -304,90 +365,3 @@ def _of_total(
     total = np.clip((total - n * low) / (high - low), 0.0, n)
     distinct, where = np.unique(total, return_inverse=True)
     return _shaped((low + (high - low) * bound(distinct, n, level))[where], losses)
-
-
-def _hoeffding(total: Floats, n: int, level: float) -> Floats:
-    return np.minimum(total / n + math.sqrt(-math.log(level) / (2.0 * n)), 1.0)
-
-
-def _clopper_pearson(count: Floats, n: int, level: float) -> Floats:
-    inside = np.minimum(count, n - 1)
-    return np.where(count >= n, 1.0, special.betaincinv(inside + 1.0, n - inside, 1.0 - level))
-
-
-def _bentkus(total: Floats, n: int, level: float) -> Floats:
-    return _clopper_pearson(np.ceil(total - _ROUNDING * np.maximum(total, 1.0)), n, level / math.e)
-
-
-def _hoeffding_bentkus(total: Floats, n: int, level: float) -> Floats:
-    mean, needed = total / n, -math.log(level) / n
-    low, high = mean.copy(), np.ones_like(mean)
-    for _ in range(60):  # entropy rises from 0 at the mean
-        middle = 0.5 * (low + high)
-        entropy = special.rel_entr(mean, middle) + special.rel_entr(1.0 - mean, 1.0 - middle)
-        low, high = (
-            np.where(entropy < needed, middle, low),
-            np.where(entropy < needed, high, middle),
-        )
-    return np.minimum(high, _bentkus(total, n, level))
-
-
-def _convex_order(total: Floats, n: int, level: float) -> Floats:
-    """Newton's method from above on the log p-value, which is concave and decreasing in delta, so that it stays above.
-
-    With ``t`` the best integer at delta and G(t) = E max(0, t - B), log p = log G(t) - log(t - total), and the derivative
-    of G(t) in delta is ``-n P(Bin(n - 1, delta) <= t - 1)``.
-    """
-    bound = np.minimum(_bentkus(total, n, level), 1.0 - level * (n - total) / n)
-    open_ = total < n
-    for _ in range(60):
-        s, delta = total[open_], bound[open_]
-        if not s.size:
-            break
-        t = _best_integer(s, n, delta)
-        area = _shortfall(t, n, delta)
-        step = (
-            area
-            * (np.log(area / (t - s)) - math.log(level))
-            / (n * _binomial_cdf(t - 1.0, n - 1, delta))
-        )
-        bound[open_] = np.clip(delta + step, s / n, delta)
-        open_[open_] = -step > 1e-14
-    return bound
-
-
-def _best_integer(total: Floats, n: int, delta: Floats) -> Floats:
-    """The integer t > total that minimises E max(0, t - B) / (t - total), by bisection: the bound falls, then rises."""
-    low, high = np.floor(total) + 1.0, np.full(total.size, float(n))
-    while (low < high).any():
-        middle = np.floor(0.5 * (low + high))
-        # the bound rises from t to t + 1 where (t - total) P(B <= t) >= E max(0, t - B)
-        rises = (middle - total) * _binomial_cdf(middle, n, delta) >= _shortfall(middle, n, delta)
-        low, high = np.where(rises, low, middle + 1.0), np.where(rises, middle, high)
-    return low
-
-
-def _shortfall(t: Floats, n: int, delta: Floats) -> Floats:
-    """E max(0, t - B) for B ~ Bin(n, delta)."""
-    return np.maximum(
-        t * _binomial_cdf(t - 1.0, n, delta) - n * delta * _binomial_cdf(t - 2.0, n - 1, delta),
-        _TINY,
-    )
-
-
-def _binomial_cdf(count: Floats, n: int, delta: Floats) -> Floats:
-    inside = np.clip(count, 0.0, n - 1.0)
-    return np.where(
-        count < 0,
-        0.0,
-        np.where(count >= n, 1.0, special.betainc(n - inside, inside + 1.0, 1.0 - delta)),
-    )
-
-
-def _default_grid(n: int, lower: float, upper: float) -> NDArray[np.float64]:
-    """Points whose spacing shrinks with the standard deviation that a mean there allows, or towards zero if it is inside."""
-    m = math.ceil(64.0 * math.sqrt(n))
-    if lower < 0.0 < upper:
-        half = np.arange(1, m // 2) / (m // 2)
-        return np.concatenate([lower * half**2, upper * half**2])
-    return lower + (upper - lower) * np.sin(0.5 * math.pi * np.arange(1, m) / m) ** 2

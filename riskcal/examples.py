@@ -31,6 +31,16 @@ def load_example(name: str) -> Runs | Traces | pd.DataFrame:
         ``"stress"``: `Traces` of a classifier with five exits, which reads the stress pattern of a held-out word off its
         spelling: whether each exit agrees with the last, and the FLOPs spent. ``"stress-errors"``: the same requests, with an
         exit's error against the dictionary as its loss. The data card is ``riskcal/data/stress.md``.
+
+    Examples
+    --------
+    >>> riskcal.load_example("g2p")
+    Runs: 3000 prompts x 21 candidates (generated), thresholds 1 to 0; dissimilarity, risk, layers, tokens,
+    seconds; full model recorded
+    >>> riskcal.load_example("g2p-traces")
+    Traces: 7345 tokens of 1000 prompts x 8 exits; confidence, agrees
+    >>> riskcal.load_example("g2p-generations").columns.tolist()
+    ['prompt', 'text', 'threshold', 'tokens', 'exit_layers']
     """
     names = ("g2p", "g2p-traces", "g2p-generations", "stress", "stress-errors")
     _validate.choice(name, "name", names)

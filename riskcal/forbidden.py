@@ -95,11 +95,11 @@ class Inside:
 
     Examples
     --------
-    >>> rule = Inside("json_string")
+    >>> rule = riskcal.serving.Inside("json_string")
     >>> state = rule.after(rule.start(), '{"na')
     >>> rule.forbids(state, 7, 'me"'), rule.forbids(rule.start(), 8, "{")
     (True, False)
-    >>> rule = Inside("identifier")
+    >>> rule = riskcal.serving.Inside("identifier")
     >>> state = rule.after(rule.start(), "1 + to")
     >>> rule.forbids(state, 7, "tal"), rule.forbids(rule.start(), 8, "1 + 2")
     (True, False)
@@ -144,6 +144,13 @@ class Tokens:
     ----------
     ids : iterable of int
         Kept sorted and once each, so that equal sets are equal rules.
+
+    Examples
+    --------
+    >>> rule = riskcal.serving.Tokens(ids=(50, 7, 50))
+    >>> rule.ids, rule.forbids(rule.start(), 7, "not"), rule.forbids(rule.start(), 8, "so")
+    ((7, 50), True, False)
+    >>> policy = riskcal.ExitPolicy(threshold=0.8, forbidden=[rule])
     """
 
     ids: tuple[int, ...]
@@ -190,7 +197,7 @@ class Pattern:
 
     Examples
     --------
-    >>> rule = Pattern(r"\d")
+    >>> rule = riskcal.serving.Pattern(r"\d")
     >>> rule.forbids(rule.start(), 7, " 42"), rule.forbids(rule.start(), 8, " cats")
     (True, False)
     """

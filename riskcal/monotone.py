@@ -3,6 +3,8 @@
 Every function takes losses (n, k), one row per independent unit, and one threshold per column, in any order.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -44,6 +46,13 @@ def conformal_risk_control(
     RiskcalError
         For a row whose loss rises with the threshold (naming the first), NaN, a loss above ``upper``, or a delta that is
         not below it.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> ever_worse = np.maximum.accumulate(runs.losses("textual"), axis=1)
+    >>> riskcal.monotone.conformal_risk_control(ever_worse, runs.thresholds, delta=0.1)
+    0.5
     """
     values = _validate.array(losses, "losses", ndim=(2,))
     low, high = _validate.bounds(min(0.0, float(values.min())), upper)
@@ -97,6 +106,13 @@ def rcps(
     Asking that all larger thresholds pass makes this the fixed sequence from the highest threshold down, with the same
     p-values: a bound is at most delta exactly where its test rejects. So the guarantee needs no monotone losses, and
     `riskcal.calibrate` gives it for any losses; without the clause a bound that is not monotone itself would break it.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> ever_worse = np.maximum.accumulate(runs.losses("textual"), axis=1)  # of this and all higher thresholds
+    >>> riskcal.monotone.rcps(ever_worse, runs.thresholds, delta=0.1)
+    0.55
     """
     test = inverted(bound, "bound")
     level = _validate.level(epsilon, "epsilon")
@@ -144,6 +160,12 @@ def risk_rises(
     Each prompt's two losses are subtracted and `riskcal.pvalues.betting` tests that the mean difference is not a rise:
     exact, whatever the losses' distribution. Compared are thresholds 1, 2, 4, 8, ... places apart, since a slow rise shows
     between no two neighbours, each at epsilon over the number of pairs. No rise found does not mean that there is none.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.monotone.risk_rises(runs.losses("textual"), runs.thresholds).empty
+    True
     """
     found = _rising_pairs(losses, thresholds, epsilon=epsilon, lower=lower, upper=upper)
     columns = ["threshold", "higher_threshold", "loss", "higher_loss", "rise", "pvalue"]

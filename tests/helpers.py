@@ -1,13 +1,18 @@
 """What several tests share: one definition of each world, list and yardstick."""
 
+import doctest
 import functools
+import importlib
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+import riskcal
 from riskcal import pvalues
 
 #: Every p-value whose guarantee holds in finite samples.
@@ -76,3 +81,41 @@ def rare(rng, mean, shape):
     """Mostly 0, seldom small, more seldom 1."""
     u = rng.random(shape)
     return np.where(u < 0.9 * mean, 1.0, np.where(u < 1.9 * mean, rng.uniform(0, 0.2, shape), 0.0))
+
+
+def api_names(package: str) -> list[str]:
+    """What docs/api.md lists of a package, by full names."""
+    page = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+    found: list[str] = []
+    current = ""
+    for module, name in re.findall(r"currentmodule:: (\w+)|^   ([\w.]+)$", page, re.MULTILINE):
+        current = module or current
+        found += [f"{current}.{name}"] if name else []
+    return [name for name in found if name.startswith(f"{package}.")]
+
+
+def named(name: str) -> Any:
+    """The object of a full name; modules on the way are imported."""
+    found, *parts = [importlib.import_module(name.partition(".")[0]), *name.split(".")[1:]]
+    for i, part in enumerate(parts, 2):
+        if not hasattr(found, part):
+            importlib.import_module(".".join(name.split(".")[:i]))
+        found = getattr(found, part)
+    return found
+
+
+def run_examples(name: str) -> int:
+    """Run the examples of a public name and of its methods; the number of lines that its own "Examples" section ran.
+
+    They find ``np`` and ``riskcal`` imported, as docs/api.md says, and whatever is longer than a line may be wrapped.
+    """
+    public = named(name)
+    section = re.search(r"\n *Examples\n *-{8}\n(.*)", public.__doc__ or "", re.DOTALL)
+    said: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    globs = {"np": np, "riskcal": riskcal}
+    for test in doctest.DocTestFinder().find(public, name, module=False, globs=globs):
+        runner.run(test, out=said.append)
+    assert not said, "".join(said)
+    lines = section[1].splitlines() if section else []
+    return sum(">>> " in line and "+SKIP" not in line for line in lines)

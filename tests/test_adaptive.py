@@ -1,11 +1,10 @@
-import doctest
 import json
 import math
 
 import numpy as np
 import pytest
 
-from riskcal import adaptive, pvalues, records
+from riskcal import pvalues, records
 from riskcal._validate import RiskcalError
 from riskcal.adaptive import AdaptiveCalibration, rows_to_certify
 from riskcal.policy import ExitPolicy
@@ -333,10 +332,6 @@ def test_rows_to_certify_checks_its_arguments(arguments, message):
     given = {"losses": np.zeros(20), "delta": 0.1, "level": 0.05} | arguments
     with pytest.raises(RiskcalError, match=message):
         rows_to_certify(given.pop("losses"), given.pop("delta"), **given)
-
-
-def test_examples_in_the_documentation():
-    assert doctest.testmod(adaptive.calibration).failed == 0
 
 
 @pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])

@@ -1,4 +1,3 @@
-import doctest
 import json
 import math
 
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riskcal._validate import RiskcalError
-from riskcal.monitor import RiskMonitor, watching
+from riskcal.monitor import RiskMonitor
 
 VILLE, DETECTOR = {}, {"average_run_length": 5000.0}
 KINDS = pytest.mark.parametrize("kind", [VILLE, DETECTOR], ids=["ville", "e-detector"])
@@ -424,7 +423,3 @@ def test_no_losses_are_not_an_all_clear(kind):
         assert "no losses yet" in repr(untouched)
         assert "no alarm" not in repr(untouched) + untouched._repr_html_()
     assert "no alarm; 1 losses seen" in repr(RiskMonitor(0.1, **kind).update(0.0))
-
-
-def test_examples_in_the_documentation():
-    assert doctest.testmod(watching).failed == 0

@@ -4,10 +4,7 @@ A *score* is a function of a candidate and a reference, from 0 to 1, 1 being bes
 dissimilarity and ``Risk(score)`` a risk, as `riskcal_adapters.record` takes them; both are ready-made for the scores here.
 """
 
-import re
-import string
 import types
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +13,7 @@ from importlib import import_module
 from typing import Any
 
 from riskcal import RiskcalError, internal
+from riskcal_adapters import text_tokens
 
 Score = Callable[[str, str], float]
 
@@ -34,6 +32,13 @@ class Distance:
     ------
     RiskcalError
         When called, if the score is not in [0, 1].
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import Distance, rouge_l
+    >>> distance = Distance(rouge_l)
+    >>> round(distance("the cat sat", "the cat sat down"), 3), distance("same", "same")
+    (0.143, 0.0)
     """
 
     score: Score
@@ -55,6 +60,12 @@ class Risk:
     ------
     RiskcalError
         When called, if the score is not in [0, 1] or there is no reference.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import Risk, exact_match
+    >>> Risk(exact_match)("Paris.", ["Paris", "the city of Paris"])
+    0.0
     """
 
     score: Score
@@ -79,11 +90,12 @@ class Learned:
 
     Examples
     --------
+    >>> from riskcal_adapters.texts import Distance, Learned
     >>> def cosine(checkpoint):
+    ...     from sentence_transformers import SentenceTransformer
     ...     model = SentenceTransformer(checkpoint)
     ...     return lambda candidate, reference: float(model.similarity(*model.encode([candidate, reference])))
-    >>> meaning = Learned(cosine, ("all-MiniLM-L6-v2",))
-    >>> record(prompts, load, thresholds, "runs", dissimilarity=Distance(meaning), risk=Risk(meaning))  # doctest: +SKIP
+    >>> distance = Distance(Learned(cosine, ("all-MiniLM-L6-v2",)))  # record(..., dissimilarity=distance) loads the model
     """
 
     load: Callable[..., Score]
@@ -140,8 +152,14 @@ def rouge_l(candidate: str, reference: str, *, tokens: str = "words") -> float:
         For an unknown ``tokens``.
     ImportError
         If rouge-score is not installed.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import rouge_l
+    >>> round(rouge_l("the cat sat", "the cat sat down"), 3)
+    0.857
     """
-    scorer = _rouge(internal.choice(tokens, "tokens", tuple(_TOKENIZERS)))
+    scorer = _rouge(internal.choice(tokens, "tokens", tuple(text_tokens.TOKENIZERS)))
     return (
         1.0
         if candidate == reference
@@ -162,8 +180,14 @@ def token_f1(candidate: str, reference: str) -> float:
     -------
     float
         In [0, 1]. If either has no token, 1 if both have none, else 0 (SQuAD 2.0).
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import token_f1
+    >>> round(token_f1("The Eiffel Tower, Paris", "Eiffel tower"), 3)
+    0.8
     """
-    said, wanted = _answer(candidate), _answer(reference)
+    said, wanted = text_tokens.answer(candidate), text_tokens.answer(reference)
     if not said or not wanted:
         return float(said == wanted)
     shared = sum((Counter(said) & Counter(wanted)).values())
@@ -171,8 +195,15 @@ def token_f1(candidate: str, reference: str) -> float:
 
 
 def exact_match(candidate: str, reference: str) -> float:
-    """1 if two answers are equal after SQuAD's normalisation (`token_f1`), else 0."""
-    return float(_answer(candidate) == _answer(reference))
+    """1 if two answers are equal after SQuAD's normalisation (`token_f1`), else 0.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import exact_match
+    >>> exact_match("The Eiffel Tower.", "eiffel tower"), exact_match("a tower", "two towers")
+    (1.0, 0.0)
+    """
+    return float(text_tokens.answer(candidate) == text_tokens.answer(reference))
 
 
 def sentence_bleu(candidate: str, reference: str, *, tokenize: str = "13a") -> float:
@@ -196,6 +227,12 @@ def sentence_bleu(candidate: str, reference: str, *, tokenize: str = "13a") -> f
         If sacrebleu has no such tokenizer.
     ImportError
         If sacrebleu is not installed.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import sentence_bleu
+    >>> sentence_bleu("the cat sat", "the cat sat"), sentence_bleu("the cat sat", "the cat sat on it") < 0.6
+    (1.0, True)
     """
     names = _library("sacrebleu.metrics", "sacrebleu").BLEU.TOKENIZERS
     internal.choice(tokenize, "tokenize", [name for name in names if name])
@@ -223,35 +260,22 @@ def chrf(candidate: str, reference: str, *, word_order: int = 0, whitespace: boo
     ------
     ImportError
         If sacrebleu is not installed.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import chrf
+    >>> chrf("colour", "colour"), 0.3 < chrf("color", "colour") < 0.9
+    (1.0, True)
     """
     return _sacrebleu("CHRF", candidate, reference, word_order=word_order, whitespace=whitespace)
-
-
-def _words(text: str) -> list[str]:
-    composed = unicodedata.normalize("NFC", text.lower())
-    return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in composed).split()
-
-
-def _ascii(text: str) -> list[str]:
-    return re.findall("[a-z0-9]+", text.lower())
-
-
-def _characters(text: str) -> list[str]:
-    return [c for c in unicodedata.normalize("NFC", text.lower()) if not c.isspace()]
-
-
-_TOKENIZERS: dict[str, Callable[[str], list[str]]] = {
-    "words": _words,
-    "ascii": _ascii,
-    "whitespace": str.split,
-    "characters": _characters,
-}
 
 
 @lru_cache
 def _rouge(tokens: str) -> Any:
     scorer = _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer
-    return scorer(["rougeL"], tokenizer=types.SimpleNamespace(tokenize=_TOKENIZERS[tokens]))
+    return scorer(
+        ["rougeL"], tokenizer=types.SimpleNamespace(tokenize=text_tokens.TOKENIZERS[tokens])
+    )
 
 
 def _sacrebleu(metric: str, candidate: str, reference: str, **options: Any) -> float:
@@ -266,11 +290,6 @@ def _sacrebleu(metric: str, candidate: str, reference: str, **options: Any) -> f
 @lru_cache
 def _sacrebleu_metric(metric: str, **options: Any) -> Any:
     return getattr(_library("sacrebleu.metrics", "sacrebleu"), metric)(**options)
-
-
-def _answer(text: str) -> list[str]:
-    bare = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
 # ---- Token edit distance
@@ -293,6 +312,12 @@ def token_distance(early: str, full: str) -> float:
     ------
     ImportError
         If rapidfuzz is not installed.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import token_distance
+    >>> token_distance("K AA M", "K AA L M")
+    0.25
     """
     distance: float = _levenshtein().normalized_distance(early.split(), full.split())
     return distance
@@ -320,6 +345,12 @@ def token_error_rate(output: str, references: str | Sequence[str]) -> float:
         If there is no reference.
     ImportError
         If rapidfuzz is not installed.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.texts import token_error_rate
+    >>> token_error_rate("K AA M", ["K AO M", "K AA L M"])  # to the nearest reference
+    0.25
     """
     levenshtein = _levenshtein()
     said = output.split()

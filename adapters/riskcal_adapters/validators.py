@@ -32,6 +32,13 @@ class Failure:
     ------
     RiskcalError
         When called, if the validator returns anything else.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.validators import Failure, Regex
+    >>> risk = Failure(Regex("[0-9]{4}"))
+    >>> risk("2024"), risk("last year")
+    (0.0, 1.0)
     """
 
     validator: Validator
@@ -51,6 +58,13 @@ class NewFailure:
     ----------
     validator : callable
         As for `Failure`; of grades in [0, 1], what the early output lacks of the full model's counts.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.validators import NewFailure, Regex
+    >>> dissimilarity = NewFailure(Regex("[0-9]{4}"))
+    >>> dissimilarity("last year", "2024"), dissimilarity("last year", "in 2024")  # the full model fails as well
+    (1.0, 0.0)
     """
 
     validator: Validator
@@ -80,6 +94,7 @@ class JsonSchema:
 
     Examples
     --------
+    >>> from riskcal_adapters.validators import JsonSchema
     >>> valid = JsonSchema({"type": "object", "required": ["name"]})
     >>> valid('{"name": "Ada"}'), valid('{"name": "Ada"'), valid("{}")
     (True, False, False)
@@ -134,6 +149,7 @@ class Regex:
 
     Examples
     --------
+    >>> from riskcal_adapters.validators import Regex
     >>> Regex(r"\d{4}-\d\d-\d\d")("2024-05-01")
     True
     """

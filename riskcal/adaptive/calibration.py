@@ -78,7 +78,7 @@ class AdaptiveCalibration:
 
     Examples
     --------
-    >>> calibration = AdaptiveCalibration(range(500), [0.9, 0.5], delta=0.1, target=0.5)
+    >>> calibration = riskcal.AdaptiveCalibration(range(500), [0.9, 0.5], delta=0.1, target=0.5)
     >>> for prompt in calibration:
     ...     losses = [0.0, 0.01]  # run both candidates on the prompt
     ...     _ = calibration.update(prompt, losses)

@@ -1,5 +1,7 @@
 """`calibrate`: from records to the cheapest candidate whose expected loss is certified, or to the full model."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -136,6 +138,20 @@ def calibrate(
 
     Sources: Learn then Test (Angelopoulos et al. 2021), CALM (Schuster et al. 2022), Pareto
     Testing (Laufer-Goldshtein et al. 2023).
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> calibration = riskcal.calibrate(runs, delta=0.1)
+    >>> calibration.certified, calibration.threshold
+    (True, 0.45)
+    >>> calibration.policy().save("policy.json")
+
+    Losses in an array, one row per prompt and one column per threshold, do as well:
+
+    >>> losses = runs.losses("textual")
+    >>> riskcal.calibrate(losses, thresholds=runs.thresholds, delta=0.05, test="convex_order").threshold
+    0.85
     """
     epsilon = _validate.level(epsilon, "epsilon")
     method = methods.named(test)

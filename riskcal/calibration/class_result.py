@@ -43,6 +43,17 @@ class ClassCalibration:
         Ids of the prompts that chose the books and were not tested.
     records_digest : str
     lower_is_stricter : bool
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> from dataclasses import replace
+    >>> length = np.where(runs.full["tokens"] > 7, "long", "short")  # a class that is known before decoding would do
+    >>> classes = replace(runs, labels={"group": length})
+    >>> calibration = riskcal.calibrate_classes(classes, budgets=0.1, cost="layers")
+    >>> book = riskcal.serving.PolicyBook(calibration.policies())
+    >>> book.tasks, calibration.costs[0] < calibration.costs[1]
+    (('long', 'short'), True)
     """
 
     table: pd.DataFrame

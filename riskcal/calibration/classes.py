@@ -80,6 +80,20 @@ def calibrate_classes(
     Assumes i.i.d. prompts of the classes in the proportions of the service, and candidates that were fixed beforehand. Sources:
     Learn then Test (Angelopoulos et al. 2021), Pareto Testing (Laufer-Goldshtein et al. 2023), Berger (1982) for the largest
     p-value.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> runs = riskcal.Runs.from_arrays(
+    ...     thresholds=[0.9, 0.5, np.inf],
+    ...     prompts=np.arange(1000),
+    ...     group=np.repeat(["easy", "hard"], 500),
+    ...     dissimilarity=np.repeat([[0.0, 0.02, 0.0], [0.02, 0.4, 0.0]], 500, axis=0) * rng.random((1000, 1)),
+    ...     layers=np.tile([4.0, 2.0, 8.0], (1000, 1)),
+    ... )
+    >>> calibration = riskcal.calibrate_classes(runs, budgets={"easy": 0.05, "hard": 0.05}, cost="layers")
+    >>> {name: policy.threshold for name, policy in calibration.policies().items()}
+    {'easy': 0.5, 'hard': 0.9}
     """
     require_runs(runs)
     level, method = _validate.level(epsilon, "epsilon"), methods.named(test)

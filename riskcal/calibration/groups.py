@@ -44,6 +44,17 @@ def calibrate_groups(
     dict of group to Calibration
         A stratum with too few prompts for a test gets the full model, and does not stand in the way of the others. The
         pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
+
+    Examples
+    --------
+    >>> runs = riskcal.Runs.from_arrays(
+    ...     thresholds=[0.9, 0.5],
+    ...     prompts=np.arange(400),
+    ...     group=np.repeat(["chat", "code"], 200),
+    ...     dissimilarity=np.repeat([[0.0, 0.02], [0.01, 0.4]], 200, axis=0),
+    ... )
+    >>> {name: one.threshold for name, one in riskcal.calibrate_groups(runs, delta=0.1).items()}
+    {'chat': 0.5, 'code': 0.9}
     """
     require_runs(runs)
     if options.get("proxy") is not None or options.get("unlabelled") is not None:

@@ -104,6 +104,12 @@ def plan(
     the size found is within .05 of ``share`` for that law; for betting beyond some 100,000 prompts, which are simulated on a
     smaller problem of nearly the same power, within .1. Pilot prompts that were used here must not be tested afterwards,
     and a pilot's losses are themselves a draw: a mean that is low by luck makes the plan too small.
+
+    Examples
+    --------
+    >>> print(riskcal.plan(delta=0.05, mean=0.03, n=200))
+    About 636 prompts certify delta 0.05 (epsilon 0.05, betting) in 80% of draws, if the losses are 0 or 1 with
+    mean 0.03. The prompts at hand support a delta of about 0.071.
     """
     low, high = _validate.bounds(lower, upper)
     width, tolerated = high - low, _validate.tolerance(delta, low, high)

@@ -53,6 +53,17 @@ class Calibration:
         Whether low thresholds are the strict ones: a request exits where its value is at most the threshold.
     asked : Asked
         What else was asked for: with the fields above all that `riskcal.verify` needs to do it again.
+
+    Examples
+    --------
+    >>> calibration = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1)
+    >>> print(calibration.message)
+    Certified: with probability at least 0.95 over the draw of the 3000 calibration prompts, at threshold 0.45 the
+    expected dissimilarity to the full model's output is at most 0.1 (observed 0.0925).
+    >>> int(calibration.table["certified"].sum()), calibration.n, calibration.k
+    (12, 3000, 21)
+    >>> calibration.policy().save("policy.json")
+    >>> axes = calibration.plot()
     """
 
     threshold: float

@@ -23,7 +23,16 @@ _TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Difference:
-    """A field of the certificate or of the policy that the records give otherwise."""
+    """A field of the certificate or of the policy that the records give otherwise.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> policy = riskcal.calibrate(runs, delta=0.1).policy()
+    >>> found = riskcal.verify(policy, runs.take(np.arange(2000)))
+    >>> [difference for difference in found.differences if difference.name == "n"]
+    [Difference(name='n', stated=3000, found=2000)]
+    """
 
     name: str
     stated: Any
@@ -48,6 +57,14 @@ class Verification:
         What the records give.
     versions : dict of str to (str, str)
         Of what differs now from when the certificate was made: the version then, and now.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> policy = riskcal.calibrate(runs, delta=0.1).policy(tokenizer="3f2a")  # which these records do not name
+    >>> found = riskcal.verify(policy, runs)
+    >>> found.agrees, found.unrecorded, found.calibration.threshold
+    (True, ('tokenizer',), 0.45)
     """
 
     differences: tuple[Difference, ...]
@@ -103,6 +120,16 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     RiskcalError
         If the policy has no certificate, or one that does not come of a table of records (`AdaptiveCalibration`,
         `riskcal.heads.certified`, `calibrate_classes`); and wherever `calibrate` refuses the records.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> policy = riskcal.calibrate(runs, delta=0.1).policy()
+    >>> riskcal.verify(policy, runs).agrees
+    True
+    >>> fewer = runs.take(np.arange(2000))
+    >>> [difference.name for difference in riskcal.verify(policy, fewer).differences]
+    ['n', 'pvalue', 'records_digest', 'threshold']
     """
     certificate = policy.certificate
     if certificate is None:

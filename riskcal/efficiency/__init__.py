@@ -13,9 +13,9 @@ from riskcal.efficiency.flops import PREDICTORS as PREDICTORS
 from riskcal.efficiency.flops import DecoderDimensions as DecoderDimensions
 from riskcal.efficiency.flops import Flops as Flops
 from riskcal.efficiency.flops import decoder_flops as decoder_flops
-from riskcal.efficiency.flops import head_ratio as head_ratio
-from riskcal.efficiency.flops import head_sizes as head_sizes
 from riskcal.efficiency.flops import token_flops as token_flops
+from riskcal.efficiency.heads import head_ratio as head_ratio
+from riskcal.efficiency.heads import head_sizes as head_sizes
 from riskcal.efficiency.layers import exit_shares as exit_shares
 from riskcal.efficiency.layers import layers_per_token as layers_per_token
 from riskcal.efficiency.memory import Memory as Memory

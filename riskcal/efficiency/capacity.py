@@ -46,6 +46,14 @@ class Capacity:
         it is answered; with dimensions ``bytes``.
     stress : DataFrame
         The same, were one request of every ``rows`` to need all layers for each of its tokens.
+
+    Examples
+    --------
+    >>> capacity = riskcal.efficiency.capacity([[1, 1, 1], [1, 8, 0]], n_layers=8, rows=(1, 2), group=["easy", "hard"])
+    >>> round(capacity.layers.expected, 2), capacity.layers.deepest
+    (2.4, 8.0)
+    >>> capacity.strata["work"].round(2).tolist()
+    [0.25, 0.75, 1.0]
     """
 
     layers: Work
@@ -144,6 +152,15 @@ def capacity(
     Requests wait at the door, as many as there are, so that throughput is the most that can be had; what a request waits
     before it is read comes on top of its seconds. The exits are taken as they are: batches of mode ``"deepest"`` emit other
     tokens, which have other exits. A cost of calls is a straight line in their rows, which it is not quite.
+
+    Examples
+    --------
+    >>> table = riskcal.load_example("g2p-generations").query("threshold == 0.5")
+    >>> length = max(map(len, table["exit_layers"]))
+    >>> exits = [list(layers) + [0] * (length - len(layers)) for layers in table["exit_layers"]]
+    >>> capacity = riskcal.efficiency.capacity(exits, n_layers=8, rows=(1, 4), ways=("engine", "diverge"))
+    >>> capacity.table[["way", "rows", "depth"]].round(2).values.tolist()
+    [['engine', 1, 1.39], ['diverge', 1, 1.39], ['engine', 4, 1.39], ['diverge', 4, 2.22]]
     """
     exits = exit_array(exit_layers, _validate.count(n_layers, "n_layers", least=1))
     level = _validate.level(quantile, "quantile")

@@ -25,6 +25,12 @@ class EngineWork:
         Requests that were read just before each call.
     begun, ended : (B,) int
         The first call that a request was there for, and the call after which it was answered; calls are counted from 0.
+
+    Examples
+    --------
+    >>> work = riskcal.efficiency.engine_work([[1, 1], [1, 3], [2, 1]], slots=2)
+    >>> (work.ended >= work.begun).all().item(), len(work.rows) == len(work.admitted)
+    (True, True)
     """
 
     rows: Integers
@@ -79,6 +85,12 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int | None = None)
     It follows the rules of `riskcal_adapters.torch.Engine` for one policy: newcomers are read once an eighth of the slots is
     free; the deepest layer that enough rows wait for runs next, else the one that most do; a row that leaves waits for the
     first layer again. That no row waits longer than ``max_wait`` seconds is left out, as there is no clock.
+
+    Examples
+    --------
+    >>> work = riskcal.efficiency.engine_work([[1, 1, 1], [1, 4, 0], [2, 1, 1]], slots=2)
+    >>> work.rows.sum().item(), work.rows.max().item()  # in calls of at most two rows
+    (12, 2)
     """
     from riskcal.efficiency import kernels
 

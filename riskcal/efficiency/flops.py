@@ -1,17 +1,17 @@
 """Decoder FLOPs of recorded exits and of the full model, with what deciding on an exit costs."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal.efficiency.heads import rows_of
 from riskcal.efficiency.layers import Integers, exit_array
-
-if TYPE_CHECKING:
-    from riskcal.policy.pruning import Pruning
 
 #: What deciding on an exit costs: nothing to speak of, a linear classifier, or the language-model head.
 PREDICTORS = ("none", "classifier", "head")
@@ -35,6 +35,14 @@ class DecoderDimensions:
         Width of the encoder's states. Default: d.
     gated : bool
         Whether the feed-forward layers have three matrices (T5 v1.1) instead of two.
+
+    Examples
+    --------
+    >>> t5_small = riskcal.efficiency.DecoderDimensions(
+    ...     d_model=512, d_ff=1024, vocabulary=32_128, n_layers=8, d_attention=384, gated=True
+    ... )
+    >>> riskcal.efficiency.decoder_flops([[8, 8]], t5_small, source_lengths=100, predictor="none").full.tolist()
+    [785518592]
     """
 
     d_model: int
@@ -53,7 +61,7 @@ class DecoderDimensions:
                 _validate.count(getattr(self, name), name, least=1)
 
     @classmethod
-    def from_config(cls, config: Any) -> "DecoderDimensions":
+    def from_config(cls, config: Any) -> DecoderDimensions:
         """Of a model described as Hugging Face describes a T5.
 
         Parameters
@@ -103,6 +111,13 @@ class Flops:
         With the recorded exits, and of the full model on outputs of the same length.
     tokens : (B,) int
         Generated tokens.
+
+    Examples
+    --------
+    >>> dimensions = riskcal.efficiency.DecoderDimensions(d_model=512, d_ff=2048, vocabulary=32_128, n_layers=6)
+    >>> flops = riskcal.efficiency.decoder_flops([[1, 1, 0], [1, 6, 2]], dimensions, 100, predictor="none")
+    >>> flops.tokens.tolist(), (flops.adaptive < flops.full).tolist()
+    ([2, 3], [True, True])
     """
 
     adaptive: Integers
@@ -150,6 +165,13 @@ def token_flops(
     -------
     (L,) int
         Entry q - 1 for an exit at layer q; 0 below ``min_layer``, where none exits.
+
+    Examples
+    --------
+    >>> dimensions = riskcal.efficiency.DecoderDimensions(d_model=512, d_ff=2048, vocabulary=32_128, n_layers=6)
+    >>> cost = riskcal.efficiency.token_flops(dimensions, position=10, source_length=100, predictor="classifier")
+    >>> (cost / cost[-1]).round(2).tolist()
+    [0.58, 0.67, 0.75, 0.83, 0.92, 1.0]
     """
     layers = _validate.count(min_layer, "min_layer", least=1)
     exits = np.arange(1, dimensions.n_layers + 1)
@@ -204,6 +226,15 @@ def decoder_flops(
     prompt ``4 x d_encoder a`` for those of the encoder's states; a layer that no token of the prompt reaches never pays
     that. With d = a this is Elbayad et al., Depth-Adaptive Transformer (2020), appendix B. A multiplication and an addition
     count as two; norms, biases, the softmax and embeddings are not counted, as there.
+
+    Examples
+    --------
+    >>> dimensions = riskcal.efficiency.DecoderDimensions(d_model=512, d_ff=2048, vocabulary=32_128, n_layers=6)
+    >>> for predictor in ("classifier", "head"):  # what deciding costs: heads of a large vocabulary eat the gain
+    ...     flops = riskcal.efficiency.decoder_flops([[2, 1, 6]], dimensions, source_lengths=100, predictor=predictor)
+    ...     print(predictor, (flops.adaptive / flops.full).round(2).tolist())
+    classifier [0.93]
+    head [1.16]
     """
     exits = exit_array(exit_layers, dimensions.n_layers)
     least = _validate.count(min_layer, "min_layer", least=1)
@@ -228,76 +259,6 @@ def decoder_flops(
         full=np.where(present, whole, 0).sum(1) + opened * depth,
         tokens=np.count_nonzero(present, axis=1).astype(np.int64),
     )
-
-
-def head_sizes(
-    pruning: "Pruning",
-    n_layers: int,
-    vocabulary: int,
-    *,
-    start: int = 1,
-    confidence: ArrayLike | None = None,
-) -> Integers:
-    """Rows of a pruned head that are multiplied at each layer.
-
-    Parameters
-    ----------
-    pruning : riskcal.Pruning
-    n_layers, vocabulary : int
-        L and V.
-    start : int
-        The first exit layer, at which the whole head is multiplied.
-    confidence : (..., L), optional
-        Confidence of each token at each layer, for the adaptive forms.
-
-    Returns
-    -------
-    (L,) int, or (..., L) with ``confidence``
-        0 below ``start``, V at it, the number of kept tokens after it.
-    """
-    start = _validate.count(start, "start", least=1)
-    known = None if confidence is None else np.asarray(confidence, dtype=np.float64)
-    if known is not None and known.shape[-1] != n_layers:
-        raise RiskcalError(
-            f"confidence: has shape {known.shape}; the last axis must be the {n_layers} layers."
-        )
-    sizes = np.zeros((n_layers,) if known is None else known.shape, dtype=np.int64)
-    sizes[..., start - 1] = vocabulary
-    for layer in range(start + 1, n_layers + 1):
-        before = None if known is None else known[..., layer - 2]
-        sizes[..., layer - 1] = pruning.kept(
-            layer, n_layers, vocabulary, start=start, confidence=before
-        )
-    return sizes
-
-
-def head_ratio(exit_layers: ArrayLike, sizes: ArrayLike, vocabulary: int) -> float:
-    """How many times more a whole head would multiply than the pruned one does, the whole passes of both counted.
-
-    Parameters
-    ----------
-    exit_layers : (B, T) int
-    sizes : (L,) or (B, T, L) int
-        From `head_sizes`.
-    vocabulary : int
-        V.
-
-    Returns
-    -------
-    float
-        At least 1. The head calls made times V, over the rows multiplied in them.
-    """
-    exits = exit_array(exit_layers)
-    rows = _sizes(sizes, exits, vocabulary)
-    at_exit = np.maximum(exits - 1, 0)[..., None]
-    called = np.take_along_axis(np.cumsum(rows > 0, axis=-1), at_exit, -1)[..., 0]
-    multiplied = np.take_along_axis(np.cumsum(rows, axis=-1), at_exit, -1)[..., 0]
-    present = exits > 0
-    if not multiplied[present].sum():
-        raise RiskcalError(
-            "sizes: the head is called at no layer that a token reaches; give the sizes of the run."
-        )
-    return int(called[present].sum()) * vocabulary / int(multiplied[present].sum())
 
 
 def _source_lengths(given: ArrayLike, batch: int) -> Integers:
@@ -350,7 +311,7 @@ def _head_flops(
         return 2 * V * d + (2 * d * tested if predictor == "classifier" else np.zeros_like(exits))
     if sizes is None:
         return 2 * V * d * tested
-    rows = _sizes(sizes, exits, V)
+    rows = rows_of(sizes, exits, V)
     at_exit = np.maximum(exits - 1, 0)[..., None]
     unseen = (
         (exits > 0) & (exits >= min_layer) & (np.take_along_axis(rows, at_exit, -1)[..., 0] == 0)
@@ -362,19 +323,3 @@ def _head_flops(
         )
     multiplied: Integers = np.take_along_axis(np.cumsum(rows, axis=-1), at_exit, -1)[..., 0]
     return 2 * d * multiplied
-
-
-def _sizes(sizes: ArrayLike, exits: Integers, vocabulary: int) -> Integers:
-    """Head sizes for every token, (B, T, L)."""
-    values = _validate.array(sizes, "head_sizes", ndim=(1, 3))
-    rows = values.astype(np.int64)
-    bad = (rows != values) | (rows < 0) | (rows > vocabulary)
-    if bad.any():
-        raise RiskcalError(
-            f"head_sizes: {values[bad][0]:g} at index {_validate.first(bad)}; give whole numbers from 0 to {vocabulary}."
-        )
-    if rows.shape[-1] < exits.max() or (rows.ndim == 3 and rows.shape[:2] != exits.shape):
-        raise RiskcalError(
-            f"head_sizes: has shape {rows.shape}; give (L,) or (B, T, L) with B, T = {exits.shape}."
-        )
-    return np.broadcast_to(rows, (*exits.shape, rows.shape[-1]))

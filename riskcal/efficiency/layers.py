@@ -1,5 +1,7 @@
 """Recorded exit layers, what is counted from them alone: the mean layer and the shares of the layers."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -27,6 +29,14 @@ def layers_per_token(exit_layers: ArrayLike, *, average: str = "token") -> float
     ------
     RiskcalError
         For exit layers of another form, and a prompt without tokens.
+
+    Examples
+    --------
+    >>> exits = [[2, 1, 8, 0], [1, 1, 1, 1]]  # two outputs of 3 and 4 tokens
+    >>> round(riskcal.efficiency.layers_per_token(exits), 3)
+    2.143
+    >>> round(riskcal.efficiency.layers_per_token(exits, average="sequence"), 3)
+    2.333
     """
     exits = exit_array(exit_layers)
     _validate.choice(average, "average", ("token", "sequence"))
@@ -48,6 +58,11 @@ def exit_shares(exit_layers: ArrayLike, n_layers: int) -> Floats:
     -------
     (L,)
         Shares of layers 1..L, one in total.
+
+    Examples
+    --------
+    >>> riskcal.efficiency.exit_shares([[2, 1, 4, 0], [1, 2, 1, 1]], n_layers=4).round(2).tolist()
+    [0.57, 0.29, 0.0, 0.14]
     """
     exits = exit_array(exit_layers, n_layers)
     counts = np.bincount(exits[exits > 0], minlength=n_layers + 1)[1:]

@@ -22,6 +22,13 @@ class Memory:
         The confidence needed at each position and layer, in single precision.
     heads : int
         Exit heads of their own.
+
+    Examples
+    --------
+    >>> dimensions = riskcal.efficiency.DecoderDimensions(d_model=512, d_ff=2048, vocabulary=32_128, n_layers=6)
+    >>> needed = riskcal.efficiency.memory(dimensions, rows=64, max_prompt=512, max_new_tokens=128)
+    >>> needed.prompts > needed.positions, needed.heads
+    (True, 0)
     """
 
     positions: int
@@ -66,6 +73,13 @@ def memory(
     Early exit saves none of it: the row that goes to the last layer at the last position may be any. With d, a, L, T new
     tokens, x prompt tokens and B rows: ``B (L (3 T a + 2 x a) + (T + 1) d)`` numbers. Queries stand beside keys and values, as
     one product writes the three; a cache of keys and values alone has 2 instead of 3.
+
+    Examples
+    --------
+    >>> dimensions = riskcal.efficiency.DecoderDimensions(d_model=512, d_ff=2048, vocabulary=32_128, n_layers=6)
+    >>> needed = riskcal.efficiency.memory(dimensions, rows=64, max_prompt=512, max_new_tokens=128)
+    >>> round(needed.total / 2**30, 2)  # GiB
+    1.05
     """
     size = _validate.count(rows, "rows", least=1)
     longest = _validate.count(max_new_tokens, "max_new_tokens", least=1)

@@ -40,6 +40,19 @@ def speed_table(times: pd.DataFrame, baselines: Sequence[str], *, warm_up: int =
     RiskcalError
         If columns are missing, seconds are not above 0, a baseline was not measured, no round is left, or a setting was
         measured not exactly once on each run of each round.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> times = pd.DataFrame({
+    ...     "round": np.repeat([0, 1, 2], 4),
+    ...     "run": [0, 0, 1, 1] * 3,
+    ...     "setting": ["full", "exits"] * 6,
+    ...     "seconds": [0.9, 0.5] + [0.4, 0.2] * 5,  # the first round is dropped
+    ... })
+    >>> table = riskcal.efficiency.speed_table(times, baselines=["full"])
+    >>> dict(zip(table["setting"], table["x full"].round(2)))
+    {'full': 1.0, 'exits': 2.0}
     """
     table_columns.require(times, ["round", "run", "setting", "seconds"])
     seconds = _validate.array(times["seconds"].to_numpy(), "seconds", ndim=(1,))

@@ -24,6 +24,12 @@ class Work:
         The least cost that covers the wanted share of tokens.
     deepest : float
         Cost at the deepest layer that has any share: memory must suffice for it, however rare.
+
+    Examples
+    --------
+    >>> work = riskcal.efficiency.expected_work([0.9, 0.06, 0.04])
+    >>> round(work.expected, 2), work.quantile, work.deepest
+    (1.14, 3.0, 3.0)
     """
 
     expected: float
@@ -137,6 +143,12 @@ class BatchWork:
         Positions generated, until the last row ended.
     rows : tuple of int
         Rows computed in each call of a layer, in the order of the calls: each step goes to its deepest row's exit.
+
+    Examples
+    --------
+    >>> work = riskcal.efficiency.batch_work([[1, 1], [1, 3]], "regroup")
+    >>> work.steps, work.rows
+    (2, (2, 2, 1, 1))
     """
 
     steps: int
@@ -164,6 +176,14 @@ def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
     Returns
     -------
     BatchWork
+
+    Examples
+    --------
+    >>> exits = [[1, 1, 1], [1, 4, 0]]  # one row leaves early, the other does not
+    >>> for mode in ("diverge", "regroup"):
+    ...     print(mode, sum(riskcal.efficiency.batch_work(exits, mode).rows))
+    diverge 11
+    regroup 8
     """
     exits = exit_array(exit_layers)
     _validate.choice(mode, "mode", BATCH_MODES)

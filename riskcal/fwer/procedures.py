@@ -18,7 +18,14 @@ from riskcal.fwer import rules
 
 @dataclass(frozen=True, eq=False)
 class Procedure(ABC):
-    """What `riskcal.calibrate` asks of a procedure over k hypotheses; by itself the levels are those of Bonferroni."""
+    """What `riskcal.calibrate` asks of a procedure over k hypotheses; by itself the levels are those of Bonferroni.
+
+    Examples
+    --------
+    >>> procedures = [riskcal.fwer.FixedSequence(), riskcal.fwer.Holm()]  # both are a Procedure
+    >>> [procedure.rejected([0.03, 0.04, 0.2], 0.05).tolist() for procedure in procedures]
+    [[True, True, False], [False, False, False]]
+    """
 
     name: ClassVar[str]
     #: Whether the largest p-values are looked at first, so that no single one certifies anything by itself.
@@ -88,6 +95,12 @@ class FixedSequence(Procedure):
     order : sequence of int, optional
         Preregistered order of the rows of ``runs.candidates``. Default: from the highest threshold down, where candidates
         differ in nothing else.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.calibrate(runs, delta=0.1, procedure=riskcal.fwer.FixedSequence(starts=3)).threshold
+    0.5
     """
 
     name: ClassVar[str] = "fixed_sequence"
@@ -111,7 +124,13 @@ class FixedSequence(Procedure):
 
 @dataclass(frozen=True, eq=False)
 class Bonferroni(Procedure):
-    """Each at ``epsilon / k``: `riskcal.fwer.bonferroni`."""
+    """Each at ``epsilon / k``: `riskcal.fwer.bonferroni`.
+
+    Examples
+    --------
+    >>> riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1, procedure=riskcal.fwer.Bonferroni()).threshold
+    0.5
+    """
 
     name: ClassVar[str] = "bonferroni"
 
@@ -121,7 +140,13 @@ class Bonferroni(Procedure):
 
 @dataclass(frozen=True, eq=False)
 class Holm(Procedure):
-    """Step-down, any dependence, no order: `riskcal.fwer.holm`."""
+    """Step-down, any dependence, no order: `riskcal.fwer.holm`.
+
+    Examples
+    --------
+    >>> riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1, procedure=riskcal.fwer.Holm()).threshold
+    0.5
+    """
 
     name: ClassVar[str] = "holm"
 
@@ -131,7 +156,13 @@ class Holm(Procedure):
 
 @dataclass(frozen=True, eq=False)
 class Hochberg(Procedure):
-    """Step-up, for positively dependent p-values alone: `riskcal.fwer.hochberg`."""
+    """Step-up, for positively dependent p-values alone: `riskcal.fwer.hochberg`.
+
+    Examples
+    --------
+    >>> riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1, procedure=riskcal.fwer.Hochberg()).threshold
+    0.5
+    """
 
     name: ClassVar[str] = "hochberg"
     step_up: ClassVar[bool] = True
@@ -150,6 +181,11 @@ class Fallback(Procedure):
         Shares of epsilon, in tested order; equal if not given.
     order : sequence of int, optional
         As in `FixedSequence`.
+
+    Examples
+    --------
+    >>> riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1, procedure=riskcal.fwer.Fallback()).threshold
+    0.5
     """
 
     name: ClassVar[str] = "fallback"
@@ -183,6 +219,13 @@ class Graphical(Fallback):
         As in `FixedSequence`.
     transitions : (k, k)
         Row i: which fractions of its level hypothesis i hands to the others.
+
+    Examples
+    --------
+    >>> chain = np.eye(21, k=1)  # each threshold hands its level to the next
+    >>> procedure = riskcal.fwer.Graphical(transitions=chain)
+    >>> riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1, procedure=procedure).threshold
+    0.5
     """
 
     name: ClassVar[str] = "graphical"
@@ -207,6 +250,12 @@ class PilotOrder(Procedure):
     ----------
     pilot_fraction : float
         Share of the units that is set aside to choose the order.
+
+    Examples
+    --------
+    >>> calibration = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1, procedure=riskcal.fwer.PilotOrder(0.1))
+    >>> calibration.n, len(calibration.pilot), calibration.threshold
+    (2700, 300, 0.5)
     """
 
     name: ClassVar[str] = "pilot_order"
@@ -245,6 +294,12 @@ class Pareto(PilotOrder):
     """As `PilotOrder`, over those candidates alone that none beats in both risk and cost on the pilot.
 
     Pareto Testing (Laufer-Goldshtein et al. 2023).
+
+    Examples
+    --------
+    >>> calibration = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1, procedure=riskcal.fwer.Pareto(0.1))
+    >>> calibration.n, calibration.threshold
+    (2700, 0.5)
     """
 
     name: ClassVar[str] = "pareto"

@@ -4,6 +4,8 @@ All but `hochberg` hold for any dependence between the p-values. Orders, weights
 are tested.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,13 +17,25 @@ _ROUNDING = 1e-12
 
 
 def bonferroni(pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
-    """Reject every p-value of at most ``epsilon / k``."""
+    """Reject every p-value of at most ``epsilon / k``.
+
+    Examples
+    --------
+    >>> riskcal.fwer.bonferroni([0.001, 0.015, 0.2, 0.02], 0.05).tolist()
+    [True, False, False, False]
+    """
     p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     return p <= level / p.size
 
 
 def holm(pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
-    """Holm's step-down (1979): ascending, the i-th p-value against ``epsilon / (k - i)``, until the first failure."""
+    """Holm's step-down (1979): ascending, the i-th p-value against ``epsilon / (k - i)``, until the first failure.
+
+    Examples
+    --------
+    >>> riskcal.fwer.holm([0.001, 0.015, 0.2, 0.02], 0.05).tolist()
+    [True, True, False, True]
+    """
     p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     order = np.argsort(p, kind="stable")
     passes = p[order] <= level / (p.size - np.arange(p.size))
@@ -46,6 +60,13 @@ def fixed_sequence(pvalues: ArrayLike, epsilon: float, starts: int = 1) -> NDArr
     -------
     (k,) bool
         With one start, a prefix.
+
+    Examples
+    --------
+    >>> riskcal.fwer.fixed_sequence([0.001, 0.2, 0.01, 0.3], 0.05).tolist()
+    [True, False, False, False]
+    >>> riskcal.fwer.fixed_sequence([0.001, 0.2, 0.01, 0.3], 0.05, starts=2).tolist()
+    [True, False, True, False]
     """
     p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     starts = _validate.count(starts, "starts", least=1)
@@ -72,6 +93,11 @@ def hochberg(pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
     Sarkar 1998). Losses of one prompt under neighbouring thresholds are positively dependent in practice, but nobody
     checks PRDS for `riskcal.pvalues.betting`, and negative dependence can break the level. Prefer `holm`: the gain in
     certified candidates was nil wherever it was measured.
+
+    Examples
+    --------
+    >>> riskcal.fwer.hochberg([0.04, 0.03, 0.045], 0.05).tolist(), riskcal.fwer.holm([0.04, 0.03, 0.045], 0.05).tolist()
+    ([True, True, True], [False, False, False])
     """
     p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     order = np.argsort(p, kind="stable")
@@ -102,6 +128,11 @@ def fallback(pvalues: ArrayLike, epsilon: float, weights: ArrayLike) -> NDArray[
     ------
     RiskcalError
         For weights that are negative, that do not sum to one within 1e-9, or that are not one per p-value.
+
+    Examples
+    --------
+    >>> riskcal.fwer.fallback([0.001, 0.2, 0.012], 0.05, weights=[0.5, 0.25, 0.25]).tolist()
+    [True, False, True]
     """
     p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     rejected = np.zeros(p.size, dtype=bool)
@@ -145,6 +176,12 @@ def graphical(
     -----
     A shortcut of the closed test with weighted Bonferroni tests, hence valid for any dependence. An edge that is meant as
     infinitesimal in the literature may be a small number such as 1e-6.
+
+    Examples
+    --------
+    >>> ring = [[0, 1, 0], [0, 0, 1], [1, 0, 0]]  # each hands all its level to the next
+    >>> riskcal.fwer.graphical([0.03, 0.001, 0.012], 0.05, weights=[0.5, 0.25, 0.25], transitions=ring).tolist()
+    [True, True, True]
     """
     p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     share = _validate.weights(weights, p.size).copy()
@@ -184,6 +221,11 @@ def initial_levels(
         ``epsilon`` times the hypothesis's own weight, or, where that is zero, the level that reaches it along the most
         generous single path of rejections; 0 if none does. Tuning decides the power alone: the p-value is valid at every
         level, including the higher ones that rejections elsewhere bring.
+
+    Examples
+    --------
+    >>> riskcal.fwer.initial_levels(0.05, weights=[0.5, 0.5, 0]).round(4).tolist()
+    [0.025, 0.025, 0.025]
     """
     level = _validate.level(epsilon, "epsilon")
     k = _validate.array(weights, "weights", ndim=(1,)).size

@@ -106,6 +106,17 @@ def certified(
     The probabilities of a false certificate at the heads add up to at most epsilon.
 
     Sources: Learn then Test (Angelopoulos et al. 2021) for the fixed sequence, Berger (1982) for the largest p-value.
+
+    Examples
+    --------
+    >>> traces = riskcal.load_example("g2p-traces")
+    >>> early = slice(0, 7)  # the last of 8 layers is the full model
+    >>> calibration = riskcal.heads.certified(
+    ...     traces.confidence[:, early], traces.agrees[:, early], prompts=traces.prompt, max_tokens=24, agreement=0.95
+    ... )
+    >>> calibration.certified, (calibration.thresholds < np.inf).any().item()  # some head may be used
+    (True, True)
+    >>> calibration.policy(n_layers=8).save("policy.json")
     """
     goal = _Goal(_agreement(agreement), _validate.level(epsilon, "epsilon"), _most(max_tokens))
     recorded = _records(*_tokens(confidence, agrees), prompts, goal.max_tokens, pilot_fraction)

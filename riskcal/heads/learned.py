@@ -32,6 +32,13 @@ class RiskMap(Frozen):
         Where each step begins, ascending.
     risk : list of m float
         The risk from there on, descending, in [0, 1]; below the first confidence it is 1.
+
+    Examples
+    --------
+    >>> learned = riskcal.heads.learn_risk(riskcal.load_example("g2p-traces"))
+    >>> first = learned.maps[0]  # of the first exit
+    >>> bool(np.all(np.diff(first.confidence) > 0)), bool(np.all(np.diff(first.risk) < 0))
+    (True, True)
     """
 
     confidence: tuple[FiniteFloat, ...]
@@ -71,6 +78,13 @@ class LearnedRisk(Frozen):
         Prompts and tokens that they were fitted on.
     fit_digest : str
         Of these prompts' ids.
+
+    Examples
+    --------
+    >>> learned = riskcal.heads.learn_risk(riskcal.load_example("g2p-traces"))
+    >>> cautious, bold = learned.policy(0.02).thresholds, learned.policy(0.2).thresholds
+    >>> all(cautious[layer] >= bold[layer] for layer in bold)
+    True
     """
 
     maps: tuple[RiskMap, ...] = Field(min_length=1)

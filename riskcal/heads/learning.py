@@ -55,6 +55,13 @@ def learn_risk(
     make a risk of 0, the highest confidence counts one token more than was seen, which is wrong; no risk is then below
     1 / (tokens + 1). Steps begin halfway between two confidences that were seen. The maps need not be right: whatever they
     are, `riskcal.calibrate` certifies what comes of them. Better maps only save more.
+
+    Examples
+    --------
+    >>> learned = riskcal.heads.learn_risk(riskcal.load_example("g2p-traces"), measure="softmax")
+    >>> policy = learned.policy(0.05)  # to be calibrated: the maps may be wrong
+    >>> sorted(policy.thresholds), policy.measure
+    ([1, 2, 3, 4, 5, 6, 7], 'softmax')
     """
     share = _validate.level(fit_fraction, "fit_fraction")
     if traces.lengths is not None or traces.n_layers < 2:

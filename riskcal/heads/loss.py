@@ -1,5 +1,7 @@
 """A request's loss: what its tokens that left early were wrong by."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,14 @@ def request_loss(
     ------
     RiskcalError
         For counts that cannot be: negative, more errors than exits, more exits than ``max_tokens``.
+
+    Examples
+    --------
+    >>> loss = riskcal.heads.request_loss([10, 4], [1, 0], agreement=0.9, max_tokens=24)
+    >>> loss.round(3).tolist()
+    [0.1, 0.083]
+    >>> riskcal.RiskMonitor(delta=0.1).update(loss).alarm
+    False
     """
     tolerated, most_tokens = 1.0 - _agreement(agreement), _most(max_tokens)
     left = np.atleast_1d(_validate.array(exits, "exits", ndim=(0, 1)))

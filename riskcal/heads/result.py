@@ -51,6 +51,17 @@ class HeadCalibration:
     message : str
         The outcome in plain words, with what to do next if nothing was certified. The number of prompts that it names is
         simulated where the message is first read, which takes some seconds.
+
+    Examples
+    --------
+    >>> traces = riskcal.load_example("g2p-traces")
+    >>> confidence, agrees = traces.confidence[:, [1, 3]], traces.agrees[:, [1, 3]]  # heads after layers 2 and 4
+    >>> calibration = riskcal.heads.certified(
+    ...     confidence, agrees, prompts=traces.prompt, max_tokens=24, layers=[2, 4], agreement=0.95
+    ... )
+    >>> calibration.certified, list(calibration.policy(n_layers=8).thresholds)
+    (True, [2, 4])
+    >>> axes = calibration.plot()
     """
 
     thresholds: Floats

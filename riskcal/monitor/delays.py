@@ -51,11 +51,9 @@ def alarm_delays(
 
     Examples
     --------
-    >>> import numpy as np
-    >>> import riskcal
     >>> monitor = riskcal.RiskMonitor(0.05, average_run_length=5000)
-    >>> delays = alarm_delays(monitor, [1.0] * 15 + [0.0] * 85, rate=0.02)
-    >>> 3000 < np.median(delays) < 5000
+    >>> delays = riskcal.serving.alarm_delays(monitor, [1.0] * 15 + [0.0] * 85, rate=0.02)
+    >>> bool(3000 < np.median(delays) < 5000)
     True
     """
     if monitor.alarm or monitor.proxy is not None:

@@ -89,7 +89,7 @@ class RiskMonitor:
 
     Examples
     --------
-    >>> monitor = RiskMonitor(0.1, average_run_length=5000)
+    >>> monitor = riskcal.RiskMonitor(0.1, average_run_length=5000)
     >>> monitor.update([0.0, 0.2, 0.05] * 300).alarm
     False
     >>> monitor.update([0.0, 0.6, 0.4] * 100).alarm_at

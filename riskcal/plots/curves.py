@@ -60,6 +60,12 @@ def risk_curve(
     ------
     RiskcalError
         For a table without rows.
+
+    Examples
+    --------
+    >>> calibration = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1)
+    >>> axes = riskcal.plots.risk_curve(calibration.table, delta=0.1, threshold=calibration.threshold)
+    >>> axes.figure.savefig("risk.png")
     """
     if not len(table):
         raise RiskcalError("table: has no row, so that there is nothing to draw yet.")
@@ -105,7 +111,13 @@ def cost_curve(
     by: str | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Mean cost of every candidate, decoder layers per token or another, against the full model's if that is known."""
+    """Mean cost of every candidate, decoder layers per token or another, against the full model's if that is known.
+
+    Examples
+    --------
+    >>> calibration = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1)
+    >>> axes = riskcal.plots.cost_curve(calibration.table, full=8, threshold=calibration.threshold)
+    """
     ax, style = new_axes(ax), current()
     rows = table.sort_values("threshold")
     per = _PER.get(cost, cost)
@@ -138,6 +150,11 @@ def trials_curve(trials: pd.DataFrame, *, ax: "Axes | None" = None) -> "Axes":
         As `riskcal.run_trials` returns it, with ``layers``; with ``full_layers`` the full model is drawn as well.
     ax : Axes, optional
         Drawn on if given, else on a new figure.
+
+    Examples
+    --------
+    >>> trials = riskcal.run_trials(riskcal.load_example("g2p"), deltas=[0.05, 0.1], n_trials=5)
+    >>> axes = riskcal.plots.trials_curve(trials)
     """
     ax, style = new_axes(ax), current()
     layers = trials.groupby("delta")["layers"].agg(["mean", "std"])

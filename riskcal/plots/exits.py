@@ -27,6 +27,17 @@ def agreement_curve(
         The outcome's column and name.
     ax : Axes, optional
         Drawn on if given, else on a new figure.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> traces = riskcal.load_example("g2p-traces")
+    >>> table = pd.DataFrame({
+    ...     "layer": range(1, 9),
+    ...     "confidence": traces.confidence.mean(0),
+    ...     "agreement": traces.agrees.mean(0),
+    ... })
+    >>> axes = riskcal.plots.agreement_curve(table)  # as traces.plot() does
     """
     ax, style = new_axes(ax), current()
     form: dict[str, Any] = {"markersize": style.marker, "linewidth": style.line}
@@ -63,6 +74,14 @@ def heads_curve(
         The step that was chosen, marked.
     ax : Axes, optional
         Drawn on if given, else on a new figure.
+
+    Examples
+    --------
+    >>> traces = riskcal.load_example("g2p-traces")
+    >>> calibration = riskcal.heads.certified(
+    ...     traces.confidence[:, :3], traces.agrees[:, :3], prompts=traces.prompt, max_tokens=24, agreement=0.95
+    ... )
+    >>> axes = riskcal.plots.heads_curve(calibration.table, layers=[1, 2, 3], agreement=0.95)
     """
     ax, style = new_axes(ax), current()
     share = table["exits"]
@@ -88,7 +107,14 @@ def heads_curve(
 def needed_confidence(
     needed: Mapping[int, float] | ArrayLike, *, ax: "Axes | None" = None
 ) -> "Axes":
-    """The confidence that a policy asks for: by head, from a mapping of layers, or by position, from one number each."""
+    """The confidence that a policy asks for: by head, from a mapping of layers, or by position, from one number each.
+
+    Examples
+    --------
+    >>> axes = riskcal.plots.needed_confidence({2: 0.9, 4: 0.8})  # by head
+    >>> schedule = riskcal.Decaying(max_length=64)
+    >>> axes = riskcal.plots.needed_confidence(schedule.local_threshold(0.8, np.arange(64)))
+    """
     ax, style = new_axes(ax), current()
     if isinstance(needed, Mapping):
         layers = np.array(sorted(needed))
@@ -127,6 +153,12 @@ def bets(table: pd.DataFrame, *, limit: float, ax: "Axes | None" = None) -> "Axe
         Of the mean capital.
     ax : Axes, optional
         Drawn on if given, else on a new figure.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"share": [0.1, 0.3, 0.5], "capital": [1.5, 4.0, 9.0]})
+    >>> axes = riskcal.plots.bets(table, limit=20)  # as RiskMonitor.plot draws its own
     """
     ax, style = new_axes(ax), current()
     least = float(np.finfo(float).tiny)

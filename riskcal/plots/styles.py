@@ -31,6 +31,12 @@ class Style:
         Size of a candidate's marker, in points; the chosen one's is twice that.
     line : float
         Width of lines, in points.
+
+    Examples
+    --------
+    >>> style = riskcal.plots.Style(loss="black", line=2)
+    >>> style.loss, style.marker
+    ('black', 4.0)
     """
 
     loss: str = "#0072B2"

@@ -52,6 +52,12 @@ class Certificate(Frozen):
     thresholds out, None if it did not. ``policy_digest`` names the policy that was certified: a file in which a setting was
     changed since is refused. By ``asked`` `riskcal.verify` does the calibration again; it is None in certificates from before
     it was kept.
+
+    Examples
+    --------
+    >>> certificate = riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1).policy().certificate
+    >>> certificate.delta, certificate.epsilon_spent, certificate.n, certificate.test, certificate.weighting
+    (0.1, 0.05, 3000, 'betting', 'prompts')
     """
 
     delta: FiniteFloat | dict[str, FiniteFloat]

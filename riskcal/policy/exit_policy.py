@@ -108,6 +108,15 @@ class ExitPolicy(Frozen):
     ------
     RiskcalError
         For unknown fields, a NaN threshold, both ``threshold`` and ``thresholds``, or settings that do not fit together.
+
+    Examples
+    --------
+    >>> policy = riskcal.ExitPolicy(threshold=0.8, measure="softmax", min_layer=2)
+    >>> policy.save("policy.json")
+    >>> riskcal.ExitPolicy.load("policy.json") == policy
+    True
+    >>> riskcal.ExitPolicy().is_full_model  # the default stops nowhere
+    True
     """
 
     schema_version: Literal[1] = 1

@@ -104,6 +104,12 @@ class Contrast(Frozen):
         surer layers contrast more tokens. 0 keeps ``alpha`` constant.
     plausible : {"alpha", "kept"}
         ``"kept"``: all tokens that a pruned head keeps are plausible instead (the mixed form; needs ``pruning``).
+
+    Examples
+    --------
+    >>> contrast = riskcal.Contrast(alpha=0.2)
+    >>> riskcal.ExitPolicy(threshold=0.5, measure="contrastive", contrast=contrast).contrast.alpha
+    0.2
     """
 
     alpha: FiniteFloat = Field(default=0.1, gt=0, le=1)
@@ -125,6 +131,12 @@ class Sampling(Frozen):
         In (0, 1]: only the likeliest tokens whose probabilities add up to this are drawn.
     seed : int
         At least 0.
+
+    Examples
+    --------
+    >>> sampling = riskcal.Sampling(temperature=0.7, top_p=0.9, seed=1)
+    >>> riskcal.ExitPolicy(threshold=0.8, sampling=sampling).sampling.top_p
+    0.9
     """
 
     temperature: FiniteFloat = Field(default=1.0, gt=0)
@@ -146,6 +158,13 @@ class RiskLimit(Frozen):
     fit_fraction : float
         In (0, 1): the share of all prompts, by a hash of their ids, that the maps were fitted on. `riskcal.calibrate` refuses
         them.
+
+    Examples
+    --------
+    >>> learned = riskcal.heads.learn_risk(riskcal.load_example("g2p-traces"), fit_fraction=0.3)
+    >>> limit = learned.policy(0.1).learned
+    >>> limit.max_risk, limit.fit_fraction
+    (0.1, 0.3)
     """
 
     max_risk: FiniteFloat = Field(gt=0, lt=1)
@@ -170,6 +189,12 @@ class Stop(Frozen):
         Which loss is tested.
     test : str
         As in `riskcal.calibrate`.
+
+    Examples
+    --------
+    >>> stop = riskcal.Stop(delta=0.1, objective="risk")
+    >>> stop.epsilon, stop.test  # for riskcal_adapters.record(..., stop=stop)
+    (0.05, 'betting')
     """
 
     delta: FiniteFloat

@@ -31,6 +31,14 @@ class Pruning:
     -----
     The decaying form is the closed formula, not the recursion that its description suggests. k(i) counts the likeliest
     tokens: the authors' code sorts the ranking by token id before cutting it, and so keeps the lowest ids.
+
+    Examples
+    --------
+    >>> pruning = riskcal.Pruning(form="decaying", largest=10_000, smallest=250)
+    >>> [int(pruning.kept(layer, n_layers=8, vocabulary=32_128, start=1)) for layer in (2, 4, 8)]
+    [930, 487, 250]
+    >>> riskcal.ExitPolicy(threshold=0.8, pruning=pruning).pruning.form
+    'decaying'
     """
 
     form: Literal["fixed", "decaying", "adaptive", "adaptive-code"] = "decaying"

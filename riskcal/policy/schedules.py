@@ -15,7 +15,13 @@ _LARGEST = np.finfo(np.float64).max
 
 @dataclass(frozen=True)
 class Constant:
-    """The same threshold at every position."""
+    """The same threshold at every position.
+
+    Examples
+    --------
+    >>> riskcal.Constant().local_threshold(0.8, position=[0, 50]).tolist()
+    [0.8, 0.8]
+    """
 
     kind: Literal["constant"] = "constant"
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -49,6 +55,14 @@ class Decaying:
     -----
     Positions count generated tokens from 0; the prompt is excluded. A threshold of 1 decays below 1, so it is not the
     full model; ``inf`` is, and stays infinite.
+
+    Examples
+    --------
+    >>> schedule = riskcal.Decaying(temperature=4.0, max_length=128)
+    >>> schedule.local_threshold(0.8, position=[0, 32, 128]).round(3).tolist()
+    [0.82, 0.757, 0.722]
+    >>> riskcal.ExitPolicy(threshold=0.8, schedule=schedule).schedule.kind
+    'decaying'
     """
 
     temperature: float = 4.0

@@ -1,5 +1,7 @@
 """Tests that look at the variance, and the asymptotic one."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -20,6 +22,12 @@ def empirical_bernstein(
     interval, with the sample variance (n - 1 in the denominator): the smallest level at which their bound rejects. Free
     of the rows' order, but not monotone in the single losses. Worth it only where n is large and the variance small.
     Parameters, returns and errors as in `hoeffding`.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")
+    >>> riskcal.pvalues.empirical_bernstein(losses[:, 9:12], delta=0.1).round(3).tolist()
+    [0.0, 0.012, 0.419]
     """
     pvalues = _empirical_bernstein(*_moments(losses, delta, lower, upper))
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
@@ -50,6 +58,13 @@ def predictable_bernstein(
     The process is ``exp(sum of b (delta - loss) + (loss - m)^2 (log(1 - b) + b))`` with the weight ``b = min(sqrt(2
     log(1 / level) / (n s2)), 1/2)`` and the mean m and variance s2 taken from the earlier rows (Waudby-Smith and Ramdas
     2024, Theorem 2, one-sided and for fixed n).
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")
+    >>> p = riskcal.pvalues.predictable_bernstein(losses[:, 9:12], delta=0.1, level=0.05)
+    >>> (p <= 0.05).tolist()
+    [True, True, False]
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)
@@ -80,6 +95,11 @@ def clt(
     -------
     float or (k,)
         Super-uniform under H only in the limit of many rows.
+
+    Examples
+    --------
+    >>> round(riskcal.pvalues.clt(np.zeros(5), delta=0.01), 3)  # five perfect answers show next to nothing
+    0.951
     """
     mean, deviation, tolerated, n = _moments(losses, delta, lower, upper)
     z = math.sqrt(n) * (mean - tolerated) / np.maximum(deviation, 1e-200)

@@ -1,5 +1,7 @@
 """The default test: betting against H, hedged as an option on its rejection."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
@@ -48,6 +50,13 @@ def betting(
     straddle zero (differences, mostly ties). Where the observed mean is not below delta, 1 is returned: only an order that
     follows the losses makes a bettor rich there, and a higher p-value is never wrong. Any stakes would be valid; these are the
     ones of ``benchmarks/power.py``.
+
+    Examples
+    --------
+    >>> losses = riskcal.load_example("g2p").losses("textual")  # whose rows stand in tested order
+    >>> p = riskcal.pvalues.betting(losses[:, 9:13], delta=0.1, level=0.05)  # at 0.55 to 0.4
+    >>> (p <= 0.05).tolist()
+    [True, True, True, False]
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)

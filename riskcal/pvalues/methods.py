@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """What `riskcal.calibrate` asks of a test of H: E[L] > delta."""
+    """What `riskcal.calibrate` asks of a test of H: E[L] > delta.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> methods = [riskcal.pvalues.Betting(), riskcal.pvalues.Hoeffding()]  # both are a Method
+    >>> [riskcal.calibrate(runs, delta=0.1, test=method).threshold for method in methods]
+    [0.45, 0.55]
+    """
 
     name: ClassVar[str]
     #: Whether it looks at the rows in the order given, and is tuned at a level.
@@ -56,7 +64,14 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Betting(Method):
-    """`riskcal.pvalues.betting`: the default, the most powerful but for losses of 0 or 1."""
+    """`riskcal.pvalues.betting`: the default, the most powerful but for losses of 0 or 1.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.calibrate(runs, delta=0.1, test=riskcal.pvalues.Betting()).threshold
+    0.45
+    """
 
     name: ClassVar[str] = "betting"
     walks: ClassVar[bool] = True
@@ -89,35 +104,70 @@ class OfSum(Method):
 
 @dataclass(frozen=True)
 class ConvexOrder(OfSum):
-    """`riskcal.pvalues.convex_order`: free of the rows' order."""
+    """`riskcal.pvalues.convex_order`: free of the rows' order.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.calibrate(runs, delta=0.1, test=riskcal.pvalues.ConvexOrder()).threshold
+    0.5
+    """
 
     name: ClassVar[str] = "convex_order"
 
 
 @dataclass(frozen=True)
 class HoeffdingBentkus(OfSum):
-    """`riskcal.pvalues.hoeffding_bentkus`: CALM's own test."""
+    """`riskcal.pvalues.hoeffding_bentkus`: CALM's own test.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.calibrate(runs, delta=0.1, test=riskcal.pvalues.HoeffdingBentkus()).threshold
+    0.5
+    """
 
     name: ClassVar[str] = "hoeffding_bentkus"
 
 
 @dataclass(frozen=True)
 class Bentkus(OfSum):
-    """`riskcal.pvalues.bentkus`."""
+    """`riskcal.pvalues.bentkus`.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.calibrate(runs, delta=0.1, test=riskcal.pvalues.Bentkus()).threshold
+    0.5
+    """
 
     name: ClassVar[str] = "bentkus"
 
 
 @dataclass(frozen=True)
 class Hoeffding(OfSum):
-    """`riskcal.pvalues.hoeffding`."""
+    """`riskcal.pvalues.hoeffding`.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.calibrate(runs, delta=0.1, test=riskcal.pvalues.Hoeffding()).threshold
+    0.55
+    """
 
     name: ClassVar[str] = "hoeffding"
 
 
 @dataclass(frozen=True)
 class EmpiricalBernstein(Method):
-    """`riskcal.pvalues.empirical_bernstein`: for large n and a small variance."""
+    """`riskcal.pvalues.empirical_bernstein`: for large n and a small variance.
+
+    Examples
+    --------
+    >>> runs = riskcal.load_example("g2p")
+    >>> riskcal.calibrate(runs, delta=0.1, test=riskcal.pvalues.EmpiricalBernstein()).threshold
+    0.5
+    """
 
     name: ClassVar[str] = "empirical_bernstein"
 
@@ -130,7 +180,14 @@ class EmpiricalBernstein(Method):
 
 @dataclass(frozen=True)
 class Binomial(OfSum):
-    """`riskcal.pvalues.binomial`: exact, for losses of 0 or 1."""
+    """`riskcal.pvalues.binomial`: exact, for losses of 0 or 1.
+
+    Examples
+    --------
+    >>> wrong = np.repeat([[0, 1], [0, 0]], [30, 270], axis=0)  # 300 answers, of which the lower threshold spoils 30
+    >>> riskcal.calibrate(wrong, thresholds=[0.9, 0.5], delta=0.1, test=riskcal.pvalues.Binomial()).threshold
+    0.9
+    """
 
     name: ClassVar[str] = "binomial"
 

@@ -1,5 +1,7 @@
 """Betting helped by a proxy: a number known of every request, also of those whose loss nobody measured."""
 
+from __future__ import annotations
+
 import math
 from typing import Any, NamedTuple, Self
 
@@ -94,6 +96,15 @@ def betting_with_proxy(
     variance that c leaves. Where the bound forbids it, the stake is the one without a proxy, and c as large as that leaves
     room for: so the wider range costs no power. With large n and m the variance is that of prediction-powered inference
     (Angelopoulos, Bates, Fannjiang, Jordan and Zrnic 2023), ``var(loss - c f) / n + c^2 var(f) / (n r)``.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> wrong = rng.random(4400) < 0.08
+    >>> judge = 0.8 * wrong + 0.2 * rng.random(4400)  # scores every answer; 400 were checked by hand
+    >>> p = riskcal.pvalues.betting_with_proxy(wrong[:400], judge[:400], judge[400:], delta=0.1, level=0.05)
+    >>> p <= 0.05, riskcal.pvalues.betting(wrong[:400], delta=0.1, level=0.05) <= 0.05
+    (True, False)
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)

@@ -37,6 +37,12 @@ def sample_size(
     -------
     int
         At most 2^20, beyond any calibration set: that many are not known to be enough.
+
+    Examples
+    --------
+    >>> tests = ("betting", "hoeffding")
+    >>> [riskcal.pvalues.sample_size(t, mean=0.05, deviation=0.1, delta=0.1, level=0.05) for t in tests]
+    [82, 685]
     """
     from riskcal import _simulation
 

@@ -43,6 +43,15 @@ class Finding:
     remedy : str
     mend : tuple of str
         Options of the command line that mend it, ``--columns prompt=request_id``, where some would.
+
+    Examples
+    --------
+    >>> from riskcal.records import check
+    >>> (finding,) = check.findings({"prompt": [1, 2], "threshold": [0.5, 0.5], "dissimilarity": [0.1, 1.3]})
+    >>> finding.column, finding.rows
+    ('dissimilarity', (1,))
+    >>> print(finding.problem)
+    1.3 at row 1
     """
 
     column: str
@@ -66,6 +75,15 @@ def findings(
 
     What a first problem hides is looked at as if that one were mended. ``is_json`` says that the table was read from JSON
     lines, as `Runs.read` knows.
+
+    Examples
+    --------
+    >>> from riskcal.records import check
+    >>> log = {"request_id": ["a", "b"], "threshold": [0.5, 0.5], "dissimilarity": [0.1, 1.3]}
+    >>> for finding in check.findings(log):
+    ...     print(finding.column, finding.rows, finding.mend)
+    prompt () ('--columns prompt=request_id',)
+    dissimilarity (1,) ()
     """
     frame = renaming.of_table(table, columns)
     settings = candidates.named(candidate_columns)

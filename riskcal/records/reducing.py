@@ -74,6 +74,16 @@ def reduce(
     RiskcalError
         For a file that cannot be read as traces or replayed, and for a prompt in two files, by their names; ``out`` is then
         as it was.
+
+    Examples
+    --------
+    >>> from functools import partial
+    >>> from pathlib import Path
+    >>> Path("log").mkdir()  # a file of tokens for each worker that wrote one
+    >>> riskcal.load_example("g2p-traces").write("log/part-0.parquet")
+    >>> replay = partial(riskcal.replay_traces, thresholds=[0.9, 0.5], exact=True)
+    >>> riskcal.Runs.read(riskcal.records.reduce("log", "runs", replay)).n
+    1000
     """
     target = Path(out)
     if target.exists():

@@ -32,9 +32,8 @@ Objective = Literal["textual", "risk", "risk_clipped"]
 class Runs:
     """Losses and costs of real generations, for each of n prompts and k candidates.
 
-    Build it with `read`, `from_frame` or `from_arrays`; each validates. Prompts stand in the order in which they are
-    tested (`tested_order`; prompts that are only `numbered`: `content_order`), candidates from the highest threshold down,
-    whatever the order of rows in the source.
+    Build it with `read`, `from_frame` or `from_arrays`; each validates. Prompts stand in `tested_order` (those that are only
+    `numbered` in `content_order`), candidates from the highest threshold down, whatever the order of rows in the source.
 
     Attributes
     ----------
@@ -43,8 +42,7 @@ class Runs:
     candidates : DataFrame, k rows
         ``threshold`` and every further coordinate that was recorded.
     values : mapping of name to (n, k) array
-        ``dissimilarity`` in [0, 1], ``risk`` in [0, 1], ``failed`` (0 or 1), and costs (``layers``, ``tokens``, ``seconds``,
-        ``flops`` and others), as far as they were recorded.
+        ``dissimilarity`` and ``risk`` in [0, 1], ``failed`` (0 or 1), ``layers`` and other costs, as far as recorded.
     full : mapping of name to (n,) array
         The same for the full model's rows; empty if none were recorded.
     full_risk : (n,) array or None
@@ -58,8 +56,14 @@ class Runs:
     stopped : Stop or None
         By what lower thresholds were left out; None if the grid is whole.
     lower_is_stricter : bool
-        Whether a request exits where its value is at most the threshold (an entropy), so that low thresholds are the strict
-        ones. Candidates then stand from the lowest threshold up, and everything that goes from strict to lenient follows.
+        Whether a request exits where its value is at most the threshold (an entropy): candidates then stand from the lowest up.
+
+    Examples
+    --------
+    >>> table = {"prompt": ["a", "a", "b", "b"], "threshold": [0.5, 0.9, 0.5, 0.9], "dissimilarity": [0.4, 0.0, 0.2, 0.1]}
+    >>> runs = riskcal.Runs.from_frame(table)  # or riskcal.Runs.read("runs.parquet")
+    >>> runs.thresholds.tolist(), runs.losses("textual").tolist()
+    ([0.9, 0.5], [[0.1, 0.2], [0.0, 0.4]])
     """
 
     prompts: NDArray[Any]
@@ -375,9 +379,8 @@ class Runs:
 
     def mean_costs(self) -> pd.DataFrame:
         """Mean recorded costs of each candidate, one row per candidate."""
-        return pd.DataFrame(
-            {name: self.unit_means(self.values[name]).mean(0) for name in self.costs}
-        )
+        means = {name: self.unit_means(self.values[name]).mean(0) for name in self.costs}
+        return pd.DataFrame(means)
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:

@@ -48,6 +48,18 @@ class Traces:
         Exits of each row where these differ; None where every row has L.
     costs : mapping of name to (N, L) or (L,)
         What a decision has cost in all if it stops at that exit, everything before it included.
+
+    Examples
+    --------
+    >>> traces = riskcal.Traces.from_arrays(
+    ...     prompt=["a", "a", "b"],
+    ...     position=[0, 1, 0],
+    ...     confidence=[[0.9, 1.0], [0.4, 1.0], [0.7, 1.0]],
+    ...     agrees=[[True, True], [False, True], [True, True]],
+    ... )
+    >>> traces
+    Traces: 3 tokens of 2 prompts x 2 exits; confidence, agrees
+    >>> traces.write("traces.parquet")  # and riskcal.Traces.read
     """
 
     prompt: NDArray[Any]

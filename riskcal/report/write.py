@@ -68,6 +68,14 @@ def write(
     -----
     The guarantee (delta fixed beforehand) and the slider (every delta at once) are separate statements, each with its own
     epsilon. The same input gives the same bytes.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from riskcal import report
+    >>> report.write("report.html", riskcal.load_example("g2p-traces"), title="Where tokens leave")
+    >>> Path("report.html").stat().st_size < 3e6
+    True
     """
     extra: dict[str, Any] = {"traces": traces, "generations": generations}
     if isinstance(source, Runs):

@@ -20,6 +20,13 @@ class Route:
         The full model's where the task is not known.
     known : bool
         False is to be logged, as event ``riskcal.route.unknown``.
+
+    Examples
+    --------
+    >>> book = riskcal.serving.PolicyBook({"news": riskcal.ExitPolicy(threshold=0.8)})
+    >>> route = book.route("weather")
+    >>> route.task, route.known, route.policy.is_full_model
+    ('weather', False, True)
     """
 
     task: str | None
@@ -42,7 +49,7 @@ class PolicyBook:
 
     Examples
     --------
-    >>> book = PolicyBook({"news": ExitPolicy(threshold=0.8)})
+    >>> book = riskcal.serving.PolicyBook({"news": riskcal.ExitPolicy(threshold=0.8)})
     >>> book.route("news").policy.threshold
     0.8
     >>> book.route("chat").policy.is_full_model, book.route("chat").known

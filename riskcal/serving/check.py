@@ -28,6 +28,12 @@ class ModelFacts:
         In (0, 1]; 1 where all tokens may be drawn.
     max_new_tokens : int or None
         The request's length limit.
+
+    Examples
+    --------
+    >>> facts = riskcal.serving.ModelFacts(weights="ff9966", dtype="float32", n_layers=8)
+    >>> riskcal.serving.check_policy(riskcal.ExitPolicy(threshold=0.8, weights="ff9966", n_layers=8), facts)
+    ()
     """
 
     weights: str | None = None
@@ -53,6 +59,14 @@ def check_policy(policy: ExitPolicy, facts: ModelFacts) -> tuple[str, ...]:
     -------
     tuple of str
         To be logged as event ``riskcal.policy.refused``; the request is then served at full depth.
+
+    Examples
+    --------
+    >>> policy = riskcal.ExitPolicy(threshold=0.8, weights="ff9966", n_layers=8)
+    >>> facts = riskcal.serving.ModelFacts(weights="3b21aa", dtype="float32", n_layers=8)
+    >>> for reason in riskcal.serving.check_policy(policy, facts):
+    ...     print(reason)
+    weights: the policy was made for 'ff9966', here it is '3b21aa'
     """
     if policy.is_full_model:
         return ()

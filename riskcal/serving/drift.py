@@ -44,6 +44,13 @@ class Drifted(NamedTuple):
         Of the feature ``weights`` only that they are others.
     at : int
         Requests with the feature, after the reference, when the alarm was raised.
+
+    Examples
+    --------
+    >>> drift = riskcal.serving.Drift({"prompt length": range(10, 110)})
+    >>> drifted = drift.update({"prompt length": [300.0 + i for i in range(40)]}).drifted[0]
+    >>> drifted.feature, drifted.way, drifted.at <= 40
+    ('prompt length', 'higher', True)
     """
 
     feature: str
@@ -86,11 +93,11 @@ class Drift:
 
     Examples
     --------
-    >>> drift = Drift({"prompt length": range(10, 110)})
+    >>> drift = riskcal.serving.Drift({"prompt length": range(10, 110)})
     >>> drift.update({"prompt length": [50.0, 20.0, 90.0]}).drifted
     ()
-    >>> drift.update({"prompt length": [300.0 + i for i in range(40)]}).drifted[0].way
-    'higher'
+    >>> sorted(one.way for one in drift.update({"prompt length": [300.0 + i for i in range(40)]}).drifted)
+    ['higher', 'more spread']
     """
 
     def __init__(

@@ -8,7 +8,14 @@ from riskcal._validate import RiskcalError
 
 
 class Interval(NamedTuple):
-    """Where a mean is."""
+    """Where a mean is.
+
+    Examples
+    --------
+    >>> interval = riskcal.serving.mean_interval(200, 10.0)
+    >>> interval.low < 10 / 200 < interval.high
+    True
+    """
 
     low: float
     high: float
@@ -46,7 +53,7 @@ def mean_interval(
 
     Examples
     --------
-    >>> low, high = mean_interval(200, 10.0)
+    >>> low, high = riskcal.serving.mean_interval(200, 10.0)
     >>> round(low, 3), round(high, 3)
     (0.014, 0.121)
     """

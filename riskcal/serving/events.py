@@ -44,6 +44,13 @@ class EventLog:
     Writers take turns by a lock on ``.path.lock``, so that a line is whole and no two of them rotate at once. A line that a
     crash tore is ended before the next is written. Nothing waits for the disk: what a machine that loses power had not
     written yet is lost.
+
+    Examples
+    --------
+    >>> log = riskcal.serving.EventLog("events.jsonl")
+    >>> log.write("riskcal.shadow.evaluated", {"gen_ai.response.id": "r1", "riskcal.loss": 0.25})
+    >>> riskcal.serving.read_events("events.jsonl").events[0]["attributes"]
+    {'gen_ai.response.id': 'r1', 'riskcal.loss': 0.25}
     """
 
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 * 2**20) -> None:

@@ -45,9 +45,14 @@ class MetricsCollector:
 
     Examples
     --------
-    >>> from prometheus_client import REGISTRY, start_http_server  # doctest: +SKIP
-    >>> REGISTRY.register(MetricsCollector(lambda: engine.stats))  # doctest: +SKIP
-    >>> start_http_server(9400)  # doctest: +SKIP
+    >>> log = riskcal.serving.EventLog("events.jsonl")
+    >>> log.write("riskcal.shadow.evaluated", {"gen_ai.response.id": "r1", "riskcal.loss": 0.25})
+    >>> watch = riskcal.serving.EventWatch(riskcal.RiskMonitor(delta=0.1))
+    >>> from prometheus_client import CollectorRegistry, generate_latest
+    >>> registry = CollectorRegistry()
+    >>> registry.register(riskcal.serving.MetricsCollector(watch=lambda: watch.read("events.jsonl")))
+    >>> b"riskcal" in generate_latest(registry)
+    True
     """
 
     stats: Callable[[], Any] | None = None

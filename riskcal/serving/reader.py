@@ -32,6 +32,15 @@ class Events:
         Events of one name with the request id of an earlier one.
     unknown : Counter
         Names that riskcal does not know.
+
+    Examples
+    --------
+    >>> log = riskcal.serving.EventLog("events.jsonl")
+    >>> for _ in range(2):  # the same request twice
+    ...     log.write("riskcal.request.served", {"gen_ai.response.id": "r1"})
+    >>> found = riskcal.serving.read_events("events.jsonl")
+    >>> len(found.events), found.repeated, found.torn_bytes
+    (2, 1, 0)
     """
 
     events: list[dict[str, Any]]
@@ -69,6 +78,16 @@ def read_events(path: str | os.PathLike[str], *, offset: int = 0) -> Events:
     ------
     RiskcalError
         If the file cannot be read, or ends before ``offset``: then it is another one, perhaps rotated.
+
+    Examples
+    --------
+    >>> riskcal.serving.EventLog("events.jsonl").write("riskcal.request.served", {"gen_ai.response.id": "r1"})
+    >>> found = riskcal.serving.read_events("events.jsonl")
+    >>> print(found)
+    1 events
+    >>> later = riskcal.serving.read_events("events.jsonl", offset=found.offset)
+    >>> len(later.events)  # nothing new yet
+    0
     """
     _validate.count(offset, "offset", least=0)
     try:

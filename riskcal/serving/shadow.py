@@ -25,6 +25,13 @@ class Shadow:
     -----
     The monitor needs requests that are sampled regardless of their loss; a hash of the id is, if ids do not depend on it.
     Of two rates with one salt, the larger takes all that the smaller does.
+
+    Examples
+    --------
+    >>> shadow = riskcal.serving.Shadow(rate=0.1, salt="2026")
+    >>> taken = [shadow.takes(f"request {i}") for i in range(10_000)]
+    >>> 900 < sum(taken) < 1100, shadow.takes("request 7") == taken[7]
+    (True, True)
     """
 
     def __init__(self, rate: float, *, salt: str = "") -> None:

@@ -30,6 +30,16 @@ class Stratum(NamedTuple):
         Their mean loss; of a class, the mean share of its tokens that were not the full model's.
     interval : Interval
         Where the mean is with 95% confidence at all times, each line alone, if it stays the same.
+
+    Examples
+    --------
+    >>> log = riskcal.serving.EventLog("events.jsonl")
+    >>> log.write("riskcal.shadow.evaluated", {
+    ...     "gen_ai.response.id": "r1", "riskcal.task": "news", "riskcal.difficulty": "hard", "riskcal.loss": 0.5
+    ... })
+    >>> watch = riskcal.serving.EventWatch(riskcal.RiskMonitor(delta=0.1)).read("events.jsonl")
+    >>> [(line.kind, line.name, line.n, line.mean) for line in watch.estimates()]
+    [('task', '', 1, 0.5), ('difficulty', 'hard', 1, 0.5)]
     """
 
     task: str
@@ -56,6 +66,16 @@ class Strata:
         Tokens that were drafted for verification, and those of them that it rejected, by task.
     weights, temperatures : Counter
         Requests by ``riskcal.weights`` and ``gen_ai.request.temperature``, of those that name them.
+
+    Examples
+    --------
+    >>> log = riskcal.serving.EventLog("events.jsonl")
+    >>> log.write("riskcal.shadow.evaluated", {
+    ...     "gen_ai.response.id": "r1", "riskcal.task": "news", "riskcal.difficulty": "hard", "riskcal.loss": 0.5
+    ... })
+    >>> watch = riskcal.serving.EventWatch(riskcal.RiskMonitor(delta=0.1)).read("events.jsonl")
+    >>> watch.strata.difficulties
+    {'news': {'hard': (1, 0.5)}}
     """
 
     difficulties: dict[str, ByName] = field(default_factory=dict)

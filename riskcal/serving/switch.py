@@ -40,7 +40,7 @@ class KillSwitch:
 
     Examples
     --------
-    >>> switch = KillSwitch()
+    >>> switch = riskcal.serving.KillSwitch()
     >>> switch.pulled
     False
     >>> switch.pull("schema failures")

@@ -54,6 +54,17 @@ class EventWatch:
         Tokens by exit layer, by task.
     strata : Strata
         What there is below a task: difficulties, classes of tokens, what verification rejected.
+
+    Examples
+    --------
+    >>> log = riskcal.serving.EventLog("events.jsonl")
+    >>> log.write_all(
+    ...     ("riskcal.shadow.evaluated", {"gen_ai.response.id": f"r{i}", "riskcal.loss": 0.5}) for i in range(40)
+    ... )
+    >>> watch = riskcal.serving.EventWatch(riskcal.RiskMonitor(delta=0.1)).read("events.jsonl")
+    >>> watch.monitor.alarm
+    True
+    >>> watch.save("watch.json")  # EventWatch.load goes on from there
     """
 
     def __init__(self, monitor: RiskMonitor, *, drift: Drift | None = None) -> None:

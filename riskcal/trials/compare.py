@@ -30,11 +30,7 @@ def compare(
     """What each test and procedure would certify on a pilot sample, side by side. Never returns a policy.
 
     Choosing between tests, procedures or deltas by their outcome is a look at the data that no epsilon covers. So give this
-    function prompts that you will not calibrate on, and calibrate with the choice on the others:
-
-    >>> pilot, rest = riskcal.split_pilot(runs, 0.2)
-    >>> riskcal.compare(pilot, deltas=[0.05, 0.1])
-    >>> riskcal.calibrate(rest, delta=0.1, test="betting", procedure="holm")
+    function prompts that you will not calibrate on, and calibrate with the choice on the others.
 
     Parameters
     ----------
@@ -55,6 +51,15 @@ def compare(
         One row per delta, test and procedure: the ``threshold`` chosen (``inf`` if none) and any further coordinate,
         ``certified`` (the share of the k candidates that were), the mean ``loss`` and costs of the chosen candidate, and the
         full model's costs. A pilot is smaller than the calibration set, so expect less than it will certify.
+
+    Examples
+    --------
+    >>> pilot, rest = riskcal.split_pilot(riskcal.load_example("g2p"), 0.2)
+    >>> table = riskcal.compare(pilot, deltas=[0.1], procedures=["fixed_sequence"])
+    >>> dict(zip(table["test"], table["threshold"]))
+    {'betting': 0.5, 'convex_order': 0.55, 'hoeffding_bentkus': 0.55}
+    >>> riskcal.calibrate(rest, delta=0.1, test="betting").threshold
+    0.5
     """
     procedures = procedures or (
         _ONE_COORDINATE if records.only_threshold(runs.candidates) else ("holm", "bonferroni")
@@ -123,6 +128,12 @@ def split_pilot(runs: Runs, fraction: float = 0.2) -> tuple[Runs, Runs]:
     pilot, rest : Runs
         No unit is in both. The pilot is the first units in the contract's pseudo-random order, which depends on their ids
         alone: the same for everyone, and no lucky split can be searched for.
+
+    Examples
+    --------
+    >>> pilot, rest = riskcal.split_pilot(riskcal.load_example("g2p"), 0.2)
+    >>> pilot.n, rest.n
+    (600, 2400)
     """
     share = _validate.level(fraction, "fraction")
     size = pilot_size(runs.n, share)

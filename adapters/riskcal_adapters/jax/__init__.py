@@ -4,6 +4,6 @@ from riskcal_adapters.jax.checkpoints import from_torch as from_torch
 from riskcal_adapters.jax.checkpoints import load_classifier as load_classifier
 from riskcal_adapters.jax.checkpoints import load_example as load_example
 from riskcal_adapters.jax.checkpoints import load_t5 as load_t5
+from riskcal_adapters.jax.generation import Generation as Generation
 from riskcal_adapters.jax.t5 import EarlyExitT5 as EarlyExitT5
-from riskcal_adapters.jax.t5 import Generation as Generation
 from riskcal_adapters.jax.weights import T5 as T5

@@ -31,6 +31,13 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
     ------
     RiskcalError
         If a file is missing, cannot be read, or lacks weights that the config asks for, which are named by their key.
+
+    Examples
+    --------
+    >>> from importlib import resources
+    >>> from riskcal_adapters.jax import load_t5
+    >>> load_t5(resources.files("riskcal_adapters") / "g2p" / "checkpoint").weights["shared.weight"].shape
+    (68, 128)
     """
     folder = Path(folder)
     config, generation = _checkpoints.read_config(folder)
@@ -48,6 +55,13 @@ def from_torch(model: Any) -> T5:
     ------
     RiskcalError
         For other models, and for one to which more is attached than its weights say: adapters, hooks and so on.
+
+    Examples
+    --------
+    >>> from riskcal_adapters import jax, torch
+    >>> model = jax.from_torch(torch.load_example("g2p").model)
+    >>> model.shape == jax.load_example("g2p").model.shape
+    True
     """
     if not hasattr(model, "state_dict") or not hasattr(model, "generation_config"):
         raise RiskcalError(f"model: {type(model).__name__} is not a T5ForConditionalGeneration.")
@@ -67,6 +81,14 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     ------
     RiskcalError
         If the file cannot be read or does not hold exactly ``weight`` (d,) and ``bias`` ().
+
+    Examples
+    --------
+    >>> from importlib import resources
+    >>> from riskcal_adapters.jax import load_classifier
+    >>> folder = resources.files("riskcal_adapters") / "g2p" / "checkpoint"
+    >>> load_classifier(folder / "classifier-independent.safetensors").weight.shape
+    (128,)
     """
     found = _checkpoints.read_file(Path(path), load_file, "give a file written by save_classifier")
     if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
@@ -89,6 +111,7 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
 
     Examples
     --------
+    >>> from riskcal_adapters.jax import load_example
     >>> decoder = load_example("g2p")
     >>> decoder.decode(decoder.generate(*decoder.encode(["phoneme"])).tokens)
     ['F OW N IY M']

@@ -5,7 +5,6 @@ Requests are checked on the host, padded to the shapes of a compiled program, an
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from riskcal.policy import ExitPolicy
 from riskcal.records import Traces
 from riskcal_adapters import fingerprint, generation_config, request_checks
 from riskcal_adapters.jax import measures, program, weights
+from riskcal_adapters.jax.generation import Generation
 from riskcal_adapters.jax.given import backend, given, prompts_of, round_rows, round_tokens
 from riskcal_adapters.jax.guards import Guards, Machines, hold
 from riskcal_adapters.jax.program import Request, Special, Static
@@ -36,29 +36,6 @@ class _Asked(NamedTuple):
     thresholds: Any
     measures: Any
     lengths: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """What was generated for B prompts, on the host; T is the longest of the generations.
-
-    Attributes
-    ----------
-    tokens : (B, T) int64
-        Token ids, the end token included, the padding id after it.
-    exit_layers : (B, T) int64
-        Layer at which each token left the decoder, 1..L; 0 where padded.
-    confidence : (B, T) float32
-        Confidence at that layer; NaN where padded.
-    refused : (B, T) float32
-        The largest confidence at which the token might have exited earlier and did not; ``-inf`` where there was none. A
-        threshold above all of a row's would have generated the very same.
-    """
-
-    tokens: NDArray[np.int64]
-    exit_layers: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    refused: NDArray[np.float32]
 
 
 class EarlyExitT5:
@@ -104,6 +81,14 @@ class EarlyExitT5:
     RiskcalError
         If the model is no `T5`, lacks its padding, end or start id, if its generation config asks for anything but greedy
         decoding, if the classifier does not fit it, for another dtype, or for no devices.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.jax import load_example
+    >>> decoder = load_example("g2p")  # is EarlyExitT5(model, tokenizer, classifier=classifier)
+    >>> generation = decoder.generate(*decoder.encode(["calm"]), policy=riskcal.ExitPolicy(threshold=0.5))
+    >>> decoder.decode(generation.tokens), int(generation.exit_layers.max()) <= decoder.n_layers
+    (['K AA M'], True)
     """
 
     def __init__(

@@ -60,6 +60,13 @@ class T5:
         By Hugging Face's names, of any floating type.
     generation_config : types.SimpleNamespace
         Padding, end and start ids, and whatever else the checkpoint says of generation.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.jax import load_example
+    >>> model = load_example("g2p").model
+    >>> model.weights["shared.weight"].shape, model.generation_config.eos_token_id
+    ((68, 128), 1)
     """
 
     shape: Shape

@@ -39,6 +39,13 @@ def generations(
     DataFrame
         As `riskcal.report.write` takes it: ``prompt``, ``text``, ``threshold``, ``tokens`` (pieces of the text, which together
         are all of it; a token that adds none is empty) and ``exit_layers``.
+
+    Examples
+    --------
+    >>> from riskcal_adapters import generations, torch
+    >>> table = generations(["calm"], torch.load_example("g2p"), [0.5], max_new_tokens=24)
+    >>> table[["threshold", "tokens"]].values.tolist()
+    [[inf, ['K', ' AA', ' M', '']], [0.5, ['K', ' AA', ' M', '']]]
     """
     rows, checked = descending(thresholds), check_prompts(prompts)
     limit = length(max_new_tokens, policy)

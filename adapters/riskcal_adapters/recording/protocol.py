@@ -35,6 +35,17 @@ class Generation(Protocol):
 
     And ``failed`` (B,), true for each row that is no output: it ran into a time limit, came back empty, did not end. Such a row
     is recorded at the worst loss, and needs no tokens.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> @dataclass
+    ... class Mine:  # any object with these is one
+    ...     tokens: np.ndarray
+    ...     exit_layers: np.ndarray
+    >>> generation = Mine(tokens=np.array([[5, 9, 1]]), exit_layers=np.array([[2, 8, 1]]))
+    >>> riskcal.efficiency.exit_shares(generation.exit_layers, n_layers=8).round(2).tolist()
+    [0.33, 0.33, 0.0, 0.0, 0.0, 0.0, 0.0, 0.33]
     """
 
     @property
@@ -51,6 +62,15 @@ class Decoder(Protocol):
 
     The exception is ``batching="deepest"``. A decoder may also offer what `BINDING` names: policies are then bound to it,
     and a recording is not resumed with another model.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import load_example
+    >>> decoder = load_example("g2p")  # is one; a decoder of yours needs these
+    >>> policy = riskcal.ExitPolicy(threshold=0.5)
+    >>> generation = decoder.generate(*decoder.encode(["calm"]), policy=policy, max_new_tokens=24)
+    >>> decoder.decode(generation.tokens), decoder.n_layers
+    (['K AA M'], 8)
     """
 
     @property

@@ -152,7 +152,9 @@ def record(
     >>> from functools import partial
     >>> from riskcal_adapters import record, torch
     >>> load = partial(torch.load_example, "g2p")
-    >>> record(["calm", "early", "exit"], load, [0.5, 0.7, 0.9], "runs")  # doctest: +SKIP
+    >>> folder = record(["calm", "early", "exit"], load, [0.5, 0.7, 0.9], "runs", max_new_tokens=24, progress=False)
+    >>> riskcal.Runs.read(folder).losses("textual").shape
+    (3, 3)
     """
     rows = check_prompts(prompts, references=needs_references(risk))
     length = job.length(max_new_tokens, policy)

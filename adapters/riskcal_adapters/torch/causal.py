@@ -56,6 +56,19 @@ class EarlyExitCausalLM(Decoder):
         weights do; if it lacks an end id; if its generation config asks for beams or penalties (sampling is left out of
         account: a policy says whether tokens are drawn); for a head of a layer that does not exist, of another width, or that
         was made for another model.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from riskcal_adapters.torch import EarlyExitCausalLM
+    >>> config = LlamaConfig(  # small and random; real ones come from LlamaForCausalLM.from_pretrained
+    ...     vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    ... )
+    >>> decoder = EarlyExitCausalLM(LlamaForCausalLM(config).eval())
+    >>> policy = riskcal.ExitPolicy(threshold=0.0)  # leaves at the first layer, always
+    >>> decoder.generate(torch.tensor([[5, 9, 7]]), policy=policy, max_new_tokens=4).exit_layers.unique().tolist()
+    [1]
     """
 
     def __init__(

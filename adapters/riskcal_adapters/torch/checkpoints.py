@@ -47,6 +47,14 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
     ------
     RiskcalError
         If a file is missing, cannot be read, or lacks weights that the config asks for.
+
+    Examples
+    --------
+    >>> from importlib import resources
+    >>> from riskcal_adapters.torch import load_t5
+    >>> model = load_t5(resources.files("riskcal_adapters") / "g2p" / "checkpoint")
+    >>> model.config.num_decoder_layers, model.training
+    (8, False)
     """
     folder = Path(folder)
     weights = {
@@ -106,6 +114,14 @@ def load(
     ------
     RiskcalError
         If a file is missing or cannot be read, or the model is of another kind.
+
+    Examples
+    --------
+    >>> from importlib import resources
+    >>> from riskcal_adapters.torch import load
+    >>> decoder = load(resources.files("riskcal_adapters") / "g2p" / "checkpoint")  # a folder of yours
+    >>> decoder.decode(decoder.generate(*decoder.encode(["calm"])).tokens)
+    ['K AA M']
     """
     folder = Path(folder)
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
@@ -142,6 +158,7 @@ def load_example(name: str = "g2p") -> EarlyExitT5:
 
     Examples
     --------
+    >>> from riskcal_adapters.torch import load_example
     >>> decoder = load_example("g2p")
     >>> decoder.decode(decoder.generate(*decoder.encode(["phoneme"])).tokens)
     ['F OW N IY M']

@@ -24,6 +24,21 @@ def check_heads(heads: Mapping[int, ExitHead], model: Any) -> None:
     RiskcalError
         Naming the layer whose head is for a layer that does not exist, for states of another width, covers tokens that are
         not in the vocabulary, holds numbers that are not finite, or was made for another model.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from riskcal_adapters.torch import ExitHead, check_heads
+    >>> model = LlamaForCausalLM(LlamaConfig(
+    ...     vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    ... ))
+    >>> head = ExitHead.small(model, ids=[5, 9, 7])
+    >>> check_heads({2: head}, model)
+    >>> try:
+    ...     check_heads({6: head}, model)
+    ... except riskcal.RiskcalError as error:
+    ...     print(error)
+    heads: 6 is no layer of this model; its layers are numbered 1 to 4.
     """
     layers, width = int(model.config.num_hidden_layers), int(model.config.hidden_size)
     vocabulary = int(model.get_output_embeddings().weight.shape[0])

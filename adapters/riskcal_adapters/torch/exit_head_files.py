@@ -25,6 +25,13 @@ def save_heads(heads: Mapping[int, ExitHead], folder: str | os.PathLike[str]) ->
     ------
     RiskcalError
         If there is none, one holds numbers that are not finite, or the folder cannot be written.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import load_heads, save_heads, smollm2_heads
+    >>> save_heads(smollm2_heads(), "heads")
+    >>> sorted(load_heads("heads")) == sorted(smollm2_heads())
+    True
     """
     if not heads:
         raise RiskcalError("heads: there is none; give {layer: head}.")
@@ -52,6 +59,13 @@ def load_heads(folder: str | os.PathLike[str]) -> dict[int, ExitHead]:
     ------
     RiskcalError
         If the folder cannot be read, or its weights are not those that were written.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import load_heads, save_heads, smollm2_heads
+    >>> save_heads(smollm2_heads(), "heads")
+    >>> {str(head.weight.dtype) for head in load_heads("heads").values()}
+    {'torch.float32'}
     """
     try:
         card = json.loads((Path(folder) / _CARD).read_text(encoding="utf-8"))["heads"]

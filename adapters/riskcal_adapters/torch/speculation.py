@@ -44,6 +44,18 @@ class Speculation:
         Tokens that the early layers proposed, and those of them that the full model would have chosen as well.
     verifications : (B,) int64
         Passes through the layers above the draft layer.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import load_example
+    >>> decoder = load_example("g2p")
+    >>> inputs = decoder.encode(["guarantee"])
+    >>> speculation = decoder.speculate(*inputs, draft_layer=2)
+    >>> torch.equal(speculation.tokens, decoder.generate(*inputs).tokens)  # the full model's tokens
+    True
+    >>> (speculation.accepted <= speculation.drafted).all().item()
+    True
     """
 
     tokens: Tensor

@@ -48,6 +48,18 @@ class EarlyExitT5(Decoder):
         or start id, if its generation config asks for anything but greedy decoding, if the classifier does not fit it, or
         if its own forward gives other logits than its weights in a T5: adapters, hooks, added biases, replaced norms and
         other embeddings are not decoded with, and so not ignored.
+
+    Examples
+    --------
+    >>> from importlib import resources
+    >>> from transformers import AutoTokenizer
+    >>> from riskcal_adapters.torch import EarlyExitT5, load_t5
+    >>> folder = resources.files("riskcal_adapters") / "g2p" / "checkpoint"  # or a folder of yours
+    >>> decoder = EarlyExitT5(load_t5(folder), AutoTokenizer.from_pretrained(folder))
+    >>> policy = riskcal.ExitPolicy(threshold=0.9, cache="deferred")
+    >>> generation = decoder.generate(*decoder.encode(["guarantee"]), policy=policy, max_new_tokens=24)
+    >>> decoder.decode(generation.tokens), generation.exit_layers.max().item() <= decoder.n_layers
+    (['G EH R AH N T IY'], True)
     """
 
     def __init__(

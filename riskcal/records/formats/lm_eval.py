@@ -59,6 +59,20 @@ def read(
     RiskcalError
         For several filters or metrics and none chosen, two files of one task in a folder, a document that was asked
         differently in two settings (``prompt_hash``), and what `Runs.from_frame` refuses.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import pandas as pd
+    >>> from riskcal.records.formats import lm_eval
+    >>> for name, scores in {"full": [1, 1], "0.9": [1, 1], "0.5": [1, 0]}.items():  # a folder each
+    ...     Path(name).mkdir()
+    ...     samples = {"doc_id": [0, 1], "doc_hash": ["d0", "d1"], "prompt_hash": ["p0", "p1"], "filter": "none",
+    ...                "metrics": [["acc"], ["acc"]], "acc": scores}
+    ...     pd.DataFrame(samples).to_json(f"{name}/samples_gsm8k_2026-11-29.jsonl", orient="records", lines=True)
+    >>> runs = lm_eval.read({0.9: "0.9", 0.5: "0.5"}, full="full")
+    >>> runs.losses("risk").mean(0).tolist()
+    [0.0, 0.5]
     """
     formula = settings_.formula(loss)
     frame = pd.concat(

@@ -49,6 +49,16 @@ def read(
     RiskcalError
         For several evaluations and none chosen, none at all, a loss outside [0, 1], or labels without a loss where no
         evaluation has a score: all of them would seem to have failed.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from riskcal.records.formats import otel
+    >>> judged = {"gen_ai.evaluation.name": "correctness", "gen_ai.evaluation.score.value": 0.75}
+    >>> events = pd.DataFrame({"name": ["gen_ai.evaluation.result"], "attributes": [judged | {"gen_ai.response.id": "r1"}]})
+    >>> events.to_json("events.jsonl", orient="records", lines=True)
+    >>> otel.read("events.jsonl", name="correctness")["loss"].tolist()
+    [0.25]
     """
     formula = settings_.formula(loss)
     source = settings_.path_of(path)

@@ -50,6 +50,21 @@ def read(
     ------
     RiskcalError
         For a question without checkpoints, a checkpoint without one of these, and tokens that become fewer.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from riskcal.records.formats import reasoning
+    >>> def question(name, *checks):
+    ...     return {"question_id": name, "checkpoints": [
+    ...         {"checkpoint_idx": i, "tokens_used": 100 * (i + 1), "predicted_answer": answer, "confidence": sure}
+    ...         for i, (answer, sure) in enumerate(checks)
+    ...     ]}
+    >>> log = [question("q1", ("3", 0.2), ("7", 0.6), ("7", 0.9)), question("q2", ("5", 0.7), ("5", 0.8))]
+    >>> pd.DataFrame(log).to_json("log.jsonl", orient="records", lines=True)
+    >>> runs = riskcal.replay_traces(reasoning.read("log.jsonl"), [0.5, 0.1], exact=True)
+    >>> runs.losses("textual").mean(0).tolist(), runs.mean_costs()["tokens"].tolist()
+    ([0.0, 0.5], [150.0, 100.0])
     """
     _validate.choice(outcome, "outcome", ("agrees", "loss"))
     settings_.name_of(key, "key")

@@ -48,6 +48,20 @@ def read(
         ``dissimilarity``; ``tokens`` generated; ``seconds`` from when the request was scheduled to its last token, if every line
         has metrics (its time in the queue is that of the load, not of the setting); ``failed`` where it was aborted or never
         finished. Several samples of a request (``n``) are prompts ``id#0``, ``id#1`` and so on of one cluster.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from riskcal.records.formats import vllm
+    >>> def log(path, *texts):
+    ...     outputs = [[{"index": 0, "text": text, "token_ids": [7], "finish_reason": "stop"}] for text in texts]
+    ...     table = pd.DataFrame({"request_id": ["r0", "r1"], "finished": True, "outputs": outputs})
+    ...     table.to_json(path, orient="records", lines=True)
+    >>> log("full.jsonl", "yes", "no")
+    >>> log("0.5.jsonl", "yes", "yes")
+    >>> runs = vllm.read({0.5: "0.5.jsonl"}, full="full.jsonl", distance=lambda early, full: float(early != full))
+    >>> runs.losses("textual").mean().item()
+    0.5
     """
     settings_.name_of(key, "key")
     if not callable(distance):

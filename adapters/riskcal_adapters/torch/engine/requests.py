@@ -35,6 +35,15 @@ class Request:
         Of a few levels, as whoever asks knows them: estimates are told apart by it, nothing else.
     timeout : float, optional
         Seconds after being taken (by `Engine.submit`, or from the iterable) from which it is given up, whether it runs or waits.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import Engine, Request, load_example
+    >>> policies = riskcal.serving.PolicyBook({"names": riskcal.ExitPolicy(threshold=0.9)})
+    >>> with Engine(load_example("g2p"), policies, slots=2, max_new_tokens=24) as engine:
+    ...     requests = [Request("calm", id="r1", task="names"), Request("exit", id="r2")]  # the second at full depth
+    ...     print(sorted((done.id, done.text) for done in engine.run(requests)))
+    [('r1', 'K AA M'), ('r2', 'EH G Z IH T')]
     """
 
     text: str | None = None
@@ -64,6 +73,14 @@ class Done:
         Since it was taken; NaN where there is no token.
     error : str or None
         Why there is no whole output: what was wrong with it, ``"timed out"``, ``"cancelled"``.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import Engine, load_example
+    >>> with Engine(load_example("g2p"), riskcal.ExitPolicy(threshold=0.9), slots=2) as engine:
+    ...     (done,) = engine.run(["calm"])
+    >>> done.text, done.error, len(done.tokens) == len(done.exit_layers), done.first_token_seconds <= done.seconds
+    ('K AA M', None, True, True)
     """
 
     id: str

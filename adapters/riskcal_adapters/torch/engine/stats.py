@@ -34,6 +34,14 @@ class EngineStats:
         before the first.
     fault : str or None
         The latest fault of the log or of ``loss``.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import Engine, load_example
+    >>> with Engine(load_example("g2p"), riskcal.ExitPolicy(threshold=0.9), slots=2) as engine:
+    ...     answers = list(engine.run(["calm", "early", "exit"]))
+    ...     print(engine.stats.requests, engine.stats.failed, engine.stats.rows_per_call <= 2)
+    3 0 True
     """
 
     requests: int

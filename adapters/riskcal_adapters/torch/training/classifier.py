@@ -27,6 +27,14 @@ class ExitClassifier(torch.nn.Module):
     weight : (d,)
     bias : ()
         Both start at 0: confidence one half everywhere.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch.training import ExitClassifier
+    >>> classifier = ExitClassifier(d_model=128)
+    >>> classifier.weight.shape, classifier(torch.randn(2, 128)).shape
+    (torch.Size([128]), torch.Size([2]))
     """
 
     def __init__(self, d_model: int) -> None:
@@ -40,7 +48,15 @@ class ExitClassifier(torch.nn.Module):
 
 
 def save_classifier(classifier: ExitClassifier, path: str | os.PathLike[str]) -> None:
-    """Write ``weight`` and ``bias`` as safetensors; an existing file is replaced whole or not at all."""
+    """Write ``weight`` and ``bias`` as safetensors; an existing file is replaced whole or not at all.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch.training import ExitClassifier, load_classifier, save_classifier
+    >>> save_classifier(ExitClassifier(d_model=128), "classifier.safetensors")
+    >>> load_classifier("classifier.safetensors").weight.shape
+    torch.Size([128])
+    """
     with replacing.written(Path(path)), internal.replacing(path) as partial:
         save_file(
             {name: value.detach().contiguous() for name, value in classifier.state_dict().items()},
@@ -55,6 +71,14 @@ def load_classifier(path: str | os.PathLike[str]) -> ExitClassifier:
     ------
     RiskcalError
         If the file cannot be read or does not hold exactly ``weight`` (d,) and ``bias`` ().
+
+    Examples
+    --------
+    >>> from importlib import resources
+    >>> from riskcal_adapters.torch.training import load_classifier
+    >>> folder = resources.files("riskcal_adapters") / "g2p" / "checkpoint"
+    >>> load_classifier(folder / "classifier-independent.safetensors").weight.shape
+    torch.Size([128])
     """
     try:
         found = load_file(Path(path))
@@ -72,7 +96,16 @@ def load_classifier(path: str | os.PathLike[str]) -> ExitClassifier:
 
 
 def classifier_confidence(classifier: ExitClassifier) -> Confidence:
-    """The classifier as an exit rule of `decoder_pass`."""
+    """The classifier as an exit rule of `decoder_pass`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> classifier = training.ExitClassifier(d_model=4)
+    >>> training.classifier_confidence(classifier)([torch.randn(3, 4)], []).tolist()  # untrained
+    [0.5, 0.5, 0.5]
+    """
 
     @torch.no_grad()
     def confidence(states: Sequence[Tensor], logits: Sequence[Tensor]) -> Tensor:

@@ -89,6 +89,19 @@ def train_heads(
     ------
     RiskcalError
         If a layer does not exist, a choice is not known, the folder was begun with anything else, or weights become NaN.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from riskcal_adapters.torch import EarlyExitCausalLM, training
+    >>> model = LlamaForCausalLM(LlamaConfig(
+    ...     vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    ... )).eval()
+    >>> sequences = training.self_generate(model, [[5], [9, 33, 7]], tokens=40, window=24)
+    >>> heads = training.train_heads(model, sequences, layers=[1, 3], vocabulary=20, steps=2, progress=False)
+    >>> {layer: len(head.ids) for layer, head in heads.items()}
+    {1: 20, 3: 20}
+    >>> decoder = EarlyExitCausalLM(model, heads=heads)
     """
     internal.choice(init, "init", ("copy", "fresh", "low_rank"))
     internal.choice(target, "target", ("hard", "soft"))

@@ -54,6 +54,16 @@ def decoder_pass(
         Raw, before the final norm.
     logits : (L, B, T, V)
         Through the shared final norm and head, as at decoding time.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import load_example, training
+    >>> model, inputs = load_example("g2p").model, load_example("g2p").encode(["calm", "exit"])
+    >>> targets = torch.zeros(2, 5, dtype=torch.long)  # shifted right
+    >>> states, logits = training.decoder_pass(model, *inputs, targets, threshold=0.9)
+    >>> states.shape, logits.shape[:3]
+    (torch.Size([8, 2, 5, 128]), torch.Size([8, 2, 5]))
     """
     encoded = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     decoder = model.decoder
@@ -92,7 +102,16 @@ def teacher_forced(
     decoder_input_ids: Tensor,
     threshold: float = math.inf,
 ) -> Tensor:
-    """Logits ``(L, B, T, V)`` of `decoder_pass` with the softmax margin as the confidence."""
+    """Logits ``(L, B, T, V)`` of `decoder_pass` with the softmax margin as the confidence.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import load_example, training
+    >>> model, inputs = load_example("g2p").model, load_example("g2p").encode(["calm", "exit"])
+    >>> training.teacher_forced(model, *inputs, torch.zeros(2, 5, dtype=torch.long)).shape[:3]
+    torch.Size([8, 2, 5])
+    """
     return decoder_pass(model, input_ids, attention_mask, decoder_input_ids, threshold)[1]
 
 
@@ -111,6 +130,12 @@ def dropout_rates(n_layers: int, largest: float, progress: float = 1.0) -> Tenso
     Notes
     -----
     ``progress * (exp(l ln 2 / (L - 1)) - 1) * largest`` for l = 0 to L - 1 (Elhoushi et al. 2024, section 4.1).
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import training
+    >>> [round(rate, 3) for rate in training.dropout_rates(5, largest=0.2).tolist()]
+    [0.0, 0.038, 0.083, 0.136, 0.2]
     """
     layer = torch.arange(n_layers, dtype=torch.float64)
     return progress * (torch.exp2(layer / (n_layers - 1)) - 1) * largest

@@ -21,6 +21,14 @@ def head_loss(logits: Tensor, target: Tensor, entropy_penalty: float) -> Tensor:
     entropy_penalty : float
         w, in [0, 1). Above about .5 a head that is always right says so with little probability (see `confidence_ceiling`);
         its confidences then rank as before, but thresholds are tiny, and no other w's.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> logits, target = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]])
+    >>> [round(training.head_loss(logits, target, entropy_penalty=w).item(), 3) for w in (0.0, 0.5)]
+    [0.036, -0.071]
     """
     log_probability = logits.float().log_softmax(-1)
     cross_entropy = -(target * log_probability).sum(-1)
@@ -45,6 +53,14 @@ def head_targets(
         The head's tokens; None: all.
     kind : {"soft", "hard"}
         The model's distribution, or its likeliest token alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> probabilities = torch.tensor([[0.7, 0.2]])  # of tokens 5 and 9; a tenth goes to others
+    >>> training.head_targets(probabilities, said=torch.tensor([5]), ids=torch.tensor([5, 9])).round(decimals=2).tolist()
+    [[0.75, 0.25]]
     """
     internal.choice(kind, "target", ("hard", "soft"))
     width = probabilities.shape[-1]
@@ -71,7 +87,8 @@ def confidence_ceiling(vocabulary: int, entropy_penalty: float) -> float:
 
     Examples
     --------
-    >>> round(confidence_ceiling(51_200, 0.95), 4)
+    >>> from riskcal_adapters.torch import training
+    >>> round(training.confidence_ceiling(51_200, 0.95), 4)
     0.0086
     """
     internal.count(vocabulary, "vocabulary", least=2)

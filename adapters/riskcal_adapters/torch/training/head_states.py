@@ -38,6 +38,17 @@ class HeadStates:
         What the model gives to each token, the mean over positions.
     prompts : (N,) int64
         Which prompt the position's text began with.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch.training import HeadStates
+    >>> states = HeadStates(
+    ...     raw={2: torch.randn(3, 16)}, final=torch.randn(3, 16), said=torch.tensor([5, 7, 5]),
+    ...     log_norm=torch.zeros(3), mean_probability=torch.full((60,), 1 / 60), prompts=np.array([0, 0, 1]),
+    ... )
+    >>> list(states.raw), len(states.said)  # three positions, of two prompts
+    ([2], 3)
     """
 
     raw: dict[int, Tensor]
@@ -64,6 +75,18 @@ def head_states(
         1 to L.
     progress
         Whether to show it.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from riskcal_adapters.torch import training
+    >>> model = LlamaForCausalLM(LlamaConfig(
+    ...     vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    ... )).eval()
+    >>> sequences = training.self_generate(model, [[5], [9, 33, 7]], tokens=40, window=24)
+    >>> states = training.head_states(model, sequences, layers=[1, 3], progress=False)
+    >>> states.raw[1].shape, states.said.shape  # for train_heads and head_answers
+    (torch.Size([40, 16]), torch.Size([40]))
     """
     whole = causal_lm(model)
     blocks = layer_modules(whole)
@@ -144,6 +167,15 @@ class HeadAnswers:
         How far its most probable token is ahead of the next.
     entropy : (N,) float32
         Of its distribution, in nats.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch.training import HeadAnswers
+    >>> answers = HeadAnswers(
+    ...     agrees=np.array([True, False, True]), confidence=np.array([0.9, 0.2, 0.6]), entropy=np.array([0.3, 2.1, 1.0])
+    ... )
+    >>> answers.agrees[answers.confidence >= 0.5].mean().item()  # agreement where it is sure
+    1.0
     """
 
     agrees: NDArray[np.bool_]
@@ -153,7 +185,20 @@ class HeadAnswers:
 
 @torch.no_grad()
 def head_answers(head: ExitHead, states: HeadStates, layer: int) -> HeadAnswers:
-    """Let a head answer at the positions whose states after its layer were kept."""
+    """Let a head answer at the positions whose states after its layer were kept.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from riskcal_adapters.torch import ExitHead, training
+    >>> model = LlamaForCausalLM(LlamaConfig(
+    ...     vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    ... )).eval()
+    >>> sequences = training.self_generate(model, [[5], [9, 33, 7]], tokens=40, window=24)
+    >>> states = training.head_states(model, sequences, layers=[4], progress=False)
+    >>> training.head_answers(ExitHead.copied(model), states, layer=4).agrees.all().item()  # the final head is the model
+    True
+    """
     count = len(states.said)
     answers = HeadAnswers(
         np.empty(count, bool), np.empty(count, np.float32), np.empty(count, np.float32)

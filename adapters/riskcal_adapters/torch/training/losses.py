@@ -19,6 +19,12 @@ def layer_weights(n_layers: int, kind: str = "linear") -> Tensor:
         Decoder layers L.
     kind : {"linear", "uniform", "geometric"}
         Proportional to i (CALM's Eq. 6), to 1, or to 2 to the power of i.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch import training
+    >>> training.layer_weights(4).tolist()
+    [0.1, 0.2, 0.3, 0.4]
     """
     internal.choice(kind, "kind", ("linear", "uniform", "geometric"))
     internal.count(n_layers, "n_layers", least=1)
@@ -46,6 +52,14 @@ def layer_weighted_loss(logits: Tensor, labels: Tensor, kind: str = "linear") ->
     ------
     RiskcalError
         If every position is padding.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> logits = torch.zeros(4, 1, 3, 10)  # of 4 layers that know nothing of 10 tokens
+    >>> round(training.layer_weighted_loss(logits, torch.tensor([[7, 2, -100]])).item(), 3), round(np.log(10).item(), 3)
+    (2.303, 2.303)
     """
     n_layers, vocabulary = logits.shape[0], logits.shape[-1]
     losses = F.cross_entropy(
@@ -58,7 +72,16 @@ def layer_weighted_loss(logits: Tensor, labels: Tensor, kind: str = "linear") ->
 
 
 def consistency_labels(logits: Tensor) -> Tensor:
-    """Whether layers 1 to L - 1 say what layer L says: ``(L - 1, B, T)`` bool. The last layer has no label: it must exit."""
+    """Whether layers 1 to L - 1 say what layer L says: ``(L - 1, B, T)`` bool. The last layer has no label: it must exit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.7, 0.3]]).reshape(3, 1, 1, 2)  # 3 layers, 1 position
+    >>> training.consistency_labels(logits).flatten().tolist()
+    [False, True]
+    """
     said = logits.argmax(-1)
     return said[:-1] == said[-1]
 
@@ -78,6 +101,15 @@ def independent_loss(
         Only where they are -100, padding, matters.
     balanced
         Weigh each class of each layer by one minus its frequency there, as CALM's released code does and its text does not.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> scores = torch.zeros(2, 1, 3)  # a classifier that says one half everywhere
+    >>> consistent = torch.tensor([[[True, False, True]], [[True, True, True]]])
+    >>> round(training.independent_loss(scores, consistent, labels=torch.tensor([[7, 2, 1]])).item(), 3)
+    0.693
     """
     real = labels != -100
     count = _tokens(labels)
@@ -95,6 +127,16 @@ def geometric_loss(scores: Tensor, consistent: Tensor, labels: Tensor) -> Tensor
 
     The classifier stays below that layer i*, ``log(1 - c_j)`` for j < i*, and leaves there, ``log c_i*``, which is free where
     i* is the last layer. Layers above i* get no gradient. Arguments as in `independent_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> scores = torch.zeros(2, 1, 3)
+    >>> consistent = torch.tensor([[[True, False, False]], [[True, True, False]]])  # first at layers 1, 2 and 3
+    >>> loss = training.geometric_loss(scores, consistent, labels=torch.tensor([[7, 2, 1]]))
+    >>> round((loss / np.log(2)).item(), 3)  # factors of one half, on average
+    1.667
     """
     real = labels != -100
     earlier = consistent.cumsum(0) - consistent.long()  # consistent layers strictly below
@@ -112,6 +154,16 @@ def do_not_exit_f1(
     """F1 of "do not exit" at each layer, ``(L - 1,)``: a position is kept where confidence is below the threshold.
 
     NaN at a layer that is always consistent and never kept. Arguments as in `independent_loss`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from riskcal_adapters.torch import training
+    >>> scores = torch.tensor([[[2.0, -2.0, -2.0]]])  # exits at the first position alone
+    >>> consistent = torch.tensor([[[True, False, True]]])
+    >>> f1 = training.do_not_exit_f1(scores, consistent, labels=torch.tensor([[7, 2, 1]]))
+    >>> round(f1.item(), 2)
+    0.67
     """
     real = labels != -100
     kept, wanted = (torch.sigmoid(scores) < threshold) & real, ~consistent & real

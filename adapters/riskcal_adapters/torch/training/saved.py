@@ -59,7 +59,18 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 def write_checkpoint(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
-    """Half-precision weights, each stored once, with the configs and tokenizer that read them back."""
+    """Half-precision weights, each stored once, with the configs and tokenizer that read them back.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from riskcal_adapters.torch import load, load_example
+    >>> from riskcal_adapters.torch.training.trainer import write_checkpoint
+    >>> decoder = load_example("g2p")
+    >>> write_checkpoint(decoder.model, decoder.tokenizer, Path("checkpoint"))
+    >>> load("checkpoint").weights == decoder.weights
+    True
+    """
     with replacing.replaced(folder) as staging:
         tokenizer.save_pretrained(staging)
         # the trainer turns it off, and generate() with a given cache then goes wrong

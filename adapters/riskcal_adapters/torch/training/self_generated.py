@@ -28,6 +28,17 @@ class Sequences:
         Where the generated tokens begin.
     prompts : (S,) int64
         Which prompt each sequence began with, by its place in the list given.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch.training import Sequences
+    >>> ids = (np.array([5, 8, 2]), np.array([9, 33, 7, 7]))
+    >>> sequences = Sequences(ids, starts=np.array([1, 2]), prompts=np.array([0, 1]))
+    >>> sequences.generated
+    4
+    >>> rest, held = sequences.split(0.5)  # no prompt is on both sides
+    >>> len(rest.ids), len(held.ids)
+    (1, 1)
     """
 
     ids: tuple[NDArray[np.int64], ...]
@@ -102,6 +113,17 @@ def self_generate(
     ------
     RiskcalError
         If there is no prompt, or one is empty, fills the window, or holds ids that are not in the vocabulary.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from riskcal_adapters.torch import training
+    >>> model = LlamaForCausalLM(LlamaConfig(
+    ...     vocab_size=60, hidden_size=16, intermediate_size=24, num_hidden_layers=4, num_attention_heads=2
+    ... )).eval()
+    >>> sequences = training.self_generate(model, [[5], [9, 33, 7]], tokens=40, window=24)
+    >>> sequences.generated, max(map(len, sequences.ids)) <= 24
+    (40, True)
     """
     for count, name in ((tokens, "tokens"), (window, "window"), (batch, "batch")):
         internal.count(count, name, least=1)

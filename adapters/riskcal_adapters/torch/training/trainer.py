@@ -71,6 +71,13 @@ class Stage:
         Rate at which the last layer is dropped; lower layers less (see `dropout_rates`).
     seed
         Order of the data, thresholds and dropped layers.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch.training.trainer import Stage
+    >>> stage = Stage(steps=2000, learning_rate=1e-3, thresholds=(0.5, 0.9, float("inf")), largest_dropout=0.1)
+    >>> stage.batch_size, stage.weights
+    (128, 'linear')
     """
 
     steps: int
@@ -86,7 +93,15 @@ class Stage:
 def new_t5(
     vocabulary: int, *, decoder_layers: int = 8, seed: int = 0
 ) -> T5ForConditionalGeneration:
-    """A T5 v1.1 of width 128 with 2 encoder layers and a head of its own; 2.2 million weights with 8 decoder layers."""
+    """A T5 v1.1 of width 128 with 2 encoder layers and a head of its own; 2.2 million weights with 8 decoder layers.
+
+    Examples
+    --------
+    >>> from riskcal_adapters.torch.training.trainer import new_t5
+    >>> model = new_t5(vocabulary=41)
+    >>> round(model.num_parameters() / 1e6, 1), model.config.num_decoder_layers
+    (2.2, 8)
+    """
     torch.manual_seed(seed)
     config = T5Config(  # type: ignore[call-arg]  # it takes more than it declares
         vocab_size=vocabulary,
@@ -208,6 +223,17 @@ def train(
     -----
     UserWarning
         If the folder's run began with other weights than the model's: these are then replaced.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from riskcal_adapters.torch.training.trainer import Stage, new_t5, train
+    >>> pairs = [([5, 6, 1], [7, 8, 1]), ([9, 1], [3, 1])]  # ids of prompts and targets, 1 being the end
+    >>> model = new_t5(vocabulary=41, decoder_layers=2)
+    >>> train(model, pairs, Path("run"), Stage(steps=2, learning_rate=1e-3, batch_size=2))
+    {'train_runtime': ...}
+    >>> sorted(path.name for path in Path("run").glob("checkpoint-*"))
+    ['checkpoint-2']
     """
     folder = Path(folder)
     check_pairs(pairs, model.config.vocab_size)
@@ -294,6 +320,17 @@ def train_classifier(
         As in `train` and `Stage`.
     objective : {"independent", "balanced", "geometric"}
         `independent_loss`, the same with balanced classes, or `geometric_loss`.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> from riskcal_adapters.torch.training.trainer import new_t5, train_classifier
+    >>> pairs = [([5, 6, 1], [7, 8, 1]), ([9, 1], [3, 1])]
+    >>> backbone = new_t5(vocabulary=41, decoder_layers=2)  # in earnest, one that was trained with exits
+    >>> classifier = train_classifier(backbone, pairs, Path("run"), steps=2, batch_size=2)
+    {'train_runtime': ...}
+    >>> classifier.weight.shape, classifier.weight.any().item()
+    (torch.Size([128]), True)
     """
     check_pairs(pairs, backbone.config.vocab_size)
     classifier = ExitClassifier(backbone.config.d_model)
