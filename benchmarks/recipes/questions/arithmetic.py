@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-#: Families of questions and what they are drawn with.
-FAMILIES: dict[str, dict[str, int]] = {
-    "products": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-    "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
-    "gcd": {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 60},
+#: Families of questions: a data set of `reasoning-gym`, and what it is drawn with.
+FAMILIES: dict[str, tuple[str, dict[str, int]]] = {
+    "sums": ("chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}),
+    "tables": ("products", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}),
+    "products": ("products", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}),
+    "gcd": ("gcd", {"min_numbers": 2, "max_numbers": 2, "min_value": 2, "max_value": 60}),
 }
 #: Entry i of a data set has the set's seed plus i, so the sets are a million apart: else two families would share their draws.
 QUESTIONS, APART = 0, 10**6
@@ -30,7 +31,8 @@ def drawn(family: str, count: int, number: int = QUESTIONS) -> list[Question]:
     import reasoning_gym
 
     seed = APART * (len(FAMILIES) * number + list(FAMILIES).index(family))
-    entries = reasoning_gym.create_dataset(family, size=count, seed=seed, **FAMILIES[family])
+    name, options = FAMILIES[family]
+    entries = reasoning_gym.create_dataset(name, size=count, seed=seed, **options)
     return [Question(family, _short(family, entry), entry["answer"]) for entry in entries]
 
 

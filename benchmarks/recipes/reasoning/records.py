@@ -8,9 +8,9 @@ import argparse
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 import riskcal
@@ -18,6 +18,7 @@ from recipes.questions import arithmetic
 from recipes.questions.arithmetic import Question
 from recipes.questions.decoding import ASKED, Asker
 from recipes.questions.log import Row, answered
+from riskcal.records import files
 from riskcal_adapters.torch.smollm2 import smollm2_parts
 
 #: Solved questions that are shown, tokens of a thought at most, and how many stand between two checkpoints.
@@ -74,25 +75,28 @@ def ask(questions: Sequence[Question], model: Asker) -> Iterable[Row]:
         }
 
 
-def traces(rows: Sequence[Row], outcome: str) -> riskcal.Traces:
-    """A checkpoint an exit; ``outcome`` is ``agrees``, with the thought's own answer, or ``loss``, wrong by the reference."""
+def table(rows: Sequence[Row]) -> pd.DataFrame:
+    """A checkpoint an exit: ``agrees`` with the thought's own answer, ``error`` by the reference; tokens, and those of the thought."""
     checks = [row["checkpoints"] for row in rows]
-    of: dict[str, list[list[Any]]] = {
-        "agrees": [[c["predicted_answer"] == cs[-1]["predicted_answer"] for c in cs] for cs in checks],
-        "loss": [[float(not c["is_correct"]) for c in cs] for cs in checks],
-    }
+    agrees: list[list[bool]] = [
+        [c["predicted_answer"] == cs[-1]["predicted_answer"] for c in cs] for cs in checks
+    ]
     thoughts = [[c["tokens_used"] for c in cs] for cs in checks]
     asked = [np.cumsum([c["asked"] for c in cs]) for cs in checks]
-    return riskcal.Traces.from_arrays(
-        prompt=[f"{i}: {row['question_id']}" for i, row in enumerate(rows)],
+    names = [f"{i}: {row['question_id']}" for i, row in enumerate(rows)]
+    found = riskcal.Traces.from_arrays(
+        prompt=names,
         position=np.zeros(len(rows), dtype=int),
         confidence=[[*(c["confidence"] for c in cs[:-1]), np.nan] for cs in checks],
+        agrees=agrees,
         cost={
             "tokens": [(np.array(t) + a).tolist() for t, a in zip(thoughts, asked, strict=True)],
             "thought": thoughts,
         },
-        **{outcome: of[outcome]},
-    )
+    ).to_frame()
+    errors = {n: [float(not c["is_correct"]) for c in cs] for n, cs in zip(names, checks, strict=True)}
+    found.insert(4, "error", found["prompt"].map(errors))
+    return found
 
 
 def main() -> None:
@@ -104,10 +108,9 @@ def main() -> None:
     questions = arithmetic.drawn("gcd", options.count)
     log = options.out / "thoughts.jsonl"
     rows = answered(log, questions, lambda some: ask(some, model), BATCH)
-    for name, outcome in (("reasoning", "agrees"), ("reasoning-risk", "loss")):
-        found = traces(rows, outcome)
-        found.write(options.out / f"{name}.parquet")
-        print(found)
+    path = options.out / "reasoning.parquet"
+    files.write(table(rows), path)
+    print(riskcal.Traces.read(path))
 
 
 if __name__ == "__main__":
