@@ -45,7 +45,9 @@ def test_a_question_that_was_drawn_twice_was_answered_once():
     for name, outcome in (("cascade", "loss"), ("reasoning", "agrees")):
         frame = riskcal.load_example(name).to_frame()
         question = frame["prompt"].str.replace(r"^\d+: ", "", regex=True)
-        assert frame[outcome].map(lambda of: str(of.tolist())).groupby(question).nunique().max() == 1
+        assert (
+            frame[outcome].map(lambda of: str(of.tolist())).groupby(question).nunique().max() == 1
+        )
 
 
 def test_stages_and_checkpoints_are_what_they_are_said_to_be():

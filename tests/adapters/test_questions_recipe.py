@@ -1,8 +1,8 @@
 """The recipes' decoder behind a shared prefix: the tokens of Hugging Face's, and forks that leave no trace."""
 
 import pytest
-
-torch = pytest.importorskip("torch")
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from recipes.questions.decoding import ANSWER, ASKED, Asker
 from recipes.questions.log import answered
@@ -22,8 +22,6 @@ class Letters:
 
 @pytest.fixture(scope="module")
 def asker() -> Asker:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=128,
@@ -63,7 +61,10 @@ def test_lines_and_forced_answers_are_those_of_the_model_alone(asker, every):
             asked = read + line.tokens[:at] + Letters().encode(ASKED)
             assert answer.tokens == expected(asker, asked, ANSWER, asker.stops)
         before = [at for at, _ in line.forced]
-        assert before == ([] if not every else list(range(0, len(line.tokens) + 1, every)))[: len(before)]
+        assert (
+            before
+            == ([] if not every else list(range(0, len(line.tokens) + 1, every)))[: len(before)]
+        )
         assert every == 0 or len(before) >= len(line.tokens) // every
 
 

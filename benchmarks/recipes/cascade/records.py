@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 import riskcal
-from recipes.questions import arithmetic
+from recipes.questions import arithmetic, results
 from recipes.questions.arithmetic import Question
 from recipes.questions.decoding import Asker
 from recipes.questions.log import Row, answered
@@ -28,6 +29,8 @@ LONGEST = 6
 #: What a request has cost in all if it stops at a stage; one answer is 1, the expert 100, as of a model a hundred times as large.
 PRICES = (1.0, 3.0, 103.0)
 BATCH = 50
+#: Candidates: a threshold for each of the first two stages.
+GRID = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
 
 def solved(number: int) -> str:
@@ -77,7 +80,8 @@ def traces(rows: Sequence[Row]) -> riskcal.Traces:
         for row, (vote, _) in zip(rows, votes, strict=True)
     ]
     sure = [
-        [row["probabilities"][0], share, np.nan] for row, (_, share) in zip(rows, votes, strict=True)
+        [row["probabilities"][0], share, np.nan]
+        for row, (_, share) in zip(rows, votes, strict=True)
     ]
     return riskcal.Traces.from_arrays(
         prompt=[f"{i}: {row['question']}" for i, row in enumerate(rows)],
@@ -86,6 +90,27 @@ def traces(rows: Sequence[Row]) -> riskcal.Traces:
         loss=np.array(wrong, dtype=float),
         cost={"price": np.tile(PRICES, (len(rows), 1))},
     )
+
+
+def figures(rows: Sequence[Row], found: riskcal.Traces) -> dict[str, Any]:
+    """How often stages are wrong, by family too, and what is certified."""
+    assert found.loss is not None
+    wrong = pd.DataFrame(
+        {
+            "family": [row["family"] for row in rows],
+            "one": [row["answers"][0] != row["reference"] for row in rows],
+            "three": [voted(row)[0] != row["reference"] for row in rows],
+        }
+    )
+    by_family = wrong.groupby("family")[["one", "three"]].mean()
+    runs = riskcal.replay_traces(found, [[a, b] for a in GRID for b in GRID], exact=True)
+    return {
+        "requests": len(rows),
+        "distinct questions": len({row["question"] for row in rows}),
+        "wrong": wrong[["one", "three"]].mean().to_dict(),
+        "wrong by family": by_family.T.to_dict(),
+        "certified": results.certified(runs, (0.05, 0.1, 0.15), "price"),
+    }
 
 
 def main() -> None:
@@ -98,6 +123,7 @@ def main() -> None:
     rows = answered(options.out / "answers.jsonl", questions, lambda some: ask(some, askers), BATCH)
     found = traces(rows)
     found.write(options.out / "cascade.parquet")
+    results.write("cascade", figures(rows, found))
     print(found)
 
 

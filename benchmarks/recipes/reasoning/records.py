@@ -8,13 +8,14 @@ import argparse
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 import riskcal
-from recipes.questions import arithmetic
+from recipes.questions import arithmetic, results
 from recipes.questions.arithmetic import Question
 from recipes.questions.decoding import ASKED, Asker
 from recipes.questions.log import Row, answered
@@ -24,6 +25,7 @@ from riskcal_adapters.torch.smollm2 import smollm2_parts
 #: Solved questions that are shown, tokens of a thought at most, and how many stand between two checkpoints.
 SHOWN, BUDGET, EVERY = 4, 72, 12
 BATCH = 50
+GRID = tuple(round(0.95 - 0.05 * i, 2) for i in range(16))
 
 
 def thought(question: Question) -> str:
@@ -44,7 +46,7 @@ def asker() -> Asker:
 
 
 def ask(questions: Sequence[Question], model: Asker) -> Iterable[Row]:
-    """The thought of each question, and the checkpoints on its way; the last is its own answer, or the one at the end of the budget."""
+    """The thought of each question and its checkpoints; the last is its own answer, or the one at the end of the budget."""
     decode = model.tokenizer.decode
     texts = [f"{q.text}\n" for q in questions]
     for question, line in zip(questions, model.lines(texts, most=BUDGET, every=EVERY), strict=True):
@@ -60,9 +62,7 @@ def ask(questions: Sequence[Question], model: Asker) -> Iterable[Row]:
         ]
         own = re.search(rf"{ASKED} (\S+)\.$", text)
         if own:
-            checks.append(
-                {"tokens_used": len(line.tokens), "asked": 0, "predicted_answer": own[1]}
-            )
+            checks.append({"tokens_used": len(line.tokens), "asked": 0, "predicted_answer": own[1]})
         for index, check in enumerate(checks):
             check["checkpoint_idx"] = index
             check["is_correct"] = check["predicted_answer"] == question.answer
@@ -76,7 +76,7 @@ def ask(questions: Sequence[Question], model: Asker) -> Iterable[Row]:
 
 
 def table(rows: Sequence[Row]) -> pd.DataFrame:
-    """A checkpoint an exit: ``agrees`` with the thought's own answer, ``error`` by the reference; tokens, and those of the thought."""
+    """A checkpoint an exit: whether it ``agrees`` with the thought, ``error``, tokens in all and of the thought."""
     checks = [row["checkpoints"] for row in rows]
     agrees: list[list[bool]] = [
         [c["predicted_answer"] == cs[-1]["predicted_answer"] for c in cs] for cs in checks
@@ -94,9 +94,28 @@ def table(rows: Sequence[Row]) -> pd.DataFrame:
             "thought": thoughts,
         },
     ).to_frame()
-    errors = {n: [float(not c["is_correct"]) for c in cs] for n, cs in zip(names, checks, strict=True)}
+    errors = {
+        n: [float(not c["is_correct"]) for c in cs] for n, cs in zip(names, checks, strict=True)
+    }
     found.insert(4, "error", found["prompt"].map(errors))
     return found
+
+
+def figures(rows: Sequence[Row], found: pd.DataFrame) -> dict[str, Any]:
+    """How thoughts end and how long they are, and what is certified of the distance to them and of the error."""
+    last = [row["checkpoints"][-1] for row in rows]
+    agrees = riskcal.Traces.from_frame(found.drop(columns="error"))
+    errors = riskcal.Traces.from_frame(found.drop(columns="agrees"), columns={"loss": "error"})
+    runs = [riskcal.replay_traces(traces, GRID, exact=True) for traces in (agrees, errors)]
+    return {
+        "questions": len(rows),
+        "distinct questions": len({row["question_id"] for row in rows}),
+        "not ended": sum(not row["ended"] for row in rows),
+        "right": float(np.mean([check["is_correct"] for check in last])),
+        "tokens of a whole thought": float(np.mean([check["tokens_used"] for check in last])),
+        "distance": results.certified(runs[0], (0.1, 0.15, 0.2), "tokens"),
+        "rise in error": results.certified(runs[1], (0.1, 0.15, 0.2), "tokens", "risk"),
+    }
 
 
 def main() -> None:
@@ -109,7 +128,9 @@ def main() -> None:
     log = options.out / "thoughts.jsonl"
     rows = answered(log, questions, lambda some: ask(some, model), BATCH)
     path = options.out / "reasoning.parquet"
-    files.write(table(rows), path)
+    found = table(rows)
+    files.write(found, path)
+    results.write("reasoning", figures(rows, found))
     print(riskcal.Traces.read(path))
 
 
