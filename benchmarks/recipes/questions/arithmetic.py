@@ -1,4 +1,4 @@
-"""Small sums, products and greatest common divisors of `reasoning-gym`, drawn independently, as lines for a model to go on with."""
+"""Small sums, products and greatest common divisors of `reasoning-gym`, drawn independently, as lines that a model goes on."""
 
 import re
 from dataclasses import dataclass
