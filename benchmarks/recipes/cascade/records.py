@@ -53,7 +53,7 @@ def ask(questions: Sequence[Question], askers: Sequence[Asker]) -> Iterable[Row]
     """One answer of each asker to each question, with its probability."""
     texts = [f"{q.text} =" for q in questions]
     said = [asker.lines(texts, most=LONGEST) for asker in askers]
-    decode = askers[0].tokenizer.decode
+    decode = functools.partial(askers[0].tokenizer.decode, skip_special_tokens=True)
     for question, lines in zip(questions, zip(*said, strict=True), strict=True):
         yield {
             "family": question.family,

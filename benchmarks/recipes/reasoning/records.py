@@ -49,7 +49,7 @@ def asker() -> Asker:
 
 def ask(questions: Sequence[Question], model: Asker) -> Iterable[Row]:
     """The thought of each question and its checkpoints; the last is its own answer, or the one at the end of the budget."""
-    decode = model.tokenizer.decode
+    decode = functools.partial(model.tokenizer.decode, skip_special_tokens=True)
     texts = [f"{q.text}\n" for q in questions]
     for question, line in zip(questions, model.lines(texts, most=BUDGET, every=EVERY), strict=True):
         text = str(decode(line.tokens)).strip()
