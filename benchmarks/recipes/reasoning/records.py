@@ -123,7 +123,7 @@ def figures(rows: Sequence[Row], found: pd.DataFrame) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--count", type=int, default=800)
+    parser.add_argument("--count", type=int, default=300)
     options = parser.parse_args()
     questions = arithmetic.drawn("gcd", options.count)
     log = options.out / "thoughts.jsonl"
