@@ -18,7 +18,8 @@ from riskcal.forbidden import Guard, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import generation_config
 from riskcal_adapters.torch import heads, sampling
-from riskcal_adapters.torch.backbone import Backbone, Cache
+from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.caches import Cache
 from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
 from riskcal_adapters.torch.generation import Step
 from riskcal_adapters.torch.heads import Head

@@ -6,7 +6,7 @@ import numpy as np
 
 from riskcal import RiskcalError
 from riskcal.internal import shown
-from riskcal_adapters.torch.backbone import Ints
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.engine.requests import Request
 

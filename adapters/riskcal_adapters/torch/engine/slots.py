@@ -19,7 +19,7 @@ from torch import Tensor
 from riskcal.forbidden import Guard, Rule, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, sampling
-from riskcal_adapters.torch.backbone import Ints
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
@@ -113,10 +113,12 @@ class Slots:
     @property
     def memory_bytes(self) -> int:
         """Of keys, values and states, allocated once."""
-        held: list[Tensor] = [self._cache.states, self._state]
+        held, memories = [self._cache.states, self._state], 0
         for own in self._cache.layers.values():
-            held += [own.rows, *((own.memory.keys, own.memory.values) if own.memory else ())]
-        return sum(part.numel() * part.element_size() for part in held) + self._needed.nbytes
+            held.append(own.rows)
+            memories += own.memory.bytes if own.memory else 0
+        own_bytes = sum(part.numel() * part.element_size() for part in held)
+        return own_bytes + memories + self._needed.nbytes
 
     def admit(self, newcomers: list[Newcomer]) -> Ints:
         """Read their prompts, all in one; gives each its row. There must be as many `free` ones."""
