@@ -107,6 +107,27 @@ class Backbone(abc.ABC):
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         """The same of some rows (A, d), each at a position of its own."""
 
+    def embed_into(
+        self, state: Tensor, tokens: Ints, rows: Ints, positions: Ints, cache: Cache
+    ) -> None:
+        """Write them to these rows of ``state``."""
+        entering = self.embed_at(tokens.tolist(), rows, positions, cache)
+        state.index_copy_(0, self.tensor(rows), entering)
+
+    def of(self, values: Tensor, rows: Ints) -> Tensor:
+        """Some rows of values."""
+        if kernels.take(values):
+            return torch.from_numpy(kernels.of(values.numpy(), rows))
+        return values.index_select(0, self.tensor(rows))
+
+    def put(self, values: Tensor, places: Ints, targets: Tensor, rows: Ints) -> None:
+        """Some of the values to rows of ``targets``."""
+        if kernels.take(values):
+            kernels.copy(values.numpy(), places, targets.numpy(), rows)
+        else:
+            chosen = values.index_select(0, self.tensor(places))
+            targets.index_copy_(0, self.tensor(rows), chosen)
+
     @abc.abstractmethod
     def normed(self, state: Tensor) -> Tensor:
         """What `head` is multiplied with. A T5's other norms are the same: each one's gain is in the matrices after it."""
@@ -195,10 +216,8 @@ class Backbone(abc.ABC):
             queries = self.project(index, torch.cat([skipped, state]), at, slots)[-batch:]
         own.filled = position + 1
         if self.lean and end <= _FEW_COLUMNS:
-            begins = cache.begins
-            bias = self.bias_of_last(index, cache)
-            starts = own.places(cache.everyone, begins)
-            attended = own.attend(queries, starts, end - begins, bias, self.scale)
+            counts, bias = end - cache.begins, self.bias_of_last(index, cache)
+            attended = own.attend(queries, own.starts_of(cache), counts, bias, self.scale)
             return self.finish(index, state, attended, own.memory)
         attended = scaled_dot_product_attention(
             queries.view(batch, self.kv_heads, -1, self.head_width),
@@ -223,18 +242,18 @@ class Backbone(abc.ABC):
         entering, gaps = state, len(all_rows) - len(rows)
         if gaps:
             entering = self._entering(cache, all_rows, all_positions, state)
-        out = state.new_empty(len(entering), self.row_width)
+        out = state.new_empty(len(all_rows), self.row_width)
         queries = self.project(index, entering, self.places_of(cache, all_rows, all_positions), out)
-        queries = queries[gaps:]
-        places = own.places(all_rows, cache.offsets[all_rows] + all_positions)
-        own.filled_rows[rows] = positions + 1
+        queries = queries[gaps:] if gaps else queries
+        places, starts, counts = kernels.place(
+            all_rows, all_positions, len(rows), cache.offsets, cache.begins, own.row_step, own.step
+        )
         if self.lean:
-            kernels.put(out.numpy(), places, own.rows.numpy())
-            begins, bias = cache.begins[rows], self.bias_of_last(index, cache)
-            counts = cache.offsets[rows] + positions + 1 - begins
-            attended = own.attend(queries, own.places(rows, begins), counts, bias, self.scale)
+            kernels.put(out.numpy(), places, own.held)
+            bias = self.bias_of_last(index, cache)
+            attended = own.attend(queries, starts, counts, bias, self.scale)
             return self.finish(index, state, attended, memory)
-        own.rows.index_copy_(0, self.tensor(places), out)
+        own.rows.index_copy_(0, self.tensor(places), out[:, -own.rows.shape[1] :])
         chosen = None if len(rows) == batch else self.tensor(rows)
 
         def of_rows(kept: Tensor) -> Tensor:
@@ -252,11 +271,12 @@ class Backbone(abc.ABC):
 
     def _entering(self, cache: Cache, rows: Ints, positions: Ints, state: Tensor) -> Tensor:
         """States that skipped a layer, and those that stand before it now, the last ones."""
-        states, places = cache.states.flatten(0, 1), positions * cache.batch + rows
         if self.lean:
-            return torch.from_numpy(kernels.entering(states.numpy(), places, state.numpy()))
-        skipped = self.tensor(places[: len(places) - len(state)])
-        return torch.cat([states.index_select(0, skipped), state])
+            found = kernels.entering(cache.states.numpy(), rows, positions, state.numpy())
+            return torch.from_numpy(found)
+        skipped = (positions * cache.batch + rows)[: len(rows) - len(state)]
+        held = cache.states.flatten(0, 1).index_select(0, self.tensor(skipped))
+        return torch.cat([held, state])
 
     def recall(
         self, index: int, own: LayerCache, cache: Cache, rows: Ints
@@ -280,9 +300,9 @@ class Backbone(abc.ABC):
         queries = self.project(index, states, at, slots)
         own.filled = position + 1
         if self.lean and end <= _FEW_COLUMNS:
-            begins, bias = cache.begins, self.bias_of_last(index, cache)
-            counts = (np.arange(end - m + 1, end + 1)[:, None] - begins).ravel()
-            starts = np.tile(own.places(cache.everyone, begins), m)
+            bias = self.bias_of_last(index, cache)
+            counts = (np.arange(end - m + 1, end + 1)[:, None] - cache.begins).ravel()
+            starts = np.tile(own.starts_of(cache), m)
             attended = own.attend(queries, starts, counts, bias, self.scale)
         else:
             attended = self._attend_square(index, queries, own, cache, first)

@@ -102,6 +102,8 @@ class LayerCache:
     filled_rows: Ints  # (B,), where rows have gaps of their own
     by_row: bool = False
     filled: int = 0
+    held: NDArray[np.float32] | None = None  # rows again, where `kernels` read them
+    starts: Ints | None = None  # (B,) where each row's keys begin, once that was asked
     #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
     stale: NDArray[np.bool_] | None = None
 
@@ -123,18 +125,24 @@ class LayerCache:
         else:
             *_, keys, values = rows.view(-1, batch, parts, heads, width).permute(2, 1, 3, 0, 4)
         nothing = np.zeros(batch, dtype=np.int64)
-        return cls(rows, keys, values, memory, filled_rows=nothing, by_row=by_row)
+        held = rows.numpy() if kernels.take(rows) else None
+        return cls(rows, keys, values, memory, filled_rows=nothing, by_row=by_row, held=held)
 
-    @property
-    def step(self) -> int:
-        """From one column of a row to its next, in ``rows``."""
-        return 1 if self.by_row else self.keys.shape[0]
+    def __post_init__(self) -> None:
+        # column c of row b is rows[b * row_step + c * step]
+        self.row_step, self.step = (self.keys.shape[2], 1) if self.by_row else (1, self.keys.shape[0])
+        heads, width = self.keys.shape[1], self.keys.shape[3]
+        self._own, self._width = heads * width, width
 
     def places(self, rows: Ints, columns: Ints) -> Ints:
         """Where columns of rows are in ``rows``."""
-        if self.by_row:
-            return rows * self.keys.shape[2] + columns
-        return columns * self.keys.shape[0] + rows
+        return rows * self.row_step + columns * self.step
+
+    def starts_of(self, cache: "Cache") -> Ints:
+        """Where the keys of each row of the batch begin."""
+        if self.starts is None:
+            self.starts = self.places(np.arange(cache.batch), cache.begins)
+        return self.starts
 
     def of(self, kept: Tensor, batch: int, offset: int) -> "LayerCache":
         """The same for some rows of the batch."""
@@ -163,20 +171,21 @@ class LayerCache:
 
         ``bias`` (H, n) is that of the last of n positions.
         """
-        own = self.keys.shape[1] * self.keys.shape[3]
-        width, keys = queries.shape[1], self.rows.shape[1] - 2 * own
-        out = queries.new_empty(queries.shape)
+        own, held = self._own, self.held
+        assert held is not None
+        count, width = queries.shape
+        keys, out = held.shape[1] - 2 * own, queries.new_empty(count, width)
         bias = _NO_BIAS if bias is None else bias
         kernels.attend(
             queries.contiguous().numpy(),
-            self.rows.numpy(),
+            held,
             starts,
             self.step,
             counts,
             bias,
             bias.shape[1] - counts,
             (keys, keys + own, width // own),
-            self.keys.shape[3],
+            self._width,
             np.float32(scale),
             out.numpy(),
         )
@@ -200,11 +209,9 @@ class Cache:
     layers: dict[int, LayerCache] = field(default_factory=dict)
     batch: int = field(init=False)
     offset: int = field(init=False)  # of all rows, where they have one in common
-    everyone: Ints = field(init=False)  # 0 to B - 1
 
     def __post_init__(self) -> None:
         self.batch, self.offset = self.states.shape[1], int(self.offsets[0])
-        self.everyone = np.arange(self.batch)
 
     @property
     def length(self) -> int:
@@ -226,7 +233,6 @@ class Cache:
         states = self.states.new_empty(self.length, len(rows), self.states.shape[2])
         torch.index_select(self.states[: self.position], 1, rows, out=states[: self.position])
         self.states, self.batch = states, len(rows)
-        self.everyone = np.arange(self.batch)
 
     def rewind(self, position: int) -> None:
         """Forget everything from this position on."""

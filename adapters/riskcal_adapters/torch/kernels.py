@@ -9,8 +9,10 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
 from numpy.typing import NDArray
+from torch import Tensor
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -26,6 +28,11 @@ _P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.flo
 _MOST = np.float32(87.0)
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _GELU, _GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
+
+
+def take(values: Tensor) -> bool:
+    """Whether a tensor is one that these loops read."""
+    return values.dtype is torch.float32 and values.device.type == "cpu"
 
 
 @njit(cache=True, fastmath={"contract"})
@@ -133,7 +140,10 @@ def attend(
 
 @njit(cache=True)
 def behind(rows: Any, positions: Any, filled: Any) -> tuple[Ints, Ints]:
-    """Rows and positions that lack keys and values: those that were skipped, row by row, then those at hand."""
+    """Rows and positions that lack keys and values: those that were skipped, row by row, then those at hand.
+
+    After it none of the ``rows`` lacks any, as ``filled`` says.
+    """
     count = len(rows)
     gaps = 0
     for a in range(count):
@@ -144,19 +154,42 @@ def behind(rows: Any, positions: Any, filled: Any) -> tuple[Ints, Ints]:
         for position in range(filled[rows[a]], positions[a]):
             all_rows[at], all_positions[at] = rows[a], position
             at += 1
-    all_rows[at:], all_positions[at:] = rows, positions
+        filled[rows[a]] = positions[a] + 1
+        all_rows[gaps + a], all_positions[gaps + a] = rows[a], positions[a]
     return all_rows, all_positions
 
 
 @njit(cache=True)
-def entering(states: Any, places: Any, state: Any) -> Floats:
-    """Some rows of ``states``, then all of ``state``, whose last rows these are."""
-    gaps = len(places) - len(state)
-    together = np.empty((len(places), state.shape[1]), dtype=np.float32)
+def entering(states: Any, rows: Any, positions: Any, state: Any) -> Floats:
+    """The ``states`` (T, B, d) of rows at their positions, the last of which are ``state``."""
+    gaps = len(rows) - len(state)
+    together = np.empty((len(rows), state.shape[1]), dtype=np.float32)
     for i in range(gaps):
-        together[i] = states[places[i]]
-    together[gaps:] = state
+        together[i] = states[positions[i], rows[i]]
+    for i in range(len(state)):
+        together[gaps + i] = state[i]
     return together
+
+
+@njit(cache=True)
+def place(
+    rows: Any, positions: Any, asking: Any, offsets: Any, begins: Any, row_step: Any, step: Any
+) -> tuple[Ints, Ints, Ints]:
+    """Where keys of rows at their positions go, and where those of the last ``asking`` begin, and how many these are.
+
+    Column c of row b is at ``b * row_step + c * step``.
+    """
+    places = np.empty(len(rows), dtype=np.int64)
+    starts, counts = np.empty(asking, dtype=np.int64), np.empty(asking, dtype=np.int64)
+    gaps = len(rows) - asking
+    for i in range(len(rows)):
+        row = rows[i]
+        column = offsets[row] + positions[i]
+        places[i] = row * row_step + column * step
+        if i >= gaps:
+            starts[i - gaps] = row * row_step + begins[row] * step
+            counts[i - gaps] = column + 1 - begins[row]
+    return places, starts, counts
 
 
 @njit(cache=True)
@@ -164,7 +197,26 @@ def put(fresh: Any, places: Any, rows: Any) -> None:
     """The last columns of ``fresh`` into the ``rows`` at these places."""
     skipped = fresh.shape[1] - rows.shape[1]
     for i in range(len(places)):
-        rows[places[i]] = fresh[i, skipped:]
+        for j in range(rows.shape[1]):
+            rows[places[i], j] = fresh[i, skipped + j]
+
+
+@njit(cache=True)
+def copy(values: Any, places: Any, targets: Any, rows: Any) -> None:
+    """``values`` at some places to the rows of ``targets``."""
+    for i in range(len(places)):
+        for j in range(values.shape[1]):
+            targets[rows[i], j] = values[places[i], j]
+
+
+@njit(cache=True)
+def of(values: Any, places: Any) -> Floats:
+    """``values`` at some places."""
+    found = np.empty((len(places), values.shape[1]), dtype=np.float32)
+    for i in range(len(places)):
+        for j in range(values.shape[1]):
+            found[i, j] = values[places[i], j]
+    return found
 
 
 @njit(cache=True)

@@ -320,7 +320,7 @@ class Loop:
     def _choose(self, run: Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
         drawing = run.policy.sampling
         if drawing is None:
-            best = scores.best().tolist()
+            best = scores.tokens().tolist()
             return [best[place] for place in places]
         keys = [run.keys[row] for row in rows]
         return sampling.draw(

@@ -17,6 +17,9 @@ from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
 
 Of = TypeVar("Of")
 
+#: Prompts up to so many tokens are attended to quicker by `kernels`.
+_SHORT = 64
+
 
 @dataclass(eq=False)
 class Prompt:
@@ -166,7 +169,7 @@ class T5Backbone(Backbone):
         if isinstance(memory, Packed):
             if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
                 places = kernels.ranges(read.starts[fresh], read.lengths[fresh])
-                entering = read.memory.index_select(0, torch.from_numpy(places))
+                entering = self.of(read.memory, places)
                 projected = torch.mm(entering, self._cross[index].memory)
                 kernels.put(projected.numpy(), places, memory.rows.numpy())
                 own.stale[fresh] = False
@@ -193,6 +196,8 @@ class T5Backbone(Backbone):
         (B * S, d), or where it is `lean`, of the real tokens alone; these alone are multiplied there.
         """
         batch, width = tokens.shape
+        if self.lean and width <= _SHORT and not _have_holes(mask):
+            return self._encode_short(tokens, mask), None
         biases = [bias.square(width) for bias in self._encoder_bias.layers]
         prompt_bias = real = spread = None
         if not mask.all():
@@ -219,10 +224,43 @@ class T5Backbone(Backbone):
             state = self._feed_forward(layer, state)
         return self.normed(state), prompt_bias
 
+    def _encode_short(self, tokens: Tensor, mask: NDArray[np.bool_]) -> Tensor:
+        """The encoder's normed output of the real tokens, each attending to its own prompt where it is."""
+        width, lengths = mask.shape[1], mask.sum(1)
+        own, starts = np.arange(lengths.sum()), np.cumsum(lengths) - lengths
+        begins, counts = np.repeat(starts, lengths), np.repeat(lengths, lengths)
+        shifts = width - 1 - (own - begins)
+        tables = [_around(bias.square(width)) for bias in self._encoder_bias.layers]
+        state = self._embedding.index_select(0, tokens[torch.from_numpy(mask)])
+        inside = self.kv_heads * self.head_width
+        attended = state.new_empty(len(state), inside)
+        for index, layer in enumerate(self._encoder):
+            projected = torch.mm(self.normed(state), layer.self_in).numpy()
+            kernels.attend(
+                projected,
+                projected,
+                begins,
+                1,
+                counts,
+                _of_layer(tables, index),
+                shifts,
+                (inside, 2 * inside, 1),
+                self.head_width,
+                np.float32(1),
+                attended.numpy(),
+            )
+            state = self._feed_forward(layer, torch.addmm(state, attended, layer.self_out))
+        return self.normed(state)
+
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
             return self._embedding.narrow(0, tokens[0], 1)
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
+
+    def embed_into(
+        self, state: Tensor, tokens: Ints, rows: Ints, positions: Ints, cache: Cache
+    ) -> None:
+        self.put(self._embedding, tokens, state, rows)
 
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
@@ -322,3 +360,16 @@ class T5Backbone(Backbone):
 def _of_layer(biases: list[Of], index: int) -> Of:
     """A layer's own, or the one that all share."""
     return biases[index if len(biases) > 1 else 0]
+
+
+def _around(square: Tensor) -> NDArray[np.float32]:
+    """(heads, 2 S - 1): the bias by how far ahead a position is, from 1 - S on, of that between all (1, heads, S, S)."""
+    around = torch.cat([square[0, :, 1:, 0].flip(1), square[0, :, 0]], 1)
+    return np.asarray(around.contiguous().numpy())
+
+
+def _have_holes(mask: NDArray[np.bool_]) -> bool:
+    """Whether any row's real tokens do not stand together."""
+    begins = mask.copy()
+    begins[:, 1:] &= ~mask[:, :-1]
+    return bool((begins.sum(1) > 1).any())
