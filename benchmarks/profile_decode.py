@@ -85,7 +85,10 @@ def patch(timers: Timers) -> None:
         ("attend", "attention"),
         ("rms_norm", "norms"),
         ("gated_gelu", "norms"),
-        *((name, "books") for name in ("behind", "entering", "place", "put", "copy", "of", "ranges")),
+        *(
+            (name, "books")
+            for name in ("behind", "entering", "place", "put", "copy", "of", "ranges")
+        ),
     ):
         timers.patch(kernels, name, part)
     for name in ("next_rows", "asking", "decide", "emit"):
@@ -145,12 +148,14 @@ def main() -> None:
             run(given)
         whole = time.process_time() - began
         counts = sum(timers.calls.values())
-        seconds = {
-            part: timers.seconds[part] - inside * timers.calls[part] for part in PARTS[:-1]
-        }
+        seconds = {part: timers.seconds[part] - inside * timers.calls[part] for part in PARTS[:-1]}
         whole -= (inside + around) * counts
         seconds["python"] = whole - sum(seconds.values())
-        row = {"way": way, "policy": policy_name, "us a prompt": 1e6 * whole / options.rounds / len(given)}
+        row = {
+            "way": way,
+            "policy": policy_name,
+            "us a prompt": 1e6 * whole / options.rounds / len(given),
+        }
         row["layer calls a prompt"] = layers / options.rounds / len(given)
         row["us a layer call"] = 1e6 * whole / layers
         rows.append(row | {f"{part} %": 100 * seconds[part] / whole for part in PARTS})

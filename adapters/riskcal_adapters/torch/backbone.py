@@ -29,7 +29,6 @@ from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.scores import Scores
 
-
 #: Up to so many columns `kernels` attend quicker than torch does, if all rows stand in the same one.
 _FEW_COLUMNS = 128
 
@@ -146,7 +145,9 @@ class Backbone(abc.ABC):
         """Queries (m, heads * d_kv) of states (m, d); their keys and values are the end of ``out`` (m, w)."""
 
     @abc.abstractmethod
-    def finish(self, index: int, state: Tensor, attended: Tensor, memory: Memory | Packed | None) -> Tensor:
+    def finish(
+        self, index: int, state: Tensor, attended: Tensor, memory: Memory | Packed | None
+    ) -> Tensor:
         """What a layer does after attention to itself: (m * B, d), position by position, to the next layer's states."""
 
     def places(self, cache: Cache, first: int, end: int) -> Any:

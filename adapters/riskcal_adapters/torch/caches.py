@@ -130,7 +130,9 @@ class LayerCache:
 
     def __post_init__(self) -> None:
         # column c of row b is rows[b * row_step + c * step]
-        self.row_step, self.step = (self.keys.shape[2], 1) if self.by_row else (1, self.keys.shape[0])
+        self.row_step, self.step = (
+            (self.keys.shape[2], 1) if self.by_row else (1, self.keys.shape[0])
+        )
         heads, width = self.keys.shape[1], self.keys.shape[3]
         self._own, self._width = heads * width, width
 

@@ -189,9 +189,7 @@ class CausalBackbone(Backbone):
     def open(self, index: int, cache: Cache, *, by_row: bool = False) -> LayerCache:
         columns = (int(cache.offsets.max()) + cache.length) * cache.batch
         rows = self._embedding.new_zeros(columns, self.row_width)
-        own = LayerCache.on(
-            rows, cache.batch, self.kv_heads, self.head_width, None, by_row=by_row
-        )
+        own = LayerCache.on(rows, cache.batch, self.kv_heads, self.head_width, None, by_row=by_row)
         cache.layers[index] = own
         return own
 
@@ -212,7 +210,9 @@ class CausalBackbone(Backbone):
         out[:, :own] = rotated[:, queries:]
         return rotated[:, :queries]
 
-    def finish(self, index: int, state: Tensor, attended: Tensor, memory: Memory | Packed | None) -> Tensor:
+    def finish(
+        self, index: int, state: Tensor, attended: Tensor, memory: Memory | Packed | None
+    ) -> Tensor:
         layer = self._layers[index]
         state = state + layer.self_out(attended)
         hidden = layer.ff_in(layer.ff_norm(state))

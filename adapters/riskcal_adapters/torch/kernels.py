@@ -23,8 +23,16 @@ _FAST = {"reassoc", "contract", "nsz", "arcp"}
 _PER_OCTAVE = np.float32(math.log2(math.e))
 # ln 2 in two parts, the first exact in few bits, and a polynomial for exp between -ln 2 / 2 and ln 2 / 2: Cephes, expf
 _LN2, _LN2_REST = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_P0, _P1, _P2 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
-_P3, _P4, _P5 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_P0, _P1, _P2 = (
+    np.float32(1.9875691500e-4),
+    np.float32(1.3981999507e-3),
+    np.float32(8.3334519073e-3),
+)
+_P3, _P4, _P5 = (
+    np.float32(4.1665795894e-2),
+    np.float32(1.6666665459e-1),
+    np.float32(5.0000001201e-1),
+)
 _MOST = np.float32(87.0)
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _GELU, _GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
@@ -37,7 +45,7 @@ def take(values: Tensor) -> bool:
 
 @njit(cache=True, fastmath={"contract"})
 def _exponentials(values: Any, bits: Any) -> None:
-    """exp in place, to a unit in the last place, of numbers from -87 to 87 (beyond, of these); a NaN stays one.
+    """Exponentials in place, to a unit in the last place, of numbers from -87 to 87 (beyond, of these); a NaN stays one.
 
     One loop without a call, so that it becomes vector instructions. ``bits`` is room for as many int32.
     """
