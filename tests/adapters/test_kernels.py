@@ -28,11 +28,10 @@ def test_attention_is_that_of_float64(seed, group, biased):
     counts, step = rng.integers(1, room + 1, asked), int(rng.integers(1, 4))
     starts = np.array([rng.integers(0, 60 - (n - 1) * step) for n in counts])
     bias = rng.normal(size=(queries_of, room if biased else 0)).astype(np.float32)
-    out = np.empty_like(queries)
-    parts = (3, 3 + keys_of * width, group)
-    kernels.attend(
-        queries, rows, starts, step, counts, bias, bias.shape[1] - counts, parts, width,
-        np.float32(0.3), out,
+    parts, columns = (3, 3 + keys_of * width, group), queries.shape[1]
+    out = kernels.attend(
+        queries, rows, starts, step, counts, bias, bias.shape[1] - counts, parts, columns, width,
+        np.float32(0.3),
     )  # fmt: skip
     for a, (start, n) in enumerate(zip(starts, counts, strict=True)):
         own = rows[start : start + (n - 1) * step + 1 : step, 3:].astype(np.float64)
@@ -64,12 +63,11 @@ def test_margins_and_best_tokens_are_those_of_softmax(vocabulary):
 def test_norm_and_gate_are_those_of_torch():
     values = torch.randn(7, 48, generator=torch.manual_seed(0)) * 30
     values[0] = 0.0
-    normed, offset = np.empty((7, 48), dtype=np.float32), np.float32(0.02)
-    kernels.rms_norm(values.numpy(), offset, normed)
+    offset = np.float32(0.02)
+    normed = kernels.rms_norm(values.numpy(), offset)
     expected = rms_norm(values, torch.tensor(offset))
     np.testing.assert_allclose(normed, expected, rtol=2e-6, atol=1e-9)
-    gated = np.empty((7, 24), dtype=np.float32)
-    kernels.gated_gelu(values.numpy(), gated)
+    gated = kernels.gated_gelu(values.numpy())
     exact = values.double()
     expected = torch.nn.functional.gelu(exact[:, :24], approximate="tanh") * exact[:, 24:]
     np.testing.assert_allclose(gated, expected, rtol=2e-5, atol=1e-6)

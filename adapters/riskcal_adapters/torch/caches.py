@@ -17,6 +17,7 @@ from riskcal_adapters.torch import kernels
 
 Ints = NDArray[np.int64]
 
+_ONE = np.float32(1)
 _NO_BIAS = np.zeros((0, 0), dtype=np.float32)
 
 
@@ -66,11 +67,11 @@ class Packed(NamedTuple):
 
     def attend(self, queries: Tensor) -> Tensor:
         """As `Memory.attend`."""
-        starts, counts, out = self.starts, self.counts, torch.empty_like(queries)
-        if len(queries) > len(starts):
-            several = len(queries) // len(starts)
+        starts, counts, (asked, columns) = self.starts, self.counts, queries.shape
+        if asked > len(starts):
+            several = asked // len(starts)
             starts, counts = np.tile(starts, several), np.tile(counts, several)
-        kernels.attend(
+        attended = kernels.attend(
             queries.numpy(),
             self.rows.numpy(),
             starts,
@@ -78,12 +79,12 @@ class Packed(NamedTuple):
             counts,
             _NO_BIAS,
             counts,
-            (0, self.rows.shape[1] // 2, 1),
+            (0, columns, 1),
+            columns,
             self.width,
-            np.float32(1),
-            out.numpy(),
+            _ONE,
         )
-        return out
+        return torch.from_numpy(attended)
 
     @property
     def bytes(self) -> int:
@@ -175,10 +176,9 @@ class LayerCache:
         """
         own, held = self._own, self.held
         assert held is not None
-        count, width = queries.shape
-        keys, out = held.shape[1] - 2 * own, queries.new_empty(count, width)
+        columns, keys = queries.shape[1], held.shape[1] - 2 * own
         bias = _NO_BIAS if bias is None else bias
-        kernels.attend(
+        attended = kernels.attend(
             queries.contiguous().numpy(),
             held,
             starts,
@@ -186,12 +186,12 @@ class LayerCache:
             counts,
             bias,
             bias.shape[1] - counts,
-            (keys, keys + own, width // own),
+            (keys, keys + own, columns // own),
+            columns,
             self._width,
             np.float32(scale),
-            out.numpy(),
         )
-        return out
+        return torch.from_numpy(attended)
 
 
 @dataclass(eq=False)

@@ -82,16 +82,16 @@ def attend(
     bias: Any,
     shifts: Any,
     parts: Any,
+    columns: Any,
     width: Any,
     scale: Any,
-    out: Any,
-) -> None:
+) -> Floats:
     """Softmax attention of each query to keys and values of its own.
 
     Parameters
     ----------
-    queries : (A, >= H * width)
-        Of H heads, in the first columns.
+    queries : (A, >= columns)
+        Of H heads, in the first ``columns``.
     rows : (N, w)
         Keys in some columns, values in others.
     starts, counts : (A,)
@@ -101,13 +101,17 @@ def attend(
         Added to products, from column ``shifts`` (A,) on; (H, 0) where there is none.
     parts : (int, int, int)
         The columns where keys begin, where values do, and the query heads that share a key's.
-    width : int
-        Of a head.
+    columns, width : int
+        Of all heads, and of one.
     scale : float32
         What products are multiplied with.
-    out : (A, H * width)
+
+    Returns
+    -------
+    (A, columns)
     """
-    heads = out.shape[1] // width
+    heads = columns // width
+    out = np.empty((len(counts), columns), dtype=np.float32)
     key_at, value_at, group = parts
     most = 0
     for a in range(len(counts)):
@@ -144,6 +148,7 @@ def attend(
                 weight = weights[c] * share
                 for i in range(width):
                     attended[i] += weight * value[i]
+    return out
 
 
 @njit(cache=True)
@@ -240,8 +245,9 @@ def ranges(starts: Any, counts: Any) -> Ints:
 
 
 @njit(cache=True, fastmath=_FAST)
-def rms_norm(states: Any, offset: Any, out: Any) -> None:
+def rms_norm(states: Any, offset: Any) -> Floats:
     """Each row over the root of its squared length and the offset's square."""
+    out = np.empty(states.shape, dtype=np.float32)
     for a in range(len(states)):
         state, normed = states[a], out[a]
         total = offset * offset
@@ -250,12 +256,14 @@ def rms_norm(states: Any, offset: Any, out: Any) -> None:
         factor = _ONE / np.sqrt(total)
         for i in range(len(state)):
             normed[i] = state[i] * factor
+    return out
 
 
 @njit(cache=True, fastmath={"contract"})
-def gated_gelu(hidden: Any, out: Any) -> None:
+def gated_gelu(hidden: Any) -> Floats:
     """The second half of each row, times the tanh form of GELU of the first half: x / (1 + exp(-2u)), u as in ``gelu_new``."""
-    width = out.shape[1]
+    width = hidden.shape[1] // 2
+    out = np.empty((len(hidden), width), dtype=np.float32)
     bits = np.empty(width, dtype=np.int32)
     for a in range(len(out)):
         gate, linear, made = hidden[a, :width], hidden[a, width:], out[a]
@@ -265,15 +273,17 @@ def gated_gelu(hidden: Any, out: Any) -> None:
         _exponentials(made, bits)
         for i in range(width):
             made[i] = gate[i] * linear[i] / (_ONE + made[i])
+    return out
 
 
 @njit(cache=True, fastmath={"contract"})
-def margins(logits: Any, confidence: Any, best: Any) -> None:
+def margins(logits: Any) -> tuple[Floats, Ints]:
     """How far each row's most probable token is ahead of the next, and which it is, the lowest of equals.
 
     A row with a NaN has confidence NaN, and its first NaN is the best, as ``argmax`` has it.
     """
     width = logits.shape[1]
+    confidence, best = np.empty(len(logits), np.float32), np.empty(len(logits), np.int64)
     powers, bits = np.empty(width, dtype=np.float32), np.empty(width, dtype=np.int32)
     for a in range(len(logits)):
         row = logits[a]
@@ -289,3 +299,4 @@ def margins(logits: Any, confidence: Any, best: Any) -> None:
         _exponentials(powers, bits)
         confidence[a] = (_ONE - np.exp(second - largest)) / _total(powers)
         best[a] = at
+    return confidence, best

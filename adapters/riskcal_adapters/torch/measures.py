@@ -63,11 +63,7 @@ def margin_and_best(logits: Tensor) -> tuple[Confidences, NDArray[np.int64]]:
         best = logits.argmax(-1, keepdim=True)
         read = torch.cat([top.double(), best.double()], 1).cpu().numpy()  # in one, and exactly
         return (read[:, 0] - read[:, 1]).astype(np.float32), read[:, 2].astype(np.int64)
-    confidence, best = (
-        np.empty(len(logits), dtype=np.float32),
-        np.empty(len(logits), dtype=np.int64),
-    )
-    kernels.margins(logits.contiguous().numpy(), confidence, best)
+    confidence, best = kernels.margins(logits.contiguous().numpy())
     return confidence, best
 
 

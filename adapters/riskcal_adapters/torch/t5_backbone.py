@@ -88,6 +88,7 @@ class T5Backbone(Backbone):
         self.row_width = self._decoder[0].self_in.shape[1]
         self._encoder_bias = PositionBias(model.encoder, dtype)
         self._decoder_bias = PositionBias(model.decoder, dtype)
+        self._around: dict[int, list[NDArray[np.float32]]] = {}  # by length, as they are asked for
 
     @property
     def head(self) -> Tensor:
@@ -230,13 +231,15 @@ class T5Backbone(Backbone):
         own, starts = np.arange(lengths.sum()), np.cumsum(lengths) - lengths
         begins, counts = np.repeat(starts, lengths), np.repeat(lengths, lengths)
         shifts = width - 1 - (own - begins)
-        tables = [_around(bias.square(width)) for bias in self._encoder_bias.layers]
+        tables = self._around.get(width)
+        if tables is None:
+            tables = [_around(bias.square(width)) for bias in self._encoder_bias.layers]
+            self._around[width] = tables
         state = self._embedding.index_select(0, tokens[torch.from_numpy(mask)])
         inside = self.kv_heads * self.head_width
-        attended = state.new_empty(len(state), inside)
         for index, layer in enumerate(self._encoder):
             projected = torch.mm(self.normed(state), layer.self_in).numpy()
-            kernels.attend(
+            attended = kernels.attend(
                 projected,
                 projected,
                 begins,
@@ -245,11 +248,12 @@ class T5Backbone(Backbone):
                 _of_layer(tables, index),
                 shifts,
                 (inside, 2 * inside, 1),
+                inside,
                 self.head_width,
                 np.float32(1),
-                attended.numpy(),
             )
-            state = self._feed_forward(layer, torch.addmm(state, attended, layer.self_out))
+            state = torch.addmm(state, torch.from_numpy(attended), layer.self_out)
+            state = self._feed_forward(layer, state)
         return self.normed(state)
 
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
@@ -268,9 +272,7 @@ class T5Backbone(Backbone):
     def normed(self, state: Tensor) -> Tensor:
         if not self.lean:
             return rms_norm(state, self._norm_offset)
-        normed = torch.empty_like(state)
-        kernels.rms_norm(state.numpy(), self._offset, normed.numpy())
-        return normed
+        return torch.from_numpy(kernels.rms_norm(state.numpy(), self._offset))
 
     def open(self, index: int, cache: Cache) -> LayerCache:
         layer, prompt, batch = self._decoder[index], cache.prompt, cache.batch
@@ -341,9 +343,7 @@ class T5Backbone(Backbone):
     def _feed_forward(self, layer: Layer, state: Tensor) -> Tensor:
         hidden = torch.mm(self.normed(state), layer.ff_in)
         if self._gated_gelu:
-            made = hidden.new_empty(len(hidden), hidden.shape[1] // 2)
-            kernels.gated_gelu(hidden.numpy(), made.numpy())
-            hidden = made
+            hidden = torch.from_numpy(kernels.gated_gelu(hidden.numpy()))
         elif self._gated:
             gate, linear = hidden.chunk(2, -1)
             hidden = self._activation(gate) * linear

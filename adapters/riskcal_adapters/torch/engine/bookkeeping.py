@@ -96,7 +96,7 @@ def emit(
     first_token: Any,
     active: Any,
 ) -> tuple[Ints, Ints, Ints]:
-    """Rows emit the tokens ``chosen``, and end or go on: those that end, those that go on to their next position, and their tokens.
+    """Rows emit the tokens ``chosen``: those that end, those that go on to their next position, and their tokens.
 
     Rows that stay at their position are a layer on already; these are not.
     """
