@@ -27,7 +27,7 @@ def next_rows(
             counts[layers[row]] += 1
             if first < 0 or since[row] < since[first]:
                 first = row
-    index = counts.argmax()
+    index = int(counts.argmax())
     if since[first] < latest:
         index = layers[first]
     else:
