@@ -222,7 +222,9 @@ class Slots:
             at, of = rows[left], positions[left]
             chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, of)
             if self._guards and not final:
-                free = [i for i, row in enumerate(at.tolist()) if not self._forbids(row, int(chosen[i]))]
+                free = [
+                    i for i, row in enumerate(at.tolist()) if not self._forbids(row, int(chosen[i]))
+                ]
                 out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
             self._confidence[at, of] = confidence[out]
             tokens.append(chosen)
