@@ -327,7 +327,8 @@ class Backbone(abc.ABC):
             attn_mask=bias if group == 1 else bias.repeat(1, 1, group, 1),
             scale=self.scale,
         )
-        return attended.unflatten(2, (group, m)).permute(3, 0, 1, 2, 4).reshape(m * batch, -1)
+        by_query: Tensor = attended.unflatten(2, (group, m))
+        return by_query.permute(3, 0, 1, 2, 4).reshape(m * batch, -1)
 
     def copy_upwards(self, cache: Cache, layer: int) -> None:
         """The newest position's keys and values in the layers above ``layer`` are those of that layer: a negative control."""

@@ -60,8 +60,8 @@ def margin_and_best(logits: Tensor) -> tuple[Confidences, NDArray[np.int64]]:
     """`softmax_margin`, and the most probable tokens, the lowest id of equals: two looks at the logits instead of five."""
     if not kernels.take(logits):
         top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values
-        best = logits.argmax(-1, keepdim=True)
-        read = torch.cat([top.double(), best.double()], 1).cpu().numpy()  # in one, and exactly
+        likeliest = logits.argmax(-1, keepdim=True)
+        read = torch.cat([top.double(), likeliest.double()], 1).cpu().numpy()  # in one, and exactly
         return (read[:, 0] - read[:, 1]).astype(np.float32), read[:, 2].astype(np.int64)
     confidence, best = kernels.margins(logits.contiguous().numpy())
     return confidence, best

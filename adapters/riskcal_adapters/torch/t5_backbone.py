@@ -282,7 +282,8 @@ class T5Backbone(Backbone):
         if self.lean:
             memory = Packed(projected, prompt.starts, prompt.lengths, self.head_width)
         else:
-            memory = Memory(*self._split_heads(projected, batch, 2), prompt.bias)
+            keys, values = self._split_heads(projected, batch, 2)
+            memory = Memory(keys, values, prompt.bias)
         own = LayerCache.on(rows, batch, self.kv_heads, self.head_width, memory)
         cache.layers[index] = own
         return own
