@@ -8,7 +8,8 @@ policies are the one that the shipped records certify at delta .1, and one at th
 are compared with those of batches of one.
 
 With ``--soak 5000`` two threads ask, cancel, and ask for what cannot be served, and each request's answer is counted.
-With ``--rates`` requests arrive at random at given rates instead, and throughput and latencies are told for both policies.
+With ``--rates`` requests arrive at random at given rates instead, and throughput and latencies are told for both policies;
+``--picture`` draws them from results that are there, and measures nothing.
 """
 
 import argparse
@@ -20,10 +21,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 import riskcal
@@ -31,6 +35,8 @@ from recipes.g2p import data as g2p
 from recipes.numbers import data as numbers
 from riskcal import ExitPolicy
 from riskcal_adapters.torch import Done, EarlyExitT5, Engine, Request, load_example
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def prompts(model: str, count: int) -> list[str]:
@@ -149,6 +155,29 @@ def soak(engine: Engine, texts: list[str], count: int) -> dict[str, int]:
     return found
 
 
+def picture(arrived: list[dict[str, Any]], out: Path) -> None:
+    """Requests answered a second, and how long 99 of 100 waited at most, against how many came."""
+    mpl.rcParams["svg.hashsalt"] = "riskcal"  # the same figure is the same file
+    figure = Figure(figsize=(7.5, 3.2), layout="constrained")
+    answered, late = figure.subplots(1, 2)
+    table = pd.DataFrame(arrived)
+    for marker, (policy, own) in zip("so^", table.groupby("policy", sort=False), strict=False):
+        own = own.sort_values("rate")
+        answered.plot(own["rate"], own["throughput"], marker=marker, label=policy)
+        late.plot(own["rate"], 1e3 * own["p99"], marker=marker, label=policy)
+    most = table["rate"].max()
+    answered.plot([0, most], [0, most], color="0.8", zorder=0)
+    answered.set_ylabel("requests answered a second")
+    late.set_ylabel("99 of 100 within, ms")
+    late.set_yscale("log")
+    for axes in (answered, late):
+        axes.set_xlabel("requests a second")
+    answered.legend(frameon=False)
+    partial = out.with_name(f".{out.name}.partial")
+    figure.savefig(partial, format="svg", metadata={"Date": None})
+    partial.replace(out)
+
+
 def resident() -> int:
     """Bytes of memory that the process has now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -171,7 +200,14 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where the figures go")
+    parser.add_argument(
+        "--picture", type=Path, help="results to draw into docs/images/engine-arrivals.svg"
+    )
     options = parser.parse_args()
+    if options.picture:
+        told = json.loads(options.picture.read_text())
+        picture(told["arrivals"], ROOT / "docs" / "images" / "engine-arrivals.svg")
+        return
     torch.set_num_threads(options.threads)
     limit = 24 if options.model == "g2p" else 96
     decoder, texts = load_example(options.model), prompts(options.model, options.prompts)
@@ -214,7 +250,8 @@ def main() -> None:
             )
     table = pd.DataFrame(rows)
     print(table.to_string(index=False, float_format="%.2f"))
-    told = {"options": vars(options) | {"json": None}, "torch": torch.__version__, "rows": rows}
+    known = vars(options) | {"json": None, "picture": None}
+    told = {"options": known, "torch": torch.__version__, "rows": rows}
 
     if options.compare:
         many = prompts(options.model, options.compare)

@@ -16,7 +16,7 @@ from riskcal.policy import Contrast, Sampling
 from riskcal.pruning import Pruning
 from riskcal_adapters import request_checks
 from riskcal_adapters.torch import EarlyExitT5
-from riskcal_adapters.torch.backbone import Cache
+from riskcal_adapters.torch.caches import Cache
 from riskcal_adapters.torch.confidence import MEASURES
 
 

@@ -19,7 +19,7 @@ import riskcal_adapters.jax
 from riskcal import ExitPolicy, RiskcalError
 from riskcal_adapters import fingerprint
 from riskcal_adapters.torch import EarlyExitT5
-from riskcal_adapters.torch.backbone import LayerCache
+from riskcal_adapters.torch.caches import LayerCache
 from riskcal_adapters.torch.weights import PositionBias
 
 

@@ -17,8 +17,7 @@ it. There are three ways to do so, and with each, a layer that is never reached 
 import abc
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,9 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from riskcal_adapters.torch import kernels
+from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.scores import Scores
 
-Ints = NDArray[np.int64]
+#: Up to so many columns `kernels` attend quicker than torch does, if all rows stand in the same one.
+_FEW_COLUMNS = 128
 
 
 class ExitScores(Protocol):
@@ -40,102 +42,6 @@ class ExitScores(Protocol):
 
     def logits(self, state: Tensor) -> Tensor:
         """Of raw states: (B, d) to (B, k)."""
-
-
-class Memory(NamedTuple):
-    """What a layer reads of an encoded prompt beside its own keys and values."""
-
-    keys: Tensor  # (B, heads, S, d_kv)
-    values: Tensor
-    bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
-
-    def of(self, rows: Tensor) -> "Memory":
-        """Some rows of the batch."""
-        bias = None if self.bias is None else self.bias.index_select(0, rows)
-        return Memory(self.keys.index_select(0, rows), self.values.index_select(0, rows), bias)
-
-
-@dataclass(eq=False)
-class LayerCache:
-    """Keys and values of one decoder layer, of the ``filled`` first positions."""
-
-    rows: Tensor  # (C * B, w), column by column: what one product writes
-    keys: Tensor  # (B, heads, C, d_kv), as are values: views of rows
-    values: Tensor
-    memory: Memory | None
-    filled_rows: Ints  # (B,), where rows have gaps of their own
-    filled: int = 0
-    #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
-    stale: NDArray[np.bool_] | None = None
-
-    @classmethod
-    def on(
-        cls, rows: Tensor, batch: int, heads: int, width: int, memory: Memory | None
-    ) -> "LayerCache":
-        """An empty one on ``rows``' memory; keys and values are the last two parts of a row."""
-        *_, keys, values = rows.view(
-            -1, batch, rows.shape[1] // (heads * width), heads, width
-        ).permute(2, 1, 3, 0, 4)
-        return cls(rows, keys, values, memory, filled_rows=np.zeros(batch, dtype=np.int64))
-
-    def of(self, kept: Tensor, batch: int, offset: int) -> "LayerCache":
-        """The same for some rows of the batch."""
-        all_rows = self.rows.view(-1, batch, self.rows.shape[1])
-        # columns beyond what any row has filled hold nothing yet: the length limit may be far away
-        filled = offset + max(self.filled, int(self.filled_rows.max()))
-        rows = self.rows.new_empty(len(all_rows) * len(kept), self.rows.shape[1])
-        chosen = rows.view(-1, len(kept), self.rows.shape[1])
-        torch.index_select(all_rows[:filled], 1, kept, out=chosen[:filled])
-        memory = None if self.memory is None else self.memory.of(kept)
-        part = LayerCache.on(rows, len(kept), self.keys.shape[1], self.keys.shape[3], memory)
-        part.filled, part.filled_rows = self.filled, self.filled_rows[kept.cpu().numpy()]
-        return part
-
-
-@dataclass(eq=False)
-class Cache:
-    """What a batch's generation remembers; layers are opened when a token first reaches them.
-
-    Positions count generated tokens from 0. Keys and values stand in columns: those of the prompt, where layers attend to it
-    as to what was generated, are before ``offset``.
-    """
-
-    prompt: Any  # what the architecture knows of the prompts
-    first: list[int]  # the token before the first generated one, of each row
-    states: Tensor  # (T, B, d): by position, the state that later layers build on
-    offsets: Ints  # (B,): the column of each row's first position
-    position: int = 0
-    layers: dict[int, LayerCache] = field(default_factory=dict)
-    batch: int = field(init=False)
-    offset: int = field(init=False)  # of all rows, where they have one in common
-
-    def __post_init__(self) -> None:
-        self.batch, self.offset = self.states.shape[1], int(self.offsets[0])
-
-    @property
-    def length(self) -> int:
-        """Positions T that there is room for."""
-        return self.states.shape[0]
-
-    def append(self, state: Tensor) -> None:
-        """Go on to the next position; ``state`` (B, d) is what layers that skipped this one will read."""
-        self.states.select(0, self.position).copy_(state)
-        self.position += 1
-
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some rows of the batch, (A,) in this order."""
-        for index, own in self.layers.items():
-            self.layers[index] = own.of(rows, self.batch, self.offset)
-        self.prompt, self.offsets = self.prompt.of(rows), self.offsets[rows.cpu().numpy()]
-        states = self.states.new_empty(self.length, len(rows), self.states.shape[2])
-        torch.index_select(self.states[: self.position], 1, rows, out=states[: self.position])
-        self.states, self.batch = states, len(rows)
-
-    def rewind(self, position: int) -> None:
-        """Forget everything from this position on."""
-        for own in self.layers.values():
-            own.filled = min(own.filled, position)
-        self.position = position
 
 
 class Backbone(abc.ABC):
@@ -172,6 +78,13 @@ class Backbone(abc.ABC):
     head_width: int
     scale: float
     exit_heads: Mapping[int, ExitScores]
+    #: Columns of what `project` writes.
+    row_width: int
+
+    @functools.cached_property
+    def lean(self) -> bool:
+        """Whether rows read what they have where it is, by `kernels`, instead of gathered, padded and masked together."""
+        return self.device.type == "cpu" and self.dtype is torch.float32
 
     @abc.abstractmethod
     def start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Cache:
@@ -193,6 +106,27 @@ class Backbone(abc.ABC):
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         """The same of some rows (A, d), each at a position of its own."""
 
+    def embed_into(
+        self, state: Tensor, tokens: Ints, rows: Ints, positions: Ints, cache: Cache
+    ) -> None:
+        """Write them to these rows of ``state``."""
+        entering = self.embed_at(tokens.tolist(), rows, positions, cache)
+        state.index_copy_(0, self.tensor(rows), entering)
+
+    def of(self, values: Tensor, rows: Ints) -> Tensor:
+        """Some rows of values."""
+        if kernels.take(values):
+            return torch.from_numpy(kernels.of(values.numpy(), rows))
+        return values.index_select(0, self.tensor(rows))
+
+    def put(self, values: Tensor, places: Ints, targets: Tensor, rows: Ints) -> None:
+        """Some of the values to rows of ``targets``."""
+        if kernels.take(values):
+            kernels.copy(values.numpy(), places, targets.numpy(), rows)
+        else:
+            chosen = values.index_select(0, self.tensor(places))
+            targets.index_copy_(0, self.tensor(rows), chosen)
+
     @abc.abstractmethod
     def normed(self, state: Tensor) -> Tensor:
         """What `head` is multiplied with. A T5's other norms are the same: each one's gain is in the matrices after it."""
@@ -211,7 +145,9 @@ class Backbone(abc.ABC):
         """Queries (m, heads * d_kv) of states (m, d); their keys and values are the end of ``out`` (m, w)."""
 
     @abc.abstractmethod
-    def finish(self, index: int, state: Tensor, attended: Tensor, memory: Memory | None) -> Tensor:
+    def finish(
+        self, index: int, state: Tensor, attended: Tensor, memory: Memory | Packed | None
+    ) -> Tensor:
         """What a layer does after attention to itself: (m * B, d), position by position, to the next layer's states."""
 
     def places(self, cache: Cache, first: int, end: int) -> Any:
@@ -220,6 +156,10 @@ class Backbone(abc.ABC):
 
     def places_of(self, cache: Cache, rows: Ints, positions: Ints) -> Any:
         """The same of some rows, each at a position of its own."""
+        return None
+
+    def bias_of_last(self, index: int, cache: Cache) -> NDArray[np.float32] | None:
+        """Where it is `lean`: the bias (heads, n) on attention from the last of n positions to all; None where there is none."""
         return None
 
     @abc.abstractmethod
@@ -276,6 +216,10 @@ class Backbone(abc.ABC):
             skipped = cache.states[first:position].flatten(0, 1)
             queries = self.project(index, torch.cat([skipped, state]), at, slots)[-batch:]
         own.filled = position + 1
+        if self.lean and end <= _FEW_COLUMNS:
+            counts, bias = end - cache.begins, self.bias_of_last(index, cache)
+            attended = own.attend(queries, own.starts_of(cache), counts, bias, self.scale)
+            return self.finish(index, state, attended, own.memory)
         attended = scaled_dot_product_attention(
             queries.view(batch, self.kv_heads, -1, self.head_width),
             own.keys.narrow(2, 0, end),
@@ -295,24 +239,22 @@ class Backbone(abc.ABC):
         own = cache.layers.get(index) or self.open(index, cache)
         batch = cache.batch
         memory = self.recall(index, own, cache, rows)
-        entering, all_rows, all_positions = state, rows, positions
-        gaps = positions - own.filled_rows[rows]
-        if gaps.any():
-            behind = np.repeat(rows, gaps)
-            started = np.cumsum(gaps) - gaps
-            skipped = np.arange(len(behind)) - np.repeat(started - own.filled_rows[rows], gaps)
-            held = self.tensor(skipped * batch + behind)
-            entering = torch.cat([cache.states.flatten(0, 1).index_select(0, held), state])
-            all_rows, all_positions = (
-                np.concatenate([behind, rows]),
-                np.concatenate([skipped, positions]),
-            )
-        out = own.rows.new_empty(len(entering), own.rows.shape[1])
+        all_rows, all_positions = kernels.behind(rows, positions, own.filled_rows)
+        entering, gaps = state, len(all_rows) - len(rows)
+        if gaps:
+            entering = self._entering(cache, all_rows, all_positions, state)
+        out = state.new_empty(len(all_rows), self.row_width)
         queries = self.project(index, entering, self.places_of(cache, all_rows, all_positions), out)
-        slots = self.tensor((cache.offsets[all_rows] + all_positions) * batch + all_rows)
-        own.rows.index_copy_(0, slots, out)
-        own.filled_rows[rows] = positions + 1
-
+        queries = queries[gaps:] if gaps else queries
+        places, starts, counts = kernels.place(
+            all_rows, all_positions, len(rows), cache.offsets, cache.begins, own.row_step, own.step
+        )
+        if self.lean:
+            kernels.put(out.numpy(), places, own.held)
+            bias = self.bias_of_last(index, cache)
+            attended = own.attend(queries, starts, counts, bias, self.scale)
+            return self.finish(index, state, attended, memory)
+        own.rows.index_copy_(0, self.tensor(places), out[:, -own.rows.shape[1] :])
         chosen = None if len(rows) == batch else self.tensor(rows)
 
         def of_rows(kept: Tensor) -> Tensor:
@@ -320,7 +262,7 @@ class Backbone(abc.ABC):
 
         columns = int((cache.offsets[rows] + positions).max()) + 1
         attended = scaled_dot_product_attention(
-            queries[-len(rows) :].view(len(rows), self.kv_heads, -1, self.head_width),
+            queries.view(len(rows), self.kv_heads, -1, self.head_width),
             of_rows(own.keys.narrow(2, 0, columns)),
             of_rows(own.values.narrow(2, 0, columns)),
             attn_mask=self.bias_of(index, cache, rows, positions, columns),
@@ -328,7 +270,18 @@ class Backbone(abc.ABC):
         )
         return self.finish(index, state, attended.flatten(1), memory)
 
-    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Ints) -> Memory | None:
+    def _entering(self, cache: Cache, rows: Ints, positions: Ints, state: Tensor) -> Tensor:
+        """States that skipped a layer, and those that stand before it now, the last ones."""
+        if self.lean:
+            found = kernels.entering(cache.states.numpy(), rows, positions, state.numpy())
+            return torch.from_numpy(found)
+        skipped = (positions * cache.batch + rows)[: len(rows) - len(state)]
+        held = cache.states.flatten(0, 1).index_select(0, self.tensor(skipped))
+        return torch.cat([held, state])
+
+    def recall(
+        self, index: int, own: LayerCache, cache: Cache, rows: Ints
+    ) -> Memory | Packed | None:
         """What a layer remembers of these rows' prompts."""
         return None
 
@@ -347,6 +300,22 @@ class Backbone(abc.ABC):
         at = self.places(cache, first, position + 1)
         queries = self.project(index, states, at, slots)
         own.filled = position + 1
+        if self.lean and end <= _FEW_COLUMNS:
+            bias = self.bias_of_last(index, cache)
+            counts = (np.arange(end - m + 1, end + 1)[:, None] - cache.begins).ravel()
+            starts = np.tile(own.starts_of(cache), m)
+            attended = own.attend(queries, starts, counts, bias, self.scale)
+        else:
+            attended = self._attend_square(index, queries, own, cache, first)
+        moved = self.finish(index, states, attended, own.memory).view(m, batch, -1)
+        cache.states[first:position] = moved[:-1]
+        return moved[-1]
+
+    def _attend_square(
+        self, index: int, queries: Tensor, own: LayerCache, cache: Cache, first: int
+    ) -> Tensor:
+        """Of all positions from ``first`` to the one at hand."""
+        m, batch, end = cache.position + 1 - first, cache.batch, cache.offset + cache.position + 1
         # (m * B, heads * d_kv) to (B, kv_heads, group * m, d_kv)
         asked = queries.view(m, batch, self.kv_heads, -1, self.head_width).permute(1, 2, 3, 0, 4)
         group = asked.shape[2]
@@ -358,10 +327,8 @@ class Backbone(abc.ABC):
             attn_mask=bias if group == 1 else bias.repeat(1, 1, group, 1),
             scale=self.scale,
         )
-        attended = attended.unflatten(2, (group, m)).permute(3, 0, 1, 2, 4).reshape(m * batch, -1)
-        moved = self.finish(index, states, attended, own.memory).view(m, batch, -1)
-        cache.states[first:position] = moved[:-1]
-        return moved[-1]
+        by_query: Tensor = attended.unflatten(2, (group, m))
+        return by_query.permute(3, 0, 1, 2, 4).reshape(m * batch, -1)
 
     def copy_upwards(self, cache: Cache, layer: int) -> None:
         """The newest position's keys and values in the layers above ``layer`` are those of that layer: a negative control."""

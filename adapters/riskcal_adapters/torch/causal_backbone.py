@@ -12,7 +12,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from riskcal import RiskcalError
 from riskcal_adapters.torch import causal_weights, weights
-from riskcal_adapters.torch.backbone import Backbone, Cache, ExitScores, Ints, LayerCache, Memory
+from riskcal_adapters.torch.backbone import Backbone, ExitScores
+from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.causal_weights import CausalLM
 
 #: Cosines and sines (m, 1, d_kv) of the angles that positions are rotated by, the first half of the sines negative.
@@ -53,6 +54,7 @@ class CausalBackbone(Backbone):
         self._embedding, self._positions, self._head = read.embedding, read.positions, read.head
         self._activation, self._gated, self._heads = read.activation, read.gated, read.heads
         self.kv_heads, self.head_width, self.scale = read.kv_heads, read.head_width, read.scale
+        self.row_width = 2 * self.kv_heads * self.head_width
         self.n_layers = len(read.layers)
         self.vocabulary, self.width = read.embedding.shape
         #: Tokens of prompt and output together, at most; None: any number.
@@ -89,6 +91,7 @@ class CausalBackbone(Backbone):
             [int(row[-1]) for row in aligned],
             self._embedding.new_empty(length, batch, self.width),
             offsets=np.full(batch, offset),
+            begins=padding,
         )
         if offset:
             # column c of a row holds its token c - padding; what stands before it is masked
@@ -106,9 +109,10 @@ class CausalBackbone(Backbone):
             [0] * slots,
             self._embedding.new_zeros(length, slots, self.width),
             offsets=np.full(slots, prompt - 1),
+            begins=np.zeros(slots, dtype=np.int64),
         )
         for index in range(self.n_layers):
-            self.open(index, cache)
+            self.open(index, cache, by_row=True)
         return cache
 
     def admit(self, cache: Cache, rows: Ints, prompts: list[Ints]) -> list[int]:
@@ -117,8 +121,9 @@ class CausalBackbone(Backbone):
         if behind.any():
             real = np.arange(behind.max()) < behind[:, None]
             read, columns = self.tensor(np.flatnonzero(real)), real.nonzero()[1]
-            slots = self.tensor(columns * cache.batch + np.repeat(rows, behind))
+            all_rows = np.repeat(rows, behind)
             for own, read_rows in zip(cache.layers.values(), self.prefill(prompts), strict=True):
+                slots = self.tensor(own.places(all_rows, columns))
                 own.rows.index_copy_(0, slots, read_rows.index_select(0, read))
         for own in cache.layers.values():
             own.filled_rows[rows] = 0
@@ -181,10 +186,10 @@ class CausalBackbone(Backbone):
         places = cache.offsets[rows] + positions - cache.prompt.padding[rows]
         return state + self._positions.index_select(0, self.tensor(places))
 
-    def open(self, index: int, cache: Cache) -> LayerCache:
+    def open(self, index: int, cache: Cache, *, by_row: bool = False) -> LayerCache:
         columns = (int(cache.offsets.max()) + cache.length) * cache.batch
-        rows = self._embedding.new_zeros(columns, 2 * self.kv_heads * self.head_width)
-        own = LayerCache.on(rows, cache.batch, self.kv_heads, self.head_width, None)
+        rows = self._embedding.new_zeros(columns, self.row_width)
+        own = LayerCache.on(rows, cache.batch, self.kv_heads, self.head_width, None, by_row=by_row)
         cache.layers[index] = own
         return own
 
@@ -205,7 +210,9 @@ class CausalBackbone(Backbone):
         out[:, :own] = rotated[:, queries:]
         return rotated[:, :queries]
 
-    def finish(self, index: int, state: Tensor, attended: Tensor, memory: Memory | None) -> Tensor:
+    def finish(
+        self, index: int, state: Tensor, attended: Tensor, memory: Memory | Packed | None
+    ) -> Tensor:
         layer = self._layers[index]
         state = state + layer.self_out(attended)
         hidden = layer.ff_in(layer.ff_norm(state))

@@ -92,7 +92,11 @@ class Judge:
             confidence = measures.classifier_probability(state, self._classifier)
         else:
             scores = self._head.scores(layer, state, self._confidence)
-            confidence = self._of_scores(layer, scores)
+            if self._measure == "softmax" and scores.ids is None:
+                confidence, best = measures.margin_and_best(scores.logits)
+                scores = Scores(scores.logits, None, best)
+            else:
+                confidence = self._of_scores(layer, scores)
         if self._remembers:
             self._states.append(state)
         self._confidence = confidence

@@ -18,6 +18,7 @@ from riskcal_adapters import fingerprint, generation_config, request_checks
 from riskcal_adapters.torch import sampling as sampling_
 from riskcal_adapters.torch import speculation, weights
 from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
 from riskcal_adapters.torch.generation import Generation, assembled
 from riskcal_adapters.torch.loop import Loop
@@ -284,6 +285,12 @@ class Decoder:
         return encoded["input_ids"].to(self._backbone.device), encoded["attention_mask"].to(
             self._backbone.device
         )
+
+    def ids(self, texts: Sequence[str]) -> list[Ints]:
+        """Token ids of each text, as `encode` has them, without padding."""
+        with _TOKENIZING:
+            read = self._need_tokenizer()(list(texts), return_attention_mask=False)
+        return [np.array(ids, dtype=np.int64) for ids in read["input_ids"]]
 
     def decode(self, tokens: Tensor | list[list[int]]) -> list[str]:
         """One text per row of token ids (B, T), without special tokens."""

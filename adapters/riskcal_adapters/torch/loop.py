@@ -18,7 +18,8 @@ from riskcal.forbidden import Guard, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import generation_config
 from riskcal_adapters.torch import heads, sampling
-from riskcal_adapters.torch.backbone import Backbone, Cache
+from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.caches import Cache
 from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
 from riskcal_adapters.torch.generation import Step
 from riskcal_adapters.torch.heads import Head
@@ -319,7 +320,7 @@ class Loop:
     def _choose(self, run: Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
         drawing = run.policy.sampling
         if drawing is None:
-            best = scores.best().tolist()
+            best = scores.tokens().tolist()
             return [best[place] for place in places]
         keys = [run.keys[row] for row in rows]
         return sampling.draw(

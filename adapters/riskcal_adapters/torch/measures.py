@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riskcal_adapters import request_checks
+from riskcal_adapters.torch import kernels
 
 Confidences = NDArray[np.float32]
 
@@ -49,8 +50,21 @@ class Linear:
 
 def softmax_margin(logits: Tensor) -> Confidences:
     """How far the most probable token is ahead of the next, in [0, 1] (CALM, section 3.4). Ties have margin 0."""
+    if kernels.take(logits):
+        return margin_and_best(logits)[0]
     top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values.cpu().numpy()
     return np.asarray(top[:, 0] - top[:, 1])
+
+
+def margin_and_best(logits: Tensor) -> tuple[Confidences, NDArray[np.int64]]:
+    """`softmax_margin`, and the most probable tokens, the lowest id of equals: two looks at the logits instead of five."""
+    if not kernels.take(logits):
+        top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values
+        likeliest = logits.argmax(-1, keepdim=True)
+        read = torch.cat([top.double(), likeliest.double()], 1).cpu().numpy()  # in one, and exactly
+        return (read[:, 0] - read[:, 1]).astype(np.float32), read[:, 2].astype(np.int64)
+    confidence, best = kernels.margins(logits.contiguous().numpy())
+    return confidence, best
 
 
 def max_probability(logits: Tensor) -> Confidences:

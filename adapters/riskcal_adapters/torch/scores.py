@@ -3,7 +3,9 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -12,6 +14,7 @@ class Scores(NamedTuple):
 
     logits: Tensor  #: (B, V), or (B, k) over some tokens
     ids: Tensor | None = None  #: (B, k) the ids of these; None: all, in order
+    read: NDArray[np.int64] | None = None  #: `best`, where it is known already
 
     def best(self) -> Tensor:
         """(B,) the id of the largest logit, the lowest of equals."""
@@ -20,6 +23,10 @@ class Scores(NamedTuple):
         # a NaN is the largest, as argmax has it
         first = (self.logits == self.logits.amax(-1, keepdim=True)) | self.logits.isnan()
         return self.ids.masked_fill(~first, torch.iinfo(self.ids.dtype).max).amin(-1)
+
+    def tokens(self) -> NDArray[np.int64]:
+        """`best`, read."""
+        return self.best().cpu().numpy() if self.read is None else self.read
 
 
 def likeliest(logits: Tensor, k: int) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from riskcal import RiskcalError, internal
 from riskcal.policy import Sampling
 from riskcal_adapters.generation_config import SpecialTokens
-from riskcal_adapters.torch.backbone import Backbone, Cache
+from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.caches import Cache
 from riskcal_adapters.torch.measures import softmax_margin
 from riskcal_adapters.torch.sampling import draw
 from riskcal_adapters.torch.scores import Scores

@@ -1,7 +1,7 @@
 """A T5's decoder: its prompt is encoded once, and every layer attends to it apart from what was generated."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -10,36 +10,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from riskcal_adapters.torch import weights
-from riskcal_adapters.torch.backbone import Backbone, Cache, Ints, LayerCache, Memory
+from riskcal_adapters.torch import kernels, weights
+from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
 
 Of = TypeVar("Of")
+
+#: Prompts up to so many tokens are attended to quicker by `kernels`.
+_SHORT = 64
 
 
 @dataclass(eq=False)
 class Prompt:
     """Encoded prompts."""
 
-    memory: Tensor  # (B * S, d), the encoder's normed output
+    #: The encoder's normed output: (B * S, d), or without padding, each prompt from its start on.
+    memory: Tensor
     bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
     batch: int
     lengths: Ints  # (B,)
+    starts: Ints  # (B,), of rows of memory without padding
     position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
     causal_bias: dict[PositionBias, Tensor] = field(
         default_factory=dict
     )  # (1, heads, T, T), -inf ahead; where needed
+    last_bias: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # where needed
 
     def of(self, rows: Tensor) -> "Prompt":
         """Some rows of the batch."""
-        memory = (
-            self.memory.view(self.batch, -1, self.memory.shape[1])
-            .index_select(0, rows)
-            .flatten(0, 1)
+        numbers = rows.cpu().numpy()
+        lengths, starts, bias = self.lengths[numbers], self.starts[numbers], self.bias
+        if len(starts):
+            chosen = kernels.ranges(starts, lengths)
+            memory = self.memory.index_select(0, torch.from_numpy(chosen))
+            starts = np.cumsum(lengths) - lengths
+        else:
+            padded = self.memory.view(self.batch, -1, self.memory.shape[1])
+            memory = padded.index_select(0, rows).flatten(0, 1)
+            bias = None if bias is None else bias.index_select(0, rows)
+        return replace(
+            self, memory=memory, bias=bias, batch=len(rows), lengths=lengths, starts=starts
         )
-        bias = None if self.bias is None else self.bias.index_select(0, rows)
-        lengths = self.lengths[rows.cpu().numpy()]
-        return Prompt(memory, bias, len(rows), lengths, self.position_bias, self.causal_bias)
 
 
 class T5Backbone(Backbone):
@@ -71,8 +83,12 @@ class T5Backbone(Backbone):
         self._norm_offset = weights.norm_offset(model, dtype)
         self._activation = weights.activation(model)
         self._gated: bool = model.config.is_gated_act
+        self._gated_gelu = self.lean and self._gated and model.config.dense_act_fn == "gelu_new"
+        self._offset = np.float32(self._norm_offset.item())
+        self.row_width = self._decoder[0].self_in.shape[1]
         self._encoder_bias = PositionBias(model.encoder, dtype)
         self._decoder_bias = PositionBias(model.decoder, dtype)
+        self._around: dict[int, list[NDArray[np.float32]]] = {}  # by length, as they are asked for
 
     @property
     def head(self) -> Tensor:
@@ -83,27 +99,38 @@ class T5Backbone(Backbone):
         memory, prompt_bias = self._encode(tokens, mask)
         batch = len(tokens)
         rows = [bias.rows(length) for bias in self._decoder_bias.layers]
-        prompt = Prompt(memory, prompt_bias, batch, np.full(batch, tokens.shape[1]), rows)
+        nothing = np.zeros(batch, dtype=np.int64)
+        lengths, starts = np.full(batch, tokens.shape[1]), nothing[:0]
+        if self.lean:
+            lengths = mask.sum(1)
+            starts = np.cumsum(lengths) - lengths
+        prompt = Prompt(memory, prompt_bias, batch, lengths, starts, rows)
         states = memory.new_empty(length, batch, self.width)
-        return Cache(prompt, [self._start] * batch, states, offsets=np.zeros(batch, dtype=np.int64))
+        return Cache(prompt, [self._start] * batch, states, offsets=nothing, begins=nothing)
 
     def pool(self, slots: int, prompt: int, length: int) -> Cache:
         empty, prompt = self._embedding.new_zeros, weights.whole_pieces(prompt)
         rows = [bias.rows(length) for bias in self._decoder_bias.layers]
-        bias = torch.full_like(empty(slots, 1, 1, prompt), -math.inf)
-        read = Prompt(
-            empty(slots * prompt, self.width), bias, slots, np.zeros(slots, dtype=np.int64), rows
-        )
+        nothing, starts = np.zeros(slots, dtype=np.int64), np.arange(slots) * prompt
+        bias = None if self.lean else torch.full_like(empty(slots, 1, 1, prompt), -math.inf)
+        read = Prompt(empty(slots * prompt, self.width), bias, slots, nothing.copy(), starts, rows)
         states = empty(length, slots, self.width)
-        cache = Cache(read, [self._start] * slots, states, np.zeros(slots, dtype=np.int64))
-        for index, layer in enumerate(self._decoder):
-            held = (slots, self.kv_heads, prompt, self.head_width)
+        cache = Cache(read, [self._start] * slots, states, offsets=nothing, begins=nothing)
+        both = 2 * self.kv_heads * self.head_width
+        held = (slots, self.kv_heads, prompt, self.head_width)
+        for index in range(self.n_layers):
+            memory: Memory | Packed = (
+                Packed(empty(slots * prompt, both), starts, read.lengths, self.head_width)
+                if self.lean
+                else Memory(empty(*held), empty(*held), bias)
+            )
             own = LayerCache.on(
-                empty(length * slots, layer.self_in.shape[1]),
+                empty(length * slots, both),
                 slots,
                 self.kv_heads,
                 self.head_width,
-                Memory(empty(*held), empty(*held), bias),
+                memory,
+                by_row=True,
             )
             own.stale = np.ones(slots, dtype=bool)
             cache.layers[index] = own
@@ -116,32 +143,47 @@ class T5Backbone(Backbone):
         ids = np.zeros(mask.shape, dtype=np.int64)
         ids[mask] = np.concatenate(prompts)
         memory, _ = self._encode(self.tensor(ids), mask)
-        chosen, width = self.tensor(rows), mask.shape[1]
-        slots = read.memory.view(len(read.lengths), -1, self.width)
-        slots[chosen, :width] = memory.view(len(rows), width, self.width)
-        assert read.bias is not None
-        hidden = self.tensor(np.where(mask, 0.0, -math.inf)).to(self.dtype)
-        read.bias[chosen, :, :, :width] = hidden[:, None, None]
-        read.bias[chosen, :, :, width:] = -math.inf
         read.lengths[rows] = lengths
+        if self.lean:
+            kernels.put(
+                memory.numpy(), kernels.ranges(read.starts[rows], lengths), read.memory.numpy()
+            )
+        else:
+            chosen, width = self.tensor(rows), mask.shape[1]
+            slots = read.memory.view(len(read.lengths), -1, self.width)
+            slots[chosen, :width] = memory.view(len(rows), width, self.width)
+            assert read.bias is not None
+            hidden = self.tensor(np.where(mask, 0.0, -math.inf)).to(self.dtype)
+            read.bias[chosen, :, :, :width] = hidden[:, None, None]
+            read.bias[chosen, :, :, width:] = -math.inf
         for own in cache.layers.values():
             own.filled_rows[rows] = 0
             assert own.stale is not None
             own.stale[rows] = True
         return [self._start] * len(rows)
 
-    def recall(self, index: int, own: LayerCache, cache: Cache, rows: Ints) -> Memory | None:
+    def recall(
+        self, index: int, own: LayerCache, cache: Cache, rows: Ints
+    ) -> Memory | Packed | None:
         read: Prompt = cache.prompt
         memory = own.memory
+        if isinstance(memory, Packed):
+            if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
+                places = kernels.ranges(read.starts[fresh], read.lengths[fresh])
+                entering = self.of(read.memory, places)
+                projected = torch.mm(entering, self._cross[index].memory)
+                kernels.put(projected.numpy(), places, memory.rows.numpy())
+                own.stale[fresh] = False
+            return memory if len(rows) == cache.batch else memory.of(rows)
         assert memory is not None
         if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
-            width, places = int(read.lengths[fresh].max()), self.tensor(fresh)
+            width, chosen = int(read.lengths[fresh].max()), self.tensor(fresh)
             of_slots = read.memory.view(len(read.lengths), -1, self.width)
-            entering = of_slots[:, :width].index_select(0, places).flatten(0, 1)
+            entering = of_slots[:, :width].index_select(0, chosen).flatten(0, 1)
             projected = torch.mm(entering, self._cross[index].memory)
             keys, values = self._split_heads(projected, len(fresh), 2)
-            memory.keys[places, :, :width] = keys
-            memory.values[places, :, :width] = values
+            memory.keys[chosen, :, :width] = keys
+            memory.values[chosen, :, :width] = values
             own.stale[fresh] = False
         if own.stale is not None:  # slots have room for longer prompts than these
             width = int(read.lengths[rows].max())
@@ -150,48 +192,99 @@ class T5Backbone(Backbone):
         return memory if len(rows) == cache.batch else memory.of(self.tensor(rows))
 
     def _encode(self, tokens: Tensor, mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor | None]:
-        """The encoder's normed output (B * S, d), and what hides padding from those who read it."""
+        """The encoder's normed output, and what hides padding from those who read it.
+
+        (B * S, d), or where it is `lean`, of the real tokens alone; these alone are multiplied there.
+        """
         batch, width = tokens.shape
+        if self.lean and width <= _SHORT and not _have_holes(mask):
+            return self._encode_short(tokens, mask), None
         biases = [bias.square(width) for bias in self._encoder_bias.layers]
-        prompt_bias = None
+        prompt_bias = real = spread = None
         if not mask.all():
             additive = np.where(mask, 0.0, -math.inf)[:, None, None, :]
             prompt_bias = torch.as_tensor(additive, dtype=self.dtype, device=self.device)
             biases = [bias + prompt_bias for bias in biases]
-        state = self._embedding.index_select(0, tokens.flatten())
+            if self.lean:
+                real = self.tensor(np.flatnonzero(mask))
+                spread = self.tensor((np.cumsum(mask) - 1).clip(0))  # padding is any token
+        tokens = tokens.flatten()
+        state = self._embedding.index_select(0, tokens if real is None else tokens[real])
         for index, layer in enumerate(self._encoder):
-            queries, keys, values = self._split_heads(
-                torch.mm(self.normed(state), layer.self_in), batch, 3
-            )
+            projected = torch.mm(self.normed(state), layer.self_in)
+            if spread is not None:
+                projected = projected.index_select(0, spread)
+            queries, keys, values = self._split_heads(projected, batch, 3)
             attended = scaled_dot_product_attention(
                 queries, keys, values, attn_mask=_of_layer(biases, index), scale=1.0
             )
-            state = torch.addmm(
-                state, attended.transpose(1, 2).reshape(len(state), -1), layer.self_out
-            )
+            attended = attended.transpose(1, 2).reshape(batch * width, -1)
+            if real is not None:
+                attended = attended.index_select(0, real)
+            state = torch.addmm(state, attended, layer.self_out)
             state = self._feed_forward(layer, state)
         return self.normed(state), prompt_bias
+
+    def _encode_short(self, tokens: Tensor, mask: NDArray[np.bool_]) -> Tensor:
+        """The encoder's normed output of the real tokens, each attending to its own prompt where it is."""
+        width, lengths = mask.shape[1], mask.sum(1)
+        own, starts = np.arange(lengths.sum()), np.cumsum(lengths) - lengths
+        begins, counts = np.repeat(starts, lengths), np.repeat(lengths, lengths)
+        shifts = width - 1 - (own - begins)
+        tables = self._around.get(width)
+        if tables is None:
+            tables = [_around(bias.square(width)) for bias in self._encoder_bias.layers]
+            self._around[width] = tables
+        state = self._embedding.index_select(0, tokens[torch.from_numpy(mask)])
+        inside = self.kv_heads * self.head_width
+        for index, layer in enumerate(self._encoder):
+            projected = torch.mm(self.normed(state), layer.self_in).numpy()
+            attended = kernels.attend(
+                projected,
+                projected,
+                begins,
+                1,
+                counts,
+                _of_layer(tables, index),
+                shifts,
+                (inside, 2 * inside, 1),
+                inside,
+                self.head_width,
+                np.float32(1),
+            )
+            state = torch.addmm(state, torch.from_numpy(attended), layer.self_out)
+            state = self._feed_forward(layer, state)
+        return self.normed(state)
 
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
             return self._embedding.narrow(0, tokens[0], 1)
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
 
+    def embed_into(
+        self, state: Tensor, tokens: Ints, rows: Ints, positions: Ints, cache: Cache
+    ) -> None:
+        self.put(self._embedding, tokens, state, rows)
+
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         return self._embedding.index_select(0, self.tensor(np.array(tokens)))
 
     def normed(self, state: Tensor) -> Tensor:
-        return rms_norm(state, self._norm_offset)
+        if not self.lean:
+            return rms_norm(state, self._norm_offset)
+        return torch.from_numpy(kernels.rms_norm(state.numpy(), self._offset))
 
     def open(self, index: int, cache: Cache) -> LayerCache:
         layer, prompt, batch = self._decoder[index], cache.prompt, cache.batch
         rows = prompt.memory.new_empty(cache.length * batch, layer.self_in.shape[1])
-        keys, values = self._split_heads(
-            torch.mm(prompt.memory, self._cross[index].memory), batch, 2
-        )
-        own = LayerCache.on(
-            rows, batch, self.kv_heads, self.head_width, Memory(keys, values, prompt.bias)
-        )
+        projected = torch.mm(prompt.memory, self._cross[index].memory)
+        memory: Memory | Packed
+        if self.lean:
+            memory = Packed(projected, prompt.starts, prompt.lengths, self.head_width)
+        else:
+            keys, values = self._split_heads(projected, batch, 2)
+            memory = Memory(keys, values, prompt.bias)
+        own = LayerCache.on(rows, batch, self.kv_heads, self.head_width, memory)
         cache.layers[index] = own
         return own
 
@@ -199,27 +292,24 @@ class T5Backbone(Backbone):
         torch.mm(self.normed(states), self._decoder[index].self_in, out=out)
         return out.narrow(1, 0, self.kv_heads * self.head_width)
 
-    def finish(self, index: int, state: Tensor, attended: Tensor, memory: Memory | None) -> Tensor:
+    def finish(
+        self, index: int, state: Tensor, attended: Tensor, memory: Memory | Packed | None
+    ) -> Tensor:
         layer, cross = self._decoder[index], self._cross[index]
         assert memory is not None
         state = torch.addmm(state, attended, layer.self_out)
-        batch = memory.keys.shape[0]
-        query = torch.mm(self.normed(state), cross.query)
-        several = query.shape[0] > batch  # positions; of one there is nothing to turn
-        heads = (
-            query.view(-1, batch, self.kv_heads, self.head_width).permute(1, 2, 0, 3)
-            if several
-            else query.view(batch, self.kv_heads, 1, -1)
-        )
-        attended = scaled_dot_product_attention(
-            heads, memory.keys, memory.values, attn_mask=memory.bias, scale=1.0
-        )
-        if several:
-            attended = attended.permute(2, 0, 1, 3)
-            state = torch.addmm(state, attended.reshape(state.shape[0], -1), cross.out)
-        else:
-            state = torch.addmm(state, attended.flatten(1), cross.out)
+        attended = memory.attend(torch.mm(self.normed(state), cross.query))
+        state = torch.addmm(state, attended, cross.out)
         return self._feed_forward(layer, state)
+
+    def bias_of_last(self, index: int, cache: Cache) -> NDArray[np.float32]:
+        biases, prompt = self._decoder_bias.layers, cache.prompt
+        index = index if len(biases) > 1 else 0
+        if index not in prompt.last_bias:
+            last = prompt.position_bias[index][cache.length - 1]
+            prompt.last_bias[index] = last[0, :, 0].contiguous().numpy()
+        known: NDArray[np.float32] = prompt.last_bias[index]
+        return known
 
     def bias(self, index: int, cache: Cache) -> Tensor:
         bias: Tensor = _of_layer(cache.prompt.position_bias, index)[cache.position]
@@ -253,7 +343,9 @@ class T5Backbone(Backbone):
 
     def _feed_forward(self, layer: Layer, state: Tensor) -> Tensor:
         hidden = torch.mm(self.normed(state), layer.ff_in)
-        if self._gated:
+        if self._gated_gelu:
+            hidden = torch.from_numpy(kernels.gated_gelu(hidden.numpy()))
+        elif self._gated:
             gate, linear = hidden.chunk(2, -1)
             hidden = self._activation(gate) * linear
         else:
@@ -269,3 +361,16 @@ class T5Backbone(Backbone):
 def _of_layer(biases: list[Of], index: int) -> Of:
     """A layer's own, or the one that all share."""
     return biases[index if len(biases) > 1 else 0]
+
+
+def _around(square: Tensor) -> NDArray[np.float32]:
+    """(heads, 2 S - 1): the bias by how far ahead a position is, from 1 - S on, of that between all (1, heads, S, S)."""
+    around = torch.cat([square[0, :, 1:, 0].flip(1), square[0, :, 0]], 1)
+    return np.asarray(around.contiguous().numpy())
+
+
+def _have_holes(mask: NDArray[np.bool_]) -> bool:
+    """Whether any row's real tokens do not stand together."""
+    begins = mask.copy()
+    begins[:, 1:] &= ~mask[:, :-1]
+    return bool((begins.sum(1) > 1).any())

@@ -6,7 +6,7 @@ import numpy as np
 
 from riskcal import RiskcalError, internal
 from riskcal_adapters.torch import sampling
-from riskcal_adapters.torch.backbone import Ints
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.engine.journal import Journal
 from riskcal_adapters.torch.engine.policies import KILLED, REFUSED, UNKNOWN, Routes, Served

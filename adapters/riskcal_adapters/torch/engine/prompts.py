@@ -6,7 +6,7 @@ import numpy as np
 
 from riskcal import RiskcalError
 from riskcal.internal import shown
-from riskcal_adapters.torch.backbone import Ints
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.engine.requests import Request
 
@@ -43,15 +43,13 @@ def ids_together(requests: list[Request], decoder: Decoder) -> list[Ints | None]
         return [None] * len(requests)
     try:
         texts = [one.text for one, is_plain in zip(requests, plain, strict=True) if is_plain]
-        tokens, mask = decoder.encode([text for text in texts if text is not None])
+        read = iter(decoder.ids([text for text in texts if text is not None]))
     except Exception:  # each is read again, and told its own fault
         return [None] * len(requests)
     most = decoder._backbone.vocabulary
-    read = iter(zip(tokens.cpu().numpy(), mask.cpu().numpy() == 1, strict=True))
     found: list[Ints | None] = []
     for is_plain in plain:
-        row, real = next(read) if is_plain else (np.zeros(0, dtype=np.int64), ...)
-        ids = row[real]
+        ids = next(read) if is_plain else np.zeros(0, dtype=np.int64)
         found.append(ids if len(ids) and ids.max() < most else None)
     return found
 

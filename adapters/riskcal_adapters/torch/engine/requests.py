@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from riskcal import RiskcalError, internal
 from riskcal.internal import shown
-from riskcal_adapters.torch.backbone import Ints
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.engine.slots import Ended
 
 

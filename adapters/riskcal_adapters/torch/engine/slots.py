@@ -19,8 +19,9 @@ from torch import Tensor
 from riskcal.forbidden import Guard, Rule, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, sampling
-from riskcal_adapters.torch.backbone import Ints
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
+from riskcal_adapters.torch.engine import bookkeeping
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
 
@@ -97,7 +98,8 @@ class Slots:
         self._judges: dict[str, tuple[Judge, heads.Head]] = {}
         self._measure = np.zeros(slots, dtype=np.int64)
         self._measures: list[str] = []
-        self._keys = [0] * slots
+        self._ends = np.array(loop.special.ends, dtype=np.int64)
+        self._keys, self._draws = [0] * slots, False  # whether any policy ever drew
         self._rules: dict[tuple[Rule, ...], Guard] = {}
         # of rows with tokens that may not leave early
         self._guards: dict[int, tuple[Guard, tuple[State, ...]]] = {}
@@ -113,10 +115,12 @@ class Slots:
     @property
     def memory_bytes(self) -> int:
         """Of keys, values and states, allocated once."""
-        held: list[Tensor] = [self._cache.states, self._state]
+        held, memories = [self._cache.states, self._state], 0
         for own in self._cache.layers.values():
-            held += [own.rows, *((own.memory.keys, own.memory.values) if own.memory else ())]
-        return sum(part.numel() * part.element_size() for part in held) + self._needed.nbytes
+            held.append(own.rows)
+            memories += own.memory.bytes if own.memory else 0
+        own_bytes = sum(part.numel() * part.element_size() for part in held)
+        return own_bytes + memories + self._needed.nbytes
 
     def admit(self, newcomers: list[Newcomer]) -> Ints:
         """Read their prompts, all in one; gives each its row. There must be as many `free` ones."""
@@ -131,12 +135,13 @@ class Slots:
             self._refused[row] = -math.inf
             self._policies[row], self._keys[row] = one.policy, one.key
             self._measure[row] = self._number(one.policy)
+            self._draws |= one.policy.sampling is not None
             self._guards.pop(row, None)
             if one.policy.forbidden:
                 guard = self._guard(one.policy.forbidden)
                 self._guards[row] = guard, guard.start(one.prompt.tolist())
         self.active[rows] = True
-        self._embed(rows, first)
+        self._embed(rows, np.array(first))
         return rows
 
     def drop(self, row: int) -> None:
@@ -151,43 +156,39 @@ class Slots:
 
     def advance(self) -> list[Ended]:
         """Run one layer for the rows that wait for it, and give those that ended."""
-        index = self._next_layer()
-        rows = np.flatnonzero(self.active & (self._layer == index))
-        positions = self._position[rows]
-        before = self._of(self._state, rows)
+        index, rows, positions = bookkeeping.next_rows(
+            self.active,
+            self._layer,
+            self._position,
+            self._since,
+            time.monotonic() - self._max_wait,
+            self._least,
+            self._loop.n_layers,
+        )
+        before = self._backbone.of(self._state, rows)
         state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         self.calls += 1
         self.rows_computed += len(rows)
         stay = np.ones(len(rows), dtype=bool)
-        leaving, tokens = np.zeros(0, dtype=np.int64), list[int]()
+        leaving, tokens = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
-            asked = np.flatnonzero(stay & (self._needed[rows, positions, place] < math.inf))
+            asked = bookkeeping.asking(rows, positions, stay, self._needed, place)
+            if not len(asked):
+                continue
             left, said = self._judged(
                 place, asked, rows, positions, state, before if index else None
             )
             stay[left] = False
-            leaving, tokens = np.concatenate([leaving, left]), tokens + said
-        going = rows[stay]
-        if len(going):
-            self._state.index_copy_(
-                0, self._backbone.tensor(going), state[self._backbone.tensor(stay)]
-            )
+            leaving, tokens = np.concatenate([leaving, left]), np.concatenate([tokens, said])
+        if len(leaving) < len(rows):
+            staying = np.flatnonzero(stay)
+            going = rows[staying]
+            self._backbone.put(state, staying, self._state, going)
             self._layer[going] = index + 1
             self._since[going] = time.monotonic()
         return self._left(rows[leaving], leaving, tokens, state) if len(leaving) else []
-
-    def _next_layer(self) -> int:
-        """The deepest layer that enough rows wait for, else the one that most do; first what waited too long."""
-        layers = self._layer[self.active]
-        since = self._since[self.active]
-        first = since.argmin()
-        if time.monotonic() - since[first] > self._max_wait:
-            return int(layers[first])
-        counts = np.bincount(layers, minlength=self._loop.n_layers)
-        enough = np.flatnonzero(counts >= self._least)
-        return int(enough[-1] if len(enough) else counts.argmax())
 
     def _judged(
         self,
@@ -197,44 +198,40 @@ class Slots:
         positions: Ints,
         state: Tensor,
         before: Tensor | None,
-    ) -> tuple[Ints, list[int]]:
+    ) -> tuple[Ints, Ints]:
         """Which of the rows leave after this layer, by their places among ``rows``, and their tokens."""
-        if not len(asked):
-            return asked, []
         leaving, tokens = [], []
-        measures = self._measure[rows[asked]]
-        for number in np.unique(measures):
-            places = asked[measures == number]
+        several = len(self._measures) > 1
+        measures = self._measure[rows[asked]] if several else asked[:1]
+        for number in np.unique(measures) if several else [0]:
+            places = asked[measures == number] if several else asked
             judge, head = self._judges[self._measures[number]]
             judge.begin()
-            own = state if len(places) == len(rows) else state[self._backbone.tensor(places)]
-            behind = None
-            if before is not None:
-                behind = before if own is state else before[self._backbone.tensor(places)]
+            own = state if len(places) == len(rows) else self._backbone.of(state, places)
+            behind = before
+            if before is not None and own is not state:
+                behind = self._backbone.of(before, places)
             confidence, scores = judge.look(index + 1, own, behind)
-            at, of = rows[places], positions[places]
-            sure = confidence >= self._needed[at, of, index]
-            if index + 1 == self._backbone.n_exits:
-                sure[:] = True
-            short = ~sure & ~np.isnan(confidence)
-            self._refused[at[short], of[short]] = np.maximum(
-                self._refused[at[short], of[short]], confidence[short]
+            final = index + 1 == self._backbone.n_exits
+            out = bookkeeping.decide(
+                rows, positions, places, self._needed, index, confidence, self._refused, final
             )
-            out = np.flatnonzero(sure)
             if not len(out):
                 continue
-            chosen = self._chosen(
-                scores or head.scores(index + 1, own, None), out, at[out], of[out]
-            )
-            if self._guards and index + 1 < self._backbone.n_exits:
+            left = places[out]
+            at, of = rows[left], positions[left]
+            chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, of)
+            if self._guards and not final:
                 free = [
-                    i for i, row in enumerate(at[out].tolist()) if not self._forbids(row, chosen[i])
+                    i for i, row in enumerate(at.tolist()) if not self._forbids(row, int(chosen[i]))
                 ]
-                out, chosen = out[free], [chosen[i] for i in free]
-            self._confidence[at[out], of[out]] = confidence[out]
-            tokens += chosen
-            leaving.append(places[out])
-        return (np.concatenate(leaving) if leaving else asked[:0]), tokens
+                out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
+            self._confidence[at, of] = confidence[out]
+            tokens.append(chosen)
+            leaving.append(left)
+        if len(leaving) == 1:
+            return leaving[0], tokens[0]
+        return (np.concatenate(leaving), np.concatenate(tokens)) if leaving else (asked[:0],) * 2
 
     def _guard(self, rules: tuple[Rule, ...]) -> Guard:
         """One for all rows under these rules, as it remembers what they said."""
@@ -248,8 +245,10 @@ class Slots:
         guard, states = self._guards[row]
         return guard.forbids(states, token)
 
-    def _chosen(self, scores: Scores, places: Ints, rows: Ints, positions: Ints) -> list[int]:
-        best: list[int] = scores.best().cpu().numpy()[places].tolist()
+    def _chosen(self, scores: Scores, places: Ints, rows: Ints, positions: Ints) -> Ints:
+        best = scores.tokens()[places]
+        if not self._draws:
+            return best
         for i, row in enumerate(rows.tolist()):
             policy = self._policies[row]
             drawing = None if policy is None else policy.sampling
@@ -260,30 +259,32 @@ class Slots:
                 )
         return best
 
-    def _left(self, rows: Ints, places: Ints, tokens: list[int], state: Tensor) -> list[Ended]:
+    def _left(self, rows: Ints, places: Ints, tokens: Ints, state: Tensor) -> list[Ended]:
         """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
-        positions = self._position[rows]
-        slots = self._backbone.tensor(positions * self.size + rows)
-        exiting = state[self._backbone.tensor(places)]
-        self._cache.states.flatten(0, 1).index_copy_(0, slots, exiting)
-        self._first_token[rows[positions == 0]] = time.monotonic()
-        self._tokens[rows, positions] = tokens
-        # those that stay are a layer on already
-        self._exits[rows, positions] = self._layer[rows] + 1
-        self._position[rows] = positions + 1
+        held = self._position[rows] * self.size + rows
+        self._backbone.put(state, places, self._cache.states.flatten(0, 1), held)
+        ended, going, entering = bookkeeping.emit(
+            rows,
+            tokens,
+            self._ends,
+            time.monotonic(),
+            self._tokens,
+            self._exits,
+            self._layer,
+            self._position,
+            self._limit,
+            self._since,
+            self._first_token,
+            self.active,
+        )
         if self._guards:
-            for row, token in zip(rows.tolist(), tokens, strict=True):
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
                 if row in self._guards:
                     guard, states = self._guards[row]
                     self._guards[row] = guard, guard.after(states, token)
-        ends = np.isin(tokens, self._loop.special.ends) | (positions + 1 == self._limit[rows])
-        self.active[rows[ends]] = False
-        going = rows[~ends]
         if len(going):
-            self._layer[going] = 0
-            self._since[going] = time.monotonic()
-            self._embed(going, [token for token, end in zip(tokens, ends, strict=True) if not end])
-        return [self._ended(row) for row in rows[ends].tolist()]
+            self._embed(going, entering)
+        return [self._ended(row) for row in ended.tolist()]
 
     def _ended(self, row: int) -> Ended:
         size = self._position[row]
@@ -296,12 +297,8 @@ class Slots:
             float(self._first_token[row]),
         )
 
-    def _embed(self, rows: Ints, tokens: list[int]) -> None:
-        entering = self._backbone.embed_at(tokens, rows, self._position[rows], self._cache)
-        self._state.index_copy_(0, self._backbone.tensor(rows), entering)
-
-    def _of(self, values: Tensor, rows: Ints) -> Tensor:
-        return values.index_select(0, self._backbone.tensor(rows))
+    def _embed(self, rows: Ints, tokens: Ints) -> None:
+        self._backbone.embed_into(self._state, tokens, rows, self._position[rows], self._cache)
 
     def _number(self, policy: ExitPolicy) -> int:
         """Of the policy's measure: rows of one are judged together."""

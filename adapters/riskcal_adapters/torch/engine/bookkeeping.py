@@ -1,0 +1,124 @@
+"""Which rows run next, which of them leave, and where they stand then: over all rows at once, in compiled loops."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from riskcal_adapters.torch.kernels import Ints
+
+_NEVER = np.float32(math.inf)
+
+
+@njit(cache=True)
+def next_rows(
+    active: Any, layers: Any, positions: Any, since: Any, latest: Any, least: Any, n_layers: Any
+) -> tuple[Any, Ints, Ints]:
+    """A layer, the rows that wait for it, and their positions.
+
+    It is the deepest layer that ``least`` rows wait for, else the one that most do; but first that of a row that has been
+    waiting since before ``latest``.
+    """
+    counts = np.zeros(n_layers, dtype=np.int64)
+    first = -1
+    for row in range(len(active)):
+        if active[row]:
+            counts[layers[row]] += 1
+            if first < 0 or since[row] < since[first]:
+                first = row
+    index = int(counts.argmax())
+    if since[first] < latest:
+        index = layers[first]
+    else:
+        for deep in range(n_layers - 1, -1, -1):
+            if counts[deep] >= least:
+                index = deep
+                break
+    rows, at = np.empty(counts[index], np.int64), np.empty(counts[index], np.int64)
+    found = 0
+    for row in range(len(active)):
+        if active[row] and layers[row] == index:
+            rows[found], at[found] = row, positions[row]
+            found += 1
+    return index, rows, at
+
+
+@njit(cache=True)
+def asking(rows: Any, positions: Any, stay: Any, needed: Any, index: Any) -> Ints:
+    """Which of the rows may leave at an exit: ``needed`` (B, T, L) has a number for them."""
+    places, count = np.empty(len(rows), dtype=np.int64), 0
+    for i in range(len(rows)):
+        if stay[i] and needed[rows[i], positions[i], index] < _NEVER:
+            places[count] = i
+            count += 1
+    return places[:count].copy()
+
+
+@njit(cache=True)
+def decide(
+    rows: Any,
+    positions: Any,
+    places: Any,
+    needed: Any,
+    index: Any,
+    confidence: Any,
+    refused: Any,
+    last: Any,
+) -> Ints:
+    """The numbers among ``places`` of those that leave, at the ``last`` exit all; the others may have been ``refused``.
+
+    ``rows`` and ``positions`` are of all places, ``confidence`` of these; ``refused`` (B, T) keeps the largest.
+    """
+    out, count = np.empty(len(places), dtype=np.int64), 0
+    for i in range(len(places)):
+        row, position = rows[places[i]], positions[places[i]]
+        if last or confidence[i] >= needed[row, position, index]:
+            out[count] = i
+            count += 1
+        elif confidence[i] > refused[row, position]:
+            refused[row, position] = confidence[i]
+    return out[:count].copy()
+
+
+@njit(cache=True)
+def emit(
+    rows: Any,
+    chosen: Any,
+    ends: Any,
+    now: Any,
+    tokens: Any,
+    exits: Any,
+    layers: Any,
+    positions: Any,
+    limits: Any,
+    since: Any,
+    first_token: Any,
+    active: Any,
+) -> tuple[Ints, Ints, Ints]:
+    """Rows emit the tokens ``chosen``: those that end, those that go on to their next position, and their tokens.
+
+    Rows that stay at their position are a layer on already; these are not.
+    """
+    ended, going = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
+    entering = np.empty(len(rows), np.int64)
+    n_ended = n_going = 0
+    for i in range(len(rows)):
+        row, token = rows[i], chosen[i]
+        position = positions[row]
+        if position == 0:
+            first_token[row] = now
+        tokens[row, position], exits[row, position] = token, layers[row] + 1
+        positions[row] = position + 1
+        is_end = position + 1 == limits[row]
+        for end in ends:
+            is_end = is_end or end == token
+        if is_end:
+            active[row] = False
+            ended[n_ended] = row
+            n_ended += 1
+        else:
+            layers[row], since[row] = 0, now
+            going[n_going], entering[n_going] = row, token
+            n_going += 1
+    return ended[:n_ended].copy(), going[:n_going].copy(), entering[:n_going].copy()
