@@ -280,6 +280,21 @@ def test_what_a_pool_of_actors_shows_is_said_as_it_is(tmp_path, undisturbed, how
     assert merged(record(tmp_path / "out", traces=True)) == merged(undisturbed)
 
 
+def test_what_a_job_of_a_pool_of_actors_raised_is_passed_on_as_it_is(tmp_path):
+    class Wrapped(Exception):
+        __module__ = "ray.util.multiprocessing.pool"
+
+        def __init__(self, underlying):
+            self.underlying = underlying
+
+    class Actors:
+        def map(self, function, jobs):
+            return [Wrapped(RiskcalError("risk: is 2; losses lie in [0, 1]."))]
+
+    with pytest.raises(RiskcalError, match=r"^risk: is 2; losses lie in \[0, 1\]\.$"):
+        record(tmp_path / "out", pool=Actors())
+
+
 def test_what_a_decoder_raises_in_a_worker_is_passed_on(tmp_path):
     class Picky(toy_decoder.ToyDecoder):
         def generate(self, input_ids, attention_mask, **settings):
