@@ -18,9 +18,9 @@ STATEMENTS = {
     "from riskcal_adapters.torch.training import train_heads": "torch",
     "import riskcal_adapters.jax": "jax",
     "from riskcal_adapters import texts; texts.token_distance('a', 'b')": "text",
-    "from riskcal_adapters import texts; texts.rouge_l('a', ['b'])": "text",
-    "from riskcal_adapters import texts; texts.sentence_bleu('a', ['b'])": "text",
-    "from riskcal_adapters import texts; texts.chrf('a', ['b'])": "text",
+    "from riskcal_adapters import texts; texts.rouge_l('a', 'b')": "text",
+    "from riskcal_adapters import texts; texts.sentence_bleu('a', 'b')": "text",
+    "from riskcal_adapters import texts; texts.chrf('a', 'b')": "text",
     "from riskcal_adapters import validators; validators.JsonSchema({})('{}')": "validators",
     "from riskcal import serving; serving.MetricsCollector()": "prometheus",
 }
