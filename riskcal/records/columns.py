@@ -1,5 +1,6 @@
 """Columns of tables as numpy holds them: the one place that knows the types of pandas, Arrow and other libraries."""
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -354,13 +355,24 @@ def floats(column: pd.Series) -> _validate.Floats:
     if column.dtype == object:
         column = pd.Series([_number(value) for value in column], column.index, dtype=object)
     try:
-        return pd.to_numeric(column, errors="coerce").to_numpy(
+        numbers: _validate.Floats = pd.to_numeric(column, errors="coerce").to_numpy(
             dtype="float64", na_value=float("nan")
         )
+        return _to_the_bit(numbers, column) if column.dtype.kind == "O" else numbers
     except OverflowError:  # an integer beyond any float
         return floats(column.map(lambda v: None if isinstance(v, int) and abs(v) > 2**1000 else v))
     except (TypeError, ValueError):
         return np.full(len(column), np.nan)
+
+
+def _to_the_bit(numbers: _validate.Floats, column: pd.Series) -> _validate.Floats:
+    """The floats nearest to the texts; before pandas 3 the one beside it for a third of those with 17 digits."""
+    numbers = numbers.copy()
+    for row, value in enumerate(column):
+        if isinstance(value, str) and math.isfinite(numbers[row]):
+            with suppress(ValueError):  # what pandas alone takes for a number
+                numbers[row] = float(value)
+    return numbers
 
 
 def _number(value: Any) -> Any:

@@ -103,12 +103,13 @@ def test_a_killed_worker_that_ray_may_restart_is_not_noticed(tmp_path, whole, ki
 
 
 DRIVER = """
-import functools, sys
+import functools, os, sys
 import ray, toy_decoder
 from ray.util.multiprocessing import Pool
 from recordings import MANY, record
 
-ray.init(address=sys.argv[1], log_to_driver=False)
+imports = {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+ray.init(address=sys.argv[1], log_to_driver=False, runtime_env=imports)
 load = functools.partial(toy_decoder.load, None, .2)
 record(sys.argv[2], MANY[:12], load, shard_prompts=2, pool=Pool(2))
 """

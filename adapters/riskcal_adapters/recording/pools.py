@@ -48,6 +48,8 @@ def mapped(
 
 
 def _lost(error: BaseException) -> RiskcalError:
+    cause = getattr(error, "cause", None)  # Ray's own errors begin with where they happened
+    error = cause if isinstance(cause, BaseException) else error
     what = (
         f"{type(error).__name__}: {str(error).splitlines()[0]}"
         if str(error)
