@@ -82,6 +82,20 @@ def test_ci_calls_make_test_on_every_python_that_the_package_names() -> None:
     assert re.search(r"run: make .*PYTHON=python test$", workflow, re.MULTILINE)
 
 
+def test_the_wheel_is_tried_on_every_python_and_with_every_extra_of_users() -> None:
+    workflow = (ROOT / ".github" / "workflows" / "environments.yml").read_text(encoding="utf-8")
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (matrix,) = re.findall(r"python: \[(.+)\]", workflow)
+    assert re.findall(r"[\d.]+", matrix) == re.findall(r"Python :: (3\.\d+)", pyproject)
+    (names,) = re.findall(r"names=\(core (.+)\)", (ROOT / ".ci" / "release").read_text())
+    extras = metadata.metadata("riskcal-ltt").get_all("Provides-Extra") or []
+    assert set(names.split()) == set(extras) - {"dev", "docs", "browser"}
+    (release,) = re.findall(
+        r"needs: \[(.+)\]", (ROOT / ".github/workflows/release.yml").read_text()
+    )
+    assert release == "test, environments"
+
+
 @pytest.mark.parametrize(
     "package", [riskcal, riskcal_adapters], ids=["riskcal", "riskcal_adapters"]
 )

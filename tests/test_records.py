@@ -23,6 +23,7 @@ from riskcal import (
     records,
     replay_traces,
 )
+from riskcal.records import columns as record_columns
 from riskcal.records import files
 
 FILES = ("parquet", "csv", "jsonl")
@@ -398,6 +399,17 @@ def test_any_type_of_number_column_gives_the_same_runs(dtype):
         **{n: frame[n].astype(dtype) for n in ("threshold", "dissimilarity", "risk", "layers")}
     )
     same(Runs.from_frame(converted), Runs.from_frame(frame))
+
+
+def test_texts_of_numbers_are_read_to_the_bit():
+    numbers = np.random.default_rng(1).random(2000)
+    texts = pd.Series(
+        [*map(repr, numbers.tolist()), " 1.50 ", "-inf", "1_0", "one", None], dtype=object
+    )
+    found = record_columns.floats(texts)
+    assert found[:2000].tolist() == numbers.tolist()
+    assert found[2000:2002].tolist() == [1.5, -math.inf]
+    assert np.isnan(found[2002:]).all()
 
 
 def test_decimals_of_a_database_are_numbers():

@@ -53,9 +53,8 @@ def canonical(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with every column that has a type of numbers as numpy's own; rows of others are looked at where they are used."""
     changed = {}
     for place, (name, column) in enumerate(frame.items()):
-        with suppress(
-            RiskcalError
-        ):  # a date may stand where nobody looks; who asks for the column refuses it
+        # a date may stand where nobody looks; who asks for the column refuses it
+        with suppress(RiskcalError):
             converted = as_numpy(column, str(name))
             if converted is not column:
                 changed[place] = converted
@@ -365,13 +364,22 @@ def floats(column: pd.Series) -> _validate.Floats:
     if column.dtype == object:
         column = pd.Series([_number(value) for value in column], column.index, dtype=object)
     try:
-        return pd.to_numeric(column, errors="coerce").to_numpy(
-            dtype="float64", na_value=float("nan")
-        )
+        read = pd.to_numeric(column, errors="coerce")
+        numbers = read.to_numpy(dtype="float64", na_value=float("nan"), copy=True)
+        return _to_the_bit(numbers, column) if column.dtype.kind == "O" else numbers
     except OverflowError:  # an integer beyond any float
         return floats(column.map(lambda v: None if isinstance(v, int) and abs(v) > 2**1000 else v))
     except (TypeError, ValueError):
         return np.full(len(column), np.nan)
+
+
+def _to_the_bit(numbers: _validate.Floats, column: pd.Series) -> _validate.Floats:
+    """The floats nearest to the texts; before pandas 3 the one beside it for a third of those with 17 digits."""
+    for row, value in enumerate(column):
+        if isinstance(value, str) and np.isfinite(numbers[row]):
+            with suppress(ValueError):  # what pandas alone takes for a number
+                numbers[row] = float(value)
+    return numbers
 
 
 def _number(value: Any) -> Any:

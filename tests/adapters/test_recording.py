@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -12,6 +13,7 @@ import time
 import types
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -274,6 +276,21 @@ def test_processes_load_once_each_and_give_the_same_tables(tmp_path):
     assert len(loads) == len(set(loads)) <= 2
     assert str(os.getpid()) not in loads
     assert merged(out) == merged(record(tmp_path / "serial", shard_prompts=1))
+
+
+def test_a_relative_folder_is_the_callers_wherever_the_workers_are(tmp_path, monkeypatch):
+    class Elsewhere:
+        """As Ray's workers are."""
+
+        def map(self, function, jobs):
+            with contextlib.chdir(tmp_path / "elsewhere"):
+                return [function(job) for job in jobs]
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert record("out", pool=Elsewhere()) == Path("out")
+    assert merged(tmp_path / "out") == merged(record(tmp_path / "alone"))
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_pools_that_only_give_futures_are_refused(tmp_path):

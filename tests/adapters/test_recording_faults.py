@@ -237,6 +237,14 @@ class ActorDied(Exception):
     __module__ = "ray.exceptions"
 
 
+class TaskFailed(Exception):
+    __module__ = "ray.exceptions"
+
+    def __init__(self):
+        super().__init__("\x1b[36mray::PoolActor.run_batch()\x1b[39m (pid=1)\nand a traceback")
+        self.cause = ImportError("No module named 'mine'")
+
+
 class Fragile:
     """As Ray's pool is seen from here when an actor dies: an exception, raised or given back as a result, or nothing at all."""
 
@@ -247,6 +255,8 @@ class Fragile:
         for i, job in enumerate(jobs):
             if i != 1:
                 yield function(job)
+            elif self.how == "wrapped":
+                raise TaskFailed
             elif self.how == "raised":
                 raise ActorDied("the actor died: its process was killed\nand much more")
             elif self.how == "given":
@@ -266,6 +276,7 @@ class Fragile:
             "given",
             r"pool: a worker died or failed .* \(ActorDied: the actor died: its process was killed\)",
         ),
+        ("wrapped", r"pool: a worker died or failed .* \(ImportError: No module named 'mine'\)"),
         (
             "silent",
             r"pool: returned without an error, but runs-00001\.parquet was not written .*a worker was lost",
@@ -278,6 +289,21 @@ def test_what_a_pool_of_actors_shows_is_said_as_it_is(tmp_path, undisturbed, how
     assert "futures" not in str(refusal.value)
     assert "make the same call again" in str(refusal.value)
     assert merged(record(tmp_path / "out", traces=True)) == merged(undisturbed)
+
+
+def test_what_a_job_of_a_pool_of_actors_raised_is_passed_on_as_it_is(tmp_path):
+    class Wrapped(Exception):
+        __module__ = "ray.util.multiprocessing.pool"
+
+        def __init__(self, underlying):
+            self.underlying = underlying
+
+    class Actors:
+        def map(self, function, jobs):
+            return [Wrapped(RiskcalError("risk: is 2; losses lie in [0, 1]."))]
+
+    with pytest.raises(RiskcalError, match=r"^risk: is 2; losses lie in \[0, 1\]\.$"):
+        record(tmp_path / "out", pool=Actors())
 
 
 def test_what_a_decoder_raises_in_a_worker_is_passed_on(tmp_path):

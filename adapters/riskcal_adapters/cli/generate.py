@@ -95,7 +95,10 @@ def _in_batches(
 def _by_engine(
     decoder: Any, policy: ExitPolicy, texts: list[str], slots: int, limit: int | None
 ) -> Iterator[dict[str, Any]]:
-    from riskcal_adapters.torch import Engine, Request  # torch is not needed for a decoder in JAX
+    try:  # torch is not needed for a decoder in JAX
+        from riskcal_adapters.torch import Engine, Request
+    except ImportError as missing:
+        raise RiskcalError(f"--engine: {missing}") from None
 
     # an engine serves others' policies at full depth; who asks for one here must hear of it, as without an engine
     named = policy.named()

@@ -35,7 +35,9 @@ def mapped(
         results = getattr(pool, "imap_unordered", pool.map)(function, jobs)
         for result in _watched(results, pool, plan) if hasattr(results, "next") else results:
             if isinstance(result, BaseException):
-                raise _lost(result)
+                # what a job itself raised is wrapped by Ray, and passed on as from any other pool
+                underlying = getattr(result, "underlying", None)
+                raise underlying if isinstance(underlying, Exception) else _lost(result)
             yield result
     except BrokenExecutor as error:
         raise _lost(error) from error
@@ -46,6 +48,8 @@ def mapped(
 
 
 def _lost(error: BaseException) -> RiskcalError:
+    cause = getattr(error, "cause", None)  # Ray's own errors begin with where they happened
+    error = cause if isinstance(cause, BaseException) else error
     what = (
         f"{type(error).__name__}: {str(error).splitlines()[0]}"
         if str(error)

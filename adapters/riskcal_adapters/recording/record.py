@@ -172,7 +172,7 @@ def record(
             f"patience: {patience:g} is not above 0; give seconds, or None to wait for ever."
         )
     plan = Recording(
-        out=Path(out),
+        out=Path(out) if pool is None else Path(out).absolute(),  # workers may be in another folder
         load=load,
         session=uuid.uuid4().hex,
         template=job.template(policy, length),
@@ -208,7 +208,7 @@ def record(
     finally:
         worker.release(plan.session)
     untrained_exits.warn([one for one in found if isinstance(one, untrained_exits.Evidence)])
-    return plan.out
+    return Path(out)
 
 
 def _record(

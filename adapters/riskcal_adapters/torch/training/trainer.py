@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from riskcal_adapters import generation_config
+from riskcal_adapters import _extras, generation_config
 from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.batches import (
@@ -346,6 +346,7 @@ def arguments(
     folder: Path, steps: int, learning_rate: float, batch_size: int, seed: int, *, save_steps: int
 ) -> TrainingArguments:
     """How Hugging Face's trainer is to go about it: everything of a `Stage` that is not its loss."""
+    _extras.need("accelerate", "training", "g2p")
     return TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
