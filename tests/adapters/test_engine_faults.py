@@ -458,6 +458,7 @@ def test_what_fails_between_the_queue_and_the_slots_is_told_to_those_who_wait(ti
     engine._slots.admit = broken
     futures = [engine.submit(request) for request in many(3)]
     assert {f"{future.exception(timeout=60)}" for future in futures} == {"no room"}
+    engine.close()  # the worker has said all before another test listens
 
 
 @pytest.mark.parametrize("slots", [1, 3])

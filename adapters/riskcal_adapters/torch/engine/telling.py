@@ -8,7 +8,7 @@ import numpy as np
 from riskcal import RiskcalError
 from riskcal.forbidden import Guard, Rule
 from riskcal.internal import shown
-from riskcal_adapters.torch.backbone import Ints
+from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.engine.requests import Done, Flight
 
