@@ -38,7 +38,7 @@ def load_example(name: str) -> Runs | Traces | pd.DataFrame:
         spelling: whether each exit agrees with the last, and the FLOPs spent. ``"stress-errors"``: the same requests, with an
         exit's error against the dictionary as its loss. The data card is ``riskcal/data/stress.md``.
 
-        ``"cascade"``: `Traces` of small questions of arithmetic that three stages answer: SmolLM2 once, the majority of five
+        ``"cascade"``: `Traces` of small questions of arithmetic that three stages answer: SmolLM2 once, the majority of three
         answers of it, and an expert who is always right; the loss is a wrong answer, the cost a price. The data card is
         ``riskcal/data/cascade.md``.
 
