@@ -120,7 +120,16 @@ def findings(
 
 
 def findings_of_traces(table: Any, *, columns: renaming.Columns | None = None) -> list[Finding]:
-    """The first problem of a table of traces; none exactly where `Traces.from_frame` with the same arguments reads it."""
+    """The first problem of a table of traces; none exactly where `Traces.from_frame` with the same arguments reads it.
+
+    Examples
+    --------
+    >>> from riskcal.records import check
+    >>> log = {"prompt": [1, 2], "position": [0, 0], "confidence": [[0.9, 1.0], [0.4, 1.0]], "agrees": [[1, 1], [2, 1]]}
+    >>> for finding in check.findings_of_traces(log):
+    ...     print(f"{finding.column}: {finding.problem}")
+    agrees: 2 at index [1, 0] is outside [0, 1]
+    """
     refused = _refusal(lambda: traces.Traces.from_frame(table, columns=columns))
     return [] if refused is None else [_of(refused)]
 
