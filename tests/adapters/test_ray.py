@@ -38,9 +38,14 @@ SLOW = functools.partial(toy_decoder.load, None, 0.2)
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     """One on this machine, whose workers import what the tests do."""
-    found = cluster_utils.Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
+    # a node that is only slow, on a busy machine, is not to be given up; one that is gone is noticed in 20 s
+    patient = {
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 20,
+        "agent_register_timeout_ms": 120_000,
+    }
+    head = {"num_cpus": 2, "include_dashboard": False, "_system_config": patient}
+    found = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     imports = {"env_vars": {"PYTHONPATH": environment()["PYTHONPATH"]}}
     ray.init(address=found.address, log_to_driver=False, runtime_env=imports)
     yield found
@@ -146,6 +151,8 @@ def test_a_lost_node_is_said_and_the_same_call_ends_in_the_same_table(tmp_path, 
         with pytest.raises(RiskcalError, match=r"pool: .*make the same call again"):
             record(out, load=SLOW, pool=pool, **TWELVE)
         losing.join()
+    while sum(one["Alive"] for one in ray.nodes()) > 1:  # until then Ray would start workers there
+        time.sleep(0.2)
     with pool_of(2) as pool:
         record(out, load=SLOW, pool=pool, **TWELVE)
     assert merged(out) == whole
