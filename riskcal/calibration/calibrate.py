@@ -187,7 +187,7 @@ def calibrate(
         return simultaneous(problem, deltas, method, cost, told)
     rule = procedure_for(problem, procedure, options)
     problems.refuse_unknown_cost(problem, cost)
-    tested = in_tested_order(problem, rule, cost)
+    tested = with_candidates_in_order(problem, rule, cost)
     return _result(
         tested,
         prove(tested.problem, method, rule, told["epsilon_spent"]),
@@ -254,7 +254,7 @@ def refuse_for_list(
 
 
 class Arranged(NamedTuple):
-    """A problem in tested order, and how it came about."""
+    """A problem whose candidates stand in the order in which they are tested, and how it came about."""
 
     problem: Problem
     whole: Problem  # what a fresh sample would look like: all units, candidates as ties are broken
@@ -262,8 +262,8 @@ class Arranged(NamedTuple):
     pilot: tuple[Any, ...]  # ids of the units that chose the order and are not tested
 
 
-def in_tested_order(problem: Problem, procedure: Procedure, cost: str) -> Arranged:
-    """The problem in the order in which the procedure tests it."""
+def with_candidates_in_order(problem: Problem, procedure: Procedure, cost: str) -> Arranged:
+    """The problem with its candidates in the order in which the procedure tests them; its units stand in theirs already."""
     if isinstance(procedure, PilotOrder):
         pilot, rest = problems.split_pilot(problem, procedure.pilot_fraction)
         looks = procedure.looks_at_cost
@@ -287,7 +287,7 @@ class Proof(NamedTuple):
 
 
 def prove(problem: Problem, method: Method, procedure: Procedure, epsilon: float) -> Proof:
-    """Test all candidates of a problem in tested order; of several risks the largest p-value counts."""
+    """Test all candidates of a problem, in the order in which they stand; of several risks the largest p-value counts."""
     levels = procedure.levels(epsilon, problem.k)
     p: Floats = np.max(
         [risk_pvalues(method, risk, levels, problem.nameless) for risk in problem.risks], axis=0

@@ -1,4 +1,4 @@
-"""What a calibration tests: losses in tested order, with candidates and costs; see `riskcal.calibration.posing`."""
+"""What a calibration tests: losses of units in tested order, with candidates and costs; see `riskcal.calibration.posing`."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ Weighting = Literal["prompts", "clusters", "requests"]
 
 
 class TestedRisk(NamedTuple):
-    """One controlled loss: (n, k), rows and columns in tested order, its tolerance and its known bounds."""
+    """One controlled loss: (n, k), rows in tested order, columns as the candidates stand, its tolerance and its known bounds."""
 
     name: str
     losses: Floats

@@ -5,7 +5,6 @@ from riskcal.policy.certificate import Certificate as Certificate
 from riskcal.policy.certificate import ids_digest as ids_digest
 from riskcal.policy.certificate import versions as versions
 from riskcal.policy.columns import CANDIDATE_COLUMNS as CANDIDATE_COLUMNS
-from riskcal.policy.columns import COLUMNS as COLUMNS
 from riskcal.policy.columns import DEFAULTS as DEFAULTS
 from riskcal.policy.columns import SCHEDULE_COLUMNS as SCHEDULE_COLUMNS
 from riskcal.policy.exit_policy import ExitPolicy as ExitPolicy

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 #: Columns of a decaying schedule; empty where nothing decays.
 SCHEDULE_COLUMNS = ("temperature", "max_length", "form")
 
-#: All columns of a candidate beside its threshold that an `ExitPolicy` has fields for.
+#: Columns of a candidate beside its threshold that are known without being named; an `ExitPolicy` holds what they say.
 CANDIDATE_COLUMNS = (*SCHEDULE_COLUMNS, "thresholds", "learned", "min_layer", "measure", "policy")
 #: Fields of `ExitPolicy` that the column ``policy`` does not hold: they have columns of their own, or calibration finds them.
-COLUMNS = {
+FIELDS_ELSEWHERE = {
     "schema_version",
     "threshold",
     "thresholds",
@@ -113,7 +113,7 @@ def from_columns(
     table : DataFrame
         The columns of all candidates, ``threshold`` among them, and no others.
     chosen : Series or None
-        The candidate's row; None for the full model, which shares the rest with all of them.
+        The candidate's row; None for the full model, for which that of the first candidate is read.
     schedule : Constant, Decaying or None
         What the table leaves open of a schedule that decays.
     """
@@ -209,13 +209,19 @@ def _recorded_fields(
         raise RiskcalError(
             f"policy: the records hold {text!r}, which is not an object of policy fields ({error})."
         ) from None
-    own = [name for name in fields if name in COLUMNS and not (vectors and name == "thresholds")]
+    own = [
+        name
+        for name in fields
+        if name in FIELDS_ELSEWHERE and not (vectors and name == "thresholds")
+    ]
     if own:
         raise RiskcalError(
             f"policy: the records' column holds {own[0]!r}, which has a column of its own or is what calibration finds; "
             "leave it out there."
         )
-    said = [name for name in kind.model_fields if name not in (*COLUMNS, *_OF_MODELS, "config")]
+    said = [
+        name for name in kind.model_fields if name not in (*FIELDS_ELSEWHERE, *_OF_MODELS, "config")
+    ]
     given = {name: getattr(recorded, name) for name in (*said, *fields)}
     given |= {name: given[name] or DEFAULTS[name] for name in ("cache", "batching")}
     if "thresholds" in given:

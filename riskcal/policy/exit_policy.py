@@ -16,7 +16,7 @@ from riskcal import _replacing, _showing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import sentences
 from riskcal.policy.certificate import Certificate
-from riskcal.policy.columns import COLUMNS, DEFAULTS, from_columns, to_columns
+from riskcal.policy.columns import DEFAULTS, FIELDS_ELSEWHERE, from_columns, to_columns
 from riskcal.policy.fields import (
     Contrast,
     Coordinate,
@@ -189,9 +189,9 @@ class ExitPolicy(Frozen):
 
     @property
     def is_full_model(self) -> bool:
-        """Whether no token can exit before the last layer."""
-        heads = self.thresholds.values() if self.thresholds is not None else [self.threshold]
-        return all(math.isinf(value) for value in heads)
+        """Whether all thresholds are infinite, so that no token can exit before the last layer of any model."""
+        needed = self.thresholds.values() if self.thresholds is not None else [self.threshold]
+        return all(math.isinf(value) for value in needed)
 
     def digest(self) -> str:
         """BLAKE2b of all settings that change tokens, 32 hexadecimal digits; the certificate is not among them."""
@@ -253,7 +253,7 @@ class ExitPolicy(Frozen):
         What it leaves out had its default: a table with that column names everything.
         """
         usual = {name for name, default in DEFAULTS.items() if getattr(self, name) == default}
-        return self.model_dump_json(exclude=COLUMNS | usual, exclude_defaults=True)
+        return self.model_dump_json(exclude=FIELDS_ELSEWHERE | usual, exclude_defaults=True)
 
     def to_columns(self) -> dict[str, Any]:
         """The policy as a row's columns in a table of runs: its threshold, and all that such a table says of a candidate.
@@ -320,7 +320,7 @@ class ExitPolicy(Frozen):
         Raises
         ------
         RiskcalError
-            If ``min_layer`` or a head's layer is not a layer of the model, or the policy was made for another depth.
+            If ``min_layer`` or a layer of ``thresholds`` is not one of the model, or the policy was made for another depth.
         """
         self._refuse_lower()
         _validate.count(n_layers, "n_layers", least=1)

@@ -236,7 +236,7 @@ class Runs:
 
     @cached_property
     def units(self) -> NDArray[Any]:
-        """Ids of the independent units in tested order: the rows of `losses`."""
+        """Ids of the independent units: ``prompts`` as they stand, or clusters in `tested_order`. The rows of `losses`."""
         if "cluster" not in self.labels:
             return self.prompts
         distinct = np.unique(self.labels["cluster"])
@@ -244,7 +244,7 @@ class Runs:
 
     @property
     def unit_sizes(self) -> NDArray[np.intp]:
-        """Prompts of each independent unit, in tested order: ones, where there are no clusters."""
+        """Prompts of each independent unit, as in `units`: ones, where there are no clusters."""
         if "cluster" not in self.labels:
             return np.ones(len(self.prompts), dtype=np.intp)
         return np.bincount(self._unit_of_prompt, minlength=self.n)
@@ -329,7 +329,7 @@ class Runs:
         Returns
         -------
         (n, k) float64
-            Rows are the independent units in tested order: prompts, or the means over each cluster.
+            Rows are `units`: prompts, or the means over each cluster.
 
         Raises
         ------
@@ -370,7 +370,7 @@ class Runs:
         return long_table.digest(self)
 
     def to_frame(self) -> pd.DataFrame:
-        """The long table of the contract, prompts in tested order, the full model's row first in each."""
+        """The long table of the contract, ``prompts`` as they stand, the full model's row first in each."""
         return pd.DataFrame(dict(long_table.columns(self)))
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats
-from riskcal.calibration.calibrate import in_tested_order, prove
+from riskcal.calibration.calibrate import prove, with_candidates_in_order
 from riskcal.calibration.counts import two_values
 from riskcal.calibration.problem import Problem, chooses_by_cost, spending
 from riskcal.calibration.settling import cheapest
@@ -38,7 +38,7 @@ def decide(
     for t, units in enumerate(kept_rows(heldout, problem.n)):
         split = problem.rows(units)
         for d, delta in enumerate(deltas):
-            tested = in_tested_order(_at(split, delta), procedure, cost)
+            tested = with_candidates_in_order(_at(split, delta), procedure, cost)
             certified = prove(tested.problem, method, procedure, epsilon).certified
             best = cheapest(tested.problem, certified, cost)
             if best is not None:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
-from riskcal.calibration.calibrate import in_tested_order, procedure_for
+from riskcal.calibration.calibrate import procedure_for, with_candidates_in_order
 from riskcal.calibration.posing import pose, require_runs
 from riskcal.calibration.problem import Problem, refuse_unknown_cost
 from riskcal.fwer import PilotOrder, Procedure
@@ -121,7 +121,7 @@ def of_problem(
 ) -> pd.DataFrame:
     """The table of `run_trials`, for a problem of one risk and rows of it to hold out (n_trials, m)."""
     if not isinstance(procedure, PilotOrder):
-        problem = in_tested_order(problem, procedure, cost).problem
+        problem = with_candidates_in_order(problem, procedure, cost).problem
         procedure = procedure.in_order()
     best, loss = decide(problem, tolerated, heldout, method, procedure, level, cost)
     return _trial_table(problem, tolerated, best, loss, heldout)

@@ -239,6 +239,7 @@ class Backbone(abc.ABC):
         own = cache.layers.get(index) or self.open(index, cache)
         batch = cache.batch
         memory = self.recall(index, own, cache, rows)
+        # it moves `filled_rows` on, as `layer` does `filled`
         all_rows, all_positions = kernels.behind(rows, positions, own.filled_rows)
         entering, gaps = state, len(all_rows) - len(rows)
         if gaps:

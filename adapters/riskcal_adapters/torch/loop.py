@@ -46,11 +46,11 @@ class Run:
     judge: Judge
     keys: list[int]  # of each row's noise
     pending: list[int]  # each row's early exits in a row
-    opens: list[bool]  # whether any row may ever exit at a layer
+    opens: list[bool]  # whether any row may ever leave early at an exit; not asked of the last one
     #: Whether only rows that go on are computed. Of one row there is nothing to leave out; a run that began with more keeps
     #: each row's gaps apart, whatever is left of it.
     gathers: bool
-    #: Whether layers that were skipped are made up for, not projected.
+    #: Whether skipped positions later run the layers that they skipped, instead of being projected to keys and values alone.
     exact: bool
     #: Of all positions, where they are run again.
     embedded: list[Tensor] = field(default_factory=list)
@@ -239,7 +239,7 @@ class Loop:
         if at_exit is not None:
             state = at_exit
         cache.append(after_first if policy.cache == "first" else state)
-        if policy.cache == "copy":
+        if policy.cache == "copy":  # of one row, or of rows that left together: `rows_by_settings`
             self.backbone.copy_upwards(cache, max(step.exits))
         for row in going:
             run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
