@@ -1,14 +1,13 @@
 """What candidates lose and what they cost, against their thresholds."""
 
 import math
-import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from riskcal._validate import RiskcalError
-from riskcal.plots.styles import current, legend_above, new_axes, width
+from riskcal.plots.styles import current, in_lines, legend_above, new_axes, width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +95,7 @@ def risk_curve(
         _mark(chosen, "loss", label, style.loss, "o", ax)
     ax.set_ylim(bottom=min(0.0, float(rows["loss"].min()) * 1.1))
     _label_thresholds(lower_is_stricter, ax)
-    ax.set_ylabel(_wrapped(f"mean {meaning}"))
+    ax.set_ylabel(in_lines(f"mean {meaning}"))
     legend_above(ax)
     return ax
 
@@ -136,7 +135,7 @@ def cost_curve(
         _mark(chosen, cost, label, style.cost, "s", ax)
     ax.set_ylim(0, max(full or 0.0, float(rows[cost].max())) * 1.08 or 1.0)
     _label_thresholds(lower_is_stricter, ax)
-    ax.set_ylabel(_wrapped(per))
+    ax.set_ylabel(in_lines(per))
     legend_above(ax)
     return ax
 
@@ -240,11 +239,6 @@ def _label_thresholds(lower_is_stricter: bool, ax: "Axes") -> None:
         + ("\n" if width(ax) < 3.5 else " ")
         + f"({'lower' if lower_is_stricter else 'higher'}: more cautious)"
     )
-
-
-def _wrapped(label: str) -> str:
-    """In lines of a small figure's height."""
-    return "\n".join(textwrap.wrap(label, 34))
 
 
 def _shade_certified(rows: pd.DataFrame, ax: "Axes") -> None:
