@@ -201,6 +201,16 @@ def test_labels_of_any_picture_stay_on_its_paper(calibration, heads, width, size
             assert box.y1 <= 2.62
 
 
+@pytest.mark.parametrize(("unit", "said"), [(1.0, "full model: 8"), (1e6, "8 M"), (1e-5, "80 µ")])
+def test_costs_of_any_size_are_read_at_a_glance(unit, said):
+    table = pd.DataFrame({"threshold": [0.5, 0.9], "flops": [2 * unit, 6 * unit]})
+    figure = Figure(figsize=(3.3, 2.6), layout="constrained")
+    ax = plots.cost_curve(table, full=8 * unit, cost="flops", ax=figure.subplots())
+    figure.draw_without_rendering()
+    assert said in words(ax)
+    assert ax.yaxis.get_offset_text().get_text() == ""  # which would lie on the legend
+
+
 def test_steps_of_heads_are_filled_where_certified_and_one_head_is_seen_upon_all(heads):
     ax = axes()
     heads.plot(ax)

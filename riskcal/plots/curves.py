@@ -127,13 +127,18 @@ def cost_curve(
     else:
         _curves(rows, cost, by, ax)
     if full is not None:
-        ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {full:.4g}")
+        ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {_amount(full)}")
     chosen = rows[rows["threshold"] == threshold]
     if len(chosen) and by is None:
         spent = float(chosen[cost].iloc[0])
-        label = f"chosen: {spent:.4g}" + (f", {1 - spent / full:.0%} saved" if full else "")
+        label = f"chosen: {_amount(spent)}" + (f", {1 - spent / full:.0%} saved" if full else "")
         _mark(chosen, cost, label, style.cost, "s", ax)
-    ax.set_ylim(0, max(full or 0.0, float(rows[cost].max())) * 1.08 or 1.0)
+    top = max(full or 0.0, float(rows[cost].max()))
+    ax.set_ylim(0, top * 1.08 or 1.0)
+    if not _plain(top):  # matplotlib would put a power of ten where the legend stands
+        from matplotlib.ticker import EngFormatter
+
+        ax.yaxis.set_major_formatter(EngFormatter(sep=" "))
     _label_thresholds(lower_is_stricter, ax)
     ax.set_ylabel(in_lines(per))
     legend_above(ax)
@@ -231,6 +236,18 @@ def _mark(
         markeredgecolor="black",
         label=label,
     )
+
+
+def _amount(value: float) -> str:
+    """A cost in a few letters: 1.398, 8.05 M."""
+    from matplotlib.ticker import EngFormatter
+
+    return f"{value:.4g}" if _plain(value) else EngFormatter(sep=" ")(float(f"{value:.3g}"))
+
+
+def _plain(value: float) -> bool:
+    """Whether it is read at a glance without a prefix."""
+    return value == 0 or 1e-3 <= abs(value) < 1e5
 
 
 def _label_thresholds(lower_is_stricter: bool, ax: "Axes") -> None:

@@ -149,7 +149,7 @@ def needed_confidence(
             ax.text(0.5, 0.5, said, ha="center", va="center", transform=ax.transAxes)
             ax.set_xlim(0, max(1, len(values) - 1))
         ax.set_xlabel("position of the token")
-    ax.set_ylabel("confidence needed to exit")
+    ax.set_ylabel(in_lines("confidence needed to exit"))
     return ax
 
 

@@ -120,7 +120,7 @@ def legend_above(ax: "Axes") -> None:
     )
 
 
-def in_lines(label: str, longest: int = 26) -> str:
+def in_lines(label: str, longest: int = 24) -> str:
     """A vertical axis's label in as few lines as do for a small figure, and those about equally long."""
     lines = len(textwrap.wrap(label, longest))
     widths = range(math.ceil(len(label) / lines), longest)
