@@ -220,7 +220,8 @@ def _curves(rows: pd.DataFrame, column: str, by: str, ax: "Axes") -> None:
         _candidates(own, column, f"{by} {value}", color, marker, ax)
         chosen = own[own["chosen"]] if "chosen" in own else own[:0]
         if len(chosen):
-            label = f"chosen: {chosen[column].iloc[0]:.3g}"
+            value = float(chosen[column].iloc[0])
+            label = f"chosen: {value:.3g}" if column == "loss" else f"chosen: {_amount(value)}"
             _mark(chosen, column, label, color, marker, ax)
 
 
