@@ -96,9 +96,9 @@ def heads_curve(
             color, dash = style.several[i % len(style.several)], ("-", "--", ":", "-.")[i % 4]
             label = f"head after layer {layer}"
             ax.plot(share, values, dash, color=color, linewidth=style.line, label=label)
-    certified = table["certified"].to_numpy(dtype=bool) if "certified" in table else None
+    certified = table["certified"].to_numpy(dtype=bool)
     for kept, fill, label in ((True, "full", "_nolegend_"), (False, "none", "not certified")):
-        some = np.flatnonzero(certified == kept) if certified is not None else []
+        some = np.flatnonzero(certified == kept)
         if len(some):
             form: dict[str, Any] = {"markersize": style.marker, "fillstyle": fill, "label": label}
             ax.plot(share.iloc[some], together.iloc[some], "o", color=style.full, **form)
@@ -107,7 +107,7 @@ def heads_curve(
     if chosen is not None:
         at = table.iloc[chosen]
         label = f"chosen: {at['exits']:.0%} leave early"
-        large = {"markersize": 2 * style.marker, "color": style.full}
+        large: dict[str, Any] = {"markersize": 2 * style.marker, "color": style.full}
         ax.plot(at["exits"], at["agreement"], "o", label=label, **large)
     ax.set_xlabel("share of tokens that leave early")
     ax.set_ylabel(in_lines("agreement with the full model"))
