@@ -3,6 +3,7 @@
 import math
 import re
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,6 +19,18 @@ from riskcal import ExitPolicy, RiskcalError, _showing, plots
 @pytest.fixture(scope="module")
 def calibration():
     return riskcal.calibrate(riskcal.load_example("g2p"), delta=0.1)
+
+
+@pytest.fixture(scope="module")
+def heads():
+    traces = riskcal.load_example("stress")
+    return riskcal.heads.certified(
+        traces.confidence[:, :-1],
+        traces.agrees[:, :-1],
+        prompts=traces.prompt,
+        max_tokens=1,
+        agreement=0.95,
+    )
 
 
 def axes(width: float = 7.0):
@@ -172,6 +185,48 @@ def test_a_picture_fits_a_column_of_a_paper(calibration, width):
     assert ax.get_window_extent().height > 0.3 * figure.bbox.height  # the curve keeps its room
     legend, inner = ax.get_legend().get_window_extent(), ax.get_window_extent()
     assert legend.y0 >= inner.y1 - 1  # and nothing lies on it
+
+
+@pytest.mark.parametrize("width", [3.3, 5.0, 7.0])
+@pytest.mark.parametrize("size", [8, 10])
+def test_labels_of_any_picture_stay_on_its_paper(calibration, heads, width, size):
+    with matplotlib.rc_context({"font.size": size}):
+        for result in (calibration, heads, riskcal.RiskMonitor(0.1).update([0.0, 0.3] * 20)):
+            figure = Figure(figsize=(width, 2.6), layout="constrained")
+            result.plot(figure.subplots())
+            figure.draw_without_rendering()
+            box = figure.get_tightbbox()
+            assert box.min.min() >= -0.02
+            assert box.x1 <= width + 0.02
+            assert box.y1 <= 2.62
+
+
+@pytest.mark.parametrize(("unit", "said"), [(1.0, "full model: 8"), (1e6, "8 M"), (1e-5, "80 µ")])
+def test_costs_of_any_size_are_read_at_a_glance(unit, said):
+    table = pd.DataFrame({"threshold": [0.5, 0.9], "flops": [2 * unit, 6 * unit]})
+    figure = Figure(figsize=(3.3, 2.6), layout="constrained")
+    ax = plots.cost_curve(table, full=8 * unit, cost="flops", ax=figure.subplots())
+    figure.draw_without_rendering()
+    assert said in words(ax)
+    assert ax.yaxis.get_offset_text().get_text() == ""  # which would lie on the legend
+
+
+def test_steps_of_heads_are_filled_where_certified_and_one_head_is_seen_upon_all(heads):
+    ax = axes()
+    heads.plot(ax)
+    lines = {line.get_label(): line for line in ax.lines}
+    everything = lines["all heads"]
+    assert all(
+        everything.zorder <= line.zorder and everything.get_linewidth() > line.get_linewidth()
+        for label, line in lines.items()
+        if label.startswith("head after")
+    )
+    hollow = lines["not certified"]
+    assert hollow.get_fillstyle() == "none"
+    assert len(hollow.get_xdata()) == (~heads.table["certified"]).sum() > 0
+    filled = [line for line in ax.lines if line.get_marker() == "o" and line is not hollow]
+    assert filled[0].get_fillstyle() == "full"
+    assert len(filled[0].get_xdata()) == heads.table["certified"].sum() > 0
 
 
 def test_every_result_has_a_picture_on_the_axes_given(calibration):

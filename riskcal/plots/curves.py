@@ -1,14 +1,13 @@
 """What candidates lose and what they cost, against their thresholds."""
 
 import math
-import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from riskcal._validate import RiskcalError
-from riskcal.plots.styles import current, legend_above, new_axes, width
+from riskcal.plots.styles import current, in_lines, legend_above, new_axes, width
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,7 +95,7 @@ def risk_curve(
         _mark(chosen, "loss", label, style.loss, "o", ax)
     ax.set_ylim(bottom=min(0.0, float(rows["loss"].min()) * 1.1))
     _label_thresholds(lower_is_stricter, ax)
-    ax.set_ylabel(_wrapped(f"mean {meaning}"))
+    ax.set_ylabel(in_lines(f"mean {meaning}"))
     legend_above(ax)
     return ax
 
@@ -128,15 +127,20 @@ def cost_curve(
     else:
         _curves(rows, cost, by, ax)
     if full is not None:
-        ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {full:.4g}")
+        ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {_amount(full)}")
     chosen = rows[rows["threshold"] == threshold]
     if len(chosen) and by is None:
         spent = float(chosen[cost].iloc[0])
-        label = f"chosen: {spent:.4g}" + (f", {1 - spent / full:.0%} saved" if full else "")
+        label = f"chosen: {_amount(spent)}" + (f", {1 - spent / full:.0%} saved" if full else "")
         _mark(chosen, cost, label, style.cost, "s", ax)
-    ax.set_ylim(0, max(full or 0.0, float(rows[cost].max())) * 1.08 or 1.0)
+    top = max(full or 0.0, float(rows[cost].max()))
+    ax.set_ylim(0, top * 1.08 or 1.0)
+    if not _plain(top):  # matplotlib would put a power of ten where the legend stands
+        from matplotlib.ticker import EngFormatter
+
+        ax.yaxis.set_major_formatter(EngFormatter(sep=" "))
     _label_thresholds(lower_is_stricter, ax)
-    ax.set_ylabel(_wrapped(per))
+    ax.set_ylabel(in_lines(per))
     legend_above(ax)
     return ax
 
@@ -216,7 +220,8 @@ def _curves(rows: pd.DataFrame, column: str, by: str, ax: "Axes") -> None:
         _candidates(own, column, f"{by} {value}", color, marker, ax)
         chosen = own[own["chosen"]] if "chosen" in own else own[:0]
         if len(chosen):
-            label = f"chosen: {chosen[column].iloc[0]:.3g}"
+            value = float(chosen[column].iloc[0])
+            label = f"chosen: {value:.3g}" if column == "loss" else f"chosen: {_amount(value)}"
             _mark(chosen, column, label, color, marker, ax)
 
 
@@ -234,17 +239,24 @@ def _mark(
     )
 
 
+def _amount(value: float) -> str:
+    """A cost in a few letters: 1.398, 8.05 M."""
+    from matplotlib.ticker import EngFormatter
+
+    return f"{value:.4g}" if _plain(value) else EngFormatter(sep=" ")(float(f"{value:.3g}"))
+
+
+def _plain(value: float) -> bool:
+    """Whether it is read at a glance without a prefix."""
+    return value == 0 or 1e-3 <= abs(value) < 1e5
+
+
 def _label_thresholds(lower_is_stricter: bool, ax: "Axes") -> None:
     ax.set_xlabel(
         "exit threshold"
         + ("\n" if width(ax) < 3.5 else " ")
         + f"({'lower' if lower_is_stricter else 'higher'}: more cautious)"
     )
-
-
-def _wrapped(label: str) -> str:
-    """In lines of a small figure's height."""
-    return "\n".join(textwrap.wrap(label, 34))
 
 
 def _shade_certified(rows: pd.DataFrame, ax: "Axes") -> None:

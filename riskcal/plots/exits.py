@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from riskcal.plots.styles import current, legend_above, new_axes
+from riskcal.plots.styles import current, in_lines, legend_above, new_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +62,8 @@ def heads_curve(
 ) -> "Axes":
     """Agreement of the tokens that left at each head against the share that left early, step by step of the path.
 
+    Each step has a marker, filled where it was certified.
+
     Parameters
     ----------
     table : DataFrame
@@ -84,22 +86,31 @@ def heads_curve(
     >>> axes = riskcal.plots.heads_curve(calibration.table, layers=[1, 2, 3], agreement=0.95)
     """
     ax, style = new_axes(ax), current()
-    share = table["exits"]
+    share, together = table["exits"], table["agreement"]
+    # Beneath the heads: with one head in use they are one line.
+    band: dict[str, Any] = {"color": style.full, "alpha": 0.25, "linewidth": 4 * style.line}
+    ax.plot(share, together, "-", label="all heads", **band)
     for i, layer in enumerate(layers):
         values = table[f"agreement_{layer}"]
         if values.notna().any():
             color, dash = style.several[i % len(style.several)], ("-", "--", ":", "-.")[i % 4]
             label = f"head after layer {layer}"
             ax.plot(share, values, dash, color=color, linewidth=style.line, label=label)
-    ax.plot(share, table["agreement"], "-", color=style.full, linewidth=2 * style.line, label="all")
+    certified = table["certified"].to_numpy(dtype=bool)
+    for kept, fill, label in ((True, "full", "_nolegend_"), (False, "none", "not certified")):
+        some = np.flatnonzero(certified == kept)
+        if len(some):
+            form: dict[str, Any] = {"markersize": style.marker, "fillstyle": fill, "label": label}
+            ax.plot(share.iloc[some], together.iloc[some], "o", color=style.full, **form)
     label = f"demanded: {agreement:g}"
     ax.axhline(agreement, color=style.delta, linestyle="--", linewidth=style.line, label=label)
     if chosen is not None:
         at = table.iloc[chosen]
         label = f"chosen: {at['exits']:.0%} leave early"
-        ax.plot(at["exits"], at["agreement"], "o", color=style.full, label=label)
+        large: dict[str, Any] = {"markersize": 2 * style.marker, "color": style.full}
+        ax.plot(at["exits"], at["agreement"], "o", label=label, **large)
     ax.set_xlabel("share of tokens that leave early")
-    ax.set_ylabel("agreement with the full model")
+    ax.set_ylabel(in_lines("agreement with the full model"))
     legend_above(ax)
     return ax
 
@@ -138,7 +149,7 @@ def needed_confidence(
             ax.text(0.5, 0.5, said, ha="center", va="center", transform=ax.transAxes)
             ax.set_xlim(0, max(1, len(values) - 1))
         ax.set_xlabel("position of the token")
-    ax.set_ylabel("confidence needed to exit")
+    ax.set_ylabel(in_lines("confidence needed to exit"))
     return ax
 
 
@@ -171,7 +182,7 @@ def bets(table: pd.DataFrame, *, limit: float, ax: "Axes | None" = None) -> "Axe
     ax.axhline(limit, color=style.delta, linestyle="--", linewidth=style.line, label=label)
     ax.set_yscale("log")
     ax.set_xlabel("stake, as a share of the largest")
-    ax.set_ylabel("capital of the bets\nthat the risk is above delta")
+    ax.set_ylabel(in_lines("capital of the bets that the risk is above delta"))
     legend_above(ax)
     return ax
 

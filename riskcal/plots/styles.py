@@ -100,19 +100,32 @@ def new_axes(ax: "Axes | None") -> "Axes":
 
 def legend_above(ax: "Axes") -> None:
     """A legend that covers nothing, in axes of any width."""
+    from matplotlib.font_manager import FontProperties
+
     handles, labels = ax.get_legend_handles_labels()
     inches = width(ax)
-    characters = 200 if math.isinf(inches) else max(12, int(12 * (inches - 0.6)))
+    columns = 2 if inches > 4 else 1
+    per_inch = 100 / FontProperties(size="small").get_size_in_points()
+    room = inches / columns * per_inch - 6  # what stands before a label is six letters wide
+    characters = 200 if math.isinf(room) else max(12, int(room))
     ax.legend(
         handles,
         ["\n".join(textwrap.wrap(label, characters)) for label in labels],
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=2 if inches > 4 else 1,
+        ncols=columns,
         frameon=False,
         fontsize="small",
         borderaxespad=0.2,
     )
+
+
+def in_lines(label: str, longest: int = 24) -> str:
+    """A vertical axis's label in as few lines as do for a small figure, and those about equally long."""
+    lines = len(textwrap.wrap(label, longest))
+    widths = range(math.ceil(len(label) / lines), longest)
+    even = next((w for w in widths if len(textwrap.wrap(label, w)) == lines), longest)
+    return "\n".join(textwrap.wrap(label, even))
 
 
 def width(ax: "Axes") -> float:
