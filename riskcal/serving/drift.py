@@ -32,6 +32,8 @@ _NUMBERS = {
     "temperature": "gen_ai.request.temperature",
 }
 WEIGHTS = "weights"
+#: Digits of a layer's number, and tokens, beyond any model: what has more is no count.
+_DIGITS, _TOKENS = 6, 2**40
 
 
 class Drifted(NamedTuple):
@@ -258,14 +260,14 @@ def features(event: Mapping[str, Any]) -> dict[str, float]:
         found["confidence"] = told["riskcal.confidence"]
     layers = mapping(told, "riskcal.exit.layers")
     tokens = _total(layers)
-    if tokens and all(layer.isdecimal() for layer in layers):
+    if tokens and all(layer.isdecimal() and len(layer) <= _DIGITS for layer in layers):
         found["depth"] = sum(int(layer) * n for layer, n in layers.items()) / tokens
     return found
 
 
 def _total(counts: Mapping[str, Any]) -> int:
     numbers = list(counts.values())
-    return sum(numbers) if all(_validate.is_whole(n) and n >= 0 for n in numbers) else 0
+    return sum(numbers) if all(_validate.is_whole(n) and 0 <= n <= _TOKENS for n in numbers) else 0
 
 
 def _finite(values: Iterable[float], name: str) -> list[float]:
