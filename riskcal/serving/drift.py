@@ -179,6 +179,11 @@ class Drift:
         return tuple(sorted(found, key=lambda one: one.at))
 
     @property
+    def reference(self) -> str:
+        """A digest of the reference, by which others are told from it."""
+        return self._salt
+
+    @property
     def seen(self) -> dict[str, int]:
         """Values after the reference, by feature."""
         return {feature: monitors["higher"].n for feature, monitors in self._monitors.items()}
