@@ -14,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
 from riskcal.serving.events import rotated
-from riskcal.serving.reader import read_events
+from riskcal.serving.reader import read_events, request_id
 from riskcal.serving.strata import is_number, mapping
 
 #: How a feature's values may differ from those of the reference, and what of a rank p is above one half on average then.
@@ -136,7 +136,7 @@ class Drift:
         epsilon: float = 0.05,
         average_run_length: float | None = None,
     ) -> Self:
-        """With the features of all requests of an event log, rotated files too, as reference.
+        """With the features of all requests of an event log, rotated files too, as reference; of repeated ids the first.
 
         Raises
         ------
@@ -145,7 +145,13 @@ class Drift:
         """
         found: dict[str, list[float]] = {}
         events = chain.from_iterable(read_events(file).events for file in [*rotated(path), path])
+        known: set[tuple[str, str]] = set()
         for event in events:
+            identity = request_id(event)
+            if identity is not None:
+                if (event["name"], identity) in known:
+                    continue
+                known.add((event["name"], identity))
             for feature, value in features(event).items():
                 found.setdefault(feature, []).append(value)
         if not found:
