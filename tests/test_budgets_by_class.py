@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -289,3 +290,23 @@ def test_what_cannot_be_budgeted_is_refused_by_name():
     many = books.Pilot(0.1, *(np.zeros(40) for _ in range(4)))
     with pytest.raises(RiskcalError, match="joint: ties 4 classes together"):
         books.path([many] * 4, 0.1, 10, 10)
+
+
+@pytest.mark.parametrize("name", ["class", "step"])
+def test_a_setting_of_the_name_of_a_column_of_the_table_is_refused(name):
+    """The table would hold it in place of the order of testing."""
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            name: s,
+            "dissimilarity": 0.0,
+            "layers": 8,
+            "group": "g",
+        }
+        for i in range(20)
+        for t, s in ((0.2, 1), (0.2, 2), (np.inf, 1))
+    ]
+    runs = riskcal.Runs.from_frame(pd.DataFrame(rows), candidate_columns=[name])
+    with pytest.raises(RiskcalError, match=f"the setting '{name}' has the name of a column"):
+        riskcal.calibrate_classes(runs, budgets=0.2, cost="layers")

@@ -281,3 +281,12 @@ def test_a_style_holds_within_its_with_and_names_what_it_does_not_know(calibrati
         plots.style(colour="black"),
     ):
         pass
+
+
+def test_dollars_in_names_are_no_formulae():
+    """Two of them would be, one that cannot be read."""
+    table = pd.DataFrame({"threshold": [0.2, 0.8], "$in \\x$": [1.0, 2.0], "variant": "$\\y$ a"})
+    for by in (None, "variant"):
+        axes = plots.cost_curve(table, cost="$in \\x$", by=by)
+        axes.figure.canvas.draw()
+        assert "$in" in axes.get_ylabel().replace("\\$", "$")

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from riskcal import RiskcalError, RiskMonitor, cli
-from riskcal.serving import Drift, EventWatch
+from riskcal.serving import Drift, EventLog, EventWatch
 from riskcal.serving.drift import features
 
 EPSILON = 0.2
@@ -181,3 +181,35 @@ def test_the_command_alarms_with_what_drifted_and_goes_on_from_its_state(tmp_pat
     plain = ["monitor", str(tmp_path / "losses.csv"), "--delta", "0.2"]
     refused = CliRunner().invoke(cli.app, [*plain, "--reference", str(reference)])
     assert "reference: is for event logs" in str(refused.exception)
+
+
+def test_a_state_goes_on_with_the_reference_that_it_was_begun_with(tmp_path):
+    """It has ranks among that one; another would be given, and not be looked at."""
+    log, state = EventLog(tmp_path / "events.jsonl"), tmp_path / "state.json"
+    log.write("riskcal.shadow.evaluated", {"riskcal.loss": 0.0})
+    references = [EventLog(tmp_path / name) for name in ("first.jsonl", "second.jsonl")]
+    for scale, reference in enumerate(references, start=1):
+        for n in range(20):
+            reference.write("riskcal.request.served", {"gen_ai.usage.input_tokens": scale * n})
+
+    def watch(reference):
+        options = ["--delta", "0.5", "--state", str(state), "--reference", str(reference.path)]
+        return CliRunner().invoke(cli.app, ["monitor", str(log.path), *options])
+
+    assert watch(references[0]).exit_code == 0
+    assert watch(references[0]).exit_code == 0
+    refused = watch(references[1])
+    assert isinstance(refused.exception, RiskcalError) or refused.exit_code == 2
+    assert "reference" in str(refused.exception) + refused.output
+
+
+def test_events_that_a_reference_repeats_count_once(tmp_path):
+    """Told five times, 30 requests raised a false alarm in 25 of 100 draws at an epsilon of .05."""
+    once, often = EventLog(tmp_path / "once.jsonl"), EventLog(tmp_path / "often.jsonl")
+    for n in range(20):
+        told = {"gen_ai.response.id": f"r{n}", "gen_ai.usage.input_tokens": n}
+        for log, copies in ((once, 1), (often, 5)):
+            for _ in range(copies):
+                log.write("riskcal.request.served", told)
+                log.write("riskcal.shadow.evaluated", told | {"riskcal.token.disagreement": 0.1})
+    assert Drift.from_log(often.path).to_json() == Drift.from_log(once.path).to_json()

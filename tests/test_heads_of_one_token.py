@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy import stats
 
 from laboratory.heads import Population, cascade, independent
@@ -266,3 +267,17 @@ def test_head_by_head_with_a_pilot_that_knows_the_law():
         turns = decisions._in_turn(recorded, np.arange(4.0, 0, -1), path._Goal(0.95, EPSILON, 1))
         saved.append(population.saving(turns[-1].thresholds) / most)
     assert np.mean(saved) > 0.7
+
+
+def test_a_head_that_failed_before_another_passed_is_not_shown_as_chosen():
+    rng = np.random.default_rng(0)
+    confidence, rate = rng.random((500, 3)), np.array([0.93, 0.93, 0.985])
+    found = certify((confidence, rng.random((500, 3)) < rate, [f"p{i}" for i in range(500)]))
+    assert found.table["certified"].tolist() == [False, True]
+    marked = [line for line in repr(found).splitlines() if line.endswith("chosen")]
+    assert len(marked) == 1
+    assert "0.009867" in marked[0]  # the threshold that is deployed
+    figure = Figure()
+    axes = found.plot(figure.subplots())
+    [dot] = [line for line in axes.get_lines() if line.get_label().startswith("chosen")]
+    assert dot.get_xdata()[0] == found.table["exits"].iloc[1]

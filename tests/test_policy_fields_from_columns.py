@@ -5,7 +5,8 @@ import json
 import pytest
 
 from helpers import varied
-from riskcal import RiskcalError, Runs, calibrate
+from riskcal import ExitPolicy, RiskcalError, Runs, calibrate
+from riskcal.forbidden import Inside
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,13 @@ def test_the_full_model_is_not_refused_for_what_only_exits_need(name: str, value
     policy = calibrate(Runs.from_frame(table, candidate_columns=[name]), delta=0.1).policy()
     assert policy.is_full_model
     assert policy.n_layers == (8 if name == "n_layers" else None)
+
+
+def test_forbidden_classes_in_a_list_are_those_that_were_recorded_as_such() -> None:
+    ran = ExitPolicy(measure="softmax", forbidden=[Inside("json_string")]).to_columns()
+    table = varied("variant", ["a", "b"]).assign(measure=ran["measure"], policy=ran["policy"])
+    found = calibrate(Runs.from_frame(table, candidate_columns=["variant"]), delta=0.1)
+    policy = found.policy(forbidden=[Inside("json_string")])
+    assert policy.forbidden == (Inside("json_string"),)
+    with pytest.raises(RiskcalError, match=r"forbidden: \[\] is not the recorded"):
+        found.policy(forbidden=[])

@@ -331,6 +331,13 @@ def test_a_candidate_column_must_be_there():
         Runs.from_frame(table(), candidate_columns=["draft"])
 
 
+@pytest.mark.parametrize("name", ["n", "loss", "pvalue", "bound", "certified", "loss_risk"])
+def test_a_setting_of_the_name_of_a_result_is_refused(name):
+    """A calibration's table would hold the result in its place, and the policy take it for the setting."""
+    with pytest.raises(RiskcalError, match=rf"candidate_columns: '{name}' is what a calibration"):
+        Runs.from_frame(table().assign(**{name: "u"}), candidate_columns=[name])
+
+
 # Ways in: all say the same
 
 

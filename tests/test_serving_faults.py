@@ -180,3 +180,25 @@ def test_of_a_log_that_was_torn_by_a_crash_every_other_event_is_read(tmp_path):
     watch = EventWatch(RiskMonitor(0.2)).read(log.path)
     assert (watch.monitor.n, watch.counts["damaged"]) == (60, 3)
     assert len(read_events(log.path).events) < 60  # it was rotated
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        (SHADOWED, {"riskcal.loss": 10**400}),
+        ("riskcal.request.served", {"riskcal.exit.layers": {"9" * 400: 3}}),
+        ("riskcal.request.served", {"riskcal.exit.layers": {"9" * 5000: 3}}),
+        ("riskcal.request.served", {"riskcal.draft.tokens": 1, "riskcal.draft.rejected": 10**400}),
+    ],
+)
+def test_numbers_beyond_all_floats_in_a_log_are_no_reason_to_stop_watching(tmp_path, event, told):
+    log, reference = EventLog(tmp_path / "events.jsonl"), EventLog(tmp_path / "reference.jsonl")
+    log.write(event, told)
+    log.write(SHADOWED, {"riskcal.loss": 0.5})
+    for n in range(20):
+        reference.write("riskcal.request.served", {"riskcal.exit.layers": {"1": n, "8": 5}})
+    done = CliRunner().invoke(
+        cli.app, ["monitor", str(log.path), "--delta", "0.6", "--reference", str(reference.path)]
+    )
+    assert done.exit_code == 0, done.output
+    assert ("failed: 1" in done.output) == ("riskcal.loss" in told)  # the worst loss

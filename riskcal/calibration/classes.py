@@ -103,6 +103,10 @@ def calibrate_classes(
         )
     tolerated = _budgets(runs, budgets, objective)
     problem = pose(runs, next(iter(tolerated.values())), objective)
+    for name in {"class", "step"} & set(problem.coordinates):
+        raise RiskcalError(
+            f"candidates: the setting {name!r} has the name of a column of the table by class; record it under another."
+        )
     refuse_cut_grid(problem.stopped, one_sequence=False)
     problems.refuse_unknown_cost(problem, cost)
     if cost not in problem.costs or cost not in problem.full:

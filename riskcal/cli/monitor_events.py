@@ -39,6 +39,11 @@ def watch_events(
     if (watch.drift is None) != (fresh.drift is None):
         had = "without" if watch.drift is None else "with"
         raise RiskcalError(f"{state}: was begun {had} --reference; go on so, or use another file.")
+    begun, given = watch.drift, fresh.drift
+    if begun is not None and given is not None and begun.reference != given.reference:
+        raise RiskcalError(
+            f"{state}: was begun with another --reference; give that one, or use another file."
+        )
     if lines is None:
         watch.read(log)
     else:

@@ -170,8 +170,8 @@ class HeadCalibration:
 
     @property
     def _last(self) -> int | None:
-        """The step that was chosen: the last certified one."""
-        return int(self.table["certified"].sum()) - 1 if self.certified else None
+        """The step that was chosen: the last certified one; of one-token prompts, heads that failed may stand before it."""
+        return int(np.flatnonzero(self.table["certified"])[-1]) if self.certified else None
 
     def __repr__(self) -> str:
         head = f"HeadCalibration: {len(self.layers)} heads, agreement {self.agreement:g}, epsilon {self.epsilon:g}"

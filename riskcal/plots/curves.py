@@ -119,7 +119,7 @@ def cost_curve(
     """
     ax, style = new_axes(ax), current()
     rows = table.sort_values("threshold")
-    per = _PER.get(cost, cost)
+    per = _PER.get(cost, _literal(cost))
     if by is None:
         if "certified" in rows:
             _shade_certified(rows, ax)
@@ -212,12 +212,17 @@ def _candidates(
         )
 
 
+def _literal(name: str) -> str:
+    """A name that users gave, which is no formula to be set: two dollars would make it one."""
+    return name.replace("$", r"\$")
+
+
 def _curves(rows: pd.DataFrame, column: str, by: str, ax: "Axes") -> None:
     """One curve for each value of a further coordinate; the row that is ``chosen``, if there is such a column, is marked."""
     colors = current().several
     for i, (value, own) in enumerate(rows.groupby(by)):
         color, marker = colors[i % len(colors)], "os^Dvp"[i % 6]
-        _candidates(own, column, f"{by} {value}", color, marker, ax)
+        _candidates(own, column, _literal(f"{by} {value}"), color, marker, ax)
         chosen = own[own["chosen"]] if "chosen" in own else own[:0]
         if len(chosen):
             value = float(chosen[column].iloc[0])

@@ -290,7 +290,8 @@ class ExitPolicy(Frozen):
                     f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
                 )
         for name, value in recorded.items():
-            if fields.get(name, value) != value:
+            given = fields.get(name, value)
+            if (tuple(given) if isinstance(given, list) else given) != value:
                 raise RiskcalError(
                     f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out."
                 )

@@ -35,6 +35,9 @@ _NO_COORDINATES = (
     "lower_is_stricter",
 )
 
+#: Columns of a calibration's table that results stand in, beside those that begin with ``loss_``.
+_RESULTS = ("n", "loss", "pvalue", "bound", "certified", "chosen")
+
 
 def from_frame(
     frame: pd.DataFrame, candidate_columns: Sequence[str], costs: Sequence[str] = ()
@@ -46,6 +49,12 @@ def from_frame(
         raise RiskcalError(
             f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out."
         )
+    for name in candidate_columns:
+        if name in _RESULTS or name.startswith("loss_"):
+            raise RiskcalError(
+                f"candidate_columns: {name!r} is what a calibration's table calls a result; give the setting another name, "
+                f"columns={{'my_{name}': {name!r}}} for instance."
+            )
     further = costs_.columns_named(costs, candidate_columns)
     columns.require(frame, ["prompt", "threshold", *candidate_columns, *further])
     if "thresholds" in frame.columns:

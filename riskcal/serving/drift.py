@@ -14,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
 from riskcal.serving.events import rotated
-from riskcal.serving.reader import read_events
+from riskcal.serving.reader import read_events, request_id
 from riskcal.serving.strata import is_number, mapping
 
 #: How a feature's values may differ from those of the reference, and what of a rank p is above one half on average then.
@@ -32,6 +32,8 @@ _NUMBERS = {
     "temperature": "gen_ai.request.temperature",
 }
 WEIGHTS = "weights"
+#: Digits of a layer's number, and tokens, beyond any model: what has more is no count.
+_DIGITS, _TOKENS = 6, 2**40
 
 
 class Drifted(NamedTuple):
@@ -134,7 +136,7 @@ class Drift:
         epsilon: float = 0.05,
         average_run_length: float | None = None,
     ) -> Self:
-        """With the features of all requests of an event log, rotated files too, as reference.
+        """With the features of all requests of an event log, rotated files too, as reference; of repeated ids the first.
 
         Raises
         ------
@@ -143,7 +145,13 @@ class Drift:
         """
         found: dict[str, list[float]] = {}
         events = chain.from_iterable(read_events(file).events for file in [*rotated(path), path])
+        known: set[tuple[str, str]] = set()
         for event in events:
+            identity = request_id(event)
+            if identity is not None:
+                if (event["name"], identity) in known:
+                    continue
+                known.add((event["name"], identity))
             for feature, value in features(event).items():
                 found.setdefault(feature, []).append(value)
         if not found:
@@ -175,6 +183,11 @@ class Drift:
             if monitor.alarm_at is not None
         ]
         return tuple(sorted(found, key=lambda one: one.at))
+
+    @property
+    def reference(self) -> str:
+        """A digest of the reference, by which others are told from it."""
+        return self._salt
 
     @property
     def seen(self) -> dict[str, int]:
@@ -258,14 +271,14 @@ def features(event: Mapping[str, Any]) -> dict[str, float]:
         found["confidence"] = told["riskcal.confidence"]
     layers = mapping(told, "riskcal.exit.layers")
     tokens = _total(layers)
-    if tokens and all(layer.isdecimal() for layer in layers):
+    if tokens and all(layer.isdecimal() and len(layer) <= _DIGITS for layer in layers):
         found["depth"] = sum(int(layer) * n for layer, n in layers.items()) / tokens
     return found
 
 
 def _total(counts: Mapping[str, Any]) -> int:
     numbers = list(counts.values())
-    return sum(numbers) if all(_validate.is_whole(n) and n >= 0 for n in numbers) else 0
+    return sum(numbers) if all(_validate.is_whole(n) and 0 <= n <= _TOKENS for n in numbers) else 0
 
 
 def _finite(values: Iterable[float], name: str) -> list[float]:

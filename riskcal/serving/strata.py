@@ -92,7 +92,7 @@ class Strata:
             self.layers.setdefault(task, {}).setdefault(name, Counter()).update(counts)
         drafted: Any = told.get("riskcal.draft.tokens")
         rejected: Any = told.get("riskcal.draft.rejected")
-        if _validate.is_whole(drafted) and _validate.is_whole(rejected):
+        if all(map(_validate.is_whole, (drafted, rejected))) and 0 <= rejected <= drafted:
             before = self.drafts.get(task, (0, 0))
             self.drafts[task] = (before[0] + int(drafted), before[1] + int(rejected))
         weights, temperature = told.get("riskcal.weights"), told.get("gen_ai.request.temperature")

@@ -1,7 +1,6 @@
 """`EventWatch`: the losses of shadowed requests in an event log, monitored; it goes on exactly where its state stands."""
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -274,7 +273,7 @@ class EventWatch:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value):
         raise RiskcalError("riskcal.loss: is no finite number.")
     return float(value)
 
