@@ -4,8 +4,8 @@
 that differ in what stands around them: a router, a log of events, a kill switch that looks for a file, forbidden classes of
 tokens, shadows of 2% of the requests, all of these. The engines take turns, and each is compared with the plain one of the same
 round by the process's CPU seconds until the last request is answered; told are medians over rounds with the middle half, and the
-ratio of the quickest rounds. Shadows run once no request wants their slots, here after the last answer, at the full model's depth:
-"with shadows" counts that work too, which a service that is busy throughout does not do but drops, counted.
+ratio of the quickest rounds. Shadows run once no request wants their slots, here after the last answer, at the full model's
+depth: "with shadows" counts that work too, which a service that is busy throughout does not do but drops, counted.
 Forbidden classes that no output is in cost what looking costs: what they save from leaving early is the policy's business.
 """
 

@@ -122,7 +122,7 @@ def legend_above(ax: "Axes") -> None:
 
 def in_lines(label: str, longest: int = 24) -> str:
     """A vertical axis's label in as few lines as do for a small figure, and those about equally long."""
-    lines = len(textwrap.wrap(label, longest))
+    lines = max(1, len(textwrap.wrap(label, longest)))  # none of blanks alone
     widths = range(math.ceil(len(label) / lines), longest)
     even = next((w for w in widths if len(textwrap.wrap(label, w)) == lines), longest)
     return "\n".join(textwrap.wrap(label, even))
