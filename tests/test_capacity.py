@@ -209,8 +209,8 @@ def test_work_in_flops_and_parameters_of_heads():
     )
     assert held.heads == 3400
     assert found.table["bytes"].tolist() == [held.total] * 3
-    # in words: of 2 rows and 4 layers 3 projections of 6 positions and 2 of 7 prompt tokens, 16 wide; 7 states; 6 x 4 thresholds
-    numbers = 2 * (4 * (3 * 6 + 2 * 7) * 16 + 7 * 16)
+    # in words: of 2 rows and 4 layers keys and values of 6 positions and of 7 prompt tokens, 16 wide; 7 states; 6 x 4 thresholds
+    numbers = 2 * (4 * (2 * 6 + 2 * 7) * 16 + 7 * 16)
     assert held.total == 2 * numbers + 4 * 2 * 6 * 4 + 3400
     assert "Capacity:" in repr(found)
     assert capacity(exits, 4, rows=[2]).flops is None

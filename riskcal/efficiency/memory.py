@@ -15,7 +15,7 @@ class Memory:
     Attributes
     ----------
     positions : int
-        What is kept of generated positions: each layer's queries, keys and values, and the states.
+        What is kept of generated positions: each layer's keys and values, and the states.
     prompts : int
         Keys and values of the encoder's states, in each layer.
     thresholds : int
@@ -71,22 +71,22 @@ def memory(
     Notes
     -----
     Early exit saves none of it: the row that goes to the last layer at the last position may be any. With d, a, L, T new
-    tokens, x prompt tokens and B rows: ``B (L (3 T a + 2 x a) + (T + 1) d)`` numbers. Queries stand beside keys and values, as
-    one product writes the three; a cache of keys and values alone has 2 instead of 3.
+    tokens, x prompt tokens and B rows: ``B (L (2 T a + 2 x a) + (T + 1) d)`` numbers, keys and values each. Batches that decode
+    in step keep queries too, as one product writes the three: 3 instead of the first 2.
 
     Examples
     --------
     >>> dimensions = riskcal.efficiency.DecoderDimensions(d_model=512, d_ff=2048, vocabulary=32_128, n_layers=6)
     >>> needed = riskcal.efficiency.memory(dimensions, rows=64, max_prompt=512, max_new_tokens=128)
     >>> round(needed.total / 2**30, 2)  # GiB
-    1.05
+    0.95
     """
     size = _validate.count(rows, "rows", least=1)
     longest = _validate.count(max_new_tokens, "max_new_tokens", least=1)
     source = _validate.count(max_prompt, "max_prompt", least=1)
     number = _validate.count(number_bytes, "number_bytes", least=1)
     layers, a = dimensions.n_layers, dimensions.attention
-    held = layers * 3 * longest * a + (longest + 1) * dimensions.d_model
+    held = layers * 2 * longest * a + (longest + 1) * dimensions.d_model
     return Memory(
         positions=size * held * number,
         prompts=size * layers * 2 * source * a * number,

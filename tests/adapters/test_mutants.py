@@ -287,8 +287,8 @@ def pending_never_counted(monkeypatch):
 
 
 def forced_rows_share_a_batch(monkeypatch):
-    settings = request_checks._settings
-    monkeypatch.setattr(request_checks, "_settings", lambda *given: (*settings(*given)[:2], False))
+    settings = request_checks._in_common
+    monkeypatch.setattr(request_checks, "_in_common", lambda *given: (*settings(*given)[:2], False))
 
 
 def noise_by_row(monkeypatch):

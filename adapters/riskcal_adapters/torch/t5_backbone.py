@@ -40,9 +40,9 @@ class Prompt:
     def of(self, rows: Tensor) -> "Prompt":
         """Some rows of the batch."""
         numbers = rows.cpu().numpy()
-        lengths, starts, bias = self.lengths[numbers], self.starts[numbers], self.bias
+        lengths, starts, bias = self.lengths[numbers], self.starts, self.bias
         if len(starts):
-            chosen = kernels.ranges(starts, lengths)
+            chosen = kernels.ranges(starts[numbers], lengths)
             memory = self.memory.index_select(0, torch.from_numpy(chosen))
             starts = np.cumsum(lengths) - lengths
         else:
