@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riskcal import ExitPolicy
-from riskcal_adapters.torch import EarlyExitT5, Engine, Request, kernels, measures
+from riskcal_adapters.torch import EarlyExitT5, Engine, Request, kernels, load_example, measures
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.weights import rms_norm
 
@@ -109,3 +109,19 @@ def test_a_decoder_without_them_decodes_the_same(kind, batching, tiny_t5, monkey
     for mine, its in zip(ours_done, plain_done, strict=True):
         assert mine.tokens.tolist() == its.tokens.tolist()
         assert mine.exit_layers.tolist() == its.exit_layers.tolist()
+
+
+@pytest.mark.parametrize("policy", [ExitPolicy(), ExitPolicy(threshold=0.5, cache="deferred")])
+def test_rows_that_end_leave_a_batch_without_them_too(policy, monkeypatch):
+    words = ["a", "ox", "it", "up", "calibration", "be", "extraordinary", "go"]  # most end early
+    decoder = load_example("g2p")
+    ids, mask = decoder.encode(words)
+    lean = decoder.generate(ids, mask, policy=policy, max_new_tokens=24)
+    monkeypatch.setattr(Backbone, "lean", False)
+    monkeypatch.setattr(kernels, "take", lambda values: False)
+    other = load_example("g2p")
+    plain = other.generate(ids, mask, policy=policy, max_new_tokens=24)
+    assert plain.tokens.tolist() == lean.tokens.tolist()
+    assert plain.exit_layers.tolist() == lean.exit_layers.tolist()
+    half = load_example("g2p").model.to(torch.bfloat16)
+    EarlyExitT5(half, decoder.tokenizer).generate(ids, mask, policy=policy, max_new_tokens=24)
