@@ -198,16 +198,18 @@ def _candidates(
     style = current()
     filled = rows["certified"].to_numpy(dtype=bool) if "certified" in rows else np.ones(len(rows))
     grid, values = rows["threshold"].to_numpy(dtype=float), rows[column].to_numpy(dtype=float)
-    ax.plot(grid, values, "-", color=color, linewidth=style.line / 2, alpha=0.6)
+    if len(grid) > 1:
+        ax.plot(grid, values, "-", color=color, linewidth=style.line / 2, alpha=0.6)
     for certified in (True, False):
         some = np.flatnonzero(filled == certified)
-        ax.plot(
+        ax.scatter(  # not lines: of these the one that is chosen alone has a single point
             grid[some],
             values[some],
-            marker,
-            color=color,
-            markersize=style.marker,
-            fillstyle="full" if certified else "none",
+            s=style.marker**2,
+            marker=marker,
+            facecolors=color if certified else "none",
+            edgecolors=color,
+            zorder=2.5,
             label=label if certified == bool(filled.any()) else "_nolegend_",
         )
 
