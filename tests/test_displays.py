@@ -146,6 +146,19 @@ def test_the_band_goes_up_to_the_bound_that_decides(calibration):
         assert min(vertices) == pytest.approx(table["loss"][threshold])
 
 
+def test_of_losses_of_two_values_without_ids_the_band_is_no_lower_than_their_count_allows():
+    """7 of 40: betting alone would reject .3, which the exact test of the count does not, at .055."""
+    losses = np.repeat([1.0, 0.0], [7, 33])[:, None]
+    numbered = riskcal.calibrate(losses, thresholds=[0.5], delta=0.3)
+    ax = axes()
+    numbered.plot(ax)
+    [band] = [c for c in ax.collections if c.get_label() == "upper confidence bound"]
+    exact = riskcal.bounds.clopper_pearson(losses)
+    assert not numbered.certified
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(exact)
+    assert exact > 0.3
+
+
 def test_one_further_coordinate_has_a_curve_for_each_value_and_two_are_refused():
     rng = np.random.default_rng(0)
     rows = [

@@ -70,6 +70,16 @@ def test_a_run_length_is_that_of_all_features_together():
     assert np.mean(lengths) >= 60
 
 
+@pytest.mark.parametrize(("features_watched", "least"), [(1, 4 * 50), (3, 2 * 12 * 50)])
+def test_of_several_features_run_lengths_are_shared_by_a_union_bound(features_watched, least):
+    """As the ranks of one may depend on the past of another: any alarm within m requests then has at most m / (2 * 50)."""
+    reference = {f"feature {i}": range(20) for i in range(features_watched)}
+    state = Drift(reference, average_run_length=50).to_json()["features"]
+    for known in state.values():
+        monitors = map(RiskMonitor.from_json, known["monitors"].values())
+        assert {monitor.average_run_length for monitor in monitors} == {least}
+
+
 def test_other_weights_are_told_as_others_within_a_few_requests():
     def values(weights, count):
         event = {"name": "riskcal.request.served", "attributes": {"riskcal.weights": weights}}

@@ -150,6 +150,14 @@ def test_the_table_holds_what_the_calibration_prompts_show(found):
     assert found.thresholds.tolist() == [deployed[f"threshold_{i}"] for i in (1, 2, 3, 4)]
 
 
+def test_the_message_rounds_no_probability_up():
+    """1 - 1e-7 in six digits would be 1."""
+    data = np.full((4000, 1), 0.9), np.ones((4000, 1), dtype=bool), np.arange(4000)
+    sure = certify(data, epsilon=1e-7)
+    assert sure.certified
+    assert "with probability at least 1 - 1e-07 over" in sure.message
+
+
 def test_the_certificate_says_which_test(found):
     certificate = found.policy(n_layers=5).certificate
     assert (certificate.test, certificate.procedure) == ("binomial", "fixed_sequence")
@@ -246,6 +254,7 @@ def test_the_message_names_a_sample_that_would_do():
     told = certify((confidence, agrees, prompts), 0.95)
     assert not told.certified
     assert "fresh" in told.message
+    assert "max_tokens" not in told.message  # it can be no nearer than 1
 
 
 def test_the_fit_of_errors_is_a_rate_that_follows_them():

@@ -160,6 +160,9 @@ def test_delays_after_good_losses_are_longer_and_none_is_told_of_an_alarm_that_w
         alarm_delays(RiskMonitor(0.05), bad, draws=100)
     )
     assert np.isinf(alarm_delays(good, [0.0], draws=3, most=1000)).all()
+    soon = alarm_delays(RiskMonitor(0.05), bad, draws=100, most=40)
+    assert soon.min() <= 40
+    assert soon[np.isfinite(soon)].max() <= 40  # not to the end of a block
     assert good.n == 500  # it is left as it is
     with pytest.raises(RiskcalError, match="has alarmed already"):
         alarm_delays(RiskMonitor(0.05).update(np.ones(50)), bad)

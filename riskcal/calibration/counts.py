@@ -9,6 +9,7 @@ from scipy import special
 from riskcal import _validate
 from riskcal._validate import Floats
 from riskcal.calibration.problem import TestedRisk
+from riskcal.pvalues import inversions
 
 
 def two_values(losses: Floats) -> tuple[float, float] | None:
@@ -39,6 +40,19 @@ def of_counts(risk: TestedRisk) -> Floats:
         rows = risk.losses + math.sqrt(2.0) * risk.width * risk.pairs.proxies
         p[[two_values(column) is None for column in rows.T]] = 0.0
     return p
+
+
+def bounds_of_counts(losses: Floats, epsilon: float) -> Floats:
+    """The upper confidence bound (k,) that inverts `of_count`; -inf, no claim, for losses of other than two values."""
+    found = np.full(losses.shape[1], -math.inf)
+    for j, column in enumerate(losses.T):
+        values = two_values(column)
+        if values is not None:
+            low, high = values
+            count = (column > 0.5 * (low + high)).sum(keepdims=True)
+            share = inversions.clopper_pearson(count, len(column), epsilon)
+            found[j] = low + (high - low) * float(share[0])
+    return found
 
 
 def count_pvalue(count: Any, n: int, values: tuple[float, float], delta: float) -> Any:

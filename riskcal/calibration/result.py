@@ -12,6 +12,7 @@ import pandas as pd
 
 from riskcal import _showing, _validate, bounds, records
 from riskcal._validate import Floats, RiskcalError
+from riskcal.calibration.counts import bounds_of_counts
 from riskcal.calibration.problem import Problem, TestedRisk, Weighting
 from riskcal.policy import Asked, Certificate, ExitPolicy, Stop, ids_digest, versions
 from riskcal.policy.sentences import meaning
@@ -228,7 +229,10 @@ class Calibration:
         level = {"epsilon": self.epsilon_spent}
         if self.test != "binomial":
             level |= {"lower": risk.lower, "upper": risk.upper}
-        return np.asarray(bound(risk.losses, **level))
+        found: Floats = np.asarray(bound(risk.losses, **level))
+        if self._problem.nameless and BY_NAME[self.test].walks:  # as its p-values
+            found = np.maximum(found, bounds_of_counts(risk.losses, self.epsilon_spent))
+        return found
 
     def report(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write one self-contained HTML page of it, with delta to move: see `riskcal.report.write`, whose options these are.

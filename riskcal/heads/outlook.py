@@ -13,6 +13,7 @@ from riskcal._validate import Floats
 from riskcal.heads.decisions import _in_turn
 from riskcal.heads.inputs import _Records
 from riskcal.heads.path import _ROUNDING, _count, _Counts, _Goal, _path, _Pilot, _pilot, _spared
+from riskcal.policy.sentences import at_least
 
 #: In how many draws the sample that a message names certifies, and how many tokens it may have to be simulated.
 _POWER, _TOKENS = 0.8, 100_000
@@ -32,7 +33,7 @@ def _certified_message(
         if math.isfinite(row[f"threshold_{layer}"])
     ]
     return (
-        f"Certified: with probability at least {1 - goal.level:.6g} over the draw of the {recorded.n} calibration prompts, at "
+        f"Certified: with probability at least {at_least(goal.level)} over the draw of the {recorded.n} calibration prompts, at "
         f"least {goal.agreement:.6g} of the tokens that exit at a head agree with the full model, for every head that is used "
         f"({', '.join(used)}). Of the calibration tokens {row['exits']:.1%} exit, and {row['agreement']:.1%} of those agree."
     )
@@ -63,8 +64,12 @@ def _failure_message(
         )
     return opening + (
         f"A fresh sample of about {total} prompts, pilot included, certifies some exits in four draws of five, {condition}. "
-        "Testing these data again, or more of the same pool, is a new attempt that this epsilon does not cover. A max_tokens "
-        "nearer to the usual length also helps, if it is fixed beforehand."
+        "Testing these data again, or more of the same pool, is a new attempt that this epsilon does not cover."
+        + (
+            " A max_tokens nearer to the usual length also helps, if it is fixed beforehand."
+            if goal.max_tokens > 1
+            else ""
+        )
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 from riskcal import _showing
 from riskcal._validate import Floats, RiskcalError
-
-if TYPE_CHECKING:
-    from riskcal.policy import ExitPolicy
+from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,7 +81,7 @@ class HeadCalibration:
         """The outcome in plain words."""
         return self._told()
 
-    def policy(self, **fields: Any) -> "ExitPolicy":
+    def policy(self, **fields: Any) -> ExitPolicy:
         """The policy to deploy: one threshold per head's layer, with its certificate (objective ``"agreement"``).
 
         Parameters
@@ -104,9 +102,6 @@ class HeadCalibration:
             more than there are heads.
             The certificate says so too (``layers_given``).
         """
-        # Policies stand above heads in the order of modules; only here does the result of one become the other.
-        from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
-
         for name in ("threshold", "thresholds", "certificate"):
             if name in fields:
                 raise RiskcalError(

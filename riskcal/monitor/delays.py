@@ -77,7 +77,7 @@ def alarm_delays(
     for draw in range(draws):
         day = RiskMonitor.from_json(state)
         while not day.alarm and day.n - monitor.n < most:
-            day.update(rng.choice(given, _BLOCK))
+            day.update(rng.choice(given, min(_BLOCK, most - (day.n - monitor.n))))
         if day.alarm_at is not None:
             seen = day.alarm_at - monitor.n
             needed[draw] = seen + (rng.negative_binomial(seen, share) if share < 1.0 else 0)

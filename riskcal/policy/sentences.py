@@ -60,7 +60,7 @@ def of_policy(policy: "ExitPolicy") -> str:
 
 def _claim(name: str) -> str:
     if name == "agreement":
-        return "the share of tokens that leave early and are not the full model's is"
+        return "the share that is not the full model's, among the tokens that leave early, is"
     return f"the expected {meaning(name)} is"
 
 

@@ -85,9 +85,14 @@ class Drift:
     are independent and uniform (Vovk, Nouretdinov and Gammerman, *Testing exchangeability on-line*, 2003). `RiskMonitor` bets
     that the mean of p, of 1 - p, of s, the distance of 2p from 1, or of 1 - s is above one half: four tests for each of F
     features, each at ``epsilon / (4 F)``. By Ville's inequality and the union bound an alarm is ever false with probability at
-    most epsilon. With an average run length A each has ``4 F A``: the mean of all detectors is one that reaches A before any of
-    its parts reaches this. Values are rounded to three digits, which needs no look at them; ties are broken by a hash of the
-    reference and their number, so that a state that was saved goes on exactly.
+    most epsilon. With an average run length A the four tests of a single feature have ``4 A`` each: their mean is a detector that
+    reaches A before any of them reaches this. The ranks of one feature need not be independent of the past of another, so that
+    detectors of several have no common clock, and each has ``8 F A``: that a feature's mean reaches ``2 F A`` within m requests
+    has probability at most ``m / (2 F A)``, an alarm of any at most ``m / (2 A)``, and the mean of such a time, the sum over m of
+    the probability that it is later, is at least A.
+
+    Values are rounded to three digits, which needs no look at them; ties are broken by a hash of the reference and their number,
+    so that a state that was saved goes on exactly.
 
     *What is a hint.* An alarm says that traffic changed, and its feature where to look, not that anything is wrong: the
     certificate may well hold there, and the monitor of losses watches whether it does. Traffic that has hours and weekdays is not
@@ -115,7 +120,8 @@ class Drift:
             )
         tests = len(_WAYS) * len(reference)
         each = _validate.level(epsilon, "epsilon") / tests
-        length = None if average_run_length is None else average_run_length * tests
+        shared = 1 if len(reference) == 1 else 2  # by a union bound over features, which costs half
+        length = None if average_run_length is None else average_run_length * tests * shared
         self.epsilon, self.average_run_length = epsilon, average_run_length
         self._past: dict[str, _Past] = {}
         self._monitors: dict[str, dict[str, RiskMonitor]] = {}
