@@ -15,6 +15,7 @@ from riskcal.adaptive.capital import SPLITS, bet, opening
 from riskcal.adaptive.state import Parameters, State
 from riskcal.fwer.procedures import spent
 from riskcal.policy import Certificate, ExitPolicy
+from riskcal.policy.sentences import at_least
 from riskcal.records import columns as table_columns
 
 
@@ -257,8 +258,8 @@ class AdaptiveCalibration:
         if self.certified:
             kind = "loss" if self.objective == "losses" else f"{self.objective} loss"
             return (
-                f"Certified after {used}: with probability at least {1 - self.epsilon_spent:.6g} over their draw, the "
-                f"expected {kind} at threshold {self.threshold:g} is at most {self.delta:g}."
+                f"Certified after {used}: with probability at least {at_least(self.epsilon_spent)} over their draw, "
+                f"the expected {kind} at threshold {self.threshold:g} is at most {self.delta:g}."
             )
         if not self.done:
             return f"Nothing certified yet after {used}."
@@ -380,9 +381,8 @@ class AdaptiveCalibration:
         return f"{head}\n{self.message}\n\n{_showing.text(self.table, chosen=self._certified.sum() - 1)}"
 
     def _repr_html_(self) -> str:
-        return _showing.paragraph(self.message) + _showing.html(
-            self.table, chosen=self._certified.sum() - 1
-        )
+        shown = _showing.html(self.table, chosen=self._certified.sum() - 1)
+        return _showing.paragraph(self.message) + shown
 
 
 def _identifiers(prompts: Any) -> list[int | str]:

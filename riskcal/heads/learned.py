@@ -1,23 +1,21 @@
 """`LearnedRisk`: from an exit's confidence to the probability that leaving there is wrong, and policies that bound it."""
 
 import hashlib
-import json
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field, FiniteFloat, model_validator
 
-from riskcal import _replacing, _validate, records
+from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import ExitPolicy, RiskLimit
 from riskcal.policy.columns import learned_columns
 from riskcal.policy.fields import Frozen
+from riskcal.policy.saved import Saved
 from riskcal.records import Runs, Traces
 from riskcal.replay import replay_traces
 from riskcal.replay.replay import Costs
@@ -55,7 +53,7 @@ class RiskMap(Frozen):
         return self
 
 
-class LearnedRisk(Frozen):
+class LearnedRisk(Saved):
     """The risk of leaving at each exit, as a function of the confidence there: what `learn_risk` makes.
 
     A token leaves at the first exit of a risk of at most ``max_risk``. As every map falls with the confidence, that is where its
@@ -86,6 +84,8 @@ class LearnedRisk(Frozen):
     >>> all(cautious[layer] >= bold[layer] for layer in bold)
     True
     """
+
+    called: ClassVar[str] = "learned risk"
 
     maps: tuple[RiskMap, ...] = Field(min_length=1)
     layers: tuple[int, ...]
@@ -236,22 +236,6 @@ class LearnedRisk(Frozen):
         if self.measure is not None:
             rows = rows.assign(measure=self.measure)
         return replace(runs, candidates=rows).in_content_order()
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as JSON; an existing file is replaced whole or not at all."""
-        with _replacing.replacing(path) as partial:
-            partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read it; unknown fields, and maps that do not fall, are refused."""
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(**fields)
-        except OSError as error:
-            raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
-        except (TypeError, ValueError) as error:
-            raise RiskcalError(f"{path}: is no learned risk ({error}).") from None
 
 
 def _of_rows(traces: Traces, kept: NDArray[np.bool_]) -> Traces:

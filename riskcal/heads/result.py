@@ -128,7 +128,10 @@ class HeadCalibration:
             starts=max(len(self.table), 1) if self.test == "binomial" else 1,
             n=self.n,
             k=len(self.table),
-            pvalue=float(chosen.iloc[-1]) if len(chosen) else None,
+            # of steps of a path the last says it for all heads; of heads in turn each has its own
+            pvalue=float(chosen.max() if self.test == "binomial" else chosen.iloc[-1])
+            if len(chosen)
+            else None,
             records_digest=self.records_digest,
             pilot_n=len(self.pilot),
             pilot_digest=ids_digest(self.pilot),

@@ -3,16 +3,14 @@
 import hashlib
 import json
 import math
-import os
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from riskcal import _replacing, _showing, _validate
+from riskcal import _showing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import sentences
 from riskcal.policy.certificate import Certificate
@@ -20,7 +18,6 @@ from riskcal.policy.columns import DEFAULTS, FIELDS_ELSEWHERE, from_columns, to_
 from riskcal.policy.fields import (
     Contrast,
     Coordinate,
-    Frozen,
     RiskLimit,
     Sampling,
     Setting,
@@ -28,10 +25,11 @@ from riskcal.policy.fields import (
     TokenClasses,
 )
 from riskcal.policy.pruning import Pruning
+from riskcal.policy.saved import Saved
 from riskcal.policy.schedules import Constant, Decaying
 
 
-class ExitPolicy(Frozen):
+class ExitPolicy(Saved):
     """When a decoder may stop before its last layer.
 
     Parameters
@@ -118,6 +116,8 @@ class ExitPolicy(Frozen):
     >>> riskcal.ExitPolicy().is_full_model  # the default stops nowhere
     True
     """
+
+    called: ClassVar[str] = "policy"
 
     schema_version: Literal[1] = 1
     threshold: Threshold = math.inf
@@ -352,27 +352,6 @@ class ExitPolicy(Frozen):
         accepting = np.full((length, 1), -math.inf)
         rounded = np.hstack([rounded if own_last else rounded[:, :-1], accepting])
         return rounded.astype(np.float32)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy as JSON; an existing file is replaced whole or not at all."""
-        with _replacing.replacing(path) as partial:
-            partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a policy; unknown fields and other schema versions are refused, never ignored."""
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
-        except ValueError as error:
-            raise RiskcalError(f"{path}: is not JSON ({error}).") from None
-        if not isinstance(fields, dict):
-            raise RiskcalError(f"{path}: is not a policy; it must hold one JSON object.")
-        try:
-            return cls(**fields)
-        except RiskcalError as error:
-            raise RiskcalError(f"{path}: {error}") from None
 
     def plot(self, ax: Any = None) -> Any:
         """The confidence needed to exit: by position, or by layer where each has its own; returns the matplotlib axes.

@@ -1,0 +1,38 @@
+"""`Saved`: what is a file of its own, one JSON object."""
+
+import json
+import os
+from pathlib import Path
+from typing import ClassVar, Self
+
+from riskcal import _replacing
+from riskcal._validate import RiskcalError
+from riskcal.policy.fields import Frozen
+
+
+class Saved(Frozen):
+    """A frozen object with a file of its own."""
+
+    #: What messages call it.
+    called: ClassVar[str]
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it as JSON; an existing file is replaced whole or not at all."""
+        with _replacing.replacing(path) as partial:
+            partial.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote; unknown fields and other schema versions are refused, never ignored."""
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
+        except ValueError as error:
+            raise RiskcalError(f"{path}: is not JSON ({error}).") from None
+        if not isinstance(fields, dict):
+            raise RiskcalError(f"{path}: is not a {cls.called}; it must hold one JSON object.")
+        try:
+            return cls(**fields)
+        except RiskcalError as error:
+            raise RiskcalError(f"{path}: {error}") from None
