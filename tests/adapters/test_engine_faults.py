@@ -479,6 +479,15 @@ def test_no_slot_is_lost_by_runs_that_are_abandoned(tiny, slots):
     assert len(list(engine.run(many(5)))) == 5
 
 
+def test_whoever_was_refused_in_a_run_that_is_abandoned_is_counted_and_told(tiny, log):
+    """Of three that are refused at once the first answer is all that the caller reads."""
+    engine = an_engine(tiny, slots=4, events=log)
+    running = engine.run([*[Request(input_ids=[]) for _ in range(3)], *many(1)])
+    assert next(running).error is not None
+    running.close()
+    assert len(named(log, "riskcal.request.served")) == engine.stats.failed == 4
+
+
 def test_one_id_twice_is_answered_twice(tiny, log):
     twice = [Request(id="same", input_ids=one.input_ids) for one in many(4)]
     with an_engine(tiny, shadow=Shadow(1.0), events=log) as engine:

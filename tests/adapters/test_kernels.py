@@ -1,5 +1,6 @@
 """`kernels`: loops in place of tensors' operations give what these give, for every row whatever is beside it."""
 
+import copy
 import math
 
 import numpy as np
@@ -7,11 +8,20 @@ import pytest
 import torch
 from causal_models import VOCABULARY
 from causal_models import decoder as causal
+from causal_models import model as causal_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riskcal import ExitPolicy
-from riskcal_adapters.torch import EarlyExitT5, Engine, Request, kernels, load_example, measures
+from riskcal_adapters.torch import (
+    EarlyExitCausalLM,
+    EarlyExitT5,
+    Engine,
+    Request,
+    kernels,
+    load_example,
+    measures,
+)
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.weights import rms_norm
 
@@ -125,3 +135,30 @@ def test_rows_that_end_leave_a_batch_without_them_too(policy, monkeypatch):
     assert plain.exit_layers.tolist() == lean.exit_layers.tolist()
     half = load_example("g2p").model.to(torch.bfloat16)
     EarlyExitT5(half, decoder.tokenizer).generate(ids, mask, policy=policy, max_new_tokens=24)
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama-grouped"])
+def test_numbers_that_overflowed_in_a_slot_do_not_reach_its_next_request(
+    kind, gated_t5, monkeypatch
+):
+    """Masked or not: a NaN that is added to minus infinity, or multiplied with 0, stays one."""
+    monkeypatch.setattr(Backbone, "lean", False)
+    monkeypatch.setattr(kernels, "take", lambda values: False)
+    broken, model = VOCABULARY - 1, copy.deepcopy(gated_t5 if kind == "t5" else causal_model(kind))
+    with torch.no_grad():
+        model.get_input_embeddings().weight[broken] = math.nan
+    own = EarlyExitT5(model) if kind == "t5" else EarlyExitCausalLM(model)
+    assert not own._backbone.lean
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(2, broken, size) for size in (7, 2, 3, 6)]
+    # beside one that goes on, each slot's next request is shorter than what overflowed there
+    asked = [Request(input_ids=np.r_[broken, prompts[3]], max_new_tokens=2)]
+    asked += [Request(input_ids=prompt) for prompt in prompts]
+    policy = ExitPolicy(threshold=0.9)
+    engine = Engine(own, policy, slots=2, max_prompt=8, max_new_tokens=LENGTH)
+    bad, *done = sorted(engine.run(asked), key=lambda one: int(one.id))
+    assert np.isnan(bad.confidence).all()
+    for one, prompt in zip(done, prompts, strict=True):
+        alone = own.generate(torch.from_numpy(prompt[None]), policy=policy, max_new_tokens=LENGTH)
+        assert one.tokens.tolist() == alone.tokens[0].tolist()
+        np.testing.assert_allclose(one.confidence, alone.confidence[0], atol=2e-5)

@@ -141,6 +141,11 @@ class LayerCache:
         """Where columns of rows are in ``rows``."""
         return rows * self.row_step + columns * self.step
 
+    def clear(self, rows: Tensor) -> None:
+        """Nothing of earlier generations in these rows: where one overflowed, a mask would not hide it (0 times NaN is NaN)."""
+        assert self.by_row
+        self.rows.view(self.keys.shape[0], -1, self.rows.shape[1]).index_fill_(0, rows, 0.0)
+
     def starts_of(self, cache: "Cache") -> Ints:
         """Where the keys of each row of the batch begin."""
         if self.starts is None:

@@ -118,6 +118,10 @@ class CausalBackbone(Backbone):
     def admit(self, cache: Cache, rows: Ints, prompts: list[Ints]) -> list[int]:
         behind = np.array([len(prompt) - 1 for prompt in prompts])
         cache.offsets[rows] = behind
+        if not self.lean:
+            chosen = self.tensor(rows)
+            for own in cache.layers.values():
+                own.clear(chosen)
         if behind.any():
             real = np.arange(behind.max()) < behind[:, None]
             read, columns = self.tensor(np.flatnonzero(real)), real.nonzero()[1]

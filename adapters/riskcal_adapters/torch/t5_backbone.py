@@ -152,10 +152,13 @@ class T5Backbone(Backbone):
             chosen, width = self.tensor(rows), mask.shape[1]
             slots = read.memory.view(len(read.lengths), -1, self.width)
             slots[chosen, :width] = memory.view(len(rows), width, self.width)
+            slots[chosen, width:] = 0.0
             assert read.bias is not None
             hidden = self.tensor(np.where(mask, 0.0, -math.inf)).to(self.dtype)
             read.bias[chosen, :, :, :width] = hidden[:, None, None]
             read.bias[chosen, :, :, width:] = -math.inf
+            for own in cache.layers.values():
+                own.clear(chosen)
         for own in cache.layers.values():
             own.filled_rows[rows] = 0
             assert own.stale is not None
@@ -182,8 +185,9 @@ class T5Backbone(Backbone):
             entering = of_slots[:, :width].index_select(0, chosen).flatten(0, 1)
             projected = torch.mm(entering, self._cross[index].memory)
             keys, values = self._split_heads(projected, len(fresh), 2)
-            memory.keys[chosen, :, :width] = keys
-            memory.values[chosen, :, :width] = values
+            for held, projected in ((memory.keys, keys), (memory.values, values)):
+                held[chosen, :, :width] = projected
+                held[chosen, :, width:] = 0.0  # see `LayerCache.clear`
             own.stale[fresh] = False
         if own.stale is not None:  # slots have room for longer prompts than these
             width = int(read.lengths[rows].max())

@@ -277,8 +277,8 @@ class Engine:
                 ready.append(flight)
         self._place(ready, newcomers)
         self._journal.flush()
-        for flight, why in failed:
-            yield flight, self._failed(flight, why)
+        # all before anybody hears of one: a run may be abandoned there
+        yield from [(flight, self._failed(flight, why)) for flight, why in failed]
 
     def _place(self, flights: list[Flight], newcomers: list[Newcomer]) -> None:
         if not newcomers:
