@@ -204,7 +204,7 @@ def test_a_risk_goes_through_its_file_and_a_map_that_rises_is_refused(tmp_path, 
     with pytest.raises(RiskcalError, match=r"risk.json: .*descend"):
         LearnedRisk.load(tmp_path / "risk.json")
     (tmp_path / "risk.json").write_text("[1]")
-    with pytest.raises(RiskcalError, match="is no learned risk"):
+    with pytest.raises(RiskcalError, match="is not a learned risk; it must hold one JSON object"):
         LearnedRisk.load(tmp_path / "risk.json")
     with pytest.raises(RiskcalError, match="cannot be read"):
         LearnedRisk.load(tmp_path / "none.json")
