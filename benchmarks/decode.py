@@ -344,9 +344,8 @@ def main() -> None:
     policies |= {f"static exit {k}": ExitPolicy.static(k) for k in (1, 2, 3)}
     rows = []
     measured = {name: one for name, one in CERTIFIED.items() if name in options.only}
-    measured = {
-        name: one for name, one in measured.items() if one[0].measure in work.decoder.measures
-    }
+    known = {None, *work.decoder.measures}  # None: the decoder's own
+    measured = {name: one for name, one in measured.items() if one[0].measure in known}
     for name, (template, grid) in tqdm(measured.items(), desc="certify"):
         calibration = certify(work, template, grid, options.delta)
         policies[name] = calibration.policy()
