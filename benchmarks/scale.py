@@ -61,11 +61,17 @@ def work(folder: Path, processes: int) -> dict[str, float]:
     else:
         out = reduce(folder / "tokens", folder / "runs", replay)
     seconds = {"reduce": lap()}
-    seconds["reduce_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    seconds["reduce_mb"] = peak()
     runs = riskcal.Runs.read(out)
     seconds["read"] = lap()
+    seconds["read_mb"] = peak()
     threshold = riskcal.calibrate(runs, delta=0.2).threshold
     return seconds | {"calibrate": lap(), "threshold": threshold}
+
+
+def peak() -> int:
+    """The most memory that this process has had so far, in MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
 
 
 def measured(rows: int, shard: int, processes: int) -> dict[str, float]:
@@ -77,13 +83,16 @@ def measured(rows: int, shard: int, processes: int) -> dict[str, float]:
             write_shard(folder / "tokens", number, shard)
         size = sum(file.stat().st_size for file in (folder / "tokens").iterdir())
         command = [sys.executable, __file__, "--work", name, "--processes", str(processes)]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        report = Path(name) / "time"
+        timed = ["/usr/bin/time", "-v", "-o", str(report)] if Path("/usr/bin/time").exists() else []
+        child = subprocess.Popen([*timed, *command], stdout=subprocess.PIPE, text=True)
         assert child.stdout is not None
         told = child.stdout.read()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise SystemExit(child.returncode)
+        time_v = [line.strip() for line in report.read_text().splitlines()[1:]] if timed else []
     return {
         "rows": rows,
         "files": rows // shard,
@@ -92,6 +101,7 @@ def measured(rows: int, shard: int, processes: int) -> dict[str, float]:
         **json.loads(told),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_mb": round(usage.ru_maxrss / 1e3),
+        "time -v": [line for line in time_v if not line.endswith(": 0")],
     }
 
 
@@ -111,11 +121,11 @@ def main() -> None:
     lines = []
     for rows in options.rows:
         lines.append(measured(rows, options.shard, options.processes))
-        print(pd.DataFrame(lines).to_string(index=False), flush=True)
+        print(pd.DataFrame(lines).drop(columns="time -v").to_string(index=False), flush=True)
     if options.json:
         told = {"shard": options.shard, "processes": options.processes, "exits": EXITS}
         figures = told | {"thresholds": len(GRID), "cores": os.cpu_count(), "sizes": lines}
-        options.json.write_text(json.dumps(figures))
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A recording whose workers are killed every 20 seconds, for ten minutes: does it end in the table of an undisturbed one?
+"""Whether a recording whose workers are killed every 20 seconds, for ten minutes, ends in the table of an undisturbed one.
 
 ``python benchmarks/soak.py --minutes 10`` records the shipped spelling-to-phonemes model at 21 thresholds, again and again, each
 time into a new folder, with a pool of processes of which one, drawn at random, is killed (SIGKILL) every 20 seconds. The call
@@ -43,9 +43,10 @@ class Killer(threading.Thread):
 
     def __init__(self, every: float, seed: int) -> None:
         super().__init__(daemon=True)
-        self.every, self.drawn, self.kills, self.over = every, random.Random(seed), 0, False  # noqa: S311
+        self.every, self.drawn, self.kills, self.over = every, random.Random(seed), 0, False
 
     def run(self) -> None:
+        """Until it is over."""
         while not self.over:
             time.sleep(self.every)
             workers = multiprocessing.active_children()

@@ -1,7 +1,8 @@
 """Parquet files that tell when they were damaged: checksums of their pages, and one of the whole file in its own footer."""
 
 import hashlib
-import mmap
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,6 +15,12 @@ from riskcal._validate import RiskcalError
 KEY = b"riskcal.blake2b"
 _SIZE = 16
 _BLANK = b"0" * 2 * _SIZE
+
+#: A Parquet file ends with the length of its footer, four bytes, and a mark, four more.
+_TAIL = 8
+
+#: Bytes that are hashed at a time.
+_PIECE = 2**20
 
 
 def write(table: pa.Table, path: Path) -> None:
@@ -43,6 +50,24 @@ def read(path: Path) -> pa.Table:
     return table
 
 
+def shape(path: Path) -> tuple[pa.Schema, int]:
+    """The columns of a file and how many rows it has, which its footer says."""
+    with pa.parquet.ParquetFile(path) as file:
+        return file.schema_arrow, file.metadata.num_rows
+
+
+def read_in_parts(path: Path, rows: int) -> Iterator[pa.Table]:
+    """As `read`, at most so many rows at a time."""
+    with path.open("rb") as file:
+        _refuse_damaged(path, file)
+        file.seek(0)
+        with pa.parquet.ParquetFile(file, page_checksum_verification=True) as content:
+            for batch in content.iter_batches(rows):
+                table = pa.Table.from_batches([batch])
+                table.validate(full=True)
+                yield table
+
+
 def _refuse_damaged(path: Path, file: BinaryIO) -> None:
     try:
         recorded = (pa.parquet.read_metadata(file).metadata or {}).get(KEY)
@@ -50,11 +75,17 @@ def _refuse_damaged(path: Path, file: BinaryIO) -> None:
         return
     if recorded is None:
         return
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        place = content.rfind(recorded)
-        hasher = hashlib.blake2b(content[:place], digest_size=_SIZE)
-        hasher.update(_BLANK)
-        hasher.update(content[place + len(_BLANK) :])
+    size = file.seek(-_TAIL, io.SEEK_END) + _TAIL
+    footer = int.from_bytes(file.read(4), "little") + _TAIL
+    file.seek(-footer, io.SEEK_END)
+    place = size - footer + file.read().rfind(recorded)
+    hasher = hashlib.blake2b(digest_size=_SIZE)
+    file.seek(0)
+    for begin in range(0, place, _PIECE):
+        hasher.update(file.read(min(_PIECE, place - begin)))
+    hasher.update(_BLANK)
+    file.seek(len(_BLANK), io.SEEK_CUR)
+    hasher.update(file.read())
     if hasher.hexdigest().encode() != recorded:
         raise RiskcalError(
             f"{path}: is damaged: its content is not what was written (checksum). Restore it from a copy, or delete it and "

@@ -1,5 +1,7 @@
 """Numbers per exit, for decisions that have as many exits as they need: a matrix, or one row's numbers after another's."""
 
+import operator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,6 +13,8 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 
 Lengths = NDArray[np.int64]
+
+_SHAPE, _TYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +158,19 @@ def unequal(given: Any) -> list[Any] | None:
     if not rows or any(row is None for row in rows):
         return None
     return rows if len({len(row) for row in rows}) > 1 else None
+
+
+def of_equal_rows(column: Iterable[Any]) -> NDArray[Any] | None:
+    """The matrix (N, L) of a column of numpy arrays (L,) of numbers of one type, as Parquet files give; None for others."""
+    rows = list(column)
+    if set(map(type, rows)) != {np.ndarray}:
+        return None
+    shapes, kinds = set(map(_SHAPE, rows)), set(map(_TYPE, rows))
+    if len(shapes) > 1 or len(kinds) > 1 or len(rows[0].shape) != 1 or not rows[0].size:
+        return None
+    if rows[0].dtype.kind not in "biuf":
+        return None
+    return np.concatenate(rows).reshape(len(rows), -1)
 
 
 def _row(given: Any) -> Any:

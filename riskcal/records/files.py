@@ -111,10 +111,7 @@ def parts(source: Source) -> list[Part]:
 
 def read_part(part: Part, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The table in one file, with what the names of its folders say."""
-    frame = _read_file(part.file, names or {})
-    if part.folder is None:
-        return frame
-    return _partition(frame, part.file.relative_to(part.folder), part.file, names or {})
+    return in_its_folder(_read_file(part.file, names or {}), part, names or {})
 
 
 def is_json_lines(frame: pd.DataFrame) -> bool:
@@ -164,17 +161,16 @@ def _is_mark(file: Path) -> bool:
     return file.name[0] in "._" and _ending(file)[0] not in _KINDS
 
 
-def _partition(
-    frame: pd.DataFrame, below: Path, file: Path, names: Mapping[str, str]
-) -> pd.DataFrame:
-    """The frame with what folders such as ``threshold=0.9`` say of it as columns."""
-    for part in below.parts[:-1]:
-        name, says, value = part.partition("=")
+def in_its_folder(frame: pd.DataFrame, part: Part, names: Mapping[str, str]) -> pd.DataFrame:
+    """The rows of a file with what folders such as ``threshold=0.9`` say of them as columns."""
+    below = () if part.folder is None else part.file.relative_to(part.folder).parts[:-1]
+    for folder in below:
+        name, says, value = folder.partition("=")
         if not says:
             continue
         if name in frame.columns:
             raise RiskcalError(
-                f"{file}: {name} is a column of the file and the name of its folder; keep one of the two."
+                f"{part.file}: {name} is a column of the file and the name of its folder; keep one of the two."
             )
         frame = frame.assign(**{name: _partition_value(name, urllib.parse.unquote(value), names)})
     return frame

@@ -2,11 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from riskcal.records import direction
 from riskcal.records.order import tested_order
@@ -14,52 +16,66 @@ from riskcal.records.order import tested_order
 if TYPE_CHECKING:
     from riskcal.records.runs import Runs
 
-#: Rows whose text is made at a time: that of a long table is many times its size.
-_PART = 4096
+#: Rows of a column that are made at a time: all of them, and their text the more so, are large beside the runs.
+_PART = 2**13
+
+#: Some of the prompts, or all.
+_Prompts = NDArray[np.intp] | slice
 
 
-def columns(runs: "Runs") -> Iterator[tuple[str, Any]]:
-    """Names and columns (n (k + 1),), or one value for all rows; prompts as they stand, the full model's row first in each."""
-    n, k, has_full = len(runs.prompts), runs.k, bool(runs.full)
-    yield "prompt", np.repeat(runs.prompts, k + has_full)
+def columns(runs: "Runs") -> Iterator[tuple[str, Callable[[_Prompts], Any]]]:
+    """Names of columns, and what makes each for some of the prompts: (n (k + 1),), or one value for all rows.
+
+    Prompts stand as they are given, the full model's row first in each.
+    """
+    has_full = bool(runs.full)
+    times = runs.k + has_full
+    yield "prompt", lambda some: np.repeat(runs.prompts[some], times)
     for name, label in runs.labels.items():
-        yield name, np.repeat(label, k + has_full)
+        yield name, lambda some, label=label: np.repeat(label[some], times)
     coordinates = runs.candidates
     if has_full:
         reference = runs.candidates.iloc[[0]].assign(threshold=math.inf)
         coordinates = pd.concat([reference, runs.candidates], ignore_index=True)
     for name in coordinates.columns:
-        yield name, np.tile(coordinates[name].to_numpy(), n)
-    for name, value in runs.values.items():
-        whole = np.column_stack([runs.full[name], value]) if has_full else value
-        whole = whole.astype(np.int64) if name == "tokens" and not (whole % 1).any() else whole
-        whole = whole.astype(bool) if name == "failed" else whole
-        yield name, whole.ravel()
-    if not has_full and runs.full_risk is not None:
-        yield "full_risk", np.repeat(runs.full_risk, k)
-    yield "source", runs.source
+        setting = coordinates[name].to_numpy()
+        yield name, lambda some, setting=setting: np.tile(setting, len(runs.prompts[some]))
+    for name in runs.values:
+        yield name, partial(_measured, runs, name)
+    if not has_full and (risk := runs.full_risk) is not None:
+        yield "full_risk", lambda some: np.repeat(risk[some], runs.k)
+    yield "source", lambda some: runs.source
     if runs.exact:
-        yield "exact", True
+        yield "exact", lambda some: True
     if runs.lower_is_stricter:
-        yield direction.COLUMN, True
-    if runs.stopped is not None:
-        yield "stopped", runs.stopped.model_dump_json()
+        yield direction.COLUMN, lambda some: True
+    if (stopped := runs.stopped) is not None:
+        yield "stopped", lambda some: stopped.model_dump_json()
+
+
+def _measured(runs: "Runs", name: str, some: _Prompts) -> NDArray[Any]:
+    whole: NDArray[Any] = runs.values[name][some]
+    if runs.full:
+        whole = np.column_stack([runs.full[name][some], whole])
+    if name == "tokens" and not (whole % 1).any():
+        whole = whole.astype(np.int64)
+    return (whole.astype(bool) if name == "failed" else whole).ravel()
 
 
 def digest(runs: "Runs") -> str:
     """BLAKE2b of all columns, prompts in tested order."""
     order = tested_order(runs.prompts)
-    if not np.array_equal(order, np.arange(len(order))):  # numbered prompts stand in another
-        return digest(runs.take(order))
+    times = runs.k + bool(runs.full)
+    prompts = max(1, _PART // times)
     hasher = hashlib.blake2b(digest_size=16)
-    rows = len(runs.prompts) * (runs.k + bool(runs.full))
-    for name, value in columns(runs):
-        column = np.broadcast_to(value, rows)
+    for name, of in columns(runs):
         hasher.update(name.encode() + b"\x00")
-        if column.dtype.kind in "biuf" and name not in ("prompt", *runs.labels):
-            hasher.update(np.ascontiguousarray(column, dtype=np.float64).data)
-            continue
-        for first in range(0, rows, _PART):
-            text = "\x1f".join(map(str, column[first : first + _PART].tolist()))
-            hasher.update((("\x1f" if first else "") + text).encode())
+        for first in range(0, len(order), prompts):
+            some = order[first : first + prompts]
+            column = np.broadcast_to(of(some), times * len(some))
+            if column.dtype.kind in "biuf" and name not in ("prompt", *runs.labels):
+                hasher.update(np.ascontiguousarray(column, dtype=np.float64).data)
+            else:
+                text = "\x1f".join(map(str, column.tolist()))
+                hasher.update((("\x1f" if first else "") + text).encode())
     return hasher.hexdigest()

@@ -241,7 +241,7 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
             warnings.warn(
                 f"text: prompt {plain(frame['prompt'].iloc[first_row[int(again.argmax())]])!r} repeats an earlier prompt's text; "
                 "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
-                stacklevel=4,
+                stacklevel=5,
             )
     return label
 

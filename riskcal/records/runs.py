@@ -13,14 +13,12 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Stop
-from riskcal.records import arrays, direction, files, long_table, reading, renaming, retries
+from riskcal.records import arrays, direction, files, long_table, renaming, retries, tables
 from riskcal.records import costs as costs_
 from riskcal.records.averages import means_within
 from riskcal.records.candidates import varying
-from riskcal.records.order import content_order, numbered, tested_order
-from riskcal.records.preparing import prepared
+from riskcal.records.order import content_prints, numbered, numbered_order, tested_order
 from riskcal.records.showing import runs_html, runs_plot, runs_sentence
-from riskcal.records.unnamed import warn_of_unnamed
 
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
@@ -92,24 +90,18 @@ class Runs:
 
         A folder is read to its depth, and names such as ``threshold=0.9`` of folders below become columns; every file in it is
         read, or named in the refusal. A list of files is read in its order, a pattern (``logs/**/*.jsonl``) by their names.
-        All else is as in `from_frame`, but that a null threshold in JSON lines, which have no infinity, is the full model's where
-        it can be nothing else: no row says ``full``, every prompt has one null, and its dissimilarity is 0, null or of a failure.
+        Large Parquet files are read a part of the prompts at a time, where the rows of each stand together (as `write` and
+        `riskcal.records.reduce` leave them). All else is as in `from_frame`, but that a null threshold in JSON lines, which
+        have no infinity, is the full model's where it can be nothing else: no row says ``full``, every prompt has one null,
+        and its dissimilarity is 0, null or of a failure.
 
         Raises
         ------
         RiskcalError
             Naming the file, the column, the first offending row (counted from 0) and the remedy.
         """
-        frame = files.read(path, renaming.only_renamed(columns))
-        try:
-            is_json = files.is_json_lines(frame)
-            frame = prepared(frame, candidate_columns, columns, keep, costs, is_json=is_json)
-            lower = direction.of_frame(frame, lower_is_stricter)
-            fields = reading.from_frame(frame, candidate_columns, costs)
-        except RiskcalError as error:
-            raise RiskcalError(f"{path}: {error}") from None
-        warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
-        return cls(**fields).in_content_order().directed(lower)
+        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_files(cls, path, asked)
 
     @classmethod
     def from_frame(
@@ -164,11 +156,8 @@ class Runs:
             If one prompt text stands under two ids, which breaks independence, and for columns of numbers that are neither
             known nor named, which are not read.
         """
-        frame = prepared(table, candidate_columns, columns, keep, costs)
-        lower = direction.of_frame(frame, lower_is_stricter)
-        fields = reading.from_frame(frame, candidate_columns, costs)
-        warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
-        return cls(**fields).in_content_order().directed(lower)
+        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_frame(cls, table, asked)
 
     @classmethod
     def from_arrays(
@@ -311,12 +300,13 @@ class Runs:
         """
         if "cluster" in self.labels or not self.nameless:
             return self
-        # the order of prompts is one, whichever end of the grid is strict
+        return self.take(numbered_order(self.prompts, content_prints(*self.content())))
+
+    def content(self) -> list[Floats]:
+        """The losses (n, k) and (n,) that put prompts without ids in order; one order, whichever end of the grid is strict."""
         high = self.directed(False).values
         content = [high[name] for name in ("dissimilarity", "risk") if name in high]
-        content += [] if self.full_risk is None else [self.full_risk]
-        ascending = np.argsort(self.prompts.astype(np.int64))
-        return self.take(ascending[content_order(*(column[ascending] for column in content))])
+        return content if self.full_risk is None else [*content, self.full_risk]
 
     def losses(self, objective: str = "textual") -> Floats:
         """The loss matrix that an objective tests.
@@ -371,7 +361,7 @@ class Runs:
 
     def to_frame(self) -> pd.DataFrame:
         """The long table of the contract, ``prompts`` as they stand, the full model's row first in each."""
-        return pd.DataFrame(dict(long_table.columns(self)))
+        return pd.DataFrame({name: of(slice(None)) for name, of in long_table.columns(self)})
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write `to_frame` as Parquet, CSV or JSON lines, by the path's ending; replaced whole or not at all."""

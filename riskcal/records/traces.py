@@ -316,6 +316,8 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """Numbers per exit from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
         columns.as_numpy(frame[name], name)  # refuses what has no cells to look at
+        if (matrix := exits.of_equal_rows(frame[name])) is not None:
+            return matrix
         lists = [_is_list(value) for value in frame[name]]
         lengths = np.array(
             [len(v) if held else -1 for v, held in zip(frame[name], lists, strict=True)]
@@ -335,11 +337,11 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
             )
         return frame[name].to_list()
     numbered = re.compile(rf"{name}_(\d+)")
-    exits = sorted(
+    places = sorted(
         int(match[1]) for column in frame.columns if (match := numbered.fullmatch(str(column)))
     )
-    if exits and exits != list(range(1, len(exits) + 1)):
+    if places and places != list(range(1, len(places) + 1)):
         raise RiskcalError(
-            f"{name}: columns for the exits {exits}; number them from {name}_1 on, with no gap."
+            f"{name}: columns for the exits {places}; number them from {name}_1 on, with no gap."
         )
-    return frame[[f"{name}_{i}" for i in exits]].to_numpy() if exits else None
+    return frame[[f"{name}_{i}" for i in places]].to_numpy() if places else None

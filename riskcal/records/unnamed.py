@@ -8,7 +8,6 @@ import pandas as pd
 
 from riskcal.policy import CANDIDATE_COLUMNS
 from riskcal.records import costs as costs_
-from riskcal.records import renaming, retries
 
 #: What a table of runs has columns for, without being told.
 KNOWN = frozenset(
@@ -29,30 +28,25 @@ def unnamed(frame: pd.DataFrame, named: Iterable[str]) -> list[str]:
     return [str(name) for name in others if _holds_numbers(frame[name])]
 
 
-def warn_of_unnamed(
-    frame: pd.DataFrame,
-    candidate_columns: Sequence[str],
-    costs: Sequence[str],
-    columns: renaming.Columns | None,
-    keep: retries.Keep | None,
-) -> None:
-    """Name what a reader of runs leaves out, once, at the line that called it: columns of numbers, and names nobody reads."""
-    read = [*candidate_columns, *costs, *(keep or ())[1:]]
-    lost = [name for name in columns or () if name not in KNOWN.union(read) and not _aside(name)]
+def warn_of_unnamed(names: Sequence[str], named: Iterable[str], columns: Iterable[str]) -> None:
+    """Name what a reader of runs leaves out, once, at the line that called it: columns of numbers, and names nobody reads.
+
+    ``names`` are `unnamed` columns, ``named`` those that its caller named, and ``columns`` names that it gave to the log's.
+    """
+    lost = [name for name in columns if name not in KNOWN.union(named) and not _aside(name)]
     if lost:
         warnings.warn(
             f"columns: nothing reads {', '.join(map(repr, lost))}. Name one of riskcal's columns, or put the column aside as "
             f"{lost[0]}_logged.",
-            stacklevel=3,
+            stacklevel=5,
         )
-    names = unnamed(frame, [*read, *(columns or ())])
     if names:
         several = len(names) > 1
         warnings.warn(
             f"{', '.join(names)}: {'these columns are' if several else 'the column is'} not read, since nobody said what "
             f"{'they mean' if several else 'it means'}. Name in costs= what a run took, in candidate_columns= what tells "
             "candidates apart (on the shell: --cost, --coordinate), and leave others out of the table.",
-            stacklevel=3,
+            stacklevel=5,
         )
 
 
