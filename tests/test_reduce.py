@@ -1,6 +1,11 @@
 """Sharded logs of tokens become runs file by file, the same as if all had been read at once."""
 
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,7 +16,7 @@ import pandas as pd
 import pytest
 
 from riskcal import RiskcalError, Runs, Traces, calibrate, replay_traces
-from riskcal.records import reduce
+from riskcal.records import reduce, reducing
 
 GRID = (0.85, 0.45, 0.05)
 REPLAY = partial(replay_traces, thresholds=GRID, exact=True)
@@ -104,3 +109,166 @@ def test_distances_stand_in_the_runs_where_every_file_has_them(tmp_path: Path) -
     out = reduce(f"{tmp_path}/*.parquet", tmp_path / "runs", REPLAY)
     whole = REPLAY(Traces.from_frame(pd.concat(parts, ignore_index=True)))
     assert Runs.read(out).digest() == whole.digest()
+
+
+# Going on after a call that was cut off
+
+RESUMED = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+import test_reduce
+from riskcal.records import reduce
+log, out, times, threads = sys.argv[1:]
+with ThreadPoolExecutor(int(threads)) as pool:
+    replay = partial(test_reduce.slow_replay, log=times)
+    reduce(log, out, replay, pool=None if threads == "1" else pool)
+"""
+
+
+def slow_replay(traces: Traces, log: str) -> Runs:
+    """A replay that takes its time, and leaves a line for each file that was reduced."""
+    with Path(log).open("a") as file:
+        file.write(f"{traces.prompt[0]}\n")
+    time.sleep(0.2)
+    return REPLAY(traces)
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Twelve files of tokens."""
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    for number in range(12):
+        some = [f"p{number}-{i}" for i in range(4)]
+        tokens(some, seed=number).to_parquet(folder / f"{number:02}.parquet")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def reduced(log: Path) -> int:
+    """How many files have been reduced so far."""
+    return len(log.read_text().splitlines()) if log.exists() else 0
+
+
+def test_killed_and_called_again_it_goes_on_and_ends_in_the_same_files(
+    shards: Path, tmp_path: Path
+) -> None:
+    times, out = tmp_path / "times", tmp_path / "runs"
+    command = [sys.executable, "-c", RESUMED, str(shards), str(out), str(times)]
+    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"PYTHONPATH": paths}
+    for wanted in (3, 7):
+        process = subprocess.Popen([*command, "1"], env=environment)
+        while reduced(times) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not out.exists()
+    waiting = tmp_path / ".runs.unfinished"
+    assert len(list((waiting / "made").iterdir())) >= 5
+    (waiting / "runs" / ".07.parquet.0123.partial").write_bytes(b"half a file")
+    subprocess.run([*command, "3"], env=environment, check=True)
+    assert 12 <= reduced(times) <= 14  # two were lost at most, one to each kill
+    assert contents(out) == contents(reduce(shards, tmp_path / "whole", REPLAY))
+    assert {path.name for path in tmp_path.iterdir()} == {"tokens", "runs", "whole", "times"}
+
+
+class Cut(Exception):
+    """Ends a reduction."""
+
+
+def cut_off(shards: Path, out: Path, replay: Any, after: int) -> None:
+    """A reduction that ends after so many files."""
+
+    class Ending:
+        def map(self, function: Any, items: Any) -> Any:
+            for item in items[:after]:
+                function(item)
+            raise Cut
+
+    with pytest.raises(Cut):
+        reduce(shards, out, replay, pool=Ending())
+
+
+def test_files_that_changed_or_were_damaged_are_reduced_anew(shards: Path, tmp_path: Path) -> None:
+    times, out = tmp_path / "times", tmp_path / "runs"
+    replay = partial(slow_replay, log=str(times))
+    cut_off(shards, out, replay, 8)
+    tokens([f"other-{i}" for i in range(4)], seed=99).to_parquet(shards / "02.parquet")
+    waiting = tmp_path / ".runs.unfinished" / "runs"
+    content = bytearray((waiting / "05.parquet").read_bytes())
+    content[60] ^= 1
+    (waiting / "05.parquet").write_bytes(content)
+    (waiting / "06.parquet").unlink()
+    (shards / "11.parquet").unlink()  # and one file fewer
+    reduce(shards, out, replay)
+    assert reduced(times) == 8 + 3 + 3
+    assert contents(out) == contents(reduce(shards, tmp_path / "whole", REPLAY))
+
+
+def test_what_was_made_otherwise_is_made_anew(shards: Path, tmp_path: Path) -> None:
+    times, out = tmp_path / "times", tmp_path / "runs"
+    cut_off(shards, out, partial(slow_replay, log=str(times)), 8)
+    other = partial(replay_traces, thresholds=(0.7, 0.3), exact=True)
+    reduce(shards, out, other)
+    assert contents(out) == contents(reduce(shards, tmp_path / "whole", other))
+
+    unknown = object()  # nothing tells whether it is another
+
+    def bound_to_it(traces: Traces) -> Runs:
+        assert unknown
+        return slow_replay(traces, log=str(times))
+
+    cut_off(shards, tmp_path / "unknown", bound_to_it, 8)
+    before = reduced(times)
+    reduce(shards, tmp_path / "unknown", bound_to_it)
+    assert reduced(times) - before == 12
+
+
+def test_a_file_is_mended_and_the_others_are_not_reduced_again(
+    shards: Path, tmp_path: Path
+) -> None:
+    times, out = tmp_path / "times", tmp_path / "runs"
+    replay = partial(slow_replay, log=str(times))
+    right = (shards / "09.parquet").read_bytes()
+    (shards / "09.parquet").write_bytes(right[:-50])
+    with pytest.raises(RiskcalError, match=r"09\.parquet: not a readable parquet file"):
+        reduce(shards, out, replay)
+    assert not out.exists()
+    (shards / "09.parquet").write_bytes(right)
+    reduce(shards, out, replay)
+    assert reduced(times) == 12
+    assert contents(out) == contents(reduce(shards, tmp_path / "whole", replay))
+
+
+def test_distances_left_out_for_one_file_come_back_where_it_changes(tmp_path: Path) -> None:
+    """A call that was cut off while it made files alike: those that it had changed are made anew."""
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    parts = {}
+    for place, last in enumerate((0.0, 0.25)):
+        part = tokens([f"{place}{i}" for i in range(4)], seed=place).drop(columns="agrees")
+        parts[place] = part.assign(loss=[[1.0, 0.5, last]] * len(part))
+        parts[place].to_parquet(folder / f"{place}.parquet")
+    write, calls = reducing._parquet.write, []
+
+    def cut(table: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) == 3:  # after the runs of both files
+            write(table, path)
+            raise Cut
+        write(table, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reducing._parquet, "write", cut)
+        with pytest.raises(Cut):
+            reduce(folder, tmp_path / "runs", REPLAY)
+    parts[1].assign(loss=[[1.0, 0.5, 0.0]] * len(parts[1])).to_parquet(folder / "1.parquet")
+    reduce(folder, tmp_path / "runs", REPLAY)
+    whole = reduce(folder, tmp_path / "whole", REPLAY)
+    assert contents(tmp_path / "runs") == contents(whole)
+    assert "dissimilarity" in Runs.read(whole).values

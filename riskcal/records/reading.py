@@ -112,11 +112,10 @@ def from_frame(
         raise RiskcalError(
             f"prompt: only {n} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
         )
-    labels = {
-        name: _label(frame, name, code, n)
-        for name in ("cluster", "group", "text")
-        if name in frame.columns
-    }
+    labels = {}  # in a loop: Python 3.11 counts a comprehension among the callers that a warning passes by
+    for name in ("cluster", "group", "text"):
+        if name in frame.columns:
+            labels[name] = _label(frame, name, code, n)
     order = tested_order(ids)
     rank = np.empty(n, dtype=np.intp)
     rank[order] = np.arange(n)

@@ -2,7 +2,6 @@
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from riskcal import _parquet, _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import files, renaming
+from riskcal.records import files, renaming, resuming
 from riskcal.records.columns import plain
 from riskcal.records.runs import Runs
 from riskcal.records.traces import Traces
@@ -27,11 +26,10 @@ class Pool(Protocol):
 
 
 class _Shard(NamedTuple):
-    """What came of one file: where it went, of how many tokens, and 64 bits of each prompt's id."""
+    """What came of one file: where it went, 64 bits of each prompt's id, and what was measured."""
 
     source: Path
     name: str
-    tokens: int
     prints: NDArray[np.uint64]
     columns: frozenset[str]
 
@@ -55,10 +53,13 @@ def reduce(
         As `Traces.read` takes; every file holds rows of `Traces`.
     out : path
         A folder that does not exist yet. It gets one Parquet file of runs for each file of the source, and appears when all
-        are written: `Runs.read` reads it.
+        are written: `Runs.read` reads it. What is finished of a call that was cut off, by whatever, waits beside it, in
+        ``.NAME.unfinished``, and the same call goes on with it: files whose size or time has changed since are reduced anew,
+        and all are where ``replay``, the file that defines it, ``columns`` or riskcal's version is another.
     replay : function of Traces that returns Runs
         ``functools.partial(riskcal.replay_traces, thresholds=grid, exact=True)``, for instance. A pool of processes needs one
-        that it can send to them, which a lambda is not.
+        that it can send to them, which a lambda is not. To be known again it is a function from a file, or a partial of one,
+        with numbers, texts, arrays and schedules bound to it; of any other nothing is kept.
     columns : mapping, optional
         The log's own names, as in `Traces.from_frame`.
     pool : object with ``map``, optional
@@ -73,7 +74,7 @@ def reduce(
     ------
     RiskcalError
         For a file that cannot be read as traces or replayed, and for a prompt in two files, by their names; ``out`` is then
-        as it was.
+        as it was. Mend the file and make the same call: those that were finished are not reduced again.
 
     Examples
     --------
@@ -89,22 +90,22 @@ def reduce(
     if target.exists():
         raise RiskcalError(f"out: {target} exists already; name a folder that does not.")
     found = files.parts(source)
-    with _validate.reading("out", "a folder that can be made"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    unfinished = resuming.unfinished(target, replay, columns)
+    runs = unfinished / "runs"
+    width = len(str(len(found) - 1))
+    tasks = [(part, runs / f"{place:0{width}}.parquet") for place, part in enumerate(found)]
+    work = _Reduction(replay, columns)
+    shards = list(map(work, tasks) if pool is None else pool.map(work, tasks))
     try:
-        width = len(str(len(found) - 1))
-        tasks = [
-            (part, unfinished / f"{place:0{width}}.parquet") for place, part in enumerate(found)
-        ]
-        work = _Reduction(replay, columns)
-        shards = list(map(work, tasks) if pool is None else pool.map(work, tasks))
-        _refuse_shared(shards, unfinished)
-        _make_alike(shards, unfinished)
-        unfinished.chmod(0o755)  # a temporary folder is its maker's alone
-        unfinished.rename(target)
-    finally:
+        _refuse_shared(shards, runs)
+        _make_alike(shards, runs)
+    except RiskcalError:
         shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    for other in set(runs.iterdir()) - {file for _, file in tasks}:
+        other.unlink()  # half written by a process that was killed, or of a longer list of files
+    runs.rename(target)
+    shutil.rmtree(unfinished, ignore_errors=True)
     return target
 
 
@@ -117,6 +118,18 @@ class _Reduction:
 
     def __call__(self, task: tuple[files.Part, Path]) -> _Shard:
         part, target = task
+        with _validate.reading("source", "files that are there"):
+            state = resuming.state(part)  # before it is read: a later change is noticed
+        if (found := resuming.finished(target, state)) is not None:
+            prompts, measured = found
+        else:
+            resuming.forget(target)
+            prompts, measured = self._made(part, target)
+            resuming.finish(target, state, measured)
+        return _Shard(part.file, target.name, _prints(prompts), measured)
+
+    def _made(self, part: files.Part, target: Path) -> tuple[NDArray[Any], frozenset[str]]:
+        """The prompts and what was measured in the runs of a file, which are written."""
         frame = files.read_part(part, renaming.only_renamed(self.columns))
         try:
             traces = Traces.from_frame(frame, columns=self.columns)
@@ -129,8 +142,7 @@ class _Reduction:
                 f"replay: gives a {type(runs).__name__}, not Runs; partial(replay_traces, thresholds=...) does."
             )
         runs.write(target)
-        measured = frozenset((*runs.values, *runs.candidates.columns))
-        return _Shard(part.file, target.name, len(traces.prompt), _prints(runs.prompts), measured)
+        return runs.prompts, frozenset((*runs.values, *runs.candidates.columns))
 
 
 def _prints(prompts: NDArray[Any]) -> NDArray[np.uint64]:
@@ -168,6 +180,7 @@ def _make_alike(shards: list[_Shard], folder: Path) -> None:
     all_have = frozenset.intersection(*(shard.columns for shard in shards))
     if "risk" in all_have and "dissimilarity" not in all_have:
         for shard in (shard for shard in shards if "dissimilarity" in shard.columns):
+            resuming.forget(folder / shard.name)  # its file's runs have them
             table = _parquet.read(folder / shard.name)
             _parquet.write(table.drop_columns("dissimilarity"), folder / shard.name)
         shards = [one._replace(columns=one.columns - {"dissimilarity"}) for one in shards]

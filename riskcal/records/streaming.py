@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from riskcal.records.runs import Runs
 
 #: Rows of a part, about. Tables of fewer than twice as many are read at once.
-ROWS = 2**17
+ROWS = 2**15
 
 _Runs = TypeVar("_Runs", bound="Runs")
 
