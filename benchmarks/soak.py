@@ -34,7 +34,7 @@ GRID = np.round(np.arange(0, 1.0001, 0.05), 2)
 
 @cache
 def load() -> torch.EarlyExitT5:
-    """The decoder, on one thread. Workers are forked from a process that has it: one lives for 20 seconds, and must not load it."""
+    """The decoder, on one thread. Workers are forked from a process that has it: they live for 20 seconds at most."""
     pytorch.set_num_threads(1)
     return torch.load_example("g2p")
 

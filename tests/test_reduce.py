@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import riskcal
 from riskcal import RiskcalError, Runs, Traces, calibrate, replay_traces
 from riskcal.records import reduce, reducing
 
@@ -272,3 +274,34 @@ def test_distances_left_out_for_one_file_come_back_where_it_changes(tmp_path: Pa
     whole = reduce(folder, tmp_path / "whole", REPLAY)
     assert contents(tmp_path / "runs") == contents(whole)
     assert "dissimilarity" in Runs.read(whole).values
+
+
+# The same by other means
+
+
+@pytest.mark.parametrize("library", ["duckdb", "polars"])
+def test_recipes_of_the_documentation_give_the_same_runs(
+    library: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "records.md").read_text(encoding="utf-8")
+    found = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", page, re.S)
+        if f"import {library}" in block
+    ]
+    assert len(found) == 1
+    other = tokens([f"odd-{i}" for i in range(4)], seed=77)
+    other["confidence"] = [np.where(row < 0.3, np.nan, row) for row in other["confidence"]]
+    other.to_parquet(shards / "odd.parquet")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"riskcal": riskcal}
+    exec(found[0], names)
+    replay = partial(replay_traces, thresholds=(0.9, 0.8, 0.7), exact=True)
+    right, runs = Runs.read(reduce(shards, tmp_path / "runs", replay)), names["runs"]
+    assert runs.prompts.tolist() == right.prompts.tolist()
+    assert runs.thresholds.tolist() == right.thresholds.tolist()
+    assert 0 < right.values["dissimilarity"].mean() < 0.5
+    for name in ("dissimilarity", "layers", "tokens"):
+        np.testing.assert_allclose(runs.values[name], right.values[name], rtol=0, atol=1e-12)
+        np.testing.assert_allclose(runs.full[name], right.full[name], rtol=0, atol=1e-12)
+    assert (runs.source, runs.exact) == (right.source, right.exact)
