@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -73,10 +74,11 @@ def forget(runs: Path) -> None:
 
 def fingerprint(*asked: Any) -> str | None:
     """A digest of functions, with what is bound to them and the file that defines them, and of plain values; None of others."""
-    from riskcal import __version__
-
+    version = sys.modules[
+        "riskcal"
+    ].__version__  # of the package above, which nothing here may import
     try:
-        said = repr([__version__, *map(_told, asked)])
+        said = repr([version, *map(_told, asked)])
     except (TypeError, OSError, ValueError):
         return None
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
