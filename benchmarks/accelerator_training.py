@@ -61,7 +61,8 @@ from riskcal_adapters.torch.training import (
 class Scale:
     """How much of everything.
 
-    ``parts`` of text are generated, ``tokens`` each, by ``at_once`` prompts at a time; ``held_out`` tokens are measured on.
+    ``parts`` of text are generated, ``tokens`` each, by ``at_once`` prompts at a time; ``held_out`` tokens are measured on, and
+    ``new_tokens`` of ``decoded`` prompts.
     """
 
     parts: int
@@ -76,12 +77,13 @@ class Scale:
     save_steps: int
     vocabulary: int
     head_steps: int
+    decoded: int
     new_tokens: int
 
 
-CUDA = Scale(8, 20_000, 8_000, 512, 256, 1500, 8, 16, 1e-3, 50, 2_048, 400, 48)
-CPU = Scale(1, 2_400, 600, 80, 80, 40, 6, 16, 1e-3, 5, 2_048, 60, 12)
-SMOKE = Scale(2, 600, 300, 24, 32, 20, 16, 4, 3e-3, 5, 32, 20, 8)
+CUDA = Scale(8, 20_000, 8_000, 512, 256, 1500, 8, 16, 1e-3, 50, 2_048, 400, 30, 48)
+CPU = Scale(1, 800, 240, 96, 80, 20, 4, 16, 1e-3, 4, 2_048, 40, 8, 8)
+SMOKE = Scale(2, 600, 300, 24, 32, 20, 16, 4, 3e-3, 5, 32, 20, 8, 8)
 #: Exits by the share of the layers below them; 6, 12, 18 and 24 of 30, as Valade (2024) has them of 32.
 EXITS = (0.2, 0.4, 0.6, 0.8)
 THRESHOLDS = (0.9, 0.7, 0.5)
@@ -218,12 +220,14 @@ class Trial:
         self.said = head_states(one.model, self.held, [], progress=False).said
         self.prompt = self._prompts()
         plain = EarlyExitCausalLM(one.model)
+        self.pad = int(plain.settings["pad_token_id"])
         self.full = plain.generate(*self.prompt, max_new_tokens=scale.new_tokens).tokens.cpu()
 
     def _prompts(self) -> Prompt:
-        width = max(map(len, self.one.held_out))
-        ids = [[0] * (width - len(row)) + row for row in self.one.held_out]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in self.one.held_out]
+        rows = self.one.held_out[-self.scale.decoded :]
+        width = max(map(len, rows))
+        ids = [[0] * (width - len(row)) + row for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
         place = self.one.model.device
         return torch.tensor(ids, device=place), torch.tensor(mask, device=place)
 
@@ -334,14 +338,14 @@ class Trial:
         heads = self.heads(tuned, f"tuned by {adapters.steps} steps")
         own = generated(tuned, *self.prompt, self.scale.new_tokens)
         texts = self.decoded(tuned, heads, "tuned")
-        wrong = differing(texts[0], own, 0)
+        wrong = differing(texts[0], own, self.pad)
         check("the full policy is generate", wrong == 0, f"{wrong} of {len(own)} rows differ")
         save_adapters(adapters, self.work / "adapters")
         save_heads(heads, self.work / "heads")
         again = load_adapters(self.work / "adapters").merged(self.one.model)
         placed = {at: head.to(again.device) for at, head in load_heads(self.work / "heads").items()}
         loaded = self.decoded(again, placed, "tuned, saved and loaded")
-        wrong = sum(differing(*pair, 0) for pair in zip(texts, loaded, strict=True))
+        wrong = sum(differing(*pair, self.pad) for pair in zip(texts, loaded, strict=True))
         check("what was saved decodes alike", wrong == 0, f"{wrong} texts differ")
         self.report.found["result"] = {
             "steps": adapters.steps,
