@@ -385,7 +385,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="20 steps on a tiny random model")
     parser.add_argument(
-        "--work", type=Path, default=Path("accelerator-training"), help="folder to go on in"
+        "--work", type=Path, default=Path("build/accelerator-training"), help="folder to go on in"
     )
     parser.add_argument("--cache", type=Path, help="folder of the dequantised model")
     parser.add_argument("--json", type=Path, help="where the figures go")

@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -45,9 +46,11 @@ def rerun(script: Path) -> None:
     keeps_its_own = script.stem == "exit_aware"
     writes = not keeps_its_own and '"--json"' in script.read_text()
     options = ["--json", str(partial)] if writes else []
-    run = subprocess.run(
-        [sys.executable, str(script), *options], check=True, stdout=subprocess.PIPE, text=True
-    )
+    with TemporaryDirectory() as folder:  # where another would go on from what it did before
+        options += ["--work", folder] if script.stem == "accelerator_training" else []
+        run = subprocess.run(
+            [sys.executable, str(script), *options], check=True, stdout=subprocess.PIPE, text=True
+        )
     print(run.stdout)
     if not keeps_its_own:
         figures = (
