@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_causal
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from riskcal import ExitPolicy, RiskcalError
 from riskcal_adapters.torch import EarlyExitCausalLM, training
@@ -248,7 +248,7 @@ def test_quality_is_counted_over_all_positions_of_generated_tokens(held_out, tun
 def test_more_weight_on_the_full_path_keeps_more_of_it(text, held_out):
     kept = []
     for keep in (0.05, 0.95):
-        made = training.tune_exits(MODEL, text, EXITS, keep=keep, **OPTIONS)
+        made = training.tune_exits(MODEL, text, EXITS, keep=keep, **OPTIONS | {"steps": 12})
         kept.append(training.exit_quality(MODEL, held_out, EXITS, made))
     assert kept[1][L].divergence < kept[0][L].divergence
     assert kept[1][3].divergence > kept[0][3].divergence
@@ -262,7 +262,7 @@ def test_the_model_is_left_as_it_was(text):
     assert all(part.requires_grad and part.grad is None for part in MODEL.parameters())
 
 
-def test_the_tuned_model_decodes_with_exits_and_heads_of_its_own(text, tuned):
+def test_the_tuned_model_decodes_with_exits_and_heads_of_its_own(text, tuned, tmp_path):
     merged = tuned.merged(MODEL)
     heads = training.train_heads(merged, text, [2], vocabulary=20, steps=5, progress=False)
     decoder = EarlyExitCausalLM(merged, heads=heads)
@@ -274,6 +274,9 @@ def test_the_tuned_model_decodes_with_exits_and_heads_of_its_own(text, tuned):
     assert decoder.generate(ids, policy=policy, max_new_tokens=4).exit_layers[0, 0] == 2
     with pytest.raises(RiskcalError, match="was trained for a model with weights"):
         EarlyExitCausalLM(MODEL, heads=heads)
+    merged.save_pretrained(tmp_path)  # as a checkpoint of its own, whose heads these still are
+    again = LlamaForCausalLM.from_pretrained(tmp_path).eval()
+    assert EarlyExitCausalLM(again, heads=heads).weights == decoder.weights
 
 
 def test_training_that_was_cut_off_goes_on_to_the_same_adapters(text, tmp_path, monkeypatch):

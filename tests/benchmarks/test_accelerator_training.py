@@ -1,25 +1,29 @@
 """The training script in small: it learns, keeps the full path, and, killed and started again, ends with the same bytes."""
 
 import json
+import queue
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "accelerator_training.py"
+import accelerator
+import accelerator_training
+
+SCRIPT = Path(accelerator_training.__file__)
 RESULTS = [
     *("adapters/adapters.safetensors", "adapters/adapters.json"),
     *("heads/heads.safetensors", "heads/heads.json"),
 ]
 
 
-def command(folder: Path, *more: str) -> list[str]:
+def command(folder: Path) -> list[str]:
     options = ["--smoke", "--work", str(folder), "--json", str(folder.with_suffix(".json"))]
-    return [sys.executable, str(SCRIPT), *options, *more]
+    return [sys.executable, str(SCRIPT), *options]
 
 
-def finished(folder: Path, *more: str) -> dict:
-    run = subprocess.run(command(folder, *more), capture_output=True, text=True, check=False)
+def finished(folder: Path) -> dict:
+    run = subprocess.run(command(folder), capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     return json.loads(folder.with_suffix(".json").read_text())
 
@@ -61,19 +65,18 @@ def test_smoke_learns_and_goes_on_after_a_kill_to_the_same_bytes(tmp_path: Path)
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_no_time_left_means_left_out_and_named(tmp_path: Path) -> None:
-    found = finished(tmp_path / "work", "--minutes", "0.05")
-    assert found["left_out"] == ["training"]
+def test_no_time_left_means_left_out_and_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(accelerator_training, "ends", lambda report: None)
+    monkeypatch.setattr(sys, "argv", [*command(tmp_path / "work")[1:], "--minutes", "0.05"])
+    assert accelerator_training.main() == 0
+    assert json.loads((tmp_path / "work.json").read_text())["left_out"] == ["training"]
 
 
-def test_what_looks_at_no_clock_is_ended_too(tmp_path: Path) -> None:
-    """A watch ends the process where its own work does not; it would sleep for ten minutes."""
-    code = (
-        "import time, accelerator, accelerator_training, pathlib;"
-        f"report = accelerator.Report(0.2, pathlib.Path({str(tmp_path / 'found.json')!r}));"
-        "accelerator_training.ends(report); time.sleep(600)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=False, timeout=300)
-    assert run.returncode == 3
+def test_what_looks_at_no_clock_is_ended_too(tmp_path: Path, monkeypatch) -> None:
+    """A watch ends the process from beside the work; here it only says so."""
+    ended: queue.Queue[int] = queue.Queue()
+    monkeypatch.setattr(accelerator_training.os, "_exit", ended.put)
+    accelerator_training.ends(accelerator.Report(0.1, tmp_path / "found.json"))
+    assert ended.get(timeout=300) == 3
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["left_out"] == ["what was under way when the time was over"]
