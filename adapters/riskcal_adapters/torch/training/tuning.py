@@ -76,7 +76,7 @@ def tune_exits(
     thresholds: Sequence[float] = THRESHOLDS,
     steps: int = 1000,
     batch: int = 8,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 3e-4,
     seed: int = 0,
     folder: str | os.PathLike[str] | None = None,
     save_steps: int = 50,
