@@ -159,8 +159,9 @@ def _both(
 
 def _divergences(own: Tensor, found: Mapping[int, Tensor]) -> dict[int, Tensor]:
     wanted = own.float().log_softmax(-1)
-    target = wanted.exp()
-    entropy = -(target * wanted).sum(-1).mean()
     return {
-        layer: F.cross_entropy(logits.float(), target) - entropy for layer, logits in found.items()
+        layer: F.kl_div(
+            logits.float().log_softmax(-1), wanted, reduction="batchmean", log_target=True
+        )
+        for layer, logits in found.items()
     }
