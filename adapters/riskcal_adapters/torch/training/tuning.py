@@ -140,6 +140,7 @@ def tune_exits(
     (3, True)
     >>> decoder = EarlyExitCausalLM(adapters.merged(model))  # heads for it: train_heads on the merged model
     """
+    begun = time.monotonic()
     for count, name in ((steps, "steps"), (batch, "batch"), (save_steps, "save_steps")):
         internal.count(count, name, least=1)
     internal.level(keep, "keep")
@@ -174,7 +175,7 @@ def tune_exits(
         folders.note_settings(Path(folder), settings)
         done = run.restored(Path(folder))
     shares = _shares(exits, len(layer_modules(whole)), keep)
-    begun, since = time.monotonic(), _Since()
+    since = _Since()
     for step in tqdm(range(done, steps), "exits", initial=done, total=steps, disable=not progress):
         rng = np.random.default_rng([seed, step])
         rows = rng.integers(len(sequences.ids), size=batch)
