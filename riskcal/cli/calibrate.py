@@ -79,7 +79,9 @@ def calibrate_command(
     batching: Annotated[
         str | None, typer.Option(help="The same of batches: diverge, regroup or deepest.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the policy here, as JSON.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the risk curve here: .png, .pdf or .svg.")
     ] = None,

@@ -329,35 +329,6 @@ def _remedy(name: str, upper: float, cell: Any, *, is_reference: bool) -> str:
     )
 
 
-def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
-    """A column of true and false, none missing."""
-    bad = np.array([not isinstance(value, bool | np.bool_) for value in column])
-    if bad.any():
-        row = int(bad.argmax())
-        cell, many = _validate.shown(plain(column.iloc[row])), int(bad.sum())
-        raise RiskcalError(
-            f"{name}: {cell} at row {column.index[row]} ({many} such rows); it is true or false in every row. "
-            f"{_how_to_say_true(column, name)}"
-        )
-    return column.to_numpy(dtype=bool)
-
-
-#: What programs write for true where they write one of two numbers or texts.
-_TRUE = ("1", "1.0", "true", "yes", "y", "t")
-
-
-def _how_to_say_true(column: pd.Series, name: str) -> str:
-    """What makes truth values of numbers or texts, where two at most stand for them; which is true is for its writer to say."""
-    said = {
-        plain(value) for value in column if isinstance(value, str) or _validate.is_number(value)
-    }
-    if not 0 < len(said) <= 2 or len(said) < column.map(repr).nunique():
-        return "Fill in which it is."
-    likely = [value for value in said if str(value).strip().lower() in _TRUE]
-    true = likely[0] if likely else 1 if _validate.is_number(next(iter(said))) else "true"
-    return f"If {true!r} means true, table[{name!r}] = table[{name!r}] == {true!r} makes it so in pandas."
-
-
 def floats(column: pd.Series) -> _validate.Floats:
     """A column as float64; whatever is not a number is NaN."""
     column = as_numpy(column, str(column.name))

@@ -14,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS, Stop
 from riskcal.records import candidates as candidates_
-from riskcal.records import columns
+from riskcal.records import columns, truths
 from riskcal.records import costs as costs_
 from riskcal.records.columns import plain
 from riskcal.records.order import tested_order
@@ -88,7 +88,7 @@ def from_frame(
     spent = [*(name for name in costs_.COSTS if name in frame.columns), *further]
     is_full = np.isposinf(frame["threshold"].to_numpy())
     failed = (
-        columns.truths(frame["failed"], "failed")
+        truths.of(frame["failed"], "failed")
         if "failed" in frame.columns
         else np.zeros(len(frame), dtype=bool)
     )
