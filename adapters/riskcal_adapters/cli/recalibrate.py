@@ -35,7 +35,7 @@ def recalibrate(
     new_records: Annotated[
         Path, typer.Option(help="Folder for them; goes on with one begun.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="The new policy.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new policy.", show_default=False)],
     decoder: DecoderOption = None,
     model: ModelOption = None,
     heads: HeadsOption = None,
