@@ -99,6 +99,7 @@ def calibrate_command(
             runs,
             candidate_columns=coordinate or (),
             costs=_named(cost, budgets),
+            lower_is_stricter=lower_is_stricter,
             columns=renaming.options(columns or ()),
             keep=retries.option(keep),
         ),
@@ -113,7 +114,6 @@ def calibrate_command(
         max_cluster=max_cluster,
         cost=cost,
         budget=budgets or None,
-        lower_is_stricter=lower_is_stricter,
     )
     figure = None if plot is None else _figure(calibration, plot)
     if as_json:
