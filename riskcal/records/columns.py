@@ -279,11 +279,11 @@ def numbers(
     lower: float,
     upper: float,
     failed: NDArray[np.bool_] | None = None,
-    reference: NDArray[np.bool_] | None = None,
+    is_full: NDArray[np.bool_] | None = None,
 ) -> _validate.Floats:
     """A column of finite numbers within a range; rounding errors beyond it (1e-9) are clipped, what ``failed`` is ``upper``.
 
-    Which rows are the full model's, ``reference``, changes only what a refusal advises.
+    Which rows are the full model's, ``is_full``, changes only what a refusal advises.
     """
     values = floats(column)
     if failed is not None:
@@ -299,7 +299,7 @@ def numbers(
             name,
             upper,
             column.iloc[row],
-            is_reference=reference is not None and bool(reference[row]),
+            of_full_model=is_full is not None and bool(is_full[row]),
         )
         raise RiskcalError(
             f"{name}: {_validate.shown(plain(column.iloc[row]))} at row "
@@ -309,7 +309,7 @@ def numbers(
     return values.clip(lower, upper)
 
 
-def _remedy(name: str, upper: float, cell: Any, *, is_reference: bool) -> str:
+def _remedy(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str:
     """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
     if isinstance(cell, str) and any(letter.isdigit() for letter in cell):
         return "It is a text: write a number, 0.25 for '25%' or '0,25'."
@@ -321,7 +321,7 @@ def _remedy(name: str, upper: float, cell: Any, *, is_reference: bool) -> str:
         return (
             "Where the full model's output failed write 0, so that no candidate is credited for it."
         )
-    if is_reference:
+    if of_full_model:
         return "It is of the full model: if its output failed (a time-out, a loop, an empty text), say so in a column failed."
     return (
         f"An output that failed (a time-out, a loop, an empty text) has the worst loss, {upper:g}: write it there, or say so "

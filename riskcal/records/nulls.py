@@ -13,7 +13,7 @@ from riskcal.records import columns as table_columns
 from riskcal.records import truths
 
 
-def full_model(frame: pd.DataFrame, *, is_json: bool, name: str) -> pd.DataFrame:
+def as_full_model(frame: pd.DataFrame, *, is_json: bool, name: str) -> pd.DataFrame:
     """The table with infinity where a null can mean nothing else; any other null is refused.
 
     It can mean nothing else in a table from JSON lines in which no row says that it is the full model's, every prompt has one
