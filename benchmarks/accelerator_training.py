@@ -83,7 +83,7 @@ class Scale:
 
 
 CUDA = Scale(8, 20_000, 8_000, 512, 256, 1500, 8, 16, 3e-4, 50, 2_048, 400, 30, 48)
-CPU = Scale(1, 800, 240, 96, 80, 20, 4, 16, 1e-3, 4, 2_048, 40, 8, 8)
+CPU = Scale(1, 800, 240, 96, 80, 20, 4, 16, 3e-4, 4, 2_048, 40, 8, 8)
 SMOKE = Scale(2, 400, 200, 24, 32, 20, 8, 4, 3e-3, 5, 32, 10, 4, 8)
 #: Exits by the share of the layers below them; 6, 12, 18 and 24 of 30, as Valade (2024) has them of 32.
 EXITS = (0.2, 0.4, 0.6, 0.8)
