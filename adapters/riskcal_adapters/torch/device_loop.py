@@ -1,0 +1,231 @@
+"""The decoding loop of an accelerator: which rows exit, and with which tokens, is decided where the states are.
+
+`loop.Loop` asks after each layer which rows go on, and the host waits for the answer while the device has nothing to do. Here
+layers are queued one after the other for all rows, and masks on the device say whom they concern. What the host must know (has
+every row left? which have ended?) is copied to it while later layers are queued already, and looked at `LAG` layers later. A
+layer that ran for nobody changes nothing: rows that exited keep their state, and what the layer made of it are the keys and
+values that a skipped layer is owed anyway. How many layers run depends on the exits alone, never on who is quicker, so that
+the same prompts give the same numbers.
+
+Tokens, exits and confidences are those of `loop.Loop`, up to how products of other sizes round.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from riskcal.policy import ExitPolicy
+from riskcal_adapters.torch.caches import Ints
+from riskcal_adapters.torch.confidence import CONTRASTIVE
+from riskcal_adapters.torch.generation import Step
+from riskcal_adapters.torch.loop import Loop, Run
+from riskcal_adapters.torch.measures import OF_STATES
+
+#: Layers queued beyond the one whose outcome is looked at, so that the device has work meanwhile. One is enough, if a layer
+#: takes longer than a word to the host; each more is a layer in vain where all rows have left.
+LAG = 1
+
+
+def apart(device: torch.device) -> bool:
+    """Whether asking a device means waiting for it, where copies that are under way can be waited for one by one."""
+    return device.type == "cuda"
+
+
+def takes(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> bool:
+    """Whether `generate` serves a policy whose rows need ``thresholds`` (T, E, B); all others are `loop.Loop`'s.
+
+    Not those that ask the host before a token is known: noise to draw with, texts of forbidden classes, heads whose size
+    follows confidence, rows that are to be left out of a product (``"regroup"``), caches that depend on the exit layer. Nor
+    a single row that may leave early: there a layer in vain costs more than the wait that it saves.
+    """
+    pruning, exits = policy.pruning, np.isfinite(thresholds[:, :-1]).any()
+    in_common = policy.pruning is None and policy.measure not in CONTRASTIVE
+    return (
+        (thresholds.shape[2] > 1 or not exits)
+        and policy.sampling is None
+        and not policy.forbidden
+        and (pruning is None or pruning.form in ("fixed", "decaying"))
+        and policy.batching != "regroup"
+        and policy.cache in ("project", "deferred", "recompute")
+        and (policy.max_pending is None or in_common)
+    )
+
+
+def generate(
+    loop: Loop,
+    policy: ExitPolicy,
+    tokens: Tensor,
+    mask: NDArray[np.bool_],
+    thresholds: NDArray[np.float32],
+) -> list[Step]:
+    """As `loop.Loop.generate`, for what it `takes`."""
+    run = loop.run(policy, tokens, mask, len(thresholds))
+    return _Generation(loop, run, thresholds).steps()
+
+
+class Notes:
+    """What the device says to the host, read when it has long been said.
+
+    Parameters
+    ----------
+    device : torch.device
+    kinds : sequence of int
+        Entries of each note, at most; later notes of a kind replace earlier ones.
+    """
+
+    def __init__(self, device: torch.device, kinds: list[int]) -> None:
+        self._device, pinned = device, device.type == "cuda"
+        self._held = [torch.zeros(size, dtype=torch.bool, pin_memory=pinned) for size in kinds]
+        self._read = [held.numpy() for held in self._held]
+        self._sent = [torch.cuda.Event() for _ in kinds] if pinned else []
+
+    def send(self, kind: int, note: Tensor) -> None:
+        """Copy a note (n,) to the host, as soon as the device gets to it."""
+        self._held[kind][: len(note)].copy_(note, non_blocking=True)
+        if self._sent:
+            self._sent[kind].record(torch.cuda.current_stream(self._device))
+
+    def look(self, kind: int, size: int = 1) -> NDArray[np.bool_]:
+        """The latest note of its kind."""
+        if self._sent:
+            self._sent[kind].synchronize()
+        return self._read[kind][:size]
+
+
+class _Generation:
+    """Rows that are generated together."""
+
+    def __init__(self, loop: Loop, run: Run, thresholds: NDArray[np.float32]) -> None:
+        backbone, (length, exits, batch) = loop.backbone, thresholds.shape
+        self._loop, self._run, self._backbone = loop, run, backbone
+        self._length, self._final = length, exits - 1
+        opens = np.isfinite(thresholds).any((0, 2))
+        #: (T, E) whether anybody may leave at an exit; at the last one all do.
+        self._looks = opens & (thresholds < math.inf).any(2)
+        self._looks[:, -1] = True
+        self._needed = backbone.tensor(thresholds)
+        self._ends = backbone.tensor(np.array(loop.special.ends, dtype=np.int64))
+        self._rows: Ints = np.arange(batch)  # those of the batch that are left
+        self._previous = backbone.tensor(np.array(run.cache.first))
+        self._going = torch.ones(batch, dtype=torch.bool, device=backbone.device)
+        self._pending = torch.zeros(batch, dtype=torch.long, device=backbone.device)
+        self._notes = Notes(backbone.device, [1] * exits + [batch])
+        # one head for all exits can wait until everybody has left, where no measure looks through it
+        policy = run.policy
+        self._speaks_last = (
+            policy.measure in OF_STATES and not backbone.exit_heads and policy.emits == "exit"
+        )
+
+    def steps(self) -> list[Step]:
+        """Position by position; one read at the end."""
+        said: list[Tensor] = []
+        rows: list[Ints] = []
+        for position in range(self._length):
+            known = self._rows
+            step = self._position(position)
+            if step is None:
+                break
+            said.append(step)
+            rows.append(known)
+        read = torch.cat(said, 1).cpu().numpy()
+        batch, pad = len(rows[0]), self._loop.special.pad
+        steps, begin = [], 0
+        for known in rows:
+            tokens, exits, confidence, refused = read[:, begin : begin + len(known)].tolist()
+            begin += len(known)
+            step = Step(list(map(int, tokens)), list(map(int, exits)), confidence, refused)
+            whole = len(known) == batch
+            steps.append(step if whole else step.spread(known.tolist(), Step.blank(batch, pad)))
+        return steps
+
+    def _position(self, position: int) -> Tensor | None:
+        """(4, B): tokens, exits, confidences and what was refused; None if all rows had ended before."""
+        loop, run, backbone, notes = self._loop, self._run, self._backbone, self._notes
+        policy, cache, judge = run.policy, run.cache, run.judge
+        batch, n_layers, final = cache.batch, loop.n_layers, self._final
+        together = policy.batching == "deepest"
+        state = loop.begin(run, backbone.embed_known(self._previous, cache))
+        ahead = None
+        if policy.measure == "oracle" or policy.emits == "last":
+            ahead = loop.last_scores(run, state).best()
+        judge.begin(ahead)
+        due = None if policy.max_pending is None else self._pending >= policy.max_pending
+        tokens = torch.full_like(self._previous, loop.special.pad)
+        exits = torch.zeros_like(tokens)
+        confidence = self._needed.new_full((batch,), math.nan)
+        refused = self._needed.new_full((batch,), -math.inf)
+        active = waiting = self._going
+        at_exit = state if run.exact and self._speaks_last else None
+        before, sent = None, list[int]()
+        ended: NDArray[np.bool_] | None = None
+        for index in range(final + 1):
+            if position and index == min(LAG, final):
+                ended = ~notes.look(final + 1, batch)
+                if ended.all():
+                    return None
+            known = [one for one in sent if one < index - LAG]
+            if known and not notes.look(known[-1])[0]:
+                break
+            if index < n_layers:
+                before = state if index else None
+                deeper = run.layer(index, state, [])
+                # rows that exit keep the state at which they did; with exact caches their true state goes on
+                frozen = sent and not run.exact
+                state = torch.where(active[:, None], deeper, state) if frozen else deeper
+            if not self._looks[position, index]:
+                judge.pass_by(state)
+                continue
+            sure, scores = judge.measured(index + 1, state, before)
+            if index == final:
+                leaving = active
+            else:
+                needed = self._needed[position, index]
+                if due is not None and index < n_layers - 1:
+                    needed = needed.masked_fill(due, math.inf)
+                may = active & (needed < math.inf)
+                leaving = may & (sure >= needed)
+                if together:
+                    waiting = waiting & ~leaving
+                    leaving = active & ~waiting.any()
+                # what is NaN was not refused
+                least = sure.masked_fill(leaving | ~may, -math.inf)
+                refused = torch.fmax(refused, least)
+            if not self._speaks_last:
+                best = ahead if policy.emits == "last" else None
+                if best is None:
+                    best = (scores or run.head.scores(index + 1, state, None)).best()
+                tokens = torch.where(leaving, best, tokens)
+            elif at_exit is not None:
+                at_exit = torch.where(leaving[:, None], state, at_exit)
+            exits = exits.masked_fill(leaving, min(index + 1, n_layers))
+            confidence = torch.where(leaving, sure, confidence)
+            if index < final:
+                active = active & ~leaving
+                notes.send(index, active.any()[None])
+                sent.append(index)
+        if self._speaks_last:
+            kept = state if at_exit is None else at_exit
+            best = run.head.scores(n_layers, kept, None).best()
+            tokens = torch.where(self._going, best, tokens)
+        cache.append(state)
+        if due is not None:
+            self._pending = torch.where(exits == n_layers, 0, self._pending + 1)
+        self._going = self._going & ~(tokens[:, None] == self._ends).any(1)
+        self._previous = tokens
+        if ended is not None and 2 * np.count_nonzero(~ended) <= batch:
+            self._keep(np.flatnonzero(~ended))
+        notes.send(final + 1, self._going)
+        return torch.stack([part.double() for part in (tokens, exits, confidence, refused)])
+
+    def _keep(self, rows: Ints) -> None:
+        """Go on without those that had ended a position ago."""
+        kept = self._backbone.tensor(rows)
+        self._run.keep(rows.tolist(), self._backbone.tensor)
+        self._rows = self._rows[rows]
+        self._needed = self._needed.index_select(2, kept)
+        self._previous, self._going, self._pending = (
+            part.index_select(0, kept) for part in (self._previous, self._going, self._pending)
+        )
