@@ -28,10 +28,10 @@ class Prompt:
     first: Tensor  # (B,) on the device: the place of the first position among a row's tokens
     bias: Tensor | None  # (B, 1, 1, C), -inf at padding; None without padding
 
-    def of(self, rows: Tensor) -> "Prompt":
+    def of(self, rows: Tensor, numbers: Ints) -> "Prompt":
         """Some rows of the batch."""
         return Prompt(
-            self.padding[rows.cpu().numpy()],
+            self.padding[numbers],
             self.first.index_select(0, rows),
             None if self.bias is None else self.bias.index_select(0, rows),
         )

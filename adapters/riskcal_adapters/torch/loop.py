@@ -70,8 +70,9 @@ class Run:
 
     def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
         """Go on with some rows of the batch."""
-        kept = as_tensor(np.array(rows))
-        self.cache.keep(kept)
+        numbers = np.array(rows)
+        kept = as_tensor(numbers)
+        self.cache.keep(kept, numbers)
         self.keys = [self.keys[row] for row in rows] if self.keys else []
         self.pending = [self.pending[row] for row in rows]
         self.contexts = [self.contexts[row] for row in rows] if self.contexts else []
