@@ -14,9 +14,9 @@ import torch
 from exit_reference import CLASSIFIER
 
 from riskcal import ExitPolicy
+from riskcal.forbidden import Tokens
 from riskcal.policy import Contrast, Sampling
 from riskcal.pruning import Pruning
-from riskcal.forbidden import Tokens
 from riskcal.schedules import Decaying
 from riskcal_adapters.torch import (
     EarlyExitCausalLM,
@@ -288,7 +288,9 @@ def test_what_must_ask_the_host_is_left_to_its_loop(device, host, fields):
 
 def test_a_single_row_that_may_leave_early_waits_for_each_answer(device):
     for batch, served in ((1, 0), (2, 1)):
-        device(decoder("t5"), *prompts("t5", batch), policy=ExitPolicy(threshold=0.3), max_new_tokens=3)
+        device(
+            decoder("t5"), *prompts("t5", batch), policy=ExitPolicy(threshold=0.3), max_new_tokens=3
+        )
         assert device.served == served
     rows = [ExitPolicy(threshold=0.3), ExitPolicy(threshold=0.3, measure="max")]
     device(decoder("t5"), *prompts("t5", 2), policy=rows, max_new_tokens=3)

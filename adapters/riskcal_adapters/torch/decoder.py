@@ -15,8 +15,8 @@ from riskcal import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import fingerprint, generation_config, request_checks
-from riskcal_adapters.torch import sampling as sampling_
 from riskcal_adapters.torch import device_loop, speculation, weights
+from riskcal_adapters.torch import sampling as sampling_
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES

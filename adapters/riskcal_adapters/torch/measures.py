@@ -133,9 +133,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     ) / 2
 
 
-def contrasted(
-    expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mass: bool
-) -> Tensor:
+def contrasted(expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mass: bool) -> Tensor:
     """The margin between the two largest scores of contrastive decoding.
 
     On the plausible tokens H (``head``) the expert's lead over the amateur is a softmax g, scaled by the probability that
