@@ -95,16 +95,42 @@ class Notes:
         return self._read[kind][:size]
 
 
+class _Said:
+    """What rows say at one position, each (B,); nothing yet."""
+
+    def __init__(self, batch: int, pad: int, device: torch.device) -> None:
+        self.tokens = torch.full((batch,), pad, device=device)
+        self.exits = torch.zeros(batch, dtype=torch.long, device=device)
+        self._confidence = torch.full((batch,), math.nan, device=device)
+        self._refused = torch.full((batch,), -math.inf, device=device)
+
+    def leave(self, rows: Tensor, layer: int, sure: Tensor, best: Tensor | None) -> None:
+        """Where ``rows`` is true; their tokens may follow later."""
+        self.exits = self.exits.masked_fill(rows, layer)
+        self._confidence = torch.where(rows, sure, self._confidence)
+        if best is not None:
+            self.tokens = torch.where(rows, best, self.tokens)
+
+    def stay(self, rows: Tensor, sure: Tensor) -> None:
+        """Where ``rows`` is true; a NaN was not refused."""
+        self._refused = torch.fmax(self._refused, sure.masked_fill(~rows, -math.inf))
+
+    def together(self) -> Tensor:
+        """(4, B): tokens, exits, confidences and what was refused."""
+        parts = (self.tokens, self.exits, self._confidence, self._refused)
+        return torch.stack([part.double() for part in parts])
+
+
 class _Generation:
     """Rows that are generated together."""
 
     def __init__(self, loop: Loop, run: Run, thresholds: NDArray[np.float32]) -> None:
         backbone, (length, exits, batch) = loop.backbone, thresholds.shape
         self._loop, self._run, self._backbone = loop, run, backbone
-        self._length, self._final = length, exits - 1
-        opens = np.isfinite(thresholds).any((0, 2))
+        self._length, self._final, self._batch = length, exits - 1, batch
+        opens = np.asarray(np.isfinite(thresholds).any((0, 2)))
         #: (T, E) whether anybody may leave at an exit; at the last one all do.
-        self._looks = opens & (thresholds < math.inf).any(2)
+        self._looks = np.asarray(opens & (thresholds < math.inf).any(2))
         self._looks[:, -1] = True
         self._needed = backbone.tensor(thresholds)
         self._ends = backbone.tensor(np.array(loop.special.ends, dtype=np.int64))
@@ -124,47 +150,50 @@ class _Generation:
         said: list[Tensor] = []
         rows: list[Ints] = []
         for position in range(self._length):
-            known = self._rows
+            left = self._rows
             step = self._position(position)
             if step is None:
                 break
             said.append(step)
-            rows.append(known)
+            rows.append(left)
         read = torch.cat(said, 1).cpu().numpy()
-        batch, pad = len(rows[0]), self._loop.special.pad
-        steps, begin = [], 0
-        for known in rows:
-            tokens, exits, confidence, refused = read[:, begin : begin + len(known)].tolist()
-            begin += len(known)
-            step = Step(list(map(int, tokens)), list(map(int, exits)), confidence, refused)
-            whole = len(known) == batch
-            steps.append(step if whole else step.spread(known.tolist(), Step.blank(batch, pad)))
-        return steps
+        ends = np.cumsum([len(left) for left in rows])[:-1]
+        return [
+            self._step(part, left)
+            for part, left in zip(np.split(read, ends, axis=1), rows, strict=True)
+        ]
+
+    def _step(self, read: NDArray[np.float64], rows: Ints) -> Step:
+        """What `_Said.together` was of these rows of the batch."""
+        (tokens, exits), (confidence, refused) = (
+            read[:2].astype(np.int64).tolist(),
+            read[2:].tolist(),
+        )
+        step = Step(tokens, exits, confidence, refused)
+        if len(rows) == self._batch:
+            return step
+        return step.spread(rows.tolist(), Step.blank(self._batch, self._loop.special.pad))
 
     def _position(self, position: int) -> Tensor | None:
-        """(4, B): tokens, exits, confidences and what was refused; None if all rows had ended before."""
+        """`_Said.together`; None if all rows had ended before."""
         loop, run, backbone, notes = self._loop, self._run, self._backbone, self._notes
         policy, cache, judge = run.policy, run.cache, run.judge
-        batch, n_layers, final = cache.batch, loop.n_layers, self._final
-        together = policy.batching == "deepest"
+        n_layers, final = loop.n_layers, self._final
         state = loop.begin(run, backbone.embed_known(self._previous, cache))
         ahead = None
         if policy.measure == "oracle" or policy.emits == "last":
             ahead = loop.last_scores(run, state).best()
         judge.begin(ahead)
         due = None if policy.max_pending is None else self._pending >= policy.max_pending
-        tokens = torch.full_like(self._previous, loop.special.pad)
-        exits = torch.zeros_like(tokens)
-        confidence = self._needed.new_full((batch,), math.nan)
-        refused = self._needed.new_full((batch,), -math.inf)
+        said = _Said(cache.batch, loop.special.pad, backbone.device)
         active = waiting = self._going
         at_exit = state if run.exact and self._speaks_last else None
         before, sent = None, list[int]()
-        ended: NDArray[np.bool_] | None = None
+        alive: Ints | None = None  # rows that had not ended before
         for index in range(final + 1):
             if position and index == min(LAG, final):
-                ended = ~notes.look(final + 1, batch)
-                if ended.all():
+                alive = np.flatnonzero(notes.look(final + 1, cache.batch))
+                if not len(alive):
                     return None
             known = [one for one in sent if one < index - LAG]
             if known and not notes.look(known[-1])[0]:
@@ -173,52 +202,47 @@ class _Generation:
                 before = state if index else None
                 deeper = run.layer(index, state, [])
                 # rows that exit keep the state at which they did; with exact caches their true state goes on
-                frozen = sent and not run.exact
+                frozen = bool(sent) and not run.exact
                 state = torch.where(active[:, None], deeper, state) if frozen else deeper
             if not self._looks[position, index]:
                 judge.pass_by(state)
                 continue
             sure, scores = judge.measured(index + 1, state, before)
-            if index == final:
-                leaving = active
-            else:
+            leaving = active  # at the last exit all do
+            if index < final:
                 needed = self._needed[position, index]
                 if due is not None and index < n_layers - 1:
                     needed = needed.masked_fill(due, math.inf)
                 may = active & (needed < math.inf)
                 leaving = may & (sure >= needed)
-                if together:
+                if policy.batching == "deepest":
                     waiting = waiting & ~leaving
                     leaving = active & ~waiting.any()
-                # what is NaN was not refused
-                least = sure.masked_fill(leaving | ~may, -math.inf)
-                refused = torch.fmax(refused, least)
-            if not self._speaks_last:
-                best = ahead if policy.emits == "last" else None
-                if best is None:
-                    best = (scores or run.head.scores(index + 1, state, None)).best()
-                tokens = torch.where(leaving, best, tokens)
-            elif at_exit is not None:
-                at_exit = torch.where(leaving[:, None], state, at_exit)
-            exits = exits.masked_fill(leaving, min(index + 1, n_layers))
-            confidence = torch.where(leaving, sure, confidence)
-            if index < final:
+                said.stay(may & ~leaving, sure)
                 active = active & ~leaving
                 notes.send(index, active.any()[None])
                 sent.append(index)
+            best = None
+            if policy.emits == "last":
+                best = ahead
+            elif not self._speaks_last:
+                best = (scores or run.head.scores(index + 1, state, None)).best()
+            elif at_exit is not None:
+                at_exit = torch.where(leaving[:, None], state, at_exit)
+            said.leave(leaving, min(index + 1, n_layers), sure, best)
         if self._speaks_last:
             kept = state if at_exit is None else at_exit
             best = run.head.scores(n_layers, kept, None).best()
-            tokens = torch.where(self._going, best, tokens)
+            said.tokens = torch.where(self._going, best, said.tokens)
         cache.append(state)
         if due is not None:
-            self._pending = torch.where(exits == n_layers, 0, self._pending + 1)
-        self._going = self._going & ~(tokens[:, None] == self._ends).any(1)
-        self._previous = tokens
-        if ended is not None and 2 * np.count_nonzero(~ended) <= batch:
-            self._keep(np.flatnonzero(~ended))
+            self._pending = torch.where(said.exits == n_layers, 0, self._pending + 1)
+        self._going = self._going & ~(said.tokens[:, None] == self._ends).any(1)
+        self._previous = said.tokens
+        if alive is not None and 2 * len(alive) <= cache.batch:  # go on with these alone
+            self._keep(alive)
         notes.send(final + 1, self._going)
-        return torch.stack([part.double() for part in (tokens, exits, confidence, refused)])
+        return said.together()
 
     def _keep(self, rows: Ints) -> None:
         """Go on without those that had ended a position ago."""

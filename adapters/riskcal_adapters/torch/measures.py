@@ -86,7 +86,8 @@ def max_probability(logits: Tensor) -> Tensor:
 
 def negative_entropy(logits: Tensor) -> Tensor:
     """Minus the entropy of the next token, in nats: from -ln V to 0."""
-    return torch.special.entr(torch.softmax(logits, -1, dtype=torch.float32)).sum(-1).neg()
+    entropies: Tensor = torch.special.entr(torch.softmax(logits, -1, dtype=torch.float32))
+    return entropies.sum(-1).neg()
 
 
 def saturation(state: Tensor, before: Tensor | None) -> Tensor:
