@@ -39,7 +39,8 @@ def takes(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> bool:
 
     Not those that ask the host before a token is known: noise to draw with, texts of forbidden classes, heads whose size
     follows confidence, rows that are to be left out of a product (``"regroup"``), caches that depend on the exit layer. Nor
-    a single row that may leave early: there a layer in vain costs more than the wait that it saves.
+    a single row that may leave early: its tokens take a layer or two, to which a layer in vain would add half or all. (Reckoned
+    from what a layer takes on a GPU; `benchmarks/accelerator.py` times both.)
     """
     pruning, exits = policy.pruning, np.isfinite(thresholds[:, :-1]).any()
     in_common = policy.pruning is None and policy.measure not in CONTRASTIVE
