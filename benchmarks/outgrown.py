@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 #: Measures nothing, or nothing anew.
-OTHERS = ("outgrown", "accelerator_causal", "exit_aware_figures", "timing")
+OTHERS = ("outgrown", "accelerator_causal", "accelerator_loops", "exit_aware_figures", "timing")
 #: What measurements are made with, beside the script itself.
 SHARED = (":/riskcal", ":/adapters", ":/benchmarks/timing.py", ":/benchmarks/laboratory")
 SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in OTHERS)
