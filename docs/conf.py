@@ -1,5 +1,6 @@
 """The site: Sphinx with MyST. Notebooks are copied in and executed at every build; nothing is fetched, then or by a reader."""
 
+import os
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,7 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm misses ipywidgets; there is no bar in a page
 nb_execution_timeout = 900  # a busy machine is slow, not wrong
 
 autodoc_typehints = "none"
