@@ -33,7 +33,9 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
-os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm misses ipywidgets; there is no bar in a page
+os.environ["PYTHONWARNINGS"] = (
+    "ignore:IProgress not found"  # tqdm misses ipywidgets; there is no bar in a page
+)
 nb_merge_streams = True  # what a command prints in several goes is one output
 nb_execution_timeout = 900  # a busy machine is slow, not wrong
 
