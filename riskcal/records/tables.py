@@ -43,7 +43,7 @@ def of_frame(make: type[_Runs], table: Any, asked: Asked) -> _Runs:
     """The runs in a table."""
     frame = asked.prepared(table)
     lower = direction.of_frame(frame, asked.lower_is_stricter)
-    fields = reading.from_frame(frame, asked.candidate_columns, asked.costs)
+    fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
     _warn(_unread(frame, asked), asked)
     return make(**fields).in_content_order().directed(lower)
 
@@ -55,7 +55,7 @@ def of_files(make: type[_Runs], path: files.Source, asked: Asked) -> _Runs:
 
     def of_part(frame: pd.DataFrame) -> _Runs:
         lower = direction.of_frame(frame, asked.lower_is_stricter)
-        fields = reading.from_frame(frame, asked.candidate_columns, asked.costs)
+        fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
         found = {*unread, *_unread(frame, asked)}
         unread[:] = [name for name in frame.columns if name in found]
         return make(**fields).directed(lower)
@@ -69,7 +69,7 @@ def of_files(make: type[_Runs], path: files.Source, asked: Asked) -> _Runs:
     try:
         frame = asked.prepared(frame, is_json=files.is_json_lines(frame))
         lower = direction.of_frame(frame, asked.lower_is_stricter)
-        fields = reading.from_frame(frame, asked.candidate_columns, asked.costs)
+        fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
     except RiskcalError as error:
         raise RiskcalError(f"{path}: {error}") from None
     _warn(_unread(frame, asked), asked)

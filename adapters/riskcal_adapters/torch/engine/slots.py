@@ -171,7 +171,8 @@ class Slots:
         self.rows_computed += len(rows)
         stay = np.ones(len(rows), dtype=bool)
         leaving, tokens = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
+        # ``place`` is an exit, from 0: after the last layer come its own head, if it has one, and the final head for whoever
+        # is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
             asked = bookkeeping.asking(rows, positions, stay, self._needed, place)
@@ -199,7 +200,7 @@ class Slots:
         state: Tensor,
         before: Tensor | None,
     ) -> tuple[Ints, Ints]:
-        """Which of the rows leave after this layer, by their places among ``rows``, and their tokens."""
+        """Which of the ``asked`` leave at exit ``index``, from 0, by their places among ``rows``, and their tokens."""
         leaving, tokens = [], []
         several = len(self._measures) > 1
         measures = self._measure[rows[asked]] if several else asked[:1]
