@@ -30,20 +30,20 @@ def columns(runs: "Runs") -> Iterator[tuple[str, Callable[[_Prompts], Any]]]:
     """
     has_full = bool(runs.full)
     times = runs.k + has_full
-    yield "prompt", lambda some: np.repeat(runs.prompts[some], times)
+    yield "prompt", partial(_repeated, runs.prompts, times)
     for name, label in runs.labels.items():
-        yield name, lambda some, label=label: np.repeat(label[some], times)
+        yield name, partial(_repeated, label, times)
     coordinates = runs.candidates
     if has_full:
         reference = runs.candidates.iloc[[0]].assign(threshold=math.inf)
         coordinates = pd.concat([reference, runs.candidates], ignore_index=True)
     for name in coordinates.columns:
         setting = coordinates[name].to_numpy()
-        yield name, lambda some, setting=setting: np.tile(setting, len(runs.prompts[some]))
+        yield name, partial(_tiled, setting, runs.prompts)
     for name in runs.values:
         yield name, partial(_measured, runs, name)
     if not has_full and (risk := runs.full_risk) is not None:
-        yield "full_risk", lambda some: np.repeat(risk[some], runs.k)
+        yield "full_risk", partial(_repeated, risk, runs.k)
     yield "source", lambda some: runs.source
     if runs.exact:
         yield "exact", lambda some: True
@@ -51,6 +51,14 @@ def columns(runs: "Runs") -> Iterator[tuple[str, Callable[[_Prompts], Any]]]:
         yield direction.COLUMN, lambda some: True
     if (stopped := runs.stopped) is not None:
         yield "stopped", lambda some: stopped.model_dump_json()
+
+
+def _repeated(of_prompts: NDArray[Any], times: int, some: _Prompts) -> NDArray[Any]:
+    return np.repeat(of_prompts[some], times)
+
+
+def _tiled(setting: NDArray[Any], prompts: NDArray[Any], some: _Prompts) -> NDArray[Any]:
+    return np.tile(setting, len(prompts[some]))
 
 
 def _measured(runs: "Runs", name: str, some: _Prompts) -> NDArray[Any]:

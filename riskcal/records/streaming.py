@@ -133,7 +133,7 @@ class _Gathered(Generic[_Runs]):
         )
 
 
-def _repeats_a_text(labels: Mapping[str, Any]) -> bool:
+def _repeats_a_text(labels: Any) -> bool:
     """Whether one text stands under two prompts, or, where there are clusters, in two of them: whoever reads it is warned."""
     if "text" not in labels:
         return False
