@@ -3,13 +3,13 @@
 import csv
 import io
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from riskcal import _validate
 from riskcal._validate import RiskcalError
 
 _REMEDY = 'Give CSV (commas) with a column loss, JSON lines such as {"loss": 0.1}, or one JSON array of either.'
@@ -99,7 +99,7 @@ def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Itera
     lines = itertools.chain([start], file)
     opening = start.lstrip()[:1]
     if opening == "{":
-        return (json.loads(line) for line in lines if line.strip())
+        return (_validate.from_json(line) for line in lines if line.strip())
     if opening == "[":
         return _array(start + file.read(), name)
     return _table(lines, name, wanted)
@@ -107,7 +107,7 @@ def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Itera
 
 def _array(text: str, name: str) -> Iterator[Any]:
     try:
-        return iter(json.loads(text))
+        return iter(_validate.from_json(text))
     except ValueError as error:
         raise RiskcalError(
             f"{name}: begins like a JSON array but is none ({error}). {_REMEDY}"

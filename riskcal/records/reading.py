@@ -1,6 +1,5 @@
 """From a long table, one row per prompt and candidate, to the arrays of `Runs`: every check of what was recorded."""
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -367,7 +366,7 @@ def _stopped(frame: pd.DataFrame) -> Stop | None:
             )
     text = str(cells[0][1])
     try:
-        return Stop(**json.loads(text))
+        return Stop(**_validate.from_json(text))
     except (TypeError, ValueError) as error:
         raise RiskcalError(
             f"stopped: {text!r} at row {frame.index[0]} is not how a recording stops ({_validate.reason(error)}). If it means "

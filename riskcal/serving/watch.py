@@ -15,6 +15,7 @@ from riskcal.serving.estimates import Interval, mean_interval
 from riskcal.serving.events import NAMES, rotated
 from riskcal.serving.reader import parsed, read_events, request_id
 from riskcal.serving.strata import Strata, Stratum, is_number
+from riskcal.serving.watch_state import refuse_others
 
 
 class EventWatch:
@@ -154,7 +155,7 @@ class EventWatch:
     def _take(self, event: dict[str, Any]) -> None:
         self.events[event["name"]] += 1
         now = event.get("time_unix_nano")
-        if isinstance(now, int):
+        if _validate.is_whole(now):
             self.counts["backwards"] += now < self._clock
             self._clock = now
         attributes = event.get("attributes")
@@ -242,11 +243,16 @@ class EventWatch:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Go on, bit for bit, where `save` was called."""
+        """Go on, bit for bit, where `save` was called.
+
+        Raises
+        ------
+        RiskcalError
+            For a file that cannot be read, and for anything but a state: other fields, values of another kind, other versions.
+        """
         try:
-            state = json.loads(Path(path).read_bytes())
-            if (state["kind"], state["schema_version"]) != ("riskcal.EventWatch", 1):
-                raise ValueError("another kind or version")
+            state = _validate.from_json(Path(path).read_bytes())
+            refuse_others(state)
             drift = state.get("drift")
             watch = cls(
                 RiskMonitor.from_json(state["monitor"]),
@@ -267,7 +273,7 @@ class EventWatch:
             watch._clock = state["clock"]
         except OSError as error:
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError) as error:
             raise RiskcalError(f"{path}: is no state of an EventWatch ({error}).") from None
         return watch
 
