@@ -87,7 +87,7 @@ def entries(
             raise RiskcalError(
                 f"{name}: row {number}: {str(error).replace(' at index 0', '')}"
             ) from None
-        except (ValueError, TypeError, csv.Error) as error:
+        except (ValueError, TypeError, OverflowError, csv.Error) as error:
             raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
     if number == 0:
         raise RiskcalError(

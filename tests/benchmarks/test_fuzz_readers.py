@@ -31,6 +31,14 @@ def test_brackets_nested_too_deep_are_read_as_damage(name, tmp_path) -> None:
             READERS[name].read(path)
 
 
+@pytest.mark.parametrize("row", ["1" + "0" * 400, '{"loss": 0, "rate": 1' + "0" * 400 + "}"])
+def test_a_whole_number_beyond_all_floats_is_no_loss_and_no_rate(row, tmp_path) -> None:
+    path = tmp_path / "losses.jsonl"
+    path.write_text(f'{{"loss": 0.5}}\n{row}\n')
+    with pytest.raises(RiskcalError, match="row 1 cannot be read"):
+        READERS["losses.jsonl"].read(path)
+
+
 def test_a_foreign_exception_is_reported_with_the_file_and_ends_in_failure(
     tmp_path, monkeypatch, capsys
 ) -> None:
