@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from riskcal import RiskcalError, fwer
+from riskcal.fwer.procedures import pilot_size, refuse_options
 
 PROCEDURES = {
     "bonferroni": fwer.bonferroni,
@@ -196,3 +197,20 @@ def test_bad_input_is_refused_by_name(procedure, pvalues, epsilon, named):
 def test_starts_must_be_a_whole_number_from_one_to_the_count(starts):
     with pytest.raises(RiskcalError, match=r"^starts: "):
         fwer.fixed_sequence([0.1, 0.2, 0.3], 0.05, starts=starts)
+
+
+def test_options_that_would_change_nothing_are_refused_and_what_is_not_given_is_not() -> None:
+    for left_out in ({"starts": None}, {"starts": 1}, {"weights": None}, {}):
+        refuse_options(left_out, "holm")
+    for told in ({"starts": 2}, {"weights": [1.0]}, {"starts": None, "weights": np.array([1.0])}):
+        with pytest.raises(RiskcalError, match="holm does not use it, only"):
+            refuse_options(told, "holm")
+    with pytest.raises(TypeError, match="no procedure has an option of that name"):
+        refuse_options({"nothing": None}, "holm")
+
+
+@given(st.integers(4, 1000), st.floats(0.01, 0.99))
+def test_a_pilot_is_the_smallest_that_holds_its_share(n, fraction) -> None:
+    size = pilot_size(n, fraction)
+    smallest = next(m for m in range(n + 1) if m >= fraction * n)
+    assert size == (smallest if 2 <= smallest <= n - 2 else None)
