@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from riskcal import RiskcalError, fwer
-from riskcal.fwer.procedures import pilot_size, refuse_options
+from riskcal.fwer.procedures import Fallback, FixedSequence, pilot_size, refuse_options
 
 PROCEDURES = {
     "bonferroni": fwer.bonferroni,
@@ -214,3 +214,18 @@ def test_a_pilot_is_the_smallest_that_holds_its_share(n, fraction) -> None:
     size = pilot_size(n, fraction)
     smallest = next(m for m in range(n + 1) if m >= fraction * n)
     assert size == (smallest if 2 <= smallest <= n - 2 else None)
+
+
+def test_a_pilot_leaves_two_for_itself_and_two_to_test() -> None:
+    assert [pilot_size(10, share) for share in (0.1, 0.2, 0.8, 0.81)] == [None, 2, 8, None]
+
+
+def test_each_start_begins_with_its_share_of_the_level() -> None:
+    assert FixedSequence(starts=3).begins(0.06, 9) == pytest.approx([0.02, 0, 0] * 3)
+
+
+def test_what_was_fixed_beforehand_has_a_digest_and_nothing_has_none() -> None:
+    found = [Fallback(weights=w).preregistered for w in (None, [0.5, 0.5], [0.25, 0.75])]
+    assert found[0] is None
+    assert None not in found[1:]
+    assert found[1] != found[2]

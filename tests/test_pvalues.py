@@ -699,3 +699,10 @@ def test_the_search_for_a_size_begins_at_what_zeros_alone_need(width, delta, lev
     assert found == pytest.approx(math.log(level) / math.log(1.0 - delta / width))
     assert rough_size(0.0, 0.2, delta, level, 0.9, width=width) > found
     assert rough_size(delta, 0.2, delta, level, 0.9, width=width) == math.inf
+
+
+@pytest.mark.parametrize(
+    "test", ["hoeffding", "bentkus", "hoeffding_bentkus", "convex_order", "binomial"]
+)
+def test_losses_that_are_all_the_worst_have_the_p_value_one(test) -> None:
+    assert getattr(pvalues, test)(np.ones((7, 2)), 0.3).tolist() == [1.0, 1.0]

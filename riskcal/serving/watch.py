@@ -154,7 +154,7 @@ class EventWatch:
 
     def _take(self, event: dict[str, Any]) -> None:
         self.events[event["name"]] += 1
-        now = event.get("time_unix_nano")
+        now: Any = event.get("time_unix_nano")
         if _validate.is_whole(now):
             self.counts["backwards"] += now < self._clock
             self._clock = now
