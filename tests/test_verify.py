@@ -239,14 +239,16 @@ def test_a_policy_of_one_class_that_is_given_to_another_is_named():
 def test_what_is_wrong_with_a_verification_by_class_is_said_with_its_remedy():
     found = riskcal.calibrate_classes(CLASSED, budgets=0.1, cost="layers")
     policy = found.policies()["a"]
-    with pytest.raises(RiskcalError, match="runs: none are of class 'b'.*give the runs of all classes"):
+    with pytest.raises(
+        RiskcalError, match=r"runs: none are of class 'b'.*give the runs of all classes"
+    ):
         riskcal.verify(policy, CLASSED.of_group("a"))
     with pytest.raises(RiskcalError, match="runs: none are of class 'a'"):
         riskcal.verify(policy, RUNS)
     with pytest.raises(RiskcalError, match="budgets: the certificate says what it was"):
         riskcal.verify(policy, CLASSED, budgets=0.1)
     silent = policy.certificate.model_copy(update={"asked": None})
-    with pytest.raises(RiskcalError, match="before certificates said.*calibrate_classes again"):
+    with pytest.raises(RiskcalError, match=r"before certificates said.*calibrate_classes again"):
         riskcal.verify(policy.model_copy(update={"certificate": silent}), CLASSED)
 
 

@@ -15,7 +15,7 @@ Option = int | FiniteFloat | list[int] | list[FiniteFloat] | list[list[FiniteFlo
 
 
 class OfClass(Frozen):
-    """Which class of `riskcal.calibrate_classes` a policy is of, the budgets of all classes, and that of all requests together."""
+    """Of `riskcal.calibrate_classes`: a policy's class, the budgets of all classes, and that of all requests together."""
 
     name: str
     budgets: dict[str, FiniteFloat]

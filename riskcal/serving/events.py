@@ -16,6 +16,7 @@ from riskcal._validate import RiskcalError
 NAMES = {
     "riskcal.request.served": "a request ended",
     "riskcal.shadow.evaluated": "its output was compared with the full model's",
+    "riskcal.shadow.missing": "it ended without an output that could be compared",
     "riskcal.shadow.dropped": "no slot was free for its shadow",
     "riskcal.route.unknown": "its task has no policy: full depth",
     "riskcal.policy.refused": "its policy was made for something else: full depth",
