@@ -32,7 +32,7 @@ def opened(log: str) -> Iterator[TextIO]:
     """
     try:
         if log == "-":
-            yield standard_input(encoding="utf-8-sig", errors="surrogateescape", newline="")
+            yield standard_input()
         else:
             with Path(log).open(encoding="utf-8-sig", newline="") as file:
                 yield file

@@ -42,12 +42,17 @@ def arriving(file: Any) -> Arriving | None:
     return raw if isinstance(raw, Arriving) else None
 
 
-def standard_input(**text: str) -> Any:
-    """It as text, decoded as a `io.TextIOWrapper` of these arguments does."""
+def standard_input() -> Any:
+    """It as text, in UTF-8; bytes that are none are surrogates, and a byte-order mark is no part of it."""
     try:
         descriptor = sys.stdin.fileno()
     except (OSError, ValueError, AttributeError):  # it was replaced, by a test perhaps
         if isinstance(sys.stdin, io.TextIOWrapper):
-            sys.stdin.reconfigure(**text)
+            sys.stdin.reconfigure(encoding="utf-8-sig", errors="surrogateescape", newline="")
         return sys.stdin
-    return io.TextIOWrapper(io.BufferedReader(Arriving(descriptor)), **text)
+    return io.TextIOWrapper(
+        io.BufferedReader(Arriving(descriptor)),
+        encoding="utf-8-sig",
+        errors="surrogateescape",
+        newline="",
+    )
