@@ -331,6 +331,7 @@ class Engine:
             if future is not None and future.set_running_or_notify_cancel():
                 self._counted.failed += 1
                 self._journal.served(flight, Done.failed(flight, self._closed))
+                self._missing(flight, self._closed)
                 future.set_exception(error)
         self._open.clear()
         self._journal.flush()
@@ -348,7 +349,9 @@ class Engine:
         else:
             self._counted.failed += 1
         self._journal.served(flight, done)
-        if self._shadow is not None and done.error is None and self._shadow.takes(flight.id):
+        if done.error is not None:
+            self._missing(flight, done.error)
+        elif self._shadow is not None and self._shadow.takes(flight.id):
             self._shadowed(flight, done)
         return flight, done
 
@@ -357,6 +360,7 @@ class Engine:
         self._counted.failed += 1
         done = Done.failed(flight, why)
         self._journal.served(flight, done)
+        self._missing(flight, why)
         self._journal.flush()
         return done
 
@@ -377,6 +381,12 @@ class Engine:
         self._waiting_shadows.append(flight.again(done))
         if len(self._waiting_shadows) > _SHADOWS_WAITING:
             self._journal.dropped(self._waiting_shadows.popleft())
+
+    def _missing(self, flight: Flight, why: str) -> None:
+        """Of a request that ended without an output nobody knows the loss: one that never ran under a policy has none."""
+        ran = flight.prompt is not None and flight.full_depth is None
+        if ran and self._shadow is not None and self._shadow.takes(flight.id):
+            self._journal.missing(flight, why)
 
     def _fill_with_shadows(self) -> None:
         """Into slots that no request wants now."""
