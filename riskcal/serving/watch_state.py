@@ -80,6 +80,7 @@ class State(_Part):
     drift: DriftState | None = None
     served: list[str] = []
     seen: list[str]
+    absent: dict[str, str] = {}
     place: Annotated[tuple[Count, Count], Field(strict=False)] | None
     clock: int
 

@@ -94,7 +94,10 @@ class Packed(NamedTuple):
 
 @dataclass(eq=False)
 class LayerCache:
-    """Keys and values of one decoder layer, of the ``filled`` first positions."""
+    """Keys and values of one decoder layer, of the ``filled`` first positions.
+
+    What is stored, ``rows``, has a row for each column of each row of the batch.
+    """
 
     rows: Tensor  # (C * B, w), column by column, what one product writes; or row by row
     keys: Tensor  # (B, heads, C, d_kv), as are values: views of rows
@@ -103,7 +106,7 @@ class LayerCache:
     filled_rows: Ints  # (B,), where rows have gaps of their own
     by_row: bool = False
     filled: int = 0
-    held: NDArray[np.float32] | None = None  # rows again, where `kernels` read them
+    held: NDArray[np.float32] | None = None  # `rows` as numpy, where `kernels` read it
     starts: Ints | None = None  # (B,) where each row's keys begin, once that was asked
     #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
     stale: NDArray[np.bool_] | None = None
@@ -138,7 +141,7 @@ class LayerCache:
         self._own, self._width = heads * width, width
 
     def places(self, rows: Ints, columns: Ints) -> Ints:
-        """Where columns of rows are in ``rows``."""
+        """Which of ``self.rows`` hold these columns of these rows of the batch."""
         return rows * self.row_step + columns * self.step
 
     def clear(self, rows: Tensor) -> None:
@@ -152,15 +155,15 @@ class LayerCache:
             self.starts = self.places(np.arange(cache.batch), cache.begins)
         return self.starts
 
-    def of(self, kept: Tensor, batch: int, offset: int) -> "LayerCache":
-        """The same for some rows of the batch."""
+    def of(self, kept: Tensor, numbers: Ints, batch: int, offset: int) -> "LayerCache":
+        """The same for some rows of the batch; ``numbers`` are those of ``kept``, which would have to be read."""
         all_rows = self.rows.view(-1, batch, self.rows.shape[1])
         # columns beyond what any row has filled hold nothing yet: the length limit may be far away
         filled = offset + max(self.filled, int(self.filled_rows.max()))
         rows = self.rows.new_empty(len(all_rows) * len(kept), self.rows.shape[1])
         chosen = rows.view(-1, len(kept), self.rows.shape[1])
         torch.index_select(all_rows[:filled], 1, kept, out=chosen[:filled])
-        numbers, memory = kept.cpu().numpy(), self.memory
+        memory = self.memory
         if memory is not None:
             memory = memory.of(numbers) if isinstance(memory, Packed) else memory.of(kept)
         part = LayerCache.on(rows, len(kept), self.keys.shape[1], self.keys.shape[3], memory)
@@ -230,12 +233,11 @@ class Cache:
         self.states.select(0, self.position).copy_(state)
         self.position += 1
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some rows of the batch, (A,) in this order."""
+    def keep(self, rows: Tensor, numbers: Ints) -> None:
+        """Go on with some rows of the batch, (A,) in this order, which the host knows as ``numbers``."""
         for index, own in self.layers.items():
-            self.layers[index] = own.of(rows, self.batch, self.offset)
-        numbers = rows.cpu().numpy()
-        self.prompt, self.offsets = self.prompt.of(rows), self.offsets[numbers]
+            self.layers[index] = own.of(rows, numbers, self.batch, self.offset)
+        self.prompt, self.offsets = self.prompt.of(rows, numbers), self.offsets[numbers]
         self.begins = self.begins[numbers]
         states = self.states.new_empty(self.length, len(rows), self.states.shape[2])
         torch.index_select(self.states[: self.position], 1, rows, out=states[: self.position])

@@ -70,8 +70,9 @@ class Run:
 
     def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
         """Go on with some rows of the batch."""
-        kept = as_tensor(np.array(rows))
-        self.cache.keep(kept)
+        numbers = np.array(rows)
+        kept = as_tensor(numbers)
+        self.cache.keep(kept, numbers)
         self.keys = [self.keys[row] for row in rows] if self.keys else []
         self.pending = [self.pending[row] for row in rows]
         self.contexts = [self.contexts[row] for row in rows] if self.contexts else []
@@ -104,7 +105,7 @@ class Loop:
         return self.backbone.n_layers
 
     def run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Run:
-        """Read the prompts; nothing is decoded yet."""
+        """What `step` goes on from, after the prompts were read; nothing is decoded yet."""
         backbone, batch = self.backbone, len(tokens)
         policy = policy.named()
         head = heads.of(policy, backbone)
@@ -132,7 +133,10 @@ class Loop:
         mask: NDArray[np.bool_],
         thresholds: NDArray[np.float32],
     ) -> list[Step]:
-        """The positions of rows that share ``policy``, but for the ``thresholds``, which are `Decoder.needed`'s."""
+        """The positions of rows that share ``policy``, but for the ``thresholds``.
+
+        These are what `Decoder.needed` gives, (T, L, B) or (T, L + 1, B): T is the length limit.
+        """
         batch = len(tokens)
         run = self.run(policy, tokens, mask, len(thresholds))
         run.opens = np.asarray(np.isfinite(thresholds).any((0, 2))).tolist()
@@ -168,9 +172,9 @@ class Loop:
         """
         policy, cache, judge = run.policy, run.cache, run.judge
         step = Step.blank(cache.batch, self.special.pad)
-        state = after_first = self._begin(run, previous)
+        state = after_first = self.begin(run, self.backbone.embed(previous, run.cache))
         ahead = (
-            self._last_scores(run, state)
+            self.last_scores(run, state)
             if policy.measure == "oracle" or policy.emits == "last"
             else None
         )
@@ -205,7 +209,7 @@ class Loop:
             # where each row stands in states and confidences
             places = range(len(active)) if run.gathers else active
             at = list(zip(active, places, strict=True))
-            # at the last layer all leave, also where a confidence is NaN
+            # at the last exit all leave, also where a confidence is NaN; a last layer's own head is not that exit
             leaving = [(row, i) for row, i in at if last or sure[i] >= needed[row]]
             if together and not last:
                 waiting.difference_update(row for row, _ in leaving)
@@ -247,9 +251,8 @@ class Loop:
                 run.contexts[row] = run.guard.after(run.contexts[row], step.tokens[row])
         return step
 
-    def _begin(self, run: Run, previous: list[int]) -> Tensor:
-        """Embed the tokens before; where the cache is recomputed, go back to the last position that ran all layers."""
-        state = self.backbone.embed(previous, run.cache)
+    def begin(self, run: Run, state: Tensor) -> Tensor:
+        """``state`` is embedded; where the cache is recomputed, go back to the last position that ran all layers."""
         if run.policy.cache == "recompute":
             deepest = run.cache.layers.get(self.n_layers - 1)
             full, position = 0 if deepest is None else deepest.filled, run.cache.position
@@ -260,7 +263,7 @@ class Loop:
             run.embedded.append(state)
         return state
 
-    def _last_scores(self, run: Run, state: Tensor) -> Scores:
+    def last_scores(self, run: Run, state: Tensor) -> Scores:
         """The last layer's logits on the cache as it is; the cache is left as if they had not been asked for."""
         cache = run.cache
         position, states = cache.position, cache.states[: cache.position].clone()
@@ -368,7 +371,7 @@ class Loop:
     def hold(
         self, run: Run, sure: NDArray[np.float32], best: NDArray[np.int64], going: list[int]
     ) -> None:
-        """No confidence where a row's token may not leave early; afterwards its text goes on with the last layer's."""
+        """Of `all_exits`: the confidences that a guard withholds, NaN; a row's text then goes on with the last layer's token."""
         if run.guard is None:
             return
         for row in going:

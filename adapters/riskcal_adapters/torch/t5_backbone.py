@@ -25,21 +25,20 @@ _SHORT = 64
 class Prompt:
     """Encoded prompts."""
 
-    #: The encoder's normed output: (B * S, d), or without padding, each prompt from its start on.
+    #: The encoder's normed output: (B * S, d); or, where there are ``starts``, each prompt from its own on.
     memory: Tensor
     bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
     batch: int
     lengths: Ints  # (B,)
-    starts: Ints  # (B,), of rows of memory without padding
+    starts: Ints  # (B,) rows of memory; of a pool each slot's; empty where prompts are padded to one length
     position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
     causal_bias: dict[PositionBias, Tensor] = field(
         default_factory=dict
     )  # (1, heads, T, T), -inf ahead; where needed
     last_bias: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # where needed
 
-    def of(self, rows: Tensor) -> "Prompt":
+    def of(self, rows: Tensor, numbers: Ints) -> "Prompt":
         """Some rows of the batch."""
-        numbers = rows.cpu().numpy()
         lengths, starts, bias = self.lengths[numbers], self.starts, self.bias
         if len(starts):
             chosen = kernels.ranges(starts[numbers], lengths)
@@ -207,7 +206,7 @@ class T5Backbone(Backbone):
         prompt_bias = real = spread = None
         if not mask.all():
             additive = np.where(mask, 0.0, -math.inf)[:, None, None, :]
-            prompt_bias = torch.as_tensor(additive, dtype=self.dtype, device=self.device)
+            prompt_bias = self.tensor(additive).to(self.dtype)
             biases = [bias + prompt_bias for bias in biases]
             if self.lean:
                 real = self.tensor(np.flatnonzero(mask))
@@ -263,7 +262,10 @@ class T5Backbone(Backbone):
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
             return self._embedding.narrow(0, tokens[0], 1)
-        return self._embedding.index_select(0, self.tensor(np.array(tokens)))
+        return self.embed_known(self.tensor(np.array(tokens)), cache)
+
+    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
+        return self._embedding.index_select(0, tokens)
 
     def embed_into(
         self, state: Tensor, tokens: Ints, rows: Ints, positions: Ints, cache: Cache

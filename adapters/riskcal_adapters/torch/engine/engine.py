@@ -30,7 +30,7 @@ from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Sour
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 from riskcal_adapters.torch.engine.telling import Telling
 
-#: Newcomers are read together once this share of the slots is free: one encoder call serves them all.
+#: Newcomers are read together once one slot in so many is free: one encoder call serves them all.
 _ADMITTED_AT = 8
 #: Shadows that wait for a free slot; of more, the oldest is dropped.
 _SHADOWS_WAITING = 1000
@@ -331,6 +331,7 @@ class Engine:
             if future is not None and future.set_running_or_notify_cancel():
                 self._counted.failed += 1
                 self._journal.served(flight, Done.failed(flight, self._closed))
+                self._missing(flight, self._closed)
                 future.set_exception(error)
         self._open.clear()
         self._journal.flush()
@@ -348,7 +349,9 @@ class Engine:
         else:
             self._counted.failed += 1
         self._journal.served(flight, done)
-        if self._shadow is not None and done.error is None and self._shadow.takes(flight.id):
+        if done.error is not None:
+            self._missing(flight, done.error)
+        elif self._shadow is not None and self._shadow.takes(flight.id):
             self._shadowed(flight, done)
         return flight, done
 
@@ -357,6 +360,7 @@ class Engine:
         self._counted.failed += 1
         done = Done.failed(flight, why)
         self._journal.served(flight, done)
+        self._missing(flight, why)
         self._journal.flush()
         return done
 
@@ -378,11 +382,18 @@ class Engine:
         if len(self._waiting_shadows) > _SHADOWS_WAITING:
             self._journal.dropped(self._waiting_shadows.popleft())
 
+    def _missing(self, flight: Flight, why: str) -> None:
+        """Of a request that ended without an output nobody knows the loss: one that never ran under a policy has none."""
+        ran = flight.prompt is not None and flight.full_depth is None
+        if ran and self._shadow is not None and self._shadow.takes(flight.id):
+            self._journal.missing(flight, why)
+
     def _fill_with_shadows(self) -> None:
         """Into slots that no request wants now."""
         free = self._slots.size - len(self._flights)
         flights = [
             self._waiting_shadows.popleft() for _ in range(min(free, len(self._waiting_shadows)))
         ]
+        # whatever the switch says: a shadow runs at full depth because it is one
         full = [self._admission.newcomer(flight, flight.prompt, pulled=True) for flight in flights]
         self._place(flights, full)

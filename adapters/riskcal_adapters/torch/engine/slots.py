@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riskcal.forbidden import Guard, Rule, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, sampling
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.engine import bookkeeping
+from riskcal_adapters.torch.engine.guarding import Guards
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
 
@@ -100,9 +100,7 @@ class Slots:
         self._measures: list[str] = []
         self._ends = np.array(loop.special.ends, dtype=np.int64)
         self._keys, self._draws = [0] * slots, False  # whether any policy ever drew
-        self._rules: dict[tuple[Rule, ...], Guard] = {}
-        # of rows with tokens that may not leave early
-        self._guards: dict[int, tuple[Guard, tuple[State, ...]]] = {}
+        self._guards = Guards(slots, loop.text)
         # states that enter the layer each row waits for
         self._state = self._cache.states.new_zeros(slots, self._backbone.width)
         self.calls = self.rows_computed = 0
@@ -136,10 +134,7 @@ class Slots:
             self._policies[row], self._keys[row] = one.policy, one.key
             self._measure[row] = self._number(one.policy)
             self._draws |= one.policy.sampling is not None
-            self._guards.pop(row, None)
-            if one.policy.forbidden:
-                guard = self._guard(one.policy.forbidden)
-                self._guards[row] = guard, guard.start(one.prompt.tolist())
+            self._guards.begin(row, one.policy.forbidden, one.prompt)
         self.active[rows] = True
         self._embed(rows, np.array(first))
         return rows
@@ -171,7 +166,8 @@ class Slots:
         self.rows_computed += len(rows)
         stay = np.ones(len(rows), dtype=bool)
         leaving, tokens = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
-        # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
+        # ``place`` is an exit, from 0: after the last layer come its own head, if it has one, and the final head for whoever
+        # is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
             asked = bookkeeping.asking(rows, positions, stay, self._needed, place)
@@ -199,7 +195,7 @@ class Slots:
         state: Tensor,
         before: Tensor | None,
     ) -> tuple[Ints, Ints]:
-        """Which of the rows leave after this layer, by their places among ``rows``, and their tokens."""
+        """Which of the ``asked`` leave at exit ``index``, from 0, by their places among ``rows``, and their tokens."""
         leaving, tokens = [], []
         several = len(self._measures) > 1
         measures = self._measure[rows[asked]] if several else asked[:1]
@@ -221,29 +217,16 @@ class Slots:
             left = places[out]
             at, of = rows[left], positions[left]
             chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, of)
-            if self._guards and not final:
-                free = [
-                    i for i, row in enumerate(at.tolist()) if not self._forbids(row, int(chosen[i]))
-                ]
-                out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
+            if self._guards:
+                free = self._guards.leave(at, chosen, early=not final)
+                if free is not None:
+                    out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
             self._confidence[at, of] = confidence[out]
             tokens.append(chosen)
             leaving.append(left)
         if len(leaving) == 1:
             return leaving[0], tokens[0]
         return (np.concatenate(leaving), np.concatenate(tokens)) if leaving else (asked[:0],) * 2
-
-    def _guard(self, rules: tuple[Rule, ...]) -> Guard:
-        """One for all rows under these rules, as it remembers what they said."""
-        if rules not in self._rules:
-            self._rules[rules] = Guard(rules, self._loop.text)
-        return self._rules[rules]
-
-    def _forbids(self, row: int, token: int) -> bool:
-        if row not in self._guards:
-            return False
-        guard, states = self._guards[row]
-        return guard.forbids(states, token)
 
     def _chosen(self, scores: Scores, places: Ints, rows: Ints, positions: Ints) -> Ints:
         best = scores.tokens()[places]
@@ -277,11 +260,6 @@ class Slots:
             self._first_token,
             self.active,
         )
-        if self._guards:
-            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-                if row in self._guards:
-                    guard, states = self._guards[row]
-                    self._guards[row] = guard, guard.after(states, token)
         if len(going):
             self._embed(going, entering)
         return [self._ended(row) for row in ended.tolist()]
