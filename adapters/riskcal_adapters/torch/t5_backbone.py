@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from riskcal_adapters.torch import kernels, weights
+from riskcal_adapters.torch import kernels, t5_kernels, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
@@ -85,6 +85,10 @@ class T5Backbone(Backbone):
         self._gated: bool = model.config.is_gated_act
         self._gated_gelu = self.lean and self._gated and model.config.dense_act_fn == "gelu_new"
         self._offset = np.float32(self._norm_offset.item())
+        self._encoder_arrays, self._decoder_arrays, self._cross_arrays = (
+            [t5_kernels.arrays(one) for one in held] if self._gated_gelu else []
+            for held in (self._encoder, self._decoder, self._cross)
+        )
         self.row_width = self._decoder[0].self_in.shape[1]
         self._encoder_bias = PositionBias(model.encoder, dtype)
         self._decoder_bias = PositionBias(model.decoder, dtype)
@@ -171,12 +175,7 @@ class T5Backbone(Backbone):
         read: Prompt = cache.prompt
         memory = own.memory
         if isinstance(memory, Packed):
-            if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
-                places = kernels.ranges(read.starts[fresh], read.lengths[fresh])
-                entering = self.of(read.memory, places)
-                projected = torch.mm(entering, self._cross[index].memory)
-                kernels.put(projected.numpy(), places, memory.rows.numpy())
-                own.stale[fresh] = False
+            self._remember(index, own, read, rows)
             return memory if len(rows) == cache.batch else memory.of(rows)
         assert memory is not None
         if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
@@ -194,6 +193,21 @@ class T5Backbone(Backbone):
             bias = None if memory.bias is None else memory.bias[..., :width]
             memory = Memory(memory.keys[:, :, :width], memory.values[:, :, :width], bias)
         return memory if len(rows) == cache.batch else memory.of(self.tensor(rows))
+
+    def _remember(self, index: int, own: LayerCache, read: Prompt, rows: Ints) -> None:
+        """Keys and values of these rows' prompts, where a layer still has those of earlier ones."""
+        memory = own.memory
+        assert isinstance(memory, Packed)
+        if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
+            t5_kernels.recall(
+                fresh,
+                read.memory.numpy(),
+                read.starts,
+                read.lengths,
+                self._cross[index].memory.numpy(),
+                memory.rows.numpy(),
+            )
+            own.stale[fresh] = False
 
     def _encode(self, tokens: Tensor, mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor | None]:
         """The encoder's normed output, and what hides padding from those who read it.
@@ -242,6 +256,19 @@ class T5Backbone(Backbone):
         state = self._embedding.index_select(0, tokens[torch.from_numpy(mask)])
         inside = self.kv_heads * self.head_width
         for index, layer in enumerate(self._encoder):
+            bias = _of_layer(tables, index)
+            if self._gated_gelu:
+                t5_kernels.encoder_layer(
+                    self._encoder_arrays[index],
+                    self._offset,
+                    self.head_width,
+                    state.numpy(),
+                    begins,
+                    counts,
+                    shifts,
+                    bias,
+                )
+                continue
             projected = torch.mm(self.normed(state), layer.self_in).numpy()
             attended = kernels.attend(
                 projected,
@@ -249,7 +276,7 @@ class T5Backbone(Backbone):
                 begins,
                 1,
                 counts,
-                _of_layer(tables, index),
+                bias,
                 shifts,
                 (inside, 2 * inside, 1),
                 inside,
@@ -305,6 +332,36 @@ class T5Backbone(Backbone):
         attended = memory.attend(torch.mm(self.normed(state), cross.query))
         state = torch.addmm(state, attended, cross.out)
         return self._feed_forward(layer, state)
+
+    def layer_of_rows(
+        self, index: int, state: Tensor, rows: Ints, positions: Ints, cache: Cache
+    ) -> Tensor:
+        if not self._gated_gelu:
+            return super().layer_of_rows(index, state, rows, positions, cache)
+        own = cache.layers.get(index) or self.open(index, cache)
+        memory = own.memory
+        assert isinstance(memory, Packed)
+        self._remember(index, own, cache.prompt, rows)
+        found = t5_kernels.decoder_layer(
+            self._decoder_arrays[index],
+            self._cross_arrays[index],
+            self._offset,
+            self.head_width,
+            state.numpy(),
+            rows,
+            positions,
+            own.filled_rows,
+            cache.states.numpy(),
+            cache.begins,
+            own.row_step,
+            own.step,
+            own.held,
+            self.bias_of_last(index, cache),
+            memory.rows.numpy(),
+            memory.starts,
+            memory.counts,
+        )
+        return torch.from_numpy(found)
 
     def bias_of_last(self, index: int, cache: Cache) -> NDArray[np.float32]:
         biases, prompt = self._decoder_bias.layers, cache.prompt
