@@ -115,13 +115,13 @@ class Backbone(abc.ABC):
 
     def of(self, values: Tensor, rows: Ints) -> Tensor:
         """Some rows of values."""
-        if kernels.take(values):
+        if self.lean:
             return torch.from_numpy(kernels.of(values.numpy(), rows))
         return values.index_select(0, self.tensor(rows))
 
     def put(self, values: Tensor, places: Ints, targets: Tensor, rows: Ints) -> None:
         """Some of the values to rows of ``targets``."""
-        if kernels.take(values):
+        if self.lean:
             kernels.copy(values.numpy(), places, targets.numpy(), rows)
         else:
             chosen = values.index_select(0, self.tensor(places))

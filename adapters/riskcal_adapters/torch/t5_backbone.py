@@ -143,10 +143,13 @@ class T5Backbone(Backbone):
     def admit(self, cache: Cache, rows: Ints, prompts: list[Ints]) -> list[int]:
         read: Prompt = cache.prompt
         lengths = np.array([len(prompt) for prompt in prompts])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.zeros(mask.shape, dtype=np.int64)
-        ids[mask] = np.concatenate(prompts)
-        memory, _ = self._encode(self.tensor(ids), mask)
+        mask, tokens = np.arange(lengths.max()) < lengths[:, None], np.concatenate(prompts)
+        if self.lean and mask.shape[1] <= _SHORT:
+            memory = self._encode_short(torch.from_numpy(tokens), lengths)
+        else:
+            ids = np.zeros(mask.shape, dtype=np.int64)
+            ids[mask] = tokens
+            memory, _ = self._encode(self.tensor(ids), mask)
         read.lengths[rows] = lengths
         if self.lean:
             kernels.put(
@@ -216,7 +219,7 @@ class T5Backbone(Backbone):
         """
         batch, width = tokens.shape
         if self.lean and width <= _SHORT and not _have_holes(mask):
-            return self._encode_short(tokens, mask), None
+            return self._encode_short(tokens[torch.from_numpy(mask)], mask.sum(1)), None
         biases = [bias.square(width) for bias in self._encoder_bias.layers]
         prompt_bias = real = spread = None
         if not mask.all():
@@ -243,17 +246,17 @@ class T5Backbone(Backbone):
             state = self._feed_forward(layer, state)
         return self.normed(state), prompt_bias
 
-    def _encode_short(self, tokens: Tensor, mask: NDArray[np.bool_]) -> Tensor:
-        """The encoder's normed output of the real tokens, each attending to its own prompt where it is."""
-        width, lengths = mask.shape[1], mask.sum(1)
-        own, starts = np.arange(lengths.sum()), np.cumsum(lengths) - lengths
+    def _encode_short(self, tokens: Tensor, lengths: Ints) -> Tensor:
+        """The encoder's normed output of prompts that stand one after the other, each token attending to its own."""
+        width = int(lengths.max())
+        own, starts = np.arange(len(tokens)), np.cumsum(lengths) - lengths
         begins, counts = np.repeat(starts, lengths), np.repeat(lengths, lengths)
         shifts = width - 1 - (own - begins)
         tables = self._around.get(width)
         if tables is None:
             tables = [_around(bias.square(width)) for bias in self._encoder_bias.layers]
             self._around[width] = tables
-        state = self._embedding.index_select(0, tokens[torch.from_numpy(mask)])
+        state = self._embedding.index_select(0, tokens)
         inside = self.kv_heads * self.head_width
         for index, layer in enumerate(self._encoder):
             bias = _of_layer(tables, index)

@@ -9,32 +9,49 @@ from numba import njit
 from riskcal_adapters.torch.kernels import Ints
 
 _NEVER = np.float32(math.inf)
+#: The share of rows that wait for deeper layers once these run.
+_MOST = 0.7
 
 
 @njit(cache=True)
 def next_rows(
-    active: Any, layers: Any, positions: Any, since: Any, latest: Any, least: Any, n_layers: Any
+    active: Any,
+    layers: Any,
+    positions: Any,
+    since: Any,
+    latest: Any,
+    least: Any,
+    before: Any,
+    n_layers: Any,
 ) -> tuple[Any, Ints, Ints]:
     """A layer, the rows that wait for it, and their positions.
 
-    It is the deepest layer that ``least`` rows wait for, else the one that most do; but first that of a row that has been
-    waiting since before ``latest``.
+    The first layer runs until most rows wait for deeper ones. Then these run in turn, from the lowest up, so that each call
+    has the rows of the one ``before`` that stayed, beside those that waited; a layer that fewer than ``least`` rows wait for is
+    passed over. But first comes that of a row that has been waiting since before ``latest``.
     """
     counts = np.zeros(n_layers, dtype=np.int64)
-    first = -1
+    first, total = -1, 0
     for row in range(len(active)):
         if active[row]:
             counts[layers[row]] += 1
+            total += 1
             if first < 0 or since[row] < since[first]:
                 first = row
-    index = int(counts.argmax())
+    index = -1
     if since[first] < latest:
         index = layers[first]
-    else:
-        for deep in range(n_layers - 1, -1, -1):
+    elif before > 0:
+        for deep in range(before + 1, n_layers):
             if counts[deep] >= least:
                 index = deep
                 break
+    if index < 0:
+        index = 0
+        if total - counts[0] >= _MOST * total:
+            index = 1
+            while not counts[index]:
+                index += 1
     rows, at = np.empty(counts[index], np.int64), np.empty(counts[index], np.int64)
     found = 0
     for row in range(len(active)):
@@ -45,14 +62,23 @@ def next_rows(
 
 
 @njit(cache=True)
-def asking(rows: Any, positions: Any, stay: Any, needed: Any, index: Any) -> Ints:
-    """Which of the rows may leave at an exit: ``needed`` (B, T, L) has a number for them."""
-    places, count = np.empty(len(rows), dtype=np.int64), 0
-    for i in range(len(rows)):
-        if stay[i] and needed[rows[i], positions[i], index] < _NEVER:
+def asking(rows: Any, positions: Any, staying: Any, needed: Any, index: Any) -> Ints:
+    """Those ``staying`` that may leave at an exit: ``needed`` (B, T, L) has a number for their rows."""
+    places, count = np.empty(len(staying), dtype=np.int64), 0
+    for i in staying:
+        if needed[rows[i], positions[i], index] < _NEVER:
             places[count] = i
             count += 1
     return places[:count].copy()
+
+
+@njit(cache=True)
+def others(count: Any, leaving: Any) -> Ints:
+    """The numbers up to ``count`` that are not ``leaving``."""
+    stays = np.ones(count, dtype=np.bool_)
+    for i in leaving:
+        stays[i] = False
+    return np.flatnonzero(stays)
 
 
 @njit(cache=True)

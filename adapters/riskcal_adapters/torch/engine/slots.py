@@ -25,6 +25,9 @@ from riskcal_adapters.torch.engine import bookkeeping
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
 
+#: Rows that a deep layer runs for at least, when it has its turn.
+LEAST = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Newcomer:
@@ -71,7 +74,7 @@ class Slots:
     prompt, length : int
         Tokens of a prompt and of an output, at most.
     least : int
-        A layer deeper than the one that most wait for runs if at least so many wait for it.
+        In the turn of the deeper layers one that fewer rows wait for is passed over.
     max_wait : float
         Seconds after which a row goes before all others.
     """
@@ -82,6 +85,7 @@ class Slots:
         self._loop, self._backbone = loop, loop.backbone
         self.size, self.prompt, self.length = slots, prompt, length
         self._least, self._max_wait = least, max_wait
+        self._before = 0  # the layer that ran last
         self._cache = self._backbone.pool(slots, prompt, length)
         self.active = np.zeros(slots, dtype=bool)
         self._layer = np.zeros(slots, dtype=np.int64)  # that runs next
@@ -163,27 +167,30 @@ class Slots:
             self._since,
             time.monotonic() - self._max_wait,
             self._least,
+            self._before,
             self._loop.n_layers,
         )
+        self._before = index
         before = self._backbone.of(self._state, rows)
         state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         self.calls += 1
         self.rows_computed += len(rows)
-        stay = np.ones(len(rows), dtype=bool)
-        leaving, tokens = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        leaving, tokens = rows[:0], rows[:0]
+        staying = np.arange(len(rows))
         # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
-            asked = bookkeeping.asking(rows, positions, stay, self._needed, place)
+            asked = bookkeeping.asking(rows, positions, staying, self._needed, place)
             if not len(asked):
                 continue
             left, said = self._judged(
                 place, asked, rows, positions, state, before if index else None
             )
-            stay[left] = False
-            leaving, tokens = np.concatenate([leaving, left]), np.concatenate([tokens, said])
-        if len(leaving) < len(rows):
-            staying = np.flatnonzero(stay)
+            if len(leaving):
+                left, said = np.concatenate([leaving, left]), np.concatenate([tokens, said])
+            leaving, tokens = left, said
+            staying = bookkeeping.others(len(rows), leaving)
+        if len(staying):
             going = rows[staying]
             self._backbone.put(state, staying, self._state, going)
             self._layer[going] = index + 1
