@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from riskcal_adapters.torch import kernels, t5_kernels, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
+from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
 
 Of = TypeVar("Of")
@@ -260,7 +261,7 @@ class T5Backbone(Backbone):
         inside = self.kv_heads * self.head_width
         for index, layer in enumerate(self._encoder):
             bias = _of_layer(tables, index)
-            if self._gated_gelu:
+            if self.turns:
                 t5_kernels.encoder_layer(
                     self._encoder_arrays[index],
                     self._offset,
@@ -336,35 +337,45 @@ class T5Backbone(Backbone):
         state = torch.addmm(state, attended, cross.out)
         return self._feed_forward(layer, state)
 
+    @property
+    def turns(self) -> bool:
+        return self.lean and self._gated_gelu
+
+    @property
+    def embedding(self) -> Tensor:
+        return self._embedding
+
+    def turn(
+        self, index: int, entering: Tensor, rows: Ints, positions: Ints, places: Ints, cache: Cache
+    ) -> tuple[Floats, Floats, Ints]:
+        given = self._compiled(index, rows, positions, cache)
+        found: tuple[Floats, Floats, Ints] = t5_kernels.turn(
+            self._head.numpy(), places, entering.numpy(), rows, given
+        )
+        return found
+
     def layer_of_rows(
         self, index: int, state: Tensor, rows: Ints, positions: Ints, cache: Cache
     ) -> Tensor:
-        if not self._gated_gelu:
+        if not self.turns:
             return super().layer_of_rows(index, state, rows, positions, cache)
+        given = self._compiled(index, rows, positions, cache)
+        return torch.from_numpy(t5_kernels.decoder_layer(given, state.numpy()))
+
+    def _compiled(
+        self, index: int, rows: Ints, positions: Ints, cache: Cache
+    ) -> tuple[Any, ...]:
+        """What `t5_kernels.decoder_layer` is given."""
         own = cache.layers.get(index) or self.open(index, cache)
         memory = own.memory
         assert isinstance(memory, Packed)
         self._remember(index, own, cache.prompt, rows)
-        found = t5_kernels.decoder_layer(
-            self._decoder_arrays[index],
-            self._cross_arrays[index],
-            self._offset,
-            self.head_width,
-            state.numpy(),
-            rows,
-            positions,
-            own.filled_rows,
-            cache.states.numpy(),
-            cache.begins,
-            own.row_step,
-            own.step,
-            own.held,
-            self.bias_of_last(index, cache),
-            memory.rows.numpy(),
-            memory.starts,
-            memory.counts,
+        layer, cross = self._decoder_arrays[index], self._cross_arrays[index]
+        return (
+            *(layer, cross, self._offset, self.head_width, rows, positions, own.filled_rows),
+            *(cache.states.numpy(), cache.begins, own.row_step, own.step, own.held),
+            *(self.bias_of_last(index, cache), memory.rows.numpy(), memory.starts, memory.counts),
         )
-        return torch.from_numpy(found)
 
     def bias_of_last(self, index: int, cache: Cache) -> NDArray[np.float32]:
         biases, prompt = self._decoder_bias.layers, cache.prompt

@@ -7,11 +7,11 @@ from numba import njit
 
 from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.blas import product
-from riskcal_adapters.torch.kernels import Floats, attend, gated_gelu, rms_norm
+from riskcal_adapters.torch.kernels import Floats, attend, gated_gelu, margins, rms_norm
 from riskcal_adapters.torch.weights import CrossAttention, Layer
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_behind, _entering, _place = kernels.behind, kernels.entering, kernels.place
+_behind, _entering, _place, _of = kernels.behind, kernels.entering, kernels.place, kernels.of
 
 
 def arrays(matrices: Layer | CrossAttention) -> Any:
@@ -30,34 +30,15 @@ def recall(
 
 
 @njit(cache=True, nogil=True)
-def decoder_layer(
-    layer: Any,
-    cross: Any,
-    offset: Any,
-    width: Any,
-    state: Any,
-    rows: Any,
-    positions: Any,
-    filled: Any,
-    states: Any,
-    begins: Any,
-    row_step: Any,
-    step: Any,
-    held: Any,
-    bias: Any,
-    memory: Any,
-    memory_starts: Any,
-    memory_counts: Any,
-) -> Floats:
+def decoder_layer(given: Any, state: Any) -> Floats:
     """As `Backbone.layer_of_rows`: for rows at positions of their own, (A, d) to (A, d).
 
-    Parameters
-    ----------
+    ``given`` is, one after the other:
+
     layer, cross : Layer, CrossAttention
         As `arrays`.
     offset, width
         Of norms (`kernels.rms_norm`), and d_kv.
-    state : (A, d)
     rows, positions : (A,)
     filled : (B,)
         How many positions of each row have keys and values; moved on.
@@ -67,9 +48,11 @@ def decoder_layer(
         Where keys and values are (`kernels.place`), the last columns of ``held``.
     bias : (heads, n)
         On attention from the last of n positions.
-    memory : (N, 2 h)
-        Keys and values of all prompts; row b's begin at ``memory_starts[b]``, ``memory_counts[b]`` of them.
+    memory, memory_starts, memory_counts : (N, 2 h), (B,), (B,)
+        Keys and values of all prompts, where a row's begin, and how many they are.
     """
+    layer, cross, offset, width, rows, positions, filled, states = given[:8]
+    begins, row_step, step, held, bias, memory, memory_starts, memory_counts = given[8:]
     inside = cross.query.shape[1]
     all_rows, all_positions = _behind(rows, positions, filled)
     gaps, count = len(all_rows) - len(rows), len(rows)
@@ -117,6 +100,19 @@ def decoder_layer(
     product(attended, cross.out, out, _ONE)
     _feed_forward(layer, offset, out)
     return out
+
+
+@njit(cache=True, nogil=True)
+def turn(head: Any, places: Any, entering: Any, rows: Any, given: Any) -> tuple[Any, Any, Any]:
+    """States of ``rows`` after a layer, and at these ``places`` among them `kernels.margins` of the ``head``'s logits.
+
+    ``entering`` (B, d) are the states of all rows; ``given`` is what `decoder_layer` is given.
+    """
+    state = decoder_layer(given, _of(entering, rows))
+    logits = np.empty((len(places), head.shape[1]), dtype=np.float32)
+    product(rms_norm(_of(state, places), given[2]), head, logits, _ZERO)
+    sure, best = margins(logits)
+    return state, sure, best
 
 
 @njit(cache=True, nogil=True)

@@ -148,3 +148,55 @@ def emit(
             going[n_going], entering[n_going] = row, token
             n_going += 1
     return ended[:n_ended].copy(), going[:n_going].copy(), entering[:n_going].copy()
+
+
+@njit(cache=True)
+def leave(
+    rows: Any,
+    positions: Any,
+    places: Any,
+    state: Any,
+    confidence: Any,
+    best: Any,
+    index: Any,
+    last: Any,
+    needed: Any,
+    confidences: Any,
+    refused: Any,
+    states: Any,
+    entering: Any,
+    embedding: Any,
+    emitting: Any,
+) -> Ints:
+    """What becomes of rows after a layer where tokens are the most probable ones; gives those that ended.
+
+    Rows that leave emit their tokens (``emitting`` is what `emit` takes after these), note confidences, put their ``state`` among
+    the ``states`` (T, B, d) that skipped layers read, and enter again by the ``embedding`` of the token; the others enter the next layer.
+    """
+    ends, now, tokens, exits, layers, at, limits, since, first_token, active = emitting
+    out = decide(rows, positions, places, needed, index, confidence, refused, last)
+    leaving = places[out]
+    for i in others(len(rows), leaving):
+        entering[rows[i]] = state[i]
+        layers[rows[i]], since[rows[i]] = index + 1, now
+    for i in range(len(leaving)):
+        row, position = rows[leaving[i]], positions[leaving[i]]
+        confidences[row, position] = confidence[out[i]]
+        states[position, row] = state[leaving[i]]
+    ended, going, chosen = emit(
+        rows[leaving],
+        best[out],
+        ends,
+        now,
+        tokens,
+        exits,
+        layers,
+        at,
+        limits,
+        since,
+        first_token,
+        active,
+    )
+    for i in range(len(going)):
+        entering[going[i]] = embedding[chosen[i]]
+    return ended

@@ -10,7 +10,7 @@ All bookkeeping is in numpy, over rows; confidences and tokens are read once a c
 import math
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,10 +171,13 @@ class Slots:
             self._loop.n_layers,
         )
         self._before = index
-        before = self._backbone.of(self._state, rows)
-        state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         self.calls += 1
         self.rows_computed += len(rows)
+        if self._backbone.turns and self._measures == ["softmax"] and not self._draws:
+            if not self._guards:
+                return self._turn(index, rows, positions)
+        before = self._backbone.of(self._state, rows)
+        state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         leaving, tokens = rows[:0], rows[:0]
         staying = np.arange(len(rows))
         # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
@@ -196,6 +199,38 @@ class Slots:
             self._layer[going] = index + 1
             self._since[going] = time.monotonic()
         return self._left(rows[leaving], leaving, tokens, state) if len(leaving) else []
+
+    def _turn(self, index: int, rows: Ints, positions: Ints) -> list[Ended]:
+        """`advance` in compiled loops, where all tokens are the most probable ones and may leave where their margin suffices."""
+        asked = bookkeeping.asking(rows, positions, np.arange(len(rows)), self._needed, index)
+        state, confidence, best = self._backbone.turn(
+            index, self._state, rows, positions, asked, self._cache
+        )
+        ended = bookkeeping.leave(
+            rows,
+            positions,
+            asked,
+            state,
+            confidence,
+            best,
+            index,
+            index + 1 == self._loop.n_layers,
+            self._needed,
+            self._confidence,
+            self._refused,
+            self._cache.states.numpy(),
+            self._state.numpy(),
+            self._backbone.embedding.numpy(),
+            self._emitting(),
+        )
+        return [self._ended(row) for row in ended.tolist()]
+
+    def _emitting(self) -> tuple[Any, ...]:
+        """What `bookkeeping.emit` takes after rows and tokens."""
+        return (
+            *(self._ends, time.monotonic(), self._tokens, self._exits, self._layer, self._position),
+            *(self._limit, self._since, self._first_token, self.active),
+        )
 
     def _judged(
         self,
@@ -270,20 +305,7 @@ class Slots:
         """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
         held = self._position[rows] * self.size + rows
         self._backbone.put(state, places, self._cache.states.flatten(0, 1), held)
-        ended, going, entering = bookkeeping.emit(
-            rows,
-            tokens,
-            self._ends,
-            time.monotonic(),
-            self._tokens,
-            self._exits,
-            self._layer,
-            self._position,
-            self._limit,
-            self._since,
-            self._first_token,
-            self.active,
-        )
+        ended, going, entering = bookkeeping.emit(rows, tokens, *self._emitting())
         if self._guards:
             for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
                 if row in self._guards:
