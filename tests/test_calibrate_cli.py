@@ -108,3 +108,22 @@ def test_without_out_no_policy_is_made_and_none_refused(tmp_path):
     command = [str(tmp_path / "runs.parquet"), "--coordinate", "config"]
     assert run("check", *command).exit_code == 0
     assert run("calibrate", *command, "--delta", ".2", "--json").exit_code == 0
+
+
+def test_a_direction_that_the_table_contradicts_is_refused_as_check_says(tmp_path):
+    """Read as strict, the loosest of a table's thresholds would be certified for the safest."""
+    path = tmp_path / "runs.csv"
+    losses = np.random.default_rng(0).random((300, 2)) < (0.02, 0.03)
+    pd.DataFrame(
+        {
+            "prompt": np.repeat([f"p{i}" for i in range(300)], 2),
+            "threshold": [0.5, 0.9] * 300,
+            "dissimilarity": losses.ravel().astype(float),
+            "lower_is_stricter": False,
+        }
+    ).to_csv(path, index=False)
+    said = run("check", path, "--lower-is-stricter")
+    assert said.exit_code == 2
+    with pytest.raises(RiskcalError, match="the column says that high thresholds are strict"):
+        run("calibrate", path, "--delta", 0.1, "--lower-is-stricter")
+    assert run("check", path).exit_code == run("calibrate", path, "--delta", 0.1).exit_code == 0

@@ -82,10 +82,10 @@ def test_what_says_true_otherwise_is_mended_as_told(true: Any, false: Any) -> No
     table_ = table().assign(failed=column(true, true, rest=false))
     with pytest.raises(RiskcalError, match="failed") as refusal:
         Runs.from_frame(table_)
-    told = re.search(r", (table.*) makes it so", str(refusal.value))
+    told = re.search(r"\('COLUMN', \"(.*?)\"\)", str(refusal.value))
     assert told is not None
-    exec(told[1], {"table": table_})
-    assert Runs.from_frame(table_).values["failed"].sum() == 1  # of two, one is the full model's
+    runs = Runs.from_frame(table_, columns={"failed": ("failed", told[1])})
+    assert runs.values["failed"].sum() == 1  # of two, one is the full model's
 
 
 def test_a_percentage_written_as_text_is_told_from_a_failure() -> None:

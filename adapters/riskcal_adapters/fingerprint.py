@@ -1,4 +1,4 @@
-"""Names for a model's weights and its tokenizer that are the same in every framework and file format."""
+"""Names for a model's weights and its tokenizer, the same in every framework and file format; policies are bound to them."""
 
 import hashlib
 import json
@@ -7,6 +7,25 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: Fields of `ExitPolicy` that say what it was made for, by the attributes of a decoder that say it of the decoder: strings
+#: that tell its weights, its exit classifier's, its exit heads' and its tokenizer from others, the type that it computes in,
+#: and a dict of its other settings that change tokens, of JSON's types.
+BINDING = {
+    "weights": "weights",
+    "classifier_weights": "classifier_weights",
+    "head_weights": "head_weights",
+    "dtype": "dtype",
+    "tokenizer": "tokenizer_digest",
+    "config": "settings",
+}
+
+
+def binding(decoder: Any, field: str) -> Any:
+    """What a decoder says of itself for a field of `BINDING`; None where it says nothing."""
+    value = getattr(decoder, BINDING[field], None)
+    return value if isinstance(value, dict if field == "config" else str) else None
+
 
 #: Names of token embeddings, of which a model has one, and names under which it may stand again.
 _EMBEDDINGS = ("shared.weight", "model.embed_tokens.weight", "transformer.wte.weight")

@@ -14,8 +14,8 @@ from riskcal import RiskcalError, internal
 from riskcal.forbidden import Tokens
 from riskcal.policy import DEFAULTS, ExitPolicy
 from riskcal.policy.schedules import Decaying
+from riskcal_adapters.fingerprint import BINDING, binding
 from riskcal_adapters.generation_config import SpecialTokens
-from riskcal_adapters.recording.protocol import BINDING, binding
 
 #: Measures that look at one exit at a time.
 SIMPLE_MEASURES = ("softmax", "max", "entropy", "state", "classifier", "oracle")

@@ -13,7 +13,7 @@ from riskcal import _showing, _validate, policy, records
 from riskcal._validate import RiskcalError
 from riskcal.adaptive.capital import SPLITS, bet, opening
 from riskcal.adaptive.state import Parameters, State
-from riskcal.fwer.procedures import spent
+from riskcal.fwer.procedures import spent_by_attempt
 from riskcal.policy import Certificate, ExitPolicy
 from riskcal.policy.sentences import at_least
 from riskcal.records import columns as table_columns
@@ -202,7 +202,7 @@ class AdaptiveCalibration:
     @property
     def epsilon_spent(self) -> float:
         """The level of this attempt."""
-        return self.epsilon if self.attempt is None else spent(self.epsilon, self.attempt)
+        return spent_by_attempt(self.epsilon, self.attempt)
 
     @property
     def needed(self) -> NDArray[np.bool_]:

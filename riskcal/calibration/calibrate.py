@@ -173,12 +173,12 @@ def calibrate(
     )
     if several_deltas:
         refuse_for_list(problem, procedure, options, proxy)
-    problem = proxies.helped(
+    problem = proxies.with_proxy(
         problem, runs, proxy, unlabelled, method, thresholds=thresholds, prompts=prompts
     )
     told: dict[str, Any] = {
         "epsilon": epsilon,
-        "epsilon_spent": procedures.spent(epsilon, attempt),
+        "epsilon_spent": procedures.spent_by_attempt(epsilon, attempt),
         "attempt": attempt,
     }
     if several_deltas:
@@ -212,9 +212,9 @@ def procedure_for(problem: Problem, procedure: Any, options: Mapping[str, Any]) 
     sequence = isinstance(chosen, FixedSequence)
     starts = getattr(chosen, "starts", 1)
     unordered = getattr(chosen, "order", None) is None
-    one = sequence and starts == 1 and unordered and not problem.several
+    one = sequence and starts == 1 and unordered and not problem.several_coordinates
     refuse_cut_grid(problem.stopped, one_sequence=one)
-    if problem.several and sequence and unordered:
+    if problem.several_coordinates and sequence and unordered:
         raise RiskcalError(
             "order: candidates differ in several coordinates, so a fixed sequence needs a preregistered order= (row "
             "numbers of runs.candidates), fixed before the data were seen; or use procedure='holm'."
@@ -300,8 +300,10 @@ def risk_pvalues(
 ) -> Floats:
     """P-values (k,) of one risk, those of a tuned test at the level of each."""
     p = np.empty(len(levels))
-    for level in np.unique(levels) if method.walks else levels[:1]:
-        tuned = (levels == level) | (not method.walks)
+    # a test that is not tuned at a level takes all columns at once
+    tuned_at = levels if method.walks else np.repeat(levels[:1], len(levels))
+    for level in np.unique(tuned_at):
+        tuned = tuned_at == level
         some = risk if tuned.all() else risk.sliced(columns=tuned)
         known = {"level": float(level), "lower": risk.lower, "upper": risk.upper}
         p[tuned] = (

@@ -149,7 +149,7 @@ def _too_few(
                 cost,
                 outlook=partial(str, remedy),
                 epsilon=epsilon,
-                epsilon_spent=procedures.spent(epsilon, attempt),
+                epsilon_spent=procedures.spent_by_attempt(epsilon, attempt),
                 attempt=attempt,
                 test=method.name,
                 procedure=name,

@@ -268,7 +268,7 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
             + f"Record the whole grid on fresh {problem.unit}, and calibrate it with procedure='holm'."
         )
     if (
-        not problem.several
+        not problem.several_coordinates
         and not problem.lower_is_stricter
         and worst[np.argmin(problem.strictness)] < 0.0
     ):

@@ -175,19 +175,19 @@ def from_runs(
     )
     if not runs.nameless:
         return problem
-    tested = [
+    made_here = [  # losses that no column holds: the order of the runs' content knows nothing of them
         (risk.losses - risk.lower) / risk.width
         for risk in problem.risks
         if risk.early is not None or risk.is_cost
     ]
-    if "cluster" not in runs.labels and not tested:
+    if "cluster" not in runs.labels and not made_here:
         return replace(problem, nameless=True)  # the runs stand in the order of their content
     means = [
         runs.unit_means(runs.values[name])
         for name in ("dissimilarity", "risk")
         if name in runs.values
     ]
-    return _by_content(problem, *(column for mean in [*means, *tested] for column in mean.T))
+    return _by_content(problem, *(column for mean in [*means, *made_here] for column in mean.T))
 
 
 def _early(runs: Runs, sizes: Any) -> Floats:

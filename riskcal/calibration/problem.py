@@ -80,7 +80,7 @@ class Problem:
         return records.varying(self.candidates)
 
     @property
-    def several(self) -> bool:
+    def several_coordinates(self) -> bool:
         """Whether candidates differ in anything but their thresholds, which alone have an order that is known beforehand."""
         return self.coordinates != ["threshold"]
 
@@ -93,7 +93,7 @@ class Problem:
     def from_the_top(self) -> bool:
         """Whether the strictest threshold is the safest: not where few stop early there, or where it costs the most."""
         plain_losses = all(risk.early is None and not risk.is_cost for risk in self.risks)
-        return plain_losses and not self.several
+        return plain_losses and not self.several_coordinates
 
     @property
     def strictness(self) -> Floats:
@@ -128,6 +128,7 @@ class Problem:
     def rows(self, which: slice | NDArray[np.intp]) -> Self:
         """The same problem on some of the units."""
         sizes = None if self.sizes is None else self.sizes[which]
+        # where requests count, costs stand weighted by size over the mean size, which these units have another of
         again = 1.0 if self.sizes is None or sizes is None else self.sizes.mean() / sizes.mean()
         return replace(
             self,
@@ -174,7 +175,7 @@ _CUSTOMARY = "layers"
 
 def chooses_by_cost(problem: Problem, cost: str) -> bool:
     """Whether the cheapest candidate is sought: with one coordinate and no word of a cost the most lenient is."""
-    return problem.several or cost != _CUSTOMARY
+    return problem.several_coordinates or cost != _CUSTOMARY
 
 
 def refuse_unknown_cost(problem: Problem, cost: str) -> None:
@@ -184,7 +185,11 @@ def refuse_unknown_cost(problem: Problem, cost: str) -> None:
     if cost not in problem.costs and chooses_by_cost(problem, cost):
         raise RiskcalError(
             f"cost: {cost!r} was not recorded; there is {', '.join(problem.costs) or 'none'}. Choosing "
-            + ("among several coordinates needs one." if problem.several else "by it needs it.")
+            + (
+                "among several coordinates needs one."
+                if problem.several_coordinates
+                else "by it needs it."
+            )
         )
 
 

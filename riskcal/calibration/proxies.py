@@ -23,7 +23,7 @@ _IDLE = 0.98
 _CHANCE = 6.0
 
 
-def helped(
+def with_proxy(
     problem: Problem,
     runs: Any,
     proxy: Any,

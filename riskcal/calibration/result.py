@@ -122,7 +122,6 @@ class Calibration:
             If a field that is given is not what was recorded, or a column has the name of a field that one number or text
             cannot fill (``thresholds``, ``config``).
         """
-        settings = self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
         lower = fields.get("lower_is_stricter", self.lower_is_stricter)
         if lower != self.lower_is_stricter:
             raise RiskcalError(
@@ -130,7 +129,7 @@ class Calibration:
             )
         if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
             fields = fields | {"lower_is_stricter": True}
-        policy = ExitPolicy.from_columns(settings, self.chosen, **fields)
+        policy = ExitPolicy.from_columns(self._settings, self.chosen, **fields)
         return policy.certified(self.certificate)
 
     @property
@@ -169,8 +168,12 @@ class Calibration:
     @property
     def coordinates(self) -> list[str]:
         """What the candidates differ in: the threshold, and whatever else was varied."""
-        names = list(self.table.columns[: self.table.columns.get_loc("n")])
-        return records.varying(self.table[names])
+        return records.varying(self._settings)
+
+    @property
+    def _settings(self) -> pd.DataFrame:
+        """The columns of the table that say which candidate a row is: those before ``n``, as `table_of` orders them."""
+        return self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
 
     @property
     def costs(self) -> list[str]:

@@ -91,7 +91,7 @@ def end(table: pd.DataFrame, stopped: Stop | None) -> str:
 
 def rises(problem: Problem) -> str:
     """A warning where the risk rises with the threshold by more than noise: a sequence may have stopped for nothing."""
-    if problem.several or problem.k < 2:
+    if problem.several_coordinates or problem.k < 2:
         return ""
     for risk in problem.risks:
         if risk.is_cost or risk.early is not None:

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from riskcal import _validate, bounds, fwer
-from riskcal._validate import Floats
 from riskcal.calibration import sentences
-from riskcal.calibration.counts import two_values
+from riskcal.calibration.counts import bounds_of_counts
 from riskcal.calibration.outlook import Design, outlook
 from riskcal.calibration.problem import Problem
 from riskcal.calibration.result import Calibration
@@ -30,9 +29,7 @@ def simultaneous(
         risk.losses, epsilon=epsilon, method=method, lower=risk.lower, upper=risk.upper, **grid
     )
     if method.walks and problem.nameless:
-        level = epsilon / problem.k
-        exact = [_bound_of_count(column, level, risk.lower) for column in risk.losses.T]
-        bound = np.maximum(bound, exact)
+        bound = np.maximum(bound, bounds_of_counts(risk.losses, epsilon / problem.k))
     rises, results = sentences.rises(problem), []
     design = Design.of(method, fwer.Bonferroni(), epsilon, problem.k)
     for delta in deltas:
@@ -51,13 +48,3 @@ def simultaneous(
             )
         )
     return results
-
-
-def _bound_of_count(column: Floats, level: float, lower: float) -> float:
-    """The exact upper bound for losses of two values; the lower bound, no claim, for others. See `counts.of_count`."""
-    values = two_values(column)
-    if values is None:
-        return lower
-    low, high = values
-    share = bounds.clopper_pearson((column > (low + high) / 2).astype(np.float64), epsilon=level)
-    return low + (high - low) * float(share)

@@ -173,7 +173,7 @@ def arguments_of(certificate: Certificate) -> dict[str, Any]:
     }
     if certificate.procedure != "simultaneous":
         wanted["procedure"] = certificate.procedure
-        if certificate.starts > 1:
+        if certificate.starts > 1:  # also among the options of `asked`, where that was kept
             wanted["starts"] = certificate.starts
     if certificate.weighting in ("clusters", "requests"):
         wanted |= {"weighting": certificate.weighting, "max_cluster": certificate.max_cluster}
@@ -227,9 +227,8 @@ def _fields(stated: Certificate, found: Certificate) -> list[Difference]:
 
 def _settings(policy: ExitPolicy, found: Calibration) -> tuple[list[Difference], tuple[str, ...]]:
     """Where a policy differs from the chosen candidate's columns, and which of its settings these do not hold."""
-    columns = found.table[list(found.table.columns[: found.table.columns.get_loc("n")])]
     schedule = None if found.chosen is None else policy.schedule
-    recorded = from_columns(ExitPolicy, columns, found.chosen, schedule)
+    recorded = from_columns(ExitPolicy, found._settings, found.chosen, schedule)
     if found.chosen is not None:
         recorded |= {"lower_is_stricter": found.lower_is_stricter}
     chosen = ExitPolicy(**recorded)

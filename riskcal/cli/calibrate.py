@@ -79,7 +79,9 @@ def calibrate_command(
     batching: Annotated[
         str | None, typer.Option(help="The same of batches: diverge, regroup or deepest.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the policy here, as JSON.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write the policy here, as JSON.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the risk curve here: .png, .pdf or .svg.")
     ] = None,
@@ -97,6 +99,7 @@ def calibrate_command(
             runs,
             candidate_columns=coordinate or (),
             costs=_named(cost, budgets),
+            lower_is_stricter=lower_is_stricter,
             columns=renaming.options(columns or ()),
             keep=retries.option(keep),
         ),
@@ -111,7 +114,6 @@ def calibrate_command(
         max_cluster=max_cluster,
         cost=cost,
         budget=budgets or None,
-        lower_is_stricter=lower_is_stricter,
     )
     figure = None if plot is None else _figure(calibration, plot)
     if as_json:

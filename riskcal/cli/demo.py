@@ -19,7 +19,7 @@ from riskcal.records import Runs
 @app.command()
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for the policy, the picture and the report.")
+        Path, typer.Option("--out", "-o", help="Folder for the policy, the picture and the report.")
     ] = Path("riskcal-demo"),
     delta: Annotated[
         float, typer.Option(help="Tolerated expected distance to the full model.")

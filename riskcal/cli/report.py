@@ -26,7 +26,9 @@ def report(
             help="Runs or traces (.parquet, .csv, .jsonl, a folder), a policy (.json) or an event log."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Where the page goes.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the page goes.")] = Path(
+        "report.html"
+    ),
     delta: Annotated[
         float | None,
         typer.Option(

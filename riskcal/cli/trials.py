@@ -44,7 +44,8 @@ def trials(
         str | None, typer.Option(help="fixed_sequence, holm, bonferroni, ...")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Write all trials here: .csv, .jsonl or .parquet.")
+        Path | None,
+        typer.Option("--out", "-o", help="Write all trials here: .csv, .jsonl or .parquet."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw the layers left at each delta here: .png, .pdf, .svg.")

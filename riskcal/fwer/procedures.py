@@ -383,7 +383,7 @@ def pilot_size(n: int, fraction: float) -> int | None:
     return size if size >= 2 and n - size >= 2 else None
 
 
-def spent(epsilon: float, attempt: Any) -> float:
+def spent_by_attempt(epsilon: float, attempt: Any) -> float:
     """What an attempt, from 1, spends of epsilon, ``6 epsilon / (pi attempt)^2``: over all attempts that is epsilon."""
     if attempt is None:
         return epsilon

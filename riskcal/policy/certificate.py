@@ -17,7 +17,7 @@ Option = int | FiniteFloat | list[int] | list[FiniteFloat] | list[list[FiniteFlo
 class Asked(Frozen):
     """What a calibration was asked for beyond what its certificate says elsewhere, so that it can be done again.
 
-    ``options`` are those of the procedure (order, weights, transitions, pilot_fraction), ``deltas`` the whole list where
+    ``options`` are those of the procedure (starts, order, weights, transitions, pilot_fraction), ``deltas`` the whole list where
     simultaneous bounds served one, ``largest`` the bounds of budgets. ``candidate_columns`` and ``costs`` were named where the
     records were read.
     """

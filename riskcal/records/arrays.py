@@ -63,7 +63,7 @@ def from_arrays(
         )
         for place in [*descending[is_full], *finite[:1]]
     ]
-    fields = reading.from_frame(pd.concat(parts, ignore_index=True), (), list(further))
+    fields = reading.fields_of(pd.concat(parts, ignore_index=True), (), list(further))
     order = pd.Index(columns.identifiers(pd.Series(given["prompt"]), "prompt")).get_indexer(
         fields["prompts"]
     )

@@ -33,8 +33,8 @@ def only_threshold(candidates: pd.DataFrame) -> bool:
     return varying(candidates) == ["threshold"]
 
 
-def named(candidate_columns: Any) -> list[str]:
-    """The names of further columns that tell candidates apart."""
+def column_names(candidate_columns: Any) -> list[str]:
+    """The names of further columns that tell candidates apart, as a list, if they are one."""
     if isinstance(candidate_columns, str) or not all(
         isinstance(name, str) for name in candidate_columns or ()
     ):

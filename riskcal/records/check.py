@@ -86,14 +86,14 @@ def findings(
     dissimilarity (1,) ()
     """
     frame = renaming.of_table(table, columns)
-    settings = candidates.named(candidate_columns)
+    settings = candidates.column_names(candidate_columns)
     sources = renaming.sources(columns)
 
     further = costs_.columns_named(costs, settings)
 
     def accept(given: pd.DataFrame) -> None:
         direction.of_frame(given, lower_is_stricter)
-        reading.from_frame(given, settings, further)
+        reading.fields_of(given, settings, further)
 
     refused = _refusal(
         lambda: accept(prepared(table, settings, columns, keep, further, is_json=is_json))
@@ -113,7 +113,7 @@ def findings(
     name = sources.get("threshold", "threshold")
 
     def read(given: pd.DataFrame) -> None:
-        accept(nulls.full_model(given, is_json=is_json, name=name))
+        accept(nulls.as_full_model(given, is_json=is_json, name=name))
 
     found += _peeled(frame, read, settings, sources)
     return found or [_of(refused)]

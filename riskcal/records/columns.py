@@ -279,11 +279,11 @@ def numbers(
     lower: float,
     upper: float,
     failed: NDArray[np.bool_] | None = None,
-    reference: NDArray[np.bool_] | None = None,
+    is_full: NDArray[np.bool_] | None = None,
 ) -> _validate.Floats:
     """A column of finite numbers within a range; rounding errors beyond it (1e-9) are clipped, what ``failed`` is ``upper``.
 
-    Which rows are the full model's, ``reference``, changes only what a refusal advises.
+    Which rows are the full model's, ``is_full``, changes only what a refusal advises.
     """
     values = floats(column)
     if failed is not None:
@@ -299,7 +299,7 @@ def numbers(
             name,
             upper,
             column.iloc[row],
-            is_reference=reference is not None and bool(reference[row]),
+            of_full_model=is_full is not None and bool(is_full[row]),
         )
         raise RiskcalError(
             f"{name}: {_validate.shown(plain(column.iloc[row]))} at row "
@@ -309,7 +309,7 @@ def numbers(
     return values.clip(lower, upper)
 
 
-def _remedy(name: str, upper: float, cell: Any, *, is_reference: bool) -> str:
+def _remedy(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str:
     """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
     if isinstance(cell, str) and any(letter.isdigit() for letter in cell):
         return "It is a text: write a number, 0.25 for '25%' or '0,25'."
@@ -321,41 +321,12 @@ def _remedy(name: str, upper: float, cell: Any, *, is_reference: bool) -> str:
         return (
             "Where the full model's output failed write 0, so that no candidate is credited for it."
         )
-    if is_reference:
+    if of_full_model:
         return "It is of the full model: if its output failed (a time-out, a loop, an empty text), say so in a column failed."
     return (
         f"An output that failed (a time-out, a loop, an empty text) has the worst loss, {upper:g}: write it there, or say so "
         "in a column failed. To leave out what failed would select on the outcome."
     )
-
-
-def truths(column: pd.Series, name: str) -> NDArray[np.bool_]:
-    """A column of true and false, none missing."""
-    bad = np.array([not isinstance(value, bool | np.bool_) for value in column])
-    if bad.any():
-        row = int(bad.argmax())
-        cell, many = _validate.shown(plain(column.iloc[row])), int(bad.sum())
-        raise RiskcalError(
-            f"{name}: {cell} at row {column.index[row]} ({many} such rows); it is true or false in every row. "
-            f"{_how_to_say_true(column, name)}"
-        )
-    return column.to_numpy(dtype=bool)
-
-
-#: What programs write for true where they write one of two numbers or texts.
-_TRUE = ("1", "1.0", "true", "yes", "y", "t")
-
-
-def _how_to_say_true(column: pd.Series, name: str) -> str:
-    """What makes truth values of numbers or texts, where two at most stand for them; which is true is for its writer to say."""
-    said = {
-        plain(value) for value in column if isinstance(value, str) or _validate.is_number(value)
-    }
-    if not 0 < len(said) <= 2 or len(said) < column.map(repr).nunique():
-        return "Fill in which it is."
-    likely = [value for value in said if str(value).strip().lower() in _TRUE]
-    true = likely[0] if likely else 1 if _validate.is_number(next(iter(said))) else "true"
-    return f"If {true!r} means true, table[{name!r}] = table[{name!r}] == {true!r} makes it so in pandas."
 
 
 def floats(column: pd.Series) -> _validate.Floats:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns
+from riskcal.records import columns, truths
 
 #: The column that says so in a table of runs; where there is none, high thresholds are.
 COLUMN = "lower_is_stricter"
@@ -25,7 +25,7 @@ def of_frame(frame: pd.DataFrame, told: Any) -> bool:
     lower = given(told)
     if COLUMN not in frame.columns or len(frame) == 0:
         return lower
-    stated = columns.truths(columns.as_numpy(frame[COLUMN], COLUMN), COLUMN)
+    stated = truths.of(columns.as_numpy(frame[COLUMN], COLUMN), COLUMN)
     if stated.any() != stated.all():
         raise RiskcalError(
             f"{COLUMN}: {bool(stated[0])} at row 0, but {not stated[0]} at row {int((stated != stated[0]).argmax())}; it is the "

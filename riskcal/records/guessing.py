@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
-from riskcal.records import candidates, columns
-from riskcal.records.renaming import options
+from riskcal.records import candidates, columns, truths
+from riskcal.records.renaming import options, renamed
 
 #: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
 _NAMES = {
@@ -18,8 +18,8 @@ _NAMES = {
     "threshold": "lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff",
     "seconds": "latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time total_time",
     "tokens": "output_tokens completion_tokens generated_tokens num_tokens n_tokens token_count",
-    "layers": "mean_layers avg_layers average_layers layers_per_token mean_exit_layer avg_exit_layer exit_layer",
-    "failed": "timed_out timeout is_failed error",
+    "layers": "mean_layers avg_layers average_layers layers_per_token mean_exit_layer avg_exit_layer exit_layer mean_depth",
+    "failed": "timed_out timeout is_failed status state outcome finish_reason stop_reason error error_message exception",
     "cluster": "document_id session_id conversation_id user_id user session",
     "group": "task category subset dataset",
 }
@@ -28,7 +28,7 @@ _DISTANCES = (
     "distance normalized_edit_distance edit_distance token_error_rate wer cer error_rate loss"
 )
 
-_SCORES = "rougel rougelsum rouge similarity token_f1 f1 agreement exact_match em bleu chrf bertscore accuracy acc score"
+_SCORES = "rougel rougelsum rouge similarity token_f1 f1 agreement exact_match em bleu chrf bertscore accuracy acc quality score"
 
 _ATTEMPTS = "attempt attempt_no attempt_number attempt_id try retry retries retry_no retry_count timestamp created_at time"
 
@@ -54,7 +54,7 @@ def optional(frame: pd.DataFrame) -> dict[str, str]:
     for target in ("seconds", "tokens", "layers", "failed", "cluster", "group"):
         if target in frame.columns:
             continue
-        if found := _first(frame, _NAMES[target]):
+        if found := _first(frame, _NAMES[target], of_truths=target == "failed"):
             proposals[target] = f"{target}={found}"
         elif target == "seconds" and (found := _first(frame, _NAMES[target], "_ms")):
             proposals[target] = f"{target}={found}/1000"
@@ -62,11 +62,27 @@ def optional(frame: pd.DataFrame) -> dict[str, str]:
 
 
 def failures(frame: pd.DataFrame, rows: NDArray[np.bool_]) -> str | None:
-    """The column of truth values that may say which outputs failed, if it says so of all these rows."""
-    name = _first(frame, _NAMES["failed"])
-    if name is None or not all(isinstance(value, bool | np.bool_) for value in frame[name]):
+    """The column that may say which outputs failed, or a formula of it, if it says so of all these rows."""
+    if not rows.any():
         return None
-    return name if rows.any() and frame[name].to_numpy(dtype=bool)[rows].all() else None
+    for known in _NAMES["failed"].split():
+        name = _first(frame, known)
+        for formula in () if name is None else _saying(frame[name], name):
+            try:
+                said = truths.of(
+                    renamed(frame[[name]], options([f"failed={formula}"]))["failed"], "failed"
+                )
+            except RiskcalError:
+                continue
+            if said[rows].all() and not said.all():
+                return formula
+    return None
+
+
+def _saying(column: pd.Series, name: str) -> Sequence[str]:
+    """What of a column may say that an output failed: its truths, all but the text for success, or that there is a text."""
+    text = truths.good(set(column.dropna().map(columns.plain).map(str)))
+    return (name, f"{name}!={text}", f"{name}!=null") if text else (name, f"{name}!=null")
 
 
 def attempts(frame: pd.DataFrame) -> Sequence[str]:
@@ -125,7 +141,9 @@ def _values(column: pd.Series) -> Floats:
     return numbers[np.isfinite(numbers)]
 
 
-def _first(frame: pd.DataFrame, names: str, ending: str = "") -> str | None:
+def _first(
+    frame: pd.DataFrame, names: str, ending: str = "", *, of_truths: bool = False
+) -> str | None:
     """The table's column with the likeliest of these names, and one that the shell can say."""
     own = {
         re.sub(r"[^a-z0-9]", "", name.lower()): name
@@ -134,6 +152,8 @@ def _first(frame: pd.DataFrame, names: str, ending: str = "") -> str | None:
     }
     for known in names.split():
         found = own.get(re.sub(r"[^a-z0-9]", "", known + ending))
-        if found and options([f"prompt={found}"]) == {"prompt": found}:
+        if not found or options([f"prompt={found}"]) != {"prompt": found}:
+            continue
+        if not of_truths or all(isinstance(cell, bool | np.bool_) for cell in frame[found]):
             return found
     return None

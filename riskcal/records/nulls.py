@@ -10,9 +10,10 @@ from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.records import candidates as candidates_
 from riskcal.records import columns as table_columns
+from riskcal.records import truths
 
 
-def full_model(frame: pd.DataFrame, *, is_json: bool, name: str) -> pd.DataFrame:
+def as_full_model(frame: pd.DataFrame, *, is_json: bool, name: str) -> pd.DataFrame:
     """The table with infinity where a null can mean nothing else; any other null is refused.
 
     It can mean nothing else in a table from JSON lines in which no row says that it is the full model's, every prompt has one
@@ -62,5 +63,5 @@ def _are_the_full_model(frame: pd.DataFrame, missing: NDArray[np.bool_]) -> bool
     given = frame["dissimilarity"]
     there = missing & ~given.isna().to_numpy(dtype=bool)
     if "failed" in frame.columns:
-        there &= ~table_columns.truths(frame["failed"], "failed")
+        there &= ~truths.of(frame["failed"], "failed")
     return bool((np.abs(table_columns.floats(given)[there]) <= _validate.TOLERANCE).all())

@@ -18,11 +18,11 @@ def prepared(
     *,
     is_json: bool = False,
 ) -> pd.DataFrame:
-    """What `riskcal.records.reading.from_frame` reads; rows keep the numbers that they have in the log."""
+    """What `riskcal.records.reading.fields_of` reads; rows keep the numbers that they have in the log."""
     frame = renaming.of_table(table, columns)
     sources = renaming.sources(columns)
-    settings = candidates.named(candidate_columns)
+    settings = candidates.column_names(candidate_columns)
     further = costs_.columns_named(costs, settings)
     served = retries.served(frame, keep, settings, sources, further)
     name = sources.get("threshold", "threshold")
-    return nulls.full_model(served, is_json=is_json, name=name)
+    return nulls.as_full_model(served, is_json=is_json, name=name)

@@ -1,4 +1,7 @@
-"""From a long table, one row per prompt and candidate, to the arrays of `Runs`: every check of what was recorded."""
+"""From a prepared long table, one row per prompt and candidate, to the arrays of `Runs`: every check of what was recorded.
+
+Files are read in `riskcal.records.files`, and their tables made ready in `riskcal.records.preparing`.
+"""
 
 import json
 import math
@@ -14,7 +17,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS, Stop
 from riskcal.records import candidates as candidates_
-from riskcal.records import columns
+from riskcal.records import columns, truths
 from riskcal.records import costs as costs_
 from riskcal.records.columns import plain
 from riskcal.records.order import tested_order
@@ -39,43 +42,14 @@ _NO_COORDINATES = (
 _RESULTS = ("n", "loss", "pvalue", "bound", "certified", "chosen")
 
 
-def from_frame(
+def fields_of(
     frame: pd.DataFrame, candidate_columns: Sequence[str], costs: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The fields of `Runs` that a table holds; what it must hold is said in `Runs.from_frame`."""
-    candidate_columns = candidates_.named(candidate_columns)
-    outcomes = [name for name in candidate_columns if name in _NO_COORDINATES]
-    if outcomes:
-        raise RiskcalError(
-            f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out."
-        )
-    for name in candidate_columns:
-        if name in _RESULTS or name.startswith("loss_"):
-            raise RiskcalError(
-                f"candidate_columns: {name!r} is what a calibration's table calls a result; give the setting another name, "
-                f"columns={{'my_{name}': {name!r}}} for instance."
-            )
+    """The fields of `Runs` that a prepared table holds; what it must hold is said in `Runs.from_frame`."""
+    candidate_columns = _settings(candidate_columns)
     further = costs_.columns_named(costs, candidate_columns)
     columns.require(frame, ["prompt", "threshold", *candidate_columns, *further])
-    if "thresholds" in frame.columns:
-        frame = candidates_.with_vectors(frame)
-    read_cell_by_cell = (
-        "threshold",
-        *CANDIDATE_COLUMNS,
-        *candidate_columns,
-        "failed",
-        "source",
-        "exact",
-        "stopped",
-    )
-    frame = frame.assign(
-        **{
-            name: columns.as_numpy(frame[name], name)
-            for name in read_cell_by_cell
-            if name in frame.columns
-        }
-    )
-    frame = frame.assign(threshold=candidates_.thresholds(frame["threshold"]))
+    frame = _typed(frame, candidate_columns)
     prompt = columns.identifiers(frame["prompt"], "prompt")
     coordinates = [
         "threshold",
@@ -88,24 +62,12 @@ def from_frame(
     spent = [*(name for name in costs_.COSTS if name in frame.columns), *further]
     is_full = np.isposinf(frame["threshold"].to_numpy())
     failed = (
-        columns.truths(frame["failed"], "failed")
+        truths.of(frame["failed"], "failed")
         if "failed" in frame.columns
         else np.zeros(len(frame), dtype=bool)
     )
-    values = {
-        name: columns.numbers(frame[name], name, 0.0, 1.0, failed, is_full) for name in measured
-    }
-    if "dissimilarity" in values:
-        values["dissimilarity"][failed & is_full] = 0.0
-    values |= {name: columns.numbers(frame[name], name, 0.0, math.inf) for name in spent}
-    if "dissimilarity" in values:
-        nonzero = is_full & (values["dissimilarity"] > _validate.TOLERANCE)
-        if nonzero.any():
-            row = int(nonzero.argmax())
-            raise RiskcalError(
-                f"dissimilarity: {values['dissimilarity'][row]:g} at row {frame.index[row]}, a full-model row; the full "
-                "model is at distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
-            )
+    values = _values(frame, measured, spent, failed, is_full)
+    # of each row its prompt's number, by first appearance as in `ids` and `labels`; what is returned is in tested order
     code, ids = pd.factorize(prompt)
     n = len(ids)
     if n < 2:
@@ -117,12 +79,12 @@ def from_frame(
         for name in ("cluster", "group", "text")
         if name in frame.columns
     }
-    order = tested_order(ids)
-    rank = np.empty(n, dtype=np.intp)
+    order = tested_order(ids)  # from first appearance to tested order: ids[order]
+    rank = np.empty(n, dtype=np.intp)  # and back: what is in tested order, [rank]
     rank[order] = np.arange(n)
     prompt_of_row = rank[code]  # its place in tested order
     if failed.any():
-        _count_failed_references(values, failed & is_full, is_full, code, n)
+        _count_failed_full_model(values, failed & is_full, is_full, code, n)
     if "failed" in frame.columns:
         values["failed"] = failed.astype(np.float64)
 
@@ -165,7 +127,7 @@ def from_frame(
                 "row (threshold inf), which other prompts have; record it for all or for none."
             )
         full = {
-            name: _reference(value[is_full], prompt_of_row[is_full], n, name, ids[order])
+            name: _full_model(value[is_full], prompt_of_row[is_full], n, name, ids[order])
             for name, value in values.items()
         }
     source, exact = _provenance(frame)
@@ -174,7 +136,7 @@ def from_frame(
         "candidates": candidates,
         "values": {name: matrix(name) for name in values},
         "full": full,
-        "full_risk": _full_risk(frame, full, code, n, order),
+        "full_risk": _full_risk(frame, full, code, order, rank),
         "labels": {name: label[order] for name, label in labels.items()},
         "source": source,
         "exact": exact,
@@ -182,7 +144,60 @@ def from_frame(
     }
 
 
-def _count_failed_references(
+def _settings(candidate_columns: Any) -> list[str]:
+    """The names of further columns that tell candidates apart, if they can be settings of a decoder."""
+    names = candidates_.column_names(candidate_columns)
+    outcomes = [name for name in names if name in _NO_COORDINATES]
+    if outcomes:
+        raise RiskcalError(
+            f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out."
+        )
+    for name in names:
+        if name in _RESULTS or name.startswith("loss_"):
+            raise RiskcalError(
+                f"candidate_columns: {name!r} is what a calibration's table calls a result; give the setting another name, "
+                f"columns={{'my_{name}': {name!r}}} for instance."
+            )
+    return names
+
+
+def _typed(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> pd.DataFrame:
+    """The table with thresholds as numbers, and with numpy's types where cells are looked at one by one."""
+    if "thresholds" in frame.columns:
+        frame = candidates_.with_vectors(frame)
+    cells = ("threshold", *CANDIDATE_COLUMNS, *candidate_columns)
+    others = ("failed", "source", "exact", "stopped")
+    there = [name for name in (*cells, *others) if name in frame.columns]
+    frame = frame.assign(**{name: columns.as_numpy(frame[name], name) for name in there})
+    return frame.assign(threshold=candidates_.thresholds(frame["threshold"]))
+
+
+def _values(
+    frame: pd.DataFrame,
+    measured: Sequence[str],
+    spent: Sequence[str],
+    failed: NDArray[np.bool_],
+    is_full: NDArray[np.bool_],
+) -> dict[str, Floats]:
+    """The losses that were ``measured`` of each row, (N,), and what it ``spent``."""
+    values = {
+        name: columns.numbers(frame[name], name, 0.0, 1.0, failed, is_full) for name in measured
+    }
+    if "dissimilarity" in values:
+        values["dissimilarity"][failed & is_full] = 0.0
+    values |= {name: columns.numbers(frame[name], name, 0.0, math.inf) for name in spent}
+    if "dissimilarity" in values:
+        nonzero = is_full & (values["dissimilarity"] > _validate.TOLERANCE)
+        if nonzero.any():
+            row = int(nonzero.argmax())
+            raise RiskcalError(
+                f"dissimilarity: {values['dissimilarity'][row]:g} at row {frame.index[row]}, a full-model row; the full "
+                "model is at distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
+            )
+    return values
+
+
+def _count_failed_full_model(
     values: Mapping[str, Floats],
     failed: NDArray[np.bool_],
     is_full: NDArray[np.bool_],
@@ -197,7 +212,7 @@ def _count_failed_references(
         values["risk"][failed] = 0.0
 
 
-def _reference(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
+def _full_model(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
     """The full model's (n,): it may stand in every cell of a sweep, with one risk; costs measured again are averaged."""
     together = np.lexsort(
         (value, row)
@@ -297,16 +312,17 @@ def _full_risk(
     frame: pd.DataFrame,
     full: Mapping[str, Floats],
     code: NDArray[np.intp],
-    n: int,
     order: NDArray[np.intp],
+    rank: NDArray[np.intp],
 ) -> Floats | None:
+    """The full model's risk (n,) in tested order, which ``order`` puts prompts into and ``rank`` takes them out of."""
     if "full_risk" not in frame.columns:
         return full.get("risk")
     given = frame["full_risk"]
     if "failed" in full:  # there no candidate is credited, whatever is stated
-        given = given.mask(full["failed"][np.argsort(order)][code] > 0, 0.0)
+        given = given.mask(full["failed"][rank][code] > 0, 0.0)
     column = columns.numbers(given, "full_risk", 0.0, 1.0)
-    per_prompt = np.empty(n)
+    per_prompt = np.empty(len(order))
     per_prompt[code] = column
     changed = column != per_prompt[code]
     if changed.any():

@@ -12,30 +12,42 @@ import pandas as pd
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.records import columns as table_columns
+from riskcal.records import truths
 
-#: Of each of riskcal's columns the log's name for it, or that name and a formula in x: ``("rougeL", "1 - x")``.
+#: Of each of riskcal's columns the log's name for it, or that name and a formula in x: ``("rougeL", "1 - x")`` makes losses
+#: of scores, ``("status", "x != 'ok'")`` truths of texts.
 Columns = Mapping[str, str | tuple[str, str]]
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _GRAMMAR = (
     rf"\s*(?:(?P<minuend>{_NUMBER})\s*-\s*)?{{}}\s*(?:(?P<sign>[*/])\s*(?P<factor>{_NUMBER})\s*)?"
 )
+_COMPARISON = (
+    r"\s*{}\s*(?P<sign>[=!]=)\s*(?P<cell>'[^']*'|\"[^\"]*\"|[^\s='\"](?:[^='\"]*[^\s='\"])?)\s*"
+)
+_NAME = r"(?P<name>\S(?:.*?\S)??)"
 _FORMULA = re.compile(_GRAMMAR.format("x"))
-_ON_THE_SHELL = re.compile(_GRAMMAR.format(r"(?P<name>\S(?:.*?\S)?)"))
-_ALLOWED = 'a formula is a number minus x, x times or over a number, or both: "1 - x", "x / 100", "1 - x / 100"'
+_TRUTH = re.compile(_COMPARISON.format("x"))
+_ON_THE_SHELL = (re.compile(_COMPARISON.format(_NAME)), re.compile(_GRAMMAR.format(_NAME)))
+_ALLOWED = (
+    'a formula is a number minus x, x times or over a number, or both: "1 - x", "x / 100", "1 - x / 100"; or it says where '
+    'a column is true: "x != \'ok\'", "x == \'timeout\'", "x != null"'
+)
 
 
 @dataclass(frozen=True)
 class _Column:
-    """Where a column comes from, and what is made of it: ``minuend - x * factor``, or ``x / factor``."""
+    """Where a column comes from, and what is made of it: ``minuend - x * factor``, ``x / factor``, or ``x != cell``."""
 
     source: str
     formula: str | None = None
     minuend: float | None = None
     sign: str = "*"
     factor: float = 1.0
+    cell: str | None = None
 
     def of(self, value: Any) -> Any:
+        """Of numbers, by a formula of numbers."""
         scaled = value / self.factor if self.sign == "/" else value * self.factor
         return scaled if self.minuend is None else self.minuend - scaled
 
@@ -92,7 +104,12 @@ def sources(columns: Columns | None) -> dict[str, str]:
 
 def formula(target: str, text: Any) -> Callable[[Any], Any]:
     """What a formula makes of numbers."""
-    return _column(target, ("x", text)).of
+    column = _column(target, ("x", text))
+    if column.cell is not None:
+        raise RiskcalError(
+            f"{target}: {_validate.shown(text)} makes no numbers; give 1 - x, for instance."
+        )
+    return column.of
 
 
 def options(texts: Sequence[str]) -> dict[str, str | tuple[str, str]]:
@@ -106,12 +123,14 @@ def options(texts: Sequence[str]) -> dict[str, str | tuple[str, str]]:
 
 def _option(text: str) -> tuple[str, str | tuple[str, str]]:
     target, equals, rest = (part.strip() for part in text.partition("="))
-    found = _ON_THE_SHELL.fullmatch(rest)
+    matches = (form.fullmatch(rest) for form in _ON_THE_SHELL)
+    found = next((match for match in matches if match), None)
     if not target or not equals or not found:
         raise RiskcalError(
-            f"--columns: {text!r} is not NAME=COLUMN or NAME=FORMULA, as in prompt=request_id and dissimilarity=1-rougeL."
+            f"--columns: {text!r} is not NAME=COLUMN or NAME=FORMULA, as in prompt=request_id, dissimilarity=1-rougeL and "
+            "failed=status!=ok."
         )
-    if not found["minuend"] and not found["sign"]:
+    if not found.groupdict().get("minuend") and not found["sign"]:
         return target, rest
     start, end = found.span("name")
     return target, (found["name"], f"{rest[:start]}x{rest[end:]}")
@@ -145,6 +164,8 @@ def _column(target: str, value: Any) -> _Column:
             f"in {{{target!r}: ('score', '1 - x')}}."
         )
     source, formula = pair
+    if truth := _TRUTH.fullmatch(formula):
+        return _Column(source, formula, sign=truth["sign"], cell=truth["cell"])
     found = _FORMULA.fullmatch(formula)
     if not found:
         raise RiskcalError(
@@ -161,7 +182,7 @@ def _column(target: str, value: Any) -> _Column:
 
 
 def _rest(column: _Column) -> tuple[Any, ...]:
-    return column.formula, column.minuend, column.sign, column.factor
+    return column.formula, column.minuend, column.sign, column.factor, column.cell
 
 
 def names_in(frame: pd.DataFrame) -> list[str]:
@@ -217,6 +238,8 @@ def _refuse_what_is_not_there(frame: pd.DataFrame, taken: set[str]) -> None:
 def _made(column: pd.Series, wanted: _Column) -> pd.Series:
     if wanted.formula is None:
         return column
+    if wanted.cell is not None:
+        return truths.where(column, wanted.source, wanted.sign, wanted.cell)
     if any(isinstance(cell, list | tuple | np.ndarray) for cell in column.head(1)):
         return _made_of_lists(column, wanted)
     numbers = table_columns.floats(column)

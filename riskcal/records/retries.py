@@ -53,14 +53,14 @@ def served(
         raise RiskcalError(f"keep: the table has no column {name!r}; it has: {have}.")
     _refuse_truths(frame[name], name)
     rank = _ranks(frame[name], name)
-    attempts = coded(frame, candidate_columns)
-    _refuse_ties(frame, name, attempts, rank)
-    again = np.bincount(attempts)[attempts] > 1
+    cells = coded(frame, candidate_columns)
+    _refuse_ties(frame, name, cells, rank)
+    again = np.bincount(cells)[cells] > 1
     if which == "last":
         additive = [name for name in (*COSTS, *costs) if name != "layers" and name in frame.columns]
-        frame = frame.assign(**_totals(frame, additive, attempts, again))
-    order = np.lexsort((rank, attempts))
-    ends = np.r_[True, np.diff(attempts[order]) > 0]
+        frame = frame.assign(**_totals(frame, additive, cells, again))
+    order = np.lexsort((rank, cells))
+    ends = np.r_[True, np.diff(cells[order]) > 0]
     if which == "last":
         ends = np.r_[ends[1:], True]
     return frame.iloc[np.sort(order[ends])]
@@ -162,7 +162,7 @@ def repeated(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> NDArray[n
 def coded(
     frame: pd.DataFrame, candidate_columns: Sequence[str], *, of_prompts: bool = True
 ) -> NDArray[np.intp]:
-    """The prompt and candidate of each row, or its candidate alone, as a number."""
+    """The cell, prompt and candidate, of each row as a number, the same for all attempts at it; or its candidate alone."""
     keys = {
         "threshold": candidates_.as_numbers(table_columns.as_numpy(frame["threshold"], "threshold"))
     }
@@ -188,9 +188,9 @@ def _as_list(cell: Any) -> Any:
 
 
 def _refuse_ties(
-    frame: pd.DataFrame, name: str, attempts: NDArray[np.intp], rank: NDArray[np.intp]
+    frame: pd.DataFrame, name: str, cells: NDArray[np.intp], rank: NDArray[np.intp]
 ) -> None:
-    tied = pd.DataFrame({"attempt": attempts, "rank": rank}).duplicated().to_numpy()
+    tied = pd.DataFrame({"cell": cells, "rank": rank}).duplicated().to_numpy()
     if tied.any():
         row = int(tied.argmax())
         value, prompt = (table_columns.plain(frame[c].iloc[row]) for c in (name, "prompt"))
@@ -204,7 +204,7 @@ def _refuse_ties(
 def _totals(
     frame: pd.DataFrame,
     names: Sequence[str],
-    attempts: NDArray[np.intp],
+    cells: NDArray[np.intp],
     again: NDArray[np.bool_],
 ) -> dict[str, pd.Series]:
     """What all attempts took together, where there are several; the user waits for all of them."""
@@ -220,8 +220,6 @@ def _totals(
                 f"({int(unknown.sum())} such rows), one of several attempts. The cost of all counts: give what each took, "
                 f"failed or not; or leave {name} out if it is not known of all."
             )
-        total = pd.Series(
-            np.bincount(attempts, np.where(again, values, 0.0))[attempts], frame.index
-        )
+        total = pd.Series(np.bincount(cells, np.where(again, values, 0.0))[cells], frame.index)
         totals[name] = total.where(again, column)
     return totals

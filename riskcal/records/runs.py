@@ -105,7 +105,7 @@ class Runs:
             is_json = files.is_json_lines(frame)
             frame = prepared(frame, candidate_columns, columns, keep, costs, is_json=is_json)
             lower = direction.of_frame(frame, lower_is_stricter)
-            fields = reading.from_frame(frame, candidate_columns, costs)
+            fields = reading.fields_of(frame, candidate_columns, costs)
         except RiskcalError as error:
             raise RiskcalError(f"{path}: {error}") from None
         warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
@@ -166,7 +166,7 @@ class Runs:
         """
         frame = prepared(table, candidate_columns, columns, keep, costs)
         lower = direction.of_frame(frame, lower_is_stricter)
-        fields = reading.from_frame(frame, candidate_columns, costs)
+        fields = reading.fields_of(frame, candidate_columns, costs)
         warn_of_unnamed(frame, candidate_columns, costs, columns, keep)
         return cls(**fields).in_content_order().directed(lower)
 

@@ -46,7 +46,7 @@ def section(
 
 def _axis(problem: Problem) -> tuple[Floats, str]:
     """Where candidates stand: at their thresholds, or one beside the other where these alone do not tell them apart."""
-    if problem.several:
+    if problem.several_coordinates:
         return np.arange(1.0, problem.k + 1), "candidate, as numbered in the table"
     cautious = "lower" if problem.lower_is_stricter else "higher"
     x = problem.candidates["threshold"].to_numpy(dtype=np.float64)

@@ -33,7 +33,7 @@ def section(
         or risk.early is not None
         or problem.weighting == "requests"
         or problem.n < 10
-        or (problem.several and cost not in problem.costs)
+        or (problem.several_coordinates and cost not in problem.costs)
     ):
         return []
     low = 0.0 if risk.lower < 0.0 < risk.upper else risk.lower

@@ -140,7 +140,7 @@ def _of_runs(
     level = _validate.level(epsilon, "epsilon")
     told = {
         "epsilon": level,
-        "epsilon_spent": procedures.spent(level, attempt),
+        "epsilon_spent": procedures.spent_by_attempt(level, attempt),
         "attempt": attempt,
     }
     problem = pose(runs, _ANY, objective)

@@ -49,7 +49,11 @@ def decide(
 
 def _walks_down(problem: Problem, procedure: Procedure) -> bool:
     """Whether candidates are tested one after the other from the highest threshold down, and the last one is chosen."""
-    one = isinstance(procedure, FixedSequence) and procedure.starts == 1 and not problem.several
+    one = (
+        isinstance(procedure, FixedSequence)
+        and procedure.starts == 1
+        and not problem.several_coordinates
+    )
     grid = problem.strictness
     counted = problem.nameless and any(two_values(c) for c in problem.risks[0].losses.T)
     return one and bool((np.diff(grid) < 0).all()) and not counted

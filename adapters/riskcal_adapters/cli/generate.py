@@ -35,7 +35,9 @@ def generate(
     heads: HeadsOption = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="JSON lines, one per prompt.", show_default="print the texts"),
+        typer.Option(
+            "--out", "-o", help="JSON lines, one per prompt.", show_default="print the texts"
+        ),
     ] = None,
     max_new_tokens: Annotated[
         int | None,

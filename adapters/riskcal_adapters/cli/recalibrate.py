@@ -15,9 +15,9 @@ from riskcal_adapters.cli.decoders import DecoderOption, HeadsOption, ModelOptio
 from riskcal_adapters.cli.losses import parse_loss
 from riskcal_adapters.cli.prompts import read_prompts
 from riskcal_adapters.cli.record import parse_thresholds
+from riskcal_adapters.fingerprint import BINDING
 from riskcal_adapters.recording.folder import SETTINGS_FILE, name_of, read_settings
 from riskcal_adapters.recording.prompts import needs_references
-from riskcal_adapters.recording.protocol import BINDING
 from riskcal_adapters.recording.record import record
 
 #: What says for which model a policy is, and what calibration finds.
@@ -35,7 +35,7 @@ def recalibrate(
     new_records: Annotated[
         Path, typer.Option(help="Folder for them; goes on with one begun.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option(help="The new policy.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new policy.", show_default=False)],
     decoder: DecoderOption = None,
     model: ModelOption = None,
     heads: HeadsOption = None,

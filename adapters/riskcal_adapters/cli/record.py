@@ -39,7 +39,12 @@ def record(
     ],
     out: Annotated[
         Path,
-        typer.Option(help="Folder for the records; goes on with one begun.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the records; goes on with one begun.",
+            show_default=False,
+        ),
     ],
     decoder: DecoderOption = None,
     model: ModelOption = None,

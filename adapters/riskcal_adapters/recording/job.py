@@ -14,9 +14,10 @@ from riskcal.calibration import TESTS
 from riskcal.policy import ExitPolicy, Stop
 from riskcal.records import OBJECTIVES
 from riskcal_adapters import request_checks
+from riskcal_adapters.fingerprint import BINDING, binding
 from riskcal_adapters.generation_config import DEFAULT_LENGTH
 from riskcal_adapters.recording.prompts import Prompt
-from riskcal_adapters.recording.protocol import BINDING, Decoder, binding
+from riskcal_adapters.recording.protocol import Decoder
 
 #: What to do about a policy that cannot be recorded depth-wise.
 WITHOUT_ENGINE = "record without engine=True (--engine)"

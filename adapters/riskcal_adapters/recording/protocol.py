@@ -6,24 +6,6 @@ from typing import Any, Protocol
 from riskcal.policy import ExitPolicy
 from riskcal.records import Traces
 
-#: Fields of `ExitPolicy` that say what it was made for, by the attributes of a decoder that say it of the decoder: strings
-#: that tell its weights, its exit classifier's, its exit heads' and its tokenizer from others, the type that it computes in,
-#: and a dict of its other settings that change tokens, of JSON's types.
-BINDING = {
-    "weights": "weights",
-    "classifier_weights": "classifier_weights",
-    "head_weights": "head_weights",
-    "dtype": "dtype",
-    "tokenizer": "tokenizer_digest",
-    "config": "settings",
-}
-
-
-def binding(decoder: Any, field: str) -> Any:
-    """What a decoder says of itself for a field of `BINDING`; None where it says nothing."""
-    value = getattr(decoder, BINDING[field], None)
-    return value if isinstance(value, dict if field == "config" else str) else None
-
 
 class Generation(Protocol):
     """What a decoder generated for a batch of B prompts; arrays of any framework that numpy can read.
@@ -60,8 +42,8 @@ class Generation(Protocol):
 class Decoder(Protocol):
     """What `record` asks of a decoder. It must be deterministic, and a row must not depend on its batch.
 
-    The exception is ``batching="deepest"``. A decoder may also offer what `BINDING` names: policies are then bound to it,
-    and a recording is not resumed with another model.
+    The exception is ``batching="deepest"``. A decoder may also offer what `riskcal_adapters.fingerprint.BINDING` names: policies
+    are then bound to it, and a recording is not resumed with another model.
 
     Examples
     --------

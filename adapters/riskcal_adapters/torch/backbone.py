@@ -33,8 +33,8 @@ from riskcal_adapters.torch.scores import Scores
 _FEW_COLUMNS = 128
 
 
-class ExitScores(Protocol):
-    """A layer's own head."""
+class ExitHeadLike(Protocol):
+    """A layer's own head: an `exit_heads.ExitHead`, or whatever scores states as one does."""
 
     @property
     def ids(self) -> Tensor | None:
@@ -77,7 +77,7 @@ class Backbone(abc.ABC):
     kv_heads: int
     head_width: int
     scale: float
-    exit_heads: Mapping[int, ExitScores]
+    exit_heads: Mapping[int, ExitHeadLike]
     #: Columns of what `project` writes.
     row_width: int
 
@@ -208,13 +208,13 @@ class Backbone(abc.ABC):
         batch, position, first = cache.batch, cache.position, own.filled
         offset = cache.offset
         end = offset + position + 1
-        slots = own.rows[(offset + first) * batch : end * batch]
+        written = own.rows[(offset + first) * batch : end * batch]
         at = self.places(cache, first, position + 1)
         if first == position:
-            queries = self.project(index, state, at, slots)
+            queries = self.project(index, state, at, written)
         else:
             skipped = cache.states[first:position].flatten(0, 1)
-            queries = self.project(index, torch.cat([skipped, state]), at, slots)[-batch:]
+            queries = self.project(index, torch.cat([skipped, state]), at, written)[-batch:]
         own.filled = position + 1
         if self.lean and end <= _FEW_COLUMNS:
             counts, bias = end - cache.begins, self.bias_of_last(index, cache)
@@ -247,15 +247,15 @@ class Backbone(abc.ABC):
         out = state.new_empty(len(all_rows), self.row_width)
         queries = self.project(index, entering, self.places_of(cache, all_rows, all_positions), out)
         queries = queries[gaps:] if gaps else queries
-        places, starts, counts = kernels.place(
+        written, starts, counts = kernels.place(
             all_rows, all_positions, len(rows), cache.offsets, cache.begins, own.row_step, own.step
         )
         if self.lean:
-            kernels.put(out.numpy(), places, own.held)
+            kernels.put(out.numpy(), written, own.held)
             bias = self.bias_of_last(index, cache)
             attended = own.attend(queries, starts, counts, bias, self.scale)
             return self.finish(index, state, attended, memory)
-        own.rows.index_copy_(0, self.tensor(places), out[:, -own.rows.shape[1] :])
+        own.rows.index_copy_(0, self.tensor(written), out[:, -own.rows.shape[1] :])
         chosen = None if len(rows) == batch else self.tensor(rows)
 
         def of_rows(kept: Tensor) -> Tensor:
@@ -327,9 +327,9 @@ class Backbone(abc.ABC):
             return self.layer(index, state, cache)
         m, end = position + 1 - first, cache.offset + position + 1
         states = torch.cat([cache.states[first:position].flatten(0, 1), state])
-        slots = own.rows[(cache.offset + first) * batch : end * batch]
+        written = own.rows[(cache.offset + first) * batch : end * batch]
         at = self.places(cache, first, position + 1)
-        queries = self.project(index, states, at, slots)
+        queries = self.project(index, states, at, written)
         own.filled = position + 1
         if self.lean and end <= _FEW_COLUMNS:
             bias = self.bias_of_last(index, cache)

@@ -94,7 +94,10 @@ class Packed(NamedTuple):
 
 @dataclass(eq=False)
 class LayerCache:
-    """Keys and values of one decoder layer, of the ``filled`` first positions."""
+    """Keys and values of one decoder layer, of the ``filled`` first positions.
+
+    What is stored, ``rows``, has a row for each column of each row of the batch.
+    """
 
     rows: Tensor  # (C * B, w), column by column, what one product writes; or row by row
     keys: Tensor  # (B, heads, C, d_kv), as are values: views of rows
@@ -103,7 +106,7 @@ class LayerCache:
     filled_rows: Ints  # (B,), where rows have gaps of their own
     by_row: bool = False
     filled: int = 0
-    held: NDArray[np.float32] | None = None  # rows again, where `kernels` read them
+    held: NDArray[np.float32] | None = None  # `rows` as numpy, where `kernels` read it
     starts: Ints | None = None  # (B,) where each row's keys begin, once that was asked
     #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
     stale: NDArray[np.bool_] | None = None
@@ -138,7 +141,7 @@ class LayerCache:
         self._own, self._width = heads * width, width
 
     def places(self, rows: Ints, columns: Ints) -> Ints:
-        """Where columns of rows are in ``rows``."""
+        """Which of ``self.rows`` hold these columns of these rows of the batch."""
         return rows * self.row_step + columns * self.step
 
     def clear(self, rows: Tensor) -> None:

@@ -13,7 +13,7 @@ from riskcal import RiskcalError
 from riskcal_adapters import fingerprint, generation_config
 from riskcal_adapters.generation_config import SpecialTokens
 from riskcal_adapters.torch import causal_weights, selfcheck
-from riskcal_adapters.torch.backbone import ExitScores
+from riskcal_adapters.torch.backbone import ExitHeadLike
 from riskcal_adapters.torch.causal_backbone import CausalBackbone
 from riskcal_adapters.torch.causal_weights import CausalLM
 from riskcal_adapters.torch.decoder import Decoder
@@ -76,7 +76,7 @@ class EarlyExitCausalLM(Decoder):
         model: CausalLM,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
-        heads: Mapping[int, ExitScores] | None = None,
+        heads: Mapping[int, ExitHeadLike] | None = None,
         classifier: Classifier | None = None,
     ) -> None:
         causal_weights.refuse_other(model)
@@ -130,8 +130,8 @@ def _settings(model: CausalLM, special: SpecialTokens, dtype: torch.dtype) -> di
 
 
 def _of_this_model(
-    heads: Mapping[int, ExitScores], model: CausalLM, backbone: CausalBackbone
-) -> dict[int, ExitScores]:
+    heads: Mapping[int, ExitHeadLike], model: CausalLM, backbone: CausalBackbone
+) -> dict[int, ExitHeadLike]:
     """The heads as they are decoded with, if they are the model's."""
     own = {layer: head for layer, head in heads.items() if isinstance(head, ExitHead)}
     check_heads(own, model)
@@ -140,7 +140,7 @@ def _of_this_model(
     return {**heads, **{layer: head.across() for layer, head in own.items()}}
 
 
-def _refuse_misfit(layer: int, head: ExitScores, backbone: CausalBackbone) -> None:
+def _refuse_misfit(layer: int, head: ExitHeadLike, backbone: CausalBackbone) -> None:
     if not 1 <= layer <= backbone.n_layers:
         raise RiskcalError(
             f"heads: there is one for layer {layer}, but the model's layers are 1 to {backbone.n_layers}."

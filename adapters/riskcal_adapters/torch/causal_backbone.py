@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from riskcal import RiskcalError
 from riskcal_adapters.torch import causal_weights, weights
-from riskcal_adapters.torch.backbone import Backbone, ExitScores
+from riskcal_adapters.torch.backbone import Backbone, ExitHeadLike
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.causal_weights import CausalLM
 
@@ -46,7 +46,7 @@ class CausalBackbone(Backbone):
         Heads of exits by their layer.
     """
 
-    def __init__(self, model: CausalLM, exit_heads: Mapping[int, ExitScores]) -> None:
+    def __init__(self, model: CausalLM, exit_heads: Mapping[int, ExitHeadLike]) -> None:
         self.device = weights.device(model)
         self.dtype = model.dtype
         read = causal_weights.read(model)
@@ -127,8 +127,8 @@ class CausalBackbone(Backbone):
             read, columns = self.tensor(np.flatnonzero(real)), real.nonzero()[1]
             all_rows = np.repeat(rows, behind)
             for own, read_rows in zip(cache.layers.values(), self.prefill(prompts), strict=True):
-                slots = self.tensor(own.places(all_rows, columns))
-                own.rows.index_copy_(0, slots, read_rows.index_select(0, read))
+                written = self.tensor(own.places(all_rows, columns))
+                own.rows.index_copy_(0, written, read_rows.index_select(0, read))
         for own in cache.layers.values():
             own.filled_rows[rows] = 0
         return [int(prompt[-1]) for prompt in prompts]

@@ -104,7 +104,7 @@ class Loop:
         return self.backbone.n_layers
 
     def run(self, policy: ExitPolicy, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Run:
-        """Read the prompts; nothing is decoded yet."""
+        """What `step` goes on from, after the prompts were read; nothing is decoded yet."""
         backbone, batch = self.backbone, len(tokens)
         policy = policy.named()
         head = heads.of(policy, backbone)
@@ -132,7 +132,10 @@ class Loop:
         mask: NDArray[np.bool_],
         thresholds: NDArray[np.float32],
     ) -> list[Step]:
-        """The positions of rows that share ``policy``, but for the ``thresholds``, which are `Decoder.needed`'s."""
+        """The positions of rows that share ``policy``, but for the ``thresholds``.
+
+        These are what `Decoder.needed` gives, (T, L, B) or (T, L + 1, B): T is the length limit.
+        """
         batch = len(tokens)
         run = self.run(policy, tokens, mask, len(thresholds))
         run.opens = np.asarray(np.isfinite(thresholds).any((0, 2))).tolist()
@@ -205,7 +208,7 @@ class Loop:
             # where each row stands in states and confidences
             places = range(len(active)) if run.gathers else active
             at = list(zip(active, places, strict=True))
-            # at the last layer all leave, also where a confidence is NaN
+            # at the last exit all leave, also where a confidence is NaN; a last layer's own head is not that exit
             leaving = [(row, i) for row, i in at if last or sure[i] >= needed[row]]
             if together and not last:
                 waiting.difference_update(row for row, _ in leaving)
@@ -368,7 +371,7 @@ class Loop:
     def hold(
         self, run: Run, sure: NDArray[np.float32], best: NDArray[np.int64], going: list[int]
     ) -> None:
-        """No confidence where a row's token may not leave early; afterwards its text goes on with the last layer's."""
+        """Of `all_exits`: the confidences that a guard withholds, NaN; a row's text then goes on with the last layer's token."""
         if run.guard is None:
             return
         for row in going:

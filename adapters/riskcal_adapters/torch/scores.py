@@ -14,7 +14,7 @@ class Scores(NamedTuple):
 
     logits: Tensor  #: (B, V), or (B, k) over some tokens
     ids: Tensor | None = None  #: (B, k) the ids of these; None: all, in order
-    read: NDArray[np.int64] | None = None  #: `best`, where it is known already
+    known_best: NDArray[np.int64] | None = None  #: `best`, read, where it is known already
 
     def best(self) -> Tensor:
         """(B,) the id of the largest logit, the lowest of equals."""
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
 
     def tokens(self) -> NDArray[np.int64]:
         """`best`, read."""
-        return self.best().cpu().numpy() if self.read is None else self.read
+        return self.best().cpu().numpy() if self.known_best is None else self.known_best
 
 
 def likeliest(logits: Tensor, k: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether a decoder computes what its model does: weights alone do not say what else is attached to a model."""
+"""Models read as backbones, and whether these compute what the models do: weights do not say what else is attached."""
 
 import math
 from collections.abc import Callable, Iterator

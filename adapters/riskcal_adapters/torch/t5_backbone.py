@@ -26,12 +26,12 @@ _SHORT = 64
 class Prompt:
     """Encoded prompts."""
 
-    #: The encoder's normed output: (B * S, d), or without padding, each prompt from its start on.
+    #: The encoder's normed output: (B * S, d); or, where there are ``starts``, each prompt from its own on.
     memory: Tensor
     bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
     batch: int
     lengths: Ints  # (B,)
-    starts: Ints  # (B,), of rows of memory without padding
+    starts: Ints  # (B,) rows of memory; of a pool each slot's; empty where prompts are padded to one length
     position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
     causal_bias: dict[PositionBias, Tensor] = field(
         default_factory=dict

@@ -9,8 +9,8 @@ from numba import njit
 from riskcal_adapters.torch.kernels import Ints
 
 _NEVER = np.float32(math.inf)
-#: The share of rows that wait for deeper layers once these run.
-_MOST = 0.7
+#: Of ten rows in flight, so many wait for deeper layers than the first when these have their turn.
+_TENTHS = 7
 
 
 @njit(cache=True)
@@ -26,7 +26,7 @@ def next_rows(
 ) -> tuple[Any, Ints, Ints]:
     """A layer, the rows that wait for it, and their positions.
 
-    The first layer runs until most rows wait for deeper ones. Then these run in turn, from the lowest up, so that each call
+    The first layer runs until 7 of 10 rows wait for deeper ones. Then these run in turn, from the lowest up, so that each call
     has the rows of the one ``before`` that stayed, beside those that waited; a layer that fewer than ``least`` rows wait for is
     passed over. But first comes that of a row that has been waiting since before ``latest``.
     """
@@ -48,7 +48,7 @@ def next_rows(
                 break
     if index < 0:
         index = 0
-        if total - counts[0] >= _MOST * total:
+        if 10 * (total - counts[0]) >= _TENTHS * total:
             index = 1
             while not counts[index]:
                 index += 1

@@ -30,7 +30,7 @@ from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Sour
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 from riskcal_adapters.torch.engine.telling import Telling
 
-#: Newcomers are read together once this share of the slots is free: one encoder call serves them all.
+#: Newcomers are read together once one slot in so many is free: one encoder call serves them all.
 _ADMITTED_AT = 8
 #: Shadows that wait for a free slot; of more, the oldest is dropped.
 _SHADOWS_WAITING = 1000
@@ -381,5 +381,6 @@ class Engine:
         flights = [
             self._waiting_shadows.popleft() for _ in range(min(free, len(self._waiting_shadows)))
         ]
+        # whatever the switch says: a shadow runs at full depth because it is one
         full = [self._admission.newcomer(flight, flight.prompt, pulled=True) for flight in flights]
         self._place(flights, full)

@@ -173,14 +173,15 @@ class Slots:
         self._before = index
         self.calls += 1
         self.rows_computed += len(rows)
-        if self._backbone.turns and self._measures == ["softmax"] and not self._draws:
-            if not self._guards:
-                return self._turn(index, rows, positions)
+        is_plain = self._measures == ["softmax"] and not self._draws and not self._guards
+        if is_plain and self._backbone.turns:
+            return self._turn(index, rows, positions)
         before = self._backbone.of(self._state, rows)
         state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         leaving, tokens = rows[:0], rows[:0]
         staying = np.arange(len(rows))
-        # exits, from 0: after the last layer come its own head, if it has one, and the final head for whoever is left
+        # ``place`` is an exit, from 0: after the last layer come its own head, if it has one, and the final head for whoever
+        # is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
             asked = bookkeeping.asking(rows, positions, staying, self._needed, place)
@@ -241,7 +242,7 @@ class Slots:
         state: Tensor,
         before: Tensor | None,
     ) -> tuple[Ints, Ints]:
-        """Which of the rows leave after this layer, by their places among ``rows``, and their tokens."""
+        """Which of the ``asked`` leave at exit ``index``, from 0, by their places among ``rows``, and their tokens."""
         leaving, tokens = [], []
         several = len(self._measures) > 1
         measures = self._measure[rows[asked]] if several else asked[:1]

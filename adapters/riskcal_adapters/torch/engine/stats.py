@@ -62,7 +62,7 @@ class EngineStats:
 
 
 class Latencies:
-    """What is counted of requests."""
+    """What is counted of requests: their latencies, and whatever else `EngineStats` has beside the slots' own."""
 
     def __init__(self) -> None:
         self.requests = self.tokens = self.failed = 0

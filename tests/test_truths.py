@@ -1,0 +1,181 @@
+"""Columns of true and false made of texts, numbers and nulls: by formulas, as messages advise, and as `check` proposes."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from riskcal import RiskcalError, Runs
+from riskcal.cli import app
+from riskcal.records import check, renaming
+
+
+def log(**columns: Any) -> pd.DataFrame:
+    """Six requests at one threshold and in full; the third and the last had no output at the threshold."""
+    quality = [0.9, 1.0, np.nan, 0.8, 0.7, np.nan]
+    frame = pd.DataFrame(
+        {
+            "prompt": [f"p{i}" for i in range(6)] * 2,
+            "threshold": [0.5] * 6 + ["full"] * 6,
+            "quality": quality + [1.0] * 6,
+        }
+    )
+    return frame.assign(**{name: [*cells, *cells[:1] * 6] for name, cells in columns.items()})
+
+
+def failures(runs: Runs) -> list[bool]:
+    """Which of the six failed at the threshold."""
+    told = dict(zip(runs.prompts, runs.values["failed"][:, 0], strict=True))
+    return [bool(told[f"p{i}"]) for i in range(6)]
+
+
+LOSS = {"dissimilarity": ("quality", "1 - x")}
+LOST = [False, False, True, False, False, True]
+#: What systems write, and the formula that says which outputs failed.
+WRITTEN = {
+    "one of two texts": (["ok", "ok", "timeout", "ok", "ok", "timeout"], "x != ok"),
+    "one of many texts": (["ok", "ok", "timeout", "ok", "ok", "out of memory"], "x != 'ok'"),
+    "a text with spaces": (
+        ["all good", "all good", "no", "all good", "all good", "no"],
+        "x != all good",
+    ),
+    "the failure's own": (["", "", "lost", "", "", "lost"], 'x == "lost"'),
+    "a text or null": ([None, None, "timeout", None, None, "loop"], "x != null"),
+    "a number": ([200, 200, 504, 200, 200, 500], "x != 200"),
+    "one or nought": ([0, 0, 1, 0, 0, 1], "x==1"),
+    "one or nought as texts": (["0", "0", "1", "0", "0", "1"], "x == 1"),
+    "what is not done": ([True, True, False, True, True, False], "x == false"),
+    "the quality itself": ([0.9, 1.0, np.nan, 0.8, 0.7, np.nan], "x == null"),
+}
+
+
+@pytest.mark.parametrize(("cells", "formula"), WRITTEN.values(), ids=list(WRITTEN))
+def test_what_failed_is_said_by_a_formula(cells: list[Any], formula: str) -> None:
+    runs = Runs.from_frame(log(said=cells), columns=LOSS | {"failed": ("said", formula)})
+    assert failures(runs) == LOST
+    losses = dict(zip(runs.prompts, runs.losses()[:, 0], strict=True))
+    assert [losses[f"p{i}"] for i in range(6)] == pytest.approx([0.1, 0.0, 1.0, 0.2, 0.3, 1.0])
+
+
+@pytest.mark.parametrize(("cells", "formula"), WRITTEN.values(), ids=list(WRITTEN))
+def test_the_shell_says_the_same(cells: list[Any], formula: str) -> None:
+    [(target, column)] = renaming.options([f"failed={formula.replace('x', 'said', 1)}"]).items()
+    on_the_shell = renaming.renamed(log(said=cells), {target: column})
+    in_python = renaming.renamed(log(said=cells), {"failed": ("said", formula)})
+    pd.testing.assert_frame_equal(on_the_shell, in_python)
+
+
+def test_a_null_is_neither_and_is_asked_about() -> None:
+    frame = log(status=["ok", None, "timeout", "ok", "ok", "timeout"])
+    for formula in ("x != ok", "x == timeout"):
+        with pytest.raises(RiskcalError, match=r"failed: None at row 1 \(1 such rows\)"):
+            Runs.from_frame(frame, columns=LOSS | {"failed": ("status", formula)})
+
+
+@given(
+    cells=st.lists(
+        st.sampled_from(["ok", "OK", "no", "1", 1, 0, 2.5, True, False, None]), min_size=1
+    ),
+    said=st.sampled_from(["ok", "'no'", "1", "2.5", "true", "null"]),
+)
+def test_equal_and_unequal_are_opposites(cells: list[Any], said: str) -> None:
+    frame = pd.DataFrame({"x": pd.Series(cells, dtype=object)})
+    equal, unequal = (
+        renaming.renamed(frame, {"made": ("x", f"x {sign} {said}")})["made"]
+        for sign in ("==", "!=")
+    )
+    for cell, one, other in zip(cells, equal, unequal, strict=True):
+        if cell is None and said != "null":
+            assert one is None or pd.isna(one)
+            assert other is None or pd.isna(other)
+        else:
+            assert one is not other
+            assert bool(one) != bool(other)
+
+
+@pytest.mark.parametrize(
+    "text", ["x = ok", "x != 'ok", "x !=", "x != 'a' 'b'", "y != ok", "!= ok", "x == ok == ok"]
+)
+def test_what_is_no_comparison_is_refused(text: str) -> None:
+    with pytest.raises(RiskcalError, match="failed has the formula"):
+        renaming.renamed(log(status=["ok"] * 6), {"failed": ("status", text)})
+
+
+def test_a_list_is_not_compared() -> None:
+    with pytest.raises(RiskcalError, match=r"columns: 'status' is .* at row 0"):
+        renaming.renamed(log(status=[["ok"]] * 6), {"failed": ("status", "x != ok")})
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["ok", "ok", "timeout", "ok", "ok", "timeout"],
+        ["success", "success", "timeout", "success", "success", "loop"],
+        [None, None, "timeout", None, None, "loop"],
+        [0, 0, 1, 0, 0, 1],
+        ["no", "no", "yes", "no", "no", "yes"],
+        ["fine", "fine", "lost", "fine", "fine", "lost"],
+    ],
+    ids=str,
+)
+def test_what_a_message_advises_works_in_python_and_on_the_shell(
+    cells: list[Any], tmp_path: Path
+) -> None:
+    frame = log(state=cells)
+    with pytest.raises(RiskcalError, match="failed") as refusal:
+        Runs.from_frame(frame, columns=LOSS | {"failed": "state"})
+    told = re.search(
+        r"\('COLUMN', \"(.*?)\"\)\}, on the shell --columns (.*)\.$", str(refusal.value)
+    )
+    assert told is not None
+    runs = Runs.from_frame(frame, columns=LOSS | {"failed": ("state", told[1])})
+    assert failures(runs) == LOST
+
+    [option] = shlex.split(told[2].replace("COLUMN", "state"))
+    frame.to_json(tmp_path / "log.jsonl", orient="records", lines=True)
+    names = ["--columns", "dissimilarity=1-quality", "--columns", option]
+    done = CliRunner().invoke(app, ["check", str(tmp_path / "log.jsonl"), *names])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "formula"),
+    [
+        ("status", ["ok", "ok", "timeout", "ok", "ok", "lost"], "status!=ok"),
+        (
+            "finish_reason",
+            ["stop", "stop", "error", "stop", "stop", "error"],
+            "finish_reason!=stop",
+        ),
+        ("error", [None, None, "timeout", None, None, "loop"], "error!=null"),
+        ("timed_out", LOST, "timed_out"),
+    ],
+)
+def test_check_proposes_what_says_so_of_every_lost_output(
+    name: str, cells: list[Any], formula: str
+) -> None:
+    columns = LOSS | {}
+    [found] = check.findings(log(**{name: cells}), columns=columns)
+    assert found.mend == (f"--columns {shlex.quote(f'failed={formula}')}",)
+    [option] = [shlex.split(one)[1] for one in found.mend]
+    assert not check.findings(log(**{name: cells}), columns=columns | renaming.options([option]))
+
+
+def test_check_proposes_nothing_that_misses_a_lost_output() -> None:
+    cells = ["ok", "timeout", "ok", "ok", "ok", "timeout"]  # the third is lost, and "ok"
+    [found] = check.findings(log(status=cells), columns=LOSS)
+    assert found.mend == ()
+
+
+def test_a_formula_applies_to_names_of_one_letter_too() -> None:
+    assert renaming.options(["seconds=t/1000", "risk=1-e"]) == {
+        "seconds": ("t", "x/1000"),
+        "risk": ("e", "1-x"),
+    }
