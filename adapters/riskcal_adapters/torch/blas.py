@@ -31,11 +31,12 @@ def _address() -> int:
 
 # compiled code that was kept from an earlier process looks the address up by this name
 binding.add_symbol(_NAME, _address())
-_CHARS, _SIZES = types.CPointer(types.uint8), types.CPointer(types.int32)
-_FLOATS = types.CPointer(types.float32)
-_sgemm = types.ExternalFunction(
+_types: Any = types
+_CHARS, _SIZES = _types.CPointer(types.uint8), _types.CPointer(types.int32)
+_FLOATS = _types.CPointer(types.float32)
+_sgemm: Any = _types.ExternalFunction(
     _NAME,
-    types.void(
+    _types.void(
         *(_CHARS, _CHARS, _SIZES, _SIZES, _SIZES, _FLOATS, _FLOATS, _SIZES),
         *(_FLOATS, _SIZES, _FLOATS, _FLOATS, _SIZES),
     ),

@@ -1,7 +1,6 @@
 """A T5's decoder: its prompt is encoded once, and every layer attends to it apart from what was generated."""
 
 import math
-from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,45 +13,13 @@ from riskcal_adapters.torch import kernels, t5_kernels, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.kernels import Floats
+from riskcal_adapters.torch.t5_prompt import Prompt, around, have_holes
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
 
 Of = TypeVar("Of")
 
 #: Prompts up to so many tokens are attended to quicker by `kernels`.
 _SHORT = 64
-
-
-@dataclass(eq=False)
-class Prompt:
-    """Encoded prompts."""
-
-    #: The encoder's normed output: (B * S, d); or, where there are ``starts``, each prompt from its own on.
-    memory: Tensor
-    bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
-    batch: int
-    lengths: Ints  # (B,)
-    starts: Ints  # (B,) rows of memory; of a pool each slot's; empty where prompts are padded to one length
-    position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
-    causal_bias: dict[PositionBias, Tensor] = field(
-        default_factory=dict
-    )  # (1, heads, T, T), -inf ahead; where needed
-    last_bias: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # where needed
-
-    def of(self, rows: Tensor) -> "Prompt":
-        """Some rows of the batch."""
-        numbers = rows.cpu().numpy()
-        lengths, starts, bias = self.lengths[numbers], self.starts, self.bias
-        if len(starts):
-            chosen = kernels.ranges(starts[numbers], lengths)
-            memory = self.memory.index_select(0, torch.from_numpy(chosen))
-            starts = np.cumsum(lengths) - lengths
-        else:
-            padded = self.memory.view(self.batch, -1, self.memory.shape[1])
-            memory = padded.index_select(0, rows).flatten(0, 1)
-            bias = None if bias is None else bias.index_select(0, rows)
-        return replace(
-            self, memory=memory, bias=bias, batch=len(rows), lengths=lengths, starts=starts
-        )
 
 
 class T5Backbone(Backbone):
@@ -219,7 +186,7 @@ class T5Backbone(Backbone):
         (B * S, d), or where it is `lean`, of the real tokens alone; these alone are multiplied there.
         """
         batch, width = tokens.shape
-        if self.lean and width <= _SHORT and not _have_holes(mask):
+        if self.lean and width <= _SHORT and not have_holes(mask):
             return self._encode_short(tokens[torch.from_numpy(mask)], mask.sum(1)), None
         biases = [bias.square(width) for bias in self._encoder_bias.layers]
         prompt_bias = real = spread = None
@@ -255,22 +222,16 @@ class T5Backbone(Backbone):
         shifts = width - 1 - (own - begins)
         tables = self._around.get(width)
         if tables is None:
-            tables = [_around(bias.square(width)) for bias in self._encoder_bias.layers]
+            tables = [around(bias.square(width)) for bias in self._encoder_bias.layers]
             self._around[width] = tables
         state = self._embedding.index_select(0, tokens)
         inside = self.kv_heads * self.head_width
         for index, layer in enumerate(self._encoder):
             bias = _of_layer(tables, index)
             if self.turns:
+                own_layer, where = self._encoder_arrays[index], (begins, counts, shifts)
                 t5_kernels.encoder_layer(
-                    self._encoder_arrays[index],
-                    self._offset,
-                    self.head_width,
-                    state.numpy(),
-                    begins,
-                    counts,
-                    shifts,
-                    bias,
+                    own_layer, self._offset, self.head_width, state.numpy(), *where, bias
                 )
                 continue
             projected = torch.mm(self.normed(state), layer.self_in).numpy()
@@ -362,9 +323,7 @@ class T5Backbone(Backbone):
         given = self._compiled(index, rows, positions, cache)
         return torch.from_numpy(t5_kernels.decoder_layer(given, state.numpy()))
 
-    def _compiled(
-        self, index: int, rows: Ints, positions: Ints, cache: Cache
-    ) -> tuple[Any, ...]:
+    def _compiled(self, index: int, rows: Ints, positions: Ints, cache: Cache) -> tuple[Any, ...]:
         """What `t5_kernels.decoder_layer` is given."""
         own = cache.layers.get(index) or self.open(index, cache)
         memory = own.memory
@@ -436,16 +395,3 @@ class T5Backbone(Backbone):
 def _of_layer(biases: list[Of], index: int) -> Of:
     """A layer's own, or the one that all share."""
     return biases[index if len(biases) > 1 else 0]
-
-
-def _around(square: Tensor) -> NDArray[np.float32]:
-    """(heads, 2 S - 1): the bias by how far ahead a position is, from 1 - S on, of that between all (1, heads, S, S)."""
-    around = torch.cat([square[0, :, 1:, 0].flip(1), square[0, :, 0]], 1)
-    return np.asarray(around.contiguous().numpy())
-
-
-def _have_holes(mask: NDArray[np.bool_]) -> bool:
-    """Whether any row's real tokens do not stand together."""
-    begins = mask.copy()
-    begins[:, 1:] &= ~mask[:, :-1]
-    return bool((begins.sum(1) > 1).any())

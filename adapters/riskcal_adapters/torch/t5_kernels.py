@@ -7,7 +7,7 @@ from numba import njit
 
 from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.blas import product
-from riskcal_adapters.torch.kernels import Floats, attend, gated_gelu, margins, rms_norm
+from riskcal_adapters.torch.kernels import attend, gated_gelu, margins, rms_norm
 from riskcal_adapters.torch.weights import CrossAttention, Layer
 
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -20,9 +20,7 @@ def arrays(matrices: Layer | CrossAttention) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def recall(
-    fresh: Any, states: Any, starts: Any, counts: Any, memory: Any, held: Any
-) -> None:
+def recall(fresh: Any, states: Any, starts: Any, counts: Any, memory: Any, held: Any) -> None:
     """Keys and values of ``fresh`` rows' prompts, from the encoder's normed output, to where they are ``held``."""
     for row in fresh:
         begin, end = starts[row], starts[row] + counts[row]
@@ -30,7 +28,7 @@ def recall(
 
 
 @njit(cache=True, nogil=True)
-def decoder_layer(given: Any, state: Any) -> Floats:
+def decoder_layer(given: Any, state: Any) -> Any:
     """As `Backbone.layer_of_rows`: for rows at positions of their own, (A, d) to (A, d).
 
     ``given`` is, one after the other:
@@ -61,9 +59,7 @@ def decoder_layer(given: Any, state: Any) -> Floats:
     product(normed, layer.self_in[:, inside:], fresh, _ZERO)
     queries = np.empty((count, inside), dtype=np.float32)
     product(normed[gaps:], layer.self_in[:, :inside], queries, _ZERO)
-    places, starts, counts = _place(
-        all_rows, all_positions, count, begins, begins, row_step, step
-    )
+    places, starts, counts = _place(all_rows, all_positions, count, begins, begins, row_step, step)
     keys = held.shape[1] - 2 * inside
     for i in range(len(places)):
         for j in range(2 * inside):

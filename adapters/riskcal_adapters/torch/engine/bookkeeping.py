@@ -170,8 +170,9 @@ def leave(
 ) -> Ints:
     """What becomes of rows after a layer where tokens are the most probable ones; gives those that ended.
 
-    Rows that leave emit their tokens (``emitting`` is what `emit` takes after these), note confidences, put their ``state`` among
-    the ``states`` (T, B, d) that skipped layers read, and enter again by the ``embedding`` of the token; the others enter the next layer.
+    Rows that leave emit their tokens (``emitting`` is what `emit` takes after these), note confidences, put their ``state``
+    among the ``states`` (T, B, d) that skipped layers read, and enter again by the ``embedding`` of the token; the others
+    enter the next layer.
     """
     ends, now, tokens, exits, layers, at, limits, since, first_token, active = emitting
     out = decide(rows, positions, places, needed, index, confidence, refused, last)
