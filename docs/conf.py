@@ -1,5 +1,6 @@
 """The site: Sphinx with MyST. Notebooks are copied in and executed at every build; nothing is fetched, then or by a reader."""
 
+import os
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,10 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
+os.environ["PYTHONWARNINGS"] = (
+    "ignore:IProgress not found"  # tqdm misses ipywidgets; there is no bar in a page
+)
+nb_merge_streams = True  # what a command prints in several goes is one output
 nb_execution_timeout = 900  # a busy machine is slow, not wrong
 
 autodoc_typehints = "none"
@@ -40,6 +45,8 @@ numpydoc_show_class_members = False
 html_theme = "pydata_sphinx_theme"
 html_title = f"riskcal {version}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["riskcal.css"]
 html_math_renderer = "mathml"
 html_extra_path = ["policy.schema.json", "generated/demo-report.html"]
 html_theme_options = {

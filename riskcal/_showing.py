@@ -18,6 +18,8 @@ PER = {
 }
 #: Rows shown of a long table: so many from each end.
 _ENDS = 30
+#: What a lone row is about.
+_WHICH = ("threshold", "thresholds")
 _CHOSEN = "font-weight: bold; background: rgba(0, 158, 115, .18)"
 
 
@@ -64,11 +66,13 @@ def _brief(table: pd.DataFrame, settings: Collection[str], chosen: Any) -> tuple
     hidden = [
         name
         for name in table.columns
-        if name in settings and len(table) > 1 and table[name].nunique(dropna=False) == 1
+        if name in settings
+        and table[name].nunique(dropna=False) == 1
+        and (len(table) > 1 or name not in _WHICH)
     ]
     common = ", ".join(_setting(name, table[name].iloc[0]) for name in hidden)
     shown = table.drop(columns=hidden)
-    said = f"In every row: {common}." if common else ""
+    said = f"In {'every' if len(table) > 1 else 'this'} row: {common}." if common else ""
     if len(shown) > 2 * _ENDS:
         kept = np.r_[np.arange(_ENDS), np.arange(len(shown) - _ENDS, len(shown))]
         if chosen is not None:

@@ -151,8 +151,11 @@ def mended(frame: pd.DataFrame, tmp_path: Path) -> tuple[list[str], pd.DataFrame
          "dissimilarity"),
         (lambda f: f.assign(timed_out=lambda f: f.index % 50 == 7,
                             rougeL=lambda f: f["rougeL"].mask(f["timed_out"])), "failed"),
+        (lambda f: f.assign(metrics=[{"length": 3, "rougeL": value} for value in f["rougeL"]])
+         .drop(columns="rougeL"), "dissimilarity"),
     ],
-    ids=["a score", "a percentage", "a distance", "a score of the task", "retries", "failures"],
+    ids=["a score", "a percentage", "a distance", "a score of the task", "retries", "failures",
+         "a score in an object"],
 )  # fmt: skip
 def test_options_that_are_proposed_mend_the_log(
     change: Callable[[pd.DataFrame], pd.DataFrame], target: str, tmp_path: Path
@@ -190,6 +193,25 @@ def test_a_column_of_another_meaning_gets_another_name() -> None:
     columns = renaming.options([option.removeprefix("--columns ") for option in options])
     assert not findings(frame, columns=columns)
     assert refused(frame, columns=columns) is None
+
+
+def test_what_stands_in_an_object_is_proposed_where_no_column_has_the_name() -> None:
+    frame = table().rename(columns={"dissimilarity": "distance"})
+    inner = frame.drop(columns="distance").assign(
+        scores=[{"distance": value} for value in frame["distance"]]
+    )
+    assert findings(inner)[0].mend == ("--columns dissimilarity=scores.distance",)
+    both = inner.assign(distance=frame["distance"])
+    assert findings(both)[0].mend == ("--columns dissimilarity=distance",)
+
+
+def test_the_rows_of_a_problem_are_as_many_as_it_says() -> None:
+    """The full model's null distances are what they should be, once its null thresholds are known for what they are."""
+    frame = table().assign(threshold=lambda f: f["threshold"].replace(math.inf, math.nan))
+    gone = frame.index.isin([0, 3, 4, 7])  # two of the full model's
+    (one,) = findings(frame.assign(dissimilarity=frame["dissimilarity"].mask(gone)), is_json=True)
+    assert one.rows == (4, 7)
+    assert "(2 such rows)" in one.problem
 
 
 def test_what_cannot_be_guessed_is_said_with_what_is_there() -> None:

@@ -76,8 +76,17 @@ def test_any_table_is_shown_whole_or_says_what_it_left_out(rows, chosen):
     assert seen + (int(left_out[1]) if left_out else 0) == len(table)
     assert page.count("font-weight: bold") == (chosen is not None)
     for name in ("name", "n"):
-        same = len(table) > 1 and table[name].nunique() == 1
+        same = len(table) > 0 and table[name].nunique() == 1
         assert (f"<th>{name}</th>" in page) != same
+
+
+def test_one_candidate_has_its_loss_in_sight(calibration):
+    """Of one row every column is constant; a policy in JSON would push the loss off the page."""
+    runs = riskcal.load_example("g2p").to_frame().query("threshold in [0.5, inf]")
+    shown = repr(riskcal.calibrate(riskcal.Runs.from_frame(runs), delta=0.1))
+    header = next(line for line in shown.splitlines() if "loss" in line and "threshold" in line)
+    assert header.split()[:3] == ["threshold", "loss", "pvalue"]
+    assert "In this row: min_layer 1, measure softmax, max_new_tokens 24" in shown
 
 
 def test_markup_in_records_is_text():

@@ -5,16 +5,18 @@ import functools
 import hashlib
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 import riskcal
 from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Runs, Traces, cli, report
 from riskcal.calibration.posing import pose
-from riskcal.report import choices, exits, generations
+from riskcal.report import charts, choices, exits, generations
 from riskcal.report.html import shown, tag
 from riskcal.serving import EventLog, EventWatch
 
@@ -446,3 +448,26 @@ def test_the_command_sees_what_a_file_is(tmp_path, whole):
     assert said(tmp_path / "policy.json").anchors == ["guarantee", "policy"]
     events = said(tmp_path / "events.jsonl", "--policy", tmp_path / "policy.json")
     assert events.anchors == ["monitor"]
+
+
+def test_no_label_of_a_chart_leaves_its_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the room that labels take moves the axes, these would choose other ticks, with longer labels."""
+    left = []
+    save = Figure.savefig
+
+    def saved(figure: Figure, *given: Any, **options: Any) -> None:
+        save(figure, *given, **options)
+        left.append(figure.axes[0].yaxis.label.get_window_extent().x0)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    for high in np.linspace(0.1, 0.3, 21):
+
+        def draw(ax: Any, high: float = high) -> None:
+            ax.plot([0.4, 0.9], [0.6 * high, 0.2 * high])
+            ax.set_ylim(0, high)
+            ax.set_xlabel("exit threshold")
+            ax.set_ylabel("loss")
+
+        charts.chart(draw, "Chart.")
+    assert len(left) == 21
+    assert min(left) > -1.0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from riskcal import (
     Runs,
     Traces,
     calibrate,
+    load_example,
     replay_arrays,
     replay_traces,
 )
@@ -236,6 +238,13 @@ def test_vectors_of_a_replay_are_what_the_policy_says():
     runs = replay_traces(requests(300), [[0.97], [0.9]], exact=True)
     assert runs.candidates["thresholds"].tolist() == ['{"1": 0.97}', '{"1": 0.9}']
     assert calibrate(runs, delta=0.1).policy().thresholds == {1: 0.9}
+
+
+def test_a_message_names_the_vector_and_not_the_number_that_stands_for_it():
+    cascade = load_example("cascade")
+    runs = replay_traces(cascade, [[0.9, 0.8], [0.7, 0.6]], exact=True)
+    message = calibrate(runs, delta=0.1).message
+    assert re.search(r"prompts, at thresholds \{\"1\": 0\.\d, \"2\": 0\.\d\} the expected", message)
 
 
 def test_false_certificates_of_pairs_are_rare():

@@ -1,5 +1,7 @@
 """Columns of numbers that nobody named are not read, and whoever reads the table is told which."""
 
+import subprocess
+import sys
 import warnings
 from decimal import Decimal
 from pathlib import Path
@@ -93,3 +95,11 @@ def test_files_warn_alike_and_what_is_written_here_does_not(tmp_path: Path) -> N
     assert [one.filename for one in said] == [__file__]
     runs = riskcal.load_example("g2p")
     assert Runs.from_frame(runs.to_frame(), costs=runs.costs).digest() == runs.digest()
+
+
+def test_on_the_shell_the_warning_is_one_line_that_names_no_source(tmp_path: Path) -> None:
+    TABLE.assign(price=1).to_csv(tmp_path / "log.csv", index=False)
+    command = [sys.executable, "-m", "riskcal", "calibrate", "log.csv", "--delta", "0.5", "--json"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("riskcal: price: the column is not read")

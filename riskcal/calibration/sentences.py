@@ -37,8 +37,10 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
 def _where(problem: Problem, chosen: pd.Series) -> str:
     """The candidate, by what tells it from others; of vectors of one learned risk the number that they stand for."""
     names, first = problem.coordinates, []
-    if "learned" in problem.candidates and "learned" not in names:
+    learned = "learned" in problem.candidates and "learned" not in names
+    if learned:
         first = [f"max_risk {as_text(recorded_limit(chosen['learned']).max_risk)}"]
+    if learned or "thresholds" in names:  # of a vector the number in `threshold` is but a name
         names = [name for name in names if name != "threshold"]
     return ", ".join([*first, *(f"{name} {as_text(chosen[name])}" for name in names)])
 

@@ -1,7 +1,9 @@
 """The command line. Exit status: 0 done, 1 nothing certified, 2 bad input, 3 alarm."""
 
 import sys
+import warnings
 from importlib import metadata
+from typing import Any
 
 from riskcal._validate import RiskcalError
 from riskcal.cli import calibrate, check, demo, monitor, report, trials, verify
@@ -12,11 +14,22 @@ COMMANDS = (calibrate, check, trials, report, demo, monitor, verify)
 
 
 def main() -> None:
-    """Entry point: bad input ends with one line on stderr and status 2, whatever the command."""
+    """Entry point: bad input ends with one line on stderr and status 2, a warning is a line there, whatever the command."""
     for command in metadata.entry_points(group="riskcal.commands"):
         app.command(command.name)(command.load())
-    try:
-        app()
-    except RiskcalError as error:
-        print(f"riskcal: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    with warnings.catch_warnings():
+        warnings.showwarning = _remark
+        try:
+            app()
+        except RiskcalError as error:
+            _say(error)
+            sys.exit(2)
+
+
+def _remark(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """A warning in one line: the place in riskcal's source, which Python adds, is of no use to who called a command."""
+    _say(message)
+
+
+def _say(what: object) -> None:
+    print(f"riskcal: {' '.join(str(what).split())}", file=sys.stderr)

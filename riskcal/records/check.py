@@ -112,10 +112,10 @@ def findings(
     frame = _without_retries(frame, keep, settings, sources, further, found)
     name = sources.get("threshold", "threshold")
 
-    def read(given: pd.DataFrame) -> None:
-        accept(nulls.as_full_model(given, is_json=is_json, name=name))
+    def whole(given: pd.DataFrame) -> pd.DataFrame:
+        return nulls.as_full_model(given, is_json=is_json, name=name)
 
-    found += _peeled(frame, read, settings, sources)
+    found += _peeled(frame, whole, accept, settings, sources)
     return found or [_of(refused)]
 
 
@@ -136,15 +136,22 @@ def findings_of_traces(table: Any, *, columns: renaming.Columns | None = None) -
 
 def _peeled(
     frame: pd.DataFrame,
-    read: Callable[[pd.DataFrame], Any],
+    whole: Callable[[pd.DataFrame], pd.DataFrame],
+    accept: Callable[[pd.DataFrame], Any],
     settings: Sequence[str],
     sources: Mapping[str, str],
 ) -> Iterator[Finding]:
-    """What reading refuses, one problem after the other, each out of the way before the next is looked for."""
+    """What reading refuses, one problem after the other, each out of the way before the next is looked for.
+
+    ``whole`` fills the nulls of the full model's rows, or refuses them, and ``accept`` refuses the rest.
+    """
     said: set[str] = set()
     unplaced = 0  # rows of unknown prompts, which other prompts then seem to lack
     while {"prompt", "threshold", *settings} <= set(frame.columns):
-        error = _refusal(partial(read, frame))
+        error = _refusal(partial(whole, frame))
+        if error is None:
+            frame = whole(frame)  # so that no row counts whose null says what it should
+            error = _refusal(partial(accept, frame))
         if error is None or str(error) in said:
             return
         said.add(str(error))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.records import candidates, columns, truths
-from riskcal.records.renaming import options, renamed
+from riskcal.records.renaming import options, renamed, unfolded
 
 #: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
 _NAMES = {
@@ -38,7 +38,7 @@ _MOST = 0.9
 
 def required(frame: pd.DataFrame) -> dict[str, str]:
     """For each of the columns that runs need and the table lacks, the option that would make it of one that it has."""
-    proposals = {}
+    frame, proposals = unfolded(frame), {}
     for target in ("prompt", "threshold"):
         if target not in frame.columns and (found := _first(frame, _NAMES[target])):
             proposals[target] = f"{target}={found}"
@@ -50,7 +50,7 @@ def required(frame: pd.DataFrame) -> dict[str, str]:
 
 def optional(frame: pd.DataFrame) -> dict[str, str]:
     """The same for columns that runs may have: costs, failures, clusters and strata."""
-    proposals = {}
+    frame, proposals = unfolded(frame), {}
     for target in ("seconds", "tokens", "layers", "failed", "cluster", "group"):
         if target in frame.columns:
             continue
@@ -144,16 +144,21 @@ def _values(column: pd.Series) -> Floats:
 def _first(
     frame: pd.DataFrame, names: str, ending: str = "", *, of_truths: bool = False
 ) -> str | None:
-    """The table's column with the likeliest of these names, and one that the shell can say."""
-    own = {
-        re.sub(r"[^a-z0-9]", "", name.lower()): name
-        for name in reversed(frame.columns)
-        if isinstance(name, str)
-    }
+    """The table's column with the likeliest of these names, and one that the shell can say.
+
+    What stands in an object goes by its own name, ``metrics.rougeL`` by ``rougeL``, unless a column of the table has that.
+    """
+    whole = [name for name in reversed(frame.columns) if isinstance(name, str)]
+    own = {_letters(name.rpartition(".")[2]): name for name in whole if "." in name}
+    own |= {_letters(name): name for name in whole}
     for known in names.split():
-        found = own.get(re.sub(r"[^a-z0-9]", "", known + ending))
+        found = own.get(_letters(known + ending))
         if not found or options([f"prompt={found}"]) != {"prompt": found}:
             continue
         if not of_truths or all(isinstance(cell, bool | np.bool_) for cell in frame[found]):
             return found
     return None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())

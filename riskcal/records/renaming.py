@@ -195,6 +195,12 @@ def names_in(frame: pd.DataFrame) -> list[str]:
     return names
 
 
+def unfolded(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with a column for each of `names_in`: of what stands in objects as well."""
+    nested = set(names_in(frame)) - set(map(str, frame.columns))
+    return _with_nested(frame, {name: _Column(name) for name in nested})
+
+
 def _with_nested(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> pd.DataFrame:
     """The table with the columns that are wanted from within objects, ``metrics.rougeL``, null where an object lacks it."""
     made = {}

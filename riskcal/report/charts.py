@@ -73,12 +73,17 @@ def chart(
     """An image of what ``draw`` draws on axes; ``label`` says in words what is seen, ``step`` where the slider begins."""
     from matplotlib import style
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator
 
     # other fonts, sizes and grids of a user's own are for figures on paper
     with style.context(["default", _STYLE]):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         draw(axes)
+        figure.draw_without_rendering()
+        for axis in (axes.xaxis, axes.yaxis):
+            # the room for labels moves the axes, which would choose other ticks, whose labels have no room
+            axis.set_major_locator(FixedLocator(axis.get_majorticklocs().tolist()))
         buffer = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)

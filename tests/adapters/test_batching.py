@@ -196,7 +196,7 @@ def test_row_9_rows_go_on_as_alone_without_those_that_ended(tiny_t5, fields, mon
     monkeypatch.setattr(
         Cache,
         "keep",
-        lambda cache, rows: kept.append((cache.batch, len(rows))) or keep(cache, rows),
+        lambda cache, *rows: kept.append((cache.batch, len(rows[0]))) or keep(cache, *rows),
     )
     input_ids, mask = prompts(24, "left")
     policy = ExitPolicy(threshold=0.2, **fields)

@@ -25,9 +25,9 @@ def generated(model, policy, input_ids, mask, length=LENGTH):
         cache, keep = made.cache, made.cache.keep
         cache.rows = torch.arange(cache.batch)
 
-        def keeping(rows):
+        def keeping(rows, numbers):
             cache.rows = cache.rows[rows]
-            keep(rows)
+            keep(rows, numbers)
 
         cache.keep = keeping
         caches.append(cache)

@@ -33,8 +33,8 @@ PRUNED = Pruning("adaptive", largest=30, smallest=4)
 
 OF_ARRAYS = {
     "softmax": measures.softmax_margin,
-    "max": measures.max_probability,
-    "entropy": measures.negative_entropy,
+    "max": lambda logits: measures.read(measures.max_probability(logits)),
+    "entropy": lambda logits: measures.read(measures.negative_entropy(logits)),
 }
 
 

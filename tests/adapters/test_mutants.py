@@ -137,8 +137,8 @@ def strict_comparison(monkeypatch):
 def whole_array_norm(monkeypatch):
     def cosine(state, before):
         if before is None:
-            return np.zeros(len(state), dtype=np.float32)
-        return ((state * before).sum(-1) / (state.norm() * before.norm())).numpy()
+            return torch.zeros(len(state))
+        return (state * before).sum(-1) / (state.norm() * before.norm())
 
     monkeypatch.setattr(measures, "saturation", cosine)
 
@@ -151,7 +151,7 @@ def flattened_argmax_of_the_oracle(monkeypatch):
             return of_scores(self, layer, scores)
         row = int(scores.logits.argmax()) // scores.logits.shape[1]
         agrees_ = scores.best()[row] == self._targets[row]
-        return np.full(len(scores.logits), float(agrees_), dtype=np.float32)
+        return torch.full((len(scores.logits),), float(agrees_))
 
     monkeypatch.setattr(Judge, "_of_scores", flattened)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from riskcal import RiskcalError
 from riskcal_adapters.torch import ExitHead, check_heads, training
 from riskcal_adapters.torch.exit_head_checks import backbone_fingerprint
-from riskcal_adapters.torch.training import exit_heads, self_generated
+from riskcal_adapters.torch.training import descent, exit_heads, self_generated
 
 V, L = tiny_causal.VOCABULARY, tiny_causal.LAYERS
 MODEL = tiny_causal.llama()
@@ -282,7 +282,7 @@ def test_text_and_its_states_train_the_same_heads(sequences, states):
 def test_training_that_was_cut_off_goes_on_to_the_same_heads(states, tmp_path, monkeypatch):
     options = OPTIONS | {"steps": 12, "save_steps": 5}
     whole = training.train_heads(MODEL, states, [1, L], **options)
-    step = exit_heads._Run.step
+    step = descent.Descent.step
 
     def cut_off(self, loss, number):
         if number == 8:
@@ -290,7 +290,7 @@ def test_training_that_was_cut_off_goes_on_to_the_same_heads(states, tmp_path, m
         step(self, loss, number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(exit_heads._Run, "step", cut_off)
+        patched.setattr(descent.Descent, "step", cut_off)
         with pytest.raises(KeyboardInterrupt):
             training.train_heads(MODEL, states, [1, L], folder=tmp_path / "heads", **options)
     made = []
@@ -299,7 +299,7 @@ def test_training_that_was_cut_off_goes_on_to_the_same_heads(states, tmp_path, m
         made.append(number)
         step(self, loss, number)
 
-    monkeypatch.setattr(exit_heads._Run, "step", counted)
+    monkeypatch.setattr(descent.Descent, "step", counted)
     for steps in (
         [*range(5, 12)],
         [],

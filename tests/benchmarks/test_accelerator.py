@@ -21,12 +21,17 @@ def test_smoke_checks_and_measures_every_part(tmp_path: Path) -> None:
     assert found["device"]
     assert found["smoke"]
     assert not found["left_out"]
-    assert len(found["checks"]) >= 28
+    assert len(found["checks"]) >= 33
     assert all(check["holds"] for check in found["checks"])
     measured = {(row["model"].split(",")[0], row["setting"]) for row in found["timings"]}
     assert {
         ("g2p", "certified"),
         ("g2p", "generate"),
+        ("g2p", "full model, device's loop"),
+        ("g2p", "certified, host's loop"),
+        ("g2p", "certified, device's loop without lag"),
+        ("random T5", "forced depths, device's loop"),
+        ("random Llama", "forced depths, device's loop"),
         ("random T5", "forced depths, regrouped"),
         ("random Llama", "forced depths, regrouped"),
         ("g2p through the engine", "engine, certified"),
@@ -45,6 +50,7 @@ def test_no_time_left_means_left_out_and_named(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stdout + run.stderr
     assert json.loads(figures.read_text())["left_out"] == [
         "checks",
+        "loops",
         "shipped model",
         "T5-large",
         "causal checks",

@@ -103,6 +103,10 @@ class Backbone(abc.ABC):
         """(B, d) of the tokens before the position at hand, not to be written to."""
 
     @abc.abstractmethod
+    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """The same of tokens (B,) that are where the weights are: the host need not know them."""
+
+    @abc.abstractmethod
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         """The same of some rows (A, d), each at a position of its own."""
 
@@ -371,5 +375,8 @@ class Backbone(abc.ABC):
             own.filled = cache.position
 
     def tensor(self, values: NDArray[Any]) -> Tensor:
-        """On the model's device, by way of numpy: torch reads lists slowly."""
-        return torch.from_numpy(values).to(self.device)
+        """On the model's device, by way of numpy: torch reads lists slowly. What was queued there is not waited for."""
+        held = torch.from_numpy(values)
+        if self.device.type == "cuda":  # from a copy that stays where it is until the device has it
+            return held.pin_memory().to(self.device, non_blocking=True)
+        return held.to(self.device)

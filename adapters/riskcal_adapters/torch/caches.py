@@ -155,15 +155,15 @@ class LayerCache:
             self.starts = self.places(np.arange(cache.batch), cache.begins)
         return self.starts
 
-    def of(self, kept: Tensor, batch: int, offset: int) -> "LayerCache":
-        """The same for some rows of the batch."""
+    def of(self, kept: Tensor, numbers: Ints, batch: int, offset: int) -> "LayerCache":
+        """The same for some rows of the batch; ``numbers`` are those of ``kept``, which would have to be read."""
         all_rows = self.rows.view(-1, batch, self.rows.shape[1])
         # columns beyond what any row has filled hold nothing yet: the length limit may be far away
         filled = offset + max(self.filled, int(self.filled_rows.max()))
         rows = self.rows.new_empty(len(all_rows) * len(kept), self.rows.shape[1])
         chosen = rows.view(-1, len(kept), self.rows.shape[1])
         torch.index_select(all_rows[:filled], 1, kept, out=chosen[:filled])
-        numbers, memory = kept.cpu().numpy(), self.memory
+        memory = self.memory
         if memory is not None:
             memory = memory.of(numbers) if isinstance(memory, Packed) else memory.of(kept)
         part = LayerCache.on(rows, len(kept), self.keys.shape[1], self.keys.shape[3], memory)
@@ -233,12 +233,11 @@ class Cache:
         self.states.select(0, self.position).copy_(state)
         self.position += 1
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with some rows of the batch, (A,) in this order."""
+    def keep(self, rows: Tensor, numbers: Ints) -> None:
+        """Go on with some rows of the batch, (A,) in this order, which the host knows as ``numbers``."""
         for index, own in self.layers.items():
-            self.layers[index] = own.of(rows, self.batch, self.offset)
-        numbers = rows.cpu().numpy()
-        self.prompt, self.offsets = self.prompt.of(rows), self.offsets[numbers]
+            self.layers[index] = own.of(rows, numbers, self.batch, self.offset)
+        self.prompt, self.offsets = self.prompt.of(rows, numbers), self.offsets[numbers]
         self.begins = self.begins[numbers]
         states = self.states.new_empty(self.length, len(rows), self.states.shape[2])
         torch.index_select(self.states[: self.position], 1, rows, out=states[: self.position])

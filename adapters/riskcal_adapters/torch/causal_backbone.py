@@ -25,12 +25,14 @@ class Prompt:
     """Where the prompts of a batch stand: each ends in the column before the first generated one."""
 
     padding: Ints  # (B,) columns before a row's first token
+    first: Tensor  # (B,) on the device: the place of the first position among a row's tokens
     bias: Tensor | None  # (B, 1, 1, C), -inf at padding; None without padding
 
-    def of(self, rows: Tensor) -> "Prompt":
+    def of(self, rows: Tensor, numbers: Ints) -> "Prompt":
         """Some rows of the batch."""
         return Prompt(
-            self.padding[rows.cpu().numpy()],
+            self.padding[numbers],
+            self.first.index_select(0, rows),
             None if self.bias is None else self.bias.index_select(0, rows),
         )
 
@@ -85,9 +87,9 @@ class CausalBackbone(Backbone):
             columns = weights.whole_pieces(offset + length)
             hidden = np.arange(columns) < padding[:, None]
             additive = np.where(hidden, -math.inf, 0.0)[:, None, None, :]
-            bias = torch.as_tensor(additive, dtype=self.dtype, device=self.device)
+            bias = self.tensor(additive).to(self.dtype)
         cache = Cache(
-            Prompt(padding, bias),
+            Prompt(padding, self.tensor(lengths - 1), bias),
             [int(row[-1]) for row in aligned],
             self._embedding.new_empty(length, batch, self.width),
             offsets=np.full(batch, offset),
@@ -104,12 +106,13 @@ class CausalBackbone(Backbone):
 
     def pool(self, slots: int, prompt: int, length: int) -> Cache:
         self.refuse_longer(prompt, length)
+        nothing = np.zeros(slots, dtype=np.int64)
         cache = Cache(
-            Prompt(np.zeros(slots, dtype=np.int64), None),
+            Prompt(nothing, self.tensor(nothing), None),  # rows are asked for with their positions
             [0] * slots,
             self._embedding.new_zeros(length, slots, self.width),
             offsets=np.full(slots, prompt - 1),
-            begins=np.zeros(slots, dtype=np.int64),
+            begins=nothing.copy(),
         )
         for index in range(self.n_layers):
             self.open(index, cache, by_row=True)
@@ -177,11 +180,13 @@ class CausalBackbone(Backbone):
         return columns
 
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
-        state = self._embedding.index_select(0, self.tensor(np.array(tokens)))
+        return self.embed_known(self.tensor(np.array(tokens)), cache)
+
+    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
+        state = self._embedding.index_select(0, tokens)
         if self._positions is None:
             return state
-        places = cache.offsets + cache.position - cache.prompt.padding
-        return state + self._positions.index_select(0, self.tensor(places))
+        return state + self._positions.index_select(0, cache.prompt.first + cache.position)
 
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
         state = self._embedding.index_select(0, self.tensor(np.array(tokens)))
@@ -231,10 +236,11 @@ class CausalBackbone(Backbone):
         columns = np.arange(cache.offset + first, cache.offset + end)
         if cache.prompt.bias is None and (len(columns) == 1 or cache.batch == 1):
             return self._rotation(cache.offset + end, slice(columns[0], columns[-1] + 1))
-        return self._rotation(
-            cache.offset + end,
-            self.tensor((columns[:, None] - cache.prompt.padding).clip(0).ravel()),
-        )
+        own = cache.prompt.first
+        if len(columns) == 1:
+            return self._rotation(cache.offset + end, own + first)
+        ahead = torch.arange(first, end, device=self.device)[:, None]
+        return self._rotation(cache.offset + end, (own + ahead).flatten())
 
     def places_of(self, cache: Cache, rows: Ints, positions: Ints) -> Rotation | None:
         places = cache.offsets[rows] + positions - cache.prompt.padding[rows]
@@ -253,7 +259,7 @@ class CausalBackbone(Backbone):
         at = np.arange(columns)
         hidden = (at > last[:, None]) | (at < cache.prompt.padding[rows, None])
         additive = np.where(hidden, -math.inf, 0.0)[:, None, None, :]
-        return torch.as_tensor(additive, dtype=self.dtype, device=self.device)
+        return self.tensor(additive).to(self.dtype)
 
     def bias_square(self, index: int, cache: Cache, first: int) -> Tensor:
         end = cache.offset + cache.position + 1

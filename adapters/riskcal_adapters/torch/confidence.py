@@ -2,19 +2,18 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from riskcal.policy import ExitPolicy
-from riskcal_adapters.torch import measures
+from riskcal_adapters.torch import kernels, measures
 from riskcal_adapters.torch.heads import Head
 from riskcal_adapters.torch.measures import Classifier, Confidences
 from riskcal_adapters.torch.scores import Scores
 
 #: Measures of a layer's logits alone.
-OF_LOGITS: dict[str, Callable[[Tensor], Confidences]] = {
-    "softmax": measures.softmax_margin,
+OF_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": measures.margin,
     "max": measures.max_probability,
     "entropy": measures.negative_entropy,
 }
@@ -83,36 +82,58 @@ class Judge:
         state, before : (B, d)
             Raw states after this layer and the one before; None at the first.
         """
-        self._first = self._first or layer
-        scores = None
-        if self._measure == "state":
-            confidence = measures.saturation(state, before)
-        elif self._measure == "classifier":
-            assert self._classifier is not None
-            confidence = measures.classifier_probability(state, self._classifier)
-        else:
-            scores = self._head.scores(layer, state, self._confidence)
-            if self._measure == "softmax" and scores.ids is None:
+        scores = self._scores(layer, state)
+        if scores is None or kernels.take(scores.logits):
+            if self._measure == "softmax" and scores is not None and scores.ids is None:
                 confidence, best = measures.margin_and_best(scores.logits)
                 scores = Scores(scores.logits, None, best)
             else:
-                confidence = self._of_scores(layer, scores)
-        if self._remembers:
-            self._states.append(state)
+                confidence = measures.read(self._of(layer, state, before, scores))
+        else:  # where a read is a wait, one brings the tokens too
+            found = self._of(layer, state, before, scores)
+            confidence, best = measures.read_both(found, scores.best())
+            scores = Scores(scores.logits, scores.ids, best)
         self._confidence = confidence
         return confidence, scores
 
-    def _of_scores(self, layer: int, scores: Scores) -> Confidences:
+    def measured(
+        self, layer: int, state: Tensor, before: Tensor | None
+    ) -> tuple[Tensor, Scores | None]:
+        """As `look`, with confidences that stay where states are: nobody waits. Not for heads that shrink with confidence."""
+        scores = self._scores(layer, state)
+        return self._of(layer, state, before, scores), scores
+
+    def _scores(self, layer: int, state: Tensor) -> Scores | None:
+        """Where the measure needs them."""
+        self._first = self._first or layer
+        if self._measure in measures.OF_STATES:
+            return None
+        return self._head.scores(layer, state, self._confidence)
+
+    def _of(
+        self, layer: int, state: Tensor, before: Tensor | None, scores: Scores | None
+    ) -> Tensor:
+        """Confidence after a layer; it is remembered for those that are contrasted with it."""
+        if self._measure == "state":
+            return measures.saturation(state, before)
+        if scores is None:
+            assert self._classifier is not None
+            return measures.classifier_probability(state, self._classifier)
+        confidence = self._of_scores(layer, scores)
+        self.pass_by(state)
+        return confidence
+
+    def _of_scores(self, layer: int, scores: Scores) -> Tensor:
         if self._measure == "oracle":
             assert self._targets is not None
-            return (scores.best() == self._targets).cpu().numpy().astype(np.float32)
+            return (scores.best() == self._targets).float()
         if self._measure in OF_LOGITS:
             return OF_LOGITS[self._measure](scores.logits)
         if scores.ids is None:
             self._logits[layer] = scores.logits
         earlier = self._amateurs(layer)
         if not earlier:
-            return measures.softmax_margin(scores.logits)
+            return measures.margin(scores.logits)
         expert = scores.logits
         probabilities = torch.softmax(expert, -1, dtype=torch.float32)
         # the tokens that are contrasted, which the literature calls the head

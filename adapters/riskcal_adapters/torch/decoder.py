@@ -15,12 +15,12 @@ from riskcal import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import fingerprint, generation_config, request_checks
+from riskcal_adapters.torch import device_loop, speculation, weights
 from riskcal_adapters.torch import sampling as sampling_
-from riskcal_adapters.torch import speculation, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
-from riskcal_adapters.torch.generation import Generation, assembled
+from riskcal_adapters.torch.generation import Generation, Step, assembled
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.measures import Classifier, Linear
 from riskcal_adapters.torch.speculation import Drafting, Speculation
@@ -145,15 +145,27 @@ class Decoder:
         groups, needed = self._asked(policy, batch, max_new_tokens)
         with torch.inference_mode():
             if len(groups) == 1:
-                parts = [self._loop.generate(groups[0][0], tokens, mask, needed)]
+                parts = [self._decode(groups[0][0], tokens, mask, needed)]
             else:
                 parts = [
-                    self._loop.generate(one, tokens[rows], mask[rows], needed[:, :, rows])
+                    self._decode(one, tokens[rows], mask[rows], needed[:, :, rows])
                     for one, rows in groups
                 ]
         return assembled(
             [rows for _, rows in groups], parts, batch, self._special.pad, self._backbone.tensor
         )
+
+    def _decode(
+        self,
+        policy: ExitPolicy,
+        tokens: Tensor,
+        mask: NDArray[np.bool_],
+        needed: NDArray[np.float32],
+    ) -> list[Step]:
+        """Rows that are decoded together, by the loop that waits least where the weights are."""
+        if device_loop.apart(self._backbone.device) and device_loop.takes(policy, needed):
+            return device_loop.generate(self._loop, policy, tokens, mask, needed)
+        return self._loop.generate(policy, tokens, mask, needed)
 
     def speculate(
         self,

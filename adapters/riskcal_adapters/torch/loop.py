@@ -70,8 +70,9 @@ class Run:
 
     def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
         """Go on with some rows of the batch."""
-        kept = as_tensor(np.array(rows))
-        self.cache.keep(kept)
+        numbers = np.array(rows)
+        kept = as_tensor(numbers)
+        self.cache.keep(kept, numbers)
         self.keys = [self.keys[row] for row in rows] if self.keys else []
         self.pending = [self.pending[row] for row in rows]
         self.contexts = [self.contexts[row] for row in rows] if self.contexts else []
@@ -171,9 +172,9 @@ class Loop:
         """
         policy, cache, judge = run.policy, run.cache, run.judge
         step = Step.blank(cache.batch, self.special.pad)
-        state = after_first = self._begin(run, previous)
+        state = after_first = self.begin(run, self.backbone.embed(previous, run.cache))
         ahead = (
-            self._last_scores(run, state)
+            self.last_scores(run, state)
             if policy.measure == "oracle" or policy.emits == "last"
             else None
         )
@@ -250,9 +251,8 @@ class Loop:
                 run.contexts[row] = run.guard.after(run.contexts[row], step.tokens[row])
         return step
 
-    def _begin(self, run: Run, previous: list[int]) -> Tensor:
-        """Embed the tokens before; where the cache is recomputed, go back to the last position that ran all layers."""
-        state = self.backbone.embed(previous, run.cache)
+    def begin(self, run: Run, state: Tensor) -> Tensor:
+        """``state`` is embedded; where the cache is recomputed, go back to the last position that ran all layers."""
         if run.policy.cache == "recompute":
             deepest = run.cache.layers.get(self.n_layers - 1)
             full, position = 0 if deepest is None else deepest.filled, run.cache.position
@@ -263,7 +263,7 @@ class Loop:
             run.embedded.append(state)
         return state
 
-    def _last_scores(self, run: Run, state: Tensor) -> Scores:
+    def last_scores(self, run: Run, state: Tensor) -> Scores:
         """The last layer's logits on the cache as it is; the cache is left as if they had not been asked for."""
         cache = run.cache
         position, states = cache.position, cache.states[: cache.position].clone()

@@ -2,8 +2,9 @@
 
 Policies ask for them by the names in `riskcal_adapters.torch.confidence`.
 
-Each is a function of a batch's logits (B, V) or raw states (B, d), and gives (B,) float32 on the CPU, computed in float32.
-Higher is surer for all of them, and a token exits where the value reaches its threshold. A NaN never does.
+Each is a function of a batch's logits (B, V) or raw states (B, d), and gives (B,) float32, computed in float32, where these
+are; `read` brings them to the host. Higher is surer for all of them, and a token exits where the value reaches its threshold.
+A NaN never does.
 """
 
 from dataclasses import dataclass
@@ -48,53 +49,64 @@ class Linear:
         return cls(weight.to(device), bias.to(device))
 
 
-def softmax_margin(logits: Tensor) -> Confidences:
+def read(confidence: Tensor) -> Confidences:
+    """On the host, which waits for it."""
+    return np.asarray(confidence.cpu().numpy())
+
+
+def read_both(confidence: Tensor, tokens: Tensor) -> tuple[Confidences, NDArray[np.int64]]:
+    """Confidences with tokens (B,): one wait, and exactly."""
+    both = torch.stack([confidence.double(), tokens.double()]).cpu().numpy()
+    return both[0].astype(np.float32), both[1].astype(np.int64)
+
+
+def margin(logits: Tensor) -> Tensor:
     """How far the most probable token is ahead of the next, in [0, 1] (CALM, section 3.4). Ties have margin 0."""
-    if kernels.take(logits):
-        return margin_and_best(logits)[0]
-    top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values.cpu().numpy()
-    return np.asarray(top[:, 0] - top[:, 1])
+    top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values
+    return top[:, 0] - top[:, 1]
+
+
+def softmax_margin(logits: Tensor) -> Confidences:
+    """`margin`, read."""
+    return margin_and_best(logits)[0] if kernels.take(logits) else read(margin(logits))
 
 
 def margin_and_best(logits: Tensor) -> tuple[Confidences, NDArray[np.int64]]:
-    """`softmax_margin`, and the most probable tokens, the lowest id of equals: two looks at the logits instead of five."""
+    """`margin`, and the most probable tokens, the lowest id of equals, read: two looks at the logits instead of five."""
     if not kernels.take(logits):
-        top = torch.softmax(logits, -1, dtype=torch.float32).topk(2).values
-        likeliest = logits.argmax(-1, keepdim=True)
-        read = torch.cat([top.double(), likeliest.double()], 1).cpu().numpy()  # in one, and exactly
-        return (read[:, 0] - read[:, 1]).astype(np.float32), read[:, 2].astype(np.int64)
+        return read_both(margin(logits), logits.argmax(-1))
     confidence, best = kernels.margins(logits.contiguous().numpy())
     return confidence, best
 
 
-def max_probability(logits: Tensor) -> Confidences:
+def max_probability(logits: Tensor) -> Tensor:
     """Probability of the most probable token, in [0, 1]."""
-    return np.asarray(torch.softmax(logits, -1, dtype=torch.float32).amax(-1).cpu().numpy())
+    return torch.softmax(logits, -1, dtype=torch.float32).amax(-1)
 
 
-def negative_entropy(logits: Tensor) -> Confidences:
+def negative_entropy(logits: Tensor) -> Tensor:
     """Minus the entropy of the next token, in nats: from -ln V to 0."""
-    probabilities = torch.softmax(logits, -1, dtype=torch.float32)
-    return np.asarray(torch.special.entr(probabilities).sum(-1).neg().cpu().numpy())
+    entropies: Tensor = torch.special.entr(torch.softmax(logits, -1, dtype=torch.float32))
+    return entropies.sum(-1).neg()
 
 
-def saturation(state: Tensor, before: Tensor | None) -> Confidences:
+def saturation(state: Tensor, before: Tensor | None) -> Tensor:
     """Cosine between a layer's state and the layer's before, in [-1, 1] (CALM, section 3.4).
 
     After the first layer there is none before: 0, as for a state of length zero.
     """
     if before is None:
-        return np.zeros(len(state), dtype=np.float32)
+        return torch.zeros(len(state), dtype=torch.float32, device=state.device)
     state, before = state.float(), before.float()
     lengths = torch.linalg.vector_norm(state, dim=-1) * torch.linalg.vector_norm(before, dim=-1)
     cosine = (state * before).sum(-1) / lengths
-    return np.asarray(torch.where(lengths == 0, 0.0, cosine).cpu().numpy())
+    return torch.where(lengths == 0, 0.0, cosine)
 
 
-def classifier_probability(state: Tensor, classifier: Classifier) -> Confidences:
+def classifier_probability(state: Tensor, classifier: Classifier) -> Tensor:
     """Probability, by a linear classifier on the raw state, that the layer's token is the last layer's (CALM, section 3.4)."""
     score = torch.mv(state.float(), classifier.weight.float()) + classifier.bias.float()
-    return np.asarray(torch.sigmoid(score).cpu().numpy())
+    return torch.sigmoid(score)
 
 
 def plausible(probabilities: Tensor, alpha: float | Tensor) -> Tensor:
@@ -122,9 +134,7 @@ def divergence(p: Tensor, q: Tensor) -> Tensor:
     ) / 2
 
 
-def contrasted(
-    expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mass: bool
-) -> Confidences:
+def contrasted(expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mass: bool) -> Tensor:
     """The margin between the two largest scores of contrastive decoding.
 
     On the plausible tokens H (``head``) the expert's lead over the amateur is a softmax g, scaled by the probability that
@@ -148,5 +158,5 @@ def contrasted(
     scores = torch.where(
         head, share * scale, probabilities if tail else 0.0 * probabilities
     )  # 0, but a NaN stays one
-    top = scores.topk(2).values.cpu().numpy()
-    return np.asarray(top[:, 0] - top[:, 1])
+    top = scores.topk(2).values
+    return top[:, 0] - top[:, 1]

@@ -192,7 +192,7 @@ class T5Backbone(Backbone):
         prompt_bias = real = spread = None
         if not mask.all():
             additive = np.where(mask, 0.0, -math.inf)[:, None, None, :]
-            prompt_bias = torch.as_tensor(additive, dtype=self.dtype, device=self.device)
+            prompt_bias = self.tensor(additive).to(self.dtype)
             biases = [bias + prompt_bias for bias in biases]
             if self.lean:
                 real = self.tensor(np.flatnonzero(mask))
@@ -255,7 +255,10 @@ class T5Backbone(Backbone):
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
             return self._embedding.narrow(0, tokens[0], 1)
-        return self._embedding.index_select(0, self.tensor(np.array(tokens)))
+        return self.embed_known(self.tensor(np.array(tokens)), cache)
+
+    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
+        return self._embedding.index_select(0, tokens)
 
     def embed_into(
         self, state: Tensor, tokens: Ints, rows: Ints, positions: Ints, cache: Cache

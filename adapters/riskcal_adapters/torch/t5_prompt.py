@@ -28,9 +28,8 @@ class Prompt:
     )  # (1, heads, T, T), -inf ahead; where needed
     last_bias: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # where needed
 
-    def of(self, rows: Tensor) -> "Prompt":
+    def of(self, rows: Tensor, numbers: Ints) -> "Prompt":
         """Some rows of the batch."""
-        numbers = rows.cpu().numpy()
         lengths, starts, bias = self.lengths[numbers], self.starts, self.bias
         if len(starts):
             chosen = kernels.ranges(starts[numbers], lengths)

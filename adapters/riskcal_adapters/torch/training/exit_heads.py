@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,24 +9,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from riskcal import RiskcalError, internal
-from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.exit_head_checks import backbone_fingerprint
 from riskcal_adapters.torch.exit_heads import ExitHead
 from riskcal_adapters.torch.training import folders
+from riskcal_adapters.torch.training.descent import Descent, checked_rate
 from riskcal_adapters.torch.training.head_losses import checked_penalty, head_loss, head_targets
 from riskcal_adapters.torch.training.head_states import HeadStates, head_states
 from riskcal_adapters.torch.training.self_generated import Sequences, causal_lm
 
-_STATE = "state.safetensors"
 _TRAINED = ("norm_weight", "norm_bias", "down", "weight")
-#: Steps of rising learning rate, and what it falls to by the end.
-_WARM_UP, _LEAST = 50, 0.02
 
 
 def train_heads(
@@ -109,8 +103,7 @@ def train_heads(
     penalty = checked_penalty(entropy_penalty)
     for count, name in ((steps, "steps"), (batch, "batch"), (save_steps, "save_steps")):
         internal.count(count, name, least=1)
-    if not 0 < internal.number(learning_rate, "learning_rate") < math.inf:
-        raise RiskcalError(f"learning_rate: {learning_rate:g}; give a number above 0.")
+    checked_rate(learning_rate)
     if (rank is None) == (init == "low_rank"):
         raise RiskcalError(f"rank: {rank} with init {init!r}; a rank goes with 'low_rank' only.")
     whole = causal_lm(model)
@@ -145,83 +138,38 @@ def train_heads(
         "backbone": backbone,
         "text": _digest(states),
     }
-    run = _Run(heads, steps, learning_rate)
-    done = 0
+    learning = {layer: _trainable(layer, head) for layer, head in heads.items()}
+    heads = {layer: head for layer, (head, _) in learning.items()}
+    weights = {name: part for _, named in learning.values() for name, part in named.items()}
+    run, done = Descent(weights, steps, learning_rate), 0
     if folder is not None:
         folders.note_settings(Path(folder), settings)
-        done = run.restored(Path(folder) / _STATE)
+        done = run.restored(Path(folder))
     teacher = whole.get_output_embeddings().weight.detach()
     bar = tqdm(range(done, steps), "heads", initial=done, total=steps, disable=not progress)
     for step in bar:
         rows = np.random.default_rng([seed, step]).integers(len(states.said), size=batch)
-        losses = _losses(run.heads, states, torch.from_numpy(rows), teacher, target, penalty)
+        losses = _losses(heads, states, torch.from_numpy(rows), teacher, target, penalty)
         loss = losses.sum() if combine == "sum" else losses.mean()
         run.step(loss, step)
         if step % 10 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if folder is not None and ((step + 1) % save_steps == 0 or step + 1 == steps):
-            run.save(Path(folder) / _STATE, step + 1)
+            run.save(Path(folder), step + 1)
     assert backbone_fingerprint(whole) == backbone, "the backbone changed while heads were trained"
-    return {layer: _finished(layer, head) for layer, head in run.heads.items()}
+    return {layer: _finished(layer, head) for layer, head in heads.items()}
 
 
-class _Run:
-    """Heads, and what Adam remembers of them."""
-
-    def __init__(self, heads: dict[int, ExitHead], steps: int, rate: float) -> None:
-        self.weights: dict[str, torch.nn.Parameter] = {}
-        self.heads: dict[int, ExitHead] = {}
-        self.steps, self.rate = steps, rate
-        for layer, head in heads.items():
-            held = {name: getattr(head, name) for name in _TRAINED}
-            own: dict[str, Any] = {
-                name: torch.nn.Parameter(part.detach().float().clone())
-                for name, part in held.items()
-                if part is not None
-            }
-            self.weights |= {f"{layer}.{name}": part for name, part in own.items()}
-            self.heads[layer] = dataclasses.replace(head, **own)
-        self.adam = torch.optim.Adam(self.weights.values(), lr=rate)
-
-    def step(self, loss: Tensor, step: int) -> None:
-        warm = min(_WARM_UP, max(self.steps // 10, 1))
-        share = (1 + math.cos(math.pi * step / self.steps)) / 2
-        rate = self.rate * min(1.0, (step + 1) / warm) * (_LEAST + (1 - _LEAST) * share)
-        self.adam.param_groups[0]["lr"] = rate
-        self.adam.zero_grad()
-        loss.backward()
-        self.adam.step()
-
-    def save(self, path: Path, step: int) -> None:
-        tensors = {"step": torch.tensor(step)}
-        for name, weight in self.weights.items():
-            remembered = self.adam.state[weight]
-            tensors[name] = weight.detach()
-            tensors[f"{name}.mean"] = remembered["exp_avg"]
-            tensors[f"{name}.square"] = remembered["exp_avg_sq"]
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        with replacing.written(path.parent), internal.replacing(path) as partial:
-            save_file(tensors, partial)
-
-    def restored(self, path: Path) -> int:
-        """Steps that were made before."""
-        if not path.exists():
-            return 0
-        try:
-            found = load_file(path)
-            step = found["step"]
-            for name, weight in self.weights.items():
-                weight.data.copy_(found[name])
-                self.adam.state[weight] = {
-                    "step": step.float(),
-                    "exp_avg": found[f"{name}.mean"].to(weight.device),
-                    "exp_avg_sq": found[f"{name}.square"].to(weight.device),
-                }
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise RiskcalError(
-                f"{path}: cannot be read ({error}); delete the folder {path.parent} and train again."
-            ) from None
-        return int(step)
+def _trainable(layer: int, head: ExitHead) -> tuple[ExitHead, dict[str, torch.nn.Parameter]]:
+    """A head whose weights learn, and these by name."""
+    held = {name: getattr(head, name) for name in _TRAINED}
+    own: dict[str, Any] = {
+        name: torch.nn.Parameter(part.detach().float().clone())
+        for name, part in held.items()
+        if part is not None
+    }
+    named = {f"{layer}.{name}": part for name, part in own.items()}
+    return dataclasses.replace(head, **own), named
 
 
 def _losses(

@@ -17,6 +17,9 @@ from transformers import T5ForConditionalGeneration
 from riskcal_adapters.torch.modules import Attention, CrossLayer, Map, SelfLayer, blocks
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
 
+#: Drawn once per batch in exit-aware training; ``inf`` is a batch in which nothing exits.
+THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, math.inf)
+
 
 def decoder_pass(
     model: T5ForConditionalGeneration,

@@ -34,6 +34,7 @@ from riskcal_adapters.torch.training.batches import (
 )
 from riskcal_adapters.torch.training.classifier import ExitClassifier
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
+from riskcal_adapters.torch.training.forward import THRESHOLDS as THRESHOLDS
 from riskcal_adapters.torch.training.forward import decoder_pass, dropout_rates
 from riskcal_adapters.torch.training.losses import (
     consistency_labels,
@@ -48,9 +49,6 @@ from riskcal_adapters.torch.training.saved import (
     weights_of_file,
 )
 from riskcal_adapters.torch.training.saved import write_checkpoint as write_checkpoint
-
-#: Drawn once per batch in exit-aware training; ``inf`` is a batch in which nothing exits.
-THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, math.inf)
 
 
 @dataclass(frozen=True)
