@@ -25,7 +25,7 @@ from riskcal_adapters.torch.engine.policies import KILLED, routes
 from riskcal_adapters.torch.engine.prompts import Text, ids_together, texts_of
 from riskcal_adapters.torch.engine.requests import Done, Flight, Request
 from riskcal_adapters.torch.engine.shadows import Loss, differ
-from riskcal_adapters.torch.engine.slots import Ended, Newcomer, Slots
+from riskcal_adapters.torch.engine.slots import LEAST, Ended, Newcomer, Slots
 from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 from riskcal_adapters.torch.engine.telling import Telling
@@ -55,9 +55,8 @@ class Engine:
     max_new_tokens : int, optional
         Tokens of an output at most: the limit of policies that name none, and of tasks without a policy; the policies of a book
         that name one keep theirs. Default: the policies', else the decoder's.
-    least : int, optional
-        A deep layer runs once so many rows wait for it, others while they do not. More rows a call, longer waits. Default: a
-        quarter of the slots.
+    least : int
+        When deep layers have their turn, one that fewer rows wait for is passed over. More rows a call, longer waits.
     max_wait : float
         Seconds after which a row goes before all others.
     kill_switch, shadow, events
@@ -92,7 +91,7 @@ class Engine:
         slots: int = 64,
         max_prompt: int = 256,
         max_new_tokens: int | None = None,
-        least: int | None = None,
+        least: int = LEAST,
         max_wait: float = 1.0,
         kill_switch: KillSwitch | None = None,
         shadow: Shadow | None = None,
@@ -102,8 +101,7 @@ class Engine:
     ) -> None:
         internal.count(slots, "slots", least=1)
         internal.count(max_prompt, "max_prompt", least=1)
-        if least is not None:
-            internal.count(least, "least", least=1)
+        internal.count(least, "least", least=1)
         internal.number(max_wait, "max_wait")
         if not callable(loss):
             raise RiskcalError(
@@ -117,7 +115,6 @@ class Engine:
         found = routes(policy, max_new_tokens, decoder, self._journal.refused)
         self._admission = Admission(decoder, found, max_prompt, self._journal)
         self._journal.flush()
-        least = max(1, slots // 4) if least is None else least
         with torch.inference_mode():
             self._slots = Slots(decoder._loop, slots, max_prompt, found.length, least, max_wait)
         self._flights: dict[int, Flight] = {}

@@ -10,7 +10,7 @@ All bookkeeping is in numpy, over rows; confidences and tokens are read once a c
 import math
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,12 @@ from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.engine import bookkeeping
 from riskcal_adapters.torch.engine.guarding import Guards
+from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
+
+#: Rows that a deep layer runs for at least, when it has its turn.
+LEAST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ class Slots:
     prompt, length : int
         Tokens of a prompt and of an output, at most.
     least : int
-        A layer deeper than the one that most wait for runs if at least so many wait for it.
+        In the turn of the deeper layers one that fewer rows wait for is passed over.
     max_wait : float
         Seconds after which a row goes before all others.
     """
@@ -82,6 +86,7 @@ class Slots:
         self._loop, self._backbone = loop, loop.backbone
         self.size, self.prompt, self.length = slots, prompt, length
         self._least, self._max_wait = least, max_wait
+        self._before = 0  # the layer that ran last
         self._cache = self._backbone.pool(slots, prompt, length)
         self.active = np.zeros(slots, dtype=bool)
         self._layer = np.zeros(slots, dtype=np.int64)  # that runs next
@@ -158,33 +163,84 @@ class Slots:
             self._since,
             time.monotonic() - self._max_wait,
             self._least,
+            self._before,
             self._loop.n_layers,
         )
-        before = self._backbone.of(self._state, rows)
-        state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
+        self._before = index
         self.calls += 1
         self.rows_computed += len(rows)
-        stay = np.ones(len(rows), dtype=bool)
-        leaving, tokens = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        if self._measures == ["softmax"] and not self._draws and self._backbone.turns:
+            return self._turn(index, rows, positions)
+        before = self._backbone.of(self._state, rows)
+        state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
+        leaving, tokens = rows[:0], rows[:0]
+        staying = np.arange(len(rows))
         # ``place`` is an exit, from 0: after the last layer come its own head, if it has one, and the final head for whoever
         # is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
-            asked = bookkeeping.asking(rows, positions, stay, self._needed, place)
+            asked = bookkeeping.asking(rows, positions, staying, self._needed, place)
             if not len(asked):
                 continue
             left, said = self._judged(
                 place, asked, rows, positions, state, before if index else None
             )
-            stay[left] = False
-            leaving, tokens = np.concatenate([leaving, left]), np.concatenate([tokens, said])
-        if len(leaving) < len(rows):
-            staying = np.flatnonzero(stay)
+            if len(leaving):
+                left, said = np.concatenate([leaving, left]), np.concatenate([tokens, said])
+            leaving, tokens = left, said
+            staying = bookkeeping.others(len(rows), leaving)
+        if len(staying):
             going = rows[staying]
             self._backbone.put(state, staying, self._state, going)
             self._layer[going] = index + 1
             self._since[going] = time.monotonic()
         return self._left(rows[leaving], leaving, tokens, state) if len(leaving) else []
+
+    def _turn(self, index: int, rows: Ints, positions: Ints) -> list[Ended]:
+        """`advance` in compiled loops, where all tokens are the most probable ones and may leave where their margin suffices."""
+        asked = bookkeeping.asking(rows, positions, np.arange(len(rows)), self._needed, index)
+        state, confidence, best = self._backbone.turn(
+            index, self._state, rows, positions, asked, self._cache
+        )
+        if self._guards:
+            self._hold(index, rows[asked], positions[asked], confidence, best)
+        ended = bookkeeping.leave(
+            rows,
+            positions,
+            asked,
+            state,
+            confidence,
+            best,
+            index,
+            index + 1 == self._loop.n_layers,
+            self._needed,
+            self._confidence,
+            self._refused,
+            self._cache.states.numpy(),
+            self._state.numpy(),
+            self._backbone.embedding.numpy(),
+            self._emitting(),
+        )
+        return [self._ended(row) for row in ended.tolist()]
+
+    def _hold(
+        self, index: int, rows: Ints, positions: Ints, confidence: Floats, best: Ints
+    ) -> None:
+        """Make NaN, which never leaves and is not said to be refused, of confidences in tokens that may not leave early."""
+        early = index + 1 < self._loop.n_layers
+        places = np.arange(len(rows))
+        if early:
+            places = np.flatnonzero(confidence >= self._needed[rows, positions, index])
+        free = self._guards.leave(rows[places], best[places], early=early)
+        if free is not None:
+            confidence[places[~free]] = math.nan
+
+    def _emitting(self) -> tuple[Any, ...]:
+        """What `bookkeeping.emit` takes after rows and tokens."""
+        return (
+            *(self._ends, time.monotonic(), self._tokens, self._exits, self._layer, self._position),
+            *(self._limit, self._since, self._first_token, self.active),
+        )
 
     def _judged(
         self,
@@ -246,20 +302,7 @@ class Slots:
         """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
         held = self._position[rows] * self.size + rows
         self._backbone.put(state, places, self._cache.states.flatten(0, 1), held)
-        ended, going, entering = bookkeeping.emit(
-            rows,
-            tokens,
-            self._ends,
-            time.monotonic(),
-            self._tokens,
-            self._exits,
-            self._layer,
-            self._position,
-            self._limit,
-            self._since,
-            self._first_token,
-            self.active,
-        )
+        ended, going, entering = bookkeeping.emit(rows, tokens, *self._emitting())
         if len(going):
             self._embed(going, entering)
         return [self._ended(row) for row in ended.tolist()]
