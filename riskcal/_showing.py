@@ -1,13 +1,14 @@
 """Tables as terminals and notebooks show them: no column that says the same in every row, the chosen row marked."""
 
 import html as _html
-import json
 import numbers
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from riskcal import _validate
 
 #: Costs whose names alone would not say what they are per.
 PER = {
@@ -97,7 +98,7 @@ def _setting(name: str, value: Any) -> str:
     """A name and its value; an object in JSON as its own names and values, digests by their beginning."""
     if isinstance(value, str) and value.startswith("{"):
         try:
-            held = json.loads(value)
+            held = _validate.from_json(value)
         except ValueError:
             held = None
         if isinstance(held, dict):

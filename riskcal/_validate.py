@@ -1,5 +1,6 @@
 """The one place where arguments are checked: every refusal names the argument, the first offending index and the remedy."""
 
+import json
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,14 @@ def reading(name: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise RiskcalError(f"{name}: not {what} ({reason(error)}).") from None
+
+
+def from_json(text: str | bytes) -> Any:
+    """What JSON holds; a ValueError for all that is none, and for brackets nested too deep to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
 
 
 def reason(error: BaseException) -> str:

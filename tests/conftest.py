@@ -1,6 +1,39 @@
-"""Settings for every property test: a deadline would assert on the time of a busy machine."""
+"""Settings for every property test, and how much of a test runs where numba's compiler is off (`make coverage`)."""
 
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
+COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
+#: CPU seconds of a test without the compiler: Monte Carlo tests would take hours. What it has run by then counts as covered.
+SECONDS = 4.0
+
 settings.register_profile("riskcal", settings.default, deadline=None)
-settings.load_profile("riskcal")
+settings.register_profile("covering", settings.get_profile("riskcal"), max_examples=20)
+settings.load_profile("riskcal" if COMPILED else "covering")
+
+
+class _LeftOut(BaseException):
+    """Not an Exception, which tests expect."""
+
+
+def _leave_out(*_: Any) -> None:
+    raise _LeftOut
+
+
+if not COMPILED:
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call() -> Iterator[None]:
+        signal.signal(signal.SIGPROF, _leave_out)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            return (yield)
+        except _LeftOut:
+            pytest.skip(f"more than {SECONDS:g} s without numba's compiler")
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0.0)

@@ -71,6 +71,14 @@ def test_predictable_bernstein_is_the_plain_process(losses, level):
     )
 
 
+def test_so_it_is_where_bets_follow_the_variance_and_none_is_capped() -> None:
+    losses = np.random.default_rng(6).beta(0.5, 0.5, (400, 3))
+    expected = [plain_predictable(column.tolist(), 0.62, 0.05) for column in losses.T]
+    found = pvalues.predictable_bernstein(losses, 0.62, level=0.05)
+    assert found == pytest.approx(expected, rel=1e-9)
+    assert max(expected) < 0.9  # the process went somewhere
+
+
 def test_each_step_of_the_predictable_process_shrinks_on_average_at_the_null():
     """E exp(bet (delta - loss) + (loss - m)^2 (log(1 - bet) + bet)) <= 1 for every two-point law of mean delta: on a grid."""
     low, high, m, bet = np.meshgrid(

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from riskcal import RiskcalError, bounds, pvalues
+from riskcal.pvalues.inversions import default_grid
 
 SMOOTH = [
     "convex_order",
@@ -261,3 +262,15 @@ def test_simultaneous_refuses_by_name(options, named):
     with pytest.raises(RiskcalError) as refusal:
         bounds.simultaneous([[0.0, 1.0], [0.0, 0.0]], **options)
     assert str(refusal.value).startswith(named)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-1.0, 1.0), (-3.0, 5.0), (2.0, 9.0)])
+@pytest.mark.parametrize("n", [2, 50, 2000])
+def test_the_default_grid_fills_the_range_and_is_finest_where_a_mean_varies_least(lower, upper, n):
+    points = np.unique(default_grid(n, lower, upper))
+    gaps = np.diff(points, prepend=lower, append=upper)
+    assert lower < points[0] <= points[-1] < upper
+    assert gaps.max() < (upper - lower) / (10.0 * math.sqrt(n))
+    finest = 0.0 if lower < 0.0 < upper else upper
+    # at a bound, or at zero, steps shrink with the square
+    assert gaps[np.abs(points - finest).argmin()] < gaps.max() / (2.0 * math.sqrt(n))

@@ -71,7 +71,7 @@ def test_batches_of_independent_rows_are_as_deep_as_the_deepest_of_them():
 
 def by_turns(exits, slots, least):
     """The engine's rules with lists: each row is a request, its token and the layer that it waits for."""
-    waiting, todo = [], list(range(len(exits)))
+    waiting, todo, at = [], list(range(len(exits))), 0
     calls, begun, ended = [], {}, {}
     lengths = [int((row > 0).sum()) for row in exits]
     while True:
@@ -84,8 +84,10 @@ def by_turns(exits, slots, least):
         if not waiting:
             return calls, begun, ended
         counts = [sum(row[2] == layer for row in waiting) for layer in range(exits.max())]
-        enough = [layer for layer, count in enumerate(counts) if count >= least]
-        at = enough[-1] if enough else counts.index(max(counts))
+        turn = [layer for layer, count in enumerate(counts) if layer > at > 0 and count >= least]
+        deep = [layer for layer, count in enumerate(counts) if layer > 0 and count]
+        is_turn = 10 * sum(counts[1:]) >= 7 * len(waiting)
+        at = turn[0] if turn else deep[0] if is_turn else 0
         served = [row for row in waiting if row[2] == at]
         for row in served:
             if exits[row[0]][row[1]] == at + 1:

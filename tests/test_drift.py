@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -223,3 +226,106 @@ def test_events_that_a_reference_repeats_count_once(tmp_path):
                 log.write("riskcal.request.served", told)
                 log.write("riskcal.shadow.evaluated", told | {"riskcal.token.disagreement": 0.1})
     assert Drift.from_log(often.path).to_json() == Drift.from_log(once.path).to_json()
+
+
+ENDLESS = """
+import sys
+from riskcal import cli
+cli.app(sys.argv[1:])
+"""
+
+
+def piped(*arguments):
+    command = [
+        sys.executable,
+        "-c",
+        ENDLESS,
+        "monitor",
+        "-",
+        "--delta",
+        "0.2",
+        *map(str, arguments),
+    ]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_drift_of_an_endless_stream_is_told_while_it_goes_on(tmp_path):
+    rng = np.random.default_rng(0)
+    reference, state = tmp_path / "reference.jsonl", tmp_path / "state.json"
+    reference.write_text("".join(lines(rng, 300, 0, 30.0)))
+    told = [*lines(rng, 200, 0, 30.0), *lines(rng, 150, 200, 45.0)]
+    with piped("--reference", reference, "--state", state) as child:
+        child.stdin.write("".join(told))
+        child.stdin.flush()
+        while "prompt length higher" not in (line := child.stdout.readline()):
+            assert line, "the stream ended first"
+        child.stdin.write(told[-1])  # it is open still
+        child.stdin.close()
+        rest = child.stdout.read()
+        assert child.wait() == 3
+    whole = EventWatch(RiskMonitor(0.2), drift=Drift.from_log(reference)).follow(told)
+    [first] = [one for one in whole.drift.drifted if one.way == "higher"]
+    assert line == f"-: drifted: {first}\n"
+    assert "drifted: " in rest
+    assert "no alarm over 35 losses" in rest
+    assert EventWatch.load(state).drift.to_json() == whole.drift.to_json()
+
+
+def test_a_stream_that_is_killed_anywhere_goes_on_exactly_and_counts_nothing_twice(tmp_path):
+    rng = np.random.default_rng(1)
+    reference, state = tmp_path / "reference.jsonl", tmp_path / "state.json"
+    reference.write_text("".join(lines(rng, 200, 0, 30.0)))
+    told = list(lines(rng, 120, 0, 33.0, loss=0.1))
+    whole = EventWatch(RiskMonitor(0.2), drift=Drift.from_log(reference)).follow(told)
+    for cut in sorted(rng.choice(len(told), 4, replace=False).tolist()):
+        with piped("--reference", reference, "--state", state) as child:
+            child.stdin.write("".join(told[:cut]))  # from its beginning each time
+            child.stdin.flush()
+            time.sleep(rng.random() * 2)
+            child.kill()
+    with piped("--reference", reference, "--state", state) as child:
+        child.communicate("".join(told))
+    found = EventWatch.load(state)
+    assert found.drift.to_json() == whole.drift.to_json()
+    assert found.monitor.to_json() == whole.monitor.to_json()
+
+
+def test_a_stream_ends_with_the_line_that_raises_the_alarm():
+    def shadows():
+        for index in range(10_000):
+            read.append(index)
+            told = {"gen_ai.response.id": f"r{index}", "riskcal.loss": 1.0}
+            yield json.dumps({"name": "riskcal.shadow.evaluated", "attributes": told})
+
+    read = []
+    watch = EventWatch(RiskMonitor(0.2)).follow(shadows())
+    assert len(read) == watch.monitor.alarm_at < 10_000  # nothing is waited for after it
+    assert watch.follow(shadows()) is watch
+    assert len(read) == watch.monitor.alarm_at
+
+
+def test_a_damaged_line_ends_no_stream(tmp_path):
+    good = b"".join(line.encode() for line in lines(np.random.default_rng(0), 60, 0, 30.0))
+    state = tmp_path / "state.json"
+    done = CliRunner().invoke(
+        cli.app,
+        ["monitor", "-", "--delta", "0.2", "--state", str(state)],
+        input=good + b"\xff\xfe\n" + good.replace(b'id": "r', b'id": "s') + b'{"name": "\xff"}\n',
+    )
+    assert done.exit_code == 0, done.exception
+    watch = EventWatch.load(state)
+    assert watch.monitor.n == 12
+    assert watch.counts["damaged"] == 2
+    losses = CliRunner().invoke(
+        cli.app, ["monitor", "-", "--delta", "0.2"], input=b"loss\n0.1\n\xff\n"
+    )
+    assert "is not UTF-8 text" in str(losses.exception)
+
+
+def test_a_file_whose_first_line_was_torn_is_a_log_of_events_still(tmp_path):
+    log = tmp_path / "events.jsonl"
+    log.write_text('attributes": {}}\n' + "".join(lines(np.random.default_rng(0), 60, 0, 30.0)))
+    done = CliRunner().invoke(cli.app, ["monitor", str(log), "--delta", "0.2"])
+    assert done.exit_code == 0, done.exception
+    assert "no alarm over 6 losses" in done.output
+    assert "damaged: 1" in done.output

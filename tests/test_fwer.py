@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from riskcal import RiskcalError, fwer
+from riskcal.fwer.procedures import Fallback, FixedSequence, pilot_size, refuse_options
 
 PROCEDURES = {
     "bonferroni": fwer.bonferroni,
@@ -196,3 +197,35 @@ def test_bad_input_is_refused_by_name(procedure, pvalues, epsilon, named):
 def test_starts_must_be_a_whole_number_from_one_to_the_count(starts):
     with pytest.raises(RiskcalError, match=r"^starts: "):
         fwer.fixed_sequence([0.1, 0.2, 0.3], 0.05, starts=starts)
+
+
+def test_options_that_would_change_nothing_are_refused_and_what_is_not_given_is_not() -> None:
+    for left_out in ({"starts": None}, {"starts": 1}, {"weights": None}, {}):
+        refuse_options(left_out, "holm")
+    for told in ({"starts": 2}, {"weights": [1.0]}, {"starts": None, "weights": np.array([1.0])}):
+        with pytest.raises(RiskcalError, match="holm does not use it, only"):
+            refuse_options(told, "holm")
+    with pytest.raises(TypeError, match="no procedure has an option of that name"):
+        refuse_options({"nothing": None}, "holm")
+
+
+@given(st.integers(4, 1000), st.floats(0.01, 0.99))
+def test_a_pilot_is_the_smallest_that_holds_its_share(n, fraction) -> None:
+    size = pilot_size(n, fraction)
+    smallest = next(m for m in range(n + 1) if m >= fraction * n)
+    assert size == (smallest if 2 <= smallest <= n - 2 else None)
+
+
+def test_a_pilot_leaves_two_for_itself_and_two_to_test() -> None:
+    assert [pilot_size(10, share) for share in (0.1, 0.2, 0.8, 0.81)] == [None, 2, 8, None]
+
+
+def test_each_start_begins_with_its_share_of_the_level() -> None:
+    assert FixedSequence(starts=3).begins(0.06, 9) == pytest.approx([0.02, 0, 0] * 3)
+
+
+def test_what_was_fixed_beforehand_has_a_digest_and_nothing_has_none() -> None:
+    found = [Fallback(weights=w).preregistered for w in (None, [0.5, 0.5], [0.25, 0.75])]
+    assert found[0] is None
+    assert None not in found[1:]
+    assert found[1] != found[2]

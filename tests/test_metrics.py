@@ -14,6 +14,7 @@ STATS = SimpleNamespace(
     tokens=90,
     shadows=2,
     shadows_dropped=0,
+    shadows_missing=1,
     shadows_at_full_depth=1,
     losses_failed=0,
     events_lost=0,

@@ -1,6 +1,7 @@
 """A proxy of the loss, known of requests that nobody labelled: power where it is good, no harm where it lies."""
 
 import itertools
+import math
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 
 from helpers import allowed
 from riskcal import RiskcalError, Runs, calibrate, pvalues
+from riskcal.pvalues import bettor_kernels
 from riskcal.pvalues.proxies import Paired, of_pairs
 
 DELTA, LEVEL = 0.1, 0.05
@@ -278,3 +280,15 @@ def test_clusters_are_refused_and_their_means_are_what_helps():
     )
     assert found.n == 400
     assert (found.table["variance_left"] < 0.2).all()
+
+
+def test_a_proxy_that_says_the_same_of_every_row_leaves_the_bets_as_they_were() -> None:
+    """Its gaps are zero, so that every sum that begins at nothing stays there."""
+    rng = np.random.default_rng(4)
+    losses = rng.beta(1, 15, (120, 4))
+    arguments = (0.1, 0.0, 1.0, math.log(0.05 / bettor_kernels.MARGIN), 0.09, bettor_kernels.HEDGE)
+    plain = bettor_kernels.betting_log_capital(losses, *arguments)
+    capital, mean = bettor_kernels.helped_log_capital(losses, np.zeros_like(losses), *arguments)
+    assert capital == pytest.approx(plain)
+    assert plain.min() > 0.0
+    assert mean == pytest.approx(losses.mean(0))

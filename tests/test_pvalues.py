@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy import stats
+from scipy import special, stats
 
 from riskcal import RiskcalError, calibrate, pvalues
+from riskcal.pvalues import bettor_kernels
 from riskcal.pvalues.methods import Clt
+from riskcal.pvalues.sampled import rough_size
 
 with (Path(__file__).parent / "data" / "hb_reference.csv").open(newline="") as file:
     REFERENCE = [
@@ -671,3 +673,36 @@ def test_one_bad_value_is_found_wherever_it_stands(bad, shape):
 def test_nothing_is_certified_by_an_asymptotic_test():
     with pytest.raises(RiskcalError, match="'clt' is asymptotic, and nothing may be certified"):
         calibrate(np.zeros((50, 1)), thresholds=[0.5], delta=0.1, test=Clt())
+
+
+def test_the_hedges_are_those_of_options_on_a_normal_and_on_a_poisson_number() -> None:
+    """Their tables' rows by scipy's distributions: phi(z) / p, and the mixture of two options on a count."""
+    normal, poisson = bettor_kernels.HEDGE
+    for place in (1, 64, 200, 640, 4000):
+        z = stats.norm.isf(0.0) if place == 0 else special.ndtri_exp(-place / 64.0)
+        assert normal[place] == pytest.approx(np.exp(stats.norm.logpdf(z) + place / 64.0), rel=1e-9)
+    assert normal[0] == poisson[:, 0].max() == 0.0
+    for row in (1, 3, 8, 20, 36):
+        law = stats.poisson((row / 8) ** 2)
+        for place in (1, 5, 16, 40, 100):
+            price = math.exp(-place / 16)
+            c = next(c for c in range(1000) if law.cdf(c) >= price)
+            share = (price - law.cdf(c - 1)) / law.pmf(c)
+            staked = ((1.0 - share) * law.pmf(c - 1) + share * law.pmf(c)) / price
+            assert poisson[row, place] == pytest.approx(staked * row / 8, rel=1e-6)
+
+
+@pytest.mark.parametrize(("width", "delta", "level"), [(1.0, 0.1, 0.05), (2.0, 0.3, 0.001)])
+def test_the_search_for_a_size_begins_at_what_zeros_alone_need(width, delta, level) -> None:
+    """(1 - delta / width)^n = level: what the exact test of 0/1 losses takes."""
+    found = rough_size(0.0, 0.0, delta, level, 0.9, width=width)
+    assert found == pytest.approx(math.log(level) / math.log(1.0 - delta / width))
+    assert rough_size(0.0, 0.2, delta, level, 0.9, width=width) > found
+    assert rough_size(delta, 0.2, delta, level, 0.9, width=width) == math.inf
+
+
+@pytest.mark.parametrize(
+    "test", ["hoeffding", "bentkus", "hoeffding_bentkus", "convex_order", "binomial"]
+)
+def test_losses_that_are_all_the_worst_have_the_p_value_one(test) -> None:
+    assert getattr(pvalues, test)(np.ones((7, 2)), 0.3).tolist() == [1.0, 1.0]

@@ -73,6 +73,27 @@ def test_repeats_are_counted_once_and_what_failed_has_the_worst_loss(tmp_path):
     assert watch.losses["b"] == (2, 2.0)
 
 
+def test_losses_nobody_knows_are_counted_once_and_never_hidden(tmp_path):
+    log, state = EventLog(tmp_path / "events.jsonl"), tmp_path / "state.json"
+    absent = [{"gen_ai.response.id": f"r{i}", "riskcal.task": "ab"[i % 2]} for i in range(5)]
+    for told in [*absent, absent[0]]:
+        log.write("riskcal.shadow.missing", told | {"riskcal.reason": "timed out"})
+    watch = EventWatch(RiskMonitor(0.2)).read(log.path)
+    assert watch.verdict == "no losses, so that nothing can be said"
+    watch.save(state)
+    watch = EventWatch.load(state)
+    log.write("riskcal.shadow.evaluated", absent[2] | {"riskcal.loss": 0.0})  # asked again
+    log.write("riskcal.shadow.missing", absent[2])
+    log.write("riskcal.shadow.missing", absent[1])
+    assert watch.read(log.path).missing == {"a": 2, "b": 2}
+    assert watch.monitor.n == 1
+    assert watch.verdict == "no alarm over 1 losses, and 4 that nobody knows"
+    said = CliRunner().invoke(cli.app, ["monitor", str(log.path), "--delta", "0.2"])
+    assert "task a: 2 requests ended without an output" in said.output
+    assert "were each the worst, mean loss 0.6667" in said.output
+    assert "task b: 2 requests ended" in said.output
+
+
 def test_a_file_that_is_gone_or_a_state_that_is_none_is_refused(tmp_path):
     log = EventLog(tmp_path / "events.jsonl", max_bytes=300)
     write(log, 0, 0.0)

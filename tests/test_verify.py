@@ -198,3 +198,65 @@ def test_a_stratum_is_verified_by_its_name(tmp_path):
     riskcal.calibrate_groups(runs, delta=0.1)["b"].policy().save(out)
     assert run("verify", out, log, "--group", "b").exit_code == 0
     assert run("verify", out, log, "--group", "a").exit_code == 1
+
+
+CLASSED = Runs.from_frame(table(1200).drop(columns=["cluster"]), costs=["price"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"cost": "layers"},
+        {"cost": "price", "epsilon": 0.1, "test": "hoeffding_bentkus", "pilot_fraction": 0.3},
+        {"cost": "layers", "joint": 0.07, "objective": "textual"},
+        {"cost": "layers", "budgets": 1e-6},  # nothing is certified
+    ],
+)
+def test_policies_by_class_are_verified_from_the_records_of_all_classes(options, tmp_path):
+    asked = {"budgets": {"a": 0.05, "b": 0.2}} | options
+    found = riskcal.calibrate_classes(CLASSED, **asked)
+    assert found.certified == ("joint" in asked or asked["budgets"] != 1e-6)
+    for name, policy in found.policies(cache="project").items():
+        policy.save(tmp_path / f"{name}.json")
+        stated = ExitPolicy.load(tmp_path / f"{name}.json")
+        verified = riskcal.verify(stated, CLASSED)
+        assert verified.differences == ()
+        assert verified.unrecorded == ("cache",)
+        assert "They agree" in verified.message
+        fewer = riskcal.verify(stated, CLASSED.take(np.arange(30, 1200)))
+        assert {"n", "records_digest"} <= {one.name for one in fewer.differences}
+
+
+def test_a_policy_of_one_class_that_is_given_to_another_is_named():
+    found = riskcal.calibrate_classes(CLASSED, budgets={"a": 0.02, "b": 0.2}, cost="layers")
+    cautious, bold = found.policies().values()
+    assert bold.threshold < cautious.threshold
+    swapped = bold.model_copy(update={"certificate": cautious.certificate})
+    names = [one.name for one in riskcal.verify(swapped, CLASSED).differences]
+    assert "threshold" in names
+
+
+def test_what_is_wrong_with_a_verification_by_class_is_said_with_its_remedy():
+    found = riskcal.calibrate_classes(CLASSED, budgets=0.1, cost="layers")
+    policy = found.policies()["a"]
+    with pytest.raises(
+        RiskcalError, match=r"runs: none are of class 'b'.*give the runs of all classes"
+    ):
+        riskcal.verify(policy, CLASSED.of_group("a"))
+    with pytest.raises(RiskcalError, match="runs: none are of class 'a'"):
+        riskcal.verify(policy, RUNS)
+    with pytest.raises(RiskcalError, match="budgets: the certificate says what it was"):
+        riskcal.verify(policy, CLASSED, budgets=0.1)
+    silent = policy.certificate.model_copy(update={"asked": None})
+    with pytest.raises(RiskcalError, match=r"before certificates said.*calibrate_classes again"):
+        riskcal.verify(policy.model_copy(update={"certificate": silent}), CLASSED)
+
+
+def test_the_shell_verifies_a_policy_by_class(tmp_path):
+    log, out = tmp_path / "runs.csv", tmp_path / "policy.json"
+    CLASSED.write(log)
+    found = riskcal.calibrate_classes(CLASSED, budgets=0.1, cost="layers")
+    found.policies()["b"].save(out)
+    assert run("verify", out, log).exit_code == 0
+    with pytest.raises(RiskcalError, match="give the runs of all classes"):
+        run("verify", out, log, "--group", "b")

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from riskcal import _showing
-from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
+from riskcal.policy import Asked, Certificate, ExitPolicy, OfClass, ids_digest, versions
 from riskcal.policy.sentences import as_text, at_least, meaning
 
 #: What certificates call it: a Pareto front of books, tested in a fixed sequence.
@@ -42,7 +42,8 @@ class ClassCalibration:
     pilot : tuple
         Ids of the prompts that chose the books and were not tested.
     records_digest : str
-    lower_is_stricter : bool
+    asked : Asked
+        What else was asked for: with the fields above all that `riskcal.verify` needs to do it again.
 
     Examples
     --------
@@ -71,7 +72,7 @@ class ClassCalibration:
     n: Mapping[str, int]
     pilot: tuple[Any, ...]
     records_digest: str
-    lower_is_stricter: bool
+    asked: Asked
 
     @property
     def certified(self) -> bool:
@@ -96,9 +97,8 @@ class ClassCalibration:
         """
         found = {}
         for name, row in self._rows().items():
-            own = fields | (
-                {"lower_is_stricter": True} if self.lower_is_stricter and row is not None else {}
-            )
+            stricter = self.asked.lower_is_stricter and row is not None
+            own = fields | ({"lower_is_stricter": True} if stricter else {})
             policy = ExitPolicy.from_columns(self.candidates, row, **own)
             found[name] = policy.certified(self._certificate(name, tested=row is not None))
         return found
@@ -135,6 +135,7 @@ class ClassCalibration:
     def _certificate(self, name: str, *, tested: bool) -> Certificate:
         own = self.table[self.table["class"] == name]
         certified = own["pvalue"][own["certified"]]
+        of_all = {"budgets": dict(self.budgets), "joint": self.joint}
         return Certificate(
             delta=self.budgets[name],
             epsilon=self.epsilon,
@@ -153,6 +154,7 @@ class ClassCalibration:
             pilot_n=len(self.pilot),
             pilot_digest=ids_digest(self.pilot),
             weighting="prompts",
+            asked=self.asked.model_copy(update={"of_class": OfClass(name=name, **of_all)}),
             versions=versions(),
         )
 

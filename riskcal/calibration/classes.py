@@ -16,6 +16,7 @@ from riskcal.calibration.calibrate import refuse_cut_grid, risk_pvalues
 from riskcal.calibration.class_result import ClassCalibration
 from riskcal.calibration.posing import RANGES, pose, require_runs
 from riskcal.calibration.problem import Problem, TestedRisk
+from riskcal.calibration.settling import asked
 from riskcal.pvalues import Method, methods
 from riskcal.records import Runs
 
@@ -146,7 +147,7 @@ def calibrate_classes(
         n={name: int((group[~pilot] == name).sum()) for name in tolerated},
         pilot=tuple(problem.units[pilot].tolist()),
         records_digest=problem.digest,
-        lower_is_stricter=problem.lower_is_stricter,
+        asked=asked(problem, cost, {"pilot_fraction": pilot_fraction}),
     )
 
 

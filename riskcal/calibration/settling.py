@@ -92,14 +92,24 @@ def settled(
         weighting=problem.weighting,
         max_cluster=problem.max_cluster,
         lower_is_stricter=problem.lower_is_stricter,
-        asked=Asked(
-            cost=cost,
-            options=dict(options),
-            deltas=deltas,
-            largest={risk.name: risk.upper for risk in problem.risks if risk.is_cost},
-            candidate_columns=[str(name) for name in problem.candidates if name not in _KNOWN],
-            costs=[name for name in problem.costs if name not in COSTS],
-            lower_is_stricter=problem.lower_is_stricter,
-        ),
+        asked=asked(problem, cost, options, deltas),
         **told,
+    )
+
+
+def asked(
+    problem: Problem,
+    cost: str,
+    options: Mapping[str, Any],
+    deltas: list[float] | None = None,
+) -> Asked:
+    """What a certificate keeps, so that all of it can be done again."""
+    return Asked(
+        cost=cost,
+        options=dict(options),
+        deltas=deltas,
+        largest={risk.name: risk.upper for risk in problem.risks if risk.is_cost},
+        candidate_columns=[str(name) for name in problem.candidates if name not in _KNOWN],
+        costs=[name for name in problem.costs if name not in COSTS],
+        lower_is_stricter=problem.lower_is_stricter,
     )

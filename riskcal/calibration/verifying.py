@@ -5,9 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 from riskcal import fwer
 from riskcal._validate import RiskcalError
 from riskcal.calibration.calibrate import calibrate
+from riskcal.calibration.class_result import PROCEDURE, ClassCalibration
+from riskcal.calibration.classes import calibrate_classes
 from riskcal.calibration.posing import RANGES
 from riskcal.calibration.result import Calibration
 from riskcal.policy import Asked, Certificate, ExitPolicy
@@ -53,7 +57,7 @@ class Verification:
         agree to nine digits count as one.
     unrecorded : tuple of str
         Settings that the policy names and the records do not: whoever made the policy said so.
-    calibration : Calibration
+    calibration : Calibration or ClassCalibration
         What the records give.
     versions : dict of str to (str, str)
         Of what differs now from when the certificate was made: the version then, and now.
@@ -69,7 +73,7 @@ class Verification:
 
     differences: tuple[Difference, ...]
     unrecorded: tuple[str, ...]
-    calibration: Calibration
+    calibration: Calibration | ClassCalibration
     versions: dict[str, tuple[str, str]]
 
     @property
@@ -101,7 +105,8 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     Parameters
     ----------
     policy : ExitPolicy
-        With a certificate of `calibrate`, or of one stratum of `calibrate_groups` (give ``runs.of_group(name)``).
+        With a certificate of `calibrate`, of one stratum of `calibrate_groups` (give ``runs.of_group(name)``), or of one class
+        of `calibrate_classes` (give the runs of all classes, since their budgets were tested together).
     runs : Runs, or (n, k) array of losses
         The records, read as they were then: with the same ``candidate_columns`` and ``costs``
         (``policy.certificate.asked`` has them).
@@ -119,7 +124,7 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     ------
     RiskcalError
         If the policy has no certificate, or one that does not come of a table of records (`AdaptiveCalibration`,
-        `riskcal.heads.certified`, `calibrate_classes`); and wherever `calibrate` refuses the records.
+        `riskcal.heads.certified`), or one by class from before it said what was asked; and wherever the records are refused.
 
     Examples
     --------
@@ -136,7 +141,7 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
         raise RiskcalError(
             "certificate: the policy has none, so that nothing can be verified; calibrate, and save what policy() gives."
         )
-    ours = certificate.procedure in (*fwer.BY_NAME, "simultaneous")
+    ours = certificate.procedure in (*fwer.BY_NAME, "simultaneous", PROCEDURE)
     if (
         certificate.objective == "agreement"
         or not ours
@@ -146,21 +151,73 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
             f"certificate: its test is {certificate.test!r}, {certificate.procedure}, with objective {certificate.objective!r}, "
             "which does not come of calibrate. Run again what made it, on the same data, and compare records_digest."
         )
-    wanted = arguments_of(certificate)
-    again = [name for name in arguments if name in wanted]
-    if again:
-        raise RiskcalError(f"{again[0]}: the certificate says what it was; leave it out.")
-    found = calibrate(runs, **wanted, **arguments)
-    if isinstance(found, list):
-        found = next(one for one in found if one.delta == certificate.delta)
-    settings, unrecorded = _settings(policy, found)
-    then, now = certificate.versions, found.certificate.versions
+    again = _classes_again if certificate.procedure == PROCEDURE else _again
+    found, anew, recorded = again(policy, certificate, runs, arguments)
+    settings, unrecorded = _settings(policy, recorded)
+    then, now = certificate.versions, anew.versions
     return Verification(
-        (*_fields(certificate, found.certificate), *settings),
+        (*_fields(certificate, anew), *settings),
         unrecorded,
         found,
         {name: (then[name], now[name]) for name in then if then[name] != now.get(name, then[name])},
     )
+
+
+def _again(
+    policy: ExitPolicy, certificate: Certificate, runs: Any, arguments: dict[str, Any]
+) -> tuple[Calibration, Certificate, dict[str, Any]]:
+    """The calibration, its certificate, and the fields of the policy that the records hold."""
+    wanted = arguments_of(certificate)
+    _refuse_said(arguments, wanted)
+    found = calibrate(runs, **wanted, **arguments)
+    if isinstance(found, list):
+        found = next(one for one in found if one.delta == certificate.delta)
+    stricter = found.lower_is_stricter
+    recorded = _recorded(policy, found._settings, found.chosen, lower_is_stricter=stricter)
+    return found, found.certificate, recorded
+
+
+def _classes_again(
+    policy: ExitPolicy, certificate: Certificate, runs: Any, arguments: dict[str, Any]
+) -> tuple[ClassCalibration, Certificate, dict[str, Any]]:
+    """The same of a policy by class."""
+    asked = certificate.asked
+    of_class = None if asked is None else asked.of_class
+    if asked is None or of_class is None:
+        raise RiskcalError(
+            "certificate: was made by class before certificates said which class and budgets; run calibrate_classes again on "
+            "the same records, and compare records_digest, or deploy the policies that it gives, which can be verified."
+        )
+    wanted: dict[str, Any] = {
+        "budgets": of_class.budgets,
+        "joint": of_class.joint,
+        "epsilon": certificate.epsilon,
+        "objective": certificate.objective,
+        "cost": asked.cost,
+        "test": _test(certificate),
+        **asked.options,
+    }
+    _refuse_said(arguments, wanted)
+    there = {str(name) for name in runs.group} if "group" in getattr(runs, "labels", ()) else set()
+    missing = [name for name in (of_class.name, *of_class.budgets) if name not in there]
+    if missing:
+        raise RiskcalError(
+            f"runs: none are of class {missing[0]!r}, and the budget of {of_class.name!r} was tested beside its; give the runs "
+            "of all classes, with their group."
+        )
+    found = calibrate_classes(runs, **wanted, **arguments)
+    anew = found.policies()[of_class.name].certificate
+    assert anew is not None
+    j = found.chosen[of_class.name]
+    row = None if j == len(found.candidates) else found.candidates.iloc[j]
+    stricter = found.asked.lower_is_stricter
+    return found, anew, _recorded(policy, found.candidates, row, lower_is_stricter=stricter)
+
+
+def _refuse_said(arguments: dict[str, Any], wanted: dict[str, Any]) -> None:
+    again = [name for name in arguments if name in wanted]
+    if again:
+        raise RiskcalError(f"{again[0]}: the certificate says what it was; leave it out.")
 
 
 def arguments_of(certificate: Certificate) -> dict[str, Any]:
@@ -225,12 +282,25 @@ def _fields(stated: Certificate, found: Certificate) -> list[Difference]:
     ]
 
 
-def _settings(policy: ExitPolicy, found: Calibration) -> tuple[list[Difference], tuple[str, ...]]:
-    """Where a policy differs from the chosen candidate's columns, and which of its settings these do not hold."""
-    schedule = None if found.chosen is None else policy.schedule
-    recorded = from_columns(ExitPolicy, found._settings, found.chosen, schedule)
-    if found.chosen is not None:
-        recorded |= {"lower_is_stricter": found.lower_is_stricter}
+def _recorded(
+    policy: ExitPolicy,
+    columns: pd.DataFrame,
+    chosen: pd.Series | None,
+    *,
+    lower_is_stricter: bool,
+) -> dict[str, Any]:
+    """The fields of the policy that the chosen candidate's row holds, of the ``columns`` that tell candidates apart."""
+    schedule = None if chosen is None else policy.schedule
+    recorded = from_columns(ExitPolicy, columns, chosen, schedule)
+    if chosen is not None:
+        recorded |= {"lower_is_stricter": lower_is_stricter}
+    return recorded
+
+
+def _settings(
+    policy: ExitPolicy, recorded: dict[str, Any]
+) -> tuple[list[Difference], tuple[str, ...]]:
+    """Where a policy differs from what was recorded, and which of its settings were not."""
     chosen = ExitPolicy(**recorded)
     differences = [
         Difference(name, getattr(policy, name), getattr(chosen, name))

@@ -1,16 +1,15 @@
 """The losses in a log, oldest first: CSV, JSON lines, or one JSON array, from a file or a stream. Silence is refused too."""
 
 import csv
-import io
 import itertools
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal.cli.standard_input import standard_input
 
 _REMEDY = 'Give CSV (commas) with a column loss, JSON lines such as {"loss": 0.1}, or one JSON array of either.'
 _END: Any = object()
@@ -26,12 +25,14 @@ class Entry(NamedTuple):
 
 @contextmanager
 def opened(log: str) -> Iterator[TextIO]:
-    """A log as text, ``-`` being standard input; a byte-order mark is no part of it."""
+    """A log as text, ``-`` being standard input; a byte-order mark is no part of it.
+
+    Bytes of standard input that are no text are let through, as surrogates: among events they are a damaged line, among losses
+    `entries` refuses them.
+    """
     try:
         if log == "-":
-            if isinstance(sys.stdin, io.TextIOWrapper):
-                sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline="")
-            yield sys.stdin
+            yield standard_input()
         else:
             with Path(log).open(encoding="utf-8-sig", newline="") as file:
                 yield file
@@ -87,7 +88,7 @@ def entries(
             raise RiskcalError(
                 f"{name}: row {number}: {str(error).replace(' at index 0', '')}"
             ) from None
-        except (ValueError, TypeError, csv.Error) as error:
+        except (ValueError, TypeError, OverflowError, csv.Error) as error:
             raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
     if number == 0:
         raise RiskcalError(
@@ -96,18 +97,24 @@ def entries(
 
 
 def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
-    lines = itertools.chain([start], file)
+    lines = (_text(line, name) for line in itertools.chain([start], file))
     opening = start.lstrip()[:1]
     if opening == "{":
-        return (json.loads(line) for line in lines if line.strip())
+        return (_validate.from_json(line) for line in lines if line.strip())
     if opening == "[":
-        return _array(start + file.read(), name)
+        return _array(_text(start + file.read(), name), name)
     return _table(lines, name, wanted)
+
+
+def _text(line: str, name: str) -> str:
+    if not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line):
+        raise RiskcalError(f"{name}: is not UTF-8 text.")
+    return line
 
 
 def _array(text: str, name: str) -> Iterator[Any]:
     try:
-        return iter(json.loads(text))
+        return iter(_validate.from_json(text))
     except ValueError as error:
         raise RiskcalError(
             f"{name}: begins like a JSON array but is none ({error}). {_REMEDY}"

@@ -1,7 +1,7 @@
 """`riskcal monitor`: watch a log of losses, and stop as soon as they exceed what was certified."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
@@ -13,6 +13,7 @@ from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.app import app
 from riskcal.cli.monitor_events import is_event, is_event_log, watch_events
+from riskcal.cli.standard_input import arriving
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
 from riskcal.policy.certificate import Certificate
@@ -91,8 +92,9 @@ def monitor(
     with loss_log.opened(log) as file:
         first = loss_log.first_line(file)
         if log == "-" and is_event(first):
-            lines = itertools.chain([first], file)
-            _say_events(watch_events(log, fresh, state, lines), log)
+            rest = (line.encode("utf-8", "surrogateescape") for line in file)
+            lines: Iterable[str | bytes] = itertools.chain([first], rest)
+            _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
         if reference is not None:
             raise RiskcalError(
                 f"reference: is for event logs, and {log} holds losses; leave it out."

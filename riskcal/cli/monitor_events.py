@@ -1,20 +1,29 @@
 """`riskcal monitor` over an event log: what its shadows lost, by task, and where tokens left."""
 
+import itertools
+import math
+import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from riskcal._validate import RiskcalError
+from riskcal.cli.standard_input import Arriving
 from riskcal.serving.reader import parsed
 from riskcal.serving.watch import EventWatch
 
+#: Of a stream's time nine tenths are for its lines.
+_BETWEEN_SAVES = 9
+#: Lines of a file that may all be damaged before it is no log of events.
+_LOOKED_AT = 100
+
 
 def is_event_log(log: str) -> bool:
-    """Whether a file begins with an event, rather than with losses."""
+    """Whether a file holds events, rather than losses, as far as its first lines say: some of them may be damaged."""
     try:
         with Path(log).open("rb") as file:
-            return is_event(file.readline())
+            return any(map(is_event, itertools.islice(file, _LOOKED_AT)))
     except OSError:
         return False
 
@@ -26,9 +35,16 @@ def is_event(line: str | bytes) -> bool:
 
 
 def watch_events(
-    log: str, fresh: EventWatch, state: Path | None, lines: Iterable[str] | None = None
+    log: str,
+    fresh: EventWatch,
+    state: Path | None,
+    lines: Iterable[str | bytes] | None = None,
+    arriving: Arriving | None = None,
 ) -> EventWatch:
-    """Read what is new in a log, or ``lines`` until there is an alarm; leave the state, and print all that was seen."""
+    """Read what is new in a log, or ``lines`` until there is an alarm; leave the state, and print all that was seen.
+
+    Of lines that are ``arriving`` the state is left, and what drifted told, before more are waited for.
+    """
     watch = EventWatch.load(state) if state is not None and state.exists() else fresh
     for name, value in fresh.monitor.parameters.items():
         if watch.monitor.parameters[name] != value:
@@ -47,6 +63,8 @@ def watch_events(
     if lines is None:
         watch.read(log)
     else:
+        if arriving is not None:
+            arriving.before_waiting = _Looks(log, state, watch)
         with suppress(KeyboardInterrupt):  # the usual end of a stream
             watch.follow(lines)
     if state is not None:
@@ -63,6 +81,13 @@ def watch_events(
             f"task {one.task or '(none)'}{where}: {what} {one.mean:.4f} over {one.n} requests ({known})"
             + (_disagreement(watch, one.task) if one.kind == "task" else "")
         )
+    for task, absent in sorted(watch.missing.items()):
+        n, total = watch.losses.get(task, (0, 0.0))
+        worst = (total + absent * watch.monitor.upper) / (n + absent)
+        print(
+            f"task {task or '(none)'}: {absent} requests ended without an output that could be compared; were each the worst, "
+            f"mean loss {worst:.4f}"
+        )
     for task, layers in sorted(watch.layers.items()):
         print(f"task {task or '(none)'}: tokens by exit layer {_listed(layers)}")
         for name, own in sorted(watch.strata.layers.get(task, {}).items()):
@@ -78,6 +103,33 @@ def watch_events(
     if odd:
         print(f"odd: {_listed(odd)}")
     return watch
+
+
+class _Looks:
+    """What is done with a stream while it goes on: to save takes at most a tenth of the time, however large the state is."""
+
+    def __init__(self, log: str, state: Path | None, watch: EventWatch) -> None:
+        self._log, self._state, self._watch = log, state, watch
+        self._told = set(watch.drift.drifted) if watch.drift is not None else set()
+        self._due = -math.inf
+
+    def __call__(self) -> float | None:
+        """Seconds until there is something left to do."""
+        drift = self._watch.follow(()).drift
+        for one in drift.drifted if drift is not None else ():
+            if one not in self._told:
+                self._told.add(one)
+                # whoever reads it gets it now: it may be long until the stream ends
+                print(f"{self._log}: drifted: {one}", flush=True)
+        if self._state is None:
+            return None
+        began = time.monotonic()
+        if began < self._due:
+            return self._due - began
+        self._watch.save(self._state)
+        ended = time.monotonic()
+        self._due = ended + _BETWEEN_SAVES * (ended - began)
+        return None
 
 
 def _disagreement(watch: EventWatch, task: str) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from riskcal import _showing, _validate
 from riskcal._validate import RiskcalError
-from riskcal.efficiency.engine import engine_work
+from riskcal.efficiency.engine import LEAST, engine_work
 from riskcal.efficiency.flops import DecoderDimensions, decoder_flops
 from riskcal.efficiency.layers import Integers, exit_array, exit_shares
 from riskcal.efficiency.memory import head_parameters, memory
@@ -90,7 +90,7 @@ def capacity(
     rows: Sequence[int] = (1, 8, 64),
     ways: Sequence[str] = ("engine", "regroup", "diverge"),
     group: ArrayLike | None = None,
-    least: int | None = None,
+    least: int = LEAST,
     call: tuple[float, float] | Mapping[str, tuple[float, float]] | None = None,
     request: float = 0.0,
     dimensions: DecoderDimensions | None = None,
@@ -117,7 +117,7 @@ def capacity(
         See `engine_work` and `batch_work`.
     group : (B,), optional
         Each request's stratum, a task or a difficulty.
-    least : int, optional
+    least : int
         As in `engine_work`.
     call : (float, float), or mapping of way to such, optional
         Seconds of calling a layer once, and for each row in it, its confidence included. Measured on the machine to be used;
@@ -258,7 +258,7 @@ def _way(
     exits: Integers,
     way: str,
     size: int,
-    least: int | None,
+    least: int,
     cost: tuple[float, float] | None,
     request: float,
     level: float,

@@ -11,6 +11,10 @@ from riskcal.efficiency.layers import Integers, exit_array
 
 #: Newcomers are read together once this share of the slots is free, as in `riskcal_adapters.torch.Engine`.
 _ADMITTED_AT = 8
+#: Of ten rows in flight, so many wait for deeper layers than the first when these have their turn; as there.
+_TENTHS = 7
+#: Rows that a deep layer runs for at least, but the first of a turn; as there.
+LEAST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +68,7 @@ class EngineWork:
         return float(end[-1]), end[self.ended] - start[self.begun]
 
 
-def engine_work(exit_layers: ArrayLike, slots: int, *, least: int | None = None) -> EngineWork:
+def engine_work(exit_layers: ArrayLike, slots: int, *, least: int = LEAST) -> EngineWork:
     """The calls that an engine makes for requests that are all there from the start, without running a model.
 
     Parameters
@@ -73,8 +77,8 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int | None = None)
         Of each request, in the order in which they are read.
     slots : int
         Requests in flight at most.
-    least : int, optional
-        A deep layer runs once so many rows wait for it. Default: a quarter of the slots, as the engine has it.
+    least : int
+        When deep layers have their turn, one that fewer rows wait for is passed over.
 
     Returns
     -------
@@ -83,8 +87,8 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int | None = None)
     Notes
     -----
     It follows the rules of `riskcal_adapters.torch.Engine` for one policy: newcomers are read once an eighth of the slots is
-    free; the deepest layer that enough rows wait for runs next, else the one that most do; a row that leaves waits for the
-    first layer again. That no row waits longer than ``max_wait`` seconds is left out, as there is no clock.
+    free; the first layer runs until 7 of 10 rows wait for deeper ones, which then run in turn, from the lowest up; a row that
+    leaves waits for the first layer again. That no row waits longer than ``max_wait`` seconds is left out, as there is no clock.
 
     Examples
     --------
@@ -96,12 +100,12 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int | None = None)
 
     exits = exit_array(exit_layers)
     slots = _validate.count(slots, "slots", least=1)
-    least = max(1, slots // 4) if least is None else _validate.count(least, "least", least=1)
+    least = _validate.count(least, "least", least=1)
     count, most = len(exits), int(exits.sum())  # a call for each row and layer, at most
     rows, admitted = np.zeros(most, dtype=np.int64), np.zeros(most, dtype=np.int64)
     begun, ended = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     tokens = np.count_nonzero(exits, axis=1)
     calls = kernels.engine_calls(
-        exits, tokens, slots, least, _ADMITTED_AT, rows, admitted, begun, ended
+        exits, tokens, slots, least, _TENTHS, _ADMITTED_AT, rows, admitted, begun, ended
     )
     return EngineWork(rows[:calls].copy(), admitted[:calls].copy(), begun, ended)

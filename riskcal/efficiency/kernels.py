@@ -5,7 +5,7 @@ from numba import njit
 
 
 @njit(cache=True)
-def engine_calls(exits, tokens, slots, least, admitted_at, rows, admitted, begun, ended):  # type: ignore[no-untyped-def]
+def engine_calls(exits, tokens, slots, least, tenths, admitted_at, rows, admitted, begun, ended):  # type: ignore[no-untyped-def]
     """Calls of layers until all requests are answered, and of each the rows and newcomers; returns their number.
 
     ``exits`` (B, T) and ``tokens`` (B,); written are ``rows`` and ``admitted``, one per call, and ``begun`` and ``ended`` (B,).
@@ -14,7 +14,7 @@ def engine_calls(exits, tokens, slots, least, admitted_at, rows, admitted, begun
     request = np.full(slots, -1, dtype=np.int64)
     layer, position = np.zeros(slots, dtype=np.int64), np.zeros(slots, dtype=np.int64)
     waiting = np.zeros(n_layers, dtype=np.int64)
-    free, taken, calls = slots, 0, 0
+    free, taken, calls, at = slots, 0, 0, 0
     while True:
         new = 0
         if free * admitted_at >= slots:
@@ -26,11 +26,17 @@ def engine_calls(exits, tokens, slots, least, admitted_at, rows, admitted, begun
                     taken, new, free = taken + 1, new + 1, free - 1
         if free == slots:
             return calls
-        at = int(waiting.argmax())
-        for deeper in range(n_layers - 1, -1, -1):
-            if waiting[deeper] >= least:
-                at = deeper
-                break
+        before, at = at, 0
+        if before > 0:
+            for deeper in range(before + 1, n_layers):
+                if waiting[deeper] >= least:
+                    at = deeper
+                    break
+        in_flight = slots - free
+        if at == 0 and 10 * (in_flight - waiting[0]) >= tenths * in_flight:
+            at = 1
+            while waiting[at] == 0:
+                at += 1
         rows[calls], admitted[calls] = waiting[at], new
         for s in range(slots):
             if request[s] < 0 or layer[s] != at:

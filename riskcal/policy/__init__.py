@@ -2,6 +2,7 @@
 
 from riskcal.policy.certificate import Asked as Asked
 from riskcal.policy.certificate import Certificate as Certificate
+from riskcal.policy.certificate import OfClass as OfClass
 from riskcal.policy.certificate import ids_digest as ids_digest
 from riskcal.policy.certificate import versions as versions
 from riskcal.policy.columns import CANDIDATE_COLUMNS as CANDIDATE_COLUMNS

@@ -14,12 +14,20 @@ from riskcal.policy.fields import Frozen, Stop
 Option = int | FiniteFloat | list[int] | list[FiniteFloat] | list[list[FiniteFloat]]
 
 
+class OfClass(Frozen):
+    """Of `riskcal.calibrate_classes`: a policy's class, the budgets of all classes, and that of all requests together."""
+
+    name: str
+    budgets: dict[str, FiniteFloat]
+    joint: FiniteFloat | None = None
+
+
 class Asked(Frozen):
     """What a calibration was asked for beyond what its certificate says elsewhere, so that it can be done again.
 
     ``options`` are those of the procedure (starts, order, weights, transitions, pilot_fraction), ``deltas`` the whole list where
-    simultaneous bounds served one, ``largest`` the bounds of budgets. ``candidate_columns`` and ``costs`` were named where the
-    records were read.
+    simultaneous bounds served one, ``largest`` the bounds of budgets, ``of_class`` is of a calibration by class.
+    ``candidate_columns`` and ``costs`` were named where the records were read.
     """
 
     cost: str
@@ -29,6 +37,7 @@ class Asked(Frozen):
     candidate_columns: list[str] = Field(default_factory=list)
     costs: list[str] = Field(default_factory=list)
     lower_is_stricter: bool = False
+    of_class: OfClass | None = None
 
 
 class Certificate(Frozen):

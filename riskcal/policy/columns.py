@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy.fields import RiskLimit
 from riskcal.policy.schedules import Constant, Decaying, Schedule
@@ -94,7 +95,7 @@ def learned_columns(policy: "ExitPolicy") -> dict[str, Any]:
 def recorded_limit(text: str) -> RiskLimit:
     """What a cell of the column ``learned`` holds."""
     try:
-        return RiskLimit(**json.loads(text))
+        return RiskLimit(**_validate.from_json(text))
     except (TypeError, ValueError) as error:
         raise RiskcalError(
             f"learned: the records hold {text!r}, which is not an object with max_risk, risk and fit_fraction ({error})."
@@ -138,13 +139,13 @@ def from_columns(
             raise RiskcalError(
                 "thresholds: in its column and in the column policy; record one of the two."
             )
-        vector = json.loads(str(row["thresholds"]))
+        vector = _validate.from_json(str(row["thresholds"]))
         given |= {"threshold": math.inf, "thresholds": {int(n): v for n, v in vector.items()}}
     if "learned" in columns and chosen is not None:
         given["learned"] = recorded_limit(str(row["learned"]))
     others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
     own = [name for name in others if name in kind.model_fields]
-    written = json.loads(str(row["policy"])) if "policy" in columns else {}
+    written = _validate.from_json(str(row["policy"])) if "policy" in columns else {}
     if chosen is None:  # the full model has no setting of exits, and is told from no candidate
         own = [name for name in own if name in _OF_MODELS and table[name].nunique() == 1]
     for name in own:
@@ -203,7 +204,7 @@ def _recorded_fields(
     ``tested``) has none.
     """
     try:
-        fields = json.loads(text)
+        fields = _validate.from_json(text)
         recorded = kind(**fields)
     except (TypeError, ValueError) as error:
         raise RiskcalError(

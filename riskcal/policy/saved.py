@@ -1,11 +1,10 @@
 """`Saved`: what is a file of its own, one JSON object."""
 
-import json
 import os
 from pathlib import Path
 from typing import ClassVar, Self
 
-from riskcal import _replacing
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy.fields import Frozen
 
@@ -25,7 +24,7 @@ class Saved(Frozen):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote; unknown fields and other schema versions are refused, never ignored."""
         try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            fields = _validate.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
         except ValueError as error:

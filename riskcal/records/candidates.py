@@ -91,8 +91,8 @@ def _vector(cell: Any, row: int) -> dict[int, float]:
     given = cell
     if isinstance(cell, str):
         try:
-            given = json.loads(cell)
-        except (ValueError, RecursionError):
+            given = _validate.from_json(cell)
+        except ValueError:
             given = None
     given = given.tolist() if isinstance(given, np.ndarray) else given
     if isinstance(given, list | tuple):

@@ -329,7 +329,7 @@ def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
 
 def _read_json(stream: Any, path: Path) -> pd.DataFrame:
     """An array of rows; one object of totals and means, as benchmarks write, holds none."""
-    content = json.load(io.TextIOWrapper(stream, encoding="utf-8-sig"))
+    content = _validate.from_json(stream.read().decode("utf-8-sig"))
     if (
         not isinstance(content, list)
         or not content
@@ -367,8 +367,8 @@ def _objects(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = _validate.from_json(line)
+        except ValueError as error:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")

@@ -3,7 +3,6 @@
 Files are read in `riskcal.records.files`, and their tables made ready in `riskcal.records.preparing`.
 """
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -382,7 +381,7 @@ def _stopped(frame: pd.DataFrame) -> Stop | None:
             )
     text = str(cells[0][1])
     try:
-        return Stop(**json.loads(text))
+        return Stop(**_validate.from_json(text))
     except (TypeError, ValueError) as error:
         raise RiskcalError(
             f"stopped: {text!r} at row {frame.index[0]} is not how a recording stops ({_validate.reason(error)}). If it means "

@@ -59,6 +59,10 @@ class Drifted(NamedTuple):
     way: str
     at: int
 
+    def __str__(self) -> str:
+        way = "other" if self.feature == WEIGHTS else self.way
+        return f"{self.feature} {way} (at request {self.at:,})"
+
 
 class Drift:
     r"""Test, request by request, that features of requests are still distributed as in a reference.
@@ -233,10 +237,7 @@ class Drift:
         """What can be said; nothing over no requests."""
         drifted = self.drifted
         if drifted:
-            return "; ".join(
-                f"{one.feature} {'other' if one.feature == WEIGHTS else one.way} (at request {one.at:,})"
-                for one in drifted
-            )
+            return "; ".join(map(str, drifted))
         seen = {feature: n for feature, n in self.seen.items() if n}
         if not seen:
             return "no request with a feature of the reference, so that nothing can be said"

@@ -4,8 +4,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,15 @@ from riskcal._validate import RiskcalError
 NAMES = {
     "riskcal.request.served": "a request ended",
     "riskcal.shadow.evaluated": "its output was compared with the full model's",
+    "riskcal.shadow.missing": "it ended without an output that could be compared",
     "riskcal.shadow.dropped": "no slot was free for its shadow",
     "riskcal.route.unknown": "its task has no policy: full depth",
     "riskcal.policy.refused": "its policy was made for something else: full depth",
     "riskcal.kill_switch.pulled": "full depth from the next token on",
 }
+
+_JSON = json.JSONEncoder(allow_nan=False)
+_APPENDED = os.O_RDWR | os.O_APPEND | os.O_CREAT
 
 
 class EventLog:
@@ -56,7 +60,9 @@ class EventLog:
     def __init__(self, path: str | os.PathLike[str], *, max_bytes: int = 256 * 2**20) -> None:
         self.path = _replacing.a_path(path)
         self.max_bytes = _validate.count(max_bytes, "max_bytes", least=1)
-        self._lock = self.path.with_name(f".{self.path.name}.lock")
+        # as text, since a log is opened for every request
+        self._name = os.fspath(self.path)
+        self._lock = os.fspath(self.path.with_name(f".{self.path.name}.lock"))
         self._thread = threading.Lock()
 
     def write(self, name: str, attributes: dict[str, Any] | None = None) -> None:
@@ -82,33 +88,34 @@ class EventLog:
         RiskcalError
             As `write`; then none of them is written.
         """
-        lines = b"".join(_line(name, attributes) for name, attributes in events)
+        import fcntl  # here, so that riskcal can be imported where there is none
+
+        lines = b"".join([_line(name, attributes) for name, attributes in events])
         if not lines:
             return
         try:
-            with self._turn():
-                self._append(lines)
+            with self._thread:
+                lock = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+                    self._append(lines)
+                finally:
+                    os.close(lock)
         except OSError as error:
             raise RiskcalError(f"{self.path}: cannot be written ({error.strerror}).") from None
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        import fcntl  # here, so that riskcal can be imported where there is none
-
-        with self._thread, _opened(self._lock, os.O_RDWR) as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-            yield
-
     def _append(self, lines: bytes) -> None:
         # Opened each time: another process may have renamed the file since.
-        with _opened(self.path, os.O_RDWR | os.O_APPEND) as file:
+        file = os.open(self._name, _APPENDED, 0o666)
+        try:
             size = os.lseek(file, 0, os.SEEK_END)
             if size == 0 or size + len(lines) <= self.max_bytes:
                 _write_whole(file, lines, size)
                 return
+        finally:
+            os.close(file)
         self.path.rename(self._next_name())
-        with _opened(self.path, os.O_RDWR | os.O_APPEND) as file:
-            _write_whole(file, lines, 0)
+        self._append(lines)
 
     def _next_name(self) -> Path:
         last = rotated(self.path)[-1:]  # not their count: the oldest may have been moved away
@@ -127,21 +134,11 @@ def rotated(path: str | os.PathLike[str]) -> list[Path]:
 def _line(name: str, attributes: dict[str, Any] | None) -> bytes:
     event = {"name": name, "time_unix_nano": time.time_ns(), "attributes": attributes or {}}
     try:
-        return json.dumps(event, allow_nan=False).encode() + b"\n"
+        return _JSON.encode(event).encode() + b"\n"
     except (TypeError, ValueError) as error:
         raise RiskcalError(
             f"attributes: {error}; give text, finite numbers, booleans, None, lists and dicts."
         ) from None
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str], flags: int) -> Iterator[int]:
-    """The descriptor of a file, which is made if it is not there."""
-    descriptor = os.open(path, flags | os.O_CREAT, 0o666)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _write_whole(descriptor: int, lines: bytes, size: int) -> None:

@@ -14,6 +14,7 @@ _COUNTED = {
     "tokens": "Tokens generated",
     "shadows": "Requests that also ran on the full model",
     "shadows_dropped": "Shadows for which no slot was ever free",
+    "shadows_missing": "Requests of shadows that ended without an output",
     "shadows_at_full_depth": "Requests of shadows that were served at full depth, so that there is nothing to compare",
     "losses_failed": "Shadows of which the loss failed",
     "events_lost": "Events that could not be written",

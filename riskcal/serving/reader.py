@@ -1,6 +1,5 @@
 """`read_events`: the events of a log as it is found, with a count of everything that is odd in it."""
 
-import json
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -148,7 +147,7 @@ def request_id(event: dict[str, Any]) -> str | None:
 def parsed(line: str | bytes) -> dict[str, Any] | None:
     """The event in a line; None where it is damaged."""
     try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
+        event = _validate.from_json(line)
+    except ValueError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("name"), str) else None

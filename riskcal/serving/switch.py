@@ -50,6 +50,8 @@ class KillSwitch:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else _replacing.a_path(path)
+        # as text: it is looked at all the time
+        self._name = "" if self.path is None else os.fspath(self.path)
         # A dict's setdefault is one step for other threads, and takes no lock that a signal handler could find taken.
         self._first: dict[str, Pull] = {}
 
@@ -73,7 +75,7 @@ class KillSwitch:
         if self.path is None:
             return False
         try:
-            self.path.stat()
+            os.stat(self._name)  # noqa: PTH116  (a path would be slower, and this is asked before every token)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:

@@ -15,6 +15,7 @@ from riskcal.serving.estimates import Interval, mean_interval
 from riskcal.serving.events import NAMES, rotated
 from riskcal.serving.reader import parsed, read_events, request_id
 from riskcal.serving.strata import Strata, Stratum, is_number
+from riskcal.serving.watch_state import refuse_others
 
 
 class EventWatch:
@@ -30,6 +31,9 @@ class EventWatch:
 
     An event that says why its request was served at full depth (``riskcal.full_depth``: the kill switch, a task without a
     policy, a policy of another model) feeds nothing: its loss is 0 whatever the policy is worth, and would silence the monitor.
+
+    A shadow's request that ended without an output (``riskcal.shadow.missing``: a time-out, a cancelled request) has a loss that
+    nobody knows. It feeds nothing, is counted, and the verdict says so: what is estimated is about requests that have outputs.
 
     Parameters
     ----------
@@ -79,6 +83,7 @@ class EventWatch:
         self._features: dict[str, list[float]] = {}  # not yet fed
         self._served: dict[str, None] = {}
         self._seen: dict[str, None] = {}
+        self._absent: dict[str, str] = {}  # tasks, by request
         self._place: tuple[int, int] | None = None  # inode and byte
         self._clock = -1
 
@@ -116,27 +121,30 @@ class EventWatch:
         return self._fed()
 
     def follow(self, lines: Iterable[str | bytes]) -> Self:
-        """Take the lines of a stream as they come, and return with its end or as soon as there is an alarm.
+        """Take the lines of a stream as they come, and return with its end or with the line at which losses raise the alarm.
 
-        A stream has no place to go on from: of one that begins again, requests that were seen before are not fed again, as
-        far as they have ids.
+        What drifted is known when it returns: of a stream without an end give a few lines at a time. It has no place to go on
+        from: of one that begins again, requests that were seen before are not fed again, as far as they have ids.
         """
-        for line in lines:
+        for line in lines if not self.monitor.alarm else ():
+            self._take_line(line)
             if self.monitor.alarm:
                 break
-            if not line.strip():
-                continue
-            event = parsed(line)
-            if event is None:
-                self.counts["damaged"] += 1
-                continue
-            self.counts["unknown"] += event["name"] not in NAMES
-            self._take(event)
         return self._fed()
 
+    def _take_line(self, line: str | bytes) -> None:
+        if not line.strip():
+            return
+        event = parsed(line)
+        if event is None:
+            self.counts["damaged"] += 1
+            return
+        self.counts["unknown"] += event["name"] not in NAMES
+        self._take(event)
+
     def _fed(self) -> Self:
-        """What drifts is told all at once, which is quicker and the same."""
-        if self.drift is not None:
+        """What drifts is told of many requests at once, which is quicker and the same."""
+        if self.drift is not None and self._features:
             self.drift.update(self._features)
         self._features = {}
         return self
@@ -153,8 +161,8 @@ class EventWatch:
 
     def _take(self, event: dict[str, Any]) -> None:
         self.events[event["name"]] += 1
-        now = event.get("time_unix_nano")
-        if isinstance(now, int):
+        now: Any = event.get("time_unix_nano")
+        if _validate.is_whole(now):
             self.counts["backwards"] += now < self._clock
             self._clock = now
         attributes = event.get("attributes")
@@ -177,6 +185,11 @@ class EventWatch:
             self.counts["lost"] += lost
         if event["name"] == "riskcal.request.served":
             self.counts["full_depth"] += at_full_depth
+        if event["name"] == "riskcal.shadow.missing" and not at_full_depth:
+            nameless = f"\0{self.events[event['name']]}"
+            identity = nameless if identity is None else identity
+            if identity not in self._seen:
+                self._absent.setdefault(identity, task)
         if event["name"] != "riskcal.shadow.evaluated" or at_full_depth:
             return
         if identity is not None and identity in self._seen:
@@ -184,6 +197,7 @@ class EventWatch:
             return
         if identity is not None:
             self._seen[identity] = None
+            self._absent.pop(identity, None)
         loss = attributes.get("riskcal.loss")
         try:
             self.monitor.update(_number(loss))
@@ -211,12 +225,20 @@ class EventWatch:
         return self.monitor.alarm or (self.drift is not None and bool(self.drift.drifted))
 
     @property
+    def missing(self) -> dict[str, int]:
+        """Requests whose loss nobody knows, by task; one of the same id that was evaluated since is none."""
+        return dict(Counter(self._absent.values()))
+
+    @property
     def verdict(self) -> str:
         """What can be said of losses: nothing over none, and never that there is no alarm then."""
         if self.monitor.alarm:
             return f"alarm at loss {self.monitor.alarm_at}"
-        n = self.monitor.n
-        return f"no alarm over {n} losses" if n else "no losses, so that nothing can be said"
+        n, missing = self.monitor.n, len(self._absent)
+        unknown = f", and {missing} that nobody knows" if missing else ""
+        return (
+            f"no alarm over {n} losses{unknown}" if n else "no losses, so that nothing can be said"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state; a file that stands there is replaced whole or not at all."""
@@ -234,6 +256,7 @@ class EventWatch:
             "drift": None if self.drift is None else self.drift.to_json(),
             "served": list(self._served),
             "seen": list(self._seen),
+            "absent": self._absent,
             "place": self._place,
             "clock": self._clock,
         }
@@ -242,11 +265,16 @@ class EventWatch:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Go on, bit for bit, where `save` was called."""
+        """Go on, bit for bit, where `save` was called.
+
+        Raises
+        ------
+        RiskcalError
+            For a file that cannot be read, and for anything but a state: other fields, values of another kind, other versions.
+        """
         try:
-            state = json.loads(Path(path).read_bytes())
-            if (state["kind"], state["schema_version"]) != ("riskcal.EventWatch", 1):
-                raise ValueError("another kind or version")
+            state = _validate.from_json(Path(path).read_bytes())
+            refuse_others(state)
             drift = state.get("drift")
             watch = cls(
                 RiskMonitor.from_json(state["monitor"]),
@@ -263,11 +291,12 @@ class EventWatch:
             watch.events = Counter(state.get("events", {}))
             watch.layers = {task: Counter(layers) for task, layers in state["layers"].items()}
             watch._seen = dict.fromkeys(state["seen"])
+            watch._absent = dict(state.get("absent", {}))
             watch._place = None if state["place"] is None else tuple(state["place"])
             watch._clock = state["clock"]
         except OSError as error:
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError) as error:
             raise RiskcalError(f"{path}: is no state of an EventWatch ({error}).") from None
         return watch
 

@@ -1,5 +1,6 @@
 """`Engine`: every request as if alone, whatever shares the slots; what fails, is late or cancelled ends alone."""
 
+import signal
 import threading
 
 import numpy as np
@@ -163,14 +164,29 @@ def test_cancelled_futures_free_their_slots(g2p):
     assert any(cancelled)
 
 
-def test_full_depth_from_the_next_token_on_once_the_switch_is_pulled(g2p):
-    switch = KillSwitch()
+@pytest.mark.parametrize("how", ["call", "thread", "signal", "file"])
+def test_full_depth_from_the_next_token_on_once_the_switch_is_pulled(g2p, tmp_path, how):
+    switch = KillSwitch(tmp_path / "off")
     shallow = ExitPolicy.static(1)
+
+    def pull():
+        if how == "signal":
+            before = signal.signal(signal.SIGUSR1, lambda *_: switch.pull("drill"))
+            signal.raise_signal(signal.SIGUSR1)
+            signal.signal(signal.SIGUSR1, before)
+        elif how == "thread":
+            thread = threading.Thread(target=switch.pull, args=("drill",))
+            thread.start()
+            thread.join()
+        elif how == "file":
+            (tmp_path / "off").write_text("drill\n")
+        else:
+            switch.pull("drill")
 
     def words():
         for i in range(30):
             if i == 20:
-                switch.pull("drill")
+                pull()
             yield Request("abracadabra", id=str(i), max_new_tokens=8)
 
     with Engine(g2p, shallow, slots=4, max_prompt=32, kill_switch=switch) as engine:
@@ -178,6 +194,7 @@ def test_full_depth_from_the_next_token_on_once_the_switch_is_pulled(g2p):
     assert set(done[0]) == {1}
     assert set(done[29]) == {8}
     mixed = [layers for layers in done.values() if len(set(layers)) == 2]
+    assert switch.state.why == "drill"
     # what was under way goes on at full depth, and never back
     assert all(layers == sorted(layers) for layers in mixed)
 

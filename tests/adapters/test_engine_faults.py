@@ -17,7 +17,7 @@ from riskcal.serving import EventLog, EventWatch, KillSwitch, PolicyBook, Shadow
 from riskcal_adapters import record
 from riskcal_adapters.torch import Engine, Request, load_example
 
-SHALLOW = ExitPolicy.static(1)
+SHALLOW, FULL = ExitPolicy.static(1), ExitPolicy.full_model()
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +120,31 @@ def test_numbers_of_a_restarted_engine_are_other_requests(tiny, log):
     watch = EventWatch(RiskMonitor(0.9)).read(log.path)
     assert (watch.monitor.n, watch.counts["repeated"]) == (6, 0)
     assert read_events(log.path).repeated == 0
+
+
+def test_shadowed_requests_that_time_out_are_counted_as_losses_nobody_knows(tiny, log):
+    with slow(tiny, policy=SHALLOW, shadow=Shadow(1.0), events=log) as engine:
+        [prompt, other] = [one.input_ids for one in many(2)]
+        late = engine.submit(Request(input_ids=prompt, id="late", task="chat", timeout=0.05))
+        waits = engine.submit(Request(input_ids=prompt, id="waits", timeout=0.0))
+        assert late.result(timeout=60).error == waits.result(timeout=60).error == "timed out"
+        assert engine.submit(Request(input_ids=other, id="whole")).result(timeout=60).error is None
+    assert (engine.stats.shadows, engine.stats.shadows_missing) == (1, 1)
+    [told] = named(log, "riskcal.shadow.missing")
+    assert (told["gen_ai.response.id"], told["riskcal.reason"]) == ("late", "timed out")
+    watch = EventWatch(RiskMonitor(0.2)).read(log.path)
+    assert watch.missing == {"chat": 1}
+    assert watch.verdict == "no alarm over 1 losses, and 1 that nobody knows"
+
+
+def test_without_early_exit_a_time_out_hides_no_loss(tiny, log):
+    switch = KillSwitch()
+    switch.pull("a test")
+    with slow(tiny, policy=SHALLOW, shadow=Shadow(1.0), events=log, kill_switch=switch) as engine:
+        requests = [Request(input_ids=one.input_ids, timeout=0.05) for one in many(3)]
+        assert [one.error for one in engine.run(requests)] == ["timed out"] * 3
+    assert engine.stats.shadows_missing == 0
+    assert named(log, "riskcal.shadow.missing") == []
 
 
 def test_shadows_of_a_run_that_is_abandoned_are_counted_as_dropped(tiny, log):
@@ -370,9 +395,9 @@ def test_a_request_for_another_length_than_was_calibrated_is_full_depth_and_an_e
 # -- waiting, cancelling, closing ------------------------------------------------------------------------------------------
 
 
-def slow(decoder, seconds=0.02, **options):
+def slow(decoder, seconds=0.02, policy=FULL, **options):
     """An engine of one slot, each of whose turns takes its time."""
-    engine = an_engine(decoder, ExitPolicy.full_model(), slots=1, **options)
+    engine = an_engine(decoder, policy, slots=1, **options)
     advance = engine._slots.advance
 
     def turn():

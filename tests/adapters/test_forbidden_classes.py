@@ -12,8 +12,10 @@ from transformers import PreTrainedTokenizerFast
 import riskcal
 import riskcal_adapters
 from riskcal import ExitPolicy, RiskcalError, Runs, Sampling
+from riskcal.forbidden import Guard
 from riskcal.serving import EventLog, Inside, Pattern, Tokens, read_events
 from riskcal_adapters.torch import EarlyExitCausalLM, Engine, Request, load_example
+from riskcal_adapters.torch.engine import guarding
 
 LENGTH, EARLY, LAST = 16, 2, 5
 STRING, DIGIT = Inside("json_string"), Pattern(r"\d")
@@ -187,3 +189,37 @@ def test_a_recording_with_classes_gives_a_policy_that_is_certified_with_them(tmp
     (tmp_path / "policy.json").write_text(text)
     with pytest.raises(RiskcalError, match="issued for other settings"):
         ExitPolicy.load(tmp_path / "policy.json")
+
+
+@pytest.mark.parametrize(
+    "entries", [4_000_000, 600]
+)  # of the second the table is forgotten now and then
+def test_all_rows_at_once_stand_where_each_would_alone(monkeypatch, entries):
+    monkeypatch.setattr(guarding, "_ENTRIES_AT_MOST", entries)
+    texts = ['"', "\\", '\\"', "1", "2x", "`", "```", "```a", "a", " ", "_b", "{", '":'] * 30
+
+    def text(token):
+        return texts[token]
+
+    reads = Inside("code_identifier", prompt=True)
+    several = [(), (STRING,), (STRING, DIGIT, Inside("code_block")), (reads, Tokens(ids=(3, 11)))]
+    rng, slots = np.random.default_rng(0), 8
+    together, alone = guarding.Guards(slots, text), [None] * slots
+    left = held = 0
+    for _ in range(600):
+        for row in np.flatnonzero(rng.random(slots) < 0.05).tolist():
+            rules, prompt = several[rng.integers(4)], rng.integers(0, len(texts), 3)
+            together.begin(row, rules, prompt)
+            guard = Guard(rules, text)
+            alone[row] = guard, guard.start(prompt.tolist())
+        rows = rng.permutation([row for row in range(slots) if alone[row]])[: rng.integers(1, 9)]
+        tokens, early = rng.integers(0, len(texts), len(rows)), bool(rng.random() < 0.7)
+        said = together.leave(rows, tokens, early=early)
+        for i, (row, token) in enumerate(zip(rows.tolist(), tokens.tolist(), strict=True)):
+            guard, states = alone[row]
+            leaves = not (early and guard.forbids(states, token))
+            assert leaves == (said is None or said[i])
+            if leaves:
+                alone[row] = guard, guard.after(states, token)
+            left, held = left + leaves, held + (not leaves)
+    assert min(left, held) > 300

@@ -119,13 +119,13 @@ class Backbone(abc.ABC):
 
     def of(self, values: Tensor, rows: Ints) -> Tensor:
         """Some rows of values."""
-        if kernels.take(values):
+        if self.lean:
             return torch.from_numpy(kernels.of(values.numpy(), rows))
         return values.index_select(0, self.tensor(rows))
 
     def put(self, values: Tensor, places: Ints, targets: Tensor, rows: Ints) -> None:
         """Some of the values to rows of ``targets``."""
-        if kernels.take(values):
+        if self.lean:
             kernels.copy(values.numpy(), places, targets.numpy(), rows)
         else:
             chosen = values.index_select(0, self.tensor(places))
@@ -274,6 +274,36 @@ class Backbone(abc.ABC):
             scale=self.scale,
         )
         return self.finish(index, state, attended.flatten(1), memory)
+
+    @property
+    def turns(self) -> bool:
+        """Whether there is a `turn`; ``embedding`` (V, d) is then all that enters the first layer."""
+        return False
+
+    @property
+    def embedding(self) -> Tensor:
+        """(V, d): of tokens."""
+        raise NotImplementedError
+
+    def turn(
+        self, index: int, entering: Tensor, rows: Ints, positions: Ints, places: Ints, cache: Cache
+    ) -> tuple[kernels.Floats, kernels.Floats, Ints]:
+        """`layer_of_rows` and the softmax margins after it in one compiled loop.
+
+        Parameters
+        ----------
+        entering : (B, d)
+            States before the layer, of all rows.
+        rows, positions : (A,)
+        places : (n,)
+            Those among the ``rows`` that are looked at.
+
+        Returns
+        -------
+        (A, d), (n,), (n,)
+            States after the layer; of the places, how far the final head's most probable token is ahead, and which it is.
+        """
+        raise NotImplementedError
 
     def _entering(self, cache: Cache, rows: Ints, positions: Ints, state: Tensor) -> Tensor:
         """States that skipped a layer, and those that stand before it now, the last ones."""

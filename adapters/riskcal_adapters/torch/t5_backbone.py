@@ -1,8 +1,7 @@
 """A T5's decoder: its prompt is encoded once, and every layer attends to it apart from what was generated."""
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -10,47 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from riskcal_adapters.torch import kernels, weights
+from riskcal_adapters.torch import kernels, t5_kernels, weights
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
+from riskcal_adapters.torch.kernels import Floats
+from riskcal_adapters.torch.t5_prompt import Prompt, around, have_holes
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
 
 Of = TypeVar("Of")
 
 #: Prompts up to so many tokens are attended to quicker by `kernels`.
 _SHORT = 64
-
-
-@dataclass(eq=False)
-class Prompt:
-    """Encoded prompts."""
-
-    #: The encoder's normed output: (B * S, d); or, where there are ``starts``, each prompt from its own on.
-    memory: Tensor
-    bias: Tensor | None  # (B, 1, 1, S), -inf at padding; None without padding
-    batch: int
-    lengths: Ints  # (B,)
-    starts: Ints  # (B,) rows of memory; of a pool each slot's; empty where prompts are padded to one length
-    position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
-    causal_bias: dict[PositionBias, Tensor] = field(
-        default_factory=dict
-    )  # (1, heads, T, T), -inf ahead; where needed
-    last_bias: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # where needed
-
-    def of(self, rows: Tensor, numbers: Ints) -> "Prompt":
-        """Some rows of the batch."""
-        lengths, starts, bias = self.lengths[numbers], self.starts, self.bias
-        if len(starts):
-            chosen = kernels.ranges(starts[numbers], lengths)
-            memory = self.memory.index_select(0, torch.from_numpy(chosen))
-            starts = np.cumsum(lengths) - lengths
-        else:
-            padded = self.memory.view(self.batch, -1, self.memory.shape[1])
-            memory = padded.index_select(0, rows).flatten(0, 1)
-            bias = None if bias is None else bias.index_select(0, rows)
-        return replace(
-            self, memory=memory, bias=bias, batch=len(rows), lengths=lengths, starts=starts
-        )
 
 
 class T5Backbone(Backbone):
@@ -84,6 +53,10 @@ class T5Backbone(Backbone):
         self._gated: bool = model.config.is_gated_act
         self._gated_gelu = self.lean and self._gated and model.config.dense_act_fn == "gelu_new"
         self._offset = np.float32(self._norm_offset.item())
+        self._encoder_arrays, self._decoder_arrays, self._cross_arrays = (
+            [t5_kernels.arrays(one) for one in held] if self._gated_gelu else []
+            for held in (self._encoder, self._decoder, self._cross)
+        )
         self.row_width = self._decoder[0].self_in.shape[1]
         self._encoder_bias = PositionBias(model.encoder, dtype)
         self._decoder_bias = PositionBias(model.decoder, dtype)
@@ -138,10 +111,13 @@ class T5Backbone(Backbone):
     def admit(self, cache: Cache, rows: Ints, prompts: list[Ints]) -> list[int]:
         read: Prompt = cache.prompt
         lengths = np.array([len(prompt) for prompt in prompts])
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        ids = np.zeros(mask.shape, dtype=np.int64)
-        ids[mask] = np.concatenate(prompts)
-        memory, _ = self._encode(self.tensor(ids), mask)
+        mask, tokens = np.arange(lengths.max()) < lengths[:, None], np.concatenate(prompts)
+        if self.lean and mask.shape[1] <= _SHORT:
+            memory = self._encode_short(torch.from_numpy(tokens), lengths)
+        else:
+            ids = np.zeros(mask.shape, dtype=np.int64)
+            ids[mask] = tokens
+            memory, _ = self._encode(self.tensor(ids), mask)
         read.lengths[rows] = lengths
         if self.lean:
             kernels.put(
@@ -170,12 +146,7 @@ class T5Backbone(Backbone):
         read: Prompt = cache.prompt
         memory = own.memory
         if isinstance(memory, Packed):
-            if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
-                places = kernels.ranges(read.starts[fresh], read.lengths[fresh])
-                entering = self.of(read.memory, places)
-                projected = torch.mm(entering, self._cross[index].memory)
-                kernels.put(projected.numpy(), places, memory.rows.numpy())
-                own.stale[fresh] = False
+            self._remember(index, own, read, rows)
             return memory if len(rows) == cache.batch else memory.of(rows)
         assert memory is not None
         if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
@@ -194,14 +165,29 @@ class T5Backbone(Backbone):
             memory = Memory(memory.keys[:, :, :width], memory.values[:, :, :width], bias)
         return memory if len(rows) == cache.batch else memory.of(self.tensor(rows))
 
+    def _remember(self, index: int, own: LayerCache, read: Prompt, rows: Ints) -> None:
+        """Keys and values of these rows' prompts, where a layer still has those of earlier ones."""
+        memory = own.memory
+        assert isinstance(memory, Packed)
+        if own.stale is not None and (fresh := rows[own.stale[rows]]).size:
+            t5_kernels.recall(
+                fresh,
+                read.memory.numpy(),
+                read.starts,
+                read.lengths,
+                self._cross[index].memory.numpy(),
+                memory.rows.numpy(),
+            )
+            own.stale[fresh] = False
+
     def _encode(self, tokens: Tensor, mask: NDArray[np.bool_]) -> tuple[Tensor, Tensor | None]:
         """The encoder's normed output, and what hides padding from those who read it.
 
         (B * S, d), or where it is `lean`, of the real tokens alone; these alone are multiplied there.
         """
         batch, width = tokens.shape
-        if self.lean and width <= _SHORT and not _have_holes(mask):
-            return self._encode_short(tokens, mask), None
+        if self.lean and width <= _SHORT and not have_holes(mask):
+            return self._encode_short(tokens[torch.from_numpy(mask)], mask.sum(1)), None
         biases = [bias.square(width) for bias in self._encoder_bias.layers]
         prompt_bias = real = spread = None
         if not mask.all():
@@ -228,19 +214,26 @@ class T5Backbone(Backbone):
             state = self._feed_forward(layer, state)
         return self.normed(state), prompt_bias
 
-    def _encode_short(self, tokens: Tensor, mask: NDArray[np.bool_]) -> Tensor:
-        """The encoder's normed output of the real tokens, each attending to its own prompt where it is."""
-        width, lengths = mask.shape[1], mask.sum(1)
-        own, starts = np.arange(lengths.sum()), np.cumsum(lengths) - lengths
+    def _encode_short(self, tokens: Tensor, lengths: Ints) -> Tensor:
+        """The encoder's normed output of prompts that stand one after the other, each token attending to its own."""
+        width = int(lengths.max())
+        own, starts = np.arange(len(tokens)), np.cumsum(lengths) - lengths
         begins, counts = np.repeat(starts, lengths), np.repeat(lengths, lengths)
         shifts = width - 1 - (own - begins)
         tables = self._around.get(width)
         if tables is None:
-            tables = [_around(bias.square(width)) for bias in self._encoder_bias.layers]
+            tables = [around(bias.square(width)) for bias in self._encoder_bias.layers]
             self._around[width] = tables
-        state = self._embedding.index_select(0, tokens[torch.from_numpy(mask)])
+        state = self._embedding.index_select(0, tokens)
         inside = self.kv_heads * self.head_width
         for index, layer in enumerate(self._encoder):
+            bias = _of_layer(tables, index)
+            if self.turns:
+                own_layer, where = self._encoder_arrays[index], (begins, counts, shifts)
+                t5_kernels.encoder_layer(
+                    own_layer, self._offset, self.head_width, state.numpy(), *where, bias
+                )
+                continue
             projected = torch.mm(self.normed(state), layer.self_in).numpy()
             attended = kernels.attend(
                 projected,
@@ -248,7 +241,7 @@ class T5Backbone(Backbone):
                 begins,
                 1,
                 counts,
-                _of_layer(tables, index),
+                bias,
                 shifts,
                 (inside, 2 * inside, 1),
                 inside,
@@ -307,6 +300,44 @@ class T5Backbone(Backbone):
         attended = memory.attend(torch.mm(self.normed(state), cross.query))
         state = torch.addmm(state, attended, cross.out)
         return self._feed_forward(layer, state)
+
+    @property
+    def turns(self) -> bool:
+        return self.lean and self._gated_gelu
+
+    @property
+    def embedding(self) -> Tensor:
+        return self._embedding
+
+    def turn(
+        self, index: int, entering: Tensor, rows: Ints, positions: Ints, places: Ints, cache: Cache
+    ) -> tuple[Floats, Floats, Ints]:
+        given = self._compiled(index, rows, positions, cache)
+        found: tuple[Floats, Floats, Ints] = t5_kernels.turn(
+            self._head.numpy(), places, entering.numpy(), rows, given
+        )
+        return found
+
+    def layer_of_rows(
+        self, index: int, state: Tensor, rows: Ints, positions: Ints, cache: Cache
+    ) -> Tensor:
+        if not self.turns:
+            return super().layer_of_rows(index, state, rows, positions, cache)
+        given = self._compiled(index, rows, positions, cache)
+        return torch.from_numpy(t5_kernels.decoder_layer(given, state.numpy()))
+
+    def _compiled(self, index: int, rows: Ints, positions: Ints, cache: Cache) -> tuple[Any, ...]:
+        """What `t5_kernels.decoder_layer` is given."""
+        own = cache.layers.get(index) or self.open(index, cache)
+        memory = own.memory
+        assert isinstance(memory, Packed)
+        self._remember(index, own, cache.prompt, rows)
+        layer, cross = self._decoder_arrays[index], self._cross_arrays[index]
+        return (
+            *(layer, cross, self._offset, self.head_width, rows, positions, own.filled_rows),
+            *(cache.states.numpy(), cache.begins, own.row_step, own.step, own.held),
+            *(self.bias_of_last(index, cache), memory.rows.numpy(), memory.starts, memory.counts),
+        )
 
     def bias_of_last(self, index: int, cache: Cache) -> NDArray[np.float32]:
         biases, prompt = self._decoder_bias.layers, cache.prompt
@@ -367,16 +398,3 @@ class T5Backbone(Backbone):
 def _of_layer(biases: list[Of], index: int) -> Of:
     """A layer's own, or the one that all share."""
     return biases[index if len(biases) > 1 else 0]
-
-
-def _around(square: Tensor) -> NDArray[np.float32]:
-    """(heads, 2 S - 1): the bias by how far ahead a position is, from 1 - S on, of that between all (1, heads, S, S)."""
-    around = torch.cat([square[0, :, 1:, 0].flip(1), square[0, :, 0]], 1)
-    return np.asarray(around.contiguous().numpy())
-
-
-def _have_holes(mask: NDArray[np.bool_]) -> bool:
-    """Whether any row's real tokens do not stand together."""
-    begins = mask.copy()
-    begins[:, 1:] &= ~mask[:, :-1]
-    return bool((begins.sum(1) > 1).any())

@@ -9,32 +9,49 @@ from numba import njit
 from riskcal_adapters.torch.kernels import Ints
 
 _NEVER = np.float32(math.inf)
+#: Of ten rows in flight, so many wait for deeper layers than the first when these have their turn.
+_TENTHS = 7
 
 
 @njit(cache=True)
 def next_rows(
-    active: Any, layers: Any, positions: Any, since: Any, latest: Any, least: Any, n_layers: Any
+    active: Any,
+    layers: Any,
+    positions: Any,
+    since: Any,
+    latest: Any,
+    least: Any,
+    before: Any,
+    n_layers: Any,
 ) -> tuple[Any, Ints, Ints]:
     """A layer, the rows that wait for it, and their positions.
 
-    It is the deepest layer that ``least`` rows wait for, else the one that most do; but first that of a row that has been
-    waiting since before ``latest``.
+    The first layer runs until 7 of 10 rows wait for deeper ones. Then these run in turn, from the lowest up, so that each call
+    has the rows of the one ``before`` that stayed, beside those that waited; a layer that fewer than ``least`` rows wait for is
+    passed over. But first comes that of a row that has been waiting since before ``latest``.
     """
     counts = np.zeros(n_layers, dtype=np.int64)
-    first = -1
+    first, total = -1, 0
     for row in range(len(active)):
         if active[row]:
             counts[layers[row]] += 1
+            total += 1
             if first < 0 or since[row] < since[first]:
                 first = row
-    index = int(counts.argmax())
+    index = -1
     if since[first] < latest:
         index = layers[first]
-    else:
-        for deep in range(n_layers - 1, -1, -1):
+    elif before > 0:
+        for deep in range(before + 1, n_layers):
             if counts[deep] >= least:
                 index = deep
                 break
+    if index < 0:
+        index = 0
+        if 10 * (total - counts[0]) >= _TENTHS * total:
+            index = 1
+            while not counts[index]:
+                index += 1
     rows, at = np.empty(counts[index], np.int64), np.empty(counts[index], np.int64)
     found = 0
     for row in range(len(active)):
@@ -45,14 +62,23 @@ def next_rows(
 
 
 @njit(cache=True)
-def asking(rows: Any, positions: Any, stay: Any, needed: Any, index: Any) -> Ints:
-    """Which of the rows may leave at an exit: ``needed`` (B, T, L) has a number for them."""
-    places, count = np.empty(len(rows), dtype=np.int64), 0
-    for i in range(len(rows)):
-        if stay[i] and needed[rows[i], positions[i], index] < _NEVER:
+def asking(rows: Any, positions: Any, staying: Any, needed: Any, index: Any) -> Ints:
+    """Those ``staying`` that may leave at an exit: ``needed`` (B, T, L) has a number for their rows."""
+    places, count = np.empty(len(staying), dtype=np.int64), 0
+    for i in staying:
+        if needed[rows[i], positions[i], index] < _NEVER:
             places[count] = i
             count += 1
     return places[:count].copy()
+
+
+@njit(cache=True)
+def others(count: Any, leaving: Any) -> Ints:
+    """The numbers up to ``count`` that are not ``leaving``."""
+    stays = np.ones(count, dtype=np.bool_)
+    for i in leaving:
+        stays[i] = False
+    return np.flatnonzero(stays)
 
 
 @njit(cache=True)
@@ -122,3 +148,56 @@ def emit(
             going[n_going], entering[n_going] = row, token
             n_going += 1
     return ended[:n_ended].copy(), going[:n_going].copy(), entering[:n_going].copy()
+
+
+@njit(cache=True)
+def leave(
+    rows: Any,
+    positions: Any,
+    places: Any,
+    state: Any,
+    confidence: Any,
+    best: Any,
+    index: Any,
+    last: Any,
+    needed: Any,
+    confidences: Any,
+    refused: Any,
+    states: Any,
+    entering: Any,
+    embedding: Any,
+    emitting: Any,
+) -> Ints:
+    """What becomes of rows after a layer where tokens are the most probable ones; gives those that ended.
+
+    Rows that leave emit their tokens (``emitting`` is what `emit` takes after these), note confidences, put their ``state``
+    among the ``states`` (T, B, d) that skipped layers read, and enter again by the ``embedding`` of the token; the others
+    enter the next layer.
+    """
+    ends, now, tokens, exits, layers, at, limits, since, first_token, active = emitting
+    out = decide(rows, positions, places, needed, index, confidence, refused, last)
+    leaving = places[out]
+    for i in others(len(rows), leaving):
+        entering[rows[i]] = state[i]
+        layers[rows[i]], since[rows[i]] = index + 1, now
+    for i in range(len(leaving)):
+        row, position = rows[leaving[i]], positions[leaving[i]]
+        confidences[row, position] = confidence[out[i]]
+        states[position, row] = state[leaving[i]]
+    ended, going, chosen = emit(
+        rows[leaving],
+        best[out],
+        ends,
+        now,
+        tokens,
+        exits,
+        layers,
+        at,
+        limits,
+        since,
+        first_token,
+        active,
+    )
+    for i in range(len(going)):
+        entering[going[i]] = embedding[chosen[i]]
+    return ended

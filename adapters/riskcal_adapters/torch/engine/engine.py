@@ -25,7 +25,7 @@ from riskcal_adapters.torch.engine.policies import KILLED, routes
 from riskcal_adapters.torch.engine.prompts import Text, ids_together, texts_of
 from riskcal_adapters.torch.engine.requests import Done, Flight, Request
 from riskcal_adapters.torch.engine.shadows import Loss, differ
-from riskcal_adapters.torch.engine.slots import Ended, Newcomer, Slots
+from riskcal_adapters.torch.engine.slots import LEAST, Ended, Newcomer, Slots
 from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 from riskcal_adapters.torch.engine.telling import Telling
@@ -55,9 +55,8 @@ class Engine:
     max_new_tokens : int, optional
         Tokens of an output at most: the limit of policies that name none, and of tasks without a policy; the policies of a book
         that name one keep theirs. Default: the policies', else the decoder's.
-    least : int, optional
-        A deep layer runs once so many rows wait for it, others while they do not. More rows a call, longer waits. Default: a
-        quarter of the slots.
+    least : int
+        When deep layers have their turn, one that fewer rows wait for is passed over. More rows a call, longer waits.
     max_wait : float
         Seconds after which a row goes before all others.
     kill_switch, shadow, events
@@ -92,7 +91,7 @@ class Engine:
         slots: int = 64,
         max_prompt: int = 256,
         max_new_tokens: int | None = None,
-        least: int | None = None,
+        least: int = LEAST,
         max_wait: float = 1.0,
         kill_switch: KillSwitch | None = None,
         shadow: Shadow | None = None,
@@ -102,8 +101,7 @@ class Engine:
     ) -> None:
         internal.count(slots, "slots", least=1)
         internal.count(max_prompt, "max_prompt", least=1)
-        if least is not None:
-            internal.count(least, "least", least=1)
+        internal.count(least, "least", least=1)
         internal.number(max_wait, "max_wait")
         if not callable(loss):
             raise RiskcalError(
@@ -117,7 +115,6 @@ class Engine:
         found = routes(policy, max_new_tokens, decoder, self._journal.refused)
         self._admission = Admission(decoder, found, max_prompt, self._journal)
         self._journal.flush()
-        least = max(1, slots // 4) if least is None else least
         with torch.inference_mode():
             self._slots = Slots(decoder._loop, slots, max_prompt, found.length, least, max_wait)
         self._flights: dict[int, Flight] = {}
@@ -331,6 +328,7 @@ class Engine:
             if future is not None and future.set_running_or_notify_cancel():
                 self._counted.failed += 1
                 self._journal.served(flight, Done.failed(flight, self._closed))
+                self._missing(flight, self._closed)
                 future.set_exception(error)
         self._open.clear()
         self._journal.flush()
@@ -348,7 +346,9 @@ class Engine:
         else:
             self._counted.failed += 1
         self._journal.served(flight, done)
-        if self._shadow is not None and done.error is None and self._shadow.takes(flight.id):
+        if done.error is not None:
+            self._missing(flight, done.error)
+        elif self._shadow is not None and self._shadow.takes(flight.id):
             self._shadowed(flight, done)
         return flight, done
 
@@ -357,6 +357,7 @@ class Engine:
         self._counted.failed += 1
         done = Done.failed(flight, why)
         self._journal.served(flight, done)
+        self._missing(flight, why)
         self._journal.flush()
         return done
 
@@ -377,6 +378,12 @@ class Engine:
         self._waiting_shadows.append(flight.again(done))
         if len(self._waiting_shadows) > _SHADOWS_WAITING:
             self._journal.dropped(self._waiting_shadows.popleft())
+
+    def _missing(self, flight: Flight, why: str) -> None:
+        """Of a request that ended without an output nobody knows the loss: one that never ran under a policy has none."""
+        ran = flight.prompt is not None and flight.full_depth is None
+        if ran and self._shadow is not None and self._shadow.takes(flight.id):
+            self._journal.missing(flight, why)
 
     def _fill_with_shadows(self) -> None:
         """Into slots that no request wants now."""

@@ -11,7 +11,7 @@ from riskcal_adapters import request_checks
 from riskcal_adapters.recording.job import WITHOUT_ENGINE
 from riskcal_adapters.torch import sampling
 from riskcal_adapters.torch.decoder import Decoder
-from riskcal_adapters.torch.engine.slots import Newcomer, Slots
+from riskcal_adapters.torch.engine.slots import LEAST, Newcomer, Slots
 from riskcal_adapters.torch.generation import Generation
 from riskcal_adapters.torch.weights import whole_pieces
 
@@ -92,7 +92,7 @@ class DepthWise:
                 self._size,
                 whole_pieces(longest),
                 limit,
-                least=max(1, self._size // 4),
+                least=LEAST,
                 max_wait=math.inf,
             )
             self._slots = known

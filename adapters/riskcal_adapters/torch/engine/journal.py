@@ -111,6 +111,11 @@ class Journal:
         self._counted.shadows_dropped += 1
         self.write("riskcal.shadow.dropped", {}, flight)
 
+    def missing(self, flight: Flight, why: str) -> None:
+        """There is no output that a shadow could be compared with."""
+        self._counted.shadows_missing += 1
+        self.write("riskcal.shadow.missing", {"riskcal.reason": why}, flight)
+
     def _known(self, flight: Flight) -> dict[str, Any]:
         task = flight.request.task
         known = {

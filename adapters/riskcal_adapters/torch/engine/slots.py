@@ -10,20 +10,24 @@ All bookkeeping is in numpy, over rows; confidences and tokens are read once a c
 import math
 import time
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riskcal.forbidden import Guard, Rule, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, sampling
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.engine import bookkeeping
+from riskcal_adapters.torch.engine.guarding import Guards
+from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
+
+#: Rows that a deep layer runs for at least, when it has its turn.
+LEAST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +75,7 @@ class Slots:
     prompt, length : int
         Tokens of a prompt and of an output, at most.
     least : int
-        A layer deeper than the one that most wait for runs if at least so many wait for it.
+        In the turn of the deeper layers one that fewer rows wait for is passed over.
     max_wait : float
         Seconds after which a row goes before all others.
     """
@@ -82,6 +86,7 @@ class Slots:
         self._loop, self._backbone = loop, loop.backbone
         self.size, self.prompt, self.length = slots, prompt, length
         self._least, self._max_wait = least, max_wait
+        self._before = 0  # the layer that ran last
         self._cache = self._backbone.pool(slots, prompt, length)
         self.active = np.zeros(slots, dtype=bool)
         self._layer = np.zeros(slots, dtype=np.int64)  # that runs next
@@ -100,9 +105,7 @@ class Slots:
         self._measures: list[str] = []
         self._ends = np.array(loop.special.ends, dtype=np.int64)
         self._keys, self._draws = [0] * slots, False  # whether any policy ever drew
-        self._rules: dict[tuple[Rule, ...], Guard] = {}
-        # of rows with tokens that may not leave early
-        self._guards: dict[int, tuple[Guard, tuple[State, ...]]] = {}
+        self._guards = Guards(slots, loop.text)
         # states that enter the layer each row waits for
         self._state = self._cache.states.new_zeros(slots, self._backbone.width)
         self.calls = self.rows_computed = 0
@@ -136,10 +139,7 @@ class Slots:
             self._policies[row], self._keys[row] = one.policy, one.key
             self._measure[row] = self._number(one.policy)
             self._draws |= one.policy.sampling is not None
-            self._guards.pop(row, None)
-            if one.policy.forbidden:
-                guard = self._guard(one.policy.forbidden)
-                self._guards[row] = guard, guard.start(one.prompt.tolist())
+            self._guards.begin(row, one.policy.forbidden, one.prompt)
         self.active[rows] = True
         self._embed(rows, np.array(first))
         return rows
@@ -163,33 +163,84 @@ class Slots:
             self._since,
             time.monotonic() - self._max_wait,
             self._least,
+            self._before,
             self._loop.n_layers,
         )
-        before = self._backbone.of(self._state, rows)
-        state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
+        self._before = index
         self.calls += 1
         self.rows_computed += len(rows)
-        stay = np.ones(len(rows), dtype=bool)
-        leaving, tokens = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        if self._measures == ["softmax"] and not self._draws and self._backbone.turns:
+            return self._turn(index, rows, positions)
+        before = self._backbone.of(self._state, rows)
+        state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
+        leaving, tokens = rows[:0], rows[:0]
+        staying = np.arange(len(rows))
         # ``place`` is an exit, from 0: after the last layer come its own head, if it has one, and the final head for whoever
         # is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
-            asked = bookkeeping.asking(rows, positions, stay, self._needed, place)
+            asked = bookkeeping.asking(rows, positions, staying, self._needed, place)
             if not len(asked):
                 continue
             left, said = self._judged(
                 place, asked, rows, positions, state, before if index else None
             )
-            stay[left] = False
-            leaving, tokens = np.concatenate([leaving, left]), np.concatenate([tokens, said])
-        if len(leaving) < len(rows):
-            staying = np.flatnonzero(stay)
+            if len(leaving):
+                left, said = np.concatenate([leaving, left]), np.concatenate([tokens, said])
+            leaving, tokens = left, said
+            staying = bookkeeping.others(len(rows), leaving)
+        if len(staying):
             going = rows[staying]
             self._backbone.put(state, staying, self._state, going)
             self._layer[going] = index + 1
             self._since[going] = time.monotonic()
         return self._left(rows[leaving], leaving, tokens, state) if len(leaving) else []
+
+    def _turn(self, index: int, rows: Ints, positions: Ints) -> list[Ended]:
+        """`advance` in compiled loops, where all tokens are the most probable ones and may leave where their margin suffices."""
+        asked = bookkeeping.asking(rows, positions, np.arange(len(rows)), self._needed, index)
+        state, confidence, best = self._backbone.turn(
+            index, self._state, rows, positions, asked, self._cache
+        )
+        if self._guards:
+            self._hold(index, rows[asked], positions[asked], confidence, best)
+        ended = bookkeeping.leave(
+            rows,
+            positions,
+            asked,
+            state,
+            confidence,
+            best,
+            index,
+            index + 1 == self._loop.n_layers,
+            self._needed,
+            self._confidence,
+            self._refused,
+            self._cache.states.numpy(),
+            self._state.numpy(),
+            self._backbone.embedding.numpy(),
+            self._emitting(),
+        )
+        return [self._ended(row) for row in ended.tolist()]
+
+    def _hold(
+        self, index: int, rows: Ints, positions: Ints, confidence: Floats, best: Ints
+    ) -> None:
+        """Make NaN, which never leaves and is not said to be refused, of confidences in tokens that may not leave early."""
+        early = index + 1 < self._loop.n_layers
+        places = np.arange(len(rows))
+        if early:
+            places = np.flatnonzero(confidence >= self._needed[rows, positions, index])
+        free = self._guards.leave(rows[places], best[places], early=early)
+        if free is not None:
+            confidence[places[~free]] = math.nan
+
+    def _emitting(self) -> tuple[Any, ...]:
+        """What `bookkeeping.emit` takes after rows and tokens."""
+        return (
+            *(self._ends, time.monotonic(), self._tokens, self._exits, self._layer, self._position),
+            *(self._limit, self._since, self._first_token, self.active),
+        )
 
     def _judged(
         self,
@@ -222,29 +273,16 @@ class Slots:
             left = places[out]
             at, of = rows[left], positions[left]
             chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, of)
-            if self._guards and not final:
-                free = [
-                    i for i, row in enumerate(at.tolist()) if not self._forbids(row, int(chosen[i]))
-                ]
-                out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
+            if self._guards:
+                free = self._guards.leave(at, chosen, early=not final)
+                if free is not None:
+                    out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
             self._confidence[at, of] = confidence[out]
             tokens.append(chosen)
             leaving.append(left)
         if len(leaving) == 1:
             return leaving[0], tokens[0]
         return (np.concatenate(leaving), np.concatenate(tokens)) if leaving else (asked[:0],) * 2
-
-    def _guard(self, rules: tuple[Rule, ...]) -> Guard:
-        """One for all rows under these rules, as it remembers what they said."""
-        if rules not in self._rules:
-            self._rules[rules] = Guard(rules, self._loop.text)
-        return self._rules[rules]
-
-    def _forbids(self, row: int, token: int) -> bool:
-        if row not in self._guards:
-            return False
-        guard, states = self._guards[row]
-        return guard.forbids(states, token)
 
     def _chosen(self, scores: Scores, places: Ints, rows: Ints, positions: Ints) -> Ints:
         best = scores.tokens()[places]
@@ -264,25 +302,7 @@ class Slots:
         """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
         held = self._position[rows] * self.size + rows
         self._backbone.put(state, places, self._cache.states.flatten(0, 1), held)
-        ended, going, entering = bookkeeping.emit(
-            rows,
-            tokens,
-            self._ends,
-            time.monotonic(),
-            self._tokens,
-            self._exits,
-            self._layer,
-            self._position,
-            self._limit,
-            self._since,
-            self._first_token,
-            self.active,
-        )
-        if self._guards:
-            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-                if row in self._guards:
-                    guard, states = self._guards[row]
-                    self._guards[row] = guard, guard.after(states, token)
+        ended, going, entering = bookkeeping.emit(rows, tokens, *self._emitting())
         if len(going):
             self._embed(going, entering)
         return [self._ended(row) for row in ended.tolist()]

@@ -19,6 +19,8 @@ class EngineStats:
         Answered with an output, answered with an error, tokens generated.
     shadows, shadows_dropped : int
         Requests that also ran on the full model, and those for which no slot was ever free.
+    shadows_missing : int
+        Requests that a shadow would have taken, and that ended without an output, by a time-out say: losses nobody knows.
     shadows_at_full_depth : int
         Requests that a shadow would have taken, had they not been served at full depth: nothing is to be learnt there.
     losses_failed : int
@@ -49,6 +51,7 @@ class EngineStats:
     tokens: int
     shadows: int
     shadows_dropped: int
+    shadows_missing: int
     shadows_at_full_depth: int
     losses_failed: int
     events_lost: int
@@ -66,7 +69,8 @@ class Latencies:
 
     def __init__(self) -> None:
         self.requests = self.tokens = self.failed = 0
-        self.shadows = self.shadows_dropped = self.shadows_at_full_depth = 0
+        self.shadows = self.shadows_dropped = 0
+        self.shadows_missing = self.shadows_at_full_depth = 0
         self.losses_failed = self.events_lost = 0
         self.fault: str | None = None
         self._kept: deque[tuple[float, float, float]] = deque(maxlen=_KEPT)
@@ -85,7 +89,12 @@ class Latencies:
         pairs = [(float(a), float(b)) for a, b in zip(middle, late, strict=True)]
         return EngineStats(
             *(self.requests, self.failed, self.tokens, self.shadows, self.shadows_dropped),
-            *(self.shadows_at_full_depth, self.losses_failed, self.events_lost),
+            *(
+                self.shadows_missing,
+                self.shadows_at_full_depth,
+                self.losses_failed,
+                self.events_lost,
+            ),
             *(calls, per_call, per_call / slots),
             seconds=pairs[0],
             first_token_seconds=pairs[1],

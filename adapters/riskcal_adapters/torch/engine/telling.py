@@ -1,5 +1,6 @@
 """What an event tells of a request beside its answer: what may drift, and its tokens by class."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,9 +56,10 @@ class Telling:
         }
         if flight.prompt is not None:
             told["gen_ai.usage.input_tokens"] = len(flight.prompt)
-        sure = done.confidence[np.isfinite(done.confidence)]
-        if len(sure):
-            told["riskcal.confidence"] = float(sure.mean())
+        # as Python's numbers: outputs are short, and this is done for every request
+        sure = [one for one in done.confidence.tolist() if math.isfinite(one)]
+        if sure:
+            told["riskcal.confidence"] = sum(sure) / len(sure)
         if self._guards:
             of = self._classes(flight, done.tokens)
             told["riskcal.exit.classes"] = {
@@ -100,5 +102,4 @@ class Telling:
 
 def _counted(layers: Ints) -> dict[str, int]:
     """Tokens by the layer that they left at."""
-    counts = np.bincount(layers) if len(layers) else np.zeros(0, dtype=np.int64)
-    return {str(layer): int(counts[layer]) for layer in np.flatnonzero(counts)}
+    return {str(layer): n for layer, n in enumerate(np.bincount(layers).tolist()) if n}
