@@ -41,4 +41,4 @@ from riskcal.trials import run_trials as run_trials
 from riskcal.trials import split_pilot as split_pilot
 
 #: The only place where the version stands; the metadata are built from it.
-__version__ = "0.1.0"
+__version__ = "0.2.0"
