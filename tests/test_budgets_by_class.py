@@ -173,6 +173,19 @@ def test_budgets_are_kept_class_by_class_where_one_threshold_would_break_one():
     assert nothing.costs[0] == nothing.costs[1]
 
 
+def test_policies_by_class_exit_on_the_side_that_was_recorded():
+    """Where low thresholds are the strict ones, each policy says so, but for the full model, which has no direction."""
+    worst = {"code": [0.7, 0.6, 0.5], "talk": [0.02, 0.01, 0.0]}
+    found = calibrate_classes(world(0, worst, n=2000).directed(True), budgets=0.1)
+    assert found.thresholds["code"] == math.inf
+    assert found.thresholds["talk"] < math.inf
+    policies = found.policies()
+    assert policies["talk"].lower_is_stricter
+    assert policies["talk"].threshold == found.thresholds["talk"]
+    assert policies["code"].is_full_model
+    assert not policies["code"].lower_is_stricter
+
+
 def test_a_joint_budget_goes_to_the_class_that_gains_most_by_it():
     means = {"dear": [0.05, 0.1, 0.2], "cheap": [0.05, 0.1, 0.2]}
     costs = {"dear": [0.9, 0.5, 0.1], "cheap": [0.99, 0.98, 0.97]}

@@ -7,6 +7,8 @@ import pytest
 
 import riskcal
 from riskcal import RiskcalError, pvalues
+from riskcal.calibration.posing import pose
+from riskcal.calibration.problem import excess
 
 GRID = np.round(np.arange(0, 1.01, 0.1), 2)
 
@@ -281,3 +283,25 @@ def test_the_certificate_tells_an_order_from_another_and_from_none():
 def test_a_path_is_told_to_be_read_first(tmp_path):
     with pytest.raises(RiskcalError, match=r"is a path; read it first, with Runs.read"):
         riskcal.calibrate(str(tmp_path / "runs.parquet"), delta=0.1)
+
+
+def test_the_excess_that_orders_a_pilot_is_the_same_in_any_unit():
+    losses = np.random.default_rng(5).random((40, 3))
+    plain = excess(pose(losses, 0.3, thresholds=[0.9, 0.6, 0.3]))
+    assert plain == pytest.approx(losses.mean(0) - 0.3)
+    known = {"thresholds": [0.9, 0.6, 0.3], "lower": -1.0, "upper": 7.0}
+    assert excess(pose(8 * losses - 1, 8 * 0.3 - 1, **known)) == pytest.approx(plain)
+
+
+def test_a_pilot_of_several_risks_begins_where_the_worst_share_of_a_range_is_the_least():
+    """Differences of risks reach from -1 to 1, distances from 0 to 1: .3 of the first is .15 of its range."""
+    n = 40
+    both = riskcal.Runs.from_arrays(
+        thresholds=[math.inf, 0.9, 0.3],
+        dissimilarity=np.tile([0.0, 0.4, 0.2], (n, 1)),
+        risk=np.tile([0.5, 0.2, 0.38], (n, 1)),
+        prompts=[f"p{i}" for i in range(n)],
+    )
+    problem = pose(both, {"textual": 0.5, "risk": 0.0})
+    assert problem.candidates["threshold"].tolist() == [0.9, 0.3]
+    assert excess(problem) == pytest.approx([-0.1, -0.06])

@@ -83,6 +83,12 @@ def test_the_cheapest_by_any_cost_is_chosen():
         calibrate(runs, delta=0.1, cost="joules")
 
 
+def test_a_calibration_names_the_recorded_costs_and_nothing_else():
+    runs = replay_traces(traces(), GRID, exact=True, costs={"price": [0.1, 0.2, 1.0]})
+    assert calibrate(runs, delta=0.1).costs == runs.costs == ["layers", "tokens", "price"]
+    assert calibrate(np.zeros((50, 2)), thresholds=GRID, delta=0.1).costs == []
+
+
 @pytest.mark.parametrize("test", ["betting", "convex_order"])
 def test_with_one_coordinate_a_named_cost_chooses_too(test):
     losses = np.zeros((100, 3))

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from riskcal.calibration.counts import bounds_of_counts, count_pvalue
+from riskcal.calibration.counts import bounds_of_counts, count_pvalue, of_counts
+from riskcal.calibration.problem import TestedRisk
+from riskcal.pvalues.proxies import paired
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.0, 0.5), (2.0, 9.0)])
@@ -17,3 +19,19 @@ def test_the_two_values_only_scale_what_the_count_says(low: float, high: float) 
     for count in (0, 3, 20):
         found = count_pvalue(count, 60, (low, high), low + (high - low) * 0.2)
         assert found == pytest.approx(count_pvalue(count, 60, (0.0, 1.0), 0.2))
+
+
+def test_a_count_says_nothing_more_where_a_proxy_tells_rows_of_equal_losses_apart() -> None:
+    """Their order is then drawn from the proxies too, and whatever the bets are worth, they are worth alone."""
+    rng = np.random.default_rng(1)
+    losses = (rng.random((90, 3)) < [0.05, 0.1, 0.1]).astype(float)
+    losses[:, 2] = rng.random(90)  # of more than two values: no claim either
+    alone = TestedRisk("losses", losses, 0.3, 0.0, 1.0)
+    counted = of_counts(alone)
+    assert (counted[:2] > 0.0).all()
+    assert counted[2] == 0.0
+    proxy, others = rng.random((90, 3)), rng.random((400, 3))
+    assert of_counts(alone._replace(pairs=paired(proxy, others))).tolist() == [0.0] * 3
+    proxy[:, 0], others[:, 0] = 0.4, 0.4  # tells nothing apart
+    told = of_counts(alone._replace(pairs=paired(proxy, others)))
+    assert told.tolist() == [counted[0], 0.0, 0.0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
-from riskcal import RiskcalError, fwer, pvalues
+from riskcal import RiskcalError, calibrate, fwer, pvalues
 
 PAIR = [[0, 1], [1, 0]]
 # Bretz, Maurer, Brannath and Posch 2009, Figure 2, and Figure 12 with its infinitesimal edges
@@ -196,6 +196,17 @@ def test_initial_levels_are_the_weights_or_what_the_best_path_brings():
     assert fwer.initial_levels(0.05, np.full(k, 1 / k), uniform(k)) == pytest.approx([0.01] * k)
     around = np.roll(np.eye(4), 1, axis=1)  # a cycle must not loop for ever
     assert fwer.initial_levels(0.05, [1, 0, 0, 0], around).tolist() == [0.05] * 4
+
+
+def test_what_no_rejection_can_reach_is_tuned_at_a_level_all_the_same():
+    """Betting cannot be tuned at a level of zero, and what is not reached is not certified, whatever its p-value."""
+    fallback = fwer.Fallback(weights=[0, 0.5, 0, 0.5])
+    graph = fwer.Graphical(weights=[0, 0.5, 0, 0.5], transitions=np.eye(4, k=1))
+    for procedure in (fallback, graph):
+        assert procedure.levels(0.06, 4) == pytest.approx([0.015, 0.03, 0.03, 0.03])
+        assert procedure.rejected(np.full(4, 1e-9), 0.06).tolist() == [False, True, True, True]
+    found = calibrate(np.zeros((200, 4)), thresholds=[4, 3, 2, 1], delta=0.1, procedure=fallback)
+    assert found.table["certified"].tolist() == [False, True, True, True]
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,18 @@ def test_a_mean_above_delta_by_chance_alone_is_not_called_hopeless():
     assert "more rows alone will not help" in clearly.message
 
 
+def test_one_risk_that_is_beyond_chance_above_its_delta_is_enough_to_be_hopeless():
+    losses = coins(0.3, 0.01)(np.random.default_rng(9), 300)
+    for delta, column in (
+        ({"textual": 0.1, "risk": 0.2}, [0, 1]),
+        ({"textual": 0.2, "risk": 0.1}, [1, 0]),
+    ):
+        failed = calibrate(runs_of(losses[:, column]), delta=delta)
+        assert "more prompts alone will not help" in failed.message
+    chance = calibrate(runs_of(losses), delta={"textual": losses[:, 0].mean() - 0.01, "risk": 0.2})
+    assert "by no more than chance explains" in chance.message
+
+
 def test_the_mean_of_what_is_called_hopeless_is_seldom_below_delta():
     """At a true mean just below delta, "will not help" is said in at most .05 of draws: 1,000 draws, SE .007."""
     rng = np.random.default_rng(8)
@@ -384,6 +396,15 @@ def test_the_smallest_delta_is_what_the_prompts_at_hand_certify():
     smallest = riskcal.plan(0.1, mean=0.05, n=500).smallest_delta
     losses = coins(0.05)(np.random.default_rng(1), 500 * DRAWS).reshape(500, DRAWS)
     assert abs((pvalues.betting(losses, smallest, level=0.05) <= 0.05).mean() - 0.8) <= SLACK
+
+
+def test_two_prompts_are_the_fewest_that_a_smallest_delta_is_found_for():
+    known = {"mean": 0.0, "test": "hoeffding"}
+    two, three = (riskcal.plan(0.5, **known, n=n).smallest_delta for n in (2, 3))
+    assert 0.0 < three < two <= 1.0
+    assert two == pytest.approx(math.sqrt(math.log(20) / 4), abs=1e-3)  # exp(-2 n delta^2) = .05
+    with pytest.raises(RiskcalError, match="n: 1 "):
+        riskcal.plan(0.5, **known, n=1)
 
 
 def test_a_plan_says_what_the_losses_were_drawn_from_and_names_no_size_beyond_a_million():

@@ -136,6 +136,32 @@ def test_what_cannot_be_asked_is_refused(options, message):
         calibrate(runs, **({"delta": 0.1} | options))
 
 
+def test_who_stopped_early_is_known_only_beside_the_full_model():
+    """The layers of candidates alone, or of nobody, do not say it."""
+    runs = world(50, np.random.default_rng(7), np.full(3, 0.02))
+    known = {"thresholds": GRID, "dissimilarity": runs.losses()}
+    for more in ({"layers": runs.values["layers"]}, {}):
+        lacking = Runs.from_arrays(**known, **more)
+        with pytest.raises(RiskcalError, match=r"layers: objective 'selective' .*threshold inf"):
+            calibrate(lacking, delta=0.1, objective="selective")
+
+
+def test_in_clusters_the_observed_selective_risk_is_that_of_all_requests_pooled():
+    """Large clusters lose more, so that a mean of the clusters' own risks would be another number."""
+    rng = np.random.default_rng(11)
+    sizes = np.tile([1, 4], 60)
+    cluster = np.repeat(np.arange(120), sizes)
+    risk = np.where(sizes == 4, 0.3, 0.05)[cluster][:, None]
+    runs = world(len(cluster), rng, risk, cluster=[f"c{i}" for i in cluster])
+    early = runs.values["layers"] < 8
+    pooled = (runs.prompt_losses("textual") * early).sum(0) / early.sum(0)
+    for most in (4, 9):
+        found = calibrate(
+            runs, delta=0.1, objective="selective", weighting="requests", max_cluster=most
+        )
+        assert found.table["loss"].to_numpy() == pytest.approx(pooled)
+
+
 def test_where_nobody_stops_early_nothing_is_certified_and_the_message_says_so():
     full = np.full((50, 1), 8.0)
     known = {"thresholds": [math.inf, 0.9, 0.1]}
