@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from riskcal.calibration import problem
 from riskcal.calibration.counts import bounds_of_counts, count_pvalue, of_counts
-from riskcal.calibration.problem import TestedRisk
 from riskcal.pvalues.proxies import paired
 
 
@@ -26,7 +26,7 @@ def test_a_count_says_nothing_more_where_a_proxy_tells_rows_of_equal_losses_apar
     rng = np.random.default_rng(1)
     losses = (rng.random((90, 3)) < [0.05, 0.1, 0.1]).astype(float)
     losses[:, 2] = rng.random(90)  # of more than two values: no claim either
-    alone = TestedRisk("losses", losses, 0.3, 0.0, 1.0)
+    alone = problem.TestedRisk("losses", losses, 0.3, 0.0, 1.0)
     counted = of_counts(alone)
     assert (counted[:2] > 0.0).all()
     assert counted[2] == 0.0
