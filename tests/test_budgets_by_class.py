@@ -259,17 +259,17 @@ def test_where_nothing_is_cheaper_than_the_full_model_nothing_is_tested():
 def test_shipped_records_are_served_faster_by_class_than_by_one_threshold():
     runs = riskcal.load_example("g2p")
     words = np.array(["long" if len(word) > 8 else "short" for word in runs.prompts])
-    found = calibrate_classes(
-        replace(runs, labels={"group": words}), budgets={"long": 0.2, "short": 0.05}
-    )
+    runs = replace(runs, labels={"group": words})
+    found = calibrate_classes(runs, budgets={"long": 0.2, "short": 0.05})
     assert found.certified
-    single = riskcal.calibrate_groups(replace(runs, labels={"group": words}), delta=0.05)
+    single = riskcal.calibrate_groups(runs, delta=0.05)
     assert found.thresholds["long"] < single["long"].threshold
     policy = found.policies()["long"]
     assert policy.measure == "softmax"
     assert policy.certificate.delta == 0.2
     assert policy.certificate.n + found.n["short"] + len(found.pilot) == runs.n
-    with pytest.raises(RiskcalError, match=r"pareto_by_class.*does not come of calibrate"):
+    assert riskcal.verify(policy, runs).differences == ()
+    with pytest.raises(RiskcalError, match="runs: none are of class 'short'"):
         riskcal.verify(policy, runs.take(np.flatnonzero(words == "long")))
 
 
