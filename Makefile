@@ -25,7 +25,7 @@ lint: $(VENV)/.full ## style, formatting, types and import rules
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
 docs: $(VENV)/.full ## build the site into docs/_build, executing every notebook; a warning is an error
-	$(BIN)/sphinx-build --fail-on-warning --fresh-env --quiet docs docs/_build
+	$(BIN)/sphinx-build --jobs auto --fail-on-warning --fresh-env --quiet docs docs/_build
 
 unit: $(VENV)/.full ## the tests alone, a process to each core
 	$(BIN)/python benchmarks/outgrown.py
