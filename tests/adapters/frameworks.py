@@ -30,7 +30,7 @@ def confidence_of_logits(framework, name, logits):
             "max": torch_measures.max_probability,
             "entropy": torch_measures.negative_entropy,
         }
-        return functions[name](torch.as_tensor(logits))
+        return np.asarray(functions[name](torch.as_tensor(logits)))
     codes = jnp.full(len(logits), jax_measures.NAMES.index(name))
     return np.asarray(jax_measures.of_logits(jnp.asarray(logits), codes, None)[1])
 
@@ -38,7 +38,9 @@ def confidence_of_logits(framework, name, logits):
 def cosine_of_states(framework, before, state):
     """The measure ``state`` of states (B, d)."""
     if framework == "torch":
-        return torch_measures.saturation(torch.as_tensor(state), torch.as_tensor(before))
+        return np.asarray(
+            torch_measures.saturation(torch.as_tensor(state), torch.as_tensor(before))
+        )
     codes = jnp.full(len(state), jax_measures.STATE)
     return np.asarray(
         jax_measures.of_states(

@@ -392,7 +392,7 @@ def test_a_cache_goes_on_with_what_is_filled_and_no_more(monkeypatch):
         return select(values, *arguments, **options)
 
     monkeypatch.setattr(torch, "index_select", watched)
-    kept = own.of(torch.tensor([3, 1]), batch, 0)
+    kept = own.of(torch.tensor([3, 1]), np.array([3, 1]), batch, 0)
     assert copied == [8]
     assert kept.rows.shape == (limit * 2, rows.shape[1])
     assert kept.rows[: 8 * 2, 0].tolist() == [p * batch + row for p in range(8) for row in (3, 1)]
