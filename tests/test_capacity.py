@@ -72,6 +72,8 @@ def test_batches_of_independent_rows_are_as_deep_as_the_deepest_of_them():
 def by_turns(exits, slots, least):
     """The engine's rules with lists: each row is a request, its token and the layer that it waits for."""
     waiting, todo, at = [], list(range(len(exits))), 0
+    in_a_row = since = 0
+    whole = False
     calls, begun, ended = [], {}, {}
     lengths = [int((row > 0).sum()) for row in exits]
     while True:
@@ -84,10 +86,18 @@ def by_turns(exits, slots, least):
         if not waiting:
             return calls, begun, ended
         counts = [sum(row[2] == layer for row in waiting) for layer in range(exits.max())]
-        turn = [layer for layer, count in enumerate(counts) if layer > at > 0 and count >= least]
+        enough = 1 if whole else least
+        turn = [layer for layer, count in enumerate(counts) if layer > at > 0 and count >= enough]
         deep = [layer for layer, count in enumerate(counts) if layer > 0 and count]
-        is_turn = 10 * sum(counts[1:]) >= 7 * len(waiting)
-        at = turn[0] if turn else deep[0] if is_turn else 0
+        if turn:
+            at = turn[0]
+        else:
+            due = in_a_row >= 24 or since >= 64
+            is_turn = bool(deep) and (due or 10 * sum(counts[1:]) >= 7 * len(waiting))
+            whole = due and is_turn
+            since = 0 if whole else since
+            at = deep[0] if is_turn else 0
+        in_a_row, since = (0 if at else in_a_row + 1), since + 1
         served = [row for row in waiting if row[2] == at]
         for row in served:
             if exits[row[0]][row[1]] == at + 1:

@@ -1,5 +1,6 @@
 """Sharded logs of tokens become runs file by file, the same as if all had been read at once."""
 
+import dataclasses
 import os
 import pickle
 import re
@@ -170,7 +171,7 @@ def test_killed_and_called_again_it_goes_on_and_ends_in_the_same_files(
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert not out.exists()
-    waiting = tmp_path / ".runs.unfinished"
+    [waiting] = (tmp_path / ".runs.unfinished").iterdir()
     assert len(list((waiting / "made").iterdir())) >= 5
     (waiting / "runs" / ".07.parquet.0123.partial").write_bytes(b"half a file")
     subprocess.run([*command, "3"], env=environment, check=True)
@@ -201,7 +202,7 @@ def test_files_that_changed_or_were_damaged_are_reduced_anew(shards: Path, tmp_p
     replay = partial(slow_replay, log=str(times))
     cut_off(shards, out, replay, 8)
     tokens([f"other-{i}" for i in range(4)], seed=99).to_parquet(shards / "02.parquet")
-    waiting = tmp_path / ".runs.unfinished" / "runs"
+    [waiting] = (tmp_path / ".runs.unfinished").glob("*/runs")
     content = bytearray((waiting / "05.parquet").read_bytes())
     content[60] ^= 1
     (waiting / "05.parquet").write_bytes(content)
@@ -305,3 +306,49 @@ def test_recipes_of_the_documentation_give_the_same_runs(
         np.testing.assert_allclose(runs.values[name], right.values[name], rtol=0, atol=1e-12)
         np.testing.assert_allclose(runs.full[name], right.full[name], rtol=0, atol=1e-12)
     assert (runs.source, runs.exact) == (right.source, right.exact)
+
+
+def lossless(traces: Traces, worst: bool) -> Runs:
+    runs = REPLAY(traces)
+    values = runs.values | {
+        "dissimilarity": np.full_like(runs.values["dissimilarity"], float(worst))
+    }
+    return dataclasses.replace(runs, values=values)
+
+
+WORST = False
+
+
+def by_a_global(traces: Traces) -> Runs:
+    return lossless(traces, WORST)
+
+
+def mean(runs: Path) -> float:
+    return float(Runs.read(runs).values["dissimilarity"].mean())
+
+
+def test_what_a_function_does_and_reads_is_known(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # fmt: off
+    two = [(lambda t: lossless(t, False)), (lambda t: lossless(t, True))]
+    # fmt: on
+    cut_off(shards, tmp_path / "lambdas", two[0], 8)
+    assert mean(reduce(shards, tmp_path / "lambdas", two[1])) == 1.0
+
+    cut_off(shards, tmp_path / "globals", by_a_global, 8)
+    monkeypatch.setattr(sys.modules[__name__], "WORST", True)
+    assert mean(reduce(shards, tmp_path / "globals", by_a_global)) == 1.0
+
+
+def test_calls_that_overlap_never_have_each_others_files(shards: Path, tmp_path: Path) -> None:
+    """The lenient one goes on with files of its own while the other is under way."""
+    out = tmp_path / "runs"
+
+    class Overlapping:
+        def map(self, function: Any, items: Any) -> Any:
+            cut_off(shards, out, partial(lossless, worst=False), 5)
+            return [function(item) for item in items]
+
+    assert mean(reduce(shards, out, partial(lossless, worst=True), pool=Overlapping())) == 1.0
+    assert not list(tmp_path.glob(".runs*"))

@@ -79,7 +79,7 @@ def test_losses_nobody_knows_are_counted_once_and_never_hidden(tmp_path):
     for told in [*absent, absent[0]]:
         log.write("riskcal.shadow.missing", told | {"riskcal.reason": "timed out"})
     watch = EventWatch(RiskMonitor(0.2)).read(log.path)
-    assert watch.verdict == "no losses, so that nothing can be said"
+    assert watch.verdict == "no losses, and 5 that nobody knows, so that nothing can be said"
     watch.save(state)
     watch = EventWatch.load(state)
     log.write("riskcal.shadow.evaluated", absent[2] | {"riskcal.loss": 0.0})  # asked again

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,12 @@ def test_a_null_is_neither_and_is_asked_about() -> None:
 )
 def test_equal_and_unequal_are_opposites(cells: list[Any], said: str) -> None:
     frame = pd.DataFrame({"x": pd.Series(cells, dtype=object)})
-    equal, unequal = (
-        renaming.renamed(frame, {"made": ("x", f"x {sign} {said}")})["made"]
-        for sign in ("==", "!=")
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that no row says it
+        equal, unequal = (
+            renaming.renamed(frame, {"made": ("x", f"x {sign} {said}")})["made"]
+            for sign in ("==", "!=")
+        )
     for cell, one, other in zip(cells, equal, unequal, strict=True):
         if cell is None and said != "null":
             assert one is None or pd.isna(one)
@@ -108,9 +111,45 @@ def test_what_is_no_comparison_is_refused(text: str) -> None:
         renaming.renamed(log(status=["ok"] * 6), {"failed": ("status", text)})
 
 
-def test_a_list_is_not_compared() -> None:
-    with pytest.raises(RiskcalError, match=r"columns: 'status' is .* at row 0"):
-        renaming.renamed(log(status=[["ok"]] * 6), {"failed": ("status", "x != ok")})
+@pytest.mark.parametrize("cell", [["ok"], b"ok", pd.Timestamp("2026-11-29"), {"is": "ok"}], ids=str)
+def test_what_is_no_text_number_or_truth_is_not_compared(cell: Any) -> None:
+    for formula in ("x != ok", "x == timeout"):
+        with pytest.raises(RiskcalError, match=r"columns: 'status' is .* at row 0"):
+            renaming.renamed(log(status=[cell] * 6), {"failed": ("status", formula)})
+
+
+@pytest.mark.parametrize(
+    ("cells", "formula"),
+    [
+        (["ok", "timeout"] * 3, "x == TIMEOUT"),
+        (["0", "1"] * 3, "x == 1.0"),
+        ([0, 1] * 3, "x == yes"),
+    ],
+)
+def test_what_no_row_says_is_said(cells: list[Any], formula: str) -> None:
+    with pytest.warns(UserWarning, match="columns: no row of 'status' is .*; it holds"):
+        renaming.renamed(log(status=cells), {"failed": ("status", formula)})
+
+
+def test_a_large_file_is_asked_as_a_whole(tmp_path: Path) -> None:
+    late = pd.concat(
+        [
+            log(status=["ok"] * 6).assign(prompt=lambda f, i=i: f["prompt"] + f"-{i}")
+            for i in range(7000)
+        ],
+        ignore_index=True,
+    )
+    late.loc[len(late) - 7, "status"] = "timeout"
+    late.loc[late["quality"].isna(), "quality"] = 0.5
+    late = late.sort_values("prompt", kind="stable")
+    late["threshold"] = late["threshold"].replace("full", np.inf).astype(float)
+    late.to_parquet(tmp_path / "log.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs = Runs.read(
+            tmp_path / "log.parquet", columns=LOSS | {"failed": ("status", "x == timeout")}
+        )
+    assert runs.values["failed"].sum() == 1
 
 
 @pytest.mark.parametrize(
@@ -166,6 +205,12 @@ def test_check_proposes_what_says_so_of_every_lost_output(
     assert found.mend == (f"--columns {shlex.quote(f'failed={formula}')}",)
     [option] = [shlex.split(one)[1] for one in found.mend]
     assert not check.findings(log(**{name: cells}), columns=columns | renaming.options([option]))
+
+
+def test_a_text_that_no_formula_can_quote_is_left_to_its_writer() -> None:
+    cells = ["fine", "fine", "out\nof time", "fine", "fine", "out\nof time"]
+    with pytest.raises(RiskcalError, match=r"Fill in which it is\.$"):
+        Runs.from_frame(log(state=cells), columns=LOSS | {"failed": "state"})
 
 
 def test_check_proposes_nothing_that_misses_a_lost_output() -> None:

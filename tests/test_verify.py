@@ -247,6 +247,8 @@ def test_what_is_wrong_with_a_verification_by_class_is_said_with_its_remedy():
         riskcal.verify(policy, RUNS)
     with pytest.raises(RiskcalError, match="budgets: the certificate says what it was"):
         riskcal.verify(policy, CLASSED, budgets=0.1)
+    with pytest.raises(RiskcalError, match="attempt: is nothing that calibrate_classes takes"):
+        riskcal.verify(policy, CLASSED, attempt=2)
     silent = policy.certificate.model_copy(update={"asked": None})
     with pytest.raises(RiskcalError, match=r"before certificates said.*calibrate_classes again"):
         riskcal.verify(policy.model_copy(update={"certificate": silent}), CLASSED)

@@ -205,6 +205,11 @@ def _classes_again(
             f"runs: none are of class {missing[0]!r}, and the budget of {of_class.name!r} was tested beside its; give the runs "
             "of all classes, with their group."
         )
+    unknown = {*arguments, *asked.options} - {"pilot_fraction"}
+    if unknown:
+        raise RiskcalError(
+            f"{min(unknown)}: is nothing that calibrate_classes takes; leave it out."
+        )
     found = calibrate_classes(runs, **wanted, **arguments)
     anew = found.policies()[of_class.name].certificate
     assert anew is not None

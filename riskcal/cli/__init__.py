@@ -1,5 +1,6 @@
 """The command line. Exit status: 0 done, 1 nothing certified, 2 bad input, 3 alarm."""
 
+import io
 import sys
 import warnings
 from importlib import metadata
@@ -17,6 +18,10 @@ def main() -> None:
     """Entry point: bad input ends with one line on stderr and status 2, a warning is a line there, whatever the command."""
     for command in metadata.entry_points(group="riskcal.commands"):
         app.command(command.name)(command.load())
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # a log may name what is no text: an alarm is told all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _remark
         try:

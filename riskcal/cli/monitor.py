@@ -93,7 +93,9 @@ def monitor(
         first = loss_log.first_line(file)
         if log == "-" and is_event(first):
             rest = (line.encode("utf-8", "surrogateescape") for line in file)
-            lines: Iterable[str | bytes] = itertools.chain([first], rest)
+            lines: Iterable[str | bytes] = itertools.chain(
+                [first.encode("utf-8", "surrogateescape")], rest
+            )
             _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
         if reference is not None:
             raise RiskcalError(

@@ -13,8 +13,10 @@ from riskcal.efficiency.layers import Integers, exit_array
 _ADMITTED_AT = 8
 #: Of ten rows in flight, so many wait for deeper layers than the first when these have their turn; as there.
 _TENTHS = 7
-#: Rows that a deep layer runs for at least, but the first of a turn; as there.
+#: Rows that must wait for a deep layer, or it is passed over in most turns; as there.
 LEAST = 4
+#: The first layer runs so often in a row, and after so many calls there is a turn in which none is passed over; as there.
+_IN_A_ROW, _WHOLE_EVERY = 24, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +80,7 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int = LEAST) -> En
     slots : int
         Requests in flight at most.
     least : int
-        When deep layers have their turn, one that fewer rows wait for is passed over.
+        When deep layers have their turn, one that fewer rows wait for is passed over, but in every 64 calls once none is.
 
     Returns
     -------
@@ -87,8 +89,9 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int = LEAST) -> En
     Notes
     -----
     It follows the rules of `riskcal_adapters.torch.Engine` for one policy: newcomers are read once an eighth of the slots is
-    free; the first layer runs until 7 of 10 rows wait for deeper ones, which then run in turn, from the lowest up; a row that
-    leaves waits for the first layer again. That no row waits longer than ``max_wait`` seconds is left out, as there is no clock.
+    free; the first layer runs until 7 of 10 rows wait for deeper ones, at most 24 times in a row, and then these run in turn, from
+    the lowest up; a row that leaves waits for the first layer again. That no row waits longer than ``max_wait`` seconds is left
+    out, as there is no clock.
 
     Examples
     --------
@@ -106,6 +109,14 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int = LEAST) -> En
     begun, ended = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     tokens = np.count_nonzero(exits, axis=1)
     calls = kernels.engine_calls(
-        exits, tokens, slots, least, _TENTHS, _ADMITTED_AT, rows, admitted, begun, ended
+        exits,
+        tokens,
+        slots,
+        least,
+        (_TENTHS, _IN_A_ROW, _WHOLE_EVERY, _ADMITTED_AT),
+        rows,
+        admitted,
+        begun,
+        ended,
     )
     return EngineWork(rows[:calls].copy(), admitted[:calls].copy(), begun, ended)

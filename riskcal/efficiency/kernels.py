@@ -5,12 +5,15 @@ from numba import njit
 
 
 @njit(cache=True)
-def engine_calls(exits, tokens, slots, least, tenths, admitted_at, rows, admitted, begun, ended):  # type: ignore[no-untyped-def]
+def engine_calls(exits, tokens, slots, least, rules, rows, admitted, begun, ended):  # type: ignore[no-untyped-def]
     """Calls of layers until all requests are answered, and of each the rows and newcomers; returns their number.
 
     ``exits`` (B, T) and ``tokens`` (B,); written are ``rows`` and ``admitted``, one per call, and ``begun`` and ``ended`` (B,).
     """
+    tenths, in_a_row, whole_every, admitted_at = rules
     n_layers = exits.max()
+    first_calls = since_whole = 0
+    is_whole = False
     request = np.full(slots, -1, dtype=np.int64)
     layer, position = np.zeros(slots, dtype=np.int64), np.zeros(slots, dtype=np.int64)
     waiting = np.zeros(n_layers, dtype=np.int64)
@@ -29,14 +32,22 @@ def engine_calls(exits, tokens, slots, least, tenths, admitted_at, rows, admitte
         before, at = at, 0
         if before > 0:
             for deeper in range(before + 1, n_layers):
-                if waiting[deeper] >= least:
+                if waiting[deeper] >= (1 if is_whole else least):
                     at = deeper
                     break
-        in_flight = slots - free
-        if at == 0 and 10 * (in_flight - waiting[0]) >= tenths * in_flight:
-            at = 1
-            while waiting[at] == 0:
-                at += 1
+        if at == 0:
+            is_whole = False
+            in_flight = slots - free
+            deep = in_flight - waiting[0]
+            is_due = first_calls >= in_a_row or since_whole >= whole_every
+            if deep and (is_due or 10 * deep >= tenths * in_flight):
+                if is_due:
+                    since_whole, is_whole = 0, True
+                at = 1
+                while waiting[at] == 0:
+                    at += 1
+        first_calls = 0 if at else first_calls + 1
+        since_whole += 1
         rows[calls], admitted[calls] = waiting[at], new
         for s in range(slots):
             if request[s] < 0 or layer[s] != at:

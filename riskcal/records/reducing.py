@@ -55,7 +55,7 @@ def reduce(
         A folder that does not exist yet. It gets one Parquet file of runs for each file of the source, and appears when all
         are written: `Runs.read` reads it. What is finished of a call that was cut off, by whatever, waits beside it, in
         ``.NAME.unfinished``, and the same call goes on with it: files whose size or time has changed since are reduced anew,
-        and all are where ``replay``, the file that defines it, ``columns`` or riskcal's version is another.
+        and all are where ``replay``, what it reads, the file that defines it, ``columns`` or riskcal's version is another.
     replay : function of Traces that returns Runs
         ``functools.partial(riskcal.replay_traces, thresholds=grid, exact=True)``, for instance. A pool of processes needs one
         that it can send to them, which a lambda is not. To be known again it is a function from a file, or a partial of one,
@@ -74,7 +74,8 @@ def reduce(
     ------
     RiskcalError
         For a file that cannot be read as traces or replayed, and for a prompt in two files, by their names; ``out`` is then
-        as it was. Mend the file and make the same call: those that were finished are not reduced again.
+        as it was. Mend a file that cannot be read and make the same call: those that were finished are not reduced again.
+        Of files that do not go together none is kept.
 
     Examples
     --------
@@ -100,12 +101,17 @@ def reduce(
         _refuse_shared(shards, runs)
         _make_alike(shards, runs)
     except RiskcalError:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(unfinished.parent, ignore_errors=True)
         raise
     for other in set(runs.iterdir()) - {file for _, file in tasks}:
         other.unlink()  # half written by a process that was killed, or of a longer list of files
-    runs.rename(target)
-    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        runs.rename(target)
+    except OSError as error:
+        raise RiskcalError(
+            f"out: {target} cannot be put in place ({error.strerror}); make one call at a time with one out."
+        ) from None
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
     return target
 
 

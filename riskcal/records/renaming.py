@@ -102,6 +102,11 @@ def sources(columns: Columns | None) -> dict[str, str]:
     return {target: column.source for target, column in _parsed(columns).items()}
 
 
+def compares(columns: Columns | None) -> bool:
+    """Whether a column is made by ``==``, of which all rows together tell whether it is written as the log writes it."""
+    return any(column.sign == "==" for column in _parsed(columns).values())
+
+
 def formula(target: str, text: Any) -> Callable[[Any], Any]:
     """What a formula makes of numbers."""
     column = _column(target, ("x", text))

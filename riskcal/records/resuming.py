@@ -5,12 +5,12 @@ import hashlib
 import inspect
 import json
 import os
-import shutil
+import secrets
 import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,24 +22,17 @@ from riskcal._validate import RiskcalError
 from riskcal.records import files
 from riskcal.records.columns import canonical, of_arrow
 
-#: Says what was asked for, in the folder of what is unfinished.
-_ASKED = "asked.json"
-
 
 def unfinished(target: Path, *asked: Any) -> Path:
-    """The folder beside ``target`` where finished files wait for the others; what another call left there is removed."""
-    folder = target.with_name(f".{target.name}.unfinished")
-    said = fingerprint(*asked)
-    try:
-        kept = json.loads((folder / _ASKED).read_text(encoding="utf-8")) == said
-    except (OSError, ValueError):
-        kept = False
+    """The folder where finished files wait for the others, in one beside ``target`` that holds those of all calls.
+
+    It has the name of what was asked, so that a call never finds, nor is given by one that still runs, what another made.
+    """
+    said = fingerprint(*asked) or secrets.token_hex(16)
+    folder = target.with_name(f".{target.name}.unfinished") / said
     with _validate.reading("out", "a folder that can be made"):
-        if said is None or not kept:
-            shutil.rmtree(folder, ignore_errors=True)
         for name in ("runs", "made"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-    _note(folder / _ASKED, said)
     return folder
 
 
@@ -73,7 +66,7 @@ def forget(runs: Path) -> None:
 
 
 def fingerprint(*asked: Any) -> str | None:
-    """A digest of functions, with what is bound to them and the file that defines them, and of plain values; None of others."""
+    """A digest of functions, with all that they read and the file that defines them, and of plain values; None of others."""
     version = sys.modules[
         "riskcal"
     ].__version__  # of the package above, which nothing here may import
@@ -99,7 +92,9 @@ def _told(value: Any) -> Any:
     if isinstance(value, FunctionType):
         bound = [cell.cell_contents for cell in value.__closure__ or ()]
         own = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items(), *bound]
-        return [_source(value), *map(_told, own)]
+        names = sorted(_names(value.__code__) & set(value.__globals__))
+        read = [[name, _global(value.__globals__[name])] for name in names]
+        return [_source(value), _code(value.__code__), *map(_told, own), read]
     if hasattr(value, "model_dump_json"):
         return [_source(type(value)), value.model_dump_json()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -108,6 +103,27 @@ def _told(value: Any) -> Any:
             *(_told(getattr(value, field.name)) for field in dataclasses.fields(value)),
         ]
     raise TypeError(type(value).__name__)
+
+
+def _code(code: CodeType) -> list[Any]:
+    """What a function does: two lambdas of one line have all else in common."""
+    inner = [_code(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return [code.co_code.hex(), code.co_names, inner]
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function looks up, and the functions in it."""
+    inner = [_names(one) for one in code.co_consts if isinstance(one, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _global(value: Any) -> Any:
+    """What a function reads of its module: of what is code, where it stands."""
+    if isinstance(value, ModuleType | BuiltinFunctionType):
+        return value.__name__
+    if isinstance(value, type | FunctionType):
+        return _source(value)
+    return _told(value)
 
 
 def _source(value: Any) -> list[str]:

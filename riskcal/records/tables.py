@@ -60,7 +60,8 @@ def of_files(make: type[_Runs], path: files.Source, asked: Asked) -> _Runs:
         unread[:] = [name for name in frame.columns if name in found]
         return make(**fields).directed(lower)
 
-    if asked.keep is None:  # attempts of one prompt may be anywhere
+    # attempts of one prompt may be anywhere, and so may what a formula asks for
+    if asked.keep is None and not renaming.compares(asked.columns):
         runs = streaming.runs(path, names, asked.prepared, of_part)
         if runs is not None:
             _warn(unread, asked)

@@ -1,6 +1,7 @@
 """Columns of true and false, as ``failed`` is, and what makes one of a log's texts and numbers."""
 
 import shlex
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -38,17 +39,27 @@ def where(column: pd.Series, source: str, sign: str, said: str) -> pd.Series:
     """Where cells are the one that a formula says, or are not; a null is neither, unless ``null`` is what it says."""
     with _validate.reading(source, "a column of texts, numbers or truth values"):
         absent = column.isna().to_numpy(dtype=bool)
+    if said == "null":
+        return pd.Series(absent == (sign == "=="), index=column.index)
     cells = [plain(cell) for cell in column]
-    odd = [isinstance(cell, list | tuple | dict | set | np.ndarray) for cell in cells]
+    odd = [
+        not (isinstance(cell, str) or _validate.is_number(cell) or null)
+        for cell, null in zip(cells, absent, strict=True)
+    ]
     if any(odd):
         row = odd.index(True)
         raise RiskcalError(
             f"columns: {source!r} is {_validate.shown(cells[row])} at row {column.index[row]}, of which x {sign} {said} "
             "says nothing; name a column of texts, numbers or truth values."
         )
-    if said == "null":
-        return pd.Series(absent == (sign == "=="), index=column.index)
     alike = np.array([_is_said(cell, said) for cell in cells], dtype=bool)
+    if sign == "==" and len(alike) and not alike.any():
+        there = sorted({_validate.shown(cell) for cell in np.array(cells, dtype=object)[~absent]})
+        warnings.warn(
+            f"columns: no row of {source!r} is {said}; it holds {', '.join(there[:5]) or 'nothing'}. See that it is written "
+            "as the log writes it.",
+            stacklevel=2,
+        )
     truth = pd.Series(alike == (sign == "=="), index=column.index)
     return truth.astype(object).mask(absent, None) if absent.any() else truth
 
@@ -56,7 +67,7 @@ def where(column: pd.Series, source: str, sign: str, said: str) -> pd.Series:
 def _is_said(cell: Any, said: str) -> bool:
     """Whether a cell is what a formula says, in quotes or without: a text, a number, true or false."""
     text = said[1:-1] if said[0] in "'\"" else said
-    if isinstance(cell, bool | np.bool_):
+    if isinstance(cell, bool | np.bool_) and text.lower() in ("true", "false"):
         return text.lower() == str(cell).lower()
     if _validate.is_number(cell):
         try:
@@ -94,6 +105,9 @@ def _how_to_say_true(column: pd.Series, name: str) -> str:
         true = likely[0] if likely else min(said, key=cells.count)
         meaning, formula = f"{true!r} means true", f"x == {true!r}"
     on_the_shell = shlex.quote(f"{name}=COLUMN{formula.removeprefix('x')}")
+    quoted = formula.partition("=")[2].partition(" ")[2]
+    if "\\" in quoted or quoted.count("'") > 2 or quoted.startswith('"'):
+        return "Fill in which it is."  # no formula can quote it
     return (
         f"If {meaning}, say so with the log's name of the column: columns={{{name!r}: ('COLUMN', \"{formula}\")}}, "
         f"on the shell --columns {on_the_shell}."

@@ -144,9 +144,12 @@ class EventWatch:
 
     def _fed(self) -> Self:
         """What drifts is told of many requests at once, which is quicker and the same."""
-        if self.drift is not None and self._features:
-            self.drift.update(self._features)
-        self._features = {}
+        features, self._features = (
+            self._features,
+            {},
+        )  # first: what interrupts it must not feed them again
+        if self.drift is not None and features:
+            self.drift.update(features)
         return self
 
     def estimates(self) -> list[Stratum]:
@@ -236,9 +239,9 @@ class EventWatch:
             return f"alarm at loss {self.monitor.alarm_at}"
         n, missing = self.monitor.n, len(self._absent)
         unknown = f", and {missing} that nobody knows" if missing else ""
-        return (
-            f"no alarm over {n} losses{unknown}" if n else "no losses, so that nothing can be said"
-        )
+        if not n:
+            return f"no losses{unknown}, so that nothing can be said"
+        return f"no alarm over {n} losses{unknown}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the whole state; a file that stands there is replaced whole or not at all."""

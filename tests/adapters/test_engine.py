@@ -1,5 +1,6 @@
 """`Engine`: every request as if alone, whatever shares the slots; what fails, is late or cancelled ends alone."""
 
+import math
 import signal
 import threading
 
@@ -16,6 +17,7 @@ from riskcal import ExitPolicy, RiskcalError, Runs, Sampling, efficiency
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow, read_events
 from riskcal_adapters import record
 from riskcal_adapters.torch import EarlyExitT5, Engine, Request, load_example
+from riskcal_adapters.torch.engine import bookkeeping
 
 LENGTH = 12
 KINDS = ("t5", "llama-grouped", "gpt2")
@@ -313,3 +315,29 @@ def test_calls_rows_and_memory_are_those_that_were_planned(g2p, threshold):
     assert held.total == engine.memory_bytes
     order = [words.index(one.id) for one in done]
     assert work.ended[order].tolist() == sorted(work.ended.tolist())
+
+
+@pytest.mark.parametrize("slots", [1, 2, 8, 64])
+@pytest.mark.parametrize("deep", [1, 3, 25])
+@pytest.mark.parametrize("shallow", [1, 2])
+def test_no_row_waits_for_ever_whatever_others_do(slots, deep, shallow):
+    """Some rows go through all layers, and the others, which never end, leave at a layer below: the clock stands still."""
+    deep, n_layers = min(deep, slots), 8
+    active, turn = np.ones(slots, dtype=bool), bookkeeping.new_turn()
+    layers, positions, ran = (np.zeros(slots, dtype=np.int64) for _ in range(3))
+    for call in range(1, 3000):
+        index, rows, _ = bookkeeping.next_rows(
+            active, layers, positions, np.zeros(slots), -math.inf, 4, turn, n_layers
+        )
+        assert len(rows)
+        assert (layers[rows] == index).all()
+        ends = np.where(rows < deep, n_layers, shallow)
+        layers[rows] = np.where(index + 1 == ends, 0, index + 1)
+        ran[rows] = call
+        assert (call - ran <= 64 + 2 * n_layers).all()
+
+
+def test_an_engine_without_rows_calls_nothing():
+    nothing = np.zeros(4, dtype=bool), *(np.zeros(4, dtype=np.int64) for _ in range(2)), np.zeros(4)
+    index, rows, _ = bookkeeping.next_rows(*nothing, -math.inf, 4, bookkeeping.new_turn(), 8)
+    assert (index, len(rows)) == (0, 0)

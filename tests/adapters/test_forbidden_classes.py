@@ -13,8 +13,8 @@ import riskcal
 import riskcal_adapters
 from riskcal import ExitPolicy, RiskcalError, Runs, Sampling
 from riskcal.forbidden import Guard
-from riskcal.serving import EventLog, Inside, Pattern, Tokens, read_events
-from riskcal_adapters.torch import EarlyExitCausalLM, Engine, Request, load_example
+from riskcal.serving import EventLog, Inside, Pattern, PolicyBook, Tokens, read_events
+from riskcal_adapters.torch import EarlyExitCausalLM, EarlyExitT5, Engine, Request, load_example
 from riskcal_adapters.torch.engine import guarding
 
 LENGTH, EARLY, LAST = 16, 2, 5
@@ -192,8 +192,8 @@ def test_a_recording_with_classes_gives_a_policy_that_is_certified_with_them(tmp
 
 
 @pytest.mark.parametrize(
-    "entries", [4_000_000, 600]
-)  # of the second the table is forgotten now and then
+    "entries", [4_000_000, 600, 12_000]
+)  # of these the table is forgotten now and then, when it has grown too
 def test_all_rows_at_once_stand_where_each_would_alone(monkeypatch, entries):
     monkeypatch.setattr(guarding, "_ENTRIES_AT_MOST", entries)
     texts = ['"', "\\", '\\"', "1", "2x", "`", "```", "```a", "a", " ", "_b", "{", '":'] * 30
@@ -223,3 +223,50 @@ def test_all_rows_at_once_stand_where_each_would_alone(monkeypatch, entries):
                 alone[row] = guard, guard.after(states, token)
             left, held = left + leaves, held + (not leaves)
     assert min(left, held) > 300
+
+
+def test_a_table_that_has_grown_wide_can_be_forgotten(monkeypatch):
+    monkeypatch.setattr(guarding, "_ENTRIES_AT_MOST", 2000)
+    rules = (DIGIT, Tokens(ids=tuple(range(0, 5000, 3))))
+    guards, alone, row = guarding.Guards(1, str), Guard(rules, str), np.array([0])
+    guards.begin(0, rules, np.array([], dtype=np.int64))
+    states, widths = alone.start([]), []
+    for token in [*range(1500), *range(1500)]:
+        left = guards.leave(row, np.array([token]), early=True)
+        assert (left is None) != alone.forbids(states, token)
+        if left is not None:
+            guards.leave(row, np.array([token]), early=False)
+        states = alone.after(states, token)
+        widths.append(guards._table.shape[1])
+    assert (np.diff(widths) < 0).any(), "nothing was ever forgotten"
+
+
+def test_the_compiled_turn_holds_what_is_forbidden(gated_t5):
+    own, rng = EarlyExitT5(gated_t5), np.random.default_rng(0)
+    assert own._backbone.turns
+    rules = (Tokens(ids=tuple(range(0, own._backbone.vocabulary, 3))),)
+    policies = {
+        "held": ExitPolicy(threshold=0.05, forbidden=rules),
+        "free": ExitPolicy(threshold=0.05),
+        "deep": ExitPolicy(threshold=0.0, min_layer=2, forbidden=rules),
+    }
+    given = [rng.integers(2, own._backbone.vocabulary, rng.integers(1, 9)) for _ in range(36)]
+    tasks = [list(policies)[i % 3] for i in range(36)]
+    asked = [
+        Request(input_ids=ids, id=str(i), task=task)
+        for i, (ids, task) in enumerate(zip(given, tasks, strict=True))
+    ]
+    with Engine(own, PolicyBook(policies), slots=5, max_prompt=8, max_new_tokens=10) as engine:
+        done = {int(one.id): one for one in engine.run(asked)}
+    held = 0
+    for i, (ids, task) in enumerate(zip(given, tasks, strict=True)):
+        alone = own.generate(torch.from_numpy(ids)[None], policy=policies[task], max_new_tokens=10)
+        size = len(done[i].tokens)
+        assert done[i].tokens.tolist() == alone.tokens[0, :size].tolist()
+        assert done[i].exit_layers.tolist() == alone.exit_layers[0, :size].tolist()
+        np.testing.assert_allclose(done[i].confidence, alone.confidence[0, :size], atol=2e-5)
+        np.testing.assert_allclose(done[i].refused, alone.refused[0, :size], atol=2e-5)
+        forbidden = np.isin(done[i].tokens, rules[0].ids) & (task != "free")
+        assert (done[i].exit_layers[forbidden] == own.n_layers).all()
+        held += int(forbidden.sum())
+    assert held >= 10

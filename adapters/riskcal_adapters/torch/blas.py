@@ -18,7 +18,7 @@ _NAME = "riskcal_sgemm"
 
 
 def _address() -> int:
-    """Of a single-precision product as Fortran calls it, with 32-bit sizes."""
+    """Of a single-precision product as Fortran calls it."""
     for library in sorted((Path(torch.__file__).parent / "lib").glob("*torch_cpu.*")):
         try:
             found = ctypes.cast(ctypes.CDLL(str(library)).sgemm_, ctypes.c_void_p).value
@@ -32,7 +32,8 @@ def _address() -> int:
 # compiled code that was kept from an earlier process looks the address up by this name
 binding.add_symbol(_NAME, _address())
 _types: Any = types
-_CHARS, _SIZES = _types.CPointer(types.uint8), _types.CPointer(types.int32)
+# sizes have 8 bytes, of which a library that counts in 32 bits reads the first four: the same number on a little-endian machine
+_CHARS, _SIZES = _types.CPointer(types.uint8), _types.CPointer(types.int64)
 _FLOATS = _types.CPointer(types.float32)
 _sgemm: Any = _types.ExternalFunction(
     _NAME,
@@ -49,7 +50,7 @@ def product(a: Any, b: Any, c: Any, kept: Any) -> None:
     if not len(c):
         return
     plain = np.full(1, ord("N"), dtype=np.uint8)
-    sizes, factors = np.empty(6, dtype=np.int32), np.empty(2, dtype=np.float32)
+    sizes, factors = np.empty(6, dtype=np.int64), np.empty(2, dtype=np.float32)
     # Fortran reads each matrix transposed
     sizes[0], sizes[1], sizes[2] = c.shape[1], c.shape[0], a.shape[1]
     sizes[3], sizes[4], sizes[5] = b.strides[0] // 4, a.strides[0] // 4, c.strides[0] // 4

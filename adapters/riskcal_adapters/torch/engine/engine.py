@@ -56,7 +56,8 @@ class Engine:
         Tokens of an output at most: the limit of policies that name none, and of tasks without a policy; the policies of a book
         that name one keep theirs. Default: the policies', else the decoder's.
     least : int
-        When deep layers have their turn, one that fewer rows wait for is passed over. More rows a call, longer waits.
+        When deep layers have their turn, one that fewer rows wait for is passed over, but in every 64 calls once none is. More
+        rows a call, longer waits.
     max_wait : float
         Seconds after which a row goes before all others.
     kill_switch, shadow, events

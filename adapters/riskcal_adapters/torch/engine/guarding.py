@@ -112,7 +112,7 @@ class Guards:
         too_many = 4 * len(self._stands) * self._seen > _ENTRIES_AT_MOST
         if too_many and self._seen > 2 * len(self._state):  # those of one call always have room
             self._columns[:], self._columns[token], self._seen = _UNKNOWN, 0, 1
-            held, width = held[:0], _COLUMNS
+            held, width = held[:0, :0], _COLUMNS
         shape = 2 * len(self._stands), max(width, 2 * self._seen)
         self._table = np.full(shape, _UNKNOWN, dtype=np.int32)
         self._table[: len(held), : held.shape[1]] = held

@@ -26,7 +26,7 @@ from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
 
-#: Rows that a deep layer runs for at least, when it has its turn.
+#: Rows that must wait for a deep layer, or it is passed over in most turns.
 LEAST = 4
 
 
@@ -86,7 +86,7 @@ class Slots:
         self._loop, self._backbone = loop, loop.backbone
         self.size, self.prompt, self.length = slots, prompt, length
         self._least, self._max_wait = least, max_wait
-        self._before = 0  # the layer that ran last
+        self._about = bookkeeping.new_turn()
         self._cache = self._backbone.pool(slots, prompt, length)
         self.active = np.zeros(slots, dtype=bool)
         self._layer = np.zeros(slots, dtype=np.int64)  # that runs next
@@ -163,10 +163,9 @@ class Slots:
             self._since,
             time.monotonic() - self._max_wait,
             self._least,
-            self._before,
+            self._about,
             self._loop.n_layers,
         )
-        self._before = index
         self.calls += 1
         self.rows_computed += len(rows)
         if self._measures == ["softmax"] and not self._draws and self._backbone.turns:
