@@ -84,9 +84,10 @@ class Judge:
         """
         scores = self._scores(layer, state)
         if scores is None or kernels.take(scores.logits):
-            if self._measure == "softmax" and scores is not None and scores.ids is None:
+            if self._measure == "softmax" and scores is not None:
                 confidence, best = measures.margin_and_best(scores.logits)
-                scores = Scores(scores.logits, None, best)
+                if scores.ids is None:
+                    scores = Scores(scores.logits, None, best)
             else:
                 confidence = measures.read(self._of(layer, state, before, scores))
         else:  # where a read is a wait, one brings the tokens too
