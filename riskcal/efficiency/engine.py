@@ -88,10 +88,10 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int = LEAST) -> En
 
     Notes
     -----
-    It follows the rules of `riskcal_adapters.torch.Engine` for one policy: newcomers are read once an eighth of the slots is
-    free; the first layer runs until 7 of 10 rows wait for deeper ones, at most 24 times in a row, and then these run in turn, from
-    the lowest up; a row that leaves waits for the first layer again. That no row waits longer than ``max_wait`` seconds is left
-    out, as there is no clock.
+    It follows the rules of `riskcal_adapters.torch.Engine` for one policy: newcomers are read once an eighth of the slots
+    is free; the first layer runs until 7 of 10 rows wait for deeper ones, at most 24 times in a row, and then these run in
+    turn, from the lowest up; a row that leaves waits for the first layer again. That no row waits longer than ``max_wait``
+    seconds is left out, as there is no clock.
 
     Examples
     --------
