@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -247,16 +246,15 @@ def _by_content(problem: Problem, *content: Floats) -> Problem:
     return replace(problem.rows(ascending[shuffled]), nameless=True)
 
 
-def warn_of_sizes(runs: Runs, stacklevel: int) -> None:
+def warn_of_sizes(runs: Runs) -> None:
     """Say which mean is certified where clusters of several sizes count alike."""
     sizes = runs.unit_sizes
     if "cluster" in runs.labels and len(np.unique(sizes)) > 1:
-        warnings.warn(
+        _validate.warn(
             f"cluster: sizes differ, from {sizes.min()} to {sizes.max()} prompts, and every cluster counts alike: the mean "
             "that is certified is that of a random cluster, not of a random prompt. Give weighting='requests' and "
             "max_cluster=, a bound on sizes fixed beforehand, for the mean over prompts; weighting='clusters' if it is right "
             "as it is.",
-            stacklevel=stacklevel,
         )
 
 
@@ -274,7 +272,7 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
                 "max_cluster: belongs to weighting='requests'; give that too, or leave it out."
             )
         if weighting is None:
-            warn_of_sizes(runs, stacklevel=6)
+            warn_of_sizes(runs)
         return None
     if max_cluster is None:
         raise RiskcalError(

@@ -4,7 +4,6 @@ Files are read in `riskcal.records.files`, and their tables made ready in `riskc
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,10 +72,11 @@ def fields_of(
         raise RiskcalError(
             f"prompt: only {n} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
         )
-    labels = {}  # in a loop: Python 3.11 counts a comprehension among the callers that a warning passes by
-    for name in ("cluster", "group", "text"):
-        if name in frame.columns:
-            labels[name] = _label(frame, name, code, n)
+    labels = {
+        name: _label(frame, name, code, n)
+        for name in ("cluster", "group", "text")
+        if name in frame.columns
+    }
     order = tested_order(ids)  # from first appearance to tested order: ids[order]
     rank = np.empty(n, dtype=np.intp)  # and back: what is in tested order, [rank]
     rank[order] = np.arange(n)
@@ -251,10 +251,9 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
             ).drop_duplicates()
             again &= pd.Series(label).isin(unit["text"][unit["text"].duplicated()])
         if again.any():
-            warnings.warn(
+            _validate.warn(
                 f"text: prompt {plain(frame['prompt'].iloc[first_row[int(again.argmax())]])!r} repeats an earlier prompt's text; "
                 "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
-                stacklevel=5,
             )
     return label
 

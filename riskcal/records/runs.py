@@ -100,8 +100,8 @@ class Runs:
         RiskcalError
             Naming the file, the column, the first offending row (counted from 0) and the remedy.
         """
-        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
-        return tables.of_files(cls, path, asked)
+        options = tables.TableOptions(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_files(cls, path, options)
 
     @classmethod
     def from_frame(
@@ -156,8 +156,8 @@ class Runs:
             If one prompt text stands under two ids, which breaks independence, and for columns of numbers that are neither
             known nor named, which are not read.
         """
-        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
-        return tables.of_frame(cls, table, asked)
+        options = tables.TableOptions(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_frame(cls, table, options)
 
     @classmethod
     def from_arrays(
