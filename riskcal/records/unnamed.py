@@ -8,11 +8,10 @@ import pandas as pd
 from riskcal import _validate
 from riskcal.policy import CANDIDATE_COLUMNS
 from riskcal.records import costs as costs_
+from riskcal.records.names import NO_SETTINGS
 
 #: What a table of runs has columns for, without being told.
-KNOWN = frozenset(
-    (*costs_.COSTS, *CANDIDATE_COLUMNS, "prompt", "cluster", "group", "text", "threshold")
-) | frozenset("dissimilarity risk full_risk failed source exact stopped lower_is_stricter".split())
+KNOWN = frozenset(("threshold", *CANDIDATE_COLUMNS, *NO_SETTINGS, *costs_.COSTS))
 
 #: How pandas' rows are numbered where it writes the numbers beside its columns.
 _ROW_NUMBERS = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
