@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS
 from riskcal.records import exits
 from riskcal.records import names as names_
@@ -56,6 +56,17 @@ def refuse_impossible(values: NDArray[Any], name: str, where: Any = _validate.fi
             f"{name}: {values[bad][0]} at index {where(bad)} ({int(bad.sum())} such values); a cost is a finite number of at "
             "least 0. Give what was spent, failed or not."
         )
+
+
+def of_shape(given: Any, name: str, shape: tuple[int, ...], rows: str) -> Floats:
+    """A cost (n, k), or of each candidate (k,), alike for all of what ``rows`` are called."""
+    cost = _validate.array(given, f"costs: {name}", ndim=(1, 2))
+    if cost.shape not in (shape, shape[1:]):
+        raise RiskcalError(
+            f"costs: {name!r} has shape {cost.shape}; expected {shape}, or {shape[1:]} for all {rows}."
+        )
+    refuse_impossible(cost, f"costs: {name}")
+    return np.broadcast_to(cost, shape)
 
 
 def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) -> Any:

@@ -23,8 +23,6 @@ from riskcal.records.showing import runs_html, runs_plot, runs_sentence
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
 
-Objective = Literal["textual", "risk", "risk_clipped"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Runs:
