@@ -424,11 +424,7 @@ def main() -> int:
         attempt(report, "training", 10, all_of_it)
     finally:
         report.write()
-    print(
-        f"{len(report.found['checks'])} checks, {len(report.failed)} failed: {report.failed}",
-        flush=True,
-    )
-    return 1 if report.failed else 0
+    return report.status()
 
 
 if __name__ == "__main__":

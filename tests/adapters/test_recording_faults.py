@@ -19,7 +19,7 @@ import pytest
 import toy_decoder
 import typer
 from processes import environment
-from recordings import FINE, MANY, STOP, STOPPED, TEXTS, merged, record, shards
+from recordings import FINE, MANY, STOP, STOPPED, TEXTS, interrupted, merged, record, shards
 from typer.testing import CliRunner
 
 import riskcal
@@ -109,18 +109,8 @@ def test_a_shard_of_other_prompts_or_thresholds_is_refused(tmp_path, undisturbed
 def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(
     tmp_path, monkeypatch, stopped
 ):
-    write, written = worker.internal.write_table, []
-
-    def interrupted(frame, path):
-        if len(written) == 12:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(frame, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(worker.internal, "write_table", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            record(tmp_path / "out", MANY, **STOPPED)
+    with interrupted(monkeypatch, 12) as written:
+        record(tmp_path / "out", MANY, **STOPPED)
     for path in (written[-1], next(path for path in written if "unfinished" in str(path))):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 4
