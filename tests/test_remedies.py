@@ -97,9 +97,8 @@ def test_full_models_that_differ_between_settings_lead_to_a_table_for_each() -> 
     frame.loc[np.isinf(frame["threshold"]) & (frame["measure"] == "max"), "risk"] = 0.1
     message = refusal(frame)
     assert "calibrate each by itself, from a table of its own" in message
-    assert (
-        "cluster" not in message
-    )  # a sample of one setting alone would lack the candidates of the other
+    # a sample of one setting alone would lack the candidates of the other
+    assert "cluster" not in message
     for _, part in frame.groupby("measure"):
         assert calibrate(Runs.from_frame(part), delta=0.3).certified
 

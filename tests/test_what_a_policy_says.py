@@ -126,9 +126,10 @@ def test_the_remedy_of_an_unnamed_policy_is_to_say_what_the_records_were_made_wi
     found = calibrate(Runs.from_frame(plain()), delta=0.1)
     with pytest.raises(RiskcalError) as refusal:
         found.policy().named()
+    # as it says
     policy = eval(
         str(refusal.value).split(": calibration.", 1)[1].rstrip("."), {}, {"policy": found.policy}
-    )  # as it says
+    )
     assert (policy.measure, policy.cache, policy.batching) == ("softmax", "project", "diverge")
     assert policy.named() == policy
 

@@ -202,9 +202,8 @@ def test_killed_twice_and_resumed_equals_undisturbed(tmp_path):
     assert {name: (out / name).read_bytes() for name in kept} == kept
     assert merged(out) == merged(whole)
     assert merged(out, "traces/*.parquet") == merged(whole, "traces/*.parquet")
-    assert sorted(p.name for p in out.rglob("*")) == sorted(
-        p.name for p in whole.rglob("*")
-    )  # nothing left behind
+    # nothing left behind
+    assert sorted(p.name for p in out.rglob("*")) == sorted(p.name for p in whole.rglob("*"))
 
 
 @pytest.mark.parametrize("cut", range(6))
@@ -234,9 +233,8 @@ def test_a_missing_shard_alone_is_recorded_again(tmp_path, undisturbed):
     (out / "runs-00001.parquet").unlink()
     before = decoder.calls
     record(out, load=lambda: decoder)
-    assert (
-        decoder.calls - before == 4 * 5 + 2
-    )  # four prompts, full model and four thresholds, and two calls to warm up
+    # four prompts, full model and four thresholds, and two calls to warm up
+    assert decoder.calls - before == 4 * 5 + 2
     assert merged(out) == merged(undisturbed)
 
 

@@ -536,9 +536,8 @@ def test_an_output_that_failed_is_the_worst_loss_and_no_prompt_is_left_out(tmp_p
     )
     assert rows["failed"].tolist() == failed.tolist()
     assert (rows.loc[failed, "risk"] == 1).all()
-    lost = ~full & (
-        failed | (text == TEXTS[3])
-    )  # also what would be compared with an output that failed
+    # also what would be compared with an output that failed
+    lost = ~full & (failed | (text == TEXTS[3]))
     assert (rows.loc[lost, "dissimilarity"] == 1).all()
     assert (rows.loc[full, "dissimilarity"] == 0).all()
     same = ["prompt", "threshold", "dissimilarity", "risk", "layers", "tokens"]
@@ -547,11 +546,8 @@ def test_an_output_that_failed_is_the_worst_loss_and_no_prompt_is_left_out(tmp_p
     )
     assert (rows.loc[failed, "tokens"] == 0).all()
     assert (rows.loc[failed, "layers"] == toy_decoder.LAYERS).all()  # nothing was saved by it
-    assert {threshold for asked, threshold in Failing.asked if asked == TEXTS[1]} >= {
-        0.5,
-        0.2,
-        0.0,
-    }  # each had its chance
+    # each had its chance
+    assert {threshold for asked, threshold in Failing.asked if asked == TEXTS[1]} >= {0.5, 0.2, 0.0}
     assert "failed" not in honest
     assert Runs.read(out).n == len(TEXTS)
 

@@ -23,9 +23,8 @@ class Prompt:
     lengths: Ints  # (B,)
     starts: Ints  # (B,) rows of memory; of a pool each slot's; empty where prompts are padded to one length
     position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
-    causal_bias: dict[PositionBias, Tensor] = field(
-        default_factory=dict
-    )  # (1, heads, T, T), -inf ahead; where needed
+    # (1, heads, T, T), -inf ahead; where needed
+    causal_bias: dict[PositionBias, Tensor] = field(default_factory=dict)
     last_bias: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # where needed
 
     def of(self, rows: Tensor, numbers: Ints) -> "Prompt":
