@@ -12,7 +12,6 @@ It prints as it goes, ends within its minutes whatever happens, and writes JSON 
 runs all of it in small, on the CPU if need be; ``tests/benchmarks`` does. The exit status is 1 if a check failed.
 """
 
-import argparse
 import json
 import math
 import os
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
+import command
 import riskcal
 from riskcal import ExitPolicy
 from riskcal_adapters.torch import EarlyExitT5, load_example
@@ -409,9 +409,7 @@ def measure_jax(
 
 def main() -> int:
     """Check, measure, write; 1 if a check failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -419,7 +417,6 @@ def main() -> int:
         action="store_true",
         help="all of it in small, for a machine without an accelerator",
     )
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     device = torch.device(options.device)
     report = Report(60 * options.minutes, options.json)

@@ -29,6 +29,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import command
 import riskcal
 from accelerator import Prompt, Report, attempt, differing, synchronize
 from recipes.smollm2 import prompts
@@ -385,9 +386,7 @@ def ends(report: Report) -> None:
 
 def main() -> int:
     """Train, measure, write; 1 if a check failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="20 steps on a tiny random model")
@@ -395,7 +394,6 @@ def main() -> int:
         "--work", type=Path, default=Path("build/accelerator-training"), help="folder to go on in"
     )
     parser.add_argument("--cache", type=Path, help="folder of the dequantised model")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     device = torch.device(options.device)
     report = Report(60 * options.minutes, options.json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast, overload
 
@@ -377,8 +376,7 @@ def _warn_of_peeking(met: Floats, k: int, upper: float) -> None:
     """Thresholds strictly inside (0, upper) that a token meets exactly look as if they came from these very data."""
     seen = met[(met > 0) & (met < upper)]
     if seen.size:
-        warnings.warn(
+        _validate.warn(
             f"thresholds: {seen.size} of {k} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
             "before the calibration data are seen; take it from a regular grid or from other data.",
-            stacklevel=3,
         )

@@ -75,6 +75,8 @@ class Judge:
     ) -> tuple[Confidences, Scores | None]:
         """Confidence after a layer, and its scores where the measure needed them.
 
+        It is kept for the next exit's head, which may shrink with it, and, of a contrastive measure, with the state.
+
         Parameters
         ----------
         layer : int
