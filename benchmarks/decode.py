@@ -9,7 +9,6 @@ The settings take turns on the same few prompts, so that a machine's drift meets
 rounds, of seconds for the same prompts. Quality is measured on more prompts, in batches: a row decodes as if alone.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -28,6 +27,7 @@ from rapidfuzz.distance import Levenshtein
 from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
+import command
 import riskcal
 from machinery import without_machinery
 from recipes.g2p import data as g2p
@@ -281,9 +281,7 @@ def static_table(quality: Quality, n_layers: int) -> pd.DataFrame:
 
 def main() -> None:
     """Certify, time, judge; print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, figures=False)
     parser.add_argument("--model", choices=("g2p", "numbers"), default="g2p")
     parser.add_argument(
         "--only",

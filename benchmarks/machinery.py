@@ -8,11 +8,8 @@ machine disturbs least; beside it stand the middle half of the rounds, and the r
 compared. Of a gated T5 one row's generation is compiled as a whole (`riskcal_adapters.torch.one_row`), the plain loop is not.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+import command
 import engine as by_engine
 from riskcal import ExitPolicy
 from riskcal_adapters.torch import EarlyExitCausalLM, EarlyExitT5, load_example
@@ -130,15 +128,12 @@ def compared(decoder: Any, limit: int, given: list[Prompt], rounds: int) -> dict
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument(
         "--prompts", type=int, default=48, help="of the T5s; the causal model has 8"
     )
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     torch.set_num_threads(1)
     words = load_example("g2p")
@@ -153,9 +148,8 @@ def main() -> None:
             found = compared(decoder, limit, in_batches(*prompts, size), options.rounds)
             rows.append({"model": name, "batch": size, **found})
     print(pd.DataFrame(rows).to_string(index=False, float_format="%.3f"))
-    if options.json:
-        told = {"options": vars(options) | {"json": None}, "torch": torch.__version__, "rows": rows}
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+    told = {"options": vars(options) | {"json": None}, "torch": torch.__version__, "rows": rows}
+    command.keep(told, options.json)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def _where(problem: Problem, chosen: pd.Series) -> str:
     return ", ".join([*first, *(f"{name} {as_text(chosen[name])}" for name in names)])
 
 
-def worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
+def worth(problem: Problem, chosen: pd.Series | None) -> str:
     """What a certificate alone would leave unsaid: settings that change nothing, and savings that are none."""
     said = ""
     counted = [name for name in problem.costs if name != "seconds"]  # seconds differ by themselves
@@ -98,7 +98,7 @@ def rises(problem: Problem) -> str:
     for risk in problem.risks:
         if risk.is_cost or risk.early is not None:
             continue
-        pairs = monotone._rising_pairs(
+        pairs = monotone.rising_pairs(
             risk.losses, problem.strictness, lower=risk.lower, upper=risk.upper
         )
         if pairs:

@@ -60,8 +60,8 @@ def settled(
     chosen = None if index is None else table.iloc[index]
     opening = sentences.opening(problem, chosen, told["epsilon_spent"])
     remarks = (
-        sentences.worth(problem, table, chosen)
-        + proxies.saved(problem, table, chosen)
+        sentences.worth(problem, chosen)
+        + proxies.labels_saved(problem, chosen)
         + rises
         + sentences.end(table, problem.stopped)
     )

@@ -59,7 +59,7 @@ class Backbone(abc.ABC):
     width : int
         Entries d of a state.
     kv_heads : int
-        Heads of keys and values; as many queries share each as there are times more heads of queries.
+        Heads of keys and values. Where there are more heads of queries, each is shared by an equal number of them.
     head_width : int
         Entries d_kv of a head's keys.
     scale : float
@@ -103,8 +103,8 @@ class Backbone(abc.ABC):
         """(B, d) of the tokens before the position at hand, not to be written to."""
 
     @abc.abstractmethod
-    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """The same of tokens (B,) that are where the weights are: the host need not know them."""
+    def embed_on_device(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """The same of tokens (B,) that the host need not know."""
 
     @abc.abstractmethod
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
@@ -155,7 +155,7 @@ class Backbone(abc.ABC):
         """What a layer does after attention to itself: (m * B, d), position by position, to the next layer's states."""
 
     def places(self, cache: Cache, first: int, end: int) -> Any:
-        """What `project` needs to know of where positions are; None where it needs nothing."""
+        """What `project` needs to know of positions (of rotary ones, how far they turn queries and keys); None: nothing."""
         return None
 
     def places_of(self, cache: Cache, rows: Ints, positions: Ints) -> Any:
@@ -335,7 +335,7 @@ class Backbone(abc.ABC):
     def recall(
         self, index: int, own: LayerCache, cache: Cache, rows: Ints
     ) -> Memory | Packed | None:
-        """What a layer remembers of these rows' prompts."""
+        """What a layer remembers of these rows' prompts, made first where it still has that of earlier ones."""
         return None
 
     def layer_exact(self, index: int, state: Tensor, cache: Cache) -> Tensor:

@@ -181,7 +181,7 @@ class _Generation:
         loop, run, backbone, notes = self._loop, self._run, self._backbone, self._notes
         policy, cache, judge = run.policy, run.cache, run.judge
         n_layers, final = loop.n_layers, self._final
-        state = loop.begin(run, backbone.embed_known(self._previous, cache))
+        state = loop.begin(run, backbone.embed_on_device(self._previous, cache))
         ahead = None
         if policy.measure == "oracle" or policy.emits == "last":
             ahead = loop.last_scores(run, state).best()

@@ -201,7 +201,9 @@ class Loop:
         if at_exit is not None:
             state = at_exit
         cache.append(after_first if policy.cache == "first" else state)
-        if policy.cache == "copy":  # of one row, or of rows that left together: `rows_by_settings`
+        if (
+            policy.cache == "copy"
+        ):  # of one row, or of rows that left together: `request_checks.rows_by_settings`
             self.backbone.copy_upwards(cache, max(step.exits))
         for row in going:
             run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
@@ -227,7 +229,7 @@ class Loop:
         return step
 
     def begin(self, run: Run, state: Tensor) -> Tensor:
-        """``state`` is embedded; where the cache is recomputed, go back to the last position that ran all layers."""
+        """Gives ``state``, which is embedded; a cache that is recomputed notes it, and goes back to the last full pass."""
         if run.policy.cache == "recompute":
             deepest = run.cache.layers.get(self.n_layers - 1)
             full, position = 0 if deepest is None else deepest.filled, run.cache.position

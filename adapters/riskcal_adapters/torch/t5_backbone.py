@@ -245,9 +245,9 @@ class T5Backbone(Backbone):
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
             return self._embedding.narrow(0, tokens[0], 1)
-        return self.embed_known(self.tensor(np.array(tokens)), cache)
+        return self.embed_on_device(self.tensor(np.array(tokens)), cache)
 
-    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def embed_on_device(self, tokens: Tensor, cache: Cache) -> Tensor:
         return self._embedding.index_select(0, tokens)
 
     def embed_into(

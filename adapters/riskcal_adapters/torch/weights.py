@@ -147,9 +147,8 @@ def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
     """T5's norm without its gain, over ``sqrt(d)``; both are in the weights that follow. Three operations, not nine."""
     length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=offset.dtype)
     normed = state / torch.hypot(length, offset)
-    return (
-        normed if normed.dtype == state.dtype else normed.to(state.dtype)
-    )  # asking is dearer than looking
+    # asking is dearer than looking
+    return normed if normed.dtype == state.dtype else normed.to(state.dtype)
 
 
 def activation(model: T5) -> Map:
@@ -181,9 +180,8 @@ class PositionBias:
     def __init__(self, stack: torch.nn.Module, dtype: torch.dtype, layer: int = 0) -> None:
         own = [block.layer[0].SelfAttention for block in blocks(stack)]
         attention = own[layer]
-        self._reach: int = (
-            attention.relative_attention_max_distance
-        )  # beyond it the bias stays the same
+        # beyond it the bias stays the same
+        self._reach: int = attention.relative_attention_max_distance
         with torch.no_grad():
             around = attention.compute_bias(1, 2 * self._reach + 1, past_seen_tokens=self._reach)
         self._by_offset = around[0, :, 0].to(dtype)  # (heads, 2 * reach + 1)
@@ -215,9 +213,8 @@ class PositionBias:
         rows = self._rows
         if len(rows) < length:
             last = self._between(length - 1, length)
-            room = (
-                (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT
-            )  # for any shift, rows apart by whole pieces
+            # for any shift, rows apart by whole pieces
+            room = (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT
             copies = [last.new_zeros(*last.shape[:-1], room) for _ in range(ALIGNMENT)]
             for shift, copy in enumerate(copies):
                 copy[..., shift : shift + length] = last
