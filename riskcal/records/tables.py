@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from riskcal._validate import RiskcalError
-from riskcal.records import direction, files, reading, renaming, retries, streaming
+from riskcal.records import candidates, direction, files, reading, renaming, retries, streaming
 from riskcal.records.preparing import prepared
 from riskcal.records.unnamed import unnamed, warn_of_unnamed
 
@@ -26,6 +26,10 @@ class Asked:
     lower_is_stricter: bool
     columns: renaming.Columns | None
     keep: retries.Keep | None
+
+    def __post_init__(self) -> None:
+        names = candidates.column_names(self.candidate_columns)
+        object.__setattr__(self, "candidate_columns", names)
 
     def prepared(self, table: Any, *, is_json: bool = False) -> pd.DataFrame:
         """The table under riskcal's names."""
