@@ -994,8 +994,8 @@ def test_a_write_that_breaks_half_way_leaves_the_old_file_untouched(ending, tmp_
     Runs.from_frame(table()).write(path)
     before = path.read_bytes()
 
-    def half(*arguments, **_):
-        partial = next(a for a in arguments if isinstance(a, type(path)))
+    def half(*_, **__):
+        [partial] = set(tmp_path.iterdir()) - {path}
         partial.write_bytes(before[: len(before) // 2])
         raise KeyboardInterrupt
 
@@ -1232,3 +1232,20 @@ def test_runs_of_matrices_are_those_of_the_long_table(failures, full, named):
     theirs = Runs.from_frame(table.sample(frac=1, random_state=0))
     pd.testing.assert_frame_equal(ours.to_frame(), theirs.to_frame(), check_exact=True)
     assert ours.digest() == theirs.digest()
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "csv.zst", "jsonl.gz", "jsonl.zst", "ndjson.gz"])
+def test_what_an_ending_says_is_packed_is_written_packed(tmp_path, ending):
+    runs = Runs.from_arrays(
+        thresholds=[0.5, math.inf], dissimilarity=[[0.25, 0.0], [0.5, 0.0]], prompts=["ä", "b"]
+    )
+    traces = Traces.from_arrays(
+        prompt=["a", "b"], position=[0, 0], confidence=[[0.1, 0.9]] * 2, agrees=[[0, 1]] * 2
+    )
+    for recorded, name in ((runs, f"runs.{ending}"), (traces, f"traces.{ending}")):
+        recorded.write(tmp_path / name)
+        assert type(recorded).read(tmp_path / name).to_frame().equals(recorded.to_frame())
+        packed = (tmp_path / name).read_bytes()
+        assert packed.startswith(
+            {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}[ending.split(".")[1]]
+        )

@@ -222,7 +222,7 @@ def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFra
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table in the format of the path's ending; an existing file is replaced whole or not at all."""
+    """Write a table in the format of the path's ending, packed if that says so; a file is replaced whole or not at all."""
     target = _replacing.a_path(path)
     kind = _kind(target)
     if kind == "json":
@@ -231,27 +231,27 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         )
     with _replacing.replacing(target) as partial:
         try:
-            _write_as(kind, frame, partial)
+            _write_as(kind, _ending(target)[1], frame, partial)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RiskcalError(
                 f"{target}: cannot be written as {kind} ({_validate.reason(error)})."
             ) from None
 
 
-def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
+def _write_as(kind: str, packed: str | None, frame: pd.DataFrame, path: Path) -> None:
     if kind == "parquet":
         _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
-    elif kind == "csv":
-        frame.to_csv(
-            path, index=False, quoting=csv.QUOTE_NONNUMERIC
-        )  # a bare carriage return ends a row
-    else:
-        with path.open("w", encoding="utf-8") as file:
-            for row in frame.to_dict("records"):
-                file.write(
-                    json.dumps({key: _jsonable(str(key), value) for key, value in row.items()})
-                    + "\n"
-                )
+        return
+    with (
+        pa.output_stream(str(path), compression=packed) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", newline="") as file,
+    ):
+        if kind == "csv":  # a bare carriage return ends a row
+            frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
+            return
+        for row in frame.to_dict("records"):
+            named = {key: _jsonable(str(key), value) for key, value in row.items()}
+            file.write(json.dumps(named) + "\n")
 
 
 def _ending(path: Path) -> tuple[str, str | None]:
