@@ -21,6 +21,7 @@ import pyarrow.csv
 from riskcal import _parquet, _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.records.columns import canonical, is_unicode, of_arrow
+from riskcal.records.joining import JSON_LINES, Places, together
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
 TEXT_COLUMNS = (
@@ -55,9 +56,6 @@ _KINDS = {
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 
-#: The mark of a table from JSON lines, in which a null may have been an infinity.
-_JSON = "riskcal.json_lines"
-
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
 
@@ -66,8 +64,17 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
 
     Columns keep their names. ``names`` gives the file's name of each of riskcal's columns that has another there, to be read so.
     """
+    return read_placed(source, names)[0]
+
+
+def read_placed(
+    source: Source, names: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, Places]:
+    """As `read`, and which file each of the rows stands in."""
     found = parts(source)
-    return _together([read_part(part, names) for part in found], names or {})
+    tables = [read_part(part, names) for part in found]
+    places = Places([part.file for part in found], [len(table) for table in tables])
+    return together(tables, names or {}), places
 
 
 @dataclass(frozen=True)
@@ -112,11 +119,6 @@ def parts(source: Source) -> list[Part]:
 def read_part(part: Part, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The table in one file, with what the names of its folders say."""
     return in_its_folder(_read_file(part.file, names or {}), part, names or {})
-
-
-def is_json_lines(frame: pd.DataFrame) -> bool:
-    """Whether all of a table that `read` made comes from JSON lines."""
-    return bool(frame.attrs.get(_JSON))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -192,33 +194,6 @@ def _in_the_file(columns: Sequence[str], names: Mapping[str, str]) -> set[str]:
     """How a file calls these columns: by their name, unless that name is another's, or by what ``names`` says."""
     own = [name for name in columns if name not in names and name not in names.values()]
     return {*own, *(names[name] for name in columns if name in names)}
-
-
-def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
-    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say.
-
-    A part of outputs that all ended need not say that none ``failed``. Columns of several types become objects, since pandas
-    would make floats of signed and unsigned ids.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    failed = names.get("failed", "failed")
-    if any(failed in part.columns for part in parts):
-        parts = [
-            part if failed in part.columns else part.assign(**{failed: False}) for part in parts
-        ]
-    found = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
-    mixed = [
-        name
-        for name in found
-        if len({part[name].dtype for part in parts if name in part.columns}) > 1
-    ]
-    alike = [
-        part.astype({name: object for name in mixed if name in part.columns}) for part in parts
-    ]
-    whole = pd.concat(alike, ignore_index=True)
-    whole.attrs = {_JSON: True} if all(map(is_json_lines, parts)) else {}
-    return whole
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -323,7 +298,7 @@ def _refuse_other_separators(content: bytes) -> None:
 
 def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
     frame = canonical(pd.DataFrame([row for _, row in _objects(stream, path)]))
-    frame.attrs[_JSON] = True
+    frame.attrs[JSON_LINES] = True
     return frame
 
 
@@ -346,7 +321,7 @@ def _read_json(stream: Any, path: Path) -> pd.DataFrame:
             "would be missing. Write a row per prompt and candidate, JSON lines for instance."
         )
     frame = canonical(pd.DataFrame(content))
-    frame.attrs[_JSON] = True
+    frame.attrs[JSON_LINES] = True
     return frame
 
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from riskcal._validate import RiskcalError
-from riskcal.records import candidates, direction, files, reading, renaming, retries, streaming
+from riskcal.records import (
+    candidates,
+    direction,
+    files,
+    joining,
+    reading,
+    renaming,
+    retries,
+    streaming,
+)
 from riskcal.records.preparing import prepared
 from riskcal.records.unnamed import unnamed, warn_of_unnamed
 
@@ -70,13 +79,14 @@ def of_files(make: type[_Runs], path: files.Source, asked: Asked) -> _Runs:
         if runs is not None:
             _warn(unread, asked)
             return runs
-    frame = files.read(path, names)
+    frame, places = files.read_placed(path, names)
     try:
-        frame = asked.prepared(frame, is_json=files.is_json_lines(frame))
+        frame = asked.prepared(frame, is_json=joining.is_json_lines(frame))
         lower = direction.of_frame(frame, asked.lower_is_stricter)
         fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
     except RiskcalError as error:
-        raise RiskcalError(f"{path}: {error}") from None
+        told = str(error) if asked.keep else places.told(str(error))  # which leaves rows out
+        raise RiskcalError(f"{path}: {told}") from None
     _warn(_unread(frame, asked), asked)
     return make(**fields).in_content_order().directed(lower)
 
