@@ -10,6 +10,7 @@ from riskcal import (
     AdaptiveCalibration,
     Constant,
     ExitPolicy,
+    Pruning,
     RiskcalError,
     RiskMonitor,
     Runs,
@@ -18,6 +19,7 @@ from riskcal import (
     calibrate,
     calibrate_groups,
     compare,
+    efficiency,
     fwer,
     heads,
     replay_arrays,
@@ -25,7 +27,7 @@ from riskcal import (
     split_pilot,
     verify,
 )
-from riskcal.serving import EventLog, KillSwitch, PolicyBook
+from riskcal.serving import EventLog, KillSwitch, PolicyBook, alarm_delays
 
 RUNS = Runs.from_arrays(
     thresholds=[0.9, 0.5], dissimilarity=np.zeros((9, 2)), costs={"price": [2.0, 1.0]}
@@ -68,6 +70,11 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
     "path": ExitPolicy.load,
     "path of a learned risk": heads.LearnedRisk.load,
     "monitors": RiskMonitor.merge,
+    "monitor": lambda value: alarm_delays(value, [1.0], rate=0.5),
+    "dimensions": lambda value: efficiency.decoder_flops([[1]], value, source_lengths=3),
+    "dimensions of a token": lambda value: efficiency.token_flops(value, 1, 1),
+    "pruning": lambda value: efficiency.head_sizes(value, n_layers=4, vocabulary=9),
+    "group": GROUPED.of_group,
     "how": lambda value: RiskMonitor.merge([RiskMonitor(0.1)], how=value),
     "prompts": lambda value: AdaptiveCalibration(value, [0.5], delta=0.1),
     "joint": lambda value: calibrate_groups(GROUPED, delta=0.5, joint=value),
@@ -115,6 +122,18 @@ def test_numbers_beyond_any_count_are_refused() -> None:
         calibrate(RUNS, delta=0.5, attempt=10**400)
     with pytest.raises(RiskcalError, match=r"^starts: "):
         fwer.FixedSequence(starts=10**400)
+    with pytest.raises(RiskcalError, match=r"^threshold: .* beyond all floats"):
+        ExitPolicy(threshold=10**400)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, None, "4", 10**30, [4]], ids=str)
+def test_what_counts_no_layers_or_tokens_is_refused(count: Any) -> None:
+    with pytest.raises(RiskcalError, match=r"^n_layers: "):
+        efficiency.exit_shares([[1, 1]], n_layers=count)
+    with pytest.raises(RiskcalError, match=r"^n_layers: "):
+        efficiency.head_sizes(Pruning("fixed"), n_layers=count, vocabulary=9)
+    with pytest.raises(RiskcalError, match=r"^vocabulary: "):
+        efficiency.head_sizes(Pruning("fixed"), n_layers=4, vocabulary=count)
 
 
 def test_ragged_losses_are_refused_by_bounds_of_all_candidates() -> None:
