@@ -10,7 +10,7 @@ from hypothesis import settings
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
 #: CPU seconds of a test without the compiler: Monte Carlo tests would take hours. What it has run by then counts as covered.
-SECONDS = 4.0
+SECONDS = 2.0
 
 settings.register_profile("riskcal", settings.default, deadline=None)
 settings.register_profile("covering", settings.get_profile("riskcal"), max_examples=20)

@@ -60,7 +60,7 @@ def ranks_by_bucket(needed, low, scale, top):  # type: ignore[no-untyped-def]
         j = 0
         for bucket in range(top + 1):
             lower = j
-            while j < k and bucket_of(needed[row, j], low, scale, float(top)) == bucket:
+            while j < k and bucket_of(float(needed[row, j]), low, scale, float(top)) == bucket:
                 j += 1
             table[row, bucket] = lower if j == lower else -1 - lower
     return table
