@@ -4,7 +4,8 @@
 that differ in what stands around them: a router, a log of events, a kill switch that looks for a file, forbidden classes of
 tokens, shadows of 2% of the requests, all of these. The engines take turns in many short rounds, in an order drawn for each, and
 each is compared with the plain one of the same round. Told are medians over rounds of this ratio, with their 95% intervals (by
-order statistics, whatever the distribution); the same engine twice says how far noise alone goes.
+order statistics, whatever the distribution), and the quickest round against the quickest, which other work on the machine
+disturbs least; the same engine twice says how far noise alone goes.
 
 "x plain" is the price while the engine is busy: the process's CPU seconds until it has taken the last request, divided by the
 plain one's. Shadows run in slots that no request wants, so after that, and a service that is busy throughout drops them, counted.
@@ -155,6 +156,7 @@ def main() -> None:
                 "x plain": middle,
                 "low": low,
                 "high": high,
+                "of the quickest": min(busy[name]) / float(plain.min()),
                 "to the end": median(np.array(whole[name]) / plain_whole)[0],
                 "shadows": engine.stats.shadows,
             }

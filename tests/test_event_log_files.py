@@ -1,17 +1,24 @@
 """What an `EventLog` does with its two files while others rename, delete, fork and die around it."""
 
-import os
+import datetime
+import json
 import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from riskcal.serving import EventLog, read_events
+from riskcal import RiskcalError
+from riskcal.serving import EventLog, events, read_events
 from riskcal.serving.events import rotated
 
 SERVED = "riskcal.request.served"
+OPEN = Path("/proc/self/fd")
 
 
 def _ids(path):
@@ -130,9 +137,73 @@ def test_a_fork_has_a_log_of_its_own_and_keeps_no_lock_of_a_parent_that_was_kill
         assert _ids(path) == [0, 1, 2, 4]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts descriptors there")
+class _Text(str):
+    __slots__ = ()
+
+
+_TEXT = st.text() | st.sampled_from(["NaN", "Infinity", "\ud800", "\u2028", "\x85", '"}\n'])
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # kinds of what JSON holds, as numpy and enumerations have them
+    | _TEXT
+    | st.floats(0, 1).map(np.float64)
+    | _TEXT.map(_Text),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(_TEXT | st.integers() | st.none() | st.booleans(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@given(st.dictionaries(_TEXT, _VALUES, max_size=4))
+def test_a_line_is_the_one_that_pythons_json_makes(attributes):
+    line = events._line(SERVED, attributes)
+    assert line.isascii()
+    assert line.count(b"\n") == 1
+    assert json.loads(line)["attributes"] == json.loads(json.dumps(attributes))
+
+
+_ROUND: dict = {}
+_ROUND["itself"] = _ROUND
+_DEEP: dict = {}
+for _ in range(20_000):
+    _DEEP = {"in": _DEEP}
+
+
+_REFUSED = {
+    "nan": float("nan"),
+    "inf": -float("inf"),
+    "inf below": {"a": float("inf")},
+    "set": {1},
+    "bytes": b"x",
+    "object": object(),
+    "numpy's": np.int64(3),
+    "path": Path("x"),
+    "tuple": (1j,),
+    "date": datetime.date(2026, 1, 1),
+    "set below": {"a": {"b": {1}}},
+    "set listed": [{1}],
+    "odd key": {(1, 2): 3},
+    "itself": _ROUND,
+    "deep": _DEEP,
+}
+
+
+@pytest.mark.parametrize("value", _REFUSED.values(), ids=_REFUSED)
+def test_what_json_does_not_hold_is_refused_however_deep(tmp_path, value):
+    log = EventLog(tmp_path / "events.jsonl")
+    with pytest.raises(RiskcalError, match="attributes"):
+        log.write(SERVED, {"a": value})
+    assert not log.path.exists()
+
+
+@pytest.mark.skipif(not OPEN.is_dir(), reason="counts descriptors there")
 def test_a_log_that_nobody_holds_leaves_no_descriptor_open(tmp_path):
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(OPEN.iterdir()))
     for n in range(50):
         EventLog(tmp_path / f"{n}.jsonl").write(SERVED, {"n": n})
-    assert len(os.listdir("/proc/self/fd")) <= before + 2
+    assert len(list(OPEN.iterdir())) <= before + 2

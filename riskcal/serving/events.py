@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import to_json
+
 from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 
@@ -25,6 +27,7 @@ NAMES = {
 }
 
 _JSON = json.JSONEncoder(allow_nan=False)
+_PLAIN = {str, int, float, bool, type(None), dict}
 
 
 class EventLog:
@@ -215,8 +218,21 @@ def rotated(path: str | os.PathLike[str]) -> list[Path]:
 def _line(name: str, attributes: dict[str, Any] | None) -> bytes:
     event = {"name": name, "time_unix_nano": time.time_ns(), "attributes": attributes or {}}
     try:
+        if _is_plain(event):
+            with suppress(ValueError):  # half of a surrogate pair
+                line = to_json(event)
+                if line.isascii() and b"NaN" not in line and b"Infinity" not in line:
+                    return line + b"\n"
         return _JSON.encode(event).encode() + b"\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RiskcalError(
             f"attributes: {error}; give text, finite numbers, booleans, None, lists and dicts."
         ) from None
+
+
+def _is_plain(values: dict[Any, Any]) -> bool:
+    """Whether two encoders agree on it: pydantic's takes a third of the time of Python's, and more than JSON holds."""
+    kinds = set(map(type, values.values()))
+    if not (kinds <= _PLAIN and set(map(type, values)) <= {str}):
+        return False
+    return dict not in kinds or all(_is_plain(one) for one in values.values() if type(one) is dict)
