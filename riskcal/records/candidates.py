@@ -37,8 +37,8 @@ def only_threshold(candidates: pd.DataFrame) -> bool:
 def column_names(candidate_columns: Any) -> list[str]:
     """The names of further columns that tell candidates apart, as a list, if they are one."""
     listed = isinstance(candidate_columns, Iterable) and not isinstance(candidate_columns, str)
-    names = list(candidate_columns) if listed else [None]
-    if not all(isinstance(name, str) for name in names):
+    names = list(candidate_columns) if listed else None
+    if names is None or not all(isinstance(name, str) for name in names):
         raise RiskcalError(
             f"candidate_columns: {_validate.shown(candidate_columns)} is no list of names of columns."
         )
