@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +32,14 @@ def varying(candidates: pd.DataFrame) -> list[str]:
 def only_threshold(candidates: pd.DataFrame) -> bool:
     """Whether candidates differ in their thresholds alone, which have an order of their own."""
     return varying(candidates) == ["threshold"]
+
+
+def on_curves(coordinates: Sequence[str]) -> bool:
+    """Whether a curve over thresholds shows candidates, or one for each value of a further coordinate.
+
+    Not of vectors, which a ``threshold`` only numbers.
+    """
+    return "threshold" in coordinates and "thresholds" not in coordinates and len(coordinates) <= 2
 
 
 def column_names(candidate_columns: Any) -> list[str]:

@@ -29,6 +29,23 @@ UNITS = {
 }
 
 
+def units(table: pd.DataFrame, first: str) -> dict[str, str]:
+    """Recorded costs and what they are per, in their order in tables and charts: ``first``, which chooses, then the known ones.
+
+    Where every prompt is one decision, there are no tokens to count, and its depth is its own.
+    """
+    names = table.columns.tolist()
+    costs = names[names.index("certified") + 1 :]
+    alone = "tokens" in costs and bool((table["tokens"] == 1).all())
+    known = UNITS | ({"layers": "layers per prompt"} if alone else {})
+    costs = sorted(costs, key=[first, *UNITS, *costs].index)
+    return {
+        name: known.get(name, f"{name} per prompt")
+        for name in costs
+        if not (alone and name == "tokens")
+    }
+
+
 @dataclass(frozen=True)
 class Choices:
     """One calibration per delta, all of which hold together; the slider begins at ``step``."""
@@ -74,17 +91,18 @@ def table_of(chosen: Choices, full: dict[str, float]) -> pd.DataFrame:
     rows = []
     for one in chosen.calibrations:
         row: dict[str, Any] = {"delta": float(one.delta)} if not isinstance(one.delta, dict) else {}
-        at = one.chosen
-        for name in one.coordinates:
-            row[name] = "full" if at is None else at[name]
+        at, names = one.chosen, one.coordinates
+        if names != ["threshold"]:  # as charts and the table of candidates number them
+            row["candidate"] = "full" if at is None else int(at.name) + 1  # type: ignore[call-overload]
+        for name in names:
+            if name != "threshold" or "thresholds" not in names:  # which it only numbers
+                row[name] = "full" if at is None else at[name]
         row["observed loss"] = 0.0 if at is None else float(at["loss"])
         row["upper bound"] = 0.0 if at is None else float(at["bound"])
-        names = one.table.columns.tolist()
-        costs = names[names.index("certified") + 1 :]
-        for name in sorted(costs, key=(list(UNITS) + costs).index):
+        for name, per in units(one.table, one._cost).items():
             spent = full.get(name, np.nan) if at is None else float(at[name])
-            row[UNITS.get(name, f"{name} per prompt")] = spent
-            if name in ("layers", "flops") and full.get(name):
+            row[per] = spent
+            if name in ("layers", "flops", one._cost) and name != "seconds" and full.get(name):
                 row[f"{name} saved"] = f"{1 - spent / full[name]:.0%}"
             if name == "seconds" and full.get(name) and spent > 0:
                 row["speed"] = f"{full[name] / spent:.2f}x"
