@@ -564,3 +564,28 @@ def test_the_mean_depth_of_prompts_is_the_tables_and_its_chart_goes_down_to_the_
         assert f"mean layer {own.mean():.2f}" in page.text
     assert section.title == "How deep prompts go"
     assert page.frame("Counts by layer, 1 to 8").shape == (2, 9)
+
+
+def test_several_risks_have_a_chart_each_and_no_slider_that_would_hold_for_one_alone(tmp_path):
+    rng = np.random.default_rng(3)
+    whole = runs().to_frame()
+    whole["risk"] = np.where(np.isinf(whole["threshold"]), 0.3, rng.uniform(0.2, 0.5, len(whole)))
+    both = riskcal.calibrate(
+        Runs.from_frame(whole), delta={"textual": 0.2, "risk": 0.3}, epsilon=0.1
+    )
+    both.report(tmp_path / "two.html")
+    page = Page((tmp_path / "two.html").read_text(encoding="utf-8"))
+    assert not any(name == "input" for name, _ in page.tags)
+    assert (
+        "There is no slider here: bounds that hold for every delta at once are of one risk"
+        in page.text
+    )
+    assert (
+        "Mean dissimilarity to the full model&#x27;s output" in page.text
+        or "Mean dissimilarity to the full model's output" in page.text
+    )
+    assert "Mean increase in risk over the full model" in page.text
+    labels = [attrs["aria-label"] for name, attrs in page.tags if name == "svg"]
+    for name in ("textual", "risk"):
+        low, high = both.table[f"loss_{name}"].min(), both.table[f"loss_{name}"].max()
+        assert any(f"from {low:.3g} to {high:.3g}" in label for label in labels)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from riskcal._validate import Floats
+from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration import Calibration
 from riskcal.calibration.calibrate import refuse_cut_grid, refuse_for_list
 from riskcal.calibration.problem import Problem
@@ -46,6 +46,11 @@ def units(table: pd.DataFrame, first: str) -> dict[str, str]:
     }
 
 
+def saved(name: str) -> str:
+    """How a table says that some of a cost was saved."""
+    return f"{'FLOPs' if name == 'flops' else name} saved"
+
+
 @dataclass(frozen=True)
 class Choices:
     """One calibration per delta, all of which hold together; the slider begins at ``step``."""
@@ -76,6 +81,11 @@ def choices(
         Where there is no single loss for which bounds could hold together, or lower thresholds were left out by the losses.
     """
     refuse_for_list(problem, None, {})
+    if len(problem.risks) > 1:
+        raise RiskcalError(
+            "delta: bounds that hold for every delta at once are of one risk, and here are "
+            f"{len(problem.risks)}; give one."
+        )
     refuse_cut_grid(problem.stopped, one_sequence=False)
     risk = problem.risks[0]
     low = 0.0 if risk.lower < 0.0 < risk.upper else risk.lower
@@ -103,7 +113,7 @@ def table_of(chosen: Choices, full: dict[str, float]) -> pd.DataFrame:
             spent = full.get(name, np.nan) if at is None else float(at[name])
             row[per] = spent
             if name in ("layers", "flops", one._cost) and name != "seconds" and full.get(name):
-                row[f"{name} saved"] = f"{1 - spent / full[name]:.0%}"
+                row[saved(name)] = f"{1 - spent / full[name]:.0%}"
             if name == "seconds" and full.get(name) and spent > 0:
                 row["speed"] = f"{full[name] / spent:.2f}x"
         rows.append(row)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from riskcal._validate import Floats
 from riskcal.calibration import Calibration
-from riskcal.calibration.problem import Problem
+from riskcal.calibration.problem import Problem, TestedRisk
 from riskcal.policy import sentences
 from riskcal.report import charts
 from riskcal.report.charts import Mark
@@ -27,7 +27,11 @@ def section(
     assert source is not None  # the page has at least one of the two
     x, axis = _axis(problem)
     costs = units(source.table, source._cost)
-    drawn = [_risk(problem, x, axis, calibration, chosen)]
+    drawn = [
+        _risk(problem, risk, x, axis, calibration, chosen)
+        for risk in problem.risks
+        if not risk.is_cost  # which has a chart as a cost
+    ]
     drawn += [
         _cost(problem, x, axis, name, per, calibration, chosen)
         for name, per in costs.items()
@@ -82,17 +86,17 @@ def _dots(colour: str, chosen: Choices | None, x: Floats, y: Floats) -> list[Mar
 
 def _risk(
     problem: Problem,
+    risk: TestedRisk,
     x: Floats,
     axis: str,
     calibration: Calibration | None,
     chosen: Choices | None,
 ) -> Html:
-    risk = problem.risks[0]
     loss, name = problem.mean(risk), sentences.meaning(risk.name)
     order = np.argsort(x)
     finite = loss[np.isfinite(loss)]
     high = 1.15 * max(float(finite.max(initial=0.0)), 1e-9)
-    delta = None if calibration is None or isinstance(calibration.delta, dict) else risk.delta
+    delta = None if calibration is None else risk.delta
     if delta is not None:
         high = max(high, 1.6 * delta)
     high = min(high, risk.upper)

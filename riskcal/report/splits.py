@@ -11,6 +11,7 @@ from riskcal.calibration.calibrate import procedure_for
 from riskcal.calibration.problem import Problem
 from riskcal.pvalues import methods
 from riskcal.report import charts
+from riskcal.report.choices import saved as saved_of
 from riskcal.report.html import Html, details, joined, table, tag
 from riskcal.report.sections import Section
 from riskcal.trials import run as trials
@@ -91,7 +92,7 @@ def _drawn(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> 
     def savings(ax: "Axes", saved: pd.Series) -> None:
         ax.plot(x, saved, "o", color=charts.COST, markersize=3.5)
         ax.set_ylim(min(-2.0, 1.1 * float(saved.min())), 100)
-        ax.set_ylabel(f"{saving} saved, %")
+        ax.set_ylabel(f"{saved_of(saving)}, %")
         ticks(ax)
 
     drawn = [
@@ -102,8 +103,9 @@ def _drawn(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> 
         )
     ]
     if saving is not None and saved is not None:
-        title = f"{saving[0].upper()}{saving[1:]} saved by each split"
-        label = f"Chart: {saving} saved by each split at each delta; table below."
+        name = saved_of(saving)
+        title = f"{name[0].upper()}{name[1:]} by each split"
+        label = f"Chart: {name} by each split at each delta; table below."
         picture = charts.chart(partial(savings, saved=saved), label)
         drawn.append(tag("figure", tag("figcaption", title), picture))
     return [tag("div", *drawn, class_="charts")]
@@ -123,6 +125,6 @@ def _table(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> 
     )
     if saved is not None:
         by_delta = saved.groupby(found["delta"])
-        frame[f"{saving} saved"] = by_delta.mean().map("{:.1f}%".format).to_numpy()
+        frame[saved_of(saving)] = by_delta.mean().map("{:.1f}%".format).to_numpy()
         frame["standard deviation"] = by_delta.std().map("{:.1f}%".format).to_numpy()
     return details("Splits, as a table", table(frame, "Repeated splits, by delta"))
