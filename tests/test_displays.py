@@ -230,6 +230,16 @@ def test_vectors_are_on_no_curve_over_the_numbers_that_name_them(cascade, tmp_pa
     assert "threshold" not in ax.get_xlabel()
 
 
+def test_where_a_prompt_is_one_decision_its_depth_is_no_mean_over_tokens(cascade):
+    for shown in (repr(cascade), cascade._repr_html_()):
+        assert "layers/prompt" in shown
+        assert "layers/token" not in shown
+        assert "tokens/prompt" not in shown
+    ax = axes()
+    cascade.plot(ax, cost="layers")
+    assert ax.get_ylabel().replace("\n", " ") == "mean layers per prompt"
+
+
 @pytest.mark.parametrize("width", [3.3, 7.0])
 def test_a_picture_fits_a_column_of_a_paper(calibration, width):
     figure = Figure(figsize=(width, 3), layout="constrained")

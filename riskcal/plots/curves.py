@@ -119,7 +119,7 @@ def cost_curve(
     """
     ax, style = new_axes(ax), current()
     rows = table.sort_values("threshold")
-    per = _PER.get(cost, _literal(cost))
+    per = _per(cost, table)
     if by is None:
         if "certified" in rows:
             _shade_certified(rows, ax)
@@ -177,7 +177,7 @@ def trade_off(
     >>> axes = riskcal.plots.trade_off(found.table, cost="price", delta=0.1, chosen=found.chosen.name)
     """
     ax, style = new_axes(ax), current()
-    per = _PER.get(cost, _literal(cost))
+    per = _per(cost, table)
     filled = table["certified"].to_numpy(dtype=bool) if "certified" in table else None
     parts = (("all", slice(None)),) if filled is None else (("", filled), ("not ", ~filled))
     for said, rows in parts:
@@ -312,6 +312,13 @@ def _mark_at(x: Any, y: Any, label: str, color: str, marker: str, ax: "Axes") ->
         markeredgecolor="black",
         label=label,
     )
+
+
+def _per(cost: str, table: pd.DataFrame) -> str:
+    """A cost and what it is per; where a prompt is one decision, as a classifier's, its depth is not one of tokens."""
+    if cost == "layers" and "tokens" in table and (table["tokens"] == 1).all():
+        return "layers per prompt"
+    return _PER.get(cost, _literal(cost))
 
 
 def _costs_from_nothing(top: float, ax: "Axes") -> None:

@@ -69,9 +69,15 @@ def thresholds(column: pd.Series) -> Floats:
     bad = np.isnan(values) | np.isneginf(values)
     if bad.any():
         row = int(bad.argmax())
+        word = plain(column.iloc[row])
+        said = (
+            f" If {word!r} means that, replace it before reading."
+            if isinstance(word, str) and word
+            else ""
+        )
         raise RiskcalError(
-            f"threshold: {plain(column.iloc[row])!r} at row {column.index[row]} is not a threshold; give a number, or 'full' for "
-            "the full model."
+            f"threshold: {word!r} at row {column.index[row]} is not a threshold; give a number, or 'full' for "
+            f"the full model.{said}"
         )
     return values
 
