@@ -132,6 +132,20 @@ def test_a_policy_shows_its_settings_and_what_is_certified_of_it(calibration):
     assert "Nothing was certified" in nothing.policy()._repr_html_()
 
 
+def test_a_policy_in_a_terminal_says_what_is_set_and_nothing_else(calibration):
+    policy = calibration.policy()
+    first, *settings = str(policy).splitlines()
+    assert first.startswith("Certified: with probability at least 0.95")
+    assert ["threshold", "0.45"] in [line.split() for line in settings]
+    assert not any("pruning" in line for line in settings)
+    assert max(map(len, settings)) < 80
+    assert repr(ExitPolicy(threshold=0.5, cache="project")) == (
+        "ExitPolicy(threshold=0.5, cache='project')"
+    )
+    assert "pilot_digest" not in repr(policy.certificate)
+    assert "delta=0.1" in repr(policy.certificate)
+
+
 def test_tables_become_latex(calibration):
     text = calibration.to_frame()[["threshold", "loss", "certified"]].to_latex(index=False)
     assert r"\begin{tabular}" in text

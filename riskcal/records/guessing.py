@@ -15,8 +15,8 @@ from riskcal.records.renaming import options, renamed, unfolded
 
 #: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
 _NAMES = {
-    "prompt": "request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id task_id item_id "
-    "uid id",
+    "prompt": "request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id task_id "
+    "item_id uid id",
     "threshold": "lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff "
     "conf_cutoff confidence_cutoff",
     "seconds": "latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time total_time",
