@@ -201,6 +201,7 @@ def test_one_further_coordinate_has_a_curve_for_each_value_and_two_are_refused()
     assert "temperature 1" in words(ax)
     assert "temperature 4" in words(ax)
     assert words(ax).count("chosen") == 1
+    assert words(ax).count("not certified") == (not found.table["certified"].all())
     [marked] = [line for line in ax.get_lines() if len(line.get_xdata()) == 1]
     assert marked.get_ydata()[0] == found.chosen["loss"]
     found.plot(axes(), cost="layers")

@@ -198,7 +198,8 @@ def trade_off(
     if full is not None:
         ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {_amount(full)}")
     if chosen is not None:
-        lost, spent = (float(table.loc[chosen, name]) for name in ("loss", cost))
+        row = table.loc[[chosen]]
+        lost, spent = (float(row[name].iloc[0]) for name in ("loss", cost))
         label = f"chosen: {_amount(spent)}" + (f", {1 - spent / full:.0%} saved" if full else "")
         _mark_at(lost, spent, label, style.cost, "s", ax)
     ax.set_xlim(left=min(0.0, float(table["loss"].min()) * 1.1))
@@ -294,6 +295,8 @@ def _curves(rows: pd.DataFrame, column: str, by: str, ax: "Axes") -> None:
             value = float(chosen[column].iloc[0])
             label = f"chosen: {value:.3g}" if column == "loss" else f"chosen: {_amount(value)}"
             _mark(chosen, column, label, color, marker, ax)
+    if "certified" in rows and not rows["certified"].all():
+        ax.scatter([], [], facecolors="none", edgecolors="0.4", label="not certified")
 
 
 def _mark(

@@ -95,8 +95,8 @@ def histograms(
         tag("p", note + more),
         tag("div", *figures, class_=f"charts{' small' * (len(counts) > 1)}"),
     ]
-    caption = f"Counts by {of.place}, 1 to {layers}"
-    body.append(details("Exits, as a table", table(frame, caption)))
+    counted = f"Counts by {of.place}, 1 to {layers}"
+    body.append(details("Exits, as a table", table(frame, counted)))
     return Section("exits", title or f"Where {of.what} leave", joined(body))
 
 
@@ -200,15 +200,15 @@ def reliability(traces: Traces) -> Section:
             "On the diagonal confidence means what it says, which calibrated thresholds do not need; the gap is the mean "
             "distance from it."
         )
-    head = "exit" if of.place == "exit" else "head"
+    word = "exit" if of.place == "exit" else "head"
     body = [tag("p", note), tag("div", *figures, class_="charts small")]
     body.append(
         details(
-            "Confidences, as a table" if head == "exit" else "Heads, as a table",
+            "Confidences, as a table" if word == "exit" else "Heads, as a table",
             table(pd.DataFrame(rows), f"Every exit but the last, by {of.place}"),
         )
     )
-    return Section("heads", f"What each {head}'s confidence is worth", joined(body))
+    return Section("heads", f"What each {word}'s confidence is worth", joined(body))
 
 
 def _mean(outcome: Floats) -> float:

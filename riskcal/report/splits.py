@@ -49,19 +49,20 @@ def section(
     found = trials.of_problem(
         problem, deltas, heldout, methods.named(test), procedure, epsilon, cost
     )
-    name = procedure.name.replace("_", " ")
+    sequence = procedure.name.replace("_", " ")
     note = (
         f"The {problem.unit} were split {SPLITS} times at random: {FRACTION:.0%} to calibrate on, by {test.replace('_', ' ')} "
-        f"and {name}, the rest held out. This shows how much savings depend on the draw; it proves nothing, since splits "
+        f"and {sequence}, the rest held out. This shows how much savings depend on the draw; it proves nothing, since splits "
         "overlap, and a held-out mean is above delta by chance now and then even where the expected loss is not."
     )
     saving = next((one for one in (cost, "layers") if {one, f"full_{one}"} <= set(found)), None)
     saved = None if saving is None else 100 * (1 - found[saving] / found[f"full_{saving}"])
-    body = [tag("p", note), *_drawn(found, saving, saved), _table(found, saving, saved)]
+    name = "" if saving is None else saved_of(saving)
+    body = [tag("p", note), *_drawn(found, name, saved), _table(found, name, saved)]
     return [Section("splits", "Savings and violations over repeated splits", joined(body))]
 
 
-def _drawn(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> list[Html]:
+def _drawn(found: pd.DataFrame, name: str, saved: pd.Series | None) -> list[Html]:
     places = {delta: i for i, delta in enumerate(sorted(found["delta"].unique()))}
     x = found["delta"].map(places).to_numpy(dtype=np.float64)
     x += (found["trial"].to_numpy() / SPLITS - 0.5) * 0.5  # side by side, so that none hides others
@@ -92,7 +93,7 @@ def _drawn(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> 
     def savings(ax: "Axes", saved: pd.Series) -> None:
         ax.plot(x, saved, "o", color=charts.COST, markersize=3.5)
         ax.set_ylim(min(-2.0, 1.1 * float(saved.min())), 100)
-        ax.set_ylabel(f"{saved_of(saving)}, %")
+        ax.set_ylabel(f"{name}, %")
         ticks(ax)
 
     drawn = [
@@ -102,8 +103,7 @@ def _drawn(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> 
             charts.chart(losses, "Chart: held-out loss of each split at each delta; table below."),
         )
     ]
-    if saving is not None and saved is not None:
-        name = saved_of(saving)
+    if saved is not None:
         title = f"{name[0].upper()}{name[1:]} by each split"
         label = f"Chart: {name} by each split at each delta; table below."
         picture = charts.chart(partial(savings, saved=saved), label)
@@ -111,7 +111,7 @@ def _drawn(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> 
     return [tag("div", *drawn, class_="charts")]
 
 
-def _table(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> Html:
+def _table(found: pd.DataFrame, name: str, saved: pd.Series | None) -> Html:
     means = trials.summary(found).set_index("delta")
     over = (found["heldout_loss"] > found["delta"]).groupby(found["delta"]).sum()
     frame = pd.DataFrame(
@@ -125,6 +125,6 @@ def _table(found: pd.DataFrame, saving: str | None, saved: pd.Series | None) -> 
     )
     if saved is not None:
         by_delta = saved.groupby(found["delta"])
-        frame[saved_of(saving)] = by_delta.mean().map("{:.1f}%".format).to_numpy()
+        frame[name] = by_delta.mean().map("{:.1f}%".format).to_numpy()
         frame["standard deviation"] = by_delta.std().map("{:.1f}%".format).to_numpy()
     return details("Splits, as a table", table(frame, "Repeated splits, by delta"))
