@@ -90,6 +90,13 @@ class Report:
             partial.write_text(json.dumps(self.found, indent=1) + "\n")
             partial.replace(self.path)
 
+    def status(self) -> int:
+        """Write, say how many checks held, and give what the command exits with."""
+        self.write()
+        checks = f"{len(self.found['checks'])} checks, {len(self.failed)} failed: {self.failed}"
+        print(checks, flush=True)
+        return 1 if self.failed else 0
+
     @contextmanager
     def part(self, name: str, least: float) -> Iterator[None]:
         """A part that is left out, and named, where fewer than ``least`` seconds remain; what it raises is a failed check."""
@@ -477,12 +484,7 @@ def main() -> int:
         lambda: causal.measure_llama(report, device, llama, depths, sizes, rounds, limit),
     )
     attempt(report, "JAX", 40, lambda: measure_jax(report, words, certified, sizes, rounds))
-    report.write()
-    print(
-        f"{len(report.found['checks'])} checks, {len(report.failed)} failed: {report.failed}",
-        flush=True,
-    )
-    return 1 if report.failed else 0
+    return report.status()
 
 
 if __name__ == "__main__":

@@ -135,9 +135,8 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     for name, weight in model.named_parameters():
-        if (
-            options.smoke and weight.ndim == 2
-        ):  # so that exits are unlike the full path, and not all alike
+        # so that exits are unlike the full path, and not all alike
+        if options.smoke and weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.1 if ".layers." in name else 0.5)
     rng = np.random.default_rng(0)
     begun = [rng.integers(3, config.vocab_size, 3 + row % 5).tolist() for row in range(24)]
@@ -424,11 +423,7 @@ def main() -> int:
         attempt(report, "training", 10, all_of_it)
     finally:
         report.write()
-    print(
-        f"{len(report.found['checks'])} checks, {len(report.failed)} failed: {report.failed}",
-        flush=True,
-    )
-    return 1 if report.failed else 0
+    return report.status()
 
 
 if __name__ == "__main__":

@@ -197,9 +197,8 @@ def random_model(seed: int) -> T5:
 
 def forced(measure: str, depths: np.ndarray, n_layers: int) -> np.ndarray:
     """(1, T, L) thresholds that no confidence reaches before, and every one at, the given depths (T,)."""
-    never = (
-        np.inf if measure in ("full", "bare") else 1e30
-    )  # finite: the confidence has to be computed
+    # finite: the confidence has to be computed
+    never = np.inf if measure in ("full", "bare") else 1e30
     return np.where(np.arange(1, n_layers + 1) < depths[:, None], never, -1e30)[None].astype(
         np.float32
     )

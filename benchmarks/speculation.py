@@ -219,9 +219,10 @@ def main() -> None:
     print(accepted.to_string(index=False, float_format="%.3f"))
     if options.json:
         tables = {"time": fast, "accepted": accepted}
+        # NaN as null
         figures = {
             name: json.loads(table.to_json(orient="records")) for name, table in tables.items()
-        }  # NaN as null
+        }
         figures["conditions"] = conditions
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

@@ -1,7 +1,8 @@
 """`riskcal monitor`: watch a log of losses, and stop as soon as they exceed what was certified."""
 
+import io
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
@@ -12,7 +13,7 @@ from riskcal import _replacing, heads
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.app import app
-from riskcal.cli.monitor_events import is_event, is_event_log, watch_events
+from riskcal.cli.monitor_events import begun, is_event_log, watch_events
 from riskcal.cli.standard_input import arriving
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
@@ -90,18 +91,18 @@ def monitor(
     if log != "-" and is_event_log(log):
         _say_events(watch_events(log, fresh, state), log)
     with loss_log.opened(log) as file:
-        first = loss_log.first_line(file)
-        if log == "-" and is_event(first):
-            rest = (line.encode("utf-8", "surrogateescape") for line in file)
-            lines: Iterable[str | bytes] = itertools.chain(
-                [first.encode("utf-8", "surrogateescape")], rest
-            )
-            _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
+        start = loss_log.first_line(file)
+        if log == "-":
+            start, events = begun(start, file)
+            if events:
+                text = itertools.chain(io.StringIO(start, newline=""), file)
+                lines = (line.encode("utf-8", "surrogateescape") for line in text)
+                _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
         if reference is not None:
             raise RiskcalError(
                 f"reference: is for event logs, and {log} holds losses; leave it out."
             )
-        _watch_losses(first, file, log, watch, certificate, state)
+        _watch_losses(start, file, log, watch, certificate, state)
 
 
 def _say_events(seen: EventWatch, log: str) -> NoReturn:
@@ -113,7 +114,7 @@ def _say_events(seen: EventWatch, log: str) -> NoReturn:
 
 
 def _watch_losses(
-    first: str,
+    start: str,
     file: TextIO,
     log: str,
     watch: RiskMonitor,
@@ -129,7 +130,7 @@ def _watch_losses(
         watch = _restored(state, watch)
     before = watch.n
     try:
-        row = _feed(watch, first, file, log, counted)
+        row = _feed(watch, start, file, log, counted)
     except KeyboardInterrupt:  # the usual end of a stream
         row = None
     if watch.n == before and not watch.alarm:
@@ -168,7 +169,7 @@ def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
 
 def _feed(
     watch: RiskMonitor,
-    first: str,
+    start: str,
     file: TextIO,
     log: str,
     counted: Callable[[float, float], Any] | None,
@@ -176,7 +177,7 @@ def _feed(
     """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None
-    rows = loss_log.entries(first, file, log, watch.sampling_rate, counted)
+    rows = loss_log.entries(start, file, log, watch.sampling_rate, counted)
     while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
         before = watch.n
         try:

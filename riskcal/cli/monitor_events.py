@@ -9,13 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from riskcal._validate import RiskcalError
+from riskcal.cli import loss_log
 from riskcal.cli.standard_input import Arriving
 from riskcal.serving.reader import parsed
 from riskcal.serving.watch import EventWatch
 
 #: Of a stream's time nine tenths are for its lines.
 _BETWEEN_SAVES = 9
-#: Lines of a file that may all be damaged before it is no log of events.
+#: Lines that may all be damaged before it is no log of events.
 _LOOKED_AT = 100
 
 
@@ -26,6 +27,18 @@ def is_event_log(log: str) -> bool:
             return any(map(is_event, itertools.islice(file, _LOOKED_AT)))
     except OSError:
         return False
+
+
+def begun(first: str, rest: Iterable[str]) -> tuple[str, bool]:
+    """The first lines of a stream, and whether it holds events: no more of them are read than it takes to tell."""
+    lines = [first]
+    if not is_event(first) and not loss_log.may_begin(first):
+        with suppress(KeyboardInterrupt):  # it was left, and what came says what it can
+            for line in itertools.islice(rest, _LOOKED_AT - 1):
+                lines.append(line)
+                if is_event(line):
+                    break
+    return "".join(lines), is_event(lines[-1])
 
 
 def is_event(line: str | bytes) -> bool:

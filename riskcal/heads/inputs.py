@@ -131,9 +131,8 @@ def _digest(recorded: _Records, layers: NDArray[np.int64]) -> str:
     hasher = hashlib.blake2b("\x1f".join(map(str, recorded.ids.tolist())).encode(), digest_size=16)
     hasher.update(layers.data)
     order = np.argsort(recorded.prompt, kind="stable")
-    for first in range(
-        0, len(order), 65536
-    ):  # in parts: a copy of the whole is as large as the arrays
+    # in parts: a copy of the whole is as large as the arrays
+    for first in range(0, len(order), 65536):
         rows = order[first : first + 65536]
         hasher.update(recorded.prompt[rows].astype(np.int64).data)
         hasher.update(recorded.confidence[rows].astype(np.float64).data)

@@ -203,6 +203,7 @@ def trade_off(
         label = f"chosen: {_amount(spent)}" + (f", {1 - spent / full:.0%} saved" if full else "")
         _mark_at(lost, spent, label, style.cost, "s", ax)
     ax.set_xlim(left=min(0.0, float(table["loss"].min()) * 1.1))
+    ax.locator_params(axis="x", nbins=5)  # of as many digits, in a column's width
     _costs_from_nothing(max(full or 0.0, float(table[cost].max())), ax)
     ax.set_xlabel(in_lines(f"mean {meaning} over {of}", 48))
     ax.set_ylabel(in_lines(f"mean {per}"))

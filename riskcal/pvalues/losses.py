@@ -25,9 +25,8 @@ def matrix_and_sums(losses: ArrayLike, lower: float, upper: float) -> tuple[Floa
         total, smallest, largest = kernels.column_summary(matrix)
         if smallest >= lower and largest <= upper and np.isfinite(total).all():
             return matrix, total
-    matrix = np.ascontiguousarray(
-        _validate.losses(values, lower=lower, upper=upper)
-    )  # says what is wrong, or clips
+    # says what is wrong, or clips
+    matrix = np.ascontiguousarray(_validate.losses(values, lower=lower, upper=upper))
     return matrix, matrix.sum(0)
 
 

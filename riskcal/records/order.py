@@ -33,9 +33,8 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
         for i in np.asarray(identifiers).tolist()
     )
     halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
-    return np.lexsort(
-        (halves[:, 1], halves[:, 0])
-    )  # 16 bytes a unit, where Python's own would be 49
+    # 16 bytes a unit, where Python's own would be 49
+    return np.lexsort((halves[:, 1], halves[:, 0]))
 
 
 def fitted_on(identifiers: ArrayLike, fraction: float) -> NDArray[np.bool_]:

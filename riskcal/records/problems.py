@@ -44,9 +44,8 @@ def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -
     found = _alike(frame, column, said, settings)
     named = re.search(r"\brow (\d+)", said)
     here = frame.index == int(named[1]) if named else np.zeros(len(frame), dtype=bool)
-    if (
-        here.any() and not (found & here).any()
-    ):  # of a kind that is not known: which others are alike, only reading tells
+    # of a kind that is not known: which others are alike, only reading tells
+    if here.any() and not (found & here).any():
         return np.asarray(here)
     return found
 

@@ -158,9 +158,8 @@ def replay_arrays(
     exits = rule.exits(levels.values.reshape(-1), begin, counts, where)
     place = begin[:, None] + exits - 1
     losses = outcome.values.reshape(-1)[place].view(TokenLosses)
-    losses = losses.astype(
-        np.float64
-    )  # a copy that owns its memory, so that plain views of it lead back to it
+    # a copy that owns its memory, so that plain views of it lead back to it
+    losses = losses.astype(np.float64)
     if costs is None:
         return losses, exits
     taken = {
@@ -325,9 +324,8 @@ def _prompt_means(
     needed = np.column_stack([local, np.full(len(position), math.nan)])
     top = _BUCKETS_BY_POSITION if decays else _BUCKETS
     low = float(local.min())
-    with np.errstate(
-        over="ignore", divide="ignore"
-    ):  # a degenerate scale puts all in one bucket, and all are compared
+    # a degenerate scale puts all in one bucket, and all are compared
+    with np.errstate(over="ignore", divide="ignore"):
         scale = float(np.divide(top - 1, local.max() - low))
     table = kernels.ranks_by_bucket(needed, low, scale, top)
     outcome = np.ascontiguousarray(traces.agrees if traces.loss is None else traces.loss)

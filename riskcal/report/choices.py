@@ -29,16 +29,15 @@ UNITS = {
 }
 
 
-def units(table: pd.DataFrame, first: str) -> dict[str, str]:
-    """Recorded costs and what they are per, in their order in tables and charts: ``first``, which chooses, then the known ones.
+def units(calibration: Calibration) -> dict[str, str]:
+    """Recorded costs and what they are per, in their order in tables and charts: that which chooses, then the known ones.
 
     Where every prompt is one decision, there are no tokens to count, and its depth is its own.
     """
-    names = table.columns.tolist()
-    costs = names[names.index("certified") + 1 :]
-    alone = "tokens" in costs and bool((table["tokens"] == 1).all())
+    costs = calibration.costs
+    alone = "tokens" in costs and bool((calibration.table["tokens"] == 1).all())
     known = UNITS | ({"layers": "layers per prompt"} if alone else {})
-    costs = sorted(costs, key=[first, *UNITS, *costs].index)
+    costs = sorted(costs, key=[calibration._cost, *UNITS, *costs].index)
     return {
         name: known.get(name, f"{name} per prompt")
         for name in costs
@@ -109,7 +108,7 @@ def table_of(chosen: Choices, full: dict[str, float]) -> pd.DataFrame:
                 row[name] = "full" if at is None else at[name]
         row["observed loss"] = 0.0 if at is None else float(at["loss"])
         row["upper bound"] = 0.0 if at is None else float(at["bound"])
-        for name, per in units(one.table, one._cost).items():
+        for name, per in units(one).items():
             spent = full.get(name, np.nan) if at is None else float(at[name])
             row[per] = spent
             if name in ("layers", "flops", one._cost) and name != "seconds" and full.get(name):

@@ -26,7 +26,7 @@ def section(
     source = calibration if chosen is None else chosen.calibrations[chosen.step]
     assert source is not None  # the page has at least one of the two
     x, axis = _axis(problem)
-    costs = units(source.table, source._cost)
+    costs = units(source)
     drawn = [
         _risk(problem, risk, x, axis, calibration, chosen)
         for risk in problem.risks
@@ -42,7 +42,7 @@ def section(
     def row(index: int) -> dict[str, Any]:
         return {"class_": "chosen" if index == marked else None}
 
-    frame = _table(source.table, problem.coordinates, costs, calibration, chosen)
+    frame = _table(problem, source.table, costs, calibration, chosen)
     body = [tag("div", *drawn, class_="charts"), tag("p", _reading(problem, chosen))]
     body.append(
         details("Every candidate, as a table", table(frame, "Candidates, in tested order", row=row))
@@ -204,17 +204,18 @@ def _reading(problem: Problem, chosen: Choices | None) -> str:
 
 
 def _table(
+    problem: Problem,
     source: pd.DataFrame,
-    coordinates: list[str],
     costs: dict[str, str],
     calibration: Calibration | None,
     chosen: Choices | None,
 ) -> pd.DataFrame:
     """One row per candidate: what tells them apart, losses, p-value and bound, costs."""
-    whole = source if calibration is None else calibration.table
+    whole, coordinates = source if calibration is None else calibration.table, problem.coordinates
     names = whole.columns.tolist()
     told = [name for name in coordinates if name != "threshold" or "thresholds" not in coordinates]
-    shown = whole[[*told, *names[names.index("n") + 1 : names.index("certified") + 1], *costs]]
+    found = [name for name in names[names.index("n") + 1 :] if name not in problem.costs]
+    shown = whole[[*told, *found, *costs]]
     if calibration is None:
         shown = shown.drop(columns="certified")  # that is for each delta to say
     if chosen is not None and "bound" not in shown:

@@ -30,7 +30,7 @@ from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packe
 from riskcal_adapters.torch.scores import Scores
 
 #: Up to so many columns `kernels` attend quicker than torch does, if all rows stand in the same one.
-_FEW_COLUMNS = 128
+FEW_COLUMNS = 128
 
 
 class ExitHeadLike(Protocol):
@@ -220,7 +220,7 @@ class Backbone(abc.ABC):
             skipped = cache.states[first:position].flatten(0, 1)
             queries = self.project(index, torch.cat([skipped, state]), at, written)[-batch:]
         own.filled = position + 1
-        if self.lean and end <= _FEW_COLUMNS:
+        if self.lean and end <= FEW_COLUMNS:
             counts, bias = end - cache.begins, self.bias_of_last(index, cache)
             attended = own.attend(queries, own.starts_of(cache), counts, bias, self.scale)
             return self.finish(index, state, attended, own.memory)
@@ -243,7 +243,6 @@ class Backbone(abc.ABC):
         own = cache.layers.get(index) or self.open(index, cache)
         batch = cache.batch
         memory = self.recall(index, own, cache, rows)
-        # it moves `filled_rows` on, as `layer` does `filled`
         all_rows, all_positions = kernels.behind(rows, positions, own.filled_rows)
         entering, gaps = state, len(all_rows) - len(rows)
         if gaps:
@@ -277,7 +276,7 @@ class Backbone(abc.ABC):
 
     @property
     def turns(self) -> bool:
-        """Whether there is a `turn`; ``embedding`` (V, d) is then all that enters the first layer."""
+        """Whether there are `turn` and `alone`; ``embedding`` (V, d) is then all that enters the first layer."""
         return False
 
     @property
@@ -302,6 +301,25 @@ class Backbone(abc.ABC):
         -------
         (A, d), (n,), (n,)
             States after the layer; of the places, how far the final head's most probable token is ahead, and which it is.
+        """
+        raise NotImplementedError
+
+    def alone(
+        self, tokens: Tensor, mask: NDArray[np.bool_], needed: kernels.Floats, ends: Ints
+    ) -> tuple[Ints, kernels.Floats]:
+        """Generate from one prompt (1, S), each token the likeliest of the first layer whose softmax margin is enough.
+
+        Parameters
+        ----------
+        needed : (T, L)
+            By position and layer; of the last it is not asked.
+        ends : (E,)
+            Tokens after which there are no more.
+
+        Returns
+        -------
+        (2, n), (2, n)
+            Tokens and the layers that they left at, from 1; their margins there, and the largest that were not enough.
         """
         raise NotImplementedError
 
@@ -335,7 +353,7 @@ class Backbone(abc.ABC):
         at = self.places(cache, first, position + 1)
         queries = self.project(index, states, at, written)
         own.filled = position + 1
-        if self.lean and end <= _FEW_COLUMNS:
+        if self.lean and end <= FEW_COLUMNS:
             bias = self.bias_of_last(index, cache)
             counts = (np.arange(end - m + 1, end + 1)[:, None] - cache.begins).ravel()
             starts = np.tile(own.starts_of(cache), m)
@@ -379,4 +397,4 @@ class Backbone(abc.ABC):
         held = torch.from_numpy(values)
         if self.device.type == "cuda":  # from a copy that stays where it is until the device has it
             return held.pin_memory().to(self.device, non_blocking=True)
-        return held.to(self.device)
+        return held if self.device.type == "cpu" else held.to(self.device)

@@ -168,9 +168,8 @@ class Judge:
             return measures.plausible(probabilities, contrast.alpha)
         doubt = measures.doubt(probabilities)
         alpha = measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, doubt)
-        return (
-            measures.plausible(probabilities, alpha) & kept
-        )  # a margin of 1 makes alpha 0, and all tokens plausible
+        # a margin of 1 makes alpha 0, and all tokens plausible
+        return measures.plausible(probabilities, alpha) & kept
 
     def _most_distant(
         self, layer: int, earlier: list[int], scores: Scores, probabilities: Tensor, head: Tensor

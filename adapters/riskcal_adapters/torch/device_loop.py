@@ -21,8 +21,9 @@ from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import CONTRASTIVE
 from riskcal_adapters.torch.generation import Step
-from riskcal_adapters.torch.loop import Loop, Run
+from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.measures import OF_STATES
+from riskcal_adapters.torch.run import Run
 
 #: Layers queued beyond the one whose outcome is looked at, so that the device has work meanwhile. One is enough, if a layer
 #: takes longer than a word to the host; each more is a layer in vain where all rows have left.
