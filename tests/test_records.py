@@ -280,7 +280,8 @@ def test_an_unknown_objective_is_refused_with_the_known_ones(objective):
 
 def test_an_objective_whose_columns_were_not_recorded_is_refused_by_column():
     with pytest.raises(
-        RiskcalError, match=r"^dissimilarity: objective 'textual' needs this column"
+        RiskcalError,
+        match=r"^dissimilarity: objective 'textual' needs this column.*There is risk: objective='risk'",
     ):
         Runs.from_frame(table().drop(columns="dissimilarity")).losses("textual")
     with pytest.raises(RiskcalError, match=r"^risk: objective 'risk' needs this column"):

@@ -185,7 +185,9 @@ def _again(
     if isinstance(found, list):
         found = next(one for one in found if one.delta == certificate.delta)
     stricter = found.lower_is_stricter
-    recorded = _recorded(policy, found._settings, found.chosen, lower_is_stricter=stricter)
+    recorded = _recorded(
+        policy, found._problem.candidates, found.chosen, lower_is_stricter=stricter
+    )
     return found, found.certificate, recorded
 
 

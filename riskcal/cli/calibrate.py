@@ -16,7 +16,7 @@ from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
 from riskcal.cli.log_options import ColumnsOption, CoordinateOption, DirectionOption, KeepOption
-from riskcal.records import COSTS, Runs, renaming, retries
+from riskcal.records import COSTS, Runs, on_curves, renaming, retries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +81,10 @@ def calibrate_command(
         Path | None, typer.Option("--out", "-o", help="Write the policy here, as JSON.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the risk curve here: .png, .pdf or .svg.")
+        Path | None,
+        typer.Option(
+            help="Draw the risk curve here, or without one the cost against the loss: .png, .pdf or .svg."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the outcome as one JSON object, and nothing else.")
@@ -157,7 +160,8 @@ def _figure(calibration: Calibration, path: Path) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    calibration.plot(ax=figure.subplots())
+    curves = on_curves(calibration.coordinates)
+    calibration.plot(ax=figure.subplots(), cost=None if curves else _cost(calibration))
     return figure
 
 
@@ -183,9 +187,14 @@ def _as_json(calibration: Calibration) -> str:
     return json.dumps(found, allow_nan=False)
 
 
+def _cost(calibration: Calibration) -> str:
+    """What chooses among certified candidates."""
+    return "layers" if calibration.asked is None else calibration.asked.cost
+
+
 def print_table(calibration: Calibration) -> None:
     """One row per candidate in tested order, the chosen one bold."""
-    cost = "layers" if calibration.asked is None else calibration.asked.cost
+    cost = _cost(calibration)
     full = calibration.full_costs.get(cost)
     table = Table(
         title=f"delta {_deltas(calibration.delta)}, epsilon {calibration.epsilon:g}, {calibration.objective}: "

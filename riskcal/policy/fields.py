@@ -1,7 +1,7 @@
 """Types of a policy's fields, and the smaller objects that stand in one: `Contrast`, `Sampling`, `RiskLimit`, `Stop`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -96,6 +96,17 @@ class Frozen(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise refusal(type(self).__name__, error) from None
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is not as it is by default: of forty fields few say anything."""
+        for name, value in super().__repr_args__():
+            field = None if name is None else type(self).model_fields.get(name)
+            if (
+                field is None
+                or field.is_required()
+                or value != field.get_default(call_default_factory=True)
+            ):
+                yield name, value
 
 
 class Contrast(Frozen):

@@ -1,5 +1,6 @@
 """What decoders write down: `Runs` (one row per prompt and candidate) and `Traces` (one row per generated token)."""
 
+from riskcal.records.candidates import on_curves as on_curves
 from riskcal.records.candidates import only_threshold as only_threshold
 from riskcal.records.candidates import varying as varying
 from riskcal.records.costs import COSTS as COSTS

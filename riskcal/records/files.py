@@ -133,10 +133,12 @@ def _files(folder: Path) -> list[Path]:
     others = [file for file in seen if _ending(file)[0] not in _KINDS]
     if others:
         named = ", ".join(str(file.relative_to(folder)) for file in others[:20])
+        table = files[0] if files else Path("any.parquet")
+        ending = "".join(table.suffixes[-2 if _ending(table)[1] else -1 :])
         raise RiskcalError(
             f"{folder}: holds {len(others)} files that are no tables ({named}{', ...' if len(others) > 20 else ''}), and would "
             f"be read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
-            f"'{folder}/**/*.parquet'."
+            f"'{folder}/**/*{ending}'."
         )
     if not files:
         raise RiskcalError(f"{folder}: the folder holds no .parquet, .csv or .jsonl file.")

@@ -373,8 +373,14 @@ class Runs:
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:
+            other, named = {"risk": ("dissimilarity", "textual")}.get(column, ("risk", "risk"))
             raise RiskcalError(
                 f"{column}: objective {objective!r} needs this column, which was not recorded."
+                + (
+                    f" There is {other}: objective={named!r} tests it."
+                    if other in self.values
+                    else ""
+                )
             )
         return self.values[column]
 
