@@ -93,13 +93,17 @@ def read_events(path: str | os.PathLike[str], *, offset: int = 0) -> Events:
         with Path(path).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(offset)
-            data = file.read()
+            if offset <= size:
+                return events_in(file.read(), offset)
     except OSError as error:
         raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
-    if offset > size:
-        raise RiskcalError(
-            f"offset: {offset} is beyond the {size} bytes of {path}; it is another file: begin at 0."
-        )
+    raise RiskcalError(
+        f"offset: {offset} is beyond the {size} bytes of {path}; it is another file: begin at 0."
+    )
+
+
+def events_in(data: bytes, offset: int) -> Events:
+    """The events of what stands in a log from a byte on."""
     whole = data[: data.rfind(b"\n") + 1]
     events: list[dict[str, Any]] = []
     damaged: list[int] = []
