@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -66,6 +68,14 @@ def float_matrix(values: Any, name: str) -> NDArray[np.floating[Any]]:
             f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each."
         )
     return result
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called riskcal, however many of its own functions stand between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "riskcal":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues import inversions
 from riskcal.pvalues.bettor import count_rejected
-from riskcal.pvalues.losses import _matrix
+from riskcal.pvalues.losses import matrix_and_sums
 from riskcal.pvalues.methods import Betting, Binomial, Method, inverted
 
 
@@ -333,7 +333,7 @@ def _checked(
     """Checked losses as (n, k), their column sums, epsilon and the bounds."""
     level = _validate.level(epsilon, "epsilon")
     low, high = _validate.bounds(lower, upper)
-    matrix, total = _matrix(losses, low, high)
+    matrix, total = matrix_and_sums(losses, low, high)
     return matrix, total, level, low, high
 
 

@@ -7,24 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import ladder
 from riskcal import RiskcalError, Runs, calibrate
 
 DRAWS = 300
 
 
 def table(n: int = 40) -> pd.DataFrame:
-    rows = [
-        {
-            "prompt": f"p{i}",
-            "threshold": t,
-            "dissimilarity": 0.0 if t > 0.6 else 0.1,
-            "risk": 0.2,
-            "layers": 8.0 if t > 1 else 3.0,
-        }
-        for i in range(n)
-        for t in (math.inf, 0.9, 0.5)
-    ]
-    return pd.DataFrame(rows).assign(failed=False)
+    return ladder(n, lowest=0.1, risk=0.2, failed=False)
 
 
 def test_following_the_refusal_keeps_the_promise_and_dropping_prompts_does_not() -> None:

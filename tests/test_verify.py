@@ -100,10 +100,8 @@ def test_a_certificate_that_says_something_else_is_named(field, value):
     forged = policy.certificate.model_copy(update={field: value})
     verified = riskcal.verify(policy.model_copy(update={"certificate": forged}), RUNS)
     assert not verified.agrees
-    if field not in (
-        "delta",
-        "epsilon",
-    ):  # these are what was asked: what follows from them differs
+    # these are what was asked: what follows from them differs
+    if field not in ("delta", "epsilon"):
         (one,) = [one for one in verified.differences if one.name == field]
         assert one.stated == value
         assert repr(value) in str(one)

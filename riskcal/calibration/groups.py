@@ -71,7 +71,7 @@ def calibrate_groups(
         and options.get("max_cluster") is None
     ):
         if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
-            warn_of_sizes(runs, stacklevel=3)
+            warn_of_sizes(runs)
         options = options | {"weighting": "clusters"}  # said for all strata at once
     found = {}
     for name, stratum in strata.items():

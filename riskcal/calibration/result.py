@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from riskcal import _showing, _validate, bounds, records
+from riskcal import _showing, _validate, bounds
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.counts import bounds_of_counts
 from riskcal.calibration.problem import Problem, TestedRisk, Weighting
@@ -129,7 +129,7 @@ class Calibration:
             )
         if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
             fields = fields | {"lower_is_stricter": True}
-        policy = ExitPolicy.from_columns(self._settings, self.chosen, **fields)
+        policy = ExitPolicy.from_columns(self._problem.candidates, self.chosen, **fields)
         return policy.certified(self.certificate)
 
     @property
@@ -168,18 +168,12 @@ class Calibration:
     @property
     def coordinates(self) -> list[str]:
         """What the candidates differ in: the threshold, and whatever else was varied."""
-        return records.varying(self._settings)
-
-    @property
-    def _settings(self) -> pd.DataFrame:
-        """The columns of the table that say which candidate a row is: those before ``n``, as `table_of` orders them."""
-        return self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
+        return list(self._problem.coordinates)
 
     @property
     def costs(self) -> list[str]:
         """The recorded costs, whose means stand in the table."""
-        names = [str(name) for name in self.table.columns]
-        return names[names.index("certified") + 1 :]
+        return list(self._problem.costs)
 
     def plot(self, ax: Any = None, *, cost: str | None = None) -> Any:
         """Mean loss against the threshold, with delta and the certified thresholds; returns the matplotlib axes.
@@ -270,6 +264,5 @@ class Calibration:
     @property
     def _shown(self) -> dict[str, Any]:
         """Which columns may be left out of a display, and which row is marked."""
-        names = [str(name) for name in self.table.columns]
-        settings = set(names[: names.index("n") + 1]) - set(self.coordinates)
+        settings = {*map(str, self._problem.candidates), "n"} - set(self.coordinates)
         return {"settings": settings, "chosen": None if self.chosen is None else self.chosen.name}

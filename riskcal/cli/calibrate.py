@@ -14,7 +14,7 @@ from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, CoordinateOption, DirectionOption, KeepOption
 from riskcal.records import COSTS, Runs, renaming, retries
 
 if TYPE_CHECKING:
@@ -52,10 +52,7 @@ def calibrate_command(
             help="With --weighting requests: most requests of a cluster, fixed beforehand."
         ),
     ] = None,
-    coordinate: Annotated[
-        list[str] | None,
-        typer.Option(help="Further column that tells candidates apart; may be repeated."),
-    ] = None,
+    coordinate: CoordinateOption = None,
     columns: ColumnsOption = None,
     keep: KeepOption = None,
     cost: Annotated[

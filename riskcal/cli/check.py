@@ -11,7 +11,7 @@ import typer
 
 from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, CoordinateOption, DirectionOption, KeepOption
 from riskcal.records import COSTS, Runs, Traces, files, guessing, renaming, retries
 from riskcal.records.check import Finding, findings, findings_of_traces
 from riskcal.records.columns import are_traces
@@ -28,10 +28,7 @@ def check(
     ],
     columns: ColumnsOption = None,
     keep: KeepOption = None,
-    coordinate: Annotated[
-        list[str] | None,
-        typer.Option(help="Further column that tells candidates apart; may be repeated."),
-    ] = None,
+    coordinate: CoordinateOption = None,
     cost: Annotated[
         list[str] | None,
         typer.Option(help="Further column that is a cost; may be repeated."),

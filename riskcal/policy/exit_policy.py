@@ -344,9 +344,8 @@ class ExitPolicy(Saved):
             per_layer[[layer - 1 for layer in self.thresholds]] = list(self.thresholds.values())
         per_layer[: self.min_layer - 1] = math.inf
         exact = self.schedule.local_threshold(per_layer[None, :], np.arange(length)[:, None])
-        with np.errstate(
-            over="ignore"
-        ):  # beyond float32 is inf, which no float32 confidence but inf reaches either
+        # beyond float32 is inf, which no float32 confidence but inf reaches either
+        with np.errstate(over="ignore"):
             rounded = np.array(exact, dtype=np.float32)
         rounded = np.where(rounded < exact, np.nextafter(rounded, np.float32(math.inf)), rounded)
         accepting = np.full((length, 1), -math.inf)

@@ -242,9 +242,8 @@ def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
     if kind == "parquet":
         _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
     elif kind == "csv":
-        frame.to_csv(
-            path, index=False, quoting=csv.QUOTE_NONNUMERIC
-        )  # a bare carriage return ends a row
+        # a bare carriage return ends a row
+        frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
     else:
         with path.open("w", encoding="utf-8") as file:
             for row in frame.to_dict("records"):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import candidates, columns, guessing, retries
+from riskcal.records import candidates, columns, guessing, names, retries
 
 _Rows = NDArray[np.bool_]
 
@@ -25,15 +25,13 @@ _ONE_THROUGHOUT: dict[str, Callable[[Any], bool]] = {
     "lower_is_stricter": lambda value: isinstance(value, bool | np.bool_),
 }
 
-_LABELS = ("cluster", "group", "text")
-
 _SHARES = ("dissimilarity", "risk", "full_risk")
 
 #: Columns that another system may mean something else by.
 _OTHER_MEANINGS = ("source", "exact", "stopped")
 
 #: Columns without which runs can be read, and what a bad one stands for is the default.
-_OPTIONAL = (*_LABELS, "full_risk", "source", "exact", "stopped", "lower_is_stricter", "thresholds")
+_OPTIONAL = (*names.LABELS, "full_risk", *names.THROUGHOUT, "thresholds")
 
 
 def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -> _Rows:
@@ -46,9 +44,8 @@ def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -
     found = _alike(frame, column, said, settings)
     named = re.search(r"\brow (\d+)", said)
     here = frame.index == int(named[1]) if named else np.zeros(len(frame), dtype=bool)
-    if (
-        here.any() and not (found & here).any()
-    ):  # of a kind that is not known: which others are alike, only reading tells
+    # of a kind that is not known: which others are alike, only reading tells
+    if here.any() and not (found & here).any():
         return np.asarray(here)
     return found
 
@@ -74,7 +71,7 @@ def _alike(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str])
         return _unlike_all(frame[column], column)
     if column == "prompt":
         return no_labels(frame[column], column)
-    if column in _LABELS:
+    if column in names.LABELS:
         wrong = no_labels(frame[column], column)
         return wrong if wrong.any() else _changing(frame, column)
     if "must be a finite number" in said:

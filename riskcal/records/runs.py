@@ -23,8 +23,6 @@ from riskcal.records.showing import runs_html, runs_plot, runs_sentence
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
 
-Objective = Literal["textual", "risk", "risk_clipped"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Runs:
@@ -100,8 +98,8 @@ class Runs:
         RiskcalError
             Naming the file, the column, the first offending row (counted from 0) and the remedy.
         """
-        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
-        return tables.of_files(cls, path, asked)
+        options = tables.TableOptions(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_files(cls, path, options)
 
     @classmethod
     def from_frame(
@@ -156,8 +154,8 @@ class Runs:
             If one prompt text stands under two ids, which breaks independence, and for columns of numbers that are neither
             known nor named, which are not read.
         """
-        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
-        return tables.of_frame(cls, table, asked)
+        options = tables.TableOptions(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_frame(cls, table, options)
 
     @classmethod
     def from_arrays(

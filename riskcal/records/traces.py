@@ -2,7 +2,6 @@
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -269,10 +268,9 @@ def _refuse_outcomes(outcome: PerExit, name: str) -> None:
             "Give anything in between as loss."
         )
     if not outcome.last().all():
-        warnings.warn(
+        _validate.warn(
             f"agrees: false at row {int(outcome.last().argmin())} for the last exit, which is the full model itself. "
             "It will count as a loss there; outcomes against references should be given as loss.",
-            stacklevel=3,
         )
 
 

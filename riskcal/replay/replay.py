@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast, overload
 
@@ -159,9 +158,8 @@ def replay_arrays(
     exits = rule.exits(levels.values.reshape(-1), begin, counts, where)
     place = begin[:, None] + exits - 1
     losses = outcome.values.reshape(-1)[place].view(TokenLosses)
-    losses = losses.astype(
-        np.float64
-    )  # a copy that owns its memory, so that plain views of it lead back to it
+    # a copy that owns its memory, so that plain views of it lead back to it
+    losses = losses.astype(np.float64)
     if costs is None:
         return losses, exits
     taken = {
@@ -326,9 +324,8 @@ def _prompt_means(
     needed = np.column_stack([local, np.full(len(position), math.nan)])
     top = _BUCKETS_BY_POSITION if decays else _BUCKETS
     low = float(local.min())
-    with np.errstate(
-        over="ignore", divide="ignore"
-    ):  # a degenerate scale puts all in one bucket, and all are compared
+    # a degenerate scale puts all in one bucket, and all are compared
+    with np.errstate(over="ignore", divide="ignore"):
         scale = float(np.divide(top - 1, local.max() - low))
     table = kernels.ranks_by_bucket(needed, low, scale, top)
     outcome = np.ascontiguousarray(traces.agrees if traces.loss is None else traces.loss)
@@ -377,8 +374,7 @@ def _warn_of_peeking(met: Floats, k: int, upper: float) -> None:
     """Thresholds strictly inside (0, upper) that a token meets exactly look as if they came from these very data."""
     seen = met[(met > 0) & (met < upper)]
     if seen.size:
-        warnings.warn(
+        _validate.warn(
             f"thresholds: {seen.size} of {k} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
             "before the calibration data are seen; take it from a regular grid or from other data.",
-            stacklevel=3,
         )

@@ -79,9 +79,7 @@ def table_of(chosen: Choices, full: dict[str, float]) -> pd.DataFrame:
             row[name] = "full" if at is None else at[name]
         row["observed loss"] = 0.0 if at is None else float(at["loss"])
         row["upper bound"] = 0.0 if at is None else float(at["bound"])
-        names = one.table.columns.tolist()
-        costs = names[names.index("certified") + 1 :]
-        for name in sorted(costs, key=(list(UNITS) + costs).index):
+        for name in sorted(one.costs, key=[*UNITS, *one.costs].index):
             spent = full.get(name, np.nan) if at is None else float(at[name])
             row[UNITS.get(name, f"{name} per prompt")] = spent
             if name in ("layers", "flops") and full.get(name):

@@ -100,9 +100,8 @@ def _outcome(runs: Runs, delta: Any, settings: dict[str, Any]) -> dict[str, Any]
         }
     row["certified"] = float(result.table["certified"].sum()) / runs.k
     for name in result.table.columns:
-        if name == "loss" or name.startswith(
-            "loss_"
-        ):  # several risks have one each; a budget's is the mean cost
+        # several risks have one each; a budget's is the mean cost
+        if name == "loss" or name.startswith("loss_"):
             full = result.full_costs.get(name.removeprefix("loss_"), 0.0)
             row[name] = full if result.chosen is None else float(result.chosen[name])
     for name in runs.costs:

@@ -26,7 +26,7 @@ from riskcal_adapters.torch.engine.prompts import Text, ids_together, texts_of
 from riskcal_adapters.torch.engine.requests import Done, Flight, Request
 from riskcal_adapters.torch.engine.shadows import Loss, differ
 from riskcal_adapters.torch.engine.slots import LEAST, Ended, Newcomer, Slots
-from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Source
+from riskcal_adapters.torch.engine.sources import Deadlines, Listed, Queued, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 from riskcal_adapters.torch.engine.telling import Telling
 
@@ -221,7 +221,7 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            for flight, done in self._serve(Asked(self._asked, self._deadlines)):
+            for flight, done in self._serve(Queued(self._asked, self._deadlines)):
                 self._open.discard(flight)
                 future, flight.future = flight.future, None
                 if future is not None and future.set_running_or_notify_cancel():
