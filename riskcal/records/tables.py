@@ -50,6 +50,7 @@ def of_frame(make: type[_Runs], table: Any, asked: Asked) -> _Runs:
 
 def of_files(make: type[_Runs], path: files.Source, asked: Asked) -> _Runs:
     """The runs in files, a part of the prompts at a time where there are many."""
+    path = files.listed(path)
     names = renaming.only_renamed(asked.columns)
     unread: list[str] = []
 
@@ -72,7 +73,7 @@ def of_files(make: type[_Runs], path: files.Source, asked: Asked) -> _Runs:
         lower = direction.of_frame(frame, asked.lower_is_stricter)
         fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
     except RiskcalError as error:
-        raise RiskcalError(f"{path}: {error}") from None
+        raise RiskcalError(f"{files.named(path)}: {error}") from None
     _warn(_unread(frame, asked), asked)
     return make(**fields).in_content_order().directed(lower)
 

@@ -74,11 +74,12 @@ class Traces:
     @classmethod
     def read(cls, path: files.Source, *, columns: renaming.Columns | None = None) -> Self:
         """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does; ``columns`` as in `from_frame`."""
+        path = files.listed(path)
         frame = files.read(path, renaming.only_renamed(columns))
         try:
             return cls.from_frame(frame, columns=columns)
         except RiskcalError as error:
-            raise RiskcalError(f"{path}: {error}") from None
+            raise RiskcalError(f"{files.named(path)}: {error}") from None
 
     @classmethod
     def from_frame(cls, table: Any, *, columns: renaming.Columns | None = None) -> Self:
