@@ -1,4 +1,4 @@
-"""Files as the programs of the field leave them: JSON under either ending, dialects of CSV, encodings, lists and generators of paths."""
+"""Files as programs of the field leave them: JSON under either ending, dialects of CSV, encodings, lists of paths."""
 
 import gzip
 import json

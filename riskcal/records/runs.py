@@ -374,8 +374,13 @@ class Runs:
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:
+            there = (
+                "risk: objective='risk' or 'risk_clipped' tests it (on the shell --objective risk)"
+                if column == "dissimilarity"
+                else "dissimilarity: objective='textual' tests it"
+            )
             raise RiskcalError(
-                f"{column}: objective {objective!r} needs this column, which was not recorded."
+                f"{column}: objective {objective!r} needs this column, which was not recorded. There is {there}."
             )
         return self.values[column]
 

@@ -1,0 +1,209 @@
+"""Columns as other systems fill them: scales, scores, words for true, names of another meaning; refusals are followed."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from riskcal import RiskcalError, Runs, Traces, calibrate
+from riskcal.records.check import findings
+from riskcal.records.renaming import options
+
+
+def table(n: int = 40, **more: Any) -> pd.DataFrame:
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "dissimilarity": 0.0 if t > 0.6 else 0.125,
+            "layers": 8.0 if t == math.inf else 3.0,
+        }
+        for i in range(n)
+        for t in (math.inf, 0.9, 0.5)
+    ]
+    return pd.DataFrame(rows).assign(**more)
+
+
+DIGEST = Runs.from_frame(table()).digest()
+
+
+def refusal(frame: Any, **given: Any) -> str:
+    with pytest.raises(RiskcalError) as error:
+        Runs.from_frame(frame, **given)
+    return str(error.value)
+
+
+def told(message: str) -> dict[str, Any]:
+    """The ``columns=`` that a refusal names; what it says for the shell must mean the same."""
+    found = re.search(r"columns=(\{.*?\})", message)
+    assert found is not None, message
+    columns: dict[str, Any] = eval(found[1])
+    shell = re.search(r"on the shell --columns (\S+?)\)", message)
+    assert shell is not None, message
+    said = options([shell[1]])
+    assert said.keys() == columns.keys()
+    return columns
+
+
+# Numbers of another scale
+
+
+def test_a_percentage_is_not_taken_for_a_failure() -> None:
+    """Whoever wrote 1 in its place, as for a failure, would have another loss."""
+    frame = table().assign(dissimilarity=lambda f: 100 * f["dissimilarity"])
+    assert Runs.from_frame(frame, columns=told(refusal(frame))).digest() == DIGEST
+    assert "of another scale" in refusal(table(risk=3.2))
+
+
+def test_a_score_is_told_by_the_full_models_own_rows() -> None:
+    frame = table().assign(dissimilarity=lambda f: 1 - f["dissimilarity"])
+    columns = told(refusal(frame))
+    assert Runs.from_frame(frame, columns=columns).digest() == DIGEST
+    (found,) = findings(frame)
+    assert found.mend == ("--columns dissimilarity=1-dissimilarity",)
+
+
+def test_what_float32_rounds_is_said_to_be_rounding() -> None:
+    """BERTScore of a text with itself; a mean in float32."""
+    over = table().assign(dissimilarity=lambda f: f["dissimilarity"] * 8 * 1.0000001)
+    assert "is rounding, of float32" in refusal(over)
+    frame = over.assign(dissimilarity=over["dissimilarity"].clip(0, 1))
+    assert Runs.from_frame(frame).losses().max() == 1.0
+    near = table().assign(dissimilarity=lambda f: f["dissimilarity"].clip(lower=6e-8))
+    assert "write 0 there" in refusal(near)
+    far = table().assign(dissimilarity=lambda f: f["dissimilarity"].clip(lower=0.01))
+    assert "write 0" not in refusal(far)
+
+
+@pytest.mark.parametrize("cell", [[0.125], {"f": 0.125}, np.array(0.125), pd.Timedelta(seconds=2)])
+@pytest.mark.parametrize("name", ["dissimilarity", "layers"])
+def test_what_is_no_number_is_told_by_its_type(cell: Any, name: str) -> None:
+    frame = table().assign(**{name: pd.Series([cell] * 120, dtype=object)})
+    assert "write plain numbers, one a row" in refusal(frame)
+
+
+@pytest.mark.parametrize(("true", "false"), [("True", "False"), ("fail", "pass"), ("yes", "no")])
+def test_words_for_true_are_not_taken_for_failures(true: str, false: str) -> None:
+    frame = table(dissimilarity=lambda f: np.where(f["dissimilarity"] > 0, true, false))
+    assert "write 1 where it is true, and 0 where it is not" in refusal(frame)
+
+
+# Failures
+
+
+@pytest.mark.parametrize("value", ["False", "false", "no", 0, 0.0])
+def test_where_nothing_failed_no_word_for_false_is_proposed_as_true(value: Any) -> None:
+    message = refusal(table(failed=value))
+    found = re.search(r"columns=\{'failed': \('COLUMN', \"(.*?)\"\)\}", message)
+    assert found is not None
+    runs = Runs.from_frame(table(failed=value), columns={"failed": ("failed", found[1])})
+    assert not runs.values["failed"].any()
+
+
+def test_truths_that_are_null_where_nothing_failed_are_said_so() -> None:
+    frame = table(failed=[True if row == 5 else None for row in range(120)])
+    assert "x != null" in refusal(frame)
+    assert (
+        Runs.from_frame(frame, columns={"failed": ("failed", "x != null")}).values["failed"].sum()
+        == 1
+    )
+
+
+# Names that mean something else in another system
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("text", [f"output {row}" for row in range(120)]),
+        ("group", [row % 2 for row in range(120)]),
+        ("policy", "greedy"),
+        ("learned", "yes"),
+        ("source", "web"),
+        ("exact", 1),
+        ("stopped", "eos"),
+        ("temperature", 0.0),
+    ],
+)
+def test_a_name_that_means_something_else_has_a_way_around(name: str, value: Any) -> None:
+    frame = table(**{name: value})
+    assert Runs.from_frame(frame, columns=told(refusal(frame))).digest() == DIGEST
+    (found,) = findings(frame)
+    assert found.mend == (f"--columns {name}_logged={name}",)
+
+
+@pytest.mark.parametrize("more", [{}, {"max_length": 128}])
+def test_a_sampling_temperature_is_not_made_a_schedule(more: dict[str, Any]) -> None:
+    """Names of Hugging Face's generate; nothing decayed there."""
+    frame = table(temperature=0.7, **more)
+    with pytest.raises(RiskcalError, match="temperature of sampling") as error:
+        calibrate(Runs.from_frame(frame), delta=0.3).policy()
+    runs = Runs.from_frame(frame, columns=told(str(error.value)))
+    assert calibrate(runs, delta=0.3).policy().model_dump()["schedule"]["kind"] == "constant"
+
+
+def test_numbered_prompts_with_a_policy_of_another_kind_are_no_recording() -> None:
+    """Recordings, known by that column, keep their numbers' order; of others the numbers may follow the outcome."""
+    frame = table(prompt=lambda f: np.repeat(np.arange(40), 3))
+    assert Runs.from_frame(frame).nameless
+    assert "which is no JSON object, as it is in a recording" in refusal(
+        frame.assign(policy="greedy")
+    )
+
+
+def test_names_in_another_case_are_proposed(tmp_path: Path) -> None:
+    found = findings(table().rename(columns=str.title))
+    assert [one.mend for one in found] == [
+        ("--columns prompt=Prompt",),
+        ("--columns threshold=Threshold",),
+        ("--columns dissimilarity=Dissimilarity",),
+    ]
+
+
+# What is said of candidates, clusters and objectives
+
+
+@pytest.mark.parametrize("other", [0.1 + 0.2, float(np.float32(0.3))], ids=["arange", "float32"])
+def test_thresholds_that_differ_by_rounding_are_not_called_failures(other: float) -> None:
+    """Workers that compute their grids otherwise; a row with failed true for each would be the worst loss of nothing."""
+    frame = table().replace({"threshold": {0.5: 0.3}})
+    late = (frame["threshold"] == 0.3) & (frame.index >= 60)
+    message = refusal(frame.assign(threshold=frame["threshold"].mask(late, other)))
+    assert "differs from it by rounding alone" in message
+    assert "failed true" not in message
+    alike = frame.assign(threshold=frame["threshold"].mask(late, other).round(6))
+    assert Runs.from_frame(alike).k == 2
+
+
+def test_one_cluster_of_all_prompts_is_named() -> None:
+    with pytest.raises(RiskcalError, match="cluster: all prompts are of one, 'c'"):
+        calibrate(Runs.from_frame(table(cluster="c")), delta=0.3)
+
+
+def test_an_objective_that_was_not_recorded_leads_to_the_one_that_was() -> None:
+    risk = Runs.from_frame(table().rename(columns={"dissimilarity": "risk"}))
+    with pytest.raises(RiskcalError, match=r"There is risk: objective='risk' or 'risk_clipped'"):
+        calibrate(risk, delta=0.3)
+    assert calibrate(risk, delta=0.3, objective="risk").certified
+    with pytest.raises(RiskcalError, match=r"There is dissimilarity: objective='textual'"):
+        calibrate(Runs.from_frame(table()), delta=0.3, objective="risk")
+
+
+def test_a_table_of_a_column_per_threshold_is_an_array() -> None:
+    wide = table().pivot_table("dissimilarity", "prompt", "threshold")[[0.9, 0.5]]
+    with pytest.raises(RiskcalError, match=r"an array with \.to_numpy\(\)"):
+        calibrate(wide, thresholds=wide.columns, delta=0.3)
+    assert calibrate(wide.to_numpy(), thresholds=wide.columns, delta=0.3).threshold == 0.5
+
+
+def test_traces_of_requests_without_a_position_are_told_what_it_is() -> None:
+    frame = pd.DataFrame(
+        {"prompt": ["a", "b"], "confidence": [[0.5, 1.0]] * 2, "agrees": [[1, 1]] * 2}
+    )
+    with pytest.raises(RiskcalError, match="write 0 in it"):
+        Traces.from_frame(frame)
+    assert len(Traces.from_frame(frame.assign(position=0)).prompt) == 2
