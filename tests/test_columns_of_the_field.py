@@ -9,7 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from riskcal import RiskcalError, Runs, Traces, calibrate
+from riskcal import (
+    Constant,
+    RiskcalError,
+    RiskMonitor,
+    Runs,
+    Traces,
+    calibrate,
+    load_example,
+    replay_arrays,
+    replay_traces,
+)
 from riskcal.records.check import findings
 from riskcal.records.renaming import options
 
@@ -207,3 +217,120 @@ def test_traces_of_requests_without_a_position_are_told_what_it_is() -> None:
     with pytest.raises(RiskcalError, match="write 0 in it"):
         Traces.from_frame(frame)
     assert len(Traces.from_frame(frame.assign(position=0)).prompt) == 2
+
+
+# Arrays and containers of other libraries
+
+
+def test_a_bfloat16_tensor_is_numbers_and_in_traces_too() -> None:
+    """What a model computes in; numpy has no such type."""
+    torch = pytest.importorskip("torch")
+    confidence = torch.tensor([[0.5, 1.0], [0.25, 1.0]]).bfloat16()
+    traces = Traces.from_arrays(
+        prompt=["a", "b"], position=[0, 0], confidence=confidence, agrees=torch.ones(2, 2)
+    )
+    assert sorted(traces.confidence[:, 0].tolist()) == [0.25, 0.5]
+    monitor = RiskMonitor(0.1)
+    monitor.update(torch.tensor([0.0, 0.5]).bfloat16())
+    assert monitor.n == 2
+
+
+def test_a_bfloat16_array_of_jax_is_numbers() -> None:
+    types = pytest.importorskip("ml_dtypes")
+    losses = np.zeros((40, 1)).astype(types.bfloat16)
+    assert calibrate(losses, thresholds=[0.5], delta=0.3).certified
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{0.5: 1}.keys(), {0.5}, (t for t in [0.5]), map(float, [0.5]), {0.5: 1}],
+    ids=["keys", "set", "generator", "map", "dict"],
+)
+def test_containers_that_are_no_arrays_are_told_by_their_type(given: Any) -> None:
+    """Not that float() must have a number."""
+    kind = type(given).__name__
+    with pytest.raises(RiskcalError, match=rf"thresholds: .*\(a {kind} is none; give a list\)"):
+        calibrate(np.zeros((40, 1)), thresholds=given, delta=0.3)
+    with pytest.raises(RiskcalError, match=rf"losses: .*\(a {kind} is none; give a list\)"):
+        RiskMonitor(0.1).update(given)
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_loss_that_is_missing_is_named_without_an_index_of_nothing(missing: Any) -> None:
+    with pytest.raises(RiskcalError, match="losses: nan at index 0;"):
+        RiskMonitor(0.1).update(missing)
+
+
+def test_thresholds_of_unequal_length_are_told_so() -> None:
+    traces = load_example("g2p-traces")
+    with pytest.raises(RiskcalError, match=r"thresholds: .*its rows are not of one length"):
+        replay_traces(traces, [[0.9], [0.8, 0.7]], exact=True)
+
+
+@pytest.mark.parametrize("schedule", ["constant", None, Constant, 4.0])
+def test_a_schedule_is_an_object(schedule: Any) -> None:
+    traces = load_example("g2p-traces")
+    with pytest.raises(RiskcalError, match=r"schedule: .* is none; give Constant\(\)"):
+        replay_traces(traces, [0.5], schedule=schedule, exact=True)
+    with pytest.raises(RiskcalError, match=r"schedule: .* is none; give Constant\(\)"):
+        replay_arrays([[0.5, 1.0]], [[1, 0]], [0.5], schedule=schedule)
+
+
+@pytest.mark.parametrize("kind", ["series", "polars", "arrow", "tensors", "tensors of a graph"])
+def test_exits_may_be_a_column_of_lists_of_one_length(kind: str) -> None:
+    lists = [[0.5, 1.0], [0.25, 1.0], [0.75, 1.0]]
+    column: Any
+    if kind == "polars":
+        column = pytest.importorskip("polars").Series(lists)
+    elif kind == "arrow":
+        column = pytest.importorskip("pyarrow").array(lists)
+    elif kind.startswith("tensors"):
+        torch = pytest.importorskip("torch")
+        column = pd.Series([torch.tensor(row, requires_grad="graph" in kind) for row in lists])
+    else:
+        column = pd.Series(lists)
+    agrees = [[True, True]] * 3
+    given = {"prompt": ["a", "b", "c"], "position": [0] * 3, "agrees": agrees}
+    want = Traces.from_arrays(**given, confidence=lists).confidence.tolist()
+    assert Traces.from_arrays(**given, confidence=column).confidence.tolist() == want
+    if isinstance(column, pd.Series):
+        frame = pd.DataFrame(given).assign(confidence=column)
+        assert Traces.from_frame(frame).confidence.tolist() == want
+
+
+def test_exits_that_are_numbered_by_layers_are_told_where_layers_belong() -> None:
+    frame = pd.DataFrame({"prompt": range(30), "position": 0})
+    spread = {f"confidence_{i}": 0.5 for i in (2, 4, 6)} | {f"agrees_{i}": True for i in (2, 4, 6)}
+    with pytest.raises(
+        RiskcalError, match=r"replay_traces\(..., costs=\{'layers': \[2, 4, 6\]\}\)"
+    ):
+        Traces.from_frame(frame.assign(**spread))
+    names = {
+        f"{name}_{i}": f"{name}_{i // 2}" for name in ("confidence", "agrees") for i in (2, 4, 6)
+    }
+    traces = Traces.from_frame(frame.assign(**spread).rename(columns=names))
+    runs = replay_traces(traces, [0.4], exact=True, costs={"layers": [2, 4, 6]})
+    assert runs.values["layers"][0, 0] == 2.0
+    assert runs.full["layers"][0] == 6.0
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["of all rows", "of the traces"])
+@pytest.mark.parametrize(
+    "thresholds", [[0.9, 0.4], [[0.9, 0.8], [0.4, 0.3]]], ids=["one", "vector"]
+)
+def test_a_cost_called_layers_is_what_was_given_and_a_mean_per_token(
+    thresholds: Any, own: bool
+) -> None:
+    """Heads after layers 4, 8 and 12. The exits' own numbers were added to it."""
+    given: dict[str, Any] = {
+        "prompt": ["a", "a", "b", "b"],
+        "position": [0, 1, 0, 1],
+        "confidence": [[0.5, 0.95, 1.0], [0.95, 1.0, 1.0], [0.5, 0.6, 1.0], [0.1, 0.2, 1.0]],
+        "agrees": np.ones((4, 3), dtype=bool),
+    }
+    layers = {"layers": [4, 8, 12]}
+    traces = Traces.from_arrays(**given, cost=layers if own else None)
+    runs = replay_traces(traces, thresholds, exact=True, costs=None if own else layers)
+    at = {name: runs.values["layers"][list(runs.prompts).index(name)].tolist() for name in "ab"}
+    assert at == {"a": [6.0, 4.0], "b": [12.0, 8.0]}
+    assert runs.full["layers"].tolist() == [12.0, 12.0]

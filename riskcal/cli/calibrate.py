@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 @app.command("calibrate")
 def calibrate_command(
     runs: RunsArgument,
-    delta: Annotated[list[float], typer.Option(help="Tolerated expected loss, in the loss's own units.")],
+    delta: Annotated[
+        list[float], typer.Option(help="Tolerated expected loss, in the loss's own units.")
+    ],
     epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
     objective: Annotated[
         str, typer.Option(help="textual, risk, risk_clipped or selective.")

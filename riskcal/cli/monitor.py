@@ -97,6 +97,10 @@ def monitor(
                 [first.encode("utf-8", "surrogateescape")], rest
             )
             _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
+        if log != "-" and is_event(first):
+            raise RiskcalError(
+                f"{log}: holds events, which are read as they are or from standard input: zcat {log} | riskcal monitor -"
+            )
         if reference is not None:
             raise RiskcalError(
                 f"reference: is for event logs, and {log} holds losses; leave it out."
