@@ -1,5 +1,6 @@
 """Columns as other systems fill them: scales, scores, words for true, names of another meaning; refusals are followed."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from riskcal import (
     Constant,
+    ExitPolicy,
     RiskcalError,
     RiskMonitor,
     Runs,
@@ -205,7 +207,7 @@ def test_an_objective_that_was_not_recorded_leads_to_the_one_that_was() -> None:
 
 def test_a_table_of_a_column_per_threshold_is_an_array() -> None:
     wide = table().pivot_table("dissimilarity", "prompt", "threshold")[[0.9, 0.5]]
-    with pytest.raises(RiskcalError, match=r"an array with \.to_numpy\(\)"):
+    with pytest.raises(RiskcalError, match=r"table\.to_numpy\(\) and thresholds=table\.columns"):
         calibrate(wide, thresholds=wide.columns, delta=0.3)
     assert calibrate(wide.to_numpy(), thresholds=wide.columns, delta=0.3).threshold == 0.5
 
@@ -334,3 +336,75 @@ def test_a_cost_called_layers_is_what_was_given_and_a_mean_per_token(
     at = {name: runs.values["layers"][list(runs.prompts).index(name)].tolist() for name in "ab"}
     assert at == {"a": [6.0, 4.0], "b": [12.0, 8.0]}
     assert runs.full["layers"].tolist() == [12.0, 12.0]
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_columns_that_bear_thresholds_are_not_taken_in_another_order(library: str) -> None:
+    """A pivot's columns ascend; under a grid from the top the losses of .5 would certify .9, and its own those of .5."""
+    wide = table().pivot_table("dissimilarity", "prompt", "threshold")[[0.5, 0.9]]
+    given = wide
+    if library == "polars":
+        given = pytest.importorskip("polars").from_pandas(wide.rename(columns=str))
+    with pytest.raises(
+        RiskcalError, match=r"its columns are \[0.5, 0.9\], and thresholds \[0.9, 0.5\]"
+    ):
+        Runs.from_arrays(thresholds=[0.9, 0.5], dissimilarity=given)
+    runs = Runs.from_arrays(thresholds=wide.columns, dissimilarity=given)
+    assert runs.losses().mean(0).tolist() == [0.0, 0.125]
+    if library == "polars":
+        with pytest.raises(RiskcalError, match="losses: its columns are"):
+            calibrate(given, thresholds=[0.9, 0.5], delta=0.3)
+    numbered = pd.DataFrame(wide.to_numpy())
+    assert Runs.from_arrays(thresholds=[0.5, 0.9], dissimilarity=numbered).k == 2
+
+
+def test_a_policy_may_begin_with_a_byte_order_mark_and_has_a_path(tmp_path: Path) -> None:
+    policy = calibrate(Runs.from_frame(table()), delta=0.3).policy()
+    policy.save(tmp_path / "policy.json")
+    text = (tmp_path / "policy.json").read_text()
+    (tmp_path / "policy.json").write_text(text, encoding="utf-8-sig")
+    assert ExitPolicy.load(tmp_path / "policy.json") == policy
+    with pytest.raises(RiskcalError, match="is no path"):
+        ExitPolicy.load({"threshold": 0.5})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["text", "map"])
+def test_what_stands_in_texts_of_json_and_in_maps_is_named_by_its_path(
+    kind: str, tmp_path: Path
+) -> None:
+    """A CSV has no objects, and Spark writes maps."""
+    frame, path = table(), tmp_path / ("runs.csv" if kind == "text" else "runs.parquet")
+    scores = [{"rouge": 1 - loss} for loss in frame.pop("dissimilarity")]
+    if kind == "text":
+        frame.assign(metrics=list(map(json.dumps, scores))).to_csv(path, index=False)
+    else:
+        arrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        held = arrow.array(
+            [[*one.items()] for one in scores], arrow.map_(arrow.string(), arrow.float64())
+        )
+        whole = arrow.Table.from_pandas(frame, preserve_index=False)
+        parquet.write_table(whole.append_column("metrics", held), path)
+    columns = {"dissimilarity": ("metrics.rouge", "1 - x")}
+    assert Runs.read(path, columns=columns).digest() == DIGEST
+
+
+def test_a_policy_may_be_an_object_in_json_lines(tmp_path: Path) -> None:
+    rows = table().replace({"threshold": {math.inf: "full"}}).to_dict("records")
+    text = "\n".join(json.dumps(row | {"policy": {"cache": "recompute"}}) for row in rows)
+    (tmp_path / "runs.jsonl").write_text(text)
+    runs = Runs.read(tmp_path / "runs.jsonl")
+    assert calibrate(runs, delta=0.3).policy().cache == "recompute"
+
+
+def test_attempts_that_are_neither_numbers_nor_times_are_named() -> None:
+    frame = pd.concat([table(attempt="try1"), table(attempt="try2")], ignore_index=True)
+    message = refusal(frame, keep=("last", "attempt"))
+    assert "'try1' at row 0, 240 such rows, is neither a number nor a time" in message
+
+
+def test_a_series_is_no_table() -> None:
+    assert (
+        refusal(table()["layers"])
+        == "table: a Series is not a table; give the DataFrame that it is of."
+    )

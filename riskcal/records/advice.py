@@ -33,9 +33,9 @@ def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str
     if -_ROUNDING <= cell <= upper + _ROUNDING:
         return f"So little is rounding, of float32 for instance: clip the column to [0, {upper:g}]."
     return (
-        f"If it is of another scale, columns={{{name!r}: ({name!r}, 'x / 100')}} makes shares of percentages (on the shell "
-        f"--columns {name}={name}/100), '1 - x' losses of scores; a loss of any other range is divided by the most that it can "
-        f"be. {failed}"
+        f"If it is of another scale, x / 100 makes shares of percentages, of a table with columns={{{name!r}: ({name!r}, "
+        f"'x / 100')}} (on the shell --columns {name}={name}/100), and 1 - x losses of scores; a loss of any other range is "
+        f"divided by the most that it can be. {failed}"
     )
 
 
@@ -70,8 +70,8 @@ def of_own_distances(distances: Floats) -> str:
     """What it may be that full-model rows have for a distance to themselves, and what to do."""
     if distances.min() >= 1.0 - _validate.TOLERANCE:
         return (
-            "All of these rows have 1, as a similarity has: columns={'dissimilarity': ('dissimilarity', '1 - x')} makes "
-            "distances of it (on the shell --columns dissimilarity=1-dissimilarity)."
+            "All of these rows have 1, as a similarity has, of which 1 - x is the distance: of a table with "
+            "columns={'dissimilarity': ('dissimilarity', '1 - x')} (on the shell --columns dissimilarity=1-dissimilarity)."
         )
     rounding = (
         " If it is rounding, all of these being so small, write 0 there."

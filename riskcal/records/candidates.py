@@ -67,6 +67,18 @@ def thresholds(column: pd.Series) -> Floats:
     return values
 
 
+def with_objects_as_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with settings that are JSON, which JSON lines may hold as objects, as texts throughout."""
+    texts = {
+        name: frame[name].map(
+            lambda cell: json.dumps(cell, sort_keys=True) if isinstance(cell, dict) else cell
+        )
+        for name in ("policy", "learned")
+        if name in frame.columns and frame[name].dtype == object
+    }
+    return frame.assign(**texts)
+
+
 def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with its column ``thresholds``, a list or an object of layers and thresholds in each row, as texts.
 

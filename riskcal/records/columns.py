@@ -23,6 +23,8 @@ def from_object(table: Any) -> pd.DataFrame:
     """
     if isinstance(table, pd.DataFrame):
         frame = _flat(table)
+    elif isinstance(table, pd.Series):
+        raise RiskcalError("table: a Series is not a table; give the DataFrame that it is of.")
     elif hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__"):
         with _validate.reading("table", "readable through Arrow"):
             frame = of_arrow(pa.table(table))

@@ -107,7 +107,7 @@ def without(
         return frame[~bad]
     if column == "failed":
         return frame.assign(failed=frame[column].astype(object).mask(bad, False).infer_objects())
-    if "a full-model row" in said and "'1 - x'" in said:
+    if "a full-model row" in said and "'1 - x')" in said:
         return frame.assign(**{column: 1.0 - columns.floats(frame[column])})
     if f"--columns {column}_logged={column}" in said:
         return frame.drop(columns=column)
@@ -128,7 +128,7 @@ def mend(
     """The option of the command line that mends it, where one does; what is ``known`` of a column is not said again."""
     if column in _OTHER_MEANINGS or f"--columns {column}_logged={column}" in said:
         return (f"--columns {column}_logged={column}",)
-    if "a full-model row" in said and "'1 - x'" in said and column not in known:
+    if "a full-model row" in said and "'1 - x')" in said and column not in known:
         return (f"--columns {column}=1-{column}",)
     if "must be a finite number" not in said or column not in _SHARES:
         return ()

@@ -167,6 +167,7 @@ def _typed(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> pd.DataFram
     others = ("failed", "source", "exact", "stopped")
     there = [name for name in (*cells, *others) if name in frame.columns]
     frame = frame.assign(**{name: columns.as_numpy(frame[name], name) for name in there})
+    frame = candidates_.with_objects_as_texts(frame)
     return frame.assign(threshold=candidates_.thresholds(frame["threshold"]))
 
 
