@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from riskcal import RiskcalError, Runs, Traces
+from riskcal import RiskcalError, Runs, Traces, load_example, verify
 
 
 def table(n: int = 6) -> pd.DataFrame:
@@ -218,3 +218,24 @@ def test_an_open_file_is_told_from_a_list_of_paths(tmp_path: Path) -> None:
         pytest.raises(RiskcalError, match="is no path, but an open file; give its path"),
     ):
         Runs.read(file)  # type: ignore[arg-type]
+
+
+# What is written
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "csv.zst", "jsonl.gz", "jsonl.zst", "CSV.GZ"])
+def test_what_is_written_under_a_packed_ending_is_packed(ending: str, tmp_path: Path) -> None:
+    """It was plain text there, which nothing could read back."""
+    path = tmp_path / f"runs.{ending}"
+    Runs.from_frame(table()).write(path)
+    assert Runs.read(path).digest() == DIGEST
+    if ending.lower().endswith("gz"):
+        assert b"prompt" in gzip.decompress(path.read_bytes())
+    traces = load_example("g2p-traces")
+    traces.write(tmp_path / f"traces.{ending}")
+    assert repr(Traces.read(tmp_path / f"traces.{ending}")) == repr(traces)
+
+
+def test_a_policy_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(RiskcalError, match=r"policy: .*; read a file of one with ExitPolicy\.load"):
+        verify(str(tmp_path / "policy.json"), Runs.from_frame(table()))  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from riskcal import fwer
+from riskcal import _validate, fwer
 from riskcal._validate import RiskcalError
 from riskcal.calibration.calibrate import calibrate
 from riskcal.calibration.class_result import PROCEDURE, ClassCalibration
@@ -136,6 +136,10 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     >>> [difference.name for difference in riskcal.verify(policy, fewer).differences]
     ['n', 'pvalue', 'records_digest', 'threshold']
     """
+    if not isinstance(policy, ExitPolicy):
+        raise RiskcalError(
+            f"policy: {_validate.shown(policy)} is none; read a file of one with ExitPolicy.load(path)."
+        )
     certificate = policy.certificate
     if certificate is None:
         raise RiskcalError(

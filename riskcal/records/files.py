@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import shutil
+import tempfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -163,31 +165,47 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         )
     with _replacing.replacing(target) as partial:
         try:
-            _write_as(kind, frame, partial)
+            _write_as(kind, frame, partial, sources.ending(target)[1])
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RiskcalError(
                 f"{target}: cannot be written as {kind} ({_validate.reason(error)})."
             ) from None
 
 
-def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
+def _write_as(kind: str, frame: pd.DataFrame, path: Path, packed: str | None) -> None:
     if kind == "parquet":
         _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
-    elif kind == "csv":
+        return
+    if packed is None:
+        _write_text(kind, frame, path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain"
+        _write_text(kind, frame, plain)
+        with (
+            plain.open("rb") as text,
+            pa.output_stream(str(path), compression=packed) as stream,
+        ):
+            shutil.copyfileobj(text, stream)
+
+
+def _write_text(kind: str, frame: pd.DataFrame, path: Path) -> None:
+    if kind == "csv":
         frame.to_csv(
             path, index=False, quoting=csv.QUOTE_NONNUMERIC
         )  # a bare carriage return ends a row
-    else:
-        with path.open("w", encoding="utf-8") as file:
-            for row in frame.to_dict("records"):
-                file.write(
-                    json.dumps({key: _jsonable(str(key), value) for key, value in row.items()})
-                    + "\n"
-                )
+        return
+    with path.open("w", encoding="utf-8") as file:
+        for row in frame.to_dict("records"):
+            file.write(
+                json.dumps({key: _jsonable(str(key), value) for key, value in row.items()}) + "\n"
+            )
 
 
 def _read_file(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
-    kind = sources.kind(path)
+    kind = sources.kind(
+        path, " What is of another kind, let pandas read it and give the table to from_frame."
+    )
     try:
         if path.stat().st_size == 0:
             raise RiskcalError(f"{path}: the file is empty.")

@@ -178,13 +178,13 @@ def ending(path: Path) -> tuple[str, str | None]:
     return (Path(path.stem) if packed else path).suffix.lower(), packed
 
 
-def kind(path: Path) -> str:
-    """What a file holds, by its ending: parquet, csv, jsonl or json."""
+def kind(path: Path, otherwise: str = "") -> str:
+    """What a file holds, by its ending: parquet, csv, jsonl or json; ``otherwise`` is what to do with another."""
     end, packed = ending(path)
     if end not in _KINDS or (packed and _KINDS[end] == "parquet"):
         raise RiskcalError(
-            f"{path}: unknown ending {''.join(path.suffixes[-2:])!r}; use .parquet, .csv or .jsonl (also .csv.gz, .jsonl.zst). "
-            "What is of another kind, let pandas read it and give the table to from_frame."
+            f"{path}: unknown ending {''.join(path.suffixes[-2:])!r}; use .parquet, .csv or .jsonl (also .csv.gz, .jsonl.zst)."
+            f"{otherwise}"
         )
     return _KINDS[end]
 
