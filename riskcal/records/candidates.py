@@ -168,7 +168,7 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )
-        if name in ("policy", "learned") and not _is_json_object(value):
+        if name in ("policy", "learned") and not _is_json_object(str(value)):
             raise RiskcalError(
                 f"{name}: the records hold {_validate.shown(plain(value))} at row {row}, which is no JSON object, as it is in a "
                 f"recording. {advice.other_meaning(name)}"
