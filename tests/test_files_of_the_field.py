@@ -239,3 +239,25 @@ def test_what_is_written_under_a_packed_ending_is_packed(ending: str, tmp_path: 
 def test_a_policy_is_no_path(tmp_path: Path) -> None:
     with pytest.raises(RiskcalError, match=r"policy: .*; read a file of one with ExitPolicy\.load"):
         verify(str(tmp_path / "policy.json"), Runs.from_frame(table()))  # type: ignore[arg-type]
+
+
+def test_a_column_may_stand_in_the_files_and_in_their_folders_names_if_both_agree(
+    tmp_path: Path,
+) -> None:
+    """As polars partitions; what does not agree stays refused."""
+    for threshold, rows in table().groupby("threshold"):
+        below = tmp_path / f"threshold={threshold}"
+        below.mkdir()
+        rows.to_parquet(below / "part.parquet")
+    assert Runs.read(tmp_path).digest() == DIGEST
+    table().to_parquet(tmp_path / "threshold=0.5" / "part.parquet")
+    with pytest.raises(RiskcalError, match="threshold is a column of the file and the name of its"):
+        Runs.read(tmp_path)
+
+
+def test_an_empty_text_of_a_csv_is_null_to_a_formula(tmp_path: Path) -> None:
+    """Every request had failed, where no error was logged."""
+    frame = table().assign(error=[None] * 17 + ["time-out"])
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    runs = Runs.read(tmp_path / "runs.csv", columns={"failed": ("error", "x != null")})
+    assert runs.values["failed"].sum() == 1

@@ -87,12 +87,24 @@ def in_its_folder(frame: pd.DataFrame, part: Part, names: Mapping[str, str]) -> 
         name, says, value = folder.partition("=")
         if not says:
             continue
+        if name in frame.columns and _says(frame[name], urllib.parse.unquote(value)):
+            continue  # polars writes the column into the files, too
         if name in frame.columns:
             raise RiskcalError(
                 f"{part.file}: {name} is a column of the file and the name of its folder; keep one of the two."
             )
         frame = frame.assign(**{name: _partition_value(name, urllib.parse.unquote(value), names)})
     return frame
+
+
+def _says(column: pd.Series, value: str) -> bool:
+    """Whether all cells of a column are what the name of a folder says."""
+    for cell in column.drop_duplicates():
+        with suppress(TypeError, ValueError):
+            if str(cell) == value or float(cell) == float(value):
+                continue
+        return False
+    return True
 
 
 def _partition_value(name: str, value: str, names: Mapping[str, str]) -> Any:

@@ -42,7 +42,10 @@ def where(column: pd.Series, source: str, sign: str, said: str) -> pd.Series:
     """Where cells are the one that a formula says, or are not; a null is neither, unless ``null`` is what it says."""
     with _validate.reading(source, "a column of texts, numbers or truth values"):
         absent = column.isna().to_numpy(dtype=bool)
-    if said == "null":
+    if said == "null":  # an empty text is a CSV's null
+        absent = absent | np.array(
+            [isinstance(cell, str) and not cell for cell in column], dtype=bool
+        )
         return pd.Series(absent == (sign == "=="), index=column.index)
     cells = [plain(cell) for cell in column]
     odd = [
