@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 PIP = $(BIN)/pip install -qq --disable-pip-version-check --constraint constraints.txt
 INSTALL = $(PIP) --editable
 EXTRAS := torch,jax,g2p,text,validators,prometheus,smollm2,docs,dev
+# Lines that each file of the core's tests runs.
+RUN_LINES := build/coverage
+COVERED := $(patsubst tests/test_%.py,$(RUN_LINES)/%,$(wildcard tests/test_*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint docs unit coverage ray validate wheel clean
@@ -27,13 +30,22 @@ lint: $(VENV)/.full ## style, formatting, types and import rules
 docs: $(VENV)/.full ## build the site into docs/_build, executing every notebook; a warning is an error
 	$(BIN)/sphinx-build --jobs auto --fail-on-warning --fresh-env --quiet docs docs/_build
 
+# files of few tests are often the long ones: reordered they would come last, one process waiting for the other
 unit: $(VENV)/.full ## the tests alone, a process to each core
 	$(BIN)/python benchmarks/outgrown.py
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 coverage: $(VENV)/.full ## lines of riskcal/ that the tests of the core run, with numba's compiler off; fails below 95%
-	NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --cov=riskcal --cov-fail-under=95 \
-		--cov-report=term-missing:skip-covered tests/test_*.py
+	$(MAKE) --no-print-directory --keep-going --jobs $$(nproc) --output-sync $(COVERED)
+	$(BIN)/python -m coverage combine --quiet --keep --data-file=$(RUN_LINES)/all $(COVERED)
+	$(BIN)/python -m coverage report --data-file=$(RUN_LINES)/all --skip-covered --show-missing --fail-under=95
+
+# One file of tests at a time, so that a run that was ended goes on where it was.
+$(RUN_LINES)/%: tests/test_%.py tests/conftest.py tests/helpers.py $(shell find riskcal -name '*.py') $(VENV)/.full
+	@mkdir -p $(@D)
+	@NUMBA_DISABLE_JIT=1 OMP_NUM_THREADS=1 COVERAGE_FILE=$@.unfinished \
+		$(BIN)/python -m pytest -q -p no:cacheprovider --cov=riskcal --cov-report= $< || { rm -f $@.unfinished; false; }
+	@mv $@.unfinished $@
 
 ray: $(VENV)/.full ## with a real Ray, which it installs: recordings whose worker, driver or machine is killed
 	$(INSTALL) '.[ray]'

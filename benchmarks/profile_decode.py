@@ -6,17 +6,16 @@ multiplies, attends, norms, scores or keeps books is timed by the process's own 
 that is one compiled loop is timed as a whole. What is left is Python. A timer's own cost, measured first, is taken off.
 """
 
-import argparse
 import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+import command
 import engine as by_engine
 import riskcal
 from riskcal import ExitPolicy
@@ -113,12 +112,9 @@ def patch(timers: Timers) -> None:
 
 def main() -> None:
     """Profile, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     torch.set_num_threads(1)
     decoder, texts = load_example("g2p"), by_engine.prompts("g2p", options.prompts)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -66,6 +68,14 @@ def float_matrix(values: Any, name: str) -> NDArray[np.floating[Any]]:
             f"{name}: has shape {result.shape}; give (tokens, layers), at least one of each."
         )
     return result
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called riskcal, however many of its own functions stand between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "riskcal":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 @contextmanager
@@ -286,10 +296,24 @@ def level(value: Any, name: str) -> float:
     return result
 
 
-def count(value: Any, name: str, *, least: int, most: int | None = None) -> int:
+def truth(value: Any, name: str) -> bool:
+    """A truth value."""
+    if not isinstance(value, bool | np.bool_):
+        raise RiskcalError(f"{name}: {shown(value)} is neither True nor False.")
+    return bool(value)
+
+
+def listed(values: Any, name: str, what: str) -> list[Any]:
+    """What can be gone through, as a list."""
+    with reading(name, what):
+        return list(values)
+
+
+def count(value: Any, name: str, *, least: int, most: int = 2**53) -> int:
+    """A whole number; beyond 2^53 floats do not count."""
     if not is_whole(value) or value < least:
         raise RiskcalError(f"{name}: {shown(value)} is not a whole number of at least {least}.")
-    if most is not None and value > most:
+    if value > most:
         raise RiskcalError(
             f"{name}: {shown(value)} is more than {most}, the most that is possible."
         )

@@ -98,9 +98,8 @@ def test_the_pilot_chooses_the_order_and_is_not_tested(procedure):
     certificate = calibration.policy().certificate
     assert certificate.pilot_n == 160
     assert certificate.pilot_digest is not None
-    assert (
-        calibration.table["certified"].to_numpy()[: calibration.table["certified"].sum()].all()
-    )  # a prefix
+    # a prefix
+    assert calibration.table["certified"].to_numpy()[: calibration.table["certified"].sum()].all()
 
 
 def test_pareto_keeps_no_candidate_that_another_beats_in_both_risk_and_cost():
@@ -116,6 +115,19 @@ def test_pareto_keeps_no_candidate_that_another_beats_in_both_risk_and_cost():
             & ((pilot < pilot[j]) | (layers < layers[j]))
         ).any()
         assert not (beaten and tuple(row) in kept)
+
+
+def test_pareto_keeps_every_candidate_that_none_beats():
+    data = several_coordinates()
+    calibration = riskcal.calibrate(data, delta=0.1, procedure="pareto")
+    pilot = data.losses("textual")[: len(calibration.pilot)].mean(0)
+    layers = data.values["layers"][: len(calibration.pilot)].mean(0)
+    kept = {tuple(r) for r in calibration.table[["threshold", "measure"]].itertuples(index=False)}
+    assert len(kept) > 1
+    for j, row in enumerate(data.candidates[["threshold", "measure"]].itertuples(index=False)):
+        others = np.arange(data.k) != j
+        if not ((pilot <= pilot[j]) & (layers <= layers[j]) & others).any():
+            assert tuple(row) in kept
 
 
 @pytest.mark.parametrize("procedure", ["pilot_order", "pareto", "holm", "hochberg", "fallback"])

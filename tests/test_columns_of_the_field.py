@@ -272,9 +272,9 @@ def test_thresholds_of_unequal_length_are_told_so() -> None:
 @pytest.mark.parametrize("schedule", ["constant", None, Constant, 4.0])
 def test_a_schedule_is_an_object(schedule: Any) -> None:
     traces = load_example("g2p-traces")
-    with pytest.raises(RiskcalError, match=r"schedule: .* is none; give Constant\(\)"):
+    with pytest.raises(RiskcalError, match=r"schedule: .* is none; give riskcal\.Constant\(\)"):
         replay_traces(traces, [0.5], schedule=schedule, exact=True)
-    with pytest.raises(RiskcalError, match=r"schedule: .* is none; give Constant\(\)"):
+    with pytest.raises(RiskcalError, match=r"schedule: .* is none; give riskcal\.Constant\(\)"):
         replay_arrays([[0.5, 1.0]], [[1, 0]], [0.5], schedule=schedule)
 
 

@@ -237,7 +237,7 @@ def test_what_is_written_under_a_packed_ending_is_packed(ending: str, tmp_path: 
 
 
 def test_a_policy_is_no_path(tmp_path: Path) -> None:
-    with pytest.raises(RiskcalError, match=r"policy: .*; read a file of one with ExitPolicy\.load"):
+    with pytest.raises(RiskcalError, match=r"policy: .*; ExitPolicy\.load reads one from its file"):
         verify(str(tmp_path / "policy.json"), Runs.from_frame(table()))  # type: ignore[arg-type]
 
 

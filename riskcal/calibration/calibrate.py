@@ -338,7 +338,12 @@ def _result(
     design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
     return settled(
         problem,
-        table_of(problem, pvalue=proof.pvalues, **proxies.left(problem), certified=proof.certified),
+        table_of(
+            problem,
+            pvalue=proof.pvalues,
+            **proxies.variance_column(problem),
+            certified=proof.certified,
+        ),
         cost,
         outlook=partial(outlook, tested.whole, design),
         pilot=tested.pilot,

@@ -58,6 +58,16 @@ def first_line(file: TextIO) -> str:
         return ""
 
 
+def may_begin(line: str) -> bool:
+    """Whether a log of losses may begin with this line, and is watched from there on: an array is read whole before."""
+    try:
+        is_json = line.lstrip()[:1] in ("{", "[")
+        columns = _validate.from_json(line) if is_json else next(csv.reader([line]), ())
+    except (ValueError, csv.Error):
+        return False
+    return any(name in columns for name in ("loss", "exits"))
+
+
 def entries(
     start: str,
     file: TextIO,
@@ -67,8 +77,8 @@ def entries(
 ) -> Iterator[Entry]:
     """Every loss of a log, one at a time as its lines come; a log without any is refused.
 
-    ``start`` is the log's `first_line`. ``counted`` makes a loss of the columns ``exits`` and ``errors``, where there is no
-    column ``loss``.
+    ``start`` is the log's `first_line`, or some of its first ones. ``counted`` makes a loss of the columns ``exits`` and
+    ``errors``, where there is no column ``loss``.
     """
     rows = _rows(start, file, name, ("loss",) if counted is None else ("loss", "exits"))
 
@@ -114,7 +124,7 @@ def _number(cell: Any) -> float:
 
 
 def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
-    lines = (_text(line, name) for line in itertools.chain([start], file))
+    lines = (_text(line, name) for line in itertools.chain(io.StringIO(start, newline=""), file))
     opening = start.lstrip()[:1]
     if opening == "{":
         return (_validate.from_json(line) for line in lines if line.strip())

@@ -43,6 +43,7 @@ def verify_command(
     if as_json:
         told = {
             "agrees": found.agrees,
+            "class": found.of_class,
             "differences": [
                 {"name": one.name, "policy": str(one.stated), "records": str(one.found)}
                 for one in found.differences

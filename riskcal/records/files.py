@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import os
-import shutil
-import tempfile
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +18,7 @@ from riskcal._validate import RiskcalError
 from riskcal.records import csv_tables, json_tables, sources
 from riskcal.records.columns import canonical, of_arrow
 from riskcal.records.csv_tables import INTEGER
+from riskcal.records.joining import JSON_LINES, Places, together
 from riskcal.records.json_tables import objects as json_objects
 from riskcal.records.sources import RECORDING, Part, Source, listed, named, parts
 
@@ -28,13 +27,13 @@ __all__ = [
     "Part",
     "Source",
     "in_its_folder",
-    "is_json_lines",
     "json_objects",
     "listed",
     "named",
     "parts",
     "read",
     "read_part",
+    "read_placed",
     "write",
 ]
 
@@ -54,9 +53,6 @@ TEXT_COLUMNS = (
 #: Those of them that are read back as integers where they are written like some.
 ID_COLUMNS = ("prompt", "cluster")
 
-#: The mark of a table from JSON lines, in which a null may have been an infinity.
-_JSON = "riskcal.json_lines"
-
 #: The mark of a table from CSV, where nothing says whether an id of digits is a number or a text.
 _CSV = "riskcal.csv"
 
@@ -66,18 +62,22 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
 
     Columns keep their names. ``names`` gives the file's name of each of riskcal's columns that has another there, to be read so.
     """
+    return read_placed(source, names)[0]
+
+
+def read_placed(
+    source: Source, names: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, Places]:
+    """As `read`, and which file each of the rows stands in."""
     found = parts(source)
-    return _together([read_part(part, names) for part in found], names or {})
+    tables = [read_part(part, names) for part in found]
+    places = Places([part.file for part in found], [len(table) for table in tables])
+    return together(_with_ids_alike(tables, names or {}), names or {}), places
 
 
 def read_part(part: Part, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The table in one file, with what the names of its folders say."""
     return in_its_folder(_read_file(part.file, names or {}), part, names or {})
-
-
-def is_json_lines(frame: pd.DataFrame) -> bool:
-    """Whether all of a table that `read` made comes from JSON lines."""
-    return bool(frame.attrs.get(_JSON))
 
 
 def in_its_folder(frame: pd.DataFrame, part: Part, names: Mapping[str, str]) -> pd.DataFrame:
@@ -125,50 +125,25 @@ def _in_the_file(columns: Sequence[str], names: Mapping[str, str]) -> set[str]:
     return {*own, *(names[name] for name in columns if name in names)}
 
 
-def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
-    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say.
-
-    A part of outputs that all ended need not say that none ``failed``. Columns of several types become objects, since pandas
-    would make floats of signed and unsigned ids.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    failed = names.get("failed", "failed")
-    if any(failed in part.columns for part in parts):
-        parts = [
-            part if failed in part.columns else part.assign(**{failed: False}) for part in parts
-        ]
-    found = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
-    mixed = [
-        name
-        for name in found
-        if len({part[name].dtype for part in parts if name in part.columns}) > 1
-    ]
-    parts = [_with_ids_as_text(part, parts, names) for part in parts]
-    alike = [
-        part.astype({name: object for name in mixed if name in part.columns}) for part in parts
-    ]
-    whole = pd.concat(alike, ignore_index=True)
-    whole.attrs = {_JSON: True} if all(map(is_json_lines, parts)) else {}
-    return whole
-
-
-def _with_ids_as_text(
-    part: pd.DataFrame, parts: list[pd.DataFrame], names: Mapping[str, str]
-) -> pd.DataFrame:
-    """A CSV whose ids were taken for integers, as they were written, where another part has texts."""
-    whole = [
+def _with_ids_alike(tables: list[pd.DataFrame], names: Mapping[str, str]) -> list[pd.DataFrame]:
+    """Tables whose ids, where a CSV's were taken for integers as they were written, are texts if another table has texts."""
+    texts = [
         name
         for name in _in_the_file(ID_COLUMNS, names)
-        if name in part.columns
-        and part[name].dtype.kind == "i"
-        and any(name in other and pd.api.types.is_string_dtype(other[name]) for other in parts)
+        if any(name in table and pd.api.types.is_string_dtype(table[name]) for table in tables)
     ]
-    return part.astype(dict.fromkeys(whole, str)) if _CSV in part.attrs else part
+    return [
+        table.astype(
+            {name: str for name in texts if name in table and table[name].dtype.kind == "i"}
+        )
+        if _CSV in table.attrs
+        else table
+        for table in tables
+    ]
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table in the format of the path's ending; an existing file is replaced whole or not at all."""
+    """Write a table in the format of the path's ending, packed if that says so; a file is replaced whole or not at all."""
     target = _replacing.a_path(path)
     kind = sources.kind(target)
     if kind == "json":
@@ -177,41 +152,27 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         )
     with _replacing.replacing(target) as partial:
         try:
-            _write_as(kind, frame, partial, sources.ending(target)[1])
+            _write_as(kind, sources.ending(target)[1], frame, partial)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RiskcalError(
                 f"{target}: cannot be written as {kind} ({_validate.reason(error)})."
             ) from None
 
 
-def _write_as(kind: str, frame: pd.DataFrame, path: Path, packed: str | None) -> None:
+def _write_as(kind: str, packed: str | None, frame: pd.DataFrame, path: Path) -> None:
     if kind == "parquet":
         _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
         return
-    if packed is None:
-        _write_text(kind, frame, path)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        plain = Path(folder) / "plain"
-        _write_text(kind, frame, plain)
-        with (
-            plain.open("rb") as text,
-            pa.output_stream(str(path), compression=packed) as stream,
-        ):
-            shutil.copyfileobj(text, stream)
-
-
-def _write_text(kind: str, frame: pd.DataFrame, path: Path) -> None:
-    if kind == "csv":
-        frame.to_csv(
-            path, index=False, quoting=csv.QUOTE_NONNUMERIC
-        )  # a bare carriage return ends a row
-        return
-    with path.open("w", encoding="utf-8") as file:
+    with (
+        pa.output_stream(str(path), compression=packed) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", newline="") as file,
+    ):
+        if kind == "csv":  # a bare carriage return ends a row
+            frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
+            return
         for row in frame.to_dict("records"):
-            file.write(
-                json.dumps({key: _jsonable(str(key), value) for key, value in row.items()}) + "\n"
-            )
+            cells = {key: _jsonable(str(key), value) for key, value in row.items()}
+            file.write(json.dumps(cells) + "\n")
 
 
 def _read_file(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
@@ -243,11 +204,11 @@ def _read_as(kind: str, path: Path, names: Mapping[str, str]) -> pd.DataFrame:
     if kind == "parquet":
         return canonical(of_arrow(_parquet.read(path)))
     if kind == "jsonl":
-        return _marked(pd.DataFrame([row for _, row in json_objects(path)]), _JSON)
+        return _marked(pd.DataFrame([row for _, row in json_objects(path)]), JSON_LINES)
     with pa.input_stream(str(path), compression=sources.ending(path)[1]) as stream:
         if kind == "json":
             text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-            return _marked(json_tables.whole(text, path), _JSON)
+            return _marked(json_tables.whole(text, path), JSON_LINES)
         texts, ids = _in_the_file(TEXT_COLUMNS, names), _in_the_file(ID_COLUMNS, names)
         threshold = names.get("threshold", "threshold")
         return _marked(csv_tables.read(stream, texts, ids, threshold), _CSV)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import candidates, columns, guessing, retries
+from riskcal.records import candidates, columns, guessing, names, retries
 
 _Rows = NDArray[np.bool_]
 
@@ -25,15 +25,13 @@ _ONE_THROUGHOUT: dict[str, Callable[[Any], bool]] = {
     "lower_is_stricter": lambda value: isinstance(value, bool | np.bool_),
 }
 
-_LABELS = ("cluster", "group", "text")
-
 _SHARES = ("dissimilarity", "risk", "full_risk")
 
 #: Columns that another system may mean something else by.
 _OTHER_MEANINGS = ("source", "exact", "stopped")
 
 #: Columns without which runs can be read, and what a bad one stands for is the default.
-_OPTIONAL = (*_LABELS, "full_risk", "source", "exact", "stopped", "lower_is_stricter", "thresholds")
+_OPTIONAL = (*names.LABELS, "full_risk", *names.THROUGHOUT, "thresholds")
 
 
 def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -> _Rows:
@@ -77,7 +75,7 @@ def _alike(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str])
         return _unlike_all(frame[column], column)
     if column == "prompt":
         return no_labels(frame[column], column)
-    if column in _LABELS:
+    if column in names.LABELS:
         wrong = no_labels(frame[column], column)
         return wrong if wrong.any() else _changing(frame, column)
     if "must be a finite number" in said:
@@ -242,9 +240,14 @@ def _first_rows(frame: pd.DataFrame, prompts: pd.Series) -> _Rows:
 
 
 def _with_thresholds(frame: pd.DataFrame, bad: _Rows) -> pd.DataFrame:
-    """Infinity for what is no threshold, if a prompt has one at most and no other is the full model's; else less such prompts."""
+    """Infinity for what is no threshold, if it may be the full model's; else the log less such prompts.
+
+    It may where no other row is, and a prompt has one at most, or all of them say the same word, retries of it included.
+    """
     prompts = _prompts(frame)[bad]
-    if not prompts.duplicated().any() and not _full(frame).any():
+    words = frame["threshold"][bad]
+    one = all(isinstance(word, str) for word in words) and words.nunique() == 1
+    if (one or not prompts.duplicated().any()) and not _full(frame).any():
         numbers = np.where(bad, math.inf, candidates.as_numbers(frame["threshold"]))
         return frame.assign(threshold=numbers)
     return frame[~_of_prompts(frame, prompts)]

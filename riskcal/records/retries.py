@@ -14,6 +14,7 @@ from riskcal._validate import RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS
 from riskcal.records import candidates as candidates_
 from riskcal.records import columns as table_columns
+from riskcal.records import names as names_
 from riskcal.records.costs import COSTS
 
 #: Which attempt was served, the last or the first, and the column that puts attempts in order.
@@ -22,7 +23,7 @@ Keep = tuple[Literal["last", "first"], str]
 _ZONE = re.compile(r"(Z|z|[+-]\d\d:?\d\d|[T ]\d\d.*[+-]\d\d)$")
 
 #: What came of an attempt: to choose by it would select on the result.
-OUTCOMES = ("dissimilarity", "risk", "full_risk", "failed", *COSTS)
+OUTCOMES = (*names_.OUTCOMES, *COSTS)
 
 
 def served(

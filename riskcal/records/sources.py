@@ -142,10 +142,12 @@ def _files(folder: Path) -> list[Path]:
     others = [file for file in seen if ending(file)[0] not in _KINDS]
     if others:
         told = ", ".join(str(file.relative_to(folder)) for file in others[:20])
+        table = files[0] if files else Path("any.parquet")
+        last = "".join(table.suffixes[-2 if ending(table)[1] else -1 :])
         raise RiskcalError(
             f"{folder}: holds {len(others)} files that are no tables ({told}{', ...' if len(others) > 20 else ''}), and would "
             f"be read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
-            f"'{folder}/**/*.parquet'."
+            f"'{folder}/**/*{last}'."
         )
     if not files:
         raise RiskcalError(f"{folder}: the folder holds no .parquet, .csv or .jsonl file.")

@@ -2,7 +2,6 @@
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns, costs, exits, files, renaming, showing
+from riskcal.records import columns, costs, exits, files, joining, renaming, showing
 from riskcal.records.columns import plain
 from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
@@ -75,11 +74,12 @@ class Traces:
     def read(cls, path: files.Source, *, columns: renaming.Columns | None = None) -> Self:
         """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does; ``columns`` as in `from_frame`."""
         path = files.listed(path)
-        frame = files.read(path, renaming.only_renamed(columns))
+        frame, places = files.read_placed(path, renaming.only_renamed(columns))
         try:
             return cls.from_frame(frame, columns=columns)
         except RiskcalError as error:
-            raise RiskcalError(f"{files.named(path)}: {error}") from None
+            told = places.told(str(error), joining.ROW_OR_INDEX)
+            raise RiskcalError(f"{files.named(path)}: {told}") from None
 
     @classmethod
     def from_frame(cls, table: Any, *, columns: renaming.Columns | None = None) -> Self:
@@ -270,10 +270,9 @@ def _refuse_outcomes(outcome: PerExit, name: str) -> None:
             "Give anything in between as loss."
         )
     if not outcome.last().all():
-        warnings.warn(
+        _validate.warn(
             f"agrees: false at row {int(outcome.last().argmin())} for the last exit, which is the full model itself. "
             "It will count as a loss there; outcomes against references should be given as loss.",
-            stacklevel=3,
         )
 
 

@@ -1,7 +1,6 @@
 """Columns of true and false, as ``failed`` is, and what makes one of a log's texts and numbers."""
 
 import shlex
-import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -61,10 +60,9 @@ def where(column: pd.Series, source: str, sign: str, said: str) -> pd.Series:
     alike = np.array([_is_said(cell, said) for cell in cells], dtype=bool)
     if sign == "==" and len(alike) and not alike.any():
         there = sorted({_validate.shown(cell) for cell in np.array(cells, dtype=object)[~absent]})
-        warnings.warn(
+        _validate.warn(
             f"columns: no row of {source!r} is {said}; it holds {', '.join(there[:5]) or 'nothing'}. See that it is written "
             "as the log writes it.",
-            stacklevel=2,
         )
     truth = pd.Series(alike == (sign == "=="), index=column.index)
     return truth.astype(object).mask(absent, None) if absent.any() else truth

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast, overload
 
@@ -142,7 +141,7 @@ def replay_arrays(
                 f"{len(counts)} tokens."
             )
         where = where.astype(np.int64)
-    elif not isinstance(schedule, Constant):
+    elif isinstance(schedule, Decaying):
         raise RiskcalError(
             "position: a decaying schedule needs each token's position; give position=."
         )
@@ -160,9 +159,8 @@ def replay_arrays(
     exits = rule.exits(levels.values.reshape(-1), begin, counts, where)
     place = begin[:, None] + exits - 1
     losses = outcome.values.reshape(-1)[place].view(TokenLosses)
-    losses = losses.astype(
-        np.float64
-    )  # a copy that owns its memory, so that plain views of it lead back to it
+    # a copy that owns its memory, so that plain views of it lead back to it
+    losses = losses.astype(np.float64)
     if costs is None:
         return losses, exits
     taken = {
@@ -227,6 +225,11 @@ def replay_traces(
     >>> [round(layers, 1) for layers in runs.mean_costs()["layers"]]
     [2.4, 1.4, 1.0]
     """
+    if not isinstance(traces, Traces):
+        raise RiskcalError(
+            f"traces: give Traces, not {type(traces).__name__}; Traces.from_arrays makes them of matrices, from_frame of a "
+            "table."
+        )
     rule = rules.of(
         thresholds,
         schedule=schedule,
@@ -332,9 +335,8 @@ def _prompt_means(
     needed = np.column_stack([local, np.full(len(position), math.nan)])
     top = _BUCKETS_BY_POSITION if decays else _BUCKETS
     low = float(local.min())
-    with np.errstate(
-        over="ignore", divide="ignore"
-    ):  # a degenerate scale puts all in one bucket, and all are compared
+    # a degenerate scale puts all in one bucket, and all are compared
+    with np.errstate(over="ignore", divide="ignore"):
         scale = float(np.divide(top - 1, local.max() - low))
     table = kernels.ranks_by_bucket(needed, low, scale, top)
     outcome = np.ascontiguousarray(traces.agrees if traces.loss is None else traces.loss)
@@ -383,8 +385,7 @@ def _warn_of_peeking(met: Floats, k: int, upper: float) -> None:
     """Thresholds strictly inside (0, upper) that a token meets exactly look as if they came from these very data."""
     seen = met[(met > 0) & (met < upper)]
     if seen.size:
-        warnings.warn(
+        _validate.warn(
             f"thresholds: {seen.size} of {k} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
             "before the calibration data are seen; take it from a regular grid or from other data.",
-            stacklevel=3,
         )

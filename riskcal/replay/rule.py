@@ -123,7 +123,7 @@ def as_schedule(schedule: Any) -> Schedule:
     """A schedule, which is an object rather than a name."""
     if isinstance(schedule, type) or not hasattr(schedule, "local_threshold"):
         raise RiskcalError(
-            f"schedule: {_validate.shown(schedule)} is none; give Constant(), or Decaying(temperature=..., max_length=...)."
+            f"schedule: {_validate.shown(schedule)} is none; give riskcal.Constant() or riskcal.Decaying(...)."
         )
     return cast(Schedule, schedule)
 

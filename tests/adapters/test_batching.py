@@ -188,9 +188,8 @@ def test_row_9_what_a_layer_does_depends_on_no_other_row(tiny_t5, fields):
 )
 def test_row_9_rows_go_on_as_alone_without_those_that_ended(tiny_t5, fields, monkeypatch):
     model = copy.deepcopy(tiny_t5)
-    model.generation_config.eos_token_id = list(
-        range(1, tiny_t5.config.vocab_size, 5)
-    )  # rows end one after the other
+    # rows end one after the other
+    model.generation_config.eos_token_id = list(range(1, tiny_t5.config.vocab_size, 5))
     decoder, kept = EarlyExitT5(model), []
     keep = Cache.keep
     monkeypatch.setattr(
