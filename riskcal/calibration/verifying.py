@@ -142,6 +142,10 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     >>> [difference.name for difference in riskcal.verify(policy, fewer).differences]
     ['n', 'pvalue', 'records_digest', 'threshold']
     """
+    if not isinstance(policy, ExitPolicy):
+        raise RiskcalError(
+            f"policy: give an ExitPolicy, not {type(policy).__name__}; ExitPolicy.load reads one from its file."
+        )
     certificate = policy.certificate
     if certificate is None:
         raise RiskcalError(
@@ -181,7 +185,9 @@ def _again(
     if isinstance(found, list):
         found = next(one for one in found if one.delta == certificate.delta)
     stricter = found.lower_is_stricter
-    recorded = _recorded(policy, found._settings, found.chosen, lower_is_stricter=stricter)
+    recorded = _recorded(
+        policy, found._problem.candidates, found.chosen, lower_is_stricter=stricter
+    )
     return found, found.certificate, recorded
 
 

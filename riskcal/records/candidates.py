@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,15 +34,23 @@ def only_threshold(candidates: pd.DataFrame) -> bool:
     return varying(candidates) == ["threshold"]
 
 
+def on_curves(coordinates: Sequence[str]) -> bool:
+    """Whether a curve over thresholds shows candidates, or one for each value of a further coordinate.
+
+    Not of vectors, which a ``threshold`` only numbers.
+    """
+    return "threshold" in coordinates and "thresholds" not in coordinates and len(coordinates) <= 2
+
+
 def column_names(candidate_columns: Any) -> list[str]:
     """The names of further columns that tell candidates apart, as a list, if they are one."""
-    if isinstance(candidate_columns, str) or not all(
-        isinstance(name, str) for name in candidate_columns or ()
-    ):
+    listed = isinstance(candidate_columns, Iterable) and not isinstance(candidate_columns, str)
+    names = list(candidate_columns) if listed else None
+    if names is None or not all(isinstance(name, str) for name in names):
         raise RiskcalError(
-            f"candidate_columns: {candidate_columns!r} is no list of names of columns."
+            f"candidate_columns: {_validate.shown(candidate_columns)} is no list of names of columns."
         )
-    return list(candidate_columns or ())
+    return names
 
 
 def as_numbers(column: pd.Series) -> Floats:
@@ -60,9 +69,15 @@ def thresholds(column: pd.Series) -> Floats:
     bad = np.isnan(values) | np.isneginf(values)
     if bad.any():
         row = int(bad.argmax())
+        word = plain(column.iloc[row])
+        said = (
+            f" If {word!r} means that, replace it before reading."
+            if isinstance(word, str) and word
+            else ""
+        )
         raise RiskcalError(
-            f"threshold: {plain(column.iloc[row])!r} at row {column.index[row]} is not a threshold; give a number, or 'full' for "
-            "the full model."
+            f"threshold: {word!r} at row {column.index[row]} is not a threshold; give a number, or 'full' for "
+            f"the full model.{said}"
         )
     return values
 

@@ -230,9 +230,14 @@ def _first_rows(frame: pd.DataFrame, prompts: pd.Series) -> _Rows:
 
 
 def _with_thresholds(frame: pd.DataFrame, bad: _Rows) -> pd.DataFrame:
-    """Infinity for what is no threshold, if a prompt has one at most and no other is the full model's; else less such prompts."""
+    """Infinity for what is no threshold, if it may be the full model's; else the log less such prompts.
+
+    It may where no other row is, and a prompt has one at most, or all of them say the same word, retries of it included.
+    """
     prompts = _prompts(frame)[bad]
-    if not prompts.duplicated().any() and not _full(frame).any():
+    words = frame["threshold"][bad]
+    one = all(isinstance(word, str) for word in words) and words.nunique() == 1
+    if (one or not prompts.duplicated().any()) and not _full(frame).any():
         numbers = np.where(bad, math.inf, candidates.as_numbers(frame["threshold"]))
         return frame.assign(threshold=numbers)
     return frame[~_of_prompts(frame, prompts)]
