@@ -13,6 +13,7 @@ import platform
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +72,10 @@ def versions() -> str:
 
 
 def printed(file: Path) -> list[str]:
-    """What was printed elsewhere, by a user or by `outgrown.py`, which wraps it."""
+    """What was printed elsewhere, by a user or by `outgrown.py`, which wraps it; not what that was compared with."""
     text = file.read_text(encoding="utf-8")
-    return json.loads(text)["printed"] if file.suffix == ".json" else text.splitlines()
+    found = json.loads(text)["printed"] if file.suffix == ".json" else text.splitlines()
+    return list(takewhile(bool, found))
 
 
 def main() -> None:

@@ -167,13 +167,13 @@ def risk_rises(
     >>> riskcal.monotone.risk_rises(runs.losses("textual"), runs.thresholds).empty
     True
     """
-    found = rising_pairs(losses, thresholds, epsilon=epsilon, lower=lower, upper=upper)
+    found = _rising_pairs(losses, thresholds, epsilon=epsilon, lower=lower, upper=upper)
     columns = ["threshold", "higher_threshold", "loss", "higher_loss", "rise", "pvalue"]
     table = pd.DataFrame(found, columns=columns, dtype=np.float64)
     return table.sort_values(["threshold", "higher_threshold"], ascending=False, ignore_index=True)
 
 
-def rising_pairs(
+def _rising_pairs(
     losses: ArrayLike,
     thresholds: ArrayLike,
     *,

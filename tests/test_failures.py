@@ -186,6 +186,12 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path) -> None:
         match=r"holds 1 files that are no tables \(deep.notes.txt\).*a list of files, or a pattern",
     ):
         Runs.read(tmp_path)
+    (tmp_path / "rotated").mkdir()
+    (tmp_path / "rotated" / "router-0.jsonl.gz").touch()
+    (tmp_path / "rotated" / "NOTES.txt").touch()
+    with pytest.raises(RiskcalError, match=r"pattern such as '.*rotated/\*\*/\*\.jsonl\.gz'"):
+        Runs.read(tmp_path / "rotated")
+    (tmp_path / "rotated" / "router-0.jsonl.gz").unlink()
     tables = [
         file for file in tmp_path.rglob("*.*") if file.suffix != ".txt" and file.name != ".hidden"
     ]

@@ -98,7 +98,7 @@ def rises(problem: Problem) -> str:
     for risk in problem.risks:
         if risk.is_cost or risk.early is not None:
             continue
-        pairs = monotone.rising_pairs(
+        pairs = monotone._rising_pairs(
             risk.losses, problem.strictness, lower=risk.lower, upper=risk.upper
         )
         if pairs:

@@ -367,10 +367,18 @@ class ExitPolicy(Saved):
             self.schedule.local_threshold(self.threshold, np.arange(length)), ax=ax
         )
 
+    def __str__(self) -> str:
+        table = self._told()
+        return sentences.of_policy(self) + ("\n" + _showing.text(table) if len(table) else "")
+
     def _repr_html_(self) -> str:
-        told = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        table = self._told()
         said = _showing.paragraph(sentences.of_policy(self))
-        table = pd.DataFrame(
+        return said + (_showing.html(table) if len(table) else "")
+
+    def _told(self) -> pd.DataFrame:
+        """The settings that are not as they are by default."""
+        told = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        return pd.DataFrame(
             {"setting": list(told), "value": [json.dumps(v) for v in told.values()]}
         )
-        return said + (_showing.html(table) if told else "")

@@ -1,5 +1,6 @@
 """What decoders write down: `Runs` (one row per prompt and candidate) and `Traces` (one row per generated token)."""
 
+from riskcal.records.candidates import on_curves as on_curves
 from riskcal.records.candidates import only_threshold as only_threshold
 from riskcal.records.candidates import varying as varying
 from riskcal.records.costs import COSTS as COSTS
@@ -17,3 +18,8 @@ from riskcal.records.runs import Runs as Runs
 from riskcal.records.tokens import TokenLosses as TokenLosses
 from riskcal.records.tokens import holds_tokens as holds_tokens
 from riskcal.records.traces import Traces as Traces
+
+# these look at all of the above, so that their place is last
+# isort: split
+from riskcal.records import check as check
+from riskcal.records import formats as formats

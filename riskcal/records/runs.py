@@ -245,10 +245,11 @@ class Runs:
 
     def of_group(self, name: Any) -> Self:
         """The runs of one stratum's prompts."""
-        kept = self.group == name
+        kept = np.array([one == name for one in self.group.tolist()] if np.isscalar(name) else [])
         if not kept.any():
+            there = ", ".join(map(repr, np.unique(self.group).tolist()))
             raise RiskcalError(
-                f"group: no prompt is of {name!r}; choose one of {', '.join(map(repr, np.unique(self.group).tolist()))}."
+                f"group: no prompt is of {_validate.shown(name)}; choose one of {there}."
             )
         return self.take(np.flatnonzero(kept))
 
@@ -372,8 +373,18 @@ class Runs:
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:
+            other, said = {
+                "risk": ("dissimilarity", "objective='textual' tests it"),
+            }.get(
+                column,
+                (
+                    "risk",
+                    "objective='risk' or 'risk_clipped' tests it (on the shell --objective risk)",
+                ),
+            )
+            there = f" There is {other}: {said}." if other in self.values else ""
             raise RiskcalError(
-                f"{column}: objective {objective!r} needs this column, which was not recorded."
+                f"{column}: objective {objective!r} needs this column, which was not recorded.{there}"
             )
         return self.values[column]
 

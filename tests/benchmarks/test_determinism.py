@@ -54,3 +54,15 @@ def test_what_was_printed_elsewhere_is_compared_as_text_and_as_a_result(
         determinism.main()
     assert ended.value.code == code
     assert f"Against elsewhere: {told}" in capsys.readouterr().out
+
+
+def test_what_was_itself_compared_serves_as_well(tmp_path, monkeypatch, capsys) -> None:
+    """`.ci/versions` keeps what it printed last, which ends in a comparison, for the next time."""
+    file = tmp_path / "there.txt"
+    file.write_text("\n".join(["# elsewhere", *LINES, "", "Against another: 0 of 2 lines differ"]))
+    monkeypatch.setattr(determinism, "lines", lambda: iter(LINES))
+    monkeypatch.setattr("sys.argv", ["determinism.py", "--against", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        determinism.main()
+    assert ended.value.code == 0
+    assert "Against elsewhere: 0 of 2 lines differ in digits" in capsys.readouterr().out

@@ -381,7 +381,10 @@ class Engine:
             self._journal.dropped(self._waiting_shadows.popleft())
 
     def _missing(self, flight: Flight, why: str) -> None:
-        """Of a request that ended without an output nobody knows the loss: one that never ran under a policy has none."""
+        """Tell that a request which shadows would have taken ended without an output: nobody knows its loss.
+
+        One that was never given a slot, or was served at full depth, has none that the policy is to blame for.
+        """
         ran = flight.prompt is not None and flight.full_depth is None
         if ran and self._shadow is not None and self._shadow.takes(flight.id):
             self._journal.missing(flight, why)
