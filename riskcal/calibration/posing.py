@@ -301,7 +301,8 @@ def from_arrays(
         raise RiskcalError(f"runs: {str(losses)!r} is a path; read it first, with Runs.read(path).")
     if isinstance(losses, Traces | pd.DataFrame):
         raise RiskcalError(
-            "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; Traces hold token rows of one "
+            "runs: give Runs or an array of losses. A table of records becomes Runs with Runs.from_frame, one whose "
+            "columns are thresholds an array with to_numpy(); Traces hold token rows of one "
             "path, which replay_traces turns into (replayed) Runs."
         )
     replayed = holds_tokens(losses)
