@@ -465,6 +465,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--sample", type=int, default=400, help="mutants of each module")
+    parser.add_argument(
+        "--modules", nargs="+", default=MODULES, choices=MODULES, help="these alone"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=20.0, help="of tests for each mutant")
     parser.add_argument("--again", action="store_true", help="try the survivors again")
@@ -483,7 +486,7 @@ def main() -> None:
     if asked.again:
         known = {k: one for k, one in known.items() if one["outcome"] == "killed"}
     drawn, totals = [], {}
-    for module in MODULES:
+    for module in asked.modules:
         files = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / module).glob("*.py"))
         every = [mutant for file in files for mutant in mutants_of(file)]
         totals[module] = len(every)

@@ -285,10 +285,24 @@ def level(value: Any, name: str) -> float:
     return result
 
 
-def count(value: Any, name: str, *, least: int, most: int | None = None) -> int:
+def truth(value: Any, name: str) -> bool:
+    """A truth value."""
+    if not isinstance(value, bool | np.bool_):
+        raise RiskcalError(f"{name}: {shown(value)} is neither True nor False.")
+    return bool(value)
+
+
+def listed(values: Any, name: str, what: str) -> list[Any]:
+    """What can be gone through, as a list."""
+    with reading(name, what):
+        return list(values)
+
+
+def count(value: Any, name: str, *, least: int, most: int = 2**53) -> int:
+    """A whole number; beyond 2^53 floats do not count."""
     if not is_whole(value) or value < least:
         raise RiskcalError(f"{name}: {shown(value)} is not a whole number of at least {least}.")
-    if most is not None and value > most:
+    if value > most:
         raise RiskcalError(
             f"{name}: {shown(value)} is more than {most}, the most that is possible."
         )

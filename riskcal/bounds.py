@@ -323,7 +323,8 @@ def simultaneous(
     options: dict[str, Any] = {} if grid is None else {"grid": grid}
     if not isinstance(test, Binomial):  # whose losses are 0 or 1
         options |= {"lower": low, "upper": high}
-    k = np.shape(losses)[1] if np.ndim(losses) == 2 else 1
+    given = _validate.as_given(losses, "losses", "an array of numbers")
+    k = given.shape[1] if given.ndim == 2 else 1
     return np.atleast_1d(METHODS[test.bound](losses, epsilon=level / max(k, 1), **options))
 
 

@@ -117,6 +117,19 @@ def test_pareto_keeps_no_candidate_that_another_beats_in_both_risk_and_cost():
         assert not (beaten and tuple(row) in kept)
 
 
+def test_pareto_keeps_every_candidate_that_none_beats():
+    data = several_coordinates()
+    calibration = riskcal.calibrate(data, delta=0.1, procedure="pareto")
+    pilot = data.losses("textual")[: len(calibration.pilot)].mean(0)
+    layers = data.values["layers"][: len(calibration.pilot)].mean(0)
+    kept = {tuple(r) for r in calibration.table[["threshold", "measure"]].itertuples(index=False)}
+    assert len(kept) > 1
+    for j, row in enumerate(data.candidates[["threshold", "measure"]].itertuples(index=False)):
+        others = np.arange(data.k) != j
+        if not ((pilot <= pilot[j]) & (layers <= layers[j]) & others).any():
+            assert tuple(row) in kept
+
+
 @pytest.mark.parametrize("procedure", ["pilot_order", "pareto", "holm", "hochberg", "fallback"])
 def test_family_wise_error_on_a_curve_that_rises_and_falls(procedure):
     """300 draws with a bump above delta among safe candidates: false certificates at most .05 + 3 SE = .088."""

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from riskcal import RiskcalError, fwer
+from riskcal.fwer import procedures
 from riskcal.fwer.procedures import Fallback, FixedSequence, pilot_size, refuse_options
 
 PROCEDURES = {
@@ -229,3 +230,57 @@ def test_what_was_fixed_beforehand_has_a_digest_and_nothing_has_none() -> None:
     assert found[0] is None
     assert None not in found[1:]
     assert found[1] != found[2]
+
+
+K = 4
+UNIFORM = np.where(np.eye(K), 0.0, 1 / (K - 1))
+DIGEST = "7fcdd0d5dd4ee4c506130d0aef0826bb"
+
+
+@pytest.mark.parametrize(
+    "procedure",
+    [
+        fwer.FixedSequence(),
+        fwer.FixedSequence(starts=2),
+        fwer.Bonferroni(),
+        fwer.Holm(),
+        fwer.Hochberg(),
+        Fallback(),
+        Fallback(weights=[0.5, 0.25, 0.25, 0.0]),
+        fwer.Graphical(transitions=UNIFORM),
+    ],
+    ids=lambda one: f"{one.name}-{one.options}",
+)
+def test_the_p_value_that_begins_certifies_alone_and_a_larger_one_only_where_all_count(procedure):
+    """What plans and outlooks read of a procedure is what it does."""
+    first = procedure.begins(0.05, K)
+    assert first.max() > 0
+    for j in range(K):
+        alone = np.ones(K)
+        alone[j] = first[j]
+        assert procedure.rejected(alone, 0.05)[j] == (first[j] > 0)
+        alone[j] = np.nextafter(first[j], 1.0) * (1 + 1e-9)
+        assert not procedure.rejected(alone, 0.05).any()
+    above = np.where(first > 0, first * 1.001, 0.0)
+    assert procedure.rejected(above, 0.05).any() == procedure.step_up
+
+
+@pytest.mark.parametrize("name", sorted(procedures.BY_NAME))
+def test_candidates_that_were_put_in_order_are_tested_as_they_stand(name):
+    """The order goes, all other options stay."""
+    given = {"order": [2, 0, 1], "starts": 2, "weights": [0.5, 0.25, 0.25], "pilot_fraction": 0.3}
+    given["transitions"] = np.eye(3, k=1)
+    kind = procedures.BY_NAME[name]
+    before = kind(**{option: given[option] for option in procedures.options_of(name)})
+    after = before.in_order()
+    assert after.arranged(3) is None
+    assert after.options == {k: v for k, v in before.options.items() if k != "order"}
+
+
+def test_the_digest_of_what_was_preregistered_is_the_one_in_older_certificates():
+    ordered = fwer.FixedSequence(order=[2, 0, 1])
+    assert ordered.preregistered == DIGEST
+    assert fwer.FixedSequence(order=np.array([2, 0, 1])).preregistered == DIGEST
+    assert Fallback(order=[2, 0, 1]).preregistered == DIGEST  # of what was given alone
+    assert fwer.FixedSequence(order=[2, 1, 0]).preregistered != DIGEST
+    assert fwer.FixedSequence(starts=3).preregistered is None

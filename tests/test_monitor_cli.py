@@ -170,6 +170,20 @@ def test_monitor_reads_a_stream(tmp_path):
     )
 
 
+@pytest.mark.parametrize("end", ["", "abc\n", "nan\n", "1.5\n"])
+def test_a_file_is_read_to_the_alarm_as_a_stream_is(tmp_path, end):
+    """What stands behind the alarm, even what is no loss, changes neither the exit status nor the state."""
+    text, log = "loss\n" + "0.9\n" * 50 + end, tmp_path / "log.csv"
+    log.write_text(text)
+    found = []
+    for name, stdin in ((str(log), None), ("-", text)):
+        state = tmp_path / f"state-{stdin is None}.json"
+        result = monitor(name, "--delta", 0.1, "--state", state, stdin=stdin)
+        assert result.exit_code == 3
+        found.append((state.read_text(), result.output.replace(name, "LOG")))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("mark", ["", "\ufeff", "\ufeff\n\r\n", "\n  \n"])
 @pytest.mark.parametrize(

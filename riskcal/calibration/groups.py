@@ -64,7 +64,9 @@ def calibrate_groups(
         )
     groups = np.unique(runs.group)
     strata = {str(name): runs.of_group(name) for name in groups}
-    share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
+    share = _validate.level(epsilon, "epsilon") / (
+        len(groups) if _validate.truth(joint, "joint") else 1
+    )
     if (
         options.get("weighting") is None
         and "cluster" in runs.labels

@@ -142,6 +142,10 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     >>> [difference.name for difference in riskcal.verify(policy, fewer).differences]
     ['n', 'pvalue', 'records_digest', 'threshold']
     """
+    if not isinstance(policy, ExitPolicy):
+        raise RiskcalError(
+            f"policy: give an ExitPolicy, not {type(policy).__name__}; ExitPolicy.load reads one from its file."
+        )
     certificate = policy.certificate
     if certificate is None:
         raise RiskcalError(

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,12 +124,13 @@ def calibrate_command(
         print(calibration.message)
     written = [("Policy", out), ("Picture", plot)]
     said = {"measure": measure, "cache": cache, "batching": batching}
-    if out is not None:
-        named = {name: value for name, value in said.items() if value is not None}
-        calibration.policy(**named).save(out)
-    if plot is not None and figure is not None:
-        with _replacing.replacing(plot) as temporary:
+    with ExitStack() as waiting:  # the picture takes its place once the policy has
+        if plot is not None and figure is not None:
+            temporary = waiting.enter_context(_replacing.replacing(plot))
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])
+        if out is not None:
+            named = {name: value for name, value in said.items() if value is not None}
+            calibration.policy(**named).save(out)
     for what, path in written:
         if path is not None and not as_json:
             print(f"{what} written to {path}")

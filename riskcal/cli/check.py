@@ -12,7 +12,7 @@ import typer
 from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
 from riskcal.cli.log_options import ColumnsOption, CoordinateOption, DirectionOption, KeepOption
-from riskcal.records import COSTS, Runs, Traces, files, guessing, renaming, retries
+from riskcal.records import COSTS, Runs, Traces, files, guessing, joining, renaming, retries
 from riskcal.records.check import Finding, findings, findings_of_traces
 from riskcal.records.columns import are_traces
 
@@ -56,7 +56,7 @@ def check(
     if traces:
         found = findings_of_traces(frame, columns=names)
     else:
-        found = findings(frame, **asked, is_json=files.is_json_lines(frame))
+        found = findings(frame, **asked, is_json=joining.is_json_lines(frame))
     if as_json:
         print(json.dumps({"readable": not found, "problems": [_jsonable(one) for one in found]}))
     elif found:
@@ -89,7 +89,7 @@ def _show(log: Path, frame: pd.DataFrame, asked: dict[str, Any]) -> None:
 
 def _would_be_read(frame: pd.DataFrame, asked: dict[str, Any], said: str) -> bool:
     columns = asked["columns"] | renaming.options([said])
-    is_json = files.is_json_lines(frame)
+    is_json = joining.is_json_lines(frame)
     try:
         return not findings(frame, **(asked | {"columns": columns}), is_json=is_json)
     except RiskcalError:

@@ -2,7 +2,7 @@
 
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
@@ -174,26 +174,53 @@ def _feed(
     log: str,
     counted: Callable[[float, float], Any] | None,
 ) -> int | None:
-    """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
+    """Update from a log until the alarm and no further; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None
     rows = loss_log.entries(start, file, log, watch.sampling_rate, counted)
-    while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
-        before = watch.n
+    while True:
+        block, refused = _block(rows, 1 if log == "-" else 4096)
+        before, ahead = watch.n, RiskMonitor.from_json(watch.to_json())
         try:
-            watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
+            _take(ahead, block)
         except RiskcalError:
-            _refuse_row(block, watch, log)
-        if watch.alarm_at is not None:
-            return block[watch.alarm_at - before - 1].row
-    return None
+            block, refused = _until_refused(block, watch, log)
+            _take(ahead, block)
+        if ahead.alarm_at is not None:
+            block = block[: ahead.alarm_at - before]
+            _take(watch, block)
+            return block[-1].row
+        if refused is not None:
+            raise refused
+        if not block:
+            return None
+        _take(watch, block)
 
 
-def _refuse_row(block: list[loss_log.Entry], watch: RiskMonitor, log: str) -> None:
-    """Say which row of a refused block is to blame."""
-    for number, loss, rate in block:
+def _block(
+    rows: Iterator[loss_log.Entry], size: int
+) -> tuple[list[loss_log.Entry], RiskcalError | None]:
+    """The next rows, and why one after them cannot be read: an alarm before it is one all the same."""
+    block: list[loss_log.Entry] = []
+    try:
+        block.extend(itertools.islice(rows, size))
+    except RiskcalError as error:
+        return block, error
+    return block, None
+
+
+def _take(watch: RiskMonitor, block: list[loss_log.Entry]) -> None:
+    watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
+
+
+def _until_refused(
+    block: list[loss_log.Entry], watch: RiskMonitor, log: str
+) -> tuple[list[loss_log.Entry], RiskcalError | None]:
+    """The rows of a block before the one that a monitor refuses, and the refusal, which names its row."""
+    for place, (number, loss, rate) in enumerate(block):
         try:
             RiskMonitor(**watch.parameters).update(loss, rates=rate)
         except RiskcalError as error:
             reason = str(error).replace(" at index 0", "")
-            raise RiskcalError(f"{log}: row {number}: {reason}") from None
+            return block[:place], RiskcalError(f"{log}: row {number}: {reason}")
+    return block, None

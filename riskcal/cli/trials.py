@@ -1,5 +1,6 @@
 """`riskcal trials`: how large and how stable the savings are over repeated splits."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,13 +77,15 @@ def trials(
         summary(table),
         f"{n_trials} splits, {calibration_fraction:.0%} to calibrate on, {objective}, {test}",
     )
-    if out is not None:
-        files.write(table, out)
-        print(f"Trials written to {out}")
-    if figure is not None and plot is not None:
-        with _replacing.replacing(plot) as temporary:
+    with ExitStack() as waiting:  # the picture takes its place once the table has
+        if figure is not None and plot is not None:
+            temporary = waiting.enter_context(_replacing.replacing(plot))
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])
-        print(f"Picture written to {plot}")
+        if out is not None:
+            files.write(table, out)
+    for what, path in (("Trials", out), ("Picture", plot)):
+        if path is not None:
+            print(f"{what} written to {path}")
 
 
 def _print_trials(table: pd.DataFrame, title: str) -> None:

@@ -30,11 +30,17 @@ def _not_nan(value: Any) -> Any:
     number = _full_to_inf(value)
     if isinstance(number, bool) or not _validate.is_number(number):
         raise ValueError(f"{_validate.shown(value)} is neither a number nor 'full'")
-    if math.isnan(number) or number == -math.inf:
+    try:
+        found = float(number)
+    except OverflowError:
+        raise ValueError(
+            f"{_validate.shown(value)} is beyond all floats; give inf for the full model"
+        ) from None
+    if math.isnan(found) or found == -math.inf:
         raise ValueError(
             f"{value} is no threshold; give a number, or inf (in JSON: 'full') for the full model"
         )
-    return float(number)
+    return found
 
 
 Threshold = Annotated[

@@ -18,3 +18,8 @@ from riskcal.records.runs import Runs as Runs
 from riskcal.records.tokens import TokenLosses as TokenLosses
 from riskcal.records.tokens import holds_tokens as holds_tokens
 from riskcal.records.traces import Traces as Traces
+
+# these look at all of the above, so that their place is last
+# isort: split
+from riskcal.records import check as check
+from riskcal.records import formats as formats

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -44,13 +44,13 @@ def on_curves(coordinates: Sequence[str]) -> bool:
 
 def column_names(candidate_columns: Any) -> list[str]:
     """The names of further columns that tell candidates apart, as a list, if they are one."""
-    if isinstance(candidate_columns, str) or not all(
-        isinstance(name, str) for name in candidate_columns or ()
-    ):
+    listed = isinstance(candidate_columns, Iterable) and not isinstance(candidate_columns, str)
+    names = list(candidate_columns) if listed else None
+    if names is None or not all(isinstance(name, str) for name in names):
         raise RiskcalError(
-            f"candidate_columns: {candidate_columns!r} is no list of names of columns."
+            f"candidate_columns: {_validate.shown(candidate_columns)} is no list of names of columns."
         )
-    return list(candidate_columns or ())
+    return names
 
 
 def as_numbers(column: pd.Series) -> Floats:

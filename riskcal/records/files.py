@@ -21,6 +21,7 @@ import pyarrow.csv
 from riskcal import _parquet, _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.records.columns import canonical, is_unicode, of_arrow
+from riskcal.records.joining import JSON_LINES, Places, together
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
 TEXT_COLUMNS = (
@@ -55,9 +56,6 @@ _KINDS = {
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 
-#: The mark of a table from JSON lines, in which a null may have been an infinity.
-_JSON = "riskcal.json_lines"
-
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
 
@@ -66,8 +64,17 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
 
     Columns keep their names. ``names`` gives the file's name of each of riskcal's columns that has another there, to be read so.
     """
+    return read_placed(source, names)[0]
+
+
+def read_placed(
+    source: Source, names: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, Places]:
+    """As `read`, and which file each of the rows stands in."""
     found = parts(source)
-    return _together([read_part(part, names) for part in found], names or {})
+    tables = [read_part(part, names) for part in found]
+    places = Places([part.file for part in found], [len(table) for table in tables])
+    return together(tables, names or {}), places
 
 
 @dataclass(frozen=True)
@@ -112,11 +119,6 @@ def parts(source: Source) -> list[Part]:
 def read_part(part: Part, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The table in one file, with what the names of its folders say."""
     return in_its_folder(_read_file(part.file, names or {}), part, names or {})
-
-
-def is_json_lines(frame: pd.DataFrame) -> bool:
-    """Whether all of a table that `read` made comes from JSON lines."""
-    return bool(frame.attrs.get(_JSON))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -196,35 +198,8 @@ def _in_the_file(columns: Sequence[str], names: Mapping[str, str]) -> set[str]:
     return {*own, *(names[name] for name in columns if name in names)}
 
 
-def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
-    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say.
-
-    A part of outputs that all ended need not say that none ``failed``. Columns of several types become objects, since pandas
-    would make floats of signed and unsigned ids.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    failed = names.get("failed", "failed")
-    if any(failed in part.columns for part in parts):
-        parts = [
-            part if failed in part.columns else part.assign(**{failed: False}) for part in parts
-        ]
-    found = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
-    mixed = [
-        name
-        for name in found
-        if len({part[name].dtype for part in parts if name in part.columns}) > 1
-    ]
-    alike = [
-        part.astype({name: object for name in mixed if name in part.columns}) for part in parts
-    ]
-    whole = pd.concat(alike, ignore_index=True)
-    whole.attrs = {_JSON: True} if all(map(is_json_lines, parts)) else {}
-    return whole
-
-
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table in the format of the path's ending; an existing file is replaced whole or not at all."""
+    """Write a table in the format of the path's ending, packed if that says so; a file is replaced whole or not at all."""
     target = _replacing.a_path(path)
     kind = _kind(target)
     if kind == "json":
@@ -233,26 +208,27 @@ def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
         )
     with _replacing.replacing(target) as partial:
         try:
-            _write_as(kind, frame, partial)
+            _write_as(kind, _ending(target)[1], frame, partial)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RiskcalError(
                 f"{target}: cannot be written as {kind} ({_validate.reason(error)})."
             ) from None
 
 
-def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
+def _write_as(kind: str, packed: str | None, frame: pd.DataFrame, path: Path) -> None:
     if kind == "parquet":
         _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
-    elif kind == "csv":
-        # a bare carriage return ends a row
-        frame.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC)
-    else:
-        with path.open("w", encoding="utf-8") as file:
-            for row in frame.to_dict("records"):
-                file.write(
-                    json.dumps({key: _jsonable(str(key), value) for key, value in row.items()})
-                    + "\n"
-                )
+        return
+    with (
+        pa.output_stream(str(path), compression=packed) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", newline="") as file,
+    ):
+        if kind == "csv":  # a bare carriage return ends a row
+            frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
+            return
+        for row in frame.to_dict("records"):
+            named = {key: _jsonable(str(key), value) for key, value in row.items()}
+            file.write(json.dumps(named) + "\n")
 
 
 def _ending(path: Path) -> tuple[str, str | None]:
@@ -324,7 +300,7 @@ def _refuse_other_separators(content: bytes) -> None:
 
 def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
     frame = canonical(pd.DataFrame([row for _, row in _objects(stream, path)]))
-    frame.attrs[_JSON] = True
+    frame.attrs[JSON_LINES] = True
     return frame
 
 
@@ -347,7 +323,7 @@ def _read_json(stream: Any, path: Path) -> pd.DataFrame:
             "would be missing. Write a row per prompt and candidate, JSON lines for instance."
         )
     frame = canonical(pd.DataFrame(content))
-    frame.attrs[_JSON] = True
+    frame.attrs[JSON_LINES] = True
     return frame
 
 

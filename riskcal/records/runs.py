@@ -245,10 +245,11 @@ class Runs:
 
     def of_group(self, name: Any) -> Self:
         """The runs of one stratum's prompts."""
-        kept = self.group == name
+        kept = np.array([one == name for one in self.group.tolist()] if np.isscalar(name) else [])
         if not kept.any():
+            there = ", ".join(map(repr, np.unique(self.group).tolist()))
             raise RiskcalError(
-                f"group: no prompt is of {name!r}; choose one of {', '.join(map(repr, np.unique(self.group).tolist()))}."
+                f"group: no prompt is of {_validate.shown(name)}; choose one of {there}."
             )
         return self.take(np.flatnonzero(kept))
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from riskcal._validate import RiskcalError
-from riskcal.records import direction, files, reading, renaming, retries, streaming
+from riskcal.records import (
+    candidates,
+    direction,
+    files,
+    joining,
+    reading,
+    renaming,
+    retries,
+    streaming,
+)
 from riskcal.records.preparing import prepared
 from riskcal.records.unnamed import unnamed, warn_of_unnamed
 
@@ -26,6 +35,10 @@ class TableOptions:
     lower_is_stricter: bool
     columns: renaming.Columns | None
     keep: retries.Keep | None
+
+    def __post_init__(self) -> None:
+        names = candidates.column_names(self.candidate_columns)
+        object.__setattr__(self, "candidate_columns", names)
 
     def prepared(self, table: Any, *, is_json: bool = False) -> pd.DataFrame:
         """The table under riskcal's names."""
@@ -68,12 +81,14 @@ def of_files(make: type[_Runs], path: files.Source, options: TableOptions) -> _R
         if runs is not None:
             _warn(unread, options)
             return runs
-    frame = files.read(path, names)
+    frame, places = files.read_placed(path, names)
     try:
-        frame = options.prepared(frame, is_json=files.is_json_lines(frame))
+        frame = options.prepared(frame, is_json=joining.is_json_lines(frame))
         fields, lower = _fields(frame, options)
     except RiskcalError as error:
-        raise RiskcalError(f"{path}: {error}") from None
+        # which of several attempts is kept leaves rows out
+        told = str(error) if options.keep else places.told(str(error))
+        raise RiskcalError(f"{path}: {told}") from None
     _warn(options.unread(frame), options)
     return make(**fields).in_content_order().directed(lower)
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns, costs, exits, files, renaming, showing
+from riskcal.records import columns, costs, exits, files, joining, renaming, showing
 from riskcal.records.columns import plain
 from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
@@ -73,11 +73,11 @@ class Traces:
     @classmethod
     def read(cls, path: files.Source, *, columns: renaming.Columns | None = None) -> Self:
         """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does; ``columns`` as in `from_frame`."""
-        frame = files.read(path, renaming.only_renamed(columns))
+        frame, places = files.read_placed(path, renaming.only_renamed(columns))
         try:
             return cls.from_frame(frame, columns=columns)
         except RiskcalError as error:
-            raise RiskcalError(f"{path}: {error}") from None
+            raise RiskcalError(f"{path}: {places.told(str(error), joining.ROW_OR_INDEX)}") from None
 
     @classmethod
     def from_frame(cls, table: Any, *, columns: renaming.Columns | None = None) -> Self:

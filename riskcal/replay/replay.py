@@ -140,7 +140,7 @@ def replay_arrays(
                 f"{len(counts)} tokens."
             )
         where = where.astype(np.int64)
-    elif not isinstance(schedule, Constant):
+    elif isinstance(schedule, Decaying):
         raise RiskcalError(
             "position: a decaying schedule needs each token's position; give position=."
         )
@@ -223,6 +223,11 @@ def replay_traces(
     >>> [round(layers, 1) for layers in runs.mean_costs()["layers"]]
     [2.4, 1.4, 1.0]
     """
+    if not isinstance(traces, Traces):
+        raise RiskcalError(
+            f"traces: give Traces, not {type(traces).__name__}; Traces.from_arrays makes them of matrices, from_frame of a "
+            "table."
+        )
     rule = rules.of(
         thresholds,
         schedule=schedule,

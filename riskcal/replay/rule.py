@@ -131,6 +131,10 @@ def of(
     give_up: ArrayLike | None,
 ) -> Rule | Stages:
     """The rule that these arguments of a replay ask for."""
+    if not isinstance(schedule, Schedule):
+        raise RiskcalError(
+            f"schedule: {_validate.shown(schedule)} is none; give riskcal.Constant() or riskcal.Decaying(...)."
+        )
     several = give_up is not None or np.ndim(_validate.as_given(thresholds, "thresholds")) == 2
     grid = np.empty(0) if several else _validate.threshold_grid(thresholds, allow_full=allow_full)
     least = _validate.count(min_layer, "min_layer", least=1)

@@ -156,7 +156,8 @@ class _Files:
     def append(self, lines: bytes) -> None:
         """All of them; where they do not fit, the log is left as it was."""
         size, begun = self.size, lines
-        if size != self._whole and os.pread(self._log, 1, size - 1) != b"\n":  # torn by a crash
+        known = size in (0, self._whole)  # where its last line ended whole
+        if not known and os.pread(self._log, 1, size - 1) != b"\n":  # torn by a crash
             lines = begun = b"\n" + lines
         try:
             while lines:
