@@ -99,7 +99,10 @@ def from_json(text: str | bytes) -> Any:
 
 def reason(error: BaseException) -> str:
     """What another library says of it, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    if said.startswith("setting an array element with a sequence"):
+        return "its rows are not of one length" if "inhomogeneous" in said else "it holds lists"
+    return said
 
 
 def shown(value: Any) -> str:
@@ -129,6 +132,11 @@ def on_the_host(values: Any) -> Any:
     for step in ("detach", "cpu"):
         if hasattr(values, step) and hasattr(values, "dtype"):
             values = getattr(values, step)()
+    if str(getattr(values, "dtype", "")) in (
+        "torch.bfloat16",
+        "bfloat16",
+    ):  # numpy has no such type
+        return values.float() if hasattr(values, "float") else np.asarray(values).astype(np.float32)
     return values
 
 
@@ -139,7 +147,10 @@ def as_given(values: Any, name: str, what: str = "an array") -> NDArray[Any]:
         if np.ma.is_masked(result):
             where = first(np.ma.getmaskarray(np.ma.asarray(result)))
             raise RiskcalError(f"{name}: masked at index {where}; every value must be given.")
-        return np.asarray(result)
+        array = np.asarray(result)
+        if array.dtype == object and array.ndim == 0 and not (result is None or is_number(result)):
+            raise TypeError(f"a {type(values).__name__} is none; give a list")
+        return array
 
 
 def as_numbers(values: Any, name: str) -> Floats:
@@ -280,7 +291,7 @@ def level(value: Any, name: str) -> float:
     result = number(value, name)
     if not 0.0 < result < 1.0:
         raise RiskcalError(
-            f"{name}: {result:g} is not strictly between 0 and 1; 0.05 is customary."
+            f"{name}: {result:g} is not strictly between 0 and 1{'; 0.05 is customary' if name in ('epsilon', 'level') else ''}."
         )
     return result
 
