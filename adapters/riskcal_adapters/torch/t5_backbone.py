@@ -319,7 +319,7 @@ class T5Backbone(Backbone):
     def _stack(self) -> t5_kernels.Stack:
         layers = map(t5_kernels.arrays, self._stacks)
         ends = self._embedding.numpy(), self._head.numpy(), self._offset, self.head_width
-        return t5_kernels.Stack(*layers, *ends)
+        return t5_kernels.Stack._make((*layers, *ends))
 
     def alone(
         self, tokens: Tensor, mask: NDArray[np.bool_], needed: Floats, ends: Ints
