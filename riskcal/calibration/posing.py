@@ -19,6 +19,7 @@ from riskcal.policy.sentences import as_text
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
 from riskcal.records import costs as costs_
+from riskcal.records.arrays import refuse_other_order
 from riskcal.records.averages import means_within
 
 #: Range of each loss that can be asked for.
@@ -301,8 +302,9 @@ def from_arrays(
         raise RiskcalError(f"runs: {str(losses)!r} is a path; read it first, with Runs.read(path).")
     if isinstance(losses, Traces | pd.DataFrame):
         raise RiskcalError(
-            "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; Traces hold token rows of one "
-            "path, which replay_traces turns into (replayed) Runs."
+            "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; one with a column per threshold "
+            "is an array with table.to_numpy() and thresholds=table.columns. Traces hold token rows of one path, which "
+            "replay_traces turns into (replayed) Runs."
         )
     replayed = holds_tokens(losses)
     if replayed and prompts is None:
@@ -314,6 +316,7 @@ def from_arrays(
     if thresholds is None:
         raise RiskcalError("thresholds: an array of losses needs one threshold per column.")
     grid = _validate.threshold_grid(thresholds, allow_full=False)
+    refuse_other_order(losses, grid, "losses")
     matrix = _validate.losses(losses, lower=low, upper=high)
     if matrix.shape[1] != grid.size:
         raise RiskcalError(

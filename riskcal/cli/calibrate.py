@@ -15,7 +15,15 @@ from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, CoordinateOption, DirectionOption, KeepOption
+from riskcal.cli.log_options import (
+    ColumnsOption,
+    CoordinateOption,
+    DirectionOption,
+    KeepOption,
+    RunsArgument,
+    only_delta,
+    source,
+)
 from riskcal.records import COSTS, Runs, on_curves, renaming, retries
 
 if TYPE_CHECKING:
@@ -24,10 +32,10 @@ if TYPE_CHECKING:
 
 @app.command("calibrate")
 def calibrate_command(
-    runs: Annotated[
-        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")
+    runs: RunsArgument,
+    delta: Annotated[
+        list[float], typer.Option(help="Tolerated expected loss, in the loss's own units.")
     ],
-    delta: Annotated[float, typer.Option(help="Tolerated expected loss, in the loss's own units.")],
     epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
     objective: Annotated[
         str, typer.Option(help="textual, risk, risk_clipped or selective.")
@@ -97,14 +105,14 @@ def calibrate_command(
     budgets = dict(map(_budget, budget or ()))
     calibration = calibrate(
         Runs.read(
-            runs,
+            source(runs),
             candidate_columns=coordinate or (),
             costs=_named(cost, budgets),
             lower_is_stricter=lower_is_stricter,
             columns=renaming.options(columns or ()),
             keep=retries.option(keep),
         ),
-        delta=delta,
+        delta=only_delta(delta),
         epsilon=epsilon,
         objective=objective,
         test=test,

@@ -8,9 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import pyarrow as pa
+
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.cli.standard_input import standard_input
+from riskcal.records import sources
 
 _REMEDY = 'Give CSV (commas) with a column loss, JSON lines such as {"loss": 0.1}, or one JSON array of either.'
 _END: Any = object()
@@ -34,11 +37,15 @@ def opened(log: str) -> Iterator[TextIO]:
     try:
         if log == "-":
             yield standard_input()
+        elif packed := sources.ending(Path(log))[1]:
+            with pa.input_stream(log, compression=packed) as stream:
+                yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         else:
             with Path(log).open(encoding="utf-8-sig", newline="") as file:
                 yield file
     except OSError as error:
-        raise RiskcalError(f"{log}: cannot be read ({error.strerror}).") from None
+        reason = error.strerror or _validate.reason(error)
+        raise RiskcalError(f"{log}: cannot be read ({reason}).") from None
     except UnicodeDecodeError:
         raise RiskcalError(f"{log}: is not UTF-8 text.") from None
 
@@ -88,7 +95,7 @@ def entries(
             ):
                 loss = counted(float(record["exits"]), float(record["errors"]))
             else:
-                loss = float(record["loss"])
+                loss = _number(record["loss"])
             yield Entry(number, loss, float(record.get("rate", sampling_rate)))
         except KeyError:
             wanted = "loss" if counted is None else "loss, and not both of exits and errors"
@@ -105,6 +112,15 @@ def entries(
         raise RiskcalError(
             f"{name}: holds no loss, so that nothing can be said of the requests. {_REMEDY}"
         )
+
+
+def _number(cell: Any) -> float:
+    """A loss, as a number or the text of one."""
+    if cell is None or cell == "":
+        raise ValueError("its loss is missing; a request whose output failed has the worst loss")
+    if not isinstance(cell, str) and not _validate.is_number(cell):
+        raise ValueError(f"its loss is {_validate.shown(cell)}, which is no number")
+    return float(cell)
 
 
 def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:

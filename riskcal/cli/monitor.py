@@ -13,7 +13,7 @@ from riskcal import _replacing, heads
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.app import app
-from riskcal.cli.monitor_events import begun, is_event_log, watch_events
+from riskcal.cli.monitor_events import begun, is_event, is_event_log, watch_events
 from riskcal.cli.standard_input import arriving
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
@@ -98,6 +98,10 @@ def monitor(
                 text = itertools.chain(io.StringIO(start, newline=""), file)
                 lines = (line.encode("utf-8", "surrogateescape") for line in text)
                 _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
+        elif is_event(start):
+            raise RiskcalError(
+                f"{log}: holds events, which are read as they are or from standard input: zcat {log} | riskcal monitor -"
+            )
         if reference is not None:
             raise RiskcalError(
                 f"reference: is for event logs, and {log} holds losses; leave it out."

@@ -13,7 +13,14 @@ from riskcal import _replacing, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
+from riskcal.cli.log_options import (
+    ColumnsOption,
+    CoordinateOption,
+    DirectionOption,
+    KeepOption,
+    RunsArgument,
+    source,
+)
 from riskcal.records import Runs, files, renaming, retries
 from riskcal.trials import run_trials, summary
 
@@ -23,13 +30,12 @@ if TYPE_CHECKING:
 
 @app.command()
 def trials(
-    runs: Annotated[
-        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")
-    ],
+    runs: RunsArgument,
     delta: Annotated[
         list[float],
         typer.Option(help="Tolerated expected loss; give several by repeating the option."),
     ],
+    coordinate: CoordinateOption = None,
     columns: ColumnsOption = None,
     keep: KeepOption = None,
     lower_is_stricter: DirectionOption = False,
@@ -58,7 +64,8 @@ def trials(
     """
     table = run_trials(
         Runs.read(
-            runs,
+            source(runs),
+            candidate_columns=coordinate or (),
             columns=renaming.options(columns or ()),
             keep=retries.option(keep),
             lower_is_stricter=lower_is_stricter,

@@ -23,8 +23,8 @@ class Saved(Frozen):
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote; unknown fields and other schema versions are refused, never ignored."""
         file = _replacing.a_path(path)
-        try:
-            fields = _validate.from_json(file.read_text(encoding="utf-8"))
+        try:  # an editor may have begun it with a byte-order mark
+            fields = _validate.from_json(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
         except ValueError as error:

@@ -37,6 +37,8 @@ def from_arrays(
     further = costs_.named(costs)
     for name in values:
         _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *costs_.COSTS))
+    for name, value in (*values.items(), *further.items()):
+        refuse_other_order(value, grid, name)
     matrices = _matrices(values, grid.size, source)
     shape = next(iter(matrices.values())).shape
     for name, value in further.items():
@@ -83,6 +85,19 @@ def from_arrays(
     return fields | own
 
 
+def refuse_other_order(table: Any, grid: Floats, name: str) -> None:
+    """Refuse a table whose columns bear these thresholds in another order: a matrix keeps no names, and would mix them up."""
+    try:
+        labels = np.array([float(label) for label in getattr(table, "columns", ())])
+    except (TypeError, ValueError):
+        return
+    if sorted(labels) == sorted(grid) and not np.array_equal(labels, grid):
+        raise RiskcalError(
+            f"{name}: its columns are {labels.tolist()}, and thresholds {grid.tolist()}; give them in one order, "
+            "thresholds=table.columns for instance."
+        )
+
+
 def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str, NDArray[Any]]:
     """Every matrix (n, k), all of one shape; losses and costs are looked at column by column where some outputs failed."""
     matrices: dict[str, NDArray[Any]] = {}
@@ -97,7 +112,7 @@ def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str,
         matrix: NDArray[Any] = _validate.shaped(value, name, ndim=(2,))
         if matrix.shape[1] != k or (shape is not None and matrix.shape != shape):
             raise RiskcalError(
-                f"{name}: has shape {matrix.shape}; expected {shape or ('n', k)}, one column per threshold."
+                f"{name}: has shape {matrix.shape}; expected {shape or f'(n, {k})'}, one column per threshold."
             )
         shape = matrix.shape
         if name == "failed":

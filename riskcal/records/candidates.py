@@ -14,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import SCHEDULE_COLUMNS
 from riskcal.policy.columns import recorded_limit
-from riskcal.records import columns
+from riskcal.records import advice, columns
 from riskcal.records.columns import plain
 
 
@@ -80,6 +80,18 @@ def thresholds(column: pd.Series) -> Floats:
             f"the full model.{said}"
         )
     return values
+
+
+def with_objects_as_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with settings that are JSON, which JSON lines may hold as objects, as texts throughout."""
+    texts = {
+        name: frame[name].map(
+            lambda cell: json.dumps(cell, sort_keys=True) if isinstance(cell, dict) else cell
+        )
+        for name in ("policy", "learned")
+        if name in frame.columns and frame[name].dtype == object
+    }
+    return frame.assign(**texts)
 
 
 def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
@@ -171,6 +183,11 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )
+        if name in ("policy", "learned") and not _is_json_object(str(value)):
+            raise RiskcalError(
+                f"{name}: the records hold {_validate.shown(plain(value))} at row {row}, which is no JSON object, as it is in a "
+                f"recording. {advice.other_meaning(name)}"
+            )
         _refuse_what_no_policy_can_hold(value, name, row)
         if name in ("min_layer", "max_length") and (
             isinstance(value, str | bool | np.bool_) or value % 1 or value < 1
@@ -190,6 +207,12 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
         )
 
 
+def _is_json_object(text: str) -> bool:
+    with suppress(ValueError):
+        return isinstance(_validate.from_json(text), dict)
+    return False
+
+
 def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
     """Values of a coordinate that could be recorded, and neither written nor decoded with."""
     if isinstance(value, str):
@@ -206,7 +229,8 @@ def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
         )
     if name == "temperature" and (isinstance(value, bool | np.bool_) or not 0 < value < math.inf):
         raise RiskcalError(
-            f"{name}: {plain(value)!r} at row {row} is no finite number above 0; leave it empty where nothing decays."
+            f"{name}: {plain(value)!r} at row {row} is no finite number above 0; leave it empty where nothing decays. It is that "
+            f"of a decaying schedule, not of sampling. {advice.other_meaning(name)}"
         )
 
 

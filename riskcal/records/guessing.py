@@ -15,21 +15,21 @@ from riskcal.records.renaming import options, renamed, unfolded
 
 #: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
 _NAMES = {
-    "prompt": "request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id task_id "
-    "item_id uid id",
-    "threshold": "lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff "
+    "prompt": "prompt request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id "
+    "task_id item_id uid id",
+    "threshold": "threshold lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff "
     "conf_cutoff confidence_cutoff",
-    "seconds": "latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time total_time",
-    "tokens": "output_tokens completion_tokens generated_tokens num_tokens n_tokens token_count",
-    "layers": "mean_layers avg_layers average_layers layers_per_token mean_exit_layer avg_exit_layer exit_layer mean_depth",
-    "failed": "timed_out timeout is_failed status state outcome finish_reason stop_reason error error_message exception",
-    "cluster": "document_id session_id conversation_id user_id user session",
-    "group": "task category subset dataset",
+    "seconds": "seconds latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time "
+    "total_time",
+    "tokens": "tokens output_tokens completion_tokens generated_tokens num_tokens n_tokens token_count",
+    "layers": "layers mean_layers avg_layers average_layers layers_per_token mean_exit_layer avg_exit_layer exit_layer "
+    "mean_depth",
+    "failed": "failed timed_out timeout is_failed status state outcome finish_reason stop_reason error error_message exception",
+    "cluster": "cluster document_id session_id conversation_id user_id user session",
+    "group": "group task category subset dataset",
 }
 
-_DISTANCES = (
-    "distance normalized_edit_distance edit_distance token_error_rate wer cer error_rate loss"
-)
+_DISTANCES = "dissimilarity distance normalized_edit_distance edit_distance token_error_rate wer cer error_rate loss"
 
 _SCORES = "rougel rougelsum rouge similarity token_f1 f1 agreement exact_match em bleu chrf bertscore accuracy acc quality score"
 

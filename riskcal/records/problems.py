@@ -44,9 +44,13 @@ def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -
     found = _alike(frame, column, said, settings)
     named = re.search(r"\brow (\d+)", said)
     here = frame.index == int(named[1]) if named else np.zeros(len(frame), dtype=bool)
-    # of a kind that is not known: which others are alike, only reading tells
     if here.any() and not (found & here).any():
-        return np.asarray(here)
+        # of a kind that is not known: what else is wrong in the same way, only reading tells; the same value is
+        cell = _validate.shown(frame.loc[here, column].iloc[0])
+        alike = np.array([_validate.shown(value) == cell for value in frame[column]], dtype=bool)
+        return (
+            alike & ~_full(frame) if "threshold" in frame and not _full(frame)[here].any() else here
+        )
     return found
 
 
@@ -101,6 +105,10 @@ def without(
         return frame[~bad]
     if column == "failed":
         return frame.assign(failed=frame[column].astype(object).mask(bad, False).infer_objects())
+    if "a full-model row" in said and "'1 - x')" in said:
+        return frame.assign(**{column: 1.0 - columns.floats(frame[column])})
+    if f"--columns {column}_logged={column}" in said:
+        return frame.drop(columns=column)
     if "a full-model row" in said or "must be a finite number" in said:
         numbers = np.where(bad, 0.0, columns.floats(frame[column])) if not bad.all() else 0.0
         return frame.assign(**{column: numbers})
@@ -116,8 +124,10 @@ def mend(
     frame: pd.DataFrame, column: str, said: str, bad: _Rows, known: Collection[str]
 ) -> tuple[str, ...]:
     """The option of the command line that mends it, where one does; what is ``known`` of a column is not said again."""
-    if column in _OTHER_MEANINGS:
+    if column in _OTHER_MEANINGS or f"--columns {column}_logged={column}" in said:
         return (f"--columns {column}_logged={column}",)
+    if "a full-model row" in said and "'1 - x')" in said and column not in known:
+        return (f"--columns {column}=1-{column}",)
     if "must be a finite number" not in said or column not in _SHARES:
         return ()
     if _in_percent(frame, column, said, known):

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS, Stop
+from riskcal.records import advice, columns, names, truths
 from riskcal.records import candidates as candidates_
-from riskcal.records import columns, names, truths
 from riskcal.records import costs as costs_
 from riskcal.records.columns import plain
 from riskcal.records.order import tested_order
@@ -147,6 +147,7 @@ def _typed(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> pd.DataFram
     others = ("failed", "source", "exact", "stopped")
     there = [name for name in (*cells, *others) if name in frame.columns]
     frame = frame.assign(**{name: columns.as_numpy(frame[name], name) for name in there})
+    frame = candidates_.with_objects_as_texts(frame)
     return frame.assign(threshold=candidates_.thresholds(frame["threshold"]))
 
 
@@ -170,7 +171,7 @@ def _values(
             row = int(nonzero.argmax())
             raise RiskcalError(
                 f"dissimilarity: {values['dissimilarity'][row]:g} at row {frame.index[row]}, a full-model row; the full "
-                "model is at distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
+                f"model is at distance 0 from itself. {advice.of_own_distances(values['dissimilarity'][is_full])}"
             )
     return values
 
@@ -220,6 +221,7 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
         raise RiskcalError(
             f"{name}: {plain(column[row])!r} at row {frame.index[row]}, but {plain(column[first_row[code[row]]])!r} earlier "
             f"for the same prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
+            + ("" if name == "cluster" else f" {advice.other_meaning(name)}")
         )
     label = column[first_row]
     if name == "text":
@@ -280,6 +282,16 @@ def _refuse_gaps(
         which = int(incomplete.argmax())
         missing = candidates.iloc[int((~present[which]).argmax())]
         named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)
+        others = candidates.loc[present[which], "threshold"].to_numpy(dtype=np.float64)
+        away = np.abs(others - missing["threshold"])
+        near = others[(away > 0) & (away <= 1e-6 * max(1.0, abs(missing["threshold"])))]
+        if near.size:
+            raise RiskcalError(
+                f"prompt: {plain(ids[which])!r} (row {rows[int((code == which).argmax())]}) lacks the candidate {named} "
+                f"({int(incomplete.sum())} prompts lack one), and has {plain(near[0])}, which differs from it by rounding "
+                "alone. If the two are one, write it alike in all rows, rounded to six digits for instance; a row for each "
+                "would be of candidates that nobody meant."
+            )
         raise RiskcalError(
             f"prompt: {plain(ids[which])!r} (row {rows[int((code == which).argmax())]}) lacks the candidate {named} "
             f"({int(incomplete.sum())} prompts lack one); every prompt needs every candidate. Record it; if it was tried and "
@@ -322,8 +334,7 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
     for row, kind in kinds:
         if not isinstance(kind, str) or kind not in ("generated", "replayed"):
             raise RiskcalError(
-                f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'. If it means something else "
-                "here, leave it out or name it otherwise, with columns={'source_logged': 'source'}."
+                f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'. {advice.other_meaning('source')}"
             )
         if kind != kinds[0][1]:
             raise RiskcalError(
@@ -334,8 +345,7 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
     for row, value in stated:
         if not isinstance(value, bool) or value != stated[0][1]:
             raise RiskcalError(
-                f"exact: {value!r} at row {row}; it is true throughout or false throughout. If it means something "
-                "else here, leave it out or name it otherwise, with columns={'exact_logged': 'exact'}."
+                f"exact: {value!r} at row {row}; it is true throughout or false throughout. {advice.other_meaning('exact')}"
             )
     return kinds[0][1], bool(stated[0][1])
 
@@ -365,6 +375,6 @@ def _stopped(frame: pd.DataFrame) -> Stop | None:
         return Stop(**_validate.from_json(text))
     except (TypeError, ValueError) as error:
         raise RiskcalError(
-            f"stopped: {text!r} at row {frame.index[0]} is not how a recording stops ({_validate.reason(error)}). If it means "
-            "something else here, leave it out or name it otherwise, with columns={'stopped_logged': 'stopped'}."
+            f"stopped: {text!r} at row {frame.index[0]} is not how a recording stops ({_validate.reason(error)}). "
+            f"{advice.other_meaning('stopped')}"
         ) from None

@@ -373,14 +373,18 @@ class Runs:
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:
-            other, named = {"risk": ("dissimilarity", "textual")}.get(column, ("risk", "risk"))
+            other, said = {
+                "risk": ("dissimilarity", "objective='textual' tests it"),
+            }.get(
+                column,
+                (
+                    "risk",
+                    "objective='risk' or 'risk_clipped' tests it (on the shell --objective risk)",
+                ),
+            )
+            there = f" There is {other}: {said}." if other in self.values else ""
             raise RiskcalError(
-                f"{column}: objective {objective!r} needs this column, which was not recorded."
-                + (
-                    f" There is {other}: objective={named!r} tests it."
-                    if other in self.values
-                    else ""
-                )
+                f"{column}: objective {objective!r} needs this column, which was not recorded.{there}"
             )
         return self.values[column]
 

@@ -66,6 +66,7 @@ def of_frame(make: type[_Runs], table: Any, options: TableOptions) -> _Runs:
 
 def of_files(make: type[_Runs], path: files.Source, options: TableOptions) -> _Runs:
     """The runs in files, a part of the prompts at a time where there are many."""
+    path = files.listed(path)
     names = renaming.only_renamed(options.columns)
     unread: list[str] = []  # of all parts
 
@@ -88,7 +89,7 @@ def of_files(make: type[_Runs], path: files.Source, options: TableOptions) -> _R
     except RiskcalError as error:
         # which of several attempts is kept leaves rows out
         told = str(error) if options.keep else places.told(str(error))
-        raise RiskcalError(f"{path}: {told}") from None
+        raise RiskcalError(f"{files.named(path)}: {told}") from None
     _warn(options.unread(frame), options)
     return make(**fields).in_content_order().directed(lower)
 

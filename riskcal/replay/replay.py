@@ -121,6 +121,7 @@ def replay_arrays(
     >>> losses.tolist(), exits.tolist()
     ([[0.0, 1.0], [0.0, 0.0]], [[2, 1], [3, 3]])
     """
+    schedule = rules.as_schedule(schedule)
     given = exits_.given_lengths(lengths)
     levels = PerExit.read(confidence, "confidence", given).as_numbers()
     outcome = PerExit.read(loss, "loss", given).as_numbers()
@@ -208,9 +209,10 @@ def replay_traces(
     Runs
         ``source="replayed"``. From ``agrees`` the dissimilarity is the share of tokens that disagree with the last layer;
         a ``loss`` becomes the risk, and the dissimilarity too where it is zero at the last layer throughout. ``layers`` is the
-        mean number of the exit, ``tokens`` counts the prompt's rows (unless a cost has that name), and a cost is the sum over
-        them. Vectors of thresholds stand in a candidate's coordinate ``thresholds``, and ``threshold`` numbers the candidates
-        from k, the first, down to 1; what is given up at in ``give_up``, or ``give_up_1`` and so on.
+        mean number of the exit, ``tokens`` counts the prompt's rows (unless a cost has one of these names), and a cost is the
+        sum over them; one called ``layers`` is the mean, as that column is. Vectors of thresholds stand in a candidate's
+        coordinate ``thresholds``, and ``threshold`` numbers the candidates from k, the first, down to 1; what is given
+        up at in ``give_up``, or ``give_up_1`` and so on.
         A row that never reaches its threshold takes its own last exit, which is the reference.
 
     Examples
@@ -250,7 +252,7 @@ def replay_traces(
     else:
         outcome = cast(Any, traces.agrees if traces.loss is None else traces.loss)
         sums, met = walk.summed(traces, rule, start, spent | {" outcome": outcome})
-        losses, layers = sums[" outcome"] / tokens[:, None], sums["layers"] / tokens[:, None]
+        losses, layers = sums[" outcome"] / tokens[:, None], sums[walk.EXITS] / tokens[:, None]
         losses = 1.0 - losses if traces.loss is None else losses
     _warn_of_peeking(rule.grid[met], rule.k, math.inf if rule.lower_is_stricter else 1.0)
 
@@ -267,12 +269,16 @@ def replay_traces(
     if traces.lengths is not None:
         depth = np.add.reduceat(traces.lengths.astype(np.float64), start[:-1]) / tokens
     counted = {"layers": depth, "tokens": tokens}
+    taken = {name: sums[name] for name in spent}
+    if "layers" in spent:  # a mean per row by its meaning, whoever gives it
+        taken["layers"] = taken["layers"] / tokens[:, None]
+        whole["layers"] = whole["layers"] / tokens
     return Runs(
         prompts=prompts,
         candidates=_in_order(rule.candidates.assign(**ran_with)),
         values=dict.fromkeys(names, losses)
         | {"layers": layers, "tokens": np.broadcast_to(tokens[:, None], layers.shape)}
-        | {name: sums[name] for name in spent},
+        | taken,
         full=at_full | counted | whole,
         full_risk=at_full.get("risk"),
         source="replayed",

@@ -58,6 +58,22 @@ def test_row_1_twelve_layers_exit_as_defined(deep):
     assert len(set(assert_agrees(deep, middling(deep, measure="state"), batch=2, length=5))) > 2
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_row_1_the_full_model_is_a_threshold_that_nothing_reaches(tiny_t5, batch):
+    for model in (tiny_t5, ending_early(tiny_t5)):
+        decoder, given_ = EarlyExitT5(model), prompts(batch, "left")
+        full, never = (
+            decoder.generate(*given_, policy=policy, max_new_tokens=LENGTH)
+            for policy in (FULL, ExitPolicy(threshold=9.0))
+        )
+        assert full.tokens.equal(never.tokens)
+        assert full.exit_layers.equal(never.exit_layers)
+        torch.testing.assert_close(
+            full.confidence, never.confidence, rtol=0, atol=1e-6, equal_nan=True
+        )
+        assert full.refused.isneginf().all()  # nobody was asked
+
+
 # -- rows as alone ---------------------------------------------------------------------------------------------------------
 
 thresholds = st.sampled_from([0.03, 0.12, 0.3, 0.5])

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +16,6 @@ from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packe
 from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.t5_prompt import Prompt, have_holes
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
-
-Of = TypeVar("Of")
 
 #: Prompts up to so many tokens are attended to quicker by `kernels`.
 _SHORT = 64
@@ -45,8 +43,11 @@ class T5Backbone(Backbone):
         self._start = start
         self._embedding = model.shared.weight.detach().to(dtype)
         self.vocabulary = len(self._embedding)
-        self._stacks = weights.encoder_layers(model, dtype), *weights.decoder_layers(model, dtype)
-        self._encoder, self._decoder, self._cross = map(weights.layer_by_layer, self._stacks)
+        encoder = weights.encoder_layers(model, dtype)
+        decoder, cross = weights.decoder_layers(model, dtype)
+        self._stacks: tuple[Any, ...] = encoder, decoder, cross
+        self._encoder = weights.layer_by_layer(encoder)
+        self._decoder, self._cross = weights.layer_by_layer(decoder), weights.layer_by_layer(cross)
         self.n_layers = len(self._decoder)
         self._head = weights.head(model, dtype)
         self._norm_offset = weights.norm_offset(model, dtype)
@@ -317,8 +318,8 @@ class T5Backbone(Backbone):
     @functools.cached_property
     def _stack(self) -> t5_kernels.Stack:
         layers = map(t5_kernels.arrays, self._stacks)
-        ends = self._embedding.numpy(), self._head.numpy()
-        return t5_kernels.Stack(*layers, *ends, self._offset, self.head_width)
+        ends = self._embedding.numpy(), self._head.numpy(), self._offset, self.head_width
+        return t5_kernels.Stack(*layers, *ends)
 
     def alone(
         self, tokens: Tensor, mask: NDArray[np.bool_], needed: Floats, ends: Ints
@@ -350,8 +351,7 @@ class T5Backbone(Backbone):
         )
 
     def bias_of_last(self, index: int, cache: Cache) -> NDArray[np.float32]:
-        bias: Floats = _of_layer(self._decoder_bias.last(cache.length), index)
-        return bias
+        return np.asarray(_of_layer(self._decoder_bias.last(cache.length), index))
 
     def bias(self, index: int, cache: Cache) -> Tensor:
         bias: Tensor = _of_layer(cache.prompt.position_bias, index)[cache.position]
@@ -395,6 +395,6 @@ class T5Backbone(Backbone):
         return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _of_layer(biases: list[Of], index: int) -> Of:
+def _of_layer(biases: Any, index: int) -> Any:
     """A layer's own, or the one that all share."""
     return biases[index if len(biases) > 1 else 0]
