@@ -55,6 +55,7 @@ def transitions(values: ArrayLike, k: int) -> Floats:
     bad = result.sum(1) > 1.0 + _validate.TOLERANCE
     if bad.any():
         raise RiskcalError(
-            f"transitions: row {_validate.first(bad)} sums to {result.sum(1)[bad][0]:.12g}; a hypothesis passes on at most all it has."
+            f"transitions: row {_validate.first(bad)} sums to {result.sum(1)[bad][0]:.12g}; a hypothesis passes on at most "
+            "all it has."
         )
     return result
