@@ -1,7 +1,6 @@
 """What an `EventLog` does with its two files while others rename, delete, fork and die around it."""
 
 import datetime
-import json
 import shutil
 import signal
 import subprocess
@@ -11,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from riskcal import RiskcalError
-from riskcal.serving import EventLog, events, read_events
+from riskcal.serving import EventLog, read_events
 from riskcal.serving.events import rotated
 
 SERVED = "riskcal.request.served"
@@ -89,22 +86,22 @@ def test_writers_take_turns_though_the_lock_was_deleted(tmp_path, gone):
 FORKED = """
 import os, signal, sys, threading
 from riskcal.serving import EventLog
-from riskcal.serving.events import _Files
+from riskcal.serving import events
 signal.alarm(60)  # nothing waits for ever
 log = EventLog(sys.argv[1])
 log.write("riskcal.request.served", {"n": 0})
-whole, within, go_on = _Files.append, threading.Event(), threading.Event()
+whole, within, go_on = events._write_whole, threading.Event(), threading.Event()
 
 def slowly(*given):
     within.set()
     go_on.wait()
     whole(*given)
 
-_Files.append = slowly
+events._write_whole = slowly
 writer = threading.Thread(target=log.write, args=("riskcal.request.served", {"n": 1}))
 writer.start()
 within.wait()
-_Files.append = whole
+events._write_whole = whole
 reading, writing = os.pipe()
 if not os.fork():
     signal.alarm(60)
@@ -119,7 +116,7 @@ writer.join()
 os.write(writing, b"x")
 while len(open(sys.argv[1], "rb").readlines()) < 3:  # until the child has
     pass
-_Files.append = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+events._write_whole = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 log.write("riskcal.request.served", {"n": 3})
 """
 
@@ -139,36 +136,6 @@ def test_a_fork_has_a_log_of_its_own_and_keeps_no_lock_of_a_parent_that_was_kill
         writer.join(20)
         assert not writer.is_alive()
         assert _ids(path) == [0, 1, 2, 4]
-
-
-class _Text(str):
-    __slots__ = ()
-
-
-_TEXT = st.text() | st.sampled_from(["NaN", "Infinity", "\ud800", "\u2028", "\x85", '"}\n'])
-_VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    # kinds of what JSON holds, as numpy and enumerations have them
-    | _TEXT
-    | st.floats(0, 1).map(np.float64)
-    | _TEXT.map(_Text),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(_TEXT | st.integers() | st.none() | st.booleans(), inner, max_size=3)
-    ),
-    max_leaves=6,
-)
-
-
-@given(st.dictionaries(_TEXT, _VALUES, max_size=4))
-def test_a_line_is_the_one_that_pythons_json_makes(attributes):
-    line = events._line(SERVED, attributes)
-    assert line.isascii()
-    assert line.count(b"\n") == 1
-    assert json.loads(line)["attributes"] == json.loads(json.dumps(attributes))
 
 
 _ROUND: dict = {}

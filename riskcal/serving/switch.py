@@ -1,6 +1,5 @@
 """`KillSwitch`: full depth from the next token on, from any thread, a signal handler or a file."""
 
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -9,9 +8,6 @@ from typing import Literal
 
 from riskcal import _replacing
 from riskcal._validate import RiskcalError
-
-#: Seconds between two looks that tell a file that is not there from a path that cannot be looked at.
-_BETWEEN = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,8 +36,7 @@ class KillSwitch:
     ----------
     path : path, optional
         A file whose mere existence pulls the switch; its first line is the reason. Removing the file afterwards changes
-        nothing. A path that cannot be looked at pulls the switch as well, within a tenth of a second: nobody could stop the
-        service by it.
+        nothing. A path that cannot be looked at pulls the switch as well: nobody could stop the service by it.
 
     Examples
     --------
@@ -55,7 +50,6 @@ class KillSwitch:
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self.path = None if path is None else _replacing.a_path(path)
-        self._due = -math.inf
         # as text: it is looked at all the time
         self._name = "" if self.path is None else os.fspath(self.path)
         # A dict's setdefault is one step for other threads, and takes no lock that a signal handler could find taken.
@@ -75,16 +69,11 @@ class KillSwitch:
 
     @property
     def pulled(self) -> bool:
-        """Whether it has been pulled: ask before every token. At most one look at the file system, now and then two."""
+        """Whether it has been pulled: ask before every token. At most one look at the file system."""
         if self._first:
             return True
         if self.path is None:
             return False
-        if not os.access(self._name, os.F_OK):
-            # whether it is not there or cannot be looked at takes an exception to tell, which costs as much again
-            if time.monotonic() < self._due:
-                return False
-            self._due = time.monotonic() + _BETWEEN
         try:
             os.stat(self._name)  # noqa: PTH116  (a path would be slower, and this is asked before every token)
         except (FileNotFoundError, NotADirectoryError):
