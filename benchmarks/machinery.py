@@ -2,10 +2,11 @@
 
 ``python benchmarks/machinery.py`` decodes the same prompts by `generate` with the full policy and by `without_machinery`, which
 has no policy, thresholds or confidences, one at a time and in batches of eight: words of the spelling model, whose layers are
-compiled; random words of a random T5 v1.0 of its shape, whose are not; and a random causal model of SmolLM2's shape. Both take
-turns, each first in every other round. A ratio is the median over rounds of the process's CPU seconds, which other work on the
-machine disturbs least; beside it stand the middle half of the rounds, and the ratio of each way's quickest fifth. Tokens are
-compared. Of a gated T5 one row's generation is compiled as a whole (`riskcal_adapters.torch.one_row`), the plain loop is not.
+compiled; random words of a random T5 v1.0 of its shape, whose are not; and a random causal model with six of SmolLM2's thirty
+layers and a smaller vocabulary. Both ways take turns, each first in every other round. A ratio is the median over rounds of the
+process's CPU seconds, which other work on the machine disturbs least; beside it stand the middle half of the rounds, and the
+ratio of each way's quickest fifth. Tokens are compared. Of a gated T5 one row's generation is compiled as a whole
+(`riskcal_adapters.torch.one_row`), the plain loop is not.
 """
 
 import time
@@ -64,10 +65,10 @@ def random_t5() -> EarlyExitT5:
 
 
 def random_causal() -> EarlyExitCausalLM:
-    """Of SmolLM2-135M's shape."""
+    """Of SmolLM2-135M's width."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=49152, hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+        vocab_size=8192, hidden_size=576, intermediate_size=1536, num_hidden_layers=6,
         num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
         bos_token_id=0, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip

@@ -176,6 +176,25 @@ def test_json_resumes_exactly(bets, stop):
     assert resumed.policy() == whole.policy()
 
 
+@BETS
+@pytest.mark.parametrize("stop", [0, 57, 200])
+def test_a_state_of_before_sums_were_kept_resumes_to_the_same(bets, stop):
+    """Also where a threshold that is certified already has no losses for the later rows."""
+    losses, arguments = draw(400), {"bets": bets, "lower": -0.5, "objective": "risk"}
+    interrupted = start(**arguments)
+    if stop:
+        feed(interrupted, losses, stop)
+    kept = json.loads(interrupted.to_json())
+    old = AdaptiveCalibration.from_json(json.dumps({k: v for k, v in kept.items() if k != "total"}))
+    again = json.loads(old.to_json())
+    assert again.pop("total") == pytest.approx(kept.pop("total"))
+    assert again == kept
+    whole = feed(start(**arguments), losses)
+    feed(old, losses)
+    assert (old.threshold, old.prompts_used) == (whole.threshold, whole.prompts_used)
+    assert old.certified == whole.certified
+
+
 def test_json_of_string_ids():
     calibration = AdaptiveCalibration(["a", "b", "7"], [0.5], delta=0.1)
     assert AdaptiveCalibration.from_json(calibration.to_json()).prompts == calibration.prompts

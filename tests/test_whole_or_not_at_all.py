@@ -1,6 +1,8 @@
 """Files are replaced whole or not at all, whoever else writes them."""
 
+import errno
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -55,6 +57,30 @@ def test_processes_of_one_id_never_share_a_temporary_file(
         first.write_text("first")
         second.write_text("second")
     assert (tmp_path / "file").read_text() == "first"  # the outer one is renamed last
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_folder_that_cannot_be_waited_for_is_no_failure_and_a_file_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    path, wait = tmp_path / "runs.jsonl", os.fsync
+    runs(30).write(path)
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode) == (what == "folder"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        wait(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    if what == "folder":
+        runs(50).write(path)
+    else:
+        with pytest.raises(
+            RiskcalError, match=r"runs\.jsonl: cannot be written \(Invalid argument"
+        ):
+            runs(50).write(path)
+    assert Runs.read(path).n == (50 if what == "folder" else 30)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 WRITER = """

@@ -133,7 +133,7 @@ class _Looks:
             if one not in self._told:
                 self._told.add(one)
                 # whoever reads it gets it now: it may be long until the stream ends
-                print(f"{self._log}: drifted: {_said(one)}", flush=True)
+                print(f"{self._log}: drifted: {_said(str(one))}", flush=True)
         if self._state is None:
             return None
         began = time.monotonic()
