@@ -31,6 +31,11 @@ KeepOption = Annotated[
     ),
 ]
 
+CoordinateOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Further column that tells candidates apart; may be repeated."),
+]
+
 DirectionOption = Annotated[
     bool,
     typer.Option(
