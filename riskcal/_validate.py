@@ -328,56 +328,6 @@ def choice(value: Any, name: str, options: Collection[str]) -> str:
     return str(value)
 
 
-def pvalues(values: ArrayLike) -> Floats:
-    result = array(values, "pvalues", ndim=(1,))
-    bad = (result < 0) | (result > 1)
-    if bad.any():
-        raise RiskcalError(f"pvalues: {result[bad][0]:g} at index {first(bad)} is outside [0, 1].")
-    return result
-
-
-def weights(values: ArrayLike, k: int) -> Floats:
-    """Shares (k,) of epsilon: none negative, one in total."""
-    result = array(values, "weights", ndim=(1,))
-    if result.size != k:
-        raise RiskcalError(f"weights: {result.size} given for {k} p-values; give one per p-value.")
-    bad = result < 0
-    if bad.any():
-        raise RiskcalError(
-            f"weights: {result[bad][0]:g} at index {first(bad)} is negative; a share of epsilon is not."
-        )
-    if abs(result.sum() - 1.0) > TOLERANCE:
-        raise RiskcalError(
-            f"weights: sum to {result.sum():.12g}, not to 1; divide them by their sum."
-        )
-    return result
-
-
-def transitions(values: ArrayLike, k: int) -> Floats:
-    """Edges (k, k) of a graph: none negative, none from a hypothesis to itself, at most one in total from each."""
-    result = array(values, "transitions", ndim=(2,))
-    if result.shape != (k, k):
-        raise RiskcalError(
-            f"transitions: has shape {result.shape}; expected {(k, k)}, from row to column."
-        )
-    bad = result < 0
-    if bad.any():
-        raise RiskcalError(
-            f"transitions: {result[bad][0]:g} at index {first(bad)} is negative; leave the edge out with 0."
-        )
-    loops = np.diag(result) != 0
-    if loops.any():
-        raise RiskcalError(
-            f"transitions: hypothesis {first(loops)} passes to itself; the diagonal must be 0."
-        )
-    bad = result.sum(1) > 1.0 + TOLERANCE
-    if bad.any():
-        raise RiskcalError(
-            f"transitions: row {first(bad)} sums to {result.sum(1)[bad][0]:.12g}; a hypothesis passes on at most all it has."
-        )
-    return result
-
-
 def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:
     """Thresholds (k,), distinct and none NaN; ``inf`` (the full model) only where ``allow_full``."""
     grid = as_given(values, "thresholds", "an array of numbers")

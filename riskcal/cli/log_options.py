@@ -14,11 +14,6 @@ RunsArgument = Annotated[
     ),
 ]
 
-CoordinateOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Further column that tells candidates apart; may be repeated."),
-]
-
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -387,5 +387,6 @@ def _warn_of_peeking(met: Floats, k: int, upper: float) -> None:
     if seen.size:
         _validate.warn(
             f"thresholds: {seen.size} of {k} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
-            "before the calibration data are seen; take it from a regular grid or from other data.",
+            "before the calibration data are seen; take it from a regular grid or from other data. If it was, all is well: "
+            "confidences that were rounded meet a regular grid.",
         )

@@ -317,9 +317,9 @@ class T5Backbone(Backbone):
 
     @functools.cached_property
     def _stack(self) -> t5_kernels.Stack:
-        layers = map(t5_kernels.arrays, self._stacks)
-        ends = self._embedding.numpy(), self._head.numpy(), self._offset, self.head_width
-        return t5_kernels.Stack._make((*layers, *ends))
+        encoder, decoder, cross = map(t5_kernels.arrays, self._stacks)
+        ends = self._embedding.numpy(), self._head.numpy()
+        return t5_kernels.Stack(encoder, decoder, cross, *ends, self._offset, self.head_width)
 
     def alone(
         self, tokens: Tensor, mask: NDArray[np.bool_], needed: Floats, ends: Ints
