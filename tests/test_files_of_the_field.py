@@ -261,3 +261,17 @@ def test_an_empty_text_of_a_csv_is_null_to_a_formula(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "runs.csv", index=False)
     runs = Runs.read(tmp_path / "runs.csv", columns={"failed": ("error", "x != null")})
     assert runs.values["failed"].sum() == 1
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json"])
+@pytest.mark.parametrize("lines", [True, False])
+def test_half_of_a_surrogate_pair_is_refused_with_its_row(tmp_path, ending, lines):
+    rows = [{"prompt": f"p{i}", "threshold": 0.5, "dissimilarity": 0.1} for i in range(6)]
+    rows[4]["prompt"] = "\ud83d"
+    path = tmp_path / f"log.{ending}"
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+    with pytest.raises(RiskcalError, match="row 4 is not valid Unicode"):
+        Runs.read(path)
+    rows[4]["prompt"] = "\ud83d\ude00"  # both halves are a character
+    path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
+    assert "\U0001f600" in set(Runs.read(path).to_frame()["prompt"])

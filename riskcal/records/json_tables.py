@@ -41,6 +41,9 @@ def whole(text: io.TextIOBase, path: Path) -> pd.DataFrame:
             raise
         return pd.DataFrame([row for _, row in _objects(io.StringIO(content), path)])
     if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
+        if _may_hold_halves(content):
+            for number, row in enumerate(found):
+                _refuse_halves(row, number, path)
         return pd.DataFrame(found)
     if _is_of_columns(found):
         return pd.DataFrame({name: _cells(column) for name, column in found.items()})
@@ -59,36 +62,48 @@ def _objects(text: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if line.strip():
             break
     if "".join(start).lstrip()[:1] == "[":
-        rows: Iterator[tuple[int, str, Any]] = _of_array("".join([*start, text.read()]), path)
+        rows: Iterator[tuple[int, bool, Any]] = _of_array("".join([*start, text.read()]), path)
     else:
         rows = _of_lines(itertools.chain(start, lines), path)
-    for number, written, row in rows:
+    for number, suspect, row in rows:
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")
-        if "\\ud" in written.lower() and not is_unicode(json.dumps(row, ensure_ascii=False)):
-            raise RiskcalError(
-                f"{path}: row {number} is not valid Unicode (a lone surrogate); repair it."
-            )
+        if suspect:
+            _refuse_halves(row, number, path)
         yield number, row
 
 
-def _of_lines(lines: Iterator[str], path: Path) -> Iterator[tuple[int, str, Any]]:
+def _may_hold_halves(text: str) -> bool:
+    """Whether any surrogate, alone or of a pair, is escaped in it."""
+    return "\\ud" in text.lower()
+
+
+def _refuse_halves(row: dict[str, Any], number: int, path: Path) -> None:
+    if not is_unicode(json.dumps(row, ensure_ascii=False)):
+        raise RiskcalError(
+            f"{path}: row {number} is not valid Unicode (a lone surrogate); repair it."
+        )
+
+
+def _of_lines(lines: Iterator[str], path: Path) -> Iterator[tuple[int, bool, Any]]:
+    """Rows by their numbers, and whether `_may_hold_halves`."""
     for number, line in enumerate(lines):
         if not line.strip():
             continue
         try:
-            yield number, line, _validate.from_json(line)
+            yield number, _may_hold_halves(line), _validate.from_json(line)
         except ValueError as error:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
 
 
-def _of_array(text: str, path: Path) -> Iterator[tuple[int, str, Any]]:
+def _of_array(text: str, path: Path) -> Iterator[tuple[int, bool, Any]]:
     try:
         rows = _validate.from_json(text)
     except ValueError as error:
         raise RiskcalError(f"{path}: row 0 is not JSON ({error}).") from None
+    suspect = _may_hold_halves(text)
     for number, row in enumerate(rows):
-        yield number, text if number == 0 else "", row
+        yield number, suspect, row
 
 
 def _is_of_columns(found: Any) -> bool:
