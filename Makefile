@@ -30,9 +30,10 @@ lint: $(VENV)/.full ## style, formatting, types and import rules
 docs: $(VENV)/.full ## build the site into docs/_build, executing every notebook; a warning is an error
 	$(BIN)/sphinx-build --jobs auto --fail-on-warning --fresh-env --quiet docs docs/_build
 
+# files of few tests are often the long ones: reordered they would come last, one process waiting for the other
 unit: $(VENV)/.full ## the tests alone, a process to each core
 	$(BIN)/python benchmarks/outgrown.py
-	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 coverage: $(VENV)/.full ## lines of riskcal/ that the tests of the core run, with numba's compiler off; fails below 95%
 	$(MAKE) --no-print-directory --keep-going --jobs $$(nproc) --output-sync $(COVERED)

@@ -12,7 +12,6 @@ It prints as it goes, ends within its minutes whatever happens, and writes JSON 
 runs all of it in small, on the CPU if need be; ``tests/benchmarks`` does. The exit status is 1 if a check failed.
 """
 
-import argparse
 import json
 import math
 import os
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
+import command
 import riskcal
 from riskcal import ExitPolicy
 from riskcal_adapters.torch import EarlyExitT5, load_example
@@ -89,6 +89,13 @@ class Report:
             partial = self.path.with_suffix(".partial")
             partial.write_text(json.dumps(self.found, indent=1) + "\n")
             partial.replace(self.path)
+
+    def status(self) -> int:
+        """Write, say how many checks held, and give what the command exits with."""
+        self.write()
+        checks = f"{len(self.found['checks'])} checks, {len(self.failed)} failed: {self.failed}"
+        print(checks, flush=True)
+        return 1 if self.failed else 0
 
     @contextmanager
     def part(self, name: str, least: float) -> Iterator[None]:
@@ -409,9 +416,7 @@ def measure_jax(
 
 def main() -> int:
     """Check, measure, write; 1 if a check failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
@@ -419,7 +424,6 @@ def main() -> int:
         action="store_true",
         help="all of it in small, for a machine without an accelerator",
     )
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     device = torch.device(options.device)
     report = Report(60 * options.minutes, options.json)
@@ -480,12 +484,7 @@ def main() -> int:
         lambda: causal.measure_llama(report, device, llama, depths, sizes, rounds, limit),
     )
     attempt(report, "JAX", 40, lambda: measure_jax(report, words, certified, sizes, rounds))
-    report.write()
-    print(
-        f"{len(report.found['checks'])} checks, {len(report.failed)} failed: {report.failed}",
-        flush=True,
-    )
-    return 1 if report.failed else 0
+    return report.status()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import command
 import riskcal
 from accelerator import Prompt, Report, attempt, differing, synchronize
 from recipes.smollm2 import prompts
@@ -134,9 +135,8 @@ def subject(options: argparse.Namespace, device: torch.device) -> Subject:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     for name, weight in model.named_parameters():
-        if (
-            options.smoke and weight.ndim == 2
-        ):  # so that exits are unlike the full path, and not all alike
+        # so that exits are unlike the full path, and not all alike
+        if options.smoke and weight.ndim == 2:
             torch.nn.init.normal_(weight, std=0.1 if ".layers." in name else 0.5)
     rng = np.random.default_rng(0)
     begun = [rng.integers(3, config.vocab_size, 3 + row % 5).tolist() for row in range(24)]
@@ -385,9 +385,7 @@ def ends(report: Report) -> None:
 
 def main() -> int:
     """Train, measure, write; 1 if a check failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--smoke", action="store_true", help="20 steps on a tiny random model")
@@ -395,7 +393,6 @@ def main() -> int:
         "--work", type=Path, default=Path("build/accelerator-training"), help="folder to go on in"
     )
     parser.add_argument("--cache", type=Path, help="folder of the dequantised model")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     device = torch.device(options.device)
     report = Report(60 * options.minutes, options.json)
@@ -426,11 +423,7 @@ def main() -> int:
         attempt(report, "training", 10, all_of_it)
     finally:
         report.write()
-    print(
-        f"{len(report.found['checks'])} checks, {len(report.failed)} failed: {report.failed}",
-        flush=True,
-    )
-    return 1 if report.failed else 0
+    return report.status()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+import command
+
 ROOT = Path(__file__).resolve().parents[1]
 #: The last commit of flat modules, before the layout of today.
 BEFORE = "c66557f"
@@ -134,13 +136,10 @@ def ask(process: subprocess.Popen[str], job: str | None = None) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("commit", nargs="?", default=BEFORE, help=f"{BEFORE} unless told")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="jobs whose names hold this")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

@@ -5,7 +5,6 @@ recorded the work of all three modes is predicted; the costs of a step and of ca
 the times of half of the batches, mode by mode, and held against the clock on the other half.
 """
 
-import argparse
 import json
 import math
 import time
@@ -15,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import trange
 
+import command
 from recipes.g2p import data
 from riskcal import ExitPolicy, efficiency
 from riskcal_adapters.torch import EarlyExitT5, load_example
@@ -36,9 +36,7 @@ def timed(decoder: EarlyExitT5, prompt: tuple[torch.Tensor, ...], policy: ExitPo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, figures=False)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.45, 0.85])
     parser.add_argument(

@@ -7,12 +7,10 @@ calls are cheaper, as they look at no confidence. Clocks count the process's CPU
 disturbs least; settings take turns, and the median of the rounds stands.
 """
 
-import argparse
 import json
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,6 +19,7 @@ import torch
 from scipy import optimize
 from tqdm.auto import tqdm
 
+import command
 from recipes.g2p import data
 from riskcal import ExitPolicy, efficiency
 from riskcal_adapters.torch import EarlyExitT5, Engine, load_example
@@ -73,13 +72,10 @@ def counted(exits: np.ndarray, way: str, size: int) -> tuple[float, float, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--words", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     torch.set_num_threads(1)
     # waiting times on the same clock as all else

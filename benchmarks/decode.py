@@ -9,7 +9,6 @@ The settings take turns on the same few prompts, so that a machine's drift meets
 rounds, of seconds for the same prompts. Quality is measured on more prompts, in batches: a row decodes as if alone.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -28,7 +27,9 @@ from rapidfuzz.distance import Levenshtein
 from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
+import command
 import riskcal
+from machinery import without_machinery
 from recipes.g2p import data as g2p
 from recipes.numbers import data as numbers
 from riskcal import ExitPolicy, Pruning, efficiency
@@ -184,29 +185,10 @@ def speculating(
     return int((found.tokens != work.decoder.model.generation_config.pad_token_id).sum())
 
 
-def without_machinery(work: Task, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
-    """Our layers in a plain greedy loop: no policy, no thresholds, no confidence."""
-    decoder = work.decoder
-    backbone, special = decoder._backbone, decoder._special
-    tokens, mask = decoder.checked(input_ids, attention_mask)
-    count = 0
-    with torch.inference_mode():
-        cache = backbone.start(tokens, mask, work.max_new_tokens)
-        chosen, going = [special.start] * len(tokens), [True] * len(tokens)
-        for _ in range(work.max_new_tokens):
-            state = backbone.embed(chosen, cache)
-            for index in range(backbone.n_layers):
-                state = backbone.layer(index, state, cache)
-            cache.append(state)
-            best = backbone.logits(state).argmax(-1).tolist()
-            count += sum(going)
-            chosen = [token if on else special.pad for token, on in zip(best, going, strict=True)]
-            going = [
-                on and token not in special.ends for token, on in zip(chosen, going, strict=True)
-            ]
-            if not any(going):
-                break
-    return count
+def bare(work: Task, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> int:
+    said = without_machinery(work.decoder, work.max_new_tokens, input_ids, attention_mask)
+    pad = work.decoder._special.pad
+    return sum(token != pad for row in said for token in row)
 
 
 # -- speed and quality
@@ -299,9 +281,7 @@ def static_table(quality: Quality, n_layers: int) -> pd.DataFrame:
 
 def main() -> None:
     """Certify, time, judge; print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, figures=False)
     parser.add_argument("--model", choices=("g2p", "numbers"), default="g2p")
     parser.add_argument(
         "--only",
@@ -372,7 +352,7 @@ def main() -> None:
         REFERENCE: partial(hugging_face, work.decoder.model, work.max_new_tokens, False),
         STATIC: partial(hugging_face, work.decoder.model, work.max_new_tokens, True),
         COMPILED: partial(hugging_face, compiled(work.decoder.model), work.max_new_tokens, False),
-        BARE: partial(without_machinery, work),
+        BARE: partial(bare, work),
     }
     ways |= {name: partial(ours, work, policy) for name, policy in policies.items()}
     ways["self-speculation, 2 layers"] = partial(

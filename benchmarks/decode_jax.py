@@ -11,7 +11,6 @@ Two parts, batch 1, encoder included; settings take turns, and ratios are median
 What compiling takes is printed apart: it is paid once per size (rows, prompt tokens, generated tokens).
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +25,7 @@ import torch
 from jax import lax
 from tqdm.auto import tqdm
 
+import command
 import riskcal
 import riskcal_adapters.jax
 import riskcal_adapters.torch
@@ -197,9 +197,8 @@ def random_model(seed: int) -> T5:
 
 def forced(measure: str, depths: np.ndarray, n_layers: int) -> np.ndarray:
     """(1, T, L) thresholds that no confidence reaches before, and every one at, the given depths (T,)."""
-    never = (
-        np.inf if measure in ("full", "bare") else 1e30
-    )  # finite: the confidence has to be computed
+    # finite: the confidence has to be computed
+    never = np.inf if measure in ("full", "bare") else 1e30
     return np.where(np.arange(1, n_layers + 1) < depths[:, None], never, -1e30)[None].astype(
         np.float32
     )
@@ -248,9 +247,7 @@ def on_a_large_vocabulary(exits: np.ndarray, prompts: int, rounds: int) -> tuple
 
 def main() -> None:
     """Measure and print two tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, figures=False)
     parser.add_argument("--words", type=int, default=100)
     parser.add_argument("--prompts", type=int, default=4, help="for the large vocabulary")
     parser.add_argument("--rounds", type=int, default=7)

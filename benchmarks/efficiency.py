@@ -7,11 +7,8 @@ most delta, and of a risk CALM's tests see the clipped differences. Standard err
 .91, .975 and .985 at n = 100, 500 and 2,000.
 """
 
-import argparse
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+import command
 import riskcal
 from laboratory.limit import power_limit, share_of_limit
 from laboratory.worlds import World, recorded, steady
@@ -133,15 +131,12 @@ def from_records(draws: int, seed: int) -> pd.DataFrame:
 
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--draws", type=int, default=5000, help="simulated samples of each size")
     parser.add_argument(
         "--record-draws", type=int, default=1000, help="samples of each size from the records"
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
 
     figures: dict[str, Any] = {
@@ -170,8 +165,7 @@ def main() -> None:
         )
         print(recorded.to_string(index=False, float_format="%.4f"))
         figures["records"] = recorded.to_dict("records")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    command.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ With ``--rates`` requests arrive at random at given rates instead, and throughpu
 ``--picture`` draws them from results that are there, and measures nothing.
 """
 
-import argparse
 import json
 import os
 import random
@@ -30,6 +29,7 @@ import torch
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
+import command
 import riskcal
 from recipes.g2p import data as g2p
 from recipes.numbers import data as numbers
@@ -184,9 +184,7 @@ def resident() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--model", choices=["g2p", "numbers"], default="g2p")
     parser.add_argument("--slots", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--prompts", type=int, default=1024)
@@ -199,7 +197,6 @@ def main() -> None:
         "--soak", type=int, default=0, help="requests from two threads, some cancelled"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument(
         "--picture", type=Path, help="results to draw into docs/images/engine-arrivals.svg"
     )
@@ -279,8 +276,7 @@ def main() -> None:
                 found = {"policy": name, **arrivals(engine, texts, rate, seed=0)}
             print(found)
             told.setdefault("arrivals", []).append(found)
-    if options.json:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+    command.keep(told, options.json)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ exits that the certified policy takes on the spelling-to-phonemes model, whateve
 all the same, at every layer up to the exit, as its measure needs it. Settings take turns; ratios are medians over rounds.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from functools import partial
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import T5Config, T5ForConditionalGeneration
 
+import command
 import riskcal
 from decode import timings
 from recipes.g2p import data
@@ -115,9 +115,7 @@ def decode(decoder: EarlyExitT5, policy: ExitPolicy, length: int, input_ids: Ten
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__, figures=False)
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--prompt-length", type=int, default=64)
     parser.add_argument("--length", type=int, default=32, help="tokens generated for each prompt")

@@ -5,16 +5,15 @@ traces, generates the other held-out words with the policies of a grid of ``max_
 single thresholds are certified on the shipped generations of the very same words. Layers per token are those of these words.
 """
 
-import argparse
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+import command
 import riskcal
 from riskcal.heads import learn_risk
 from riskcal_adapters.texts import token_distance
@@ -39,12 +38,9 @@ def generated(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--deltas", type=float, nargs="+", default=[0.02, 0.05, 0.1])
     parser.add_argument("--fit-fraction", type=float, default=0.3)
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     torch.set_num_threads(1)
     risk = learn_risk(

@@ -5,7 +5,6 @@ the boundary and compares delays of real logs with simulated ones, does the same
 `recipes.numbers.drill` on the shipped model. With ``--picture`` it draws the delays.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+import command
 import riskcal
 from recipes.numbers import drill
 from riskcal import RiskMonitor
@@ -277,10 +277,7 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="where the figures go")
+    parser = command.parser(__doc__)
     parser.add_argument("--picture", type=Path, help="where the delays are drawn")
     parser.add_argument(
         "--scale", type=float, default=1.0, help="share of the simulated streams, to try it out"
@@ -301,8 +298,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             told["drill"] = incident(options.days, Path(folder))
     print(json.dumps(told, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(told, indent=1) + "\n")
+    command.keep(told, options.json)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from tempfile import TemporaryDirectory
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 #: Measures nothing, or nothing anew.
-OTHERS = ("outgrown", "accelerator_causal", "accelerator_loops", "exit_aware_figures", "timing")
+OTHERS = (
+    *("outgrown", "accelerator_causal", "accelerator_loops", "exit_aware_figures", "timing"),
+    "command",
+)
 #: What measurements are made with, beside the script itself.
 SHARED = (":/riskcal", ":/adapters", ":/benchmarks/timing.py", ":/benchmarks/laboratory")
 SCRIPTS = sorted(path for path in HERE.glob("*.py") if path.stem not in OTHERS)
@@ -44,7 +47,8 @@ def rerun(script: Path) -> None:
     result = RESULTS / f"{script.stem}.json"
     partial = result.with_suffix(".partial")
     keeps_its_own = script.stem == "exit_aware"
-    writes = not keeps_its_own and '"--json"' in script.read_text()
+    code = script.read_text()
+    writes = not keeps_its_own and ('"--json"' in code or "command.parser(__doc__)" in code)
     options = ["--json", str(partial)] if writes else []
     with TemporaryDirectory() as folder:  # where another would go on from what it did before
         options += ["--work", folder] if script.stem == "accelerator_training" else []

@@ -5,7 +5,6 @@ formulas of Schuster et al. (2022). Times are CPU seconds, the least of several 
 largest growth of the process while the call runs (Linux only). Whether they keep their word is asked by ``referee.py``.
 """
 
-import argparse
 import contextlib
 import ctypes
 import json
@@ -21,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+import command
 import riskcal
 from laboratory import published, worlds
 from riskcal import pvalues, records, trials
@@ -256,14 +256,11 @@ def ends(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 def main() -> None:
     """Measure, print, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument(
         "--tokens", type=int, default=10_000_000, help="tokens replayed; about 120 bytes each"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", module="mapie")
 

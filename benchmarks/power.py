@@ -8,11 +8,8 @@ where betting is not below convex_order by more than .02, nor below the best of 
 (three standard errors of the paired difference).
 """
 
-import argparse
-import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+import command
 from laboratory.limit import neyman_pearson_power
 from riskcal import pvalues
 from riskcal.pvalues import bettor_kernels
@@ -215,11 +213,8 @@ def row(
 
 def main() -> None:
     """Print the grid, and what does not hold."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--draws", type=int, default=4000, help="samples of a cell, at most")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     rows = [row(*cell, options.draws, rng) for cell in tqdm(list(cells()), desc="cells")]
@@ -231,8 +226,7 @@ def main() -> None:
     )
     tests = ["betting", *OTHERS]
     print(table.groupby("law")[tests].mean().to_string(float_format="{:.3f}".format))
-    if options.json:
-        options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    command.keep({"rows": rows}, options.json)
 
 
 if __name__ == "__main__":

@@ -3,20 +3,20 @@
 ``python benchmarks/profile_decode.py`` decodes held-out words of the spelling model one by one, in batches of 16, and by the
 engine at 64 and 256 in flight, with the full model and the policy that the shipped records certify at delta .1. Whatever
 multiplies, attends, norms, scores or keeps books is timed by the process's own seconds, what it calls counted apart; a layer
-that is one compiled loop is timed as a whole. What is left is Python. A timer's own cost, measured first, is taken off.
+that is one compiled loop is timed as a whole, and so is the generation of one row. What is left is Python. A timer's own cost,
+measured first, is taken off.
 """
 
-import argparse
 import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+import command
 import engine as by_engine
 import riskcal
 from riskcal import ExitPolicy
@@ -102,7 +102,7 @@ def patch(timers: Timers) -> None:
     # what other compiled loops call cannot be replaced
     for name in ("next_rows", "asking", "leave"):
         timers.patch(bookkeeping, name, "books")
-    for name in ("recall", "decoder_layer", "turn", "encoder_layer"):
+    for name in ("recall", "decoder_layer", "turn", "encode", "generate"):
         timers.patch(t5_kernels, name, "layers")
     timers.patch(Judge, "look", "head")
     for name in ("start", "admit", "_encode"):
@@ -113,12 +113,9 @@ def patch(timers: Timers) -> None:
 
 def main() -> None:
     """Profile, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--prompts", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
     torch.set_num_threads(1)
     decoder, texts = load_example("g2p"), by_engine.prompts("g2p", options.prompts)
@@ -137,16 +134,22 @@ def main() -> None:
     timers = Timers()
     layers = 0
 
-    def counted(layer: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any) -> Any:
+    def counted(run: Callable[..., Any], count: Callable[[Any], int]) -> Callable[..., Any]:
+        def counting(*given: Any) -> Any:
             nonlocal layers
-            layers += 1
-            return layer(*given)
+            found = run(*given)
+            layers += count(found)
+            return found
 
-        return run
+        return counting
 
-    for name in ("layer", "layer_of_rows"):
-        setattr(backbone.Backbone, name, counted(getattr(backbone.Backbone, name)))
+    told_by: tuple[tuple[Any, str, Callable[[Any], int]], ...] = (
+        (t5_backbone.T5Backbone, "layer_of_rows", lambda _: 1),
+        (t5_backbone.T5Backbone, "turn", lambda _: 1),
+        (t5_kernels, "generate", lambda found: int(found[0][1].sum())),
+    )
+    for holder, name, count in told_by:
+        setattr(holder, name, counted(getattr(holder, name), count))
     patch(timers)
     inside, around = timer_cost()
     rows = []

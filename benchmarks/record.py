@@ -6,7 +6,6 @@ length and depth and generates nothing twice. The ways take turns on the same wo
 alike; ratios are paired within these turns. The tables must be the same, bit for bit.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+import command
 import riskcal
 from recipes.g2p import data
 from riskcal_adapters import record
@@ -83,9 +83,7 @@ def in_order(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     """Measure, compare the tables, print, and write the figures if asked to, turn by turn."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--words", type=int, default=2000)
     parser.add_argument(
         "--turn", type=int, default=250, help="words per turn, and per file of the recording"
@@ -95,7 +93,6 @@ def main() -> None:
         "--batching", default="regroup", help="how batches are decoded; the tokens are the same"
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     decoder = load_example("g2p")

@@ -7,20 +7,18 @@ where they are installed, ``pip install -r benchmarks/referee.txt``; what cannot
 says so. ``--quick`` is the run of the tests: few draws.
 """
 
-import argparse
-import json
 import math
 import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+import command
 import riskcal
 from laboratory import published, refereed
 from laboratory.refereed import Case, Flags, Sample
@@ -478,18 +476,14 @@ def printed(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run, print, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--draws", type=int, default=DRAWS, help="samples of a case")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} samples of each case")
     parser.add_argument("--case", action="append", help="only this one; may be repeated")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     figures = referee(QUICK if options.quick else options.draws, options.case)
     print(printed(figures))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    command.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,22 @@ def pages(folder: Path) -> dict[str, Path]:
     report.write(found["nothing certified"], runs.take(np.arange(30)), delta=0.01)
     report.write(found["traces"], traces)
     report.write(found["policy"], calibration.policy())
+    report.write(found["policy by hand"], riskcal.ExitPolicy(threshold=0.5))
+    report.write(found["one of several deltas"], riskcal.calibrate(runs, delta=[0.05, 0.1])[1])
+    report.write(
+        found["several risks"], riskcal.calibrate(runs, delta={"textual": 0.1, "risk": 0.05})
+    )
+    cascade, grid = riskcal.load_example("cascade"), (0.9, 0.7, 0.5)
+    pairs = riskcal.replay_traces(cascade, [[a, b] for a in grid for b in grid], exact=True)
+    calibration = riskcal.calibrate(pairs, delta=0.1, cost="price")
+    report.write(found["cascade"], calibration, traces=cascade)
+    stress = riskcal.load_example("stress")
+    heads = riskcal.heads.certified(
+        stress.confidence[:, :-1], stress.agrees[:, :-1], prompts=stress.prompt, max_tokens=1
+    )
+    report.write(found["heads"], heads.policy())
+    one = riskcal.calibrate(np.zeros((100, 1)), thresholds=[0.5], delta=0.1)
+    report.write(found["one candidate"], one)
     log = EventLog(folder / "events.jsonl")
     for i in range(100):
         of = {"gen_ai.response.id": str(i), "riskcal.task": HOSTILE if i % 2 else "news"}
@@ -52,7 +68,21 @@ def pages(folder: Path) -> dict[str, Path]:
     return found
 
 
-KINDS = ("demo", "no delta", "nothing certified", "traces", "policy", "events", "hostile")
+KINDS = (
+    "demo",
+    "no delta",
+    "nothing certified",
+    "one of several deltas",
+    "several risks",
+    "cascade",
+    "one candidate",
+    "traces",
+    "policy",
+    "policy by hand",
+    "heads",
+    "events",
+    "hostile",
+)
 
 
 @contextmanager
@@ -110,6 +140,41 @@ def move(page: Page) -> int:
     return steps
 
 
+HELD = """() => {
+  const one = document.activeElement, box = one.getBoundingClientRect();
+  const all = [...document.querySelectorAll("a, summary, input, [tabindex='0']")].filter((other) => other.checkVisibility());
+  return {at: all.indexOf(one), of: all.length, ring: getComputedStyle(one).outlineStyle, seen: box.width > 0 && box.height > 0};
+}"""
+
+
+def tabbed(page: Page) -> int:
+    """Walk by Tab through all that takes keys: in the page's order, nothing left out, each seen and ringed. Gives the steps."""
+    places: list[int] = []
+    while True:
+        page.keyboard.press("Tab")
+        held = page.evaluate(HELD)
+        if held["at"] < 0 or held["at"] in places:
+            break
+        assert held["seen"], held
+        assert held["ring"] != "none", held
+        places.append(held["at"])
+    assert places == list(range(page.evaluate(HELD)["of"])), places
+    return len(places)
+
+
+def slid(page: Page) -> int:
+    """Walk the slider from end to end by keys: what stands at each step is the table's row of it. Gives the steps."""
+    slider = page.get_by_role("slider", name="Tolerated loss, delta")
+    slider.focus()
+    slider.press("Home")
+    steps = int(slider.get_attribute("max") or 0) + 1
+    for _ in range(steps):
+        seen = page.evaluate(SEEN)
+        assert seen["cells"] == seen["row"], seen
+        slider.press("ArrowRight")
+    return steps
+
+
 def faults(page: Page) -> list[str]:
     """What axe finds, with all that is folded up open."""
     page.evaluate("document.querySelectorAll('details').forEach((one) => (one.open = true))")
@@ -160,6 +225,10 @@ def main() -> None:
                     found += faults(page)
             assert not [one for one in found if one.startswith(("serious", "critical"))], found
             seen[kind] = {"bytes": path.stat().st_size, "axe": sorted(set(found))}
+            with opened(browser, path, 1366, "light") as page:
+                seen[kind]["steps by Tab"] = tabbed(page)
+                if page.locator("#delta-slider").count():
+                    seen[kind]["steps of the slider"] = slid(page)
         with opened(browser, made["policy"], 1366, "light") as page:
             page.evaluate("document.body.append(document.createElement('img'))")
             assert "critical: image-alt (1)" in faults(page), "axe sees nothing"

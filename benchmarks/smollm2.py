@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
+import command
 from recipes.smollm2 import prompts
 from riskcal import ExitPolicy, Traces
 from riskcal.heads import certified, self_supervised
@@ -366,9 +367,7 @@ def drawn(found: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Measure, print, draw, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--cache", type=Path, help="folder of the dequantised model")
     parser.add_argument("--traces", type=Path, help="keep the traces here, and read them if there")
     parser.add_argument("--tokens", type=int, default=12, help="new tokens of a prompt, at most")
@@ -377,12 +376,11 @@ def main() -> None:
     )
     parser.add_argument("--timed", type=int, default=16, help="of the others, those that are timed")
     parser.add_argument("--splits", type=int, default=50)
-    parser.add_argument("--json", type=Path, help="write the figures here, and the picture")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = measured(options)
+    command.keep(found, options.json)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         drawn(found, ROOT / "docs" / "images" / "smollm2.svg")
 
 

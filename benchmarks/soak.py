@@ -7,7 +7,6 @@ that nothing disturbed: row by row, all columns but ``seconds``, and no file mor
 is finished after the minutes are over.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -25,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch as pytorch
 
+import command
 import riskcal
 from recipes.g2p import data
 from riskcal_adapters import record, torch
@@ -87,15 +87,12 @@ def finished(call: Any, out: Path, processes: int) -> tuple[int, set[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--every", type=float, default=20, help="seconds between two kills")
     parser.add_argument("--words", type=int, default=400)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="draws who is killed")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     words = data.splits(data.read_dictionary(data.dictionary_path()))["test"].words[: options.words]
     settings = {
@@ -147,8 +144,7 @@ def main() -> None:
         "messages": sorted(told),
     }
     print(json.dumps(figures, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    command.keep(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ medians over rounds, and ratios are paired within rounds. Every word's tokens ar
 tells what sharing noise between drafts and verification costs in acceptance, against rejection sampling.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+import command
 from recipes.g2p import data
 from riskcal import ExitPolicy, Sampling, efficiency
 from riskcal_adapters.torch import EarlyExitT5, load_example
@@ -172,9 +171,7 @@ def common_noise(p: Array, q: Array) -> Array:
 
 def main() -> None:
     """Measure, print two tables, and write the figures if asked to."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--words", type=int, default=100, help="words timed")
     parser.add_argument(
         "--count-words", type=int, default=300, help="words on which acceptance is counted"
@@ -192,7 +189,6 @@ def main() -> None:
         help="margins at which drafts stop",
     )
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -223,9 +219,10 @@ def main() -> None:
     print(accepted.to_string(index=False, float_format="%.3f"))
     if options.json:
         tables = {"time": fast, "accepted": accepted}
+        # NaN as null
         figures = {
             name: json.loads(table.to_json(orient="records")) for name, table in tables.items()
-        }  # NaN as null
+        }
         figures["conditions"] = conditions
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 

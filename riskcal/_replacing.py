@@ -12,9 +12,10 @@ from riskcal._validate import RiskcalError, shown
 
 def a_path(path: Any) -> Path:
     """Where a file stands, or will stand."""
-    if not isinstance(path, str | os.PathLike):
+    named = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(named, str) or "\0" in named:
         raise RiskcalError(f"path: {shown(path)} is no path of a file.")
-    return Path(path)
+    return Path(named)
 
 
 @contextmanager

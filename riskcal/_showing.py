@@ -64,10 +64,12 @@ def paragraph(sentence: str) -> str:
 
 def _brief(table: pd.DataFrame, settings: Collection[str], chosen: Any) -> tuple[pd.DataFrame, str]:
     """The table as texts, without what all rows have in common, and a sentence that tells that."""
+    # a prompt that is one decision, of a classifier or a cascade, has no tokens to count, and a depth of its own
+    alone = "tokens" in table and len(table) > 0 and bool((table["tokens"] == 1).all())
     hidden = [
         name
         for name in table.columns
-        if name in settings
+        if (name in settings or (alone and name == "tokens"))
         and table[name].nunique(dropna=False) == 1
         and (len(table) > 1 or name not in _WHICH)
     ]
@@ -83,7 +85,7 @@ def _brief(table: pd.DataFrame, settings: Collection[str], chosen: Any) -> tuple
     texts = pd.DataFrame({name: shown[name].map(_cell) for name in shown.columns}, dtype=object)
     if "certified" in texts and chosen is not None and chosen in texts.index:
         texts.loc[chosen, "certified"] = "chosen"
-    return texts.rename(columns=PER), said
+    return texts.rename(columns=PER | ({"layers": "layers/prompt"} if alone else {})), said
 
 
 def _cell(value: Any) -> str:

@@ -134,9 +134,8 @@ def of_moments(mean: float, deviation: float, *, bins: int = 4096) -> Law:
     edges[0] = 1.0
     above = mean * special.betaincc(a + 1.0, b, edges)  # the mean's part from each edge up
     usual = (mean - above[-1]) / (1.0 - share) if share < 1.0 else 0.0
-    inside = np.clip(
-        np.diff(above) * bins / share, edges[1:], edges[:-1]
-    )  # next to 1, edges coincide
+    # next to 1, edges coincide
+    inside = np.clip(np.diff(above) * bins / share, edges[1:], edges[:-1])
     return Law(np.append(usual, inside)[:, None], share)
 
 
@@ -165,11 +164,8 @@ def scaled(law: Law, delta: Floats, n: int, upper: Floats) -> tuple[Law, Floats,
     if n <= rows:
         return law, delta, n
     moved = law.mean + (delta - law.mean) * math.sqrt(n / rows)
-    return (
-        law,
-        np.minimum(moved, 0.5 * (delta + upper)),
-        rows,
-    )  # beyond half way the power is 1 in any case
+    # beyond half way the power is 1 in any case
+    return law, np.minimum(moved, 0.5 * (delta + upper)), rows
 
 
 def smallest(

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import date, timedelta
@@ -68,6 +70,14 @@ def float_matrix(values: Any, name: str) -> NDArray[np.floating[Any]]:
     return result
 
 
+def warn(message: str) -> None:
+    """Warn at the line that called riskcal, however many of its own functions stand between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "riskcal":
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
 @contextmanager
 def reading(name: str, what: str) -> Iterator[None]:
     """Refuse whatever another library raises while its object is read: there is no telling which kinds it may be."""
@@ -89,7 +99,10 @@ def from_json(text: str | bytes) -> Any:
 
 def reason(error: BaseException) -> str:
     """What another library says of it, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    said = (str(error).splitlines() or [type(error).__name__])[0]
+    if said.startswith("setting an array element with a sequence"):
+        return "its rows are not of one length" if "inhomogeneous" in said else "it holds lists"
+    return said
 
 
 def shown(value: Any) -> str:
@@ -119,6 +132,11 @@ def on_the_host(values: Any) -> Any:
     for step in ("detach", "cpu"):
         if hasattr(values, step) and hasattr(values, "dtype"):
             values = getattr(values, step)()
+    if str(getattr(values, "dtype", "")) in (
+        "torch.bfloat16",
+        "bfloat16",
+    ):  # numpy has no such type
+        return values.float() if hasattr(values, "float") else np.asarray(values).astype(np.float32)
     return values
 
 
@@ -129,7 +147,10 @@ def as_given(values: Any, name: str, what: str = "an array") -> NDArray[Any]:
         if np.ma.is_masked(result):
             where = first(np.ma.getmaskarray(np.ma.asarray(result)))
             raise RiskcalError(f"{name}: masked at index {where}; every value must be given.")
-        return np.asarray(result)
+        array = np.asarray(result)
+        if array.dtype == object and array.ndim == 0 and not (result is None or is_number(result)):
+            raise TypeError(f"a {type(values).__name__} is none; give a list")
+        return array
 
 
 def as_numbers(values: Any, name: str) -> Floats:
@@ -270,15 +291,29 @@ def level(value: Any, name: str) -> float:
     result = number(value, name)
     if not 0.0 < result < 1.0:
         raise RiskcalError(
-            f"{name}: {result:g} is not strictly between 0 and 1; 0.05 is customary."
+            f"{name}: {result:g} is not strictly between 0 and 1{'; 0.05 is customary' if name in ('epsilon', 'level') else ''}."
         )
     return result
 
 
-def count(value: Any, name: str, *, least: int, most: int | None = None) -> int:
+def truth(value: Any, name: str) -> bool:
+    """A truth value."""
+    if not isinstance(value, bool | np.bool_):
+        raise RiskcalError(f"{name}: {shown(value)} is neither True nor False.")
+    return bool(value)
+
+
+def listed(values: Any, name: str, what: str) -> list[Any]:
+    """What can be gone through, as a list."""
+    with reading(name, what):
+        return list(values)
+
+
+def count(value: Any, name: str, *, least: int, most: int = 2**53) -> int:
+    """A whole number; beyond 2^53 floats do not count."""
     if not is_whole(value) or value < least:
         raise RiskcalError(f"{name}: {shown(value)} is not a whole number of at least {least}.")
-    if most is not None and value > most:
+    if value > most:
         raise RiskcalError(
             f"{name}: {shown(value)} is more than {most}, the most that is possible."
         )
@@ -291,56 +326,6 @@ def choice(value: Any, name: str, options: Collection[str]) -> str:
             f"{name}: {shown(value)} is unknown; choose one of {', '.join(map(repr, options))}."
         )
     return str(value)
-
-
-def pvalues(values: ArrayLike) -> Floats:
-    result = array(values, "pvalues", ndim=(1,))
-    bad = (result < 0) | (result > 1)
-    if bad.any():
-        raise RiskcalError(f"pvalues: {result[bad][0]:g} at index {first(bad)} is outside [0, 1].")
-    return result
-
-
-def weights(values: ArrayLike, k: int) -> Floats:
-    """Shares (k,) of epsilon: none negative, one in total."""
-    result = array(values, "weights", ndim=(1,))
-    if result.size != k:
-        raise RiskcalError(f"weights: {result.size} given for {k} p-values; give one per p-value.")
-    bad = result < 0
-    if bad.any():
-        raise RiskcalError(
-            f"weights: {result[bad][0]:g} at index {first(bad)} is negative; a share of epsilon is not."
-        )
-    if abs(result.sum() - 1.0) > TOLERANCE:
-        raise RiskcalError(
-            f"weights: sum to {result.sum():.12g}, not to 1; divide them by their sum."
-        )
-    return result
-
-
-def transitions(values: ArrayLike, k: int) -> Floats:
-    """Edges (k, k) of a graph: none negative, none from a hypothesis to itself, at most one in total from each."""
-    result = array(values, "transitions", ndim=(2,))
-    if result.shape != (k, k):
-        raise RiskcalError(
-            f"transitions: has shape {result.shape}; expected {(k, k)}, from row to column."
-        )
-    bad = result < 0
-    if bad.any():
-        raise RiskcalError(
-            f"transitions: {result[bad][0]:g} at index {first(bad)} is negative; leave the edge out with 0."
-        )
-    loops = np.diag(result) != 0
-    if loops.any():
-        raise RiskcalError(
-            f"transitions: hypothesis {first(loops)} passes to itself; the diagonal must be 0."
-        )
-    bad = result.sum(1) > 1.0 + TOLERANCE
-    if bad.any():
-        raise RiskcalError(
-            f"transitions: row {first(bad)} sums to {result.sum(1)[bad][0]:.12g}; a hypothesis passes on at most all it has."
-        )
-    return result
 
 
 def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:

@@ -19,7 +19,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues import inversions
 from riskcal.pvalues.bettor import count_rejected
-from riskcal.pvalues.losses import _matrix
+from riskcal.pvalues.losses import matrix_and_sums
 from riskcal.pvalues.methods import Betting, Binomial, Method, inverted
 
 
@@ -323,7 +323,8 @@ def simultaneous(
     options: dict[str, Any] = {} if grid is None else {"grid": grid}
     if not isinstance(test, Binomial):  # whose losses are 0 or 1
         options |= {"lower": low, "upper": high}
-    k = np.shape(losses)[1] if np.ndim(losses) == 2 else 1
+    given = _validate.as_given(losses, "losses", "an array of numbers")
+    k = given.shape[1] if given.ndim == 2 else 1
     return np.atleast_1d(METHODS[test.bound](losses, epsilon=level / max(k, 1), **options))
 
 
@@ -333,7 +334,7 @@ def _checked(
     """Checked losses as (n, k), their column sums, epsilon and the bounds."""
     level = _validate.level(epsilon, "epsilon")
     low, high = _validate.bounds(lower, upper)
-    matrix, total = _matrix(losses, low, high)
+    matrix, total = matrix_and_sums(losses, low, high)
     return matrix, total, level, low, high
 
 

@@ -45,6 +45,21 @@ def allowed(level: float, draws: int) -> float:
     return level + 3 * math.sqrt(level * (1 - level) / draws)
 
 
+def ladder(n: int, *, lowest: float, **columns: object) -> pd.DataFrame:
+    """Runs of n prompts: in full, at .9 without a loss, and at .5 with the ``lowest`` threshold's; further columns are alike."""
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "dissimilarity": 0.0 if t > 0.6 else lowest,
+            "layers": 8.0 if t == math.inf else 3.0,
+        }
+        for i in range(n)
+        for t in (math.inf, 0.9, 0.5)
+    ]
+    return pd.DataFrame(rows).assign(**columns)
+
+
 def varied(name: str, values: list[object], n: int = 80) -> pd.DataFrame:
     """Candidates that differ in their thresholds and in one more column, of which the second value is cheaper."""
     return pd.DataFrame(

@@ -112,9 +112,8 @@ def test_class_agrees_with_the_arrays(bets):
 
 
 def test_order_of_thresholds_is_the_users_and_tests_go_from_the_highest():
-    losses = draw(
-        400, means=(0.01, 0.2, 0.01)
-    )  # the highest threshold is bad: nothing may be certified
+    # the highest threshold is bad: nothing may be certified
+    losses = draw(400, means=(0.01, 0.2, 0.01))
     calibration = feed(start(), losses)
     assert not calibration.certified
     assert calibration.threshold == math.inf

@@ -6,8 +6,28 @@ from typing import Any
 import numpy as np
 import pytest
 
-from riskcal import RiskcalError, Runs, calibrate
-from riskcal.serving import EventLog, KillSwitch, PolicyBook
+from riskcal import (
+    AdaptiveCalibration,
+    Constant,
+    ExitPolicy,
+    Pruning,
+    RiskcalError,
+    RiskMonitor,
+    Runs,
+    Traces,
+    bounds,
+    calibrate,
+    calibrate_groups,
+    compare,
+    efficiency,
+    fwer,
+    heads,
+    replay_arrays,
+    replay_traces,
+    split_pilot,
+    verify,
+)
+from riskcal.serving import EventLog, KillSwitch, PolicyBook, alarm_delays
 
 RUNS = Runs.from_arrays(
     thresholds=[0.9, 0.5], dissimilarity=np.zeros((9, 2)), costs={"price": [2.0, 1.0]}
@@ -27,3 +47,95 @@ CALLS: dict[str, Callable[[Any], Any]] = {
 def test_they_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(RiskcalError, match=rf"^{name.split()[0]}: "):
         CALLS[name](value)
+
+
+GROUPED = Runs.from_arrays(
+    thresholds=[0.9], dissimilarity=np.zeros((8, 1)), group=["a", "b"] * 4, prompts=list("abcdefgh")
+)
+TRACES = Traces.from_arrays(
+    prompt=["a", "a", "b"],
+    position=[0, 1, 0],
+    confidence=np.full((3, 2), 0.7),
+    loss=np.zeros((3, 2)),
+)
+OTHERS: dict[str, Callable[[Any], Any]] = {
+    "policy": lambda value: verify(value, RUNS),
+    "traces": lambda value: replay_traces(value, [0.5]),
+    "schedule": lambda value: replay_traces(TRACES, [0.5], schedule=value),
+    "schedule of arrays": lambda value: replay_arrays(
+        TRACES.confidence, TRACES.loss, [0.5], schedule=value, position=[0, 1, 0]
+    ),
+    "runs": split_pilot,
+    "runs to compare": lambda value: compare(value, [0.5]),
+    "path": ExitPolicy.load,
+    "path of a learned risk": heads.LearnedRisk.load,
+    "monitors": RiskMonitor.merge,
+    "monitor": lambda value: alarm_delays(value, [1.0], rate=0.5),
+    "dimensions": lambda value: efficiency.decoder_flops([[1]], value, source_lengths=3),
+    "dimensions of a token": lambda value: efficiency.token_flops(value, 1, 1),
+    "pruning": lambda value: efficiency.head_sizes(value, n_layers=4, vocabulary=9),
+    "group": GROUPED.of_group,
+    "how": lambda value: RiskMonitor.merge([RiskMonitor(0.1)], how=value),
+    "prompts": lambda value: AdaptiveCalibration(value, [0.5], delta=0.1),
+    "joint": lambda value: calibrate_groups(GROUPED, delta=0.5, joint=value),
+    "prompt": lambda value: AdaptiveCalibration(["a", "b"], [0.5], delta=0.1).update(value, [0.0]),
+}
+KINDS = {
+    "int": 3,
+    "float": 2.5,
+    "object": object(),
+    "matrix": np.zeros((2, 2)),
+    "empty": np.zeros(0),
+    "class": Constant,
+    "complex": 1 + 2j,
+}
+
+
+@pytest.mark.parametrize("value", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_has_another_type_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(RiskcalError, match=rf"^{name.split()[0]}: "):
+        OTHERS[name](value)
+
+
+@pytest.mark.parametrize("value", [None, 3, 2.5, np.zeros((2, 2)), Constant], ids=str)
+def test_what_lists_no_columns_is_refused(value: Any) -> None:
+    with pytest.raises(RiskcalError, match=r"^candidate_columns: "):
+        Runs.from_frame(RUNS.to_frame(), candidate_columns=value)
+
+
+@pytest.mark.parametrize("name", ["path", "path of a learned risk"])
+def test_no_path_at_all_is_refused(name: str) -> None:
+    for value in (None, b"policy.json"):
+        with pytest.raises(RiskcalError, match=r"^path: "):
+            OTHERS[name](value)
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    for use in (ExitPolicy().save, ExitPolicy.load):
+        with pytest.raises(RiskcalError, match=r"^path: "):
+            use("a\0b")
+
+
+def test_numbers_beyond_any_count_are_refused() -> None:
+    with pytest.raises(RiskcalError, match=r"^attempt: "):
+        calibrate(RUNS, delta=0.5, attempt=10**400)
+    with pytest.raises(RiskcalError, match=r"^starts: "):
+        fwer.FixedSequence(starts=10**400)
+    with pytest.raises(RiskcalError, match=r"^threshold: .* beyond all floats"):
+        ExitPolicy(threshold=10**400)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, None, "4", 10**30, [4]], ids=str)
+def test_what_counts_no_layers_or_tokens_is_refused(count: Any) -> None:
+    with pytest.raises(RiskcalError, match=r"^n_layers: "):
+        efficiency.exit_shares([[1, 1]], n_layers=count)
+    with pytest.raises(RiskcalError, match=r"^n_layers: "):
+        efficiency.head_sizes(Pruning("fixed"), n_layers=count, vocabulary=9)
+    with pytest.raises(RiskcalError, match=r"^vocabulary: "):
+        efficiency.head_sizes(Pruning("fixed"), n_layers=4, vocabulary=count)
+
+
+def test_ragged_losses_are_refused_by_bounds_of_all_candidates() -> None:
+    with pytest.raises(RiskcalError, match=r"^losses: "):
+        bounds.simultaneous([[0.1, 0.2], [0.3]])

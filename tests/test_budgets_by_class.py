@@ -78,9 +78,8 @@ def enumerated(classes, joint, n_rest):
         for j, (losses, costs, delta) in zip(book, classes.values(), strict=True):
             size, share = len(losses), len(losses) / n
             cost += share * costs[j]
-            column = (
-                [0.0] if j == k else [*losses[:, j], 1.0]
-            )  # one request more, of the worst loss
+            # one request more, of the worst loss
+            column = [0.0] if j == k else [*losses[:, j], 1.0]
             rows = [(x, 1 / len(column)) for x in column]
             pooled += [(x, share * w) for x, w in rows]
             if j < k:

@@ -127,3 +127,18 @@ def test_a_direction_that_the_table_contradicts_is_refused_as_check_says(tmp_pat
     with pytest.raises(RiskcalError, match="the column says that high thresholds are strict"):
         run("calibrate", path, "--delta", 0.1, "--lower-is-stricter")
     assert run("check", path).exit_code == run("calibrate", path, "--delta", 0.1).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["calibrate", "trials"])
+@pytest.mark.parametrize("nowhere", ["--out", "--plot"])
+def test_of_two_files_none_is_written_where_one_cannot_be(tmp_path, command, nowhere):
+    runs, asked = tmp_path / "runs.parquet", ["--delta", 0.1]
+    riskcal.load_example("g2p").take(np.arange(200)).write(runs)
+    asked += ["--n-trials", 2] if command == "trials" else []
+    places = {"--out": tmp_path / "it.json", "--plot": tmp_path / "it.png"}
+    if command == "trials":
+        places["--out"] = tmp_path / "it.csv"
+    places[nowhere] = tmp_path / "no folder" / places[nowhere].name
+    with pytest.raises(RiskcalError, match="cannot be written"):
+        run(command, runs, *asked, *(part for pair in places.items() for part in pair))
+    assert list(tmp_path.iterdir()) == [runs]

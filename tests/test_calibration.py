@@ -513,9 +513,8 @@ def test_a_policy_cannot_be_given_a_threshold_that_was_not_certified():
         calibrate(grid_of_two(), delta=0.1).policy(min_layer=1)
     with pytest.raises(RiskcalError, match=r"^measure: 'softmax' is not the recorded 'state'"):
         calibrate(grid_of_two(), delta=0.1).policy(measure="softmax")
-    assert (
-        calibration.policy(measure="state", min_layer=3).measure == "state"
-    )  # an array of losses says neither
+    # an array of losses says neither
+    assert calibration.policy(measure="state", min_layer=3).measure == "state"
 
 
 def decaying_runs(**columns):

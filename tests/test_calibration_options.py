@@ -98,9 +98,8 @@ def test_the_pilot_chooses_the_order_and_is_not_tested(procedure):
     certificate = calibration.policy().certificate
     assert certificate.pilot_n == 160
     assert certificate.pilot_digest is not None
-    assert (
-        calibration.table["certified"].to_numpy()[: calibration.table["certified"].sum()].all()
-    )  # a prefix
+    # a prefix
+    assert calibration.table["certified"].to_numpy()[: calibration.table["certified"].sum()].all()
 
 
 def test_pareto_keeps_no_candidate_that_another_beats_in_both_risk_and_cost():

@@ -29,9 +29,8 @@ def equal_lengths(seed, requests, longest, shares):
 def test_half_the_tokens_at_layer_16_of_32_take_24_layers():
     exits = np.array([[16, 32] * 8, [32, 16] * 8])
     found = capacity(exits, 32, rows=[1, 2])
-    assert (
-        found.layers.expected == 24.0
-    )  # the sum over exit depths of their probability times the layers
+    # the sum over exit depths of their probability times the layers
+    assert found.layers.expected == 24.0
     assert found.layers.deepest == 32.0
     table = found.table.set_index(["way", "rows"])
     assert table.loc[("engine", 1), "depth"] == table.loc[("engine", 2), "depth"] == 24.0

@@ -297,3 +297,41 @@ def test_a_log_that_is_read_is_described_with_what_else_it_holds(tmp_path: Path)
 def test_a_null_that_json_made_of_infinity_is_no_problem(tmp_path: Path) -> None:
     table().to_json(tmp_path / "log.jsonl", orient="records", lines=True)
     assert run("check", tmp_path / "log.jsonl").exit_code == 0
+
+
+def test_a_word_for_the_full_model_hides_nothing_where_it_was_tried_again():
+    """One prompt's row of the full model is there twice: the word is not in every row that it was in once."""
+    log = pd.concat([table(), table().iloc[[0]]], ignore_index=True).astype({"threshold": object})
+    log.loc[[i for i, t in enumerate(log["threshold"]) if math.isinf(t)], "threshold"] = "none"
+    log.loc[10, "dissimilarity"] = 1.5
+    found = findings(log)
+    assert sorted(one.column for one in found) == ["dissimilarity", "prompt", "threshold"]
+    assert "If 'none' means that, replace it before reading" in found[0].remedy
+
+
+def test_names_that_several_stages_share_are_taken_for_none_of_the_logs_own():
+    """A confidence of the first stage would pass for a score of the whole request."""
+    stage = {"score": 0.5, "usd": 0.1}
+    log = pd.DataFrame({"ticket": ["a", "b"], "small": [stage] * 2, "large": [stage] * 2})
+    found = {one.column: one for one in findings(log)}
+    assert not any(one.mend for one in found.values())
+    assert "riskcal.Traces.from_arrays" in found["threshold"].remedy
+    alone = findings(log.drop(columns="large"))
+    assert alone[-1].mend == ("--columns dissimilarity=1-small.score",)
+
+
+def test_names_of_a_router_are_known():
+    log = pd.DataFrame(
+        {
+            "trace_id": ["a", "a", "a", "b", "b"],
+            "conf_cutoff": ["full", 0.5, 0.5, "full", 0.5],
+            "rougeL_pct": [100.0, 90.0, 80.0, 100.0, 70.0],
+            "ts": ["2026-01-01", "2026-01-02", "2026-01-03", "2026-01-04", "2026-01-05"],
+        }
+    )
+    assert [option for one in findings(log) for option in one.mend] == [
+        "--columns prompt=trace_id",
+        "--columns threshold=conf_cutoff",
+        "--columns dissimilarity=1-rougeL_pct/100",
+        "--keep last:ts",
+    ]

@@ -175,6 +175,11 @@ WRONG_OF_EXITS = {
     "negative": ({"price": [0.1, -0.2, 1.0]}, r"costs: price: -0.2 at index 1"),
     "not finite": ({"price": [0.1, np.nan, 1.0]}, r"costs: price: nan at index 1"),
     "a name with a meaning": ({"risk": FLOPS}, r"costs: 'risk' has a meaning of its own"),
+    "a setting's name": ({"learned": FLOPS}, r"costs: 'learned' has a meaning of its own"),
+    "a result's name": (
+        {"variance_left": FLOPS},
+        r"costs: 'variance_left' has a meaning of its own",
+    ),
     "no name": ({3: FLOPS}, r"costs: 3 is no name"),
 }
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -131,6 +132,20 @@ def test_a_policy_shows_its_settings_and_what_is_certified_of_it(calibration):
     assert "Nothing was certified" in nothing.policy()._repr_html_()
 
 
+def test_a_policy_in_a_terminal_says_what_is_set_and_nothing_else(calibration):
+    policy = calibration.policy()
+    first, *settings = str(policy).splitlines()
+    assert first.startswith("Certified: with probability at least 0.95")
+    assert ["threshold", "0.45"] in [line.split() for line in settings]
+    assert not any("pruning" in line for line in settings)
+    assert max(map(len, settings)) < 80
+    assert repr(ExitPolicy(threshold=0.5, cache="project")) == (
+        "ExitPolicy(threshold=0.5, cache='project')"
+    )
+    assert "pilot_digest" not in repr(policy.certificate)
+    assert "delta=0.1" in repr(policy.certificate)
+
+
 def test_tables_become_latex(calibration):
     text = calibration.to_frame()[["threshold", "loss", "certified"]].to_latex(index=False)
     assert r"\begin{tabular}" in text
@@ -186,6 +201,7 @@ def test_one_further_coordinate_has_a_curve_for_each_value_and_two_are_refused()
     assert "temperature 1" in words(ax)
     assert "temperature 4" in words(ax)
     assert words(ax).count("chosen") == 1
+    assert words(ax).count("not certified") == (not found.table["certified"].all())
     [marked] = [line for line in ax.get_lines() if len(line.get_xdata()) == 1]
     assert marked.get_ydata()[0] == found.chosen["loss"]
     found.plot(axes(), cost="layers")
@@ -195,6 +211,48 @@ def test_one_further_coordinate_has_a_curve_for_each_value_and_two_are_refused()
         two.plot()
     with pytest.raises(RiskcalError, match=r"plot: candidates differ in .*variant"):
         riskcal.calibrate(two, delta=0.2).plot()
+
+
+@pytest.fixture(scope="module")
+def cascade():
+    """Candidates of two thresholds each, which are numbered from the strictest pair down."""
+    grid = (0.9, 0.7, 0.5)
+    runs = riskcal.replay_traces(
+        riskcal.load_example("cascade"), [[a, b] for a in grid for b in grid], exact=True
+    )
+    return riskcal.calibrate(runs, delta=0.1, cost="price")
+
+
+def test_vectors_are_on_no_curve_over_the_numbers_that_name_them(cascade, tmp_path):
+    """A curve over them would say that candidate 9 is more cautious than candidate 8."""
+    with pytest.raises(
+        RiskcalError, match=r"plot: candidates differ in threshold, thresholds.*cost= draws"
+    ):
+        cascade.plot(axes())
+    with pytest.raises(RiskcalError, match="plot: candidates differ in threshold, thresholds"):
+        riskcal.replay_traces(
+            riskcal.load_example("cascade"), [[0.9, 0.7], [0.5, 0.5]], exact=True
+        ).plot("risk", axes())
+    ax = axes()
+    assert cascade.plot(ax, cost="price") is ax
+    drawn = np.vstack([dots.get_offsets() for dots in ax.collections])
+    recorded = cascade.table[["loss", "price"]].to_numpy()
+    np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(recorded, axis=0))
+    [marked] = [line for line in ax.get_lines() if line.get_label().startswith("chosen")]
+    assert [marked.get_xdata()[0], marked.get_ydata()[0]] == list(cascade.chosen[["loss", "price"]])
+    assert f"full model: {cascade.full_costs['price']:.4g}" in words(ax)
+    assert "price" in ax.get_ylabel()
+    assert "threshold" not in ax.get_xlabel()
+
+
+def test_where_a_prompt_is_one_decision_its_depth_is_no_mean_over_tokens(cascade):
+    for shown in (repr(cascade), cascade._repr_html_()):
+        assert "layers/prompt" in shown
+        assert "layers/token" not in shown
+        assert "tokens/prompt" not in shown
+    ax = axes()
+    cascade.plot(ax, cost="layers")
+    assert ax.get_ylabel().replace("\n", " ") == "mean layers per prompt"
 
 
 @pytest.mark.parametrize("width", [3.3, 7.0])
@@ -213,11 +271,16 @@ def test_a_picture_fits_a_column_of_a_paper(calibration, width):
 
 @pytest.mark.parametrize("width", [3.3, 5.0, 7.0])
 @pytest.mark.parametrize("size", [8, 10])
-def test_labels_of_any_picture_stay_on_its_paper(calibration, heads, width, size):
+def test_labels_of_any_picture_stay_on_its_paper(calibration, heads, cascade, width, size):
     with matplotlib.rc_context({"font.size": size}):
-        for result in (calibration, heads, riskcal.RiskMonitor(0.1).update([0.0, 0.3] * 20)):
+        for draw in (
+            calibration.plot,
+            heads.plot,
+            riskcal.RiskMonitor(0.1).update([0.0, 0.3] * 20).plot,
+            partial(cascade.plot, cost="price"),
+        ):
             figure = Figure(figsize=(width, 2.6), layout="constrained")
-            result.plot(figure.subplots())
+            draw(figure.subplots())
             figure.draw_without_rendering()
             box = figure.get_tightbbox()
             assert box.min.min() >= -0.02

@@ -241,9 +241,8 @@ def test_the_true_head_ratio_counts_the_whole_pass():
     multiplied = sum(sum([32_128, *(k for k in sizes[1:q])]) for q in (3, 1, 24, 2, 5))
     assert efficiency.head_ratio(exits, sizes, 32_128) == calls * 32_128 / multiplied
     assert efficiency.head_ratio(exits, np.full(24, 32_128), 32_128) == 1.0
-    assert (
-        efficiency.head_ratio([[24]], sizes, 32_128) < 16
-    )  # the published "x100" counts later layers only
+    # the published "x100" counts later layers only
+    assert efficiency.head_ratio([[24]], sizes, 32_128) < 16
 
 
 def test_adaptive_sizes_follow_each_tokens_confidence():
@@ -376,9 +375,8 @@ def test_row_17_paired_ratios_do_not_drift_and_the_first_round_is_dropped():
     assert table.loc["fast", "p50"] == kept.median()
     assert table.loc["fast", "p95"] == pytest.approx(np.quantile(kept, 0.95))
     assert table.loc["fast", "mean"] == pytest.approx(kept.mean())
-    assert table.loc["fast", "tokens_per_second"] == pytest.approx(
-        5.0 / 2
-    )  # the median round has drift 2
+    # the median round has drift 2
+    assert table.loc["fast", "tokens_per_second"] == pytest.approx(5.0 / 2)
 
 
 def test_the_spread_of_ratios_is_over_rounds():

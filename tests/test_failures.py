@@ -7,24 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import ladder
 from riskcal import RiskcalError, Runs, calibrate
 
 DRAWS = 300
 
 
 def table(n: int = 40) -> pd.DataFrame:
-    rows = [
-        {
-            "prompt": f"p{i}",
-            "threshold": t,
-            "dissimilarity": 0.0 if t > 0.6 else 0.1,
-            "risk": 0.2,
-            "layers": 8.0 if t > 1 else 3.0,
-        }
-        for i in range(n)
-        for t in (math.inf, 0.9, 0.5)
-    ]
-    return pd.DataFrame(rows).assign(failed=False)
+    return ladder(n, lowest=0.1, risk=0.2, failed=False)
 
 
 def test_following_the_refusal_keeps_the_promise_and_dropping_prompts_does_not() -> None:
@@ -196,6 +186,12 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path) -> None:
         match=r"holds 1 files that are no tables \(deep.notes.txt\).*a list of files, or a pattern",
     ):
         Runs.read(tmp_path)
+    (tmp_path / "rotated").mkdir()
+    (tmp_path / "rotated" / "router-0.jsonl.gz").touch()
+    (tmp_path / "rotated" / "NOTES.txt").touch()
+    with pytest.raises(RiskcalError, match=r"pattern such as '.*rotated/\*\*/\*\.jsonl\.gz'"):
+        Runs.read(tmp_path / "rotated")
+    (tmp_path / "rotated" / "router-0.jsonl.gz").unlink()
     tables = [
         file for file in tmp_path.rglob("*.*") if file.suffix != ".txt" and file.name != ".hidden"
     ]

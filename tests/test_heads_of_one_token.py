@@ -181,9 +181,8 @@ def test_what_waits_for_a_head_is_all_that_decides_about_it():
         others[below] = rng.random(others[below].shape) < 0.5
         again = certify((confidence, others, prompts))
         left += again.table.iloc[0][f"threshold_{head + 1}"] == threshold
-    assert (
-        left >= 9
-    )  # where it failed instead, of which there are few, the failure may be elsewhere
+    # where it failed instead, of which there are few, the failure may be elsewhere
+    assert left >= 9
 
 
 @given(st.integers(0, 2**32 - 1))

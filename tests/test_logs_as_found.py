@@ -9,21 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import ladder
 from riskcal import RiskcalError, Runs, calibrate
 
 
 def table(n: int = 8, **more: Any) -> pd.DataFrame:
-    rows = [
-        {
-            "prompt": f"p{i}",
-            "threshold": t,
-            "dissimilarity": 0.0 if t > 0.6 else 0.1,
-            "layers": 8.0 if t == math.inf else 3.0,
-        }
-        for i in range(n)
-        for t in (math.inf, 0.9, 0.5)
-    ]
-    return pd.DataFrame(rows).assign(**more)
+    return ladder(n, lowest=0.1, **more)
 
 
 # Columns that nobody reads

@@ -158,9 +158,8 @@ def test_rates():
         RiskMonitor(0.1, sampling_rate=0.2).update(losses, rates=0.2).to_json()
         == constant.to_json()
     )
-    assert (
-        constant.evalue == RiskMonitor(0.1).update(losses).evalue
-    )  # a constant rate changes no decision
+    # a constant rate changes no decision
+    assert constant.evalue == RiskMonitor(0.1).update(losses).evalue
     assert constant.requests == 2000
 
 

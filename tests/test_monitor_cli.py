@@ -1,6 +1,7 @@
 """`riskcal monitor`: it says where the losses rose, exits 3, and leaves a state to go on from."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from riskcal import ExitPolicy, RiskcalError, calibrate, cli, heads
+from riskcal.cli.monitor_events import begun
 from riskcal.monitor import RiskMonitor
 
 rng = np.random.default_rng(0)
@@ -114,6 +116,47 @@ def test_monitor_refuses_and_leaves_the_state(tmp_path, text, message, stream):
     assert state.read_text() == before
 
 
+DAMAGED = [
+    'a": {"riskcal.loss": 0.5}}',  # its beginning went by before anybody listened
+    '{"name": "riskcal.shadow.eval',
+    "\udcff\x00",
+    "[1]",
+    "17",
+    '{"loss": 0.5',
+    '{"name": "riskcal.shadow.evaluated"}',  # an event that says nothing, as elsewhere
+]
+
+
+@pytest.mark.parametrize("damaged", [[one] for one in DAMAGED] + [DAMAGED, DAMAGED[:1] * 50])
+def test_a_stream_of_events_is_watched_though_its_first_lines_are_damaged(tmp_path, damaged):
+    told = [
+        {
+            "name": "riskcal.shadow.evaluated",
+            "attributes": {"riskcal.loss": loss, "riskcal.task": "t"},
+        }
+        for loss in (0.0, 1.0, 0.5)
+    ]
+    text = "\n".join([*damaged, *map(json.dumps, told), ""]).encode("utf-8", "surrogateescape")
+    result = monitor("-", "--delta", 0.1, "--state", tmp_path / "s", stdin=text)
+    assert result.exit_code == 0
+    log = tmp_path / "log"
+    log.write_bytes(text)
+    of_file = monitor(log, "--delta", 0.1, "--state", tmp_path / "f")
+    assert result.output == of_file.output.replace(str(log), "-")
+    counts = [Counter(json.loads((tmp_path / name).read_text())["counts"]) for name in "sf"]
+    assert counts[0] == counts[1]
+    assert counts[0]["damaged"] == sum(not line.endswith('evaluated"}') for line in damaged)
+
+
+@pytest.mark.parametrize("first", ["loss\n", '{"loss": 0.5}\n', "id,loss\n", "exits,errors\n"])
+def test_no_more_of_a_stream_of_losses_is_waited_for_than_its_first_line(first):
+    def rest():
+        raise AssertionError
+        yield
+
+    assert begun(first, rest()) == (first, False)
+
+
 def test_monitor_reads_a_stream(tmp_path):
     lines = "".join(json.dumps({"loss": int(loss), "rate": 0.5}) + "\n" for loss in BAD)
     result = monitor("-", "--delta", 0.1, "--sampling-rate", 0.5, stdin=lines)
@@ -125,6 +168,20 @@ def test_monitor_reads_a_stream(tmp_path):
         .exception.args[0]
         .endswith("cannot be read (No such file or directory).")
     )
+
+
+@pytest.mark.parametrize("end", ["", "abc\n", "nan\n", "1.5\n"])
+def test_a_file_is_read_to_the_alarm_as_a_stream_is(tmp_path, end):
+    """What stands behind the alarm, even what is no loss, changes neither the exit status nor the state."""
+    text, log = "loss\n" + "0.9\n" * 50 + end, tmp_path / "log.csv"
+    log.write_text(text)
+    found = []
+    for name, stdin in ((str(log), None), ("-", text)):
+        state = tmp_path / f"state-{stdin is None}.json"
+        result = monitor(name, "--delta", 0.1, "--state", state, stdin=stdin)
+        assert result.exit_code == 3
+        found.append((state.read_text(), result.output.replace(name, "LOG")))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -13,10 +13,11 @@ from scipy import stats
 from riskcal import RiskcalError, Runs, Stop, calibrate, pvalues, records, replay_traces
 from riskcal.records import Traces
 
+# of version 0.1
 DIGEST_OF_RUNS, DIGEST_OF_ARRAYS = (
     "4ff918bbb51da8dd1771aeea43de8e96",
     "7c39171b6d673540bdedb8a09cc65e81",
-)  # of version 0.1
+)
 
 
 def of_array(losses, **options):

@@ -16,6 +16,7 @@ from hatchling.builders.wheel import WheelBuilder
 
 import riskcal
 import riskcal_adapters
+from helpers import api_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,6 +148,13 @@ def test_api_page_lists_every_public_name() -> None:
             if f.__name__[0] != "_"
         }
     assert public - listed == set()
+
+
+def test_every_public_name_is_there_after_import_riskcal() -> None:
+    """In a fresh process: here other tests may have imported a module that only they ask for."""
+    names = [name.removeprefix("riskcal.") for name in api_names("riskcal")]
+    reach = "import functools, riskcal, sys; [functools.reduce(getattr, n.split('.'), riskcal) for n in sys.argv[1:]]"
+    subprocess.run([sys.executable, "-c", reach, *names], check=True)
 
 
 def test_the_guarantee_page_says_when_to_use_each_test_and_procedure() -> None:

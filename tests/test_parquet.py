@@ -78,9 +78,8 @@ def test_what_to_do_is_said(tmp_path):
     path = tmp_path / "table.parquet"
     files.write(TABLES["runs"], path)
     whole = path.read_bytes()
-    path.write_bytes(
-        whole.replace(b"cluster", b"clustes")
-    )  # a column that would be left out unseen
+    # a column that would be left out unseen
+    path.write_bytes(whole.replace(b"cluster", b"clustes"))
     with pytest.raises(
         RiskcalError,
         match=r"table\.parquet: is damaged: .* from a copy, or delete it and make it again",

@@ -59,9 +59,8 @@ def test_hoeffding_bentkus_against_mpmath_at_the_edges():
 def test_stops_at_the_first_failure_and_returns_the_one_before(pvalues_, certified):
     rejected = fwer.fixed_sequence(np.array(pvalues_), 0.05)
     assert np.flatnonzero(rejected).tolist() == certified
-    first_failing = next(
-        (i for i, p in enumerate(pvalues_) if p > 0.05), -1
-    )  # what released code returned: never right
+    # what released code returned: never right
+    first_failing = next((i for i, p in enumerate(pvalues_) if p > 0.05), -1)
     assert first_failing not in certified or first_failing == -1
 
 

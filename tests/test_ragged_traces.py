@@ -318,9 +318,8 @@ def test_false_certificates_of_ragged_replays_are_rare():
     """The one threshold's true loss is exactly delta: at most epsilon plus three standard errors of 200 draws."""
     rng, draws, n, delta, epsilon = np.random.default_rng(0), 200, 100, 0.2, 0.1
     lengths = rng.integers(1, 6, draws * n)
-    wrong = (
-        rng.random(draws * n) < delta / 0.8
-    )  # of the four in five that have a checkpoint to stop at
+    # of the four in five that have a checkpoint to stop at
+    wrong = rng.random(draws * n) < delta / 0.8
     confidence = [np.r_[0.9, np.zeros(m - 1)] for m in lengths]
     loss = [np.r_[w * (m > 1), np.zeros(m - 1)] for m, w in zip(lengths, wrong, strict=True)]
     ids = rng.permutation(draws * n) + 10**6

@@ -280,7 +280,8 @@ def test_an_unknown_objective_is_refused_with_the_known_ones(objective):
 
 def test_an_objective_whose_columns_were_not_recorded_is_refused_by_column():
     with pytest.raises(
-        RiskcalError, match=r"^dissimilarity: objective 'textual' needs this column"
+        RiskcalError,
+        match=r"^dissimilarity: objective 'textual' needs this column.*There is risk: objective='risk'",
     ):
         Runs.from_frame(table().drop(columns="dissimilarity")).losses("textual")
     with pytest.raises(RiskcalError, match=r"^risk: objective 'risk' needs this column"):
@@ -994,8 +995,8 @@ def test_a_write_that_breaks_half_way_leaves_the_old_file_untouched(ending, tmp_
     Runs.from_frame(table()).write(path)
     before = path.read_bytes()
 
-    def half(*arguments, **_):
-        partial = next(a for a in arguments if isinstance(a, type(path)))
+    def half(*_, **__):
+        [partial] = set(tmp_path.iterdir()) - {path}
         partial.write_bytes(before[: len(before) // 2])
         raise KeyboardInterrupt
 
@@ -1232,3 +1233,49 @@ def test_runs_of_matrices_are_those_of_the_long_table(failures, full, named):
     theirs = Runs.from_frame(table.sample(frac=1, random_state=0))
     pd.testing.assert_frame_equal(ours.to_frame(), theirs.to_frame(), check_exact=True)
     assert ours.digest() == theirs.digest()
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "csv.zst", "jsonl.gz", "jsonl.zst", "ndjson.gz"])
+def test_what_an_ending_says_is_packed_is_written_packed(tmp_path, ending):
+    runs = Runs.from_arrays(
+        thresholds=[0.5, math.inf], dissimilarity=[[0.25, 0.0], [0.5, 0.0]], prompts=["ä", "b"]
+    )
+    traces = Traces.from_arrays(
+        prompt=["a", "b"], position=[0, 0], confidence=[[0.1, 0.9]] * 2, agrees=[[0, 1]] * 2
+    )
+    for recorded, name in ((runs, f"runs.{ending}"), (traces, f"traces.{ending}")):
+        recorded.write(tmp_path / name)
+        assert type(recorded).read(tmp_path / name).to_frame().equals(recorded.to_frame())
+        packed = (tmp_path / name).read_bytes()
+        assert packed.startswith(
+            {"gz": b"\x1f\x8b", "zst": b"\x28\xb5\x2f\xfd"}[ending.split(".")[1]]
+        )
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_of_several_files_the_refusal_names_the_one(tmp_path, ending):
+    for name, loss in (("1", 0.1), ("2", 1.7), ("3", 0.1)):
+        columns = {
+            "prompt": [f"{name}a", f"{name}b"],
+            "threshold": 0.5,
+            "dissimilarity": [0.1, loss],
+        }
+        write(pd.DataFrame(columns), tmp_path / f"{name}.{ending}")
+    named = rf"1\.7 at row 3; .* \(Row 3 of all is row 1 of .*2\.{ending}\.\)$"
+    for source in (tmp_path, str(tmp_path / f"*.{ending}"), sorted(tmp_path.iterdir())):
+        with pytest.raises(RiskcalError, match=named):
+            Runs.read(source)
+    with pytest.raises(RiskcalError) as alone:
+        Runs.read(tmp_path / f"2.{ending}")
+    assert "of all" not in str(alone.value)
+
+
+def test_of_several_files_of_traces_the_refusal_names_the_one(tmp_path):
+    for name, outcome in (("1", 1), ("2", 7)):
+        row = {"prompt": name, "position": 0, "confidence": [0.2, 0.9], "agrees": [outcome, 1]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(
+        RiskcalError,
+        match=r"agrees: 7 .*index \[1, 0\].* \(Row 1 of all is row 0 of .*2\.jsonl\.\)$",
+    ):
+        Traces.read(tmp_path)

@@ -95,7 +95,8 @@ def test_numbers_of_the_sentence_are_not_rounded_to_others() -> None:
     assert "with probability at least 1 - 1e-08 over" in found.message
     assert "at threshold 0.9999999 the" in found.message
     assert "is at most 0.10000049 (" in found.message
+    # .96960364...
     assert (
         "with probability at least 0.969603 over" in calibrate(runs, delta=0.1, attempt=1).message
-    )  # .96960364...
+    )
     assert "with probability at least 0.95 over" in calibrate(runs, delta=0.1).message

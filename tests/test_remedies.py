@@ -8,22 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import ladder
 from riskcal import RiskcalError, Runs, calibrate
 
 
 def table(n: int = 40) -> pd.DataFrame:
-    rows = [
-        {
-            "prompt": f"p{i}",
-            "threshold": t,
-            "dissimilarity": 0.0 if t > 0.6 else 0.1,
-            "risk": 0.2,
-            "layers": 8.0 if t > 1 else 3.0,
-        }
-        for i in range(n)
-        for t in (math.inf, 0.9, 0.5)
-    ]
-    return pd.DataFrame(rows)
+    return ladder(n, lowest=0.1, risk=0.2)
 
 
 def refusal(frame: pd.DataFrame) -> str:
@@ -107,9 +97,8 @@ def test_full_models_that_differ_between_settings_lead_to_a_table_for_each() -> 
     frame.loc[np.isinf(frame["threshold"]) & (frame["measure"] == "max"), "risk"] = 0.1
     message = refusal(frame)
     assert "calibrate each by itself, from a table of its own" in message
-    assert (
-        "cluster" not in message
-    )  # a sample of one setting alone would lack the candidates of the other
+    # a sample of one setting alone would lack the candidates of the other
+    assert "cluster" not in message
     for _, part in frame.groupby("measure"):
         assert calibrate(Runs.from_frame(part), delta=0.3).certified
 

@@ -67,7 +67,6 @@ def test_replayed_rows_do_not_become_runs_that_were_generated(pass_on: object) -
         riskcal.Runs.from_arrays(**given)
     with pytest.raises(RiskcalError, match="declare a memoryless exit"):
         calibrate(riskcal.Runs.from_arrays(source="replayed", **given), delta=0.1)
-    declared = riskcal.Runs.from_arrays(
-        source="replayed", exact=True, **given
-    )  # as the message says
+    # as the message says
+    declared = riskcal.Runs.from_arrays(source="replayed", exact=True, **given)
     assert calibrate(declared, delta=0.1).n == 100

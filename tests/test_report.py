@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import riskcal
 from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Runs, Traces, cli, report
 from riskcal.calibration.posing import pose
-from riskcal.report import charts, choices, exits, generations
+from riskcal.report import charts, choices, curves, exits, generations
 from riskcal.report.html import shown, tag
 from riskcal.serving import EventLog, EventWatch
 
@@ -254,7 +254,7 @@ def test_exits_are_counted_by_the_prompts_groups(whole):
 
 def test_where_no_exits_were_recorded_prompts_are_counted_by_their_mean_depth():
     (section,) = exits.of_runs(runs(), 2)
-    counts = Page(section.body).frame("Counts by layer, 1 to 4").set_index("group").astype(int)
+    counts = Page(section.body).frame("Counts by layer, 1 to 8").set_index("group").astype(int)
     assert counts["layer 3"].to_dict() == {"easy": 266, "hard": 134}
     assert counts["layer 3"].sum() == counts.to_numpy().sum()
 
@@ -471,3 +471,121 @@ def test_no_label_of_a_chart_leaves_its_picture(monkeypatch: pytest.MonkeyPatch)
         charts.chart(draw, "Chart.")
     assert len(left) == 21
     assert min(left) > -1.0
+
+
+# -- candidates without an order, and requests of one decision -------------------------------------------------------------
+
+
+@functools.cache
+def cascade():
+    grid = (0.9, 0.7, 0.5)
+    return riskcal.replay_traces(
+        riskcal.load_example("cascade"), [[a, b] for a in grid for b in grid], exact=True
+    )
+
+
+def test_a_cascade_is_told_by_the_price_that_chooses_and_by_one_number_for_each_candidate(tmp_path):
+    calibration = riskcal.calibrate(cascade(), delta=0.1, cost="price")
+    report.write(tmp_path / "page.html", calibration, traces=riskcal.load_example("cascade"))
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    number = int(calibration.chosen.name) + 1
+    every = page.frame(EVERY).set_index("delta")
+    assert "threshold" not in every  # which only numbers the vectors, from the other end
+    chosen = every["candidate"] != "full"
+    candidates = page.frame("Candidates, in tested order").set_index("candidate")
+    assert candidates.loc[str(number), "thresholds"] == calibration.chosen["thresholds"]
+    for _, row in every[chosen].iterrows():
+        assert candidates.loc[row["candidate"], "thresholds"] == row["thresholds"]
+        assert candidates.loc[row["candidate"], "price per prompt"] == row["price per prompt"]
+        saved = 1 - float(row["price per prompt"]) / calibration.full_costs["price"]
+        assert row["price saved"] == f"{saved:.0%}"
+    assert "Mean price per prompt" in page.text
+    assert "Price saved by each split" in page.text
+    assert "Layers saved by each split" not in page.text
+    for untrue in ("per token", "tokens per prompt", "all tokens", "Where tokens leave"):
+        assert untrue not in page.text
+    assert "all requests" in page.text
+
+
+def test_no_line_joins_candidates_that_have_no_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    save = Figure.savefig
+
+    def saved(figure: Figure, *given: Any, **options: Any) -> None:
+        drawn.append(figure.axes[0])
+        save(figure, *given, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    one = riskcal.calibrate(np.repeat([0.0, 1.0], [95, 5])[:, None], thresholds=[0.5], delta=0.2)
+    several = riskcal.calibrate(cascade(), delta=0.1, cost="price")
+    for calibration, k in ((one, 1), (several, 9)):
+        drawn.clear()
+        charts_of = curves.section(calibration._problem, calibration, None)
+        assert charts_of
+        for ax in drawn:
+            observed = ax.get_lines()[0]
+            assert len(observed.get_xdata()) == k
+            assert observed.get_linestyle() == "None"
+    drawn.clear()
+    curves.section(riskcal.calibrate(runs(), delta=0.1)._problem, None, chosen_at_every_delta())
+    assert drawn[0].get_lines()[1].get_linestyle() == "-"
+
+
+def chosen_at_every_delta():
+    problem = riskcal.calibrate(runs(), delta=0.1)._problem
+    told = {"epsilon": 0.05, "epsilon_spent": 0.05, "attempt": None}
+    return choices.choices(problem, "betting", "layers", told, None)
+
+
+def test_legends_cover_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    save = Figure.savefig
+
+    def saved(figure: Figure, *given: Any, **options: Any) -> None:
+        save(figure, *given, **options)
+        ax = figure.axes[0]
+        kept.append((ax.get_legend().get_window_extent(), ax.get_window_extent(), figure.bbox))
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    calibration = riskcal.calibrate(runs(), delta=0.1)
+    curves.section(calibration._problem, calibration, chosen_at_every_delta())
+    assert len(kept) == 3
+    for legend, inner, paper in kept:
+        assert legend.y0 >= inner.y1 - 1
+        assert legend.x1 <= paper.x1 + 1
+        assert legend.y1 <= paper.y1 + 1
+
+
+def test_the_mean_depth_of_prompts_is_the_tables_and_its_chart_goes_down_to_the_full_model():
+    (section,) = exits.of_runs(runs(), 2)
+    page = Page(section.body)
+    for name in ("easy", "hard"):
+        own = runs().values["layers"][runs().labels["group"] == name, 2]
+        assert f"mean layer {own.mean():.2f}" in page.text
+    assert section.title == "How deep prompts go"
+    assert page.frame("Counts by layer, 1 to 8").shape == (2, 9)
+
+
+def test_several_risks_have_a_chart_each_and_no_slider_that_would_hold_for_one_alone(tmp_path):
+    rng = np.random.default_rng(3)
+    whole = runs().to_frame()
+    whole["risk"] = np.where(np.isinf(whole["threshold"]), 0.3, rng.uniform(0.2, 0.5, len(whole)))
+    both = riskcal.calibrate(
+        Runs.from_frame(whole), delta={"textual": 0.2, "risk": 0.3}, epsilon=0.1
+    )
+    both.report(tmp_path / "two.html")
+    page = Page((tmp_path / "two.html").read_text(encoding="utf-8"))
+    assert not any(name == "input" for name, _ in page.tags)
+    assert (
+        "There is no slider here: bounds that hold for every delta at once are of one risk"
+        in page.text
+    )
+    assert (
+        "Mean dissimilarity to the full model&#x27;s output" in page.text
+        or "Mean dissimilarity to the full model's output" in page.text
+    )
+    assert "Mean increase in risk over the full model" in page.text
+    labels = [attrs["aria-label"] for name, attrs in page.tags if name == "svg"]
+    for name in ("textual", "risk"):
+        low, high = both.table[f"loss_{name}"].min(), both.table[f"loss_{name}"].max()
+        assert any(f"from {low:.3g} to {high:.3g}" in label for label in labels)

@@ -53,7 +53,7 @@ def test_exits_are_counted_in_the_direction_of_the_calibration(delta: float) -> 
     calibration = calibrate(low, delta=delta)
     strictest = 0.3 if calibration.certified else 0.05
     (exits, _) = _shown(None, calibration, ragged(), None)
-    assert f"leave at each layer at threshold {strictest}" in plain(exits.body)
+    assert f"leave at each exit at threshold {strictest}" in plain(exits.body)
     at = ExitPolicy(threshold=strictest, lower_is_stricter=True)
     expected = [2] * N if calibration.certified else [2, *[3] * (N - 1)]
     assert sorted(layers_of(ragged(), at).tolist()) == expected

@@ -6,10 +6,20 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from riskcal import ExitPolicy, RiskcalError, RiskMonitor, calibrate, cli
-from riskcal.serving import EventLog, EventWatch, Shadow, alarm_delays, read_events
+from riskcal.serving import (
+    EventLog,
+    EventWatch,
+    MetricsCollector,
+    Shadow,
+    alarm_delays,
+    read_events,
+)
+from riskcal.serving.reader import parsed
 
 SHADOWED = "riskcal.shadow.evaluated"
 
@@ -205,3 +215,41 @@ def test_numbers_beyond_all_floats_in_a_log_are_no_reason_to_stop_watching(tmp_p
     )
     assert done.exit_code == 0, done.output
     assert ("failed: 1" in done.output) == ("riskcal.loss" in told)  # the worst loss
+
+
+#: As a client may name its task: a line that reads like the verdict, and half of a surrogate pair, which UTF-8 has not.
+HOSTILE = "\ud800\nx: no alarm over 9 losses"
+
+
+def test_names_that_no_file_can_hold_are_told_by_every_face_on_their_own_line(tmp_path):
+    prometheus = pytest.importorskip("prometheus_client")
+    log = EventLog(tmp_path / "e.jsonl")
+    for i in range(3):
+        known = {"gen_ai.response.id": f"{HOSTILE}{i}", "riskcal.task": HOSTILE}
+        depths = {"riskcal.exit.layers": {HOSTILE: 3}, "riskcal.exit.classes": {HOSTILE: {"1": 1}}}
+        weights = {"riskcal.weights": f"{HOSTILE}{i}"}
+        log.write("riskcal.request.served", known | depths | weights)
+        classes = {"riskcal.difficulty": HOSTILE, "riskcal.token.classes": {HOSTILE: [1, 3]}}
+        log.write(SHADOWED, known | classes | {"riskcal.loss": 0.0})
+    log.write(HOSTILE)
+    options = ["--delta", "0.1", "--reference", str(log.path)]
+    said = CliRunner().invoke(cli.app, ["monitor", str(log.path), *options])
+    assert said.exit_code == 0
+    assert said.output.encode()
+    assert not any(line.startswith("x: no alarm") for line in said.output.splitlines())
+    page = tmp_path / "page.html"
+    CliRunner().invoke(cli.app, ["report", str(log.path), "--delta", "0.1", "--out", str(page)])
+    assert "ud800" in page.read_text(encoding="utf-8")
+    watch = EventWatch(RiskMonitor(0.1)).read(log.path)
+    registry = prometheus.CollectorRegistry()
+    registry.register(MetricsCollector(watch=lambda: watch))
+    assert b"ud800" in prometheus.generate_latest(registry)
+
+
+@given(st.text(st.sampled_from('\\u\ud800\udc00dD8a0\U0001f600"')), st.booleans())
+def test_only_halves_of_pairs_are_told_otherwise(text, ascii_only):
+    line = json.dumps({"name": "n", "attributes": {"a": text}}, ensure_ascii=ascii_only)
+    # two halves that meet are a pair, to JSON
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    expected = whole.encode("utf-8", "backslashreplace").decode()
+    assert parsed(line)["attributes"]["a"] == expected

@@ -12,7 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from riskcal import RiskcalError, RiskMonitor, cli
-from riskcal.serving import EventLog, EventWatch
+from riskcal.serving import EventLog, EventWatch, place
+from riskcal.serving.events import rotated
 
 
 def write(log, index, loss):
@@ -105,6 +106,79 @@ def test_a_file_that_is_gone_or_a_state_that_is_none_is_refused(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"kind": "other"}))
     with pytest.raises(RiskcalError, match="no state"):
         EventWatch.load(tmp_path / "state.json")
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted", "shorter"])
+def test_a_log_begun_anew_in_the_place_of_the_one_that_was_read_is_never_skipped(tmp_path, how):
+    """A deleted file's number is given to the next one."""
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    write(log, 0, 0.0)
+    state = tmp_path / "state.json"
+    EventWatch(RiskMonitor(0.2)).read(path).save(state)
+    inode = path.stat().st_ino
+    if how == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(b"")
+    for index in range(1, 2 if how == "shorter" else 9):
+        write(log, index, 1.0)
+    if path.stat().st_ino != inode:
+        pytest.skip("this file system gives another number")
+    if how == "shorter":
+        path.write_bytes(path.read_bytes()[-40:])
+    with pytest.raises(
+        RiskcalError, match=r"is not the file that was read last.*begin a new state"
+    ):
+        EventWatch.load(state).read(path)
+
+
+def test_states_from_before_places_were_known_again_go_on(tmp_path):
+    log, state = EventLog(tmp_path / "events.jsonl"), tmp_path / "state.json"
+    write(log, 0, 0.0)
+    EventWatch(RiskMonitor(0.2)).read(log.path).save(state)
+    saved = json.loads(state.read_text())
+    del saved["known_by"]
+    state.write_text(json.dumps(saved))
+    write(log, 1, 1.0)
+    assert EventWatch.load(state).read(log.path).monitor.n == 2
+
+
+@pytest.mark.parametrize("moment", ["listed", "looked at", "opened"])
+def test_a_rotation_at_any_moment_of_reading_skips_no_event(tmp_path, monkeypatch, moment):
+    log = EventLog(tmp_path / "events.jsonl", max_bytes=700)
+    written = 0
+    for _ in range(6):
+        write(log, written, LOSSES[written])
+        written += 1
+    watch = EventWatch(RiskMonitor(0.2)).read(log.path)
+
+    def rotate():
+        nonlocal written
+        before = len(rotated(log.path))
+        while len(rotated(log.path)) == before:
+            write(log, written, LOSSES[written])
+            written += 1
+
+    rotate()
+    turns = [1]
+    of = {"listed": (place, "rotated"), "looked at": (Path, "stat"), "opened": (Path, "open")}
+    where, name = of[moment]
+    was = getattr(where, name)
+
+    def meanwhile(*args, **options):
+        ours = moment == "listed" or args[0] == log.path
+        found = was(*args, **options) if moment == "listed" else None
+        if ours and turns and turns.pop():
+            rotate()
+        return was(*args, **options) if found is None else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, meanwhile)
+        watch.read(log.path)
+    watch.read(log.path)
+    assert watch.monitor.n == written
+    assert watch.monitor.to_json() == RiskMonitor(0.2).update(LOSSES[:written]).to_json()
 
 
 def test_the_example_of_the_operations_page_runs(tmp_path, monkeypatch, capsys):

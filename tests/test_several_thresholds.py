@@ -227,9 +227,8 @@ def test_a_pair_of_thresholds_is_certified_and_stands_in_the_policy():
     policy = calibration.policy()
     assert (policy.threshold, policy.coordinates) == (0.85, {"give_up": 0.15})
     assert calibration.chosen["price"] == pytest.approx(1 + 10 * 0.7, abs=0.5)
-    same_upper = replay_traces(
-        requests(600), [0.9, 0.9], exact=True, give_up=[0.1, 0.2]
-    )  # one threshold, two ways to give up
+    # one threshold, two ways to give up
+    same_upper = replay_traces(requests(600), [0.9, 0.9], exact=True, give_up=[0.1, 0.2])
     assert same_upper.k == 2
     assert (same_upper.values["layers"][:, 0] >= same_upper.values["layers"][:, 1]).all()
 
@@ -251,9 +250,8 @@ def test_false_certificates_of_pairs_are_rare():
     """Both pairs have a true loss of exactly delta: at most epsilon plus three standard errors of 200 draws."""
     rng, draws, n, delta, epsilon = np.random.default_rng(0), 200, 100, 0.2, 0.1
     score = rng.random(draws * n)
-    far = (
-        abs(score - 0.5) >= 0.2
-    )  # where both pairs leave; the second leaves beyond, where it is never wrong
+    # where both pairs leave; the second leaves beyond, where it is never wrong
+    far = abs(score - 0.5) >= 0.2
     wrong = far & (rng.random(draws * n) < delta / 0.6)
     traces = Traces.from_arrays(
         prompt=rng.permutation(draws * n) + 10**6,

@@ -101,13 +101,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def whole_tables(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What was read at once."""
-    read, seen = files.read, []
+    read, seen = files.read_placed, []
 
     def watched(source: Any, *more: Any) -> Any:
         seen.append(source)
         return read(source, *more)
 
-    monkeypatch.setattr(files, "read", watched)
+    monkeypatch.setattr(files, "read_placed", watched)
     return seen
 
 

@@ -131,6 +131,14 @@ def test_what_no_row_says_is_said(cells: list[Any], formula: str) -> None:
         renaming.renamed(log(status=cells), {"failed": ("status", formula)})
 
 
+def test_it_is_said_at_the_line_that_read_the_log() -> None:
+    answered = log(status=["ok"] * 6).assign(quality=1.0)
+    columns = LOSS | {"failed": ("status", "x == late")}
+    with pytest.warns(UserWarning, match="no row of 'status'") as said:
+        Runs.from_frame(answered, columns=columns)
+    assert [one.filename for one in said] == [__file__]
+
+
 def test_a_large_file_is_asked_as_a_whole(tmp_path: Path) -> None:
     late = pd.concat(
         [

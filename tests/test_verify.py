@@ -100,10 +100,8 @@ def test_a_certificate_that_says_something_else_is_named(field, value):
     forged = policy.certificate.model_copy(update={field: value})
     verified = riskcal.verify(policy.model_copy(update={"certificate": forged}), RUNS)
     assert not verified.agrees
-    if field not in (
-        "delta",
-        "epsilon",
-    ):  # these are what was asked: what follows from them differs
+    # these are what was asked: what follows from them differs
+    if field not in ("delta", "epsilon"):
         (one,) = [one for one in verified.differences if one.name == field]
         assert one.stated == value
         assert repr(value) in str(one)
@@ -222,9 +220,13 @@ def test_policies_by_class_are_verified_from_the_records_of_all_classes(options,
         verified = riskcal.verify(stated, CLASSED)
         assert verified.differences == ()
         assert verified.unrecorded == ("cache",)
-        assert "They agree" in verified.message
+        assert verified.message.startswith("They agree: records ")
+        assert f" give this policy of class {name!r}.\n" in verified.message
         fewer = riskcal.verify(stated, CLASSED.take(np.arange(30, 1200)))
         assert {"n", "records_digest"} <= {one.name for one in fewer.differences}
+        assert fewer.message.startswith(
+            f"They differ in {len(fewer.differences)} of class {name!r}:"
+        )
 
 
 def test_a_policy_of_one_class_that_is_given_to_another_is_named():

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import riskcal
+from helpers import ladder
 from riskcal import ExitPolicy, RiskcalError, Runs, calibrate
 
 
@@ -32,17 +33,7 @@ def cascade(n: int = 80) -> pd.DataFrame:
 
 
 def plain(n: int = 80, **columns: object) -> pd.DataFrame:
-    rows = [
-        {
-            "prompt": f"p{i}",
-            "threshold": t,
-            "dissimilarity": 0.0 if t > 0.6 else 0.02,
-            "layers": 8.0 if t == math.inf else 3.0,
-        }
-        for i in range(n)
-        for t in (math.inf, 0.9, 0.5)
-    ]
-    return pd.DataFrame(rows).assign(**columns)
+    return ladder(n, lowest=0.02, **columns)
 
 
 def test_the_second_threshold_of_a_cascade_stands_in_the_policy_and_in_its_file(
@@ -135,9 +126,10 @@ def test_the_remedy_of_an_unnamed_policy_is_to_say_what_the_records_were_made_wi
     found = calibrate(Runs.from_frame(plain()), delta=0.1)
     with pytest.raises(RiskcalError) as refusal:
         found.policy().named()
+    # as it says
     policy = eval(
         str(refusal.value).split(": calibration.", 1)[1].rstrip("."), {}, {"policy": found.policy}
-    )  # as it says
+    )
     assert (policy.measure, policy.cache, policy.batching) == ("softmax", "project", "diverge")
     assert policy.named() == policy
 

@@ -1,6 +1,5 @@
 """Reading a T5's folder, as all frameworks do: which files hold its weights, and what its configs say of it and of generation."""
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from riskcal import RiskcalError
-from riskcal_adapters import generation_config
+from riskcal_adapters import generation_config, json_objects
 
 #: T5, mT5 (T5 v1.1 with another vocabulary) and UMT5 (with a bias on positions in each layer).
 MODEL_TYPES = ("t5", "mt5", "umt5")
@@ -76,6 +75,15 @@ def read_file(path: Path, load: Callable[[Path], Mapping[str, Any]], remedy: str
         raise RiskcalError(f"{path}: cannot be read ({error}); {remedy}.") from None
 
 
+def read_classifier(path: Path, load: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any]:
+    """What `save_classifier` wrote: ``weight`` (d,) and ``bias`` ()."""
+    remedy = "give a file written by save_classifier"
+    found = read_file(path, load, remedy)
+    if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
+        raise RiskcalError(f"{path}: does not hold weight (d,) and bias (); {remedy}.")
+    return found
+
+
 def _files(folder: Path) -> dict[Path, list[str] | None]:
     """The files of weights, each with the names that are read from it; None: all.
 
@@ -124,10 +132,4 @@ def _refuse_pickles(folder: Path, single: Path) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RiskcalError(f"{path}: cannot be read ({error}); {_GIVE}.") from None
-    if not isinstance(content, dict):
-        raise RiskcalError(f"{path}: is not one JSON object; {_GIVE}.")
-    return content
+    return json_objects.read(path, "is not one JSON object", _GIVE)

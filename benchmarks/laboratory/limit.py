@@ -77,9 +77,8 @@ def power_limit(
             if mean >= unit_delta
             else neyman_pearson_power(values, weights, n, unit_delta, level)
         )
-    power = np.fmin.accumulate(
-        power
-    )  # to select j or a cheaper one is to select i or a cheaper one, for each i before j
+    # to select j or a cheaper one is to select i or a cheaper one, for each i before j
+    power = np.fmin.accumulate(power)
     safe = world.risk <= tolerated
     steps = np.diff(np.maximum.accumulate(world.saving[safe]), prepend=0.0)
     return PowerLimit(
@@ -221,9 +220,8 @@ def _sums_descending(
     )
     if high - low < 1e-12:
         return np.array([null.sum() ** n]), np.array([1.0])
-    margin = (
-        math.ceil(8.0 * math.sqrt(n)) + 4
-    )  # rounding to the lattice spreads a sum over that many points
+    # rounding to the lattice spreads a sum over that many points
+    margin = math.ceil(8.0 * math.sqrt(n)) + 4
     spacing = (high - low) / (points - 2 * margin)
     place = (score - score.min()) / spacing
     left = np.floor(place)

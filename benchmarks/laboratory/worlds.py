@@ -53,9 +53,8 @@ class World:
 
     def __post_init__(self) -> None:
         internal.tolerance(self.delta, self.lower, self.upper)
-        internal.finite(
-            self.risk, "risk"
-        )  # a comparison with NaN would count every violation as none
+        # a comparison with NaN would count every violation as none
+        internal.finite(self.risk, "risk")
 
     @property
     def k(self) -> int:
@@ -230,9 +229,8 @@ def _steady_risk(thresholds: Floats) -> Floats:
 def _mostly_zero(name: str, thresholds: Floats, risk: Floats, delta: float) -> World:
     """Losses that are 0, or Beta(2, 3) with probability ``risk / .4``, all functions of one uniform number."""
     table = special.betaincinv(2.0, 3.0, np.linspace(0.0, 1.0, 4097))
-    table[1:-1] *= 0.4 / (
-        (table.sum() - 0.5) / 4096
-    )  # linear in between, so that the mean is .4 to 1e-7
+    # linear in between, so that the mean is .4 to 1e-7
+    table[1:-1] *= 0.4 / ((table.sum() - 0.5) / 4096)
     share = risk / 0.4
 
     def losses_at(u: Floats) -> Floats:

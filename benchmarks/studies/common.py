@@ -260,9 +260,8 @@ def save(
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=code, capture_output=True, text=True, check=False
     ).stdout
-    arguments = [
-        re.sub("[^=]*/", "", given) for given in sys.argv[1:]
-    ]  # files and folders by their names
+    # files and folders by their names
+    arguments = [re.sub("[^=]*/", "", given) for given in sys.argv[1:]]
     conditions = {
         "command": f"PYTHONPATH=benchmarks python benchmarks/studies/{study}.py {shlex.join(arguments)}".strip(),
         "commit": commit.strip(),

@@ -167,10 +167,10 @@ class AdaptiveCalibration:
             For another prompt than the one asked for, a wrong number of losses, or losses that are NaN or out of bounds.
         """
         expected = self.next_prompt()
-        if isinstance(prompt, bool) or prompt != expected:
+        if isinstance(prompt, bool) or not np.isscalar(prompt) or prompt != expected:
             raise RiskcalError(
-                f"prompt: {prompt!r} was not asked for; it is {expected!r}'s turn. The order is fixed: a choice of prompts "
-                "by what they contain would make the certificate wrong."
+                f"prompt: {_validate.shown(prompt)} was not asked for; it is {expected!r}'s turn. The order is fixed: a choice "
+                "of prompts by what they contain would make the certificate wrong."
             )
         needed = self.needed
         row = _validate.shaped(losses, "losses", ndim=(1,))
@@ -387,7 +387,8 @@ class AdaptiveCalibration:
 
 def _identifiers(prompts: Any) -> list[int | str]:
     """Distinct ids as Python integers or strings, at least two."""
-    ids = table_columns.identifiers(pd.Series(list(prompts), dtype=None), "prompts")
+    listed = _validate.listed(prompts, "prompts", "a list of ids")
+    ids = table_columns.identifiers(pd.Series(listed), "prompts")
     if len(ids) < 2:
         raise RiskcalError(f"prompts: {len(ids)} given; at least two are needed.")
     again = ids.duplicated().to_numpy()
@@ -396,5 +397,4 @@ def _identifiers(prompts: Any) -> list[int | str]:
         raise RiskcalError(
             f"prompts: {ids.tolist()[row]!r} stands twice, again at index {row}; list each prompt once."
         )
-    result: list[int | str] = ids.tolist()
-    return result
+    return list(ids.tolist())

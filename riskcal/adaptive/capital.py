@@ -122,7 +122,7 @@ def bet(
     stakes[:-1] = CONSTANT[:, None] / (1.0 - delta)
     stakes[-1] = 0.0
     if bets != "mixture":
-        goal = capital.accounts[-1] + split[-1] + math.log(level / bettor_kernels.MARGIN)
+        log_price = capital.accounts[-1] + split[-1] + math.log(level / bettor_kernels.MARGIN)
         prior = _prior(delta, straddles=straddles)
         squares = (
             capital.spread
@@ -131,7 +131,7 @@ def bet(
             - seen * delta * delta
         )
         stakes[-1] = bettor_kernels.stakes(
-            goal,
+            log_price,
             n_max - seen,
             delta,
             1.0,

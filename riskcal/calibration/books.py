@@ -100,9 +100,8 @@ def _separable(pilots: Sequence[Pilot]) -> NDArray[np.intp]:
         order = np.lexsort((one.cost, one.excess))
         best = np.minimum.accumulate(one.cost[order])
         place = np.searchsorted(one.excess[order], levels, side="right") - 1
-        first = np.searchsorted(
-            -best, -best[place], side="left"
-        )  # the safest of equally cheap ones
+        # the safest of equally cheap ones
+        first = np.searchsorted(-best, -best[place], side="left")
         books[:, c] = order[first]
     return books
 

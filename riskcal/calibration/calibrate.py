@@ -156,6 +156,7 @@ def calibrate(
     epsilon = _validate.level(epsilon, "epsilon")
     method = methods.named(test)
     deltas, several_deltas = listed(delta)
+    _refuse_one_cluster(runs)
     problem = pose(
         runs,
         deltas[0],  # of several, the others are put in its place by `simultaneous`
@@ -196,6 +197,15 @@ def calibrate(
         cost,
         told,
     )
+
+
+def _refuse_one_cluster(runs: Any) -> None:
+    """Refuse runs whose prompts all share one source: there is one unit, and nothing to test."""
+    if isinstance(runs, Runs) and "cluster" in runs.labels and runs.n < 2:
+        raise RiskcalError(
+            f"cluster: all prompts are of one, {runs.units.tolist()[0]!r}; a test needs at least two independent units. Leave "
+            "the column out if the prompts are independent of each other."
+        )
 
 
 def listed(delta: Any) -> tuple[list[Any], bool]:
@@ -328,7 +338,12 @@ def _result(
     design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
     return settled(
         problem,
-        table_of(problem, pvalue=proof.pvalues, **proxies.left(problem), certified=proof.certified),
+        table_of(
+            problem,
+            pvalue=proof.pvalues,
+            **proxies.variance_column(problem),
+            certified=proof.certified,
+        ),
         cost,
         outlook=partial(outlook, tested.whole, design),
         pilot=tested.pilot,

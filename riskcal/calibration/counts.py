@@ -24,7 +24,7 @@ def of_count(losses: Floats, delta: float) -> float:
     """The exact p-value of losses (n,) of two values, which is that of their count; 0, no claim, for others.
 
     Sorted losses of two values say nothing beyond the count, and with one arrangement for each count betting is at the mercy
-    of a few of them (a true size of up to .15 at a nominal .05). Never below this p-value it is right for any arrangement.
+    of a few of them (a true size of .02 to .21 at a nominal .05). Never below this p-value it is right for any arrangement.
     """
     values = two_values(losses)
     if values is None:

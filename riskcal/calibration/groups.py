@@ -64,14 +64,16 @@ def calibrate_groups(
         )
     groups = np.unique(runs.group)
     strata = {str(name): runs.of_group(name) for name in groups}
-    share = _validate.level(epsilon, "epsilon") / (len(groups) if joint else 1)
+    share = _validate.level(epsilon, "epsilon") / (
+        len(groups) if _validate.truth(joint, "joint") else 1
+    )
     if (
         options.get("weighting") is None
         and "cluster" in runs.labels
         and options.get("max_cluster") is None
     ):
         if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
-            warn_of_sizes(runs, stacklevel=3)
+            warn_of_sizes(runs)
         options = options | {"weighting": "clusters"}  # said for all strata at once
     found = {}
     for name, stratum in strata.items():

@@ -59,9 +59,8 @@ def outlook(problem: Problem, design: Design) -> str:
     ``problem`` holds all units, those of a pilot too, and the candidates in tested order (with a pilot: in the order that
     breaks ties).
     """
-    excess = np.array(
-        [(risk.losses.mean(0) - risk.delta) / risk.width for risk in problem.risks]
-    )  # (r, k)
+    # (r, k)
+    excess = np.array([(risk.losses.mean(0) - risk.delta) / risk.width for risk in problem.risks])
     means = np.array([problem.mean(risk) for risk in problem.risks])
     worst = np.where(np.isnan(means).any(0), math.inf, excess.max(0))  # nobody stops early there
     begins = design.first > 0.0
@@ -105,12 +104,10 @@ class _Trial:
     risks: tuple[TestedRisk, ...]
     law: Law  # columns: risk by candidate
     delta: Floats  # (r, k)
-    hopeful: NDArray[
-        np.intp
-    ]  # candidates whose mean is below every delta, those that need fewest units first
-    counted: dict[
-        int, tuple[float, float]
-    ]  # the two values of columns whose p-value is never below their count's
+    # candidates whose mean is below every delta, those that need fewest units first
+    hopeful: NDArray[np.intp]
+    # the two values of columns whose p-value is never below their count's
+    counted: dict[int, tuple[float, float]]
 
     @classmethod
     def of(cls, problem: Problem, design: Design) -> "_Trial":

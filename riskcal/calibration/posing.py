@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -19,9 +18,9 @@ from riskcal.calibration.problem import Problem, TestedRisk
 from riskcal.policy.sentences import as_text
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
+from riskcal.records import costs as costs_
+from riskcal.records.arrays import refuse_other_order
 from riskcal.records.averages import means_within
-from riskcal.records.costs import named as named_costs
-from riskcal.records.costs import refuse_impossible
 
 #: Range of each loss that can be asked for.
 RANGES = records.OBJECTIVES | {"selective": (0.0, 1.0)}
@@ -187,7 +186,8 @@ def from_runs(
         for name in ("dissimilarity", "risk")
         if name in runs.values
     ]
-    return _by_content(problem, *(column for mean in [*means, *made_here] for column in mean.T))
+    order = records.numbered_order(problem.units, records.content_prints(*means, *made_here))
+    return replace(problem.rows(order), nameless=True)
 
 
 def _early(runs: Runs, sizes: Any) -> Floats:
@@ -240,23 +240,15 @@ def _budgeted(runs: Runs, name: str, wanted: Any) -> TestedRisk:
     return TestedRisk(name, costs, mean, 0.0, most, is_cost=True)
 
 
-def _by_content(problem: Problem, *content: Floats) -> Problem:
-    """The problem of numbered units in an order drawn from their content; see `riskcal.records.content_order`."""
-    ascending = np.argsort(problem.units.astype(np.int64))
-    shuffled = records.order_by_content(column[ascending] for column in content)
-    return replace(problem.rows(ascending[shuffled]), nameless=True)
-
-
-def warn_of_sizes(runs: Runs, stacklevel: int) -> None:
+def warn_of_sizes(runs: Runs) -> None:
     """Say which mean is certified where clusters of several sizes count alike."""
     sizes = runs.unit_sizes
     if "cluster" in runs.labels and len(np.unique(sizes)) > 1:
-        warnings.warn(
+        _validate.warn(
             f"cluster: sizes differ, from {sizes.min()} to {sizes.max()} prompts, and every cluster counts alike: the mean "
             "that is certified is that of a random cluster, not of a random prompt. Give weighting='requests' and "
             "max_cluster=, a bound on sizes fixed beforehand, for the mean over prompts; weighting='clusters' if it is right "
             "as it is.",
-            stacklevel=stacklevel,
         )
 
 
@@ -274,7 +266,7 @@ def _sizes(runs: Runs, weighting: str | None, max_cluster: int | None) -> NDArra
                 "max_cluster: belongs to weighting='requests'; give that too, or leave it out."
             )
         if weighting is None:
-            warn_of_sizes(runs, stacklevel=6)
+            warn_of_sizes(runs)
         return None
     if max_cluster is None:
         raise RiskcalError(
@@ -310,8 +302,9 @@ def from_arrays(
         raise RiskcalError(f"runs: {str(losses)!r} is a path; read it first, with Runs.read(path).")
     if isinstance(losses, Traces | pd.DataFrame):
         raise RiskcalError(
-            "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; Traces hold token rows of one "
-            "path, which replay_traces turns into (replayed) Runs."
+            "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; one with a column per threshold "
+            "is an array with table.to_numpy() and thresholds=table.columns. Traces hold token rows of one path, which "
+            "replay_traces turns into (replayed) Runs."
         )
     replayed = holds_tokens(losses)
     if replayed and prompts is None:
@@ -323,6 +316,7 @@ def from_arrays(
     if thresholds is None:
         raise RiskcalError("thresholds: an array of losses needs one threshold per column.")
     grid = _validate.threshold_grid(thresholds, allow_full=False)
+    refuse_other_order(losses, grid, "losses")
     matrix = _validate.losses(losses, lower=low, upper=high)
     if matrix.shape[1] != grid.size:
         raise RiskcalError(
@@ -331,7 +325,10 @@ def from_arrays(
     # from the strictest on
     descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")
     rows = len(matrix)
-    spent = {name: _spent(value, name, matrix.shape) for name, value in named_costs(costs).items()}
+    spent = {
+        name: costs_.of_shape(value, name, matrix.shape, "rows")
+        for name, value in costs_.named(costs).items()
+    }
     if prompts is None:
         units, nameless = np.arange(rows), True
         # as in certificates of earlier versions
@@ -355,9 +352,8 @@ def from_arrays(
         hasher.update(direction.COLUMN.encode())
     order = np.arange(len(units))
     if nameless:
-        ascending = np.argsort(units.astype(np.int64))
-        columns = ((matrix[ascending, j] - low) / (high - low) for j in descending)
-        order = ascending[records.order_by_content(columns)]
+        columns = ((matrix[:, j] - low) / (high - low) for j in descending)
+        order = records.numbered_order(units, records.prints_of(columns))
     matrix = np.ascontiguousarray(matrix[np.ix_(order, descending)])
     return Problem(
         risks=(TestedRisk("losses", matrix, _validate.tolerance(delta, low, high), low, high),),
@@ -370,17 +366,6 @@ def from_arrays(
         unit="rows" if prompts is None else "prompts",
         digest=hasher.hexdigest(),
     )
-
-
-def _spent(given: Any, name: str, shape: tuple[int, ...]) -> Floats:
-    """A cost (n, k) of rows, or of candidates alone (k,)."""
-    cost = _validate.array(given, f"costs: {name}", ndim=(1, 2))
-    if cost.shape not in (shape, shape[1:]):
-        raise RiskcalError(
-            f"costs: {name!r} has shape {cost.shape}; expected {shape}, or {shape[1:]} for all rows."
-        )
-    refuse_impossible(cost, f"costs: {name}")
-    return np.broadcast_to(cost, shape)
 
 
 def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray[Any]]:

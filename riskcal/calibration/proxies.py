@@ -15,7 +15,7 @@ from riskcal.pvalues import Betting, Method
 from riskcal.pvalues.proxies import broadcast, paired, variance_left
 from riskcal.records import Runs
 from riskcal.records import columns as table_columns
-from riskcal.records.order import order_by_prints, row_prints
+from riskcal.records.order import content_prints, numbered_order, order_by_prints
 
 #: Of the variance; a proxy that leaves more has saved nothing worth a word.
 _IDLE = 0.98
@@ -59,11 +59,10 @@ def with_proxy(
     others = broadcast(_arrayed(unlabelled, "unlabelled", given), "unlabelled", problem.k)
     known, others = _on_unit(known, others[:, strict_first])
     content = [(risk.losses - risk.lower) / risk.width for risk in problem.risks]
-    prints, others_prints = _prints(*content, known), _prints(others)
-    _refuse_the_labelled(prints=_prints(known), among=others_prints)
+    prints, others_prints = content_prints(*content, known), content_prints(others)
+    _refuse_the_labelled(prints=content_prints(known), among=others_prints)
     if problem.nameless:  # rows of equal losses may have been sorted by their proxies
-        ascending = np.argsort(problem.units.astype(np.int64))
-        order = ascending[order_by_prints(prints[ascending])]
+        order = numbered_order(problem.units, prints)
         problem, known = problem.rows(order), known[order]
     drawn = order_by_prints(np.concatenate([others_prints, prints]))
     pairs = paired(known, others[drawn[drawn < len(others)]])
@@ -74,7 +73,7 @@ def with_proxy(
     )
 
 
-def left(problem: Problem) -> dict[str, Floats]:
+def variance_column(problem: Problem) -> dict[str, Floats]:
     """The column of a calibration's table that says what the proxy leaves of the loss's variance; none without a proxy."""
     for risk in problem.risks:
         if risk.pairs is not None:
@@ -82,7 +81,7 @@ def left(problem: Problem) -> dict[str, Floats]:
     return {}
 
 
-def saved(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
+def labels_saved(problem: Problem, chosen: pd.Series | None) -> str:
     """How many labels a proxy saved, in words; nothing without a proxy."""
     if not problem.helped:
         return ""
@@ -177,12 +176,6 @@ def _refuse_strangers(problem: Problem, known: Floats, others: Floats) -> None:
             f"{abs(here[first] - there[first]) / error[first]:.0f} standard errors apart ({int(strange.sum())} candidates so); "
             "give requests of the same population, the same proxy, and its columns in one order."
         )
-
-
-def _prints(*matrices: Floats) -> NDArray[np.uint64]:
-    return row_prints(
-        np.rint(column * 2.0**30).astype(np.int64) for matrix in matrices for column in matrix.T
-    )
 
 
 def _refuse_the_labelled(*, prints: NDArray[np.uint64], among: NDArray[np.uint64]) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from riskcal import _showing, _validate, bounds, records
+from riskcal import _showing, _validate, bounds
 from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.counts import bounds_of_counts
 from riskcal.calibration.problem import Problem, TestedRisk, Weighting
 from riskcal.policy import Asked, Certificate, ExitPolicy, Stop, ids_digest, versions
 from riskcal.policy.sentences import meaning
 from riskcal.pvalues.methods import BY_NAME
+from riskcal.records import on_curves
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -129,7 +130,7 @@ class Calibration:
             )
         if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
             fields = fields | {"lower_is_stricter": True}
-        policy = ExitPolicy.from_columns(self._settings, self.chosen, **fields)
+        policy = ExitPolicy.from_columns(self._problem.candidates, self.chosen, **fields)
         return policy.certified(self.certificate)
 
     @property
@@ -168,18 +169,12 @@ class Calibration:
     @property
     def coordinates(self) -> list[str]:
         """What the candidates differ in: the threshold, and whatever else was varied."""
-        return records.varying(self._settings)
-
-    @property
-    def _settings(self) -> pd.DataFrame:
-        """The columns of the table that say which candidate a row is: those before ``n``, as `table_of` orders them."""
-        return self.table[list(self.table.columns[: self.table.columns.get_loc("n")])]
+        return list(self._problem.coordinates)
 
     @property
     def costs(self) -> list[str]:
         """The recorded costs, whose means stand in the table."""
-        names = [str(name) for name in self.table.columns]
-        return names[names.index("certified") + 1 :]
+        return list(self._problem.costs)
 
     def plot(self, ax: Any = None, *, cost: str | None = None) -> Any:
         """Mean loss against the threshold, with delta and the certified thresholds; returns the matplotlib axes.
@@ -188,16 +183,16 @@ class Calibration:
         curve for each of its values. The band goes up to each threshold's own upper confidence bound, the inversion of the
         test at ``epsilon_spent``: a threshold that a fixed sequence certifies has it at most at delta. It is left out where
         the mean is one of requests that stopped early or of clusters' requests, and where a proxy helped. With ``cost``, the
-        mean of that recorded cost instead, ``"layers"`` or any other, beside the full model's.
+        mean of that recorded cost instead, ``"layers"`` or any other, beside the full model's; of candidates that differ in
+        more, or in vectors of thresholds, against their mean loss.
         """
         from riskcal import plots
 
         others = [name for name in self.coordinates if name != "threshold"]
-        if len(others) > 1 or "threshold" not in self.coordinates:
-            raise RiskcalError(
-                f"plot: candidates differ in {', '.join(self.coordinates)}, which curves over thresholds cannot show; plot "
-                "columns of calibration.table, where calibration.chosen is the row to mark."
-            )
+        if cost is not None:
+            _validate.choice(cost, "cost", self.costs or ["none, since no cost was recorded"])
+        if not on_curves(self.coordinates):
+            return self._trade_off(cost, ax)
         form: dict[str, Any] = {
             "threshold": self.threshold,
             "lower_is_stricter": self.lower_is_stricter,
@@ -208,7 +203,6 @@ class Calibration:
         if others and self.chosen is not None:
             table = table.assign(chosen=table.index == self.chosen.name)
         if cost is not None:
-            _validate.choice(cost, "cost", self.costs or ["none, since no cost was recorded"])
             return plots.cost_curve(table, full=self.full_costs.get(cost), cost=cost, **form)
         if isinstance(self.delta, dict):
             raise RiskcalError(
@@ -224,6 +218,31 @@ class Calibration:
             meaning=meaning(risk.name),
             of=f"{self.n} {self._problem.unit}",
             **form,
+        )
+
+    def _trade_off(self, cost: str | None, ax: Any) -> Any:
+        """A cost against the loss, of candidates that no curve over thresholds shows."""
+        from riskcal import plots
+
+        if cost is None or isinstance(self.delta, dict):
+            remedy = (
+                ""
+                if isinstance(self.delta, dict)
+                else "cost= draws a recorded cost against the loss, or "
+            )
+            raise RiskcalError(
+                f"plot: candidates differ in {', '.join(self.coordinates)}, which curves over thresholds cannot show; {remedy}"
+                "plot columns of calibration.table, where calibration.chosen is the row to mark."
+            )
+        return plots.trade_off(
+            self.table,
+            cost=cost,
+            delta=self.delta,
+            full=self.full_costs.get(cost),
+            chosen=None if self.chosen is None else self.chosen.name,  # type: ignore[arg-type]
+            meaning=meaning(self._problem.risks[0].name),
+            of=f"{self.n} {self._problem.unit}",
+            ax=ax,
         )
 
     def _bounds(self, risk: TestedRisk) -> Floats:
@@ -270,6 +289,5 @@ class Calibration:
     @property
     def _shown(self) -> dict[str, Any]:
         """Which columns may be left out of a display, and which row is marked."""
-        names = [str(name) for name in self.table.columns]
-        settings = set(names[: names.index("n") + 1]) - set(self.coordinates)
+        settings = {*map(str, self._problem.candidates), "n"} - set(self.coordinates)
         return {"settings": settings, "chosen": None if self.chosen is None else self.chosen.name}

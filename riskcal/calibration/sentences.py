@@ -45,7 +45,7 @@ def _where(problem: Problem, chosen: pd.Series) -> str:
     return ", ".join([*first, *(f"{name} {as_text(chosen[name])}" for name in names)])
 
 
-def worth(problem: Problem, table: pd.DataFrame, chosen: pd.Series | None) -> str:
+def worth(problem: Problem, chosen: pd.Series | None) -> str:
     """What a certificate alone would leave unsaid: settings that change nothing, and savings that are none."""
     said = ""
     counted = [name for name in problem.costs if name != "seconds"]  # seconds differ by themselves

@@ -34,9 +34,7 @@ def table_of(problem: Problem, **tested: Any) -> pd.DataFrame:
     if len(losses) == 1:
         losses = {"loss": next(iter(losses.values()))}
     costs = {name: cost.mean(0) for name, cost in problem.costs.items()}
-    # `Calibration` reads the order: what stands before "n" says which candidate it is, what follows "certified" is costs
-    table: dict[str, Any] = {**problem.candidates, "n": problem.n, **losses, **tested, **costs}
-    return pd.DataFrame(table)
+    return pd.DataFrame({**problem.candidates, "n": problem.n, **losses, **tested, **costs})
 
 
 def settled(
@@ -60,8 +58,8 @@ def settled(
     chosen = None if index is None else table.iloc[index]
     opening = sentences.opening(problem, chosen, told["epsilon_spent"])
     remarks = (
-        sentences.worth(problem, table, chosen)
-        + proxies.saved(problem, table, chosen)
+        sentences.worth(problem, chosen)
+        + proxies.labels_saved(problem, chosen)
         + rises
         + sentences.end(table, problem.stopped)
     )

@@ -61,6 +61,8 @@ class Verification:
         What the records give.
     versions : dict of str to (str, str)
         Of what differs now from when the certificate was made: the version then, and now.
+    of_class : str or None
+        The class that the policy was certified for, of one of `calibrate_classes`.
 
     Examples
     --------
@@ -75,6 +77,7 @@ class Verification:
     unrecorded: tuple[str, ...]
     calibration: Calibration | ClassCalibration
     versions: dict[str, tuple[str, str]]
+    of_class: str | None = None
 
     @property
     def agrees(self) -> bool:
@@ -84,10 +87,13 @@ class Verification:
     @property
     def message(self) -> str:
         """The outcome in plain words, one difference a line."""
+        of_class = "" if self.of_class is None else f" of class {self.of_class!r}"
         if self.agrees:
-            head = [f"They agree: records {self.calibration.records_digest} give this policy."]
+            digest = self.calibration.records_digest
+            head = [f"They agree: records {digest} give this policy{of_class}."]
         else:
-            head = [f"They differ in {len(self.differences)}:", *map(str, self.differences)]
+            head = [f"They differ in {len(self.differences)}{of_class}:"]
+            head += map(str, self.differences)
             head += [
                 f"({name} was {then} then, and is {now} here.)"
                 for name, (then, now) in self.versions.items()
@@ -136,6 +142,10 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     >>> [difference.name for difference in riskcal.verify(policy, fewer).differences]
     ['n', 'pvalue', 'records_digest', 'threshold']
     """
+    if not isinstance(policy, ExitPolicy):
+        raise RiskcalError(
+            f"policy: give an ExitPolicy, not {type(policy).__name__}; ExitPolicy.load reads one from its file."
+        )
     certificate = policy.certificate
     if certificate is None:
         raise RiskcalError(
@@ -155,11 +165,13 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     found, anew, recorded = again(policy, certificate, runs, arguments)
     settings, unrecorded = _settings(policy, recorded)
     then, now = certificate.versions, anew.versions
+    of_class = certificate.asked.of_class if certificate.asked is not None else None
     return Verification(
         (*_fields(certificate, anew), *settings),
         unrecorded,
         found,
         {name: (then[name], now[name]) for name in then if then[name] != now.get(name, then[name])},
+        None if of_class is None else of_class.name,
     )
 
 
@@ -173,7 +185,9 @@ def _again(
     if isinstance(found, list):
         found = next(one for one in found if one.delta == certificate.delta)
     stricter = found.lower_is_stricter
-    recorded = _recorded(policy, found._settings, found.chosen, lower_is_stricter=stricter)
+    recorded = _recorded(
+        policy, found._problem.candidates, found.chosen, lower_is_stricter=stricter
+    )
     return found, found.certificate, recorded
 
 

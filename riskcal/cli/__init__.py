@@ -18,9 +18,8 @@ def main() -> None:
     """Entry point: bad input ends with one line on stderr and status 2, a warning is a line there, whatever the command."""
     for command in metadata.entry_points(group="riskcal.commands"):
         app.command(command.name)(command.load())
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # a log may name what is no text: an alarm is told all the same
+    # a log may name what is no text: an alarm is told all the same
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
         warnings.showwarning = _remark

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +15,16 @@ from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS, Calibration, calibrate
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
-from riskcal.records import COSTS, Runs, renaming, retries
+from riskcal.cli.log_options import (
+    ColumnsOption,
+    CoordinateOption,
+    DirectionOption,
+    KeepOption,
+    RunsArgument,
+    only_delta,
+    source,
+)
+from riskcal.records import COSTS, Runs, on_curves, renaming, retries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,10 +32,10 @@ if TYPE_CHECKING:
 
 @app.command("calibrate")
 def calibrate_command(
-    runs: Annotated[
-        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")
+    runs: RunsArgument,
+    delta: Annotated[
+        list[float], typer.Option(help="Tolerated expected loss, in the loss's own units.")
     ],
-    delta: Annotated[float, typer.Option(help="Tolerated expected loss, in the loss's own units.")],
     epsilon: Annotated[float, typer.Option(help="Probability that the guarantee fails.")] = 0.05,
     objective: Annotated[
         str, typer.Option(help="textual, risk, risk_clipped or selective.")
@@ -52,10 +61,7 @@ def calibrate_command(
             help="With --weighting requests: most requests of a cluster, fixed beforehand."
         ),
     ] = None,
-    coordinate: Annotated[
-        list[str] | None,
-        typer.Option(help="Further column that tells candidates apart; may be repeated."),
-    ] = None,
+    coordinate: CoordinateOption = None,
     columns: ColumnsOption = None,
     keep: KeepOption = None,
     cost: Annotated[
@@ -83,7 +89,10 @@ def calibrate_command(
         Path | None, typer.Option("--out", "-o", help="Write the policy here, as JSON.")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the risk curve here: .png, .pdf or .svg.")
+        Path | None,
+        typer.Option(
+            help="Draw the risk curve here, or without one the cost against the loss: .png, .pdf or .svg."
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the outcome as one JSON object, and nothing else.")
@@ -96,14 +105,14 @@ def calibrate_command(
     budgets = dict(map(_budget, budget or ()))
     calibration = calibrate(
         Runs.read(
-            runs,
+            source(runs),
             candidate_columns=coordinate or (),
             costs=_named(cost, budgets),
             lower_is_stricter=lower_is_stricter,
             columns=renaming.options(columns or ()),
             keep=retries.option(keep),
         ),
-        delta=delta,
+        delta=only_delta(delta),
         epsilon=epsilon,
         objective=objective,
         test=test,
@@ -123,12 +132,13 @@ def calibrate_command(
         print(calibration.message)
     written = [("Policy", out), ("Picture", plot)]
     said = {"measure": measure, "cache": cache, "batching": batching}
-    if out is not None:
-        named = {name: value for name, value in said.items() if value is not None}
-        calibration.policy(**named).save(out)
-    if plot is not None and figure is not None:
-        with _replacing.replacing(plot) as temporary:
+    with ExitStack() as waiting:  # the picture takes its place once the policy has
+        if plot is not None and figure is not None:
+            temporary = waiting.enter_context(_replacing.replacing(plot))
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])
+        if out is not None:
+            named = {name: value for name, value in said.items() if value is not None}
+            calibration.policy(**named).save(out)
     for what, path in written:
         if path is not None and not as_json:
             print(f"{what} written to {path}")
@@ -158,7 +168,8 @@ def _figure(calibration: Calibration, path: Path) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    calibration.plot(ax=figure.subplots())
+    curves = on_curves(calibration.coordinates)
+    calibration.plot(ax=figure.subplots(), cost=None if curves else _cost(calibration))
     return figure
 
 
@@ -184,9 +195,14 @@ def _as_json(calibration: Calibration) -> str:
     return json.dumps(found, allow_nan=False)
 
 
+def _cost(calibration: Calibration) -> str:
+    """What chooses among certified candidates."""
+    return "layers" if calibration.asked is None else calibration.asked.cost
+
+
 def print_table(calibration: Calibration) -> None:
     """One row per candidate in tested order, the chosen one bold."""
-    cost = "layers" if calibration.asked is None else calibration.asked.cost
+    cost = _cost(calibration)
     full = calibration.full_costs.get(cost)
     table = Table(
         title=f"delta {_deltas(calibration.delta)}, epsilon {calibration.epsilon:g}, {calibration.objective}: "

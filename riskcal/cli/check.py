@@ -11,8 +11,14 @@ import typer
 
 from riskcal._validate import RiskcalError
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
-from riskcal.records import COSTS, Runs, Traces, files, guessing, renaming, retries
+from riskcal.cli.log_options import (
+    ColumnsOption,
+    CoordinateOption,
+    DirectionOption,
+    KeepOption,
+    source,
+)
+from riskcal.records import COSTS, Runs, Traces, files, guessing, joining, renaming, retries
 from riskcal.records.check import Finding, findings, findings_of_traces
 from riskcal.records.columns import are_traces
 
@@ -23,15 +29,14 @@ _LISTED = 10
 @app.command()
 def check(
     log: Annotated[
-        Path,
-        typer.Argument(help="Runs or traces: .parquet, .csv, .jsonl, packed or not, or a folder."),
+        list[Path],
+        typer.Argument(
+            help="Runs or traces: .parquet, .csv, .jsonl, packed or not, a folder, or several files."
+        ),
     ],
     columns: ColumnsOption = None,
     keep: KeepOption = None,
-    coordinate: Annotated[
-        list[str] | None,
-        typer.Option(help="Further column that tells candidates apart; may be repeated."),
-    ] = None,
+    coordinate: CoordinateOption = None,
     cost: Annotated[
         list[str] | None,
         typer.Option(help="Further column that is a cost; may be repeated."),
@@ -47,7 +52,8 @@ def check(
     Exit status 2: it does not, they cannot.
     """
     names = renaming.options(columns or ())
-    frame = files.read(log, renaming.only_renamed(names))
+    given = source(log)
+    frame = files.read(given, renaming.only_renamed(names))
     asked: dict[str, Any] = {
         "candidate_columns": coordinate or (),
         "costs": [name for name in cost or () if name not in COSTS],
@@ -59,22 +65,22 @@ def check(
     if traces:
         found = findings_of_traces(frame, columns=names)
     else:
-        found = findings(frame, **asked, is_json=files.is_json_lines(frame))
+        found = findings(frame, **asked, is_json=joining.is_json_lines(frame))
     if as_json:
         print(json.dumps({"readable": not found, "problems": [_jsonable(one) for one in found]}))
     elif found:
-        print("\n".join(_lines(log, found)))
+        print("\n".join(_lines(files.named(given), found)))
     elif traces:
         print(Traces.from_frame(frame, columns=names))
         print(
             "`riskcal calibrate` reads runs; riskcal.replay_traces(traces, thresholds) makes them."
         )
     else:
-        _show(log, frame, asked)
+        _show(given, frame, asked)
     raise typer.Exit(2 if found else 0)
 
 
-def _show(log: Path, frame: pd.DataFrame, asked: dict[str, Any]) -> None:
+def _show(log: files.Source, frame: pd.DataFrame, asked: dict[str, Any]) -> None:
     """What was read, with remarks, and what else may be."""
     with warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
@@ -92,14 +98,14 @@ def _show(log: Path, frame: pd.DataFrame, asked: dict[str, Any]) -> None:
 
 def _would_be_read(frame: pd.DataFrame, asked: dict[str, Any], said: str) -> bool:
     columns = asked["columns"] | renaming.options([said])
-    is_json = files.is_json_lines(frame)
+    is_json = joining.is_json_lines(frame)
     try:
         return not findings(frame, **(asked | {"columns": columns}), is_json=is_json)
     except RiskcalError:
         return False
 
 
-def _lines(log: Path, found: list[Finding]) -> list[str]:
+def _lines(log: str, found: list[Finding]) -> list[str]:
     lines = [f"{log}: {len(found)} problem{'s' if len(found) > 1 else ''}"]
     for one in found:
         lines.append(f"\n{one.column}: {one.problem}")

@@ -1,15 +1,19 @@
 """The losses in a log, oldest first: CSV, JSON lines, or one JSON array, from a file or a stream. Silence is refused too."""
 
 import csv
+import io
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import pyarrow as pa
+
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.cli.standard_input import standard_input
+from riskcal.records import sources
 
 _REMEDY = 'Give CSV (commas) with a column loss, JSON lines such as {"loss": 0.1}, or one JSON array of either.'
 _END: Any = object()
@@ -33,11 +37,15 @@ def opened(log: str) -> Iterator[TextIO]:
     try:
         if log == "-":
             yield standard_input()
+        elif packed := sources.ending(Path(log))[1]:
+            with pa.input_stream(log, compression=packed) as stream:
+                yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         else:
             with Path(log).open(encoding="utf-8-sig", newline="") as file:
                 yield file
     except OSError as error:
-        raise RiskcalError(f"{log}: cannot be read ({error.strerror}).") from None
+        reason = error.strerror or _validate.reason(error)
+        raise RiskcalError(f"{log}: cannot be read ({reason}).") from None
     except UnicodeDecodeError:
         raise RiskcalError(f"{log}: is not UTF-8 text.") from None
 
@@ -50,6 +58,16 @@ def first_line(file: TextIO) -> str:
         return ""
 
 
+def may_begin(line: str) -> bool:
+    """Whether a log of losses may begin with this line, and is watched from there on: an array is read whole before."""
+    try:
+        is_json = line.lstrip()[:1] in ("{", "[")
+        columns = _validate.from_json(line) if is_json else next(csv.reader([line]), ())
+    except (ValueError, csv.Error):
+        return False
+    return any(name in columns for name in ("loss", "exits"))
+
+
 def entries(
     start: str,
     file: TextIO,
@@ -59,8 +77,8 @@ def entries(
 ) -> Iterator[Entry]:
     """Every loss of a log, one at a time as its lines come; a log without any is refused.
 
-    ``start`` is the log's `first_line`. ``counted`` makes a loss of the columns ``exits`` and ``errors``, where there is no
-    column ``loss``.
+    ``start`` is the log's `first_line`, or some of its first ones. ``counted`` makes a loss of the columns ``exits`` and
+    ``errors``, where there is no column ``loss``.
     """
     rows = _rows(start, file, name, ("loss",) if counted is None else ("loss", "exits"))
 
@@ -77,7 +95,7 @@ def entries(
             ):
                 loss = counted(float(record["exits"]), float(record["errors"]))
             else:
-                loss = float(record["loss"])
+                loss = _number(record["loss"])
             yield Entry(number, loss, float(record.get("rate", sampling_rate)))
         except KeyError:
             wanted = "loss" if counted is None else "loss, and not both of exits and errors"
@@ -96,8 +114,17 @@ def entries(
         )
 
 
+def _number(cell: Any) -> float:
+    """A loss, as a number or the text of one."""
+    if cell is None or cell == "":
+        raise ValueError("its loss is missing; a request whose output failed has the worst loss")
+    if not isinstance(cell, str) and not _validate.is_number(cell):
+        raise ValueError(f"its loss is {_validate.shown(cell)}, which is no number")
+    return float(cell)
+
+
 def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
-    lines = (_text(line, name) for line in itertools.chain([start], file))
+    lines = (_text(line, name) for line in itertools.chain(io.StringIO(start, newline=""), file))
     opening = start.lstrip()[:1]
     if opening == "{":
         return (_validate.from_json(line) for line in lines if line.strip())

@@ -1,7 +1,8 @@
 """`riskcal monitor`: watch a log of losses, and stop as soon as they exceed what was certified."""
 
+import io
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
@@ -12,7 +13,7 @@ from riskcal import _replacing, heads
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.app import app
-from riskcal.cli.monitor_events import is_event, is_event_log, watch_events
+from riskcal.cli.monitor_events import begun, is_event, is_event_log, watch_events
 from riskcal.cli.standard_input import arriving
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
@@ -90,18 +91,22 @@ def monitor(
     if log != "-" and is_event_log(log):
         _say_events(watch_events(log, fresh, state), log)
     with loss_log.opened(log) as file:
-        first = loss_log.first_line(file)
-        if log == "-" and is_event(first):
-            rest = (line.encode("utf-8", "surrogateescape") for line in file)
-            lines: Iterable[str | bytes] = itertools.chain(
-                [first.encode("utf-8", "surrogateescape")], rest
+        start = loss_log.first_line(file)
+        if log == "-":
+            start, events = begun(start, file)
+            if events:
+                text = itertools.chain(io.StringIO(start, newline=""), file)
+                lines = (line.encode("utf-8", "surrogateescape") for line in text)
+                _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
+        elif is_event(start):
+            raise RiskcalError(
+                f"{log}: holds events, which are read as they are or from standard input: zcat {log} | riskcal monitor -"
             )
-            _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
         if reference is not None:
             raise RiskcalError(
                 f"reference: is for event logs, and {log} holds losses; leave it out."
             )
-        _watch_losses(first, file, log, watch, certificate, state)
+        _watch_losses(start, file, log, watch, certificate, state)
 
 
 def _say_events(seen: EventWatch, log: str) -> NoReturn:
@@ -113,7 +118,7 @@ def _say_events(seen: EventWatch, log: str) -> NoReturn:
 
 
 def _watch_losses(
-    first: str,
+    start: str,
     file: TextIO,
     log: str,
     watch: RiskMonitor,
@@ -129,7 +134,7 @@ def _watch_losses(
         watch = _restored(state, watch)
     before = watch.n
     try:
-        row = _feed(watch, first, file, log, counted)
+        row = _feed(watch, start, file, log, counted)
     except KeyboardInterrupt:  # the usual end of a stream
         row = None
     if watch.n == before and not watch.alarm:
@@ -168,31 +173,58 @@ def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
 
 def _feed(
     watch: RiskMonitor,
-    first: str,
+    start: str,
     file: TextIO,
     log: str,
     counted: Callable[[float, float], Any] | None,
 ) -> int | None:
-    """Update from a log until the alarm; the row that raised it. Blocks of a file, single lines of a stream."""
+    """Update from a log until the alarm and no further; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None
-    rows = loss_log.entries(first, file, log, watch.sampling_rate, counted)
-    while block := list(itertools.islice(rows, 1 if log == "-" else 4096)):
-        before = watch.n
+    rows = loss_log.entries(start, file, log, watch.sampling_rate, counted)
+    while True:
+        block, refused = _block(rows, 1 if log == "-" else 4096)
+        before, ahead = watch.n, RiskMonitor.from_json(watch.to_json())
         try:
-            watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
+            _take(ahead, block)
         except RiskcalError:
-            _refuse_row(block, watch, log)
-        if watch.alarm_at is not None:
-            return block[watch.alarm_at - before - 1].row
-    return None
+            block, refused = _until_refused(block, watch, log)
+            _take(ahead, block)
+        if ahead.alarm_at is not None:
+            block = block[: ahead.alarm_at - before]
+            _take(watch, block)
+            return block[-1].row
+        if refused is not None:
+            raise refused
+        if not block:
+            return None
+        _take(watch, block)
 
 
-def _refuse_row(block: list[loss_log.Entry], watch: RiskMonitor, log: str) -> None:
-    """Say which row of a refused block is to blame."""
-    for number, loss, rate in block:
+def _block(
+    rows: Iterator[loss_log.Entry], size: int
+) -> tuple[list[loss_log.Entry], RiskcalError | None]:
+    """The next rows, and why one after them cannot be read: an alarm before it is one all the same."""
+    block: list[loss_log.Entry] = []
+    try:
+        block.extend(itertools.islice(rows, size))
+    except RiskcalError as error:
+        return block, error
+    return block, None
+
+
+def _take(watch: RiskMonitor, block: list[loss_log.Entry]) -> None:
+    watch.update([entry.loss for entry in block], rates=[entry.rate for entry in block])
+
+
+def _until_refused(
+    block: list[loss_log.Entry], watch: RiskMonitor, log: str
+) -> tuple[list[loss_log.Entry], RiskcalError | None]:
+    """The rows of a block before the one that a monitor refuses, and the refusal, which names its row."""
+    for place, (number, loss, rate) in enumerate(block):
         try:
             RiskMonitor(**watch.parameters).update(loss, rates=rate)
         except RiskcalError as error:
             reason = str(error).replace(" at index 0", "")
-            raise RiskcalError(f"{log}: row {number}: {reason}") from None
+            return block[:place], RiskcalError(f"{log}: row {number}: {reason}")
+    return block, None

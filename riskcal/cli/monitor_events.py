@@ -9,13 +9,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from riskcal._validate import RiskcalError
+from riskcal.cli import loss_log
 from riskcal.cli.standard_input import Arriving
 from riskcal.serving.reader import parsed
 from riskcal.serving.watch import EventWatch
 
 #: Of a stream's time nine tenths are for its lines.
 _BETWEEN_SAVES = 9
-#: Lines of a file that may all be damaged before it is no log of events.
+#: Lines that may all be damaged before it is no log of events.
 _LOOKED_AT = 100
 
 
@@ -26,6 +27,18 @@ def is_event_log(log: str) -> bool:
             return any(map(is_event, itertools.islice(file, _LOOKED_AT)))
     except OSError:
         return False
+
+
+def begun(first: str, rest: Iterable[str]) -> tuple[str, bool]:
+    """The first lines of a stream, and whether it holds events: no more of them are read than it takes to tell."""
+    lines = [first]
+    if not is_event(first) and not loss_log.may_begin(first):
+        with suppress(KeyboardInterrupt):  # it was left, and what came says what it can
+            for line in itertools.islice(rest, _LOOKED_AT - 1):
+                lines.append(line)
+                if is_event(line):
+                    break
+    return "".join(lines), is_event(lines[-1])
 
 
 def is_event(line: str | bytes) -> bool:
@@ -71,30 +84,30 @@ def watch_events(
         watch.save(state)
     print(f"{log}: {watch.verdict}")
     if watch.drift is not None:
-        print(f"drifted: {watch.drift.verdict}")
+        print(f"drifted: {_said(watch.drift.verdict)}")
     for one in watch.estimates():
         low, high = one.interval
         known = f"{low:.4f} to {high:.4f} with 95% confidence at all times"
         what = "token disagreement" if one.kind == "class" else "mean loss"
-        where = f", {one.kind} {one.name}" if one.name else ""
+        where = f", {one.kind} {_said(one.name)}" if one.name else ""
         print(
-            f"task {one.task or '(none)'}{where}: {what} {one.mean:.4f} over {one.n} requests ({known})"
+            f"task {_said(one.task)}{where}: {what} {one.mean:.4f} over {one.n} requests ({known})"
             + (_disagreement(watch, one.task) if one.kind == "task" else "")
         )
     for task, absent in sorted(watch.missing.items()):
         n, total = watch.losses.get(task, (0, 0.0))
         worst = (total + absent * watch.monitor.upper) / (n + absent)
         print(
-            f"task {task or '(none)'}: {absent} requests ended without an output that could be compared; were each the worst, "
+            f"task {_said(task)}: {absent} requests ended without an output that could be compared; were each the worst, "
             f"mean loss {worst:.4f}"
         )
     for task, layers in sorted(watch.layers.items()):
-        print(f"task {task or '(none)'}: tokens by exit layer {_listed(layers)}")
+        print(f"task {_said(task)}: tokens by exit layer {_listed(layers)}")
         for name, own in sorted(watch.strata.layers.get(task, {}).items()):
-            print(f"task {task or '(none)'}, class {name}: tokens by exit layer {_listed(own)}")
+            print(f"task {_said(task)}, class {_said(name)}: tokens by exit layer {_listed(own)}")
     for task, (drafted, rejected) in sorted(watch.strata.drafts.items()):
         share = rejected / drafted if drafted else 0.0
-        print(f"task {task or '(none)'}: {share:.4f} of {drafted} drafted tokens rejected")
+        print(f"task {_said(task)}: {share:.4f} of {drafted} drafted tokens rejected")
     for name in ("weights", "temperatures"):
         if len(getattr(watch.strata, name)) > 1:
             print(f"{name} differ, by requests: {_listed(getattr(watch.strata, name))}")
@@ -120,7 +133,7 @@ class _Looks:
             if one not in self._told:
                 self._told.add(one)
                 # whoever reads it gets it now: it may be long until the stream ends
-                print(f"{self._log}: drifted: {one}", flush=True)
+                print(f"{self._log}: drifted: {_said(str(one))}", flush=True)
         if self._state is None:
             return None
         began = time.monotonic()
@@ -138,4 +151,9 @@ def _disagreement(watch: EventWatch, task: str) -> str:
 
 
 def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name}: {count}" for name, count in sorted(counts.items()))
+    return ", ".join(f"{_said(name)}: {count}" for name, count in sorted(counts.items()))
+
+
+def _said(name: str) -> str:
+    """A name that came with a request, on one line and in no other words than its own, whatever it holds."""
+    return (name if name.isprintable() else repr(name)) or "(none)"

@@ -9,7 +9,7 @@ from riskcal import report as reports
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, CoordinateOption, DirectionOption, KeepOption
 from riskcal.cli.monitor_events import is_event_log
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
@@ -44,10 +44,7 @@ def report(
     ] = None,
     test: Annotated[str | None, typer.Option(help=f"One of {', '.join(TESTS)}.")] = None,
     attempt: Annotated[int | None, typer.Option(help="Which planned attempt, from 1.")] = None,
-    coordinate: Annotated[
-        list[str] | None,
-        typer.Option(help="Further column that tells candidates apart; may be repeated."),
-    ] = None,
+    coordinate: CoordinateOption = None,
     cost: Annotated[
         str | None, typer.Option(help="Cost that chooses among certified candidates.")
     ] = None,

@@ -1,5 +1,6 @@
 """`riskcal trials`: how large and how stable the savings are over repeated splits."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +13,14 @@ from riskcal import _replacing, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, DirectionOption, KeepOption
+from riskcal.cli.log_options import (
+    ColumnsOption,
+    CoordinateOption,
+    DirectionOption,
+    KeepOption,
+    RunsArgument,
+    source,
+)
 from riskcal.records import Runs, files, renaming, retries
 from riskcal.trials import run_trials, summary
 
@@ -22,13 +30,12 @@ if TYPE_CHECKING:
 
 @app.command()
 def trials(
-    runs: Annotated[
-        Path, typer.Argument(help="Runs: .parquet, .csv, .jsonl, or a folder of Parquet shards.")
-    ],
+    runs: RunsArgument,
     delta: Annotated[
         list[float],
         typer.Option(help="Tolerated expected loss; give several by repeating the option."),
     ],
+    coordinate: CoordinateOption = None,
     columns: ColumnsOption = None,
     keep: KeepOption = None,
     lower_is_stricter: DirectionOption = False,
@@ -57,7 +64,8 @@ def trials(
     """
     table = run_trials(
         Runs.read(
-            runs,
+            source(runs),
+            candidate_columns=coordinate or (),
             columns=renaming.options(columns or ()),
             keep=retries.option(keep),
             lower_is_stricter=lower_is_stricter,
@@ -76,13 +84,15 @@ def trials(
         summary(table),
         f"{n_trials} splits, {calibration_fraction:.0%} to calibrate on, {objective}, {test}",
     )
-    if out is not None:
-        files.write(table, out)
-        print(f"Trials written to {out}")
-    if figure is not None and plot is not None:
-        with _replacing.replacing(plot) as temporary:
+    with ExitStack() as waiting:  # the picture takes its place once the table has
+        if figure is not None and plot is not None:
+            temporary = waiting.enter_context(_replacing.replacing(plot))
             figure.savefig(temporary, dpi=120, format=plot.suffix[1:])
-        print(f"Picture written to {plot}")
+        if out is not None:
+            files.write(table, out)
+    for what, path in (("Trials", out), ("Picture", plot)):
+        if path is not None:
+            print(f"{what} written to {path}")
 
 
 def _print_trials(table: pd.DataFrame, title: str) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from riskcal.calibration.verifying import verify
 from riskcal.cli.app import app
-from riskcal.cli.log_options import ColumnsOption, KeepOption
+from riskcal.cli.log_options import ColumnsOption, KeepOption, RunsArgument, source
 from riskcal.policy import ExitPolicy
 from riskcal.records import Runs, renaming, retries
 
@@ -16,7 +16,7 @@ from riskcal.records import Runs, renaming, retries
 @app.command("verify")
 def verify_command(
     policy: Annotated[Path, typer.Argument(help="The policy, as JSON.")],
-    runs: Annotated[Path, typer.Argument(help="The runs that it was calibrated on.")],
+    runs: RunsArgument,
     group: Annotated[
         str | None, typer.Option(help="The stratum that it was calibrated for, if any.")
     ] = None,
@@ -33,7 +33,7 @@ def verify_command(
     stated = ExitPolicy.load(policy)
     asked = None if stated.certificate is None else stated.certificate.asked
     records = Runs.read(
-        runs,
+        source(runs),
         candidate_columns=asked.candidate_columns if asked else (),
         costs=asked.costs if asked else (),
         columns=renaming.options(columns or ()),
@@ -43,6 +43,7 @@ def verify_command(
     if as_json:
         told = {
             "agrees": found.agrees,
+            "class": found.of_class,
             "differences": [
                 {"name": one.name, "policy": str(one.stated), "records": str(one.found)}
                 for one in found.differences

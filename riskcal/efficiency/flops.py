@@ -173,12 +173,20 @@ def token_flops(
     >>> (cost / cost[-1]).round(2).tolist()
     [0.58, 0.67, 0.75, 0.83, 0.92, 1.0]
     """
+    _refuse_other(dimensions)
     layers = _validate.count(min_layer, "min_layer", least=1)
     exits = np.arange(1, dimensions.n_layers + 1)
     t = _validate.count(position, "position", least=1)
     x = _validate.count(source_length, "source_length", least=1)
     heads = _head_flops(exits[:, None], dimensions, predictor, head_sizes, layers)[:, 0]
     return np.where(exits < layers, 0, _layer_flops(exits, t, x, dimensions) + heads)
+
+
+def _refuse_other(dimensions: Any) -> None:
+    if not isinstance(dimensions, DecoderDimensions):
+        raise RiskcalError(
+            f"dimensions: {_validate.shown(dimensions)} are none; give DecoderDimensions(...), or DecoderDimensions.from_config."
+        )
 
 
 def decoder_flops(
@@ -236,6 +244,7 @@ def decoder_flops(
     classifier [0.93]
     head [1.16]
     """
+    _refuse_other(dimensions)
     exits = exit_array(exit_layers, dimensions.n_layers)
     least = _validate.count(min_layer, "min_layer", least=1)
     early = (exits > 0) & (exits < least)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.efficiency.layers import Integers, exit_array
-
-if TYPE_CHECKING:
-    from riskcal.policy.pruning import Pruning
+from riskcal.policy.pruning import Pruning
 
 
 def head_sizes(
@@ -46,7 +42,13 @@ def head_sizes(
     >>> riskcal.efficiency.head_sizes(pruning, n_layers=6, vocabulary=32_128).tolist()
     [32128, 666, 470, 363, 296, 250]
     """
-    start = _validate.count(start, "start", least=1)
+    if not isinstance(pruning, Pruning):
+        raise RiskcalError(
+            f"pruning: {_validate.shown(pruning)} is none; give riskcal.Pruning(...)."
+        )
+    n_layers = _validate.count(n_layers, "n_layers", least=1, most=2**20)
+    vocabulary = _validate.count(vocabulary, "vocabulary", least=1)
+    start = _validate.count(start, "start", least=1, most=n_layers)
     known = None if confidence is None else np.asarray(confidence, dtype=np.float64)
     if known is not None and known.shape[-1] != n_layers:
         raise RiskcalError(

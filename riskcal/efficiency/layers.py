@@ -64,6 +64,7 @@ def exit_shares(exit_layers: ArrayLike, n_layers: int) -> Floats:
     >>> riskcal.efficiency.exit_shares([[2, 1, 4, 0], [1, 2, 1, 1]], n_layers=4).round(2).tolist()
     [0.57, 0.29, 0.0, 0.14]
     """
+    n_layers = _validate.count(n_layers, "n_layers", least=1)
     exits = exit_array(exit_layers, n_layers)
     counts = np.bincount(exits[exits > 0], minlength=n_layers + 1)[1:]
     shares: Floats = counts / counts.sum()
@@ -74,7 +75,7 @@ def exit_array(exit_layers: ArrayLike, n_layers: int | None = None) -> Integers:
     """Exit layers (B, T) as integers, checked: 1..L, then zeros."""
     values = _validate.array(exit_layers, "exit_layers", ndim=(2,))
     exits = values.astype(np.int64)
-    top = np.inf if n_layers is None else n_layers
+    top = np.inf if n_layers is None else _validate.count(n_layers, "n_layers", least=1)
     bad = (exits != values) | (exits < 0) | (exits > top)
     if bad.any():
         remedy = (

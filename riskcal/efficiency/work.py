@@ -188,9 +188,8 @@ def batch_work(exit_layers: ArrayLike, mode: str) -> BatchWork:
     exits = exit_array(exit_layers)
     _validate.choice(mode, "mode", BATCH_MODES)
     layers = np.arange(1, exits.max(initial=0) + 1)[:, None]
-    waiting = np.array(
-        [(step >= layers).sum(1) for step in exits.T]
-    )  # (T, layers): rows that go so deep
+    # (T, layers): rows that go so deep
+    waiting = np.array([(step >= layers).sum(1) for step in exits.T])
     rows = waiting
     if mode != "regroup":
         size, sizes = len(exits), []

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
+from riskcal.fwer import inputs
 
 #: Relative slack on a level that was summed up along a graph: rounding, not evidence.
 _ROUNDING = 1e-12
@@ -24,7 +25,7 @@ def bonferroni(pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
     >>> riskcal.fwer.bonferroni([0.001, 0.015, 0.2, 0.02], 0.05).tolist()
     [True, False, False, False]
     """
-    p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
+    p, level = inputs.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     return p <= level / p.size
 
 
@@ -36,7 +37,7 @@ def holm(pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
     >>> riskcal.fwer.holm([0.001, 0.015, 0.2, 0.02], 0.05).tolist()
     [True, True, False, True]
     """
-    p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
+    p, level = inputs.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     order = np.argsort(p, kind="stable")
     passes = p[order] <= level / (p.size - np.arange(p.size))
     rejected = np.zeros(p.size, dtype=bool)
@@ -68,7 +69,7 @@ def fixed_sequence(pvalues: ArrayLike, epsilon: float, starts: int = 1) -> NDArr
     >>> riskcal.fwer.fixed_sequence([0.001, 0.2, 0.01, 0.3], 0.05, starts=2).tolist()
     [True, False, True, False]
     """
-    p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
+    p, level = inputs.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     starts = _validate.count(starts, "starts", least=1)
     if starts > p.size:
         raise RiskcalError(
@@ -99,7 +100,7 @@ def hochberg(pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
     >>> riskcal.fwer.hochberg([0.04, 0.03, 0.045], 0.05).tolist(), riskcal.fwer.holm([0.04, 0.03, 0.045], 0.05).tolist()
     ([True, True, True], [False, False, False])
     """
-    p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
+    p, level = inputs.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     order = np.argsort(p, kind="stable")
     passes = p[order] <= level / (p.size - np.arange(p.size))
     rejected = np.zeros(p.size, dtype=bool)
@@ -134,10 +135,10 @@ def fallback(pvalues: ArrayLike, epsilon: float, weights: ArrayLike) -> NDArray[
     >>> riskcal.fwer.fallback([0.001, 0.2, 0.012], 0.05, weights=[0.5, 0.25, 0.25]).tolist()
     [True, False, True]
     """
-    p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
+    p, level = inputs.pvalues(pvalues), _validate.level(epsilon, "epsilon")
     rejected = np.zeros(p.size, dtype=bool)
     passed_on = 0.0
-    for j, share in enumerate(_validate.weights(weights, p.size)):
+    for j, share in enumerate(inputs.weights(weights, p.size)):
         local = level * share + passed_on
         rejected[j] = local > 0.0 and p[j] <= local * (1.0 + _ROUNDING)
         passed_on = local if rejected[j] else 0.0
@@ -183,9 +184,9 @@ def graphical(
     >>> riskcal.fwer.graphical([0.03, 0.001, 0.012], 0.05, weights=[0.5, 0.25, 0.25], transitions=ring).tolist()
     [True, True, True]
     """
-    p, level = _validate.pvalues(pvalues), _validate.level(epsilon, "epsilon")
-    share = _validate.weights(weights, p.size).copy()
-    edges = _validate.transitions(transitions, p.size).copy()
+    p, level = inputs.pvalues(pvalues), _validate.level(epsilon, "epsilon")
+    share = inputs.weights(weights, p.size).copy()
+    edges = inputs.transitions(transitions, p.size).copy()
     rejected = np.zeros(p.size, dtype=bool)
     while (passes := ~rejected & (share > 0.0) & (p <= level * share * (1.0 + _ROUNDING))).any():
         j = int(passes.argmax())
@@ -229,8 +230,8 @@ def initial_levels(
     """
     level = _validate.level(epsilon, "epsilon")
     k = _validate.array(weights, "weights", ndim=(1,)).size
-    share = _validate.weights(weights, k)
-    edges = np.eye(k, k=1) if transitions is None else _validate.transitions(transitions, k)
+    share = inputs.weights(weights, k)
+    edges = np.eye(k, k=1) if transitions is None else inputs.transitions(transitions, k)
     reached, before = share, np.zeros(k)
     while (reached != before).any():
         reached, before = np.where(share > 0.0, share, (reached[:, None] * edges).max(0)), reached

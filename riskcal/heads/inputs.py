@@ -117,16 +117,13 @@ def _order(
     """The order of prompts: that of their ids, or of the content of all their tokens where ids only number them."""
     if not records.numbered(ids):
         return records.tested_order(ids)
-    levels = (
-        (column.astype(np.float64) + 0.0).view(np.int64) for column in confidence.T
-    )  # one zero
+    # one zero
+    levels = ((column.astype(np.float64) + 0.0).view(np.int64) for column in confidence.T)
     outcomes = (column.astype(np.int64) for column in agrees.T)
     prints = np.zeros(len(ids), dtype=np.uint64)
-    np.add.at(
-        prints, code, records.row_prints(itertools.chain(levels, outcomes))
-    )  # whatever the order of tokens
-    ascending = np.argsort(ids.astype(np.int64))
-    return ascending[records.order_by_prints(prints[ascending])]
+    # whatever the order of tokens
+    np.add.at(prints, code, records.row_prints(itertools.chain(levels, outcomes)))
+    return records.numbered_order(ids, prints)
 
 
 def _digest(recorded: _Records, layers: NDArray[np.int64]) -> str:
@@ -134,9 +131,8 @@ def _digest(recorded: _Records, layers: NDArray[np.int64]) -> str:
     hasher = hashlib.blake2b("\x1f".join(map(str, recorded.ids.tolist())).encode(), digest_size=16)
     hasher.update(layers.data)
     order = np.argsort(recorded.prompt, kind="stable")
-    for first in range(
-        0, len(order), 65536
-    ):  # in parts: a copy of the whole is as large as the arrays
+    # in parts: a copy of the whole is as large as the arrays
+    for first in range(0, len(order), 65536):
         rows = order[first : first + 65536]
         hasher.update(recorded.prompt[rows].astype(np.int64).data)
         hasher.update(recorded.confidence[rows].astype(np.float64).data)

@@ -67,5 +67,6 @@ def request_loss(
 
 
 def _loss(exits: NDArray[Any], errors: NDArray[Any], tolerated: float, max_tokens: int) -> Floats:
-    losses: Floats = tolerated + (errors - tolerated * exits) / max_tokens
+    # rounding may end a hair beyond the bounds
+    losses: Floats = np.clip(tolerated + (errors - tolerated * exits) / max_tokens, 0.0, 1.0)
     return losses

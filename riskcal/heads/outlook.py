@@ -43,9 +43,8 @@ def _failure_message(
     recorded: _Records, layers: NDArray[np.int64], goal: _Goal, pilot_fraction: float
 ) -> str:
     opening = f"Nothing was certified at agreement {goal.agreement:g}: run the full model. "
-    everyone = _pilot(
-        recorded._replace(n_pilot=len(recorded.ids)), layers
-    )  # planning may look at all of them
+    # planning may look at all of them
+    everyone = _pilot(recorded._replace(n_pilot=len(recorded.ids)), layers)
     size = min(_prompts_needed(_losses_alone(everyone, k, goal), goal) for k in range(len(layers)))
     if math.isinf(size):
         return opening + (

@@ -35,9 +35,8 @@ class _Pilot(NamedTuple):
     """The pilot's tokens, prompt by prompt, and the thresholds that a path may use."""
 
     grids: list[Floats]  # K of them, descending
-    level: NDArray[
-        np.uint8
-    ]  # (K, N), the first threshold of the head's grid that the token reaches
+    # (K, N), the first threshold of the head's grid that the token reaches
+    level: NDArray[np.uint8]
     agrees: Bools  # (K, N)
     start: NDArray[np.intp]  # (n_pilot + 1,), bounds of each prompt's tokens
     spared: Floats  # (K,), layers that an exit saves, as if the full model came as far behind the last head as heads are apart

@@ -1,6 +1,5 @@
 """`HeadCalibration`: what was tested, what was certified, and the policy to deploy."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from riskcal import _showing
+from riskcal import _showing, _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
 
@@ -146,10 +145,9 @@ class HeadCalibration:
         if self.layers_given or n_layers == heads + 1 or not self.certified:
             return
         if n_layers is None:
-            warnings.warn(
+            _validate.warn(
                 f"layers: were not given, so the {heads} columns are taken for layers 1 to {heads}. If the heads stand after "
                 "others, say which with layers= in certified.",
-                stacklevel=3,
             )
         else:
             raise RiskcalError(

@@ -56,6 +56,10 @@ def alarm_delays(
     >>> bool(3000 < np.median(delays) < 5000)
     True
     """
+    if not isinstance(monitor, RiskMonitor):
+        raise RiskcalError(
+            f"monitor: {_validate.shown(monitor)} is none; give a riskcal.RiskMonitor."
+        )
     if monitor.alarm or monitor.proxy is not None:
         why = (
             "has alarmed already"

@@ -16,7 +16,7 @@ def series(values: ArrayLike, name: str) -> Floats:
     return (
         np.zeros(0)
         if given.shape == (0,)
-        else np.atleast_1d(_validate.array(given, name, ndim=(0, 1)))
+        else _validate.array(given[None] if given.ndim == 0 else given, name, ndim=(1,))
     )
 
 

@@ -269,7 +269,7 @@ class RiskMonitor:
         Where H holds for each shard given *its own* past only, the mean is an e-value at a time fixed beforehand, but not
         at a time that depends on several shards. Then do not merge, and give each of s shards ``epsilon / s``.
         """
-        monitors = list(monitors)
+        monitors = _validate.listed(monitors, "monitors", "a list of RiskMonitor")
         if not monitors:
             raise RiskcalError("monitors: none given; give at least one.")
         for index, monitor in enumerate(monitors):
@@ -290,7 +290,9 @@ class RiskMonitor:
         result = cls(**monitors[0].parameters)
         ville = result.average_run_length is None
         how = _validate.choice(
-            how or ("product" if ville else "sum"), "how", ("product", "mean", "sum")
+            ("product" if ville else "sum") if how is None else how,
+            "how",
+            ("product", "mean", "sum"),
         )
         if (how == "sum") == ville:
             raise RiskcalError(

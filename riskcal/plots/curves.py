@@ -1,7 +1,7 @@
 """What candidates lose and what they cost, against their thresholds."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -119,7 +119,7 @@ def cost_curve(
     """
     ax, style = new_axes(ax), current()
     rows = table.sort_values("threshold")
-    per = _PER.get(cost, _literal(cost))
+    per = _per(cost, table)
     if by is None:
         if "certified" in rows:
             _shade_certified(rows, ax)
@@ -133,14 +133,80 @@ def cost_curve(
         spent = float(chosen[cost].iloc[0])
         label = f"chosen: {_amount(spent)}" + (f", {1 - spent / full:.0%} saved" if full else "")
         _mark(chosen, cost, label, style.cost, "s", ax)
-    top = max(full or 0.0, float(rows[cost].max()))
-    ax.set_ylim(0, top * 1.08 or 1.0)
-    if not _plain(top):  # matplotlib would put a power of ten where the legend stands
-        from matplotlib.ticker import EngFormatter
-
-        ax.yaxis.set_major_formatter(EngFormatter(sep=" "))
+    _costs_from_nothing(max(full or 0.0, float(rows[cost].max())), ax)
     _label_thresholds(lower_is_stricter, ax)
     ax.set_ylabel(in_lines(per))
+    legend_above(ax)
+    return ax
+
+
+def trade_off(
+    table: pd.DataFrame,
+    *,
+    cost: str = "layers",
+    delta: float | None = None,
+    full: float | None = None,
+    chosen: int | None = None,
+    meaning: str = "loss",
+    of: str = "prompts",
+    ax: "Axes | None" = None,
+) -> "Axes":
+    """Mean cost of every candidate against its mean loss: also of candidates that curves over one threshold cannot show.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As in `riskcal.Calibration.table`: ``loss``, the cost's column, and ``certified``, whose markers are filled.
+    cost : str
+        The column of the cost.
+    delta : float, optional
+        The tolerance, drawn as a line.
+    full : float, optional
+        What the full model costs, drawn as a line.
+    chosen : int, optional
+        The row of the table, by its index, to mark.
+    meaning, of, ax
+        As in `risk_curve`.
+
+    Examples
+    --------
+    >>> traces = riskcal.load_example("cascade")
+    >>> pairs = [[first, second] for first in (0.9, 0.7, 0.5) for second in (0.9, 0.7, 0.5)]
+    >>> runs = riskcal.replay_traces(traces, pairs, exact=True)
+    >>> found = riskcal.calibrate(runs, delta=0.1, cost="price")
+    >>> axes = riskcal.plots.trade_off(found.table, cost="price", delta=0.1, chosen=found.chosen.name)
+    """
+    ax, style = new_axes(ax), current()
+    per = _per(cost, table)
+    filled = table["certified"].to_numpy(dtype=bool) if "certified" in table else None
+    parts = (("all", slice(None)),) if filled is None else (("", filled), ("not ", ~filled))
+    for said, rows in parts:
+        some = table[rows]
+        if len(some):
+            ax.scatter(
+                some["loss"],
+                some[cost],
+                s=style.marker**2,
+                marker="s",
+                facecolors="none" if said == "not " else style.cost,
+                edgecolors=style.cost,
+                label="candidates" if said == "all" else f"{said}certified",
+            )
+    if delta is not None:
+        label = f"tolerance delta = {delta:g}"
+        ax.axvline(delta, color=style.delta, linestyle="--", linewidth=style.line, label=label)
+    if full is not None:
+        ax.axhline(full, color=style.full, linestyle=":", label=f"full model: {_amount(full)}")
+    if chosen is not None:
+        row = table.loc[[chosen]]
+        lost, spent = (float(row[name].iloc[0]) for name in ("loss", cost))
+        label = f"chosen: {_amount(spent)}" + (f", {1 - spent / full:.0%} saved" if full else "")
+        _mark_at(lost, spent, label, style.cost, "s", ax)
+    ax.set_xlim(left=min(0.0, float(table["loss"].min()) * 1.1))
+    ax.locator_params(axis="x", nbins=5)  # of as many digits, in a column's width
+    _costs_from_nothing(max(full or 0.0, float(table[cost].max())), ax)
+    ax.set_xlabel(in_lines(f"mean {meaning} over {of}", 48))
+    ax.set_ylabel(in_lines(f"mean {per}"))
     legend_above(ax)
     return ax
 
@@ -230,20 +296,42 @@ def _curves(rows: pd.DataFrame, column: str, by: str, ax: "Axes") -> None:
             value = float(chosen[column].iloc[0])
             label = f"chosen: {value:.3g}" if column == "loss" else f"chosen: {_amount(value)}"
             _mark(chosen, column, label, color, marker, ax)
+    if "certified" in rows and not rows["certified"].all():
+        ax.scatter([], [], facecolors="none", edgecolors="0.4", label="not certified")
 
 
 def _mark(
     chosen: pd.DataFrame, column: str, label: str, color: str, marker: str, ax: "Axes"
 ) -> None:
+    _mark_at(chosen["threshold"], chosen[column], label, color, marker, ax)
+
+
+def _mark_at(x: Any, y: Any, label: str, color: str, marker: str, ax: "Axes") -> None:
     ax.plot(
-        chosen["threshold"],
-        chosen[column],
+        x,
+        y,
         marker,
         color=color,
         markersize=2 * current().marker,
         markeredgecolor="black",
         label=label,
     )
+
+
+def _per(cost: str, table: pd.DataFrame) -> str:
+    """A cost and what it is per; where a prompt is one decision, as a classifier's, its depth is not one of tokens."""
+    if cost == "layers" and "tokens" in table and (table["tokens"] == 1).all():
+        return "layers per prompt"
+    return _PER.get(cost, _literal(cost))
+
+
+def _costs_from_nothing(top: float, ax: "Axes") -> None:
+    """A vertical axis of costs from 0 to a little above the largest."""
+    ax.set_ylim(0, top * 1.08 or 1.0)
+    if not _plain(top):  # matplotlib would put a power of ten where the legend stands
+        from matplotlib.ticker import EngFormatter
+
+        ax.yaxis.set_major_formatter(EngFormatter(sep=" "))
 
 
 def _amount(value: float) -> str:

@@ -171,8 +171,10 @@ def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
         return recorded
     if not isinstance(given, Decaying) or given.temperature != temperature:
         raise RiskcalError(
-            f"schedule: the records decay with temperature {temperature:g} but do not say over what length; give "
-            f"schedule=Decaying({temperature:g}, max_length=...) as it was recorded."
+            f"schedule: the records decay with temperature {temperature:g} but do not say over what length and in which form; "
+            f"give schedule=Decaying({temperature:g}, max_length=...) as it was recorded. If it is the temperature of sampling, "
+            "nothing decayed: read them with columns={'temperature_logged': 'temperature'} (on the shell --columns "
+            "temperature_logged=temperature)."
         )
     return given
 

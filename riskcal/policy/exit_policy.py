@@ -344,9 +344,8 @@ class ExitPolicy(Saved):
             per_layer[[layer - 1 for layer in self.thresholds]] = list(self.thresholds.values())
         per_layer[: self.min_layer - 1] = math.inf
         exact = self.schedule.local_threshold(per_layer[None, :], np.arange(length)[:, None])
-        with np.errstate(
-            over="ignore"
-        ):  # beyond float32 is inf, which no float32 confidence but inf reaches either
+        # beyond float32 is inf, which no float32 confidence but inf reaches either
+        with np.errstate(over="ignore"):
             rounded = np.array(exact, dtype=np.float32)
         rounded = np.where(rounded < exact, np.nextafter(rounded, np.float32(math.inf)), rounded)
         accepting = np.full((length, 1), -math.inf)
@@ -368,10 +367,18 @@ class ExitPolicy(Saved):
             self.schedule.local_threshold(self.threshold, np.arange(length)), ax=ax
         )
 
+    def __str__(self) -> str:
+        table = self._told()
+        return sentences.of_policy(self) + ("\n" + _showing.text(table) if len(table) else "")
+
     def _repr_html_(self) -> str:
-        told = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        table = self._told()
         said = _showing.paragraph(sentences.of_policy(self))
-        table = pd.DataFrame(
+        return said + (_showing.html(table) if len(table) else "")
+
+    def _told(self) -> pd.DataFrame:
+        """The settings that are not as they are by default."""
+        told = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        return pd.DataFrame(
             {"setting": list(told), "value": [json.dumps(v) for v in told.values()]}
         )
-        return said + (_showing.html(table) if told else "")

@@ -1,7 +1,7 @@
 """Types of a policy's fields, and the smaller objects that stand in one: `Contrast`, `Sampling`, `RiskLimit`, `Stop`."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -30,11 +30,17 @@ def _not_nan(value: Any) -> Any:
     number = _full_to_inf(value)
     if isinstance(number, bool) or not _validate.is_number(number):
         raise ValueError(f"{_validate.shown(value)} is neither a number nor 'full'")
-    if math.isnan(number) or number == -math.inf:
+    try:
+        found = float(number)
+    except OverflowError:
+        raise ValueError(
+            f"{_validate.shown(value)} is beyond all floats; give inf for the full model"
+        ) from None
+    if math.isnan(found) or found == -math.inf:
         raise ValueError(
             f"{value} is no threshold; give a number, or inf (in JSON: 'full') for the full model"
         )
-    return float(number)
+    return found
 
 
 Threshold = Annotated[
@@ -90,6 +96,17 @@ class Frozen(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise refusal(type(self).__name__, error) from None
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What is not as it is by default: of forty fields few say anything."""
+        for name, value in super().__repr_args__():
+            field = None if name is None else type(self).model_fields.get(name)
+            if (
+                field is None
+                or field.is_required()
+                or value != field.get_default(call_default_factory=True)
+            ):
+                yield name, value
 
 
 class Contrast(Frozen):

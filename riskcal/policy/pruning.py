@@ -93,10 +93,8 @@ class Pruning:
         if self.form == "adaptive":
             shrunk, least = np.floor(first * (1.0 - 0.9 * sure)), min(self.smallest, first)
         else:
-            shrunk, least = (
-                np.floor(vocabulary * (1.0 - 0.9 * sure)),
-                min(2, first),
-            )  # a margin takes two
+            # a margin takes two
+            shrunk, least = np.floor(vocabulary * (1.0 - 0.9 * sure)), min(2, first)
         return np.clip(shrunk, least, first).astype(np.int64)
 
     def _formula(self, layer: int, n_layers: int, vocabulary: int) -> int:

@@ -1,7 +1,6 @@
 """`Saved`: what is a file of its own, one JSON object."""
 
 import os
-from pathlib import Path
 from typing import ClassVar, Self
 
 from riskcal import _replacing, _validate
@@ -23,8 +22,9 @@ class Saved(Frozen):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read what `save` wrote; unknown fields and other schema versions are refused, never ignored."""
-        try:
-            fields = _validate.from_json(Path(path).read_text(encoding="utf-8"))
+        file = _replacing.a_path(path)
+        try:  # an editor may have begun it with a byte-order mark
+            fields = _validate.from_json(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
         except ValueError as error:

@@ -10,7 +10,7 @@ from scipy import special
 
 from riskcal import _validate
 from riskcal._validate import Floats
-from riskcal.pvalues.losses import _TINY, _matrix, _moments
+from riskcal.pvalues.losses import TINY, matrix_and_sums, unit_moments
 
 
 def empirical_bernstein(
@@ -29,7 +29,7 @@ def empirical_bernstein(
     >>> riskcal.pvalues.empirical_bernstein(losses[:, 9:12], delta=0.1).round(3).tolist()
     [0.0, 0.012, 0.419]
     """
-    pvalues = _empirical_bernstein(*_moments(losses, delta, lower, upper))
+    pvalues = _empirical_bernstein(*unit_moments(losses, delta, lower, upper))
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
@@ -68,7 +68,7 @@ def predictable_bernstein(
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)
-    matrix, _ = _matrix(losses, low, high)
+    matrix, _ = matrix_and_sums(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
     from riskcal.pvalues import kernels
 
@@ -76,7 +76,7 @@ def predictable_bernstein(
     log_capital, _ = kernels.predictable_bernstein(
         unit, (tolerated - low) / (high - low), level=level
     )
-    pvalues = np.maximum(np.exp(-log_capital), _TINY)
+    pvalues = np.maximum(np.exp(-log_capital), TINY)
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
@@ -101,15 +101,15 @@ def clt(
     >>> round(riskcal.pvalues.clt(np.zeros(5), delta=0.01), 3)  # five perfect answers show next to nothing
     0.951
     """
-    mean, deviation, tolerated, n = _moments(losses, delta, lower, upper)
+    mean, deviation, tolerated, n = unit_moments(losses, delta, lower, upper)
     z = math.sqrt(n) * (mean - tolerated) / np.maximum(deviation, 1e-200)
     pvalues = np.maximum(special.ndtr(z), (1.0 - tolerated) ** n)
-    pvalues = np.maximum(pvalues, _TINY)
+    pvalues = np.maximum(pvalues, TINY)
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
 def _empirical_bernstein(mean: Floats, deviation: Floats, delta: float, n: int) -> Floats:
     gap = np.maximum(delta - mean, 0.0)
     linear, slope = deviation * math.sqrt(2.0 / n), 7.0 / (3.0 * (n - 1))
-    root = 2.0 * gap / np.maximum(linear + np.sqrt(linear**2 + 4.0 * slope * gap), _TINY)
-    return np.clip(2.0 * np.exp(-(root**2)), _TINY, 1.0)
+    root = 2.0 * gap / np.maximum(linear + np.sqrt(linear**2 + 4.0 * slope * gap), TINY)
+    return np.clip(2.0 * np.exp(-(root**2)), TINY, 1.0)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats
-from riskcal.pvalues.losses import _TINY, _matrix
+from riskcal.pvalues.losses import TINY, matrix_and_sums
 
 #: Of the largest variance, what losses that are differences (mostly ties) are taken to have at first.
 STRADDLING = 0.05
@@ -60,15 +60,15 @@ def betting(
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)
-    matrix, total = _matrix(losses, low, high)
+    matrix, total = matrix_and_sums(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
     prior = prior_variance(tolerated, low, high)
     from riskcal.pvalues import bettor_kernels
 
-    target = math.log(level / bettor_kernels.MARGIN)
+    opening = math.log(level / bettor_kernels.MARGIN)
     pvalues = np.exp(
         -bettor_kernels.betting_log_capital(
-            matrix, tolerated, low, high, target, prior, bettor_kernels.HEDGE
+            matrix, tolerated, low, high, opening, prior, bettor_kernels.HEDGE
         )
     )
     pvalues[total >= len(matrix) * tolerated] = 1.0
@@ -114,4 +114,4 @@ def count_certified(
 
 def _prior_variances(deltas: Any, lower: float, upper: float) -> Any:
     share = STRADDLING if lower < 0.0 < upper else 1.0
-    return np.maximum((deltas - lower) * (upper - deltas) * share, _TINY**0.5)
+    return np.maximum((deltas - lower) * (upper - deltas) * share, TINY**0.5)

@@ -58,7 +58,7 @@ def _poisson_hedge() -> FloatArray:
     return table
 
 
-#: Stakes by price, and by expected number and price.
+#: Stakes by price, and by expected number and price. Loops are handed them: numba would compile the numbers into each.
 HEDGE = (_normal_hedge(), _poisson_hedge())
 
 
@@ -69,15 +69,17 @@ def next_look(t, n):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def stake(short_of_target, left, margin, width, total, squares, rows, prior, hedge, kept=1.0):  # type: ignore[no-untyped-def]
-    """What the option's hedge stakes at this log capital (less the target's), with so many rows left.
+def stake(log_price, left, margin, width, total, squares, rows, prior, hedge, kept=1.0):  # type: ignore[no-untyped-def]
+    """What the hedge of the option stakes at its log price, log capital plus ``opening``; none from 0 on.
+
+    ``opening`` is the log price at capital 1, ``log(level / MARGIN)``. ``left`` rows are to come.
 
     ``margin`` is delta and ``width`` the upper bound, ``total`` and ``squares`` are sums over the earlier ``rows``, of losses and
     of their squares, all above the lower bound. At delta, losses of the size seen would have the variance ``margin (size -
     margin)``, which few losses so far do not make smaller; the observed variance about delta takes over where it is larger.
     ``kept`` is the share of the variance that a proxy leaves.
     """
-    if short_of_target >= 0.0:
+    if log_price >= 0.0:
         return 0.0
     spread = max(squares - 2.0 * margin * total + rows * margin * margin, 0.0)
     variance = (PSEUDO_ROWS * prior + spread) / (PSEUDO_ROWS + rows)
@@ -87,14 +89,14 @@ def stake(short_of_target, left, margin, width, total, squares, rows, prior, hed
         variance = OBSERVED * variance + (1.0 - OBSERVED) * of_events
     variance *= kept
     normal, poisson = hedge
-    place = -64.0 * short_of_target
+    place = -64.0 * log_price
     index = min(int(place), normal.size - 2)
     share = min(place - index, 1.0)
     hedged = normal[index] * (1.0 - share) + normal[index + 1] * share
     deviation = math.sqrt(left * variance)
     root = left * margin / deviation  # of the expected number of losses of a size
     if root * root < MANY:
-        across, along = root * _STEPS, min(-_PLACES * short_of_target, _COLUMNS - 1.0001)
+        across, along = root * _STEPS, min(-_PLACES * log_price, _COLUMNS - 1.0001)
         i, j = int(across), int(along)
         u, v = across - i, along - j
         counted = (poisson[i, j] * (1.0 - v) + poisson[i, j + 1] * v) * (1.0 - u)
@@ -105,20 +107,18 @@ def stake(short_of_target, left, margin, width, total, squares, rows, prior, hed
 
 
 @njit(cache=True)
-def stakes(short_of_target, left, margin, width, totals, squares, rows, prior, hedge):  # type: ignore[no-untyped-def]
+def stakes(log_price, left, margin, width, totals, squares, rows, prior, hedge):  # type: ignore[no-untyped-def]
     """`stake` of each of several candidates (k,), at most the cap."""
     wanted = np.empty(totals.size)
     for j in range(totals.size):
-        one = stake(
-            short_of_target[j], left, margin, width, totals[j], squares[j], rows, prior, hedge
-        )
+        one = stake(log_price[j], left, margin, width, totals[j], squares[j], rows, prior, hedge)
         wanted[j] = min(one, CAP / (width - margin))
     return wanted
 
 
 @njit(cache=True)
-def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
-    """Largest log capital of the option-hedged bettor against each column's null, along the rows in order.
+def betting_log_capital(losses, delta, lower, upper, opening, prior, hedge):  # type: ignore[no-untyped-def]
+    """Largest log capital of the option-hedged bettor (`stake`) against each column's null, along the rows in order.
 
     Bets are renewed every ``clip(rows left / 20, 1, 16)`` rows, from earlier rows alone, and the capital is looked at then,
     last after the last row. It is kept as a logarithm, so that no run of bad losses can make it vanish. Columns are walked in
@@ -137,7 +137,7 @@ def betting_log_capital(losses, delta, lower, upper, target, prior, hedge):  # t
             left = n - t
             for j in range(size):
                 wanted = stake(
-                    log_capital[j] + target,
+                    log_capital[j] + opening,
                     left,
                     margin,
                     width,
@@ -187,7 +187,7 @@ def helped(rows, total, squares, product, gaps, square_gaps, prior):  # type: ig
 
 
 @njit(cache=True)
-def helped_log_capital(losses, gaps, delta, lower, upper, target, prior, hedge):  # type: ignore[no-untyped-def]
+def helped_log_capital(losses, gaps, delta, lower, upper, opening, prior, hedge):  # type: ignore[no-untyped-def]
     """As `betting_log_capital`, but each bet is on the loss less a part of the proxy's ``gaps`` (n, k), within [-1, 1].
 
     Also returned is the mean of what was bet on. Where the smaller variance asks for a larger stake than the wider range
@@ -200,14 +200,14 @@ def helped_log_capital(losses, gaps, delta, lower, upper, target, prior, hedge):
         log_capital, t = 0.0, 0
         total, squares, product, of_gaps, square_gaps = 0.0, 0.0, 0.0, 0.0, 0.0
         while t < n:
-            short, left = log_capital + target, n - t
+            log_price, left = log_capital + opening, n - t
             taken, kept = helped(t, total, squares, product, of_gaps, square_gaps, prior)
-            bet = stake(short, left, margin, width, total, squares, t, prior, hedge, kept)
+            bet = stake(log_price, left, margin, width, total, squares, t, prior, hedge, kept)
             cap = CAP / (upper - delta + abs(taken))
             if bet > cap:
                 bet = cap
                 if taken != 0.0:
-                    plain = stake(short, left, margin, width, total, squares, t, prior, hedge)
+                    plain = stake(log_price, left, margin, width, total, squares, t, prior, hedge)
                     plain = min(plain, CAP / (upper - delta))
                     if plain > cap:
                         bet = plain
@@ -239,7 +239,7 @@ def wins(column, rows, delta, lower, upper, level, prior, hedge):  # type: ignor
     small part of the rows.
     """
     m, margin, width = rows.size, delta - lower, upper - lower
-    needed, target, cap = -math.log(level), math.log(level / MARGIN), CAP / (upper - delta)
+    needed, opening, cap = -math.log(level), math.log(level / MARGIN), CAP / (upper - delta)
     fastest = math.log1p(cap * margin)
     log_capital, total, squares, t = 0.0, 0.0, 0.0, 0
     while t < m:
@@ -247,7 +247,7 @@ def wins(column, rows, delta, lower, upper, level, prior, hedge):  # type: ignor
         if log_capital + left * fastest < needed - 1e-6:
             return False
         bet = min(
-            stake(log_capital + target, left, margin, width, total, squares, t, prior, hedge), cap
+            stake(log_capital + opening, left, margin, width, total, squares, t, prior, hedge), cap
         )
         until = next_look(t, m)
         factor = 1.0

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import special
 
 from riskcal._validate import Floats
+from riskcal.pvalues.losses import TINY
 
-_TINY = float(np.finfo(np.float64).tiny)
 #: Slack on a sum before it counts as the next integer, as in `riskcal.pvalues.bentkus`.
 _ROUNDING = 1e-9
 
@@ -85,7 +85,7 @@ def _shortfall(t: Floats, n: int, delta: Floats) -> Floats:
     """E max(0, t - B) for B ~ Bin(n, delta)."""
     return np.maximum(
         t * _binomial_cdf(t - 1.0, n, delta) - n * delta * _binomial_cdf(t - 2.0, n - 1, delta),
-        _TINY,
+        TINY,
     )
 
 

@@ -6,10 +6,11 @@ from numpy.typing import ArrayLike
 from riskcal import _validate
 from riskcal._validate import Floats
 
-_TINY = float(np.finfo(np.float64).tiny)
+#: No p-value is smaller.
+TINY = float(np.finfo(np.float64).tiny)
 
 
-def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floats]:
+def matrix_and_sums(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floats]:
     """Checked losses as C-ordered (n, k), and their column sums, in one pass where nothing is wrong."""
     from riskcal.pvalues import kernels
 
@@ -24,19 +25,18 @@ def _matrix(losses: ArrayLike, lower: float, upper: float) -> tuple[Floats, Floa
         total, smallest, largest = kernels.column_summary(matrix)
         if smallest >= lower and largest <= upper and np.isfinite(total).all():
             return matrix, total
-    matrix = np.ascontiguousarray(
-        _validate.losses(values, lower=lower, upper=upper)
-    )  # says what is wrong, or clips
+    # says what is wrong, or clips
+    matrix = np.ascontiguousarray(_validate.losses(values, lower=lower, upper=upper))
     return matrix, matrix.sum(0)
 
 
-def _moments(
+def unit_moments(
     losses: ArrayLike, delta: float, lower: float, upper: float
 ) -> tuple[Floats, Floats, float, int]:
     """Each column's mean and standard deviation, delta, all mapped to the unit interval, and n."""
     low, high = _validate.bounds(lower, upper)
     tolerated = _validate.tolerance(delta, low, high)
-    matrix, total = _matrix(losses, low, high)
+    matrix, total = matrix_and_sums(losses, low, high)
     from riskcal.pvalues import kernels
 
     n, width, mean = len(matrix), high - low, total / len(matrix)

@@ -11,7 +11,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues import bernstein, bettor
 from riskcal.pvalues.sampled import of_sample
-from riskcal.pvalues.sums import OF_SUMS, Sums, _finish, _sums, binomial
+from riskcal.pvalues.sums import OF_SUMS, Sums, binomial, pvalues_of, sums_of
 
 if TYPE_CHECKING:
     from riskcal._simulation import Sample
@@ -89,8 +89,8 @@ class OfSum(Method):
     def pvalues(
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
-        sums = _sums(losses, delta, lower, upper)
-        return _finish(OF_SUMS[self.name], sums)
+        sums = sums_of(losses, delta, lower, upper)
+        return pvalues_of(OF_SUMS[self.name], sums)
 
     def of_totals(
         self, totals: Floats, n: int, delta: float, *, lower: float, upper: float
@@ -99,7 +99,7 @@ class OfSum(Method):
         width = upper - lower
         unit = np.clip((totals.ravel() - n * lower) / width, 0.0, n)
         sums = Sums(unit, n, (delta - lower) / width)
-        return _finish(OF_SUMS[self.name], sums).reshape(totals.shape)
+        return pvalues_of(OF_SUMS[self.name], sums).reshape(totals.shape)
 
 
 @dataclass(frozen=True)

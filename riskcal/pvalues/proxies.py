@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues.bettor import prior_variance
-from riskcal.pvalues.losses import _TINY, _matrix
+from riskcal.pvalues.losses import TINY, matrix_and_sums
 
 #: One in so many unlabelled rows fixes the range that proxies are clipped to, and is no labelled row's partner.
 _ASIDE = 10
@@ -108,7 +108,7 @@ def betting_with_proxy(
     """
     level = _validate.level(level, "level")
     low, high = _validate.bounds(lower, upper)
-    matrix, _ = _matrix(losses, low, high)
+    matrix, _ = matrix_and_sums(losses, low, high)
     tolerated = _validate.tolerance(delta, low, high)
     known = broadcast(proxy, "proxy", matrix.shape[1])
     if len(known) != len(matrix):
@@ -126,12 +126,12 @@ def of_pairs(
     """`betting_with_proxy` (k,) where the unlabelled rows have been dealt out."""
     from riskcal.pvalues import bettor_kernels
 
-    target, prior = math.log(level / bettor_kernels.MARGIN), prior_variance(delta, lower, upper)
+    opening, prior = math.log(level / bettor_kernels.MARGIN), prior_variance(delta, lower, upper)
     bounds = (delta, lower, upper)
     log_capital, mean = bettor_kernels.helped_log_capital(
-        losses, pairs.gaps, *bounds, target, prior, bettor_kernels.HEDGE
+        losses, pairs.gaps, *bounds, opening, prior, bettor_kernels.HEDGE
     )
-    return np.where(mean >= delta, 1.0, np.maximum(np.exp(-log_capital), _TINY))
+    return np.where(mean >= delta, 1.0, np.maximum(np.exp(-log_capital), TINY))
 
 
 def variance_left(losses: Floats, pairs: Paired) -> Floats:

@@ -10,7 +10,7 @@ from scipy import special
 from riskcal._validate import Floats
 from riskcal.pvalues.bernstein import _empirical_bernstein
 from riskcal.pvalues.bettor import betting
-from riskcal.pvalues.sums import OF_SUMS, Sums, _finish
+from riskcal.pvalues.sums import OF_SUMS, Sums, pvalues_of
 
 if TYPE_CHECKING:
     from riskcal._simulation import Law, Sample
@@ -120,4 +120,4 @@ def of_sample(
         ) / width**2
         variance = np.maximum(squares - totals**2 / n, 0.0) / (n - 1)
         return _empirical_bernstein(totals / n, np.sqrt(variance), tolerated, n)
-    return _finish(OF_SUMS[test], Sums(np.clip(totals, 0.0, n), n, tolerated))
+    return pvalues_of(OF_SUMS[test], Sums(np.clip(totals, 0.0, n), n, tolerated))

@@ -12,7 +12,7 @@ from scipy import special
 
 from riskcal import _validate
 from riskcal._validate import Floats
-from riskcal.pvalues.losses import _TINY, _matrix
+from riskcal.pvalues.losses import TINY, matrix_and_sums
 
 #: Slack on a sum before it counts as the next integer, relative to the sum: rounding, not evidence.
 _ROUNDING = 1e-9
@@ -133,18 +133,17 @@ def binomial(losses: ArrayLike, delta: float) -> float | Floats:
     )
 
 
-def _sums(losses: ArrayLike, delta: float, lower: float, upper: float) -> Sums:
+def sums_of(losses: ArrayLike, delta: float, lower: float, upper: float) -> Sums:
+    """Of checked losses."""
     low, high = _validate.bounds(lower, upper)
     tolerated = _validate.tolerance(delta, low, high)
-    matrix, total = _matrix(
-        losses, low, high
-    )  # sums, never n * mean: 100 * (7 / 100) is above 7 in floating point
+    # sums, never n * mean: 100 * (7 / 100) is above 7 in floating point
+    matrix, total = matrix_and_sums(losses, low, high)
     n = len(matrix)
     if (low, high) != (0.0, 1.0):
         total = (total - n * low) / (high - low)
-        tolerated = min(
-            max((tolerated - low) / (high - low), _TINY), 1.0 - 2.0**-53
-        )  # never rounded to 0 or 1
+        # never rounded to 0 or 1
+        tolerated = min(max((tolerated - low) / (high - low), TINY), 1.0 - 2.0**-53)
     return Sums(np.clip(total, 0.0, n), n, tolerated)
 
 
@@ -198,15 +197,16 @@ def _binomial_cdf(count: Floats, s: Sums) -> Floats:
     )[where]
 
 
-def _finish(test: Callable[[Sums], Floats], s: Sums) -> Floats:
-    pvalues = np.clip(test(s), _TINY, 1.0)
+def pvalues_of(test: Callable[[Sums], Floats], s: Sums) -> Floats:
+    """Those of one of `OF_SUMS`; 1 where the mean is not below delta, but of the binomial test, which is exact there too."""
+    pvalues = np.clip(test(s), TINY, 1.0)
     return pvalues if test is _binomial else np.where(s.total >= s.n * s.delta, 1.0, pvalues)
 
 
 def _test(
     test: Callable[[Sums], Floats], losses: ArrayLike, delta: float, lower: float, upper: float
 ) -> float | Floats:
-    pvalues = _finish(test, _sums(losses, delta, lower, upper))
+    pvalues = pvalues_of(test, sums_of(losses, delta, lower, upper))
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 

@@ -37,10 +37,15 @@ def from_arrays(
     further = costs_.named(costs)
     for name in values:
         _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *costs_.COSTS))
+    for name, value in (*values.items(), *further.items()):
+        refuse_other_order(value, grid, name)
     matrices = _matrices(values, grid.size, source)
     shape = next(iter(matrices.values())).shape
-    matrices |= {name: _cost(value, name, shape, values) for name, value in further.items()}
-    n = len(next(iter(matrices.values())))
+    for name, value in further.items():
+        if name in values:
+            raise RiskcalError(f"costs: {name!r} is given twice; leave it out there.")
+        matrices[name] = costs_.of_shape(value, name, shape, "prompts")
+    n = shape[0]
     given = _labels(labels, n)
     descending = np.argsort(-grid)
     is_full = np.isposinf(grid[descending])
@@ -49,9 +54,8 @@ def from_arrays(
     for name, matrix in matrices.items():
         upper = 1.0 if name in _IN_RANGE else np.inf
         fine = (matrix >= 0) & (matrix <= upper) & (matrix < np.inf)
-        if (
-            not fine.all()
-        ):  # only then as a whole, which takes memory: a refusal names the index in it
+        # only then as a whole, which takes memory: a refusal names the index in it
+        if not fine.all():
             _checked(name, matrix.ravel(), None if failed is None else failed.ravel())
 
     # the full model's rows first: whatever is refused in them, or in labels, is then named by its own index
@@ -81,6 +85,19 @@ def from_arrays(
     return fields | own
 
 
+def refuse_other_order(table: Any, grid: Floats, name: str) -> None:
+    """Refuse a table whose columns bear these thresholds in another order: a matrix keeps no names, and would mix them up."""
+    try:
+        labels = np.array([float(label) for label in getattr(table, "columns", ())])
+    except (TypeError, ValueError):
+        return
+    if sorted(labels) == sorted(grid) and not np.array_equal(labels, grid):
+        raise RiskcalError(
+            f"{name}: its columns are {labels.tolist()}, and thresholds {grid.tolist()}; give them in one order, "
+            "thresholds=table.columns for instance."
+        )
+
+
 def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str, NDArray[Any]]:
     """Every matrix (n, k), all of one shape; losses and costs are looked at column by column where some outputs failed."""
     matrices: dict[str, NDArray[Any]] = {}
@@ -95,7 +112,7 @@ def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str,
         matrix: NDArray[Any] = _validate.shaped(value, name, ndim=(2,))
         if matrix.shape[1] != k or (shape is not None and matrix.shape != shape):
             raise RiskcalError(
-                f"{name}: has shape {matrix.shape}; expected {shape or ('n', k)}, one column per threshold."
+                f"{name}: has shape {matrix.shape}; expected {shape or f'(n, {k})'}, one column per threshold."
             )
         shape = matrix.shape
         if name == "failed":
@@ -116,19 +133,6 @@ def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str,
             "dissimilarity, risk: neither is given; give at least one (n, k) matrix."
         )
     return matrices
-
-
-def _cost(value: Any, name: str, shape: tuple[int, ...], values: Mapping[str, Any]) -> Floats:
-    """A cost (n, k), or of each candidate (k,), the same for all prompts."""
-    if name in values:
-        raise RiskcalError(f"costs: {name!r} is given twice; leave it out there.")
-    matrix = _validate.array(value, f"costs: {name}", ndim=(1, 2))
-    if matrix.shape not in (shape, shape[1:]):
-        raise RiskcalError(
-            f"costs: {name!r} has shape {matrix.shape}; expected {shape}, or {shape[1:]} for all prompts."
-        )
-    costs_.refuse_impossible(matrix, f"costs: {name}")
-    return np.broadcast_to(matrix, shape)
 
 
 def _labels(labels: Mapping[str, ArrayLike | None], n: int) -> dict[str, Any]:

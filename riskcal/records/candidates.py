@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import SCHEDULE_COLUMNS
 from riskcal.policy.columns import recorded_limit
-from riskcal.records import columns
+from riskcal.records import advice, columns
 from riskcal.records.columns import plain
 
 
@@ -33,15 +34,23 @@ def only_threshold(candidates: pd.DataFrame) -> bool:
     return varying(candidates) == ["threshold"]
 
 
+def on_curves(coordinates: Sequence[str]) -> bool:
+    """Whether a curve over thresholds shows candidates, or one for each value of a further coordinate.
+
+    Not of vectors, which a ``threshold`` only numbers.
+    """
+    return "threshold" in coordinates and "thresholds" not in coordinates and len(coordinates) <= 2
+
+
 def column_names(candidate_columns: Any) -> list[str]:
     """The names of further columns that tell candidates apart, as a list, if they are one."""
-    if isinstance(candidate_columns, str) or not all(
-        isinstance(name, str) for name in candidate_columns or ()
-    ):
+    listed = isinstance(candidate_columns, Iterable) and not isinstance(candidate_columns, str)
+    names = list(candidate_columns) if listed else None
+    if names is None or not all(isinstance(name, str) for name in names):
         raise RiskcalError(
-            f"candidate_columns: {candidate_columns!r} is no list of names of columns."
+            f"candidate_columns: {_validate.shown(candidate_columns)} is no list of names of columns."
         )
-    return list(candidate_columns or ())
+    return names
 
 
 def as_numbers(column: pd.Series) -> Floats:
@@ -60,11 +69,29 @@ def thresholds(column: pd.Series) -> Floats:
     bad = np.isnan(values) | np.isneginf(values)
     if bad.any():
         row = int(bad.argmax())
+        word = plain(column.iloc[row])
+        said = (
+            f" If {word!r} means that, replace it before reading."
+            if isinstance(word, str) and word
+            else ""
+        )
         raise RiskcalError(
-            f"threshold: {plain(column.iloc[row])!r} at row {column.index[row]} is not a threshold; give a number, or 'full' for "
-            "the full model."
+            f"threshold: {word!r} at row {column.index[row]} is not a threshold; give a number, or 'full' for "
+            f"the full model.{said}"
         )
     return values
+
+
+def with_objects_as_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with settings that are JSON, which JSON lines may hold as objects, as texts throughout."""
+    texts = {
+        name: frame[name].map(
+            lambda cell: json.dumps(cell, sort_keys=True) if isinstance(cell, dict) else cell
+        )
+        for name in ("policy", "learned")
+        if name in frame.columns and frame[name].dtype == object
+    }
+    return frame.assign(**texts)
 
 
 def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
@@ -156,6 +183,11 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )
+        if name in ("policy", "learned") and not _is_json_object(str(value)):
+            raise RiskcalError(
+                f"{name}: the records hold {_validate.shown(plain(value))} at row {row}, which is no JSON object, as it is in a "
+                f"recording. {advice.other_meaning(name)}"
+            )
         _refuse_what_no_policy_can_hold(value, name, row)
         if name in ("min_layer", "max_length") and (
             isinstance(value, str | bool | np.bool_) or value % 1 or value < 1
@@ -175,6 +207,12 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
         )
 
 
+def _is_json_object(text: str) -> bool:
+    with suppress(ValueError):
+        return isinstance(_validate.from_json(text), dict)
+    return False
+
+
 def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
     """Values of a coordinate that could be recorded, and neither written nor decoded with."""
     if isinstance(value, str):
@@ -191,7 +229,8 @@ def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
         )
     if name == "temperature" and (isinstance(value, bool | np.bool_) or not 0 < value < math.inf):
         raise RiskcalError(
-            f"{name}: {plain(value)!r} at row {row} is no finite number above 0; leave it empty where nothing decays."
+            f"{name}: {plain(value)!r} at row {row} is no finite number above 0; leave it empty where nothing decays. It is that "
+            f"of a decaying schedule, not of sampling. {advice.other_meaning(name)}"
         )
 
 

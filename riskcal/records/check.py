@@ -222,9 +222,10 @@ def _missing(
                 if name == "dissimilarity, risk"
                 else "the column is missing"
             )
-            yield Finding(
-                name, what, (), f"Record it, or say with --columns which of these it is: {have}."
-            )
+            remedy = f"Record it, or say with --columns which of these it is: {have}."
+            if name == "threshold":
+                remedy += " What all stages said of a request, in one row, are traces: riskcal.Traces.from_arrays."
+            yield Finding(name, what, (), remedy)
 
 
 def _without_retries(

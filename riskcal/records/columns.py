@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal.records import advice
 
 
 def from_object(table: Any) -> pd.DataFrame:
@@ -22,6 +23,8 @@ def from_object(table: Any) -> pd.DataFrame:
     """
     if isinstance(table, pd.DataFrame):
         frame = _flat(table)
+    elif isinstance(table, pd.Series):
+        raise RiskcalError("table: a Series is not a table; give the DataFrame that it is of.")
     elif hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__"):
         with _validate.reading("table", "readable through Arrow"):
             frame = of_arrow(pa.table(table))
@@ -176,7 +179,12 @@ def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
         )
     if missing:
         have = ", ".join(map(str, frame.columns)) or "none"
-        raise RiskcalError(f"{missing[0]}: the column is missing; the table has: {have}.")
+        hint = (
+            " Where each row is a request of its own (a classifier's, a cascade's), write 0 in it."
+            if missing[0] == "position"
+            else ""
+        )
+        raise RiskcalError(f"{missing[0]}: the column is missing; the table has: {have}.{hint}")
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()]
         raise RiskcalError(f"{twice[0]}: two columns have this name; rename or drop one.")
@@ -295,7 +303,7 @@ def numbers(
     )
     if bad.any():
         row, many = int(bad.argmax()), int(bad.sum())
-        remedy = _remedy(
+        remedy = advice.of_number(
             name,
             upper,
             column.iloc[row],
@@ -307,26 +315,6 @@ def numbers(
             f"[{lower:g}, {upper:g}]. {remedy}"
         )
     return values.clip(lower, upper)
-
-
-def _remedy(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str:
-    """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
-    if isinstance(cell, str) and any(letter.isdigit() for letter in cell):
-        return "It is a text: write a number, 0.25 for '25%' or '0,25'."
-    if upper == float("inf"):
-        return (
-            f"Give what the run took, failed or not; or leave {name} out if it is not known of all."
-        )
-    if name == "full_risk":
-        return (
-            "Where the full model's output failed write 0, so that no candidate is credited for it."
-        )
-    if of_full_model:
-        return "It is of the full model: if its output failed (a time-out, a loop, an empty text), say so in a column failed."
-    return (
-        f"An output that failed (a time-out, a loop, an empty text) has the worst loss, {upper:g}: write it there, or say so "
-        "in a column failed. To leave out what failed would select on the outcome."
-    )
 
 
 def floats(column: pd.Series) -> _validate.Floats:

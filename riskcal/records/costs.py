@@ -7,8 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal._validate import Floats, RiskcalError
+from riskcal.policy import CANDIDATE_COLUMNS
 from riskcal.records import exits
+from riskcal.records import names as names_
 from riskcal.records.exits import Lengths, PerExit
 
 #: Costs that a table of runs has columns for without being told.
@@ -16,29 +18,24 @@ COSTS = ("layers", "tokens", "seconds", "flops")
 
 #: Names that mean something else in records or in a calibration's table.
 _TAKEN = frozenset(
-    "prompt position cluster group text threshold thresholds temperature max_length form min_layer measure policy "
-    "dissimilarity risk full_risk failed source exact stopped lower_is_stricter confidence agrees loss lengths n "
-    "pvalue bound certified".split()
+    ("threshold", *CANDIDATE_COLUMNS, *names_.NO_SETTINGS, *names_.OF_TRACES, *names_.RESULTS)
 )
 
 #: Of a cost that was given without one.
 UNNAMED = "cost"
 
-#: What runs measure beside costs.
-_OUTCOMES = ("dissimilarity", "risk", "failed")
-
 
 def among(names: Iterable[str]) -> list[str]:
     """The costs among what was measured: those that every table knows first, then others as they stand."""
-    given = [name for name in names if name not in _OUTCOMES]
+    given = [name for name in names if name not in names_.OUTCOMES]
     return [*(name for name in COSTS if name in given), *(n for n in given if n not in COSTS)]
 
 
-def refuse_name(name: Any, *, taken: frozenset[str] = _TAKEN) -> str:
+def refuse_name(name: Any) -> str:
     """The name of a cost, if it can be one."""
     if not isinstance(name, str) or not name:
         raise RiskcalError(f"costs: {_validate.shown(name)} is no name of a cost; give a text.")
-    if name in taken or name.startswith(("loss_", "full_")):
+    if name in _TAKEN or name.startswith(("loss_", "full_")):
         raise RiskcalError(f"costs: {name!r} has a meaning of its own; give the cost another name.")
     return name
 
@@ -59,6 +56,17 @@ def refuse_impossible(values: NDArray[Any], name: str, where: Any = _validate.fi
             f"{name}: {values[bad][0]} at index {where(bad)} ({int(bad.sum())} such values); a cost is a finite number of at "
             "least 0. Give what was spent, failed or not."
         )
+
+
+def of_shape(given: Any, name: str, shape: tuple[int, ...], rows: str) -> Floats:
+    """A cost (n, k), or of each candidate (k,), alike for all of what ``rows`` are called."""
+    cost = _validate.array(given, f"costs: {name}", ndim=(1, 2))
+    if cost.shape not in (shape, shape[1:]):
+        raise RiskcalError(
+            f"costs: {name!r} has shape {cost.shape}; expected {shape}, or {shape[1:]} for all {rows}."
+        )
+    refuse_impossible(cost, f"costs: {name}")
+    return np.broadcast_to(cost, shape)
 
 
 def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) -> Any:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from riskcal import _validate
@@ -15,9 +14,7 @@ COLUMN = "lower_is_stricter"
 
 def given(value: Any) -> bool:
     """A truth value."""
-    if not isinstance(value, bool | np.bool_):
-        raise RiskcalError(f"{COLUMN}: {_validate.shown(value)} is neither True nor False.")
-    return bool(value)
+    return _validate.truth(value, COLUMN)
 
 
 def of_frame(frame: pd.DataFrame, told: Any) -> bool:

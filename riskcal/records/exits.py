@@ -37,6 +37,7 @@ class PerExit:
         Behind the ``lengths`` (N,) that are given a row holds padding, which is not looked at, whatever it is.
         """
         rows = unequal(given)
+        given = _stacked(given) if rows is None else given
         if lengths is None and rows is None:
             matrix = _validate.as_given(given, name)
             if matrix.dtype == bool and matrix.ndim == 2 and matrix.size:
@@ -154,10 +155,22 @@ def unequal(given: Any) -> list[Any] | None:
             given = np.asarray(given)
         if not (isinstance(given, np.ndarray) and given.dtype == object and given.ndim == 1):
             return None
-    rows = [_row(row) for row in given]
+    rows = [as_row(row) for row in given]
     if not rows or any(row is None for row in rows):
         return None
     return rows if len({len(row) for row in rows}) > 1 else None
+
+
+def _stacked(given: Any) -> Any:
+    """A column of lists of one length, as tables hold them, as a matrix; anything else as it is."""
+    if isinstance(given, list | tuple):
+        return given
+    with suppress(Exception):  # whatever it is, who reads it as a matrix will refuse it
+        array = np.asarray(_validate.on_the_host(given))
+        if array.dtype == object and array.ndim == 1 and array.size:
+            held = [as_row(entry) for entry in array]
+            return given if any(one is None for one in held) else np.asarray(held)
+    return given
 
 
 def of_equal_rows(column: Iterable[Any]) -> NDArray[Any] | None:
@@ -173,7 +186,7 @@ def of_equal_rows(column: Iterable[Any]) -> NDArray[Any] | None:
     return np.concatenate(rows).reshape(len(rows), -1)
 
 
-def _row(given: Any) -> Any:
+def as_row(given: Any) -> Any:
     """A list, or any library's array of one dimension; None for anything else."""
     if isinstance(given, list | tuple):
         return given

@@ -1,26 +1,41 @@
 """Tables in files: Parquet, CSV, JSON lines, packed or not, and folders, patterns and lists of them."""
 
 import csv
-import glob
 import io
-import itertools
 import json
 import os
-import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
 
 from riskcal import _parquet, _replacing, _validate
 from riskcal._validate import RiskcalError
-from riskcal.records.columns import canonical, is_unicode, of_arrow
+from riskcal.records import csv_tables, json_tables, sources
+from riskcal.records.columns import canonical, of_arrow
+from riskcal.records.csv_tables import INTEGER
+from riskcal.records.joining import JSON_LINES, Places, together
+from riskcal.records.json_tables import objects as json_objects
+from riskcal.records.sources import RECORDING, Part, Source, listed, named, parts
+
+__all__ = [
+    "RECORDING",
+    "Part",
+    "Source",
+    "in_its_folder",
+    "json_objects",
+    "listed",
+    "named",
+    "parts",
+    "read",
+    "read_part",
+    "read_placed",
+    "write",
+]
 
 #: Columns that stay text when a CSV is read, so that ids such as 007 keep their zeros.
 TEXT_COLUMNS = (
@@ -38,27 +53,8 @@ TEXT_COLUMNS = (
 #: Those of them that are read back as integers where they are written like some.
 ID_COLUMNS = ("prompt", "cluster")
 
-#: What a path may be: a file, a folder, a pattern such as ``logs/*.jsonl``, or a list of these.
-Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-
-#: Stands in the folders that `riskcal_adapters.record` writes: their shards are at the top, and what is below is not runs.
-RECORDING = "recording.json"
-
-_KINDS = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".csv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-}
-
-_PACKED = {".gz": "gzip", ".zst": "zstd"}
-
-#: The mark of a table from JSON lines, in which a null may have been an infinity.
-_JSON = "riskcal.json_lines"
-
-_INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
+#: The mark of a table from CSV, where nothing says whether an id of digits is a number or a text.
+_CSV = "riskcal.csv"
 
 
 def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame:
@@ -66,99 +62,22 @@ def read(source: Source, names: Mapping[str, str] | None = None) -> pd.DataFrame
 
     Columns keep their names. ``names`` gives the file's name of each of riskcal's columns that has another there, to be read so.
     """
+    return read_placed(source, names)[0]
+
+
+def read_placed(
+    source: Source, names: Mapping[str, str] | None = None
+) -> tuple[pd.DataFrame, Places]:
+    """As `read`, and which file each of the rows stands in."""
     found = parts(source)
-    return _together([read_part(part, names) for part in found], names or {})
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file of a source, and the folder that was given, below which names of folders are columns."""
-
-    file: Path
-    folder: Path | None = None
-
-
-def parts(source: Source) -> list[Part]:
-    """The files that a source means, in the order in which they are read; at least one."""
-    if not isinstance(source, str | os.PathLike):
-        if isinstance(source, bytes) or not isinstance(source, Iterable):
-            raise RiskcalError(
-                f"path: {source!r} is no path; give a file, a folder, a pattern or a list of these."
-            )
-        paths = [*source]
-        if not paths:
-            raise RiskcalError("path: the list is empty; give at least one file.")
-        if len(paths) > 1 and all(
-            isinstance(one, str | os.PathLike) and Path(one).is_file() for one in paths
-        ):
-            files = [Path(os.path.abspath(one)) for one in paths]  # noqa: PTH100  (links stay as they are)
-            above = Path(os.path.commonpath(files))
-            return [Part(file, above) for file in files]
-        return [part for one in paths for part in parts(one)]
-    path = Path(source)
-    if path.is_dir():
-        return [Part(file, path) for file in _files(path)]
-    if not path.exists():
-        matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
-        if matching:
-            fixed = [*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)]
-            if all(Path(one).is_file() for one in matching):
-                return [Part(Path(one), Path(*fixed)) for one in matching]
-            return parts(matching)
-        raise RiskcalError(f"{path}: no such file.")
-    return [Part(path)]
+    tables = [read_part(part, names) for part in found]
+    places = Places([part.file for part in found], [len(table) for table in tables])
+    return together(_with_ids_alike(tables, names or {}), names or {}), places
 
 
 def read_part(part: Part, names: Mapping[str, str] | None = None) -> pd.DataFrame:
     """The table in one file, with what the names of its folders say."""
     return in_its_folder(_read_file(part.file, names or {}), part, names or {})
-
-
-def is_json_lines(frame: pd.DataFrame) -> bool:
-    """Whether all of a table that `read` made comes from JSON lines."""
-    return bool(frame.attrs.get(_JSON))
-
-
-def _files(folder: Path) -> list[Path]:
-    """Every file below a folder; one that cannot be read is named rather than left out."""
-    try:
-        seen = [file for file in _contents(folder, set()) if not _is_mark(file)]
-    except OSError as error:
-        raise RiskcalError(
-            f"{error.filename or folder}: cannot be read ({error.strerror})."
-        ) from None
-    files = [file for file in seen if _ending(file)[0] in _KINDS]
-    others = [file for file in seen if _ending(file)[0] not in _KINDS]
-    if others:
-        named = ", ".join(str(file.relative_to(folder)) for file in others[:20])
-        raise RiskcalError(
-            f"{folder}: holds {len(others)} files that are no tables ({named}{', ...' if len(others) > 20 else ''}), and would "
-            f"be read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
-            f"'{folder}/**/*.parquet'."
-        )
-    if not files:
-        raise RiskcalError(f"{folder}: the folder holds no .parquet, .csv or .jsonl file.")
-    return files
-
-
-def _contents(folder: Path, entered: set[Path]) -> Iterator[Path]:
-    """All files to the folder's depth, links followed, none twice; of a recording its table alone, which stands at the top."""
-    if (real := folder.resolve()) in entered:
-        return
-    entered.add(real)
-    recorded = (folder / RECORDING).exists()
-    for path in sorted(folder.iterdir()):
-        if recorded and path.name in (RECORDING, "traces", "unfinished"):
-            continue
-        if path.is_dir():
-            yield from _contents(path, entered)
-        else:
-            yield path
-
-
-def _is_mark(file: Path) -> bool:
-    """Whether a file is a mark of some program (``.DS_Store``, ``_SUCCESS``), or not whole yet, and no table."""
-    return file.name[0] in "._" and _ending(file)[0] not in _KINDS
 
 
 def in_its_folder(frame: pd.DataFrame, part: Part, names: Mapping[str, str]) -> pd.DataFrame:
@@ -168,6 +87,8 @@ def in_its_folder(frame: pd.DataFrame, part: Part, names: Mapping[str, str]) -> 
         name, says, value = folder.partition("=")
         if not says:
             continue
+        if name in frame.columns and _says(frame[name], urllib.parse.unquote(value)):
+            continue  # polars writes the column into the files, too
         if name in frame.columns:
             raise RiskcalError(
                 f"{part.file}: {name} is a column of the file and the name of its folder; keep one of the two."
@@ -176,12 +97,22 @@ def in_its_folder(frame: pd.DataFrame, part: Part, names: Mapping[str, str]) -> 
     return frame
 
 
+def _says(column: pd.Series, value: str) -> bool:
+    """Whether all cells of a column are what the name of a folder says."""
+    for cell in column.drop_duplicates():
+        with suppress(TypeError, ValueError):
+            if str(cell) == value or float(cell) == float(value):
+                continue
+        return False
+    return True
+
+
 def _partition_value(name: str, value: str, names: Mapping[str, str]) -> Any:
     if value == "__HIVE_DEFAULT_PARTITION__":
         return None
     if name in _in_the_file(TEXT_COLUMNS, names):
         is_id = name in _in_the_file(ID_COLUMNS, names)
-        return int(value) if is_id and _INTEGER.fullmatch(value) else value
+        return int(value) if is_id and INTEGER.fullmatch(value) else value
     for kind in (int, float):
         with suppress(ValueError):
             return kind(value)
@@ -194,201 +125,99 @@ def _in_the_file(columns: Sequence[str], names: Mapping[str, str]) -> set[str]:
     return {*own, *(names[name] for name in columns if name in names)}
 
 
-def _together(parts: list[pd.DataFrame], names: Mapping[str, str]) -> pd.DataFrame:
-    """Tables below one another; a column that some of them lack is missing there, as the checks of each column say.
-
-    A part of outputs that all ended need not say that none ``failed``. Columns of several types become objects, since pandas
-    would make floats of signed and unsigned ids.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    failed = names.get("failed", "failed")
-    if any(failed in part.columns for part in parts):
-        parts = [
-            part if failed in part.columns else part.assign(**{failed: False}) for part in parts
-        ]
-    found = dict.fromkeys(name for part in parts for name in part.columns if part.columns.is_unique)
-    mixed = [
+def _with_ids_alike(tables: list[pd.DataFrame], names: Mapping[str, str]) -> list[pd.DataFrame]:
+    """Tables whose ids, where a CSV's were taken for integers as they were written, are texts if another table has texts."""
+    texts = [
         name
-        for name in found
-        if len({part[name].dtype for part in parts if name in part.columns}) > 1
+        for name in _in_the_file(ID_COLUMNS, names)
+        if any(name in table and pd.api.types.is_string_dtype(table[name]) for table in tables)
     ]
-    alike = [
-        part.astype({name: object for name in mixed if name in part.columns}) for part in parts
+    return [
+        table.astype(
+            {name: str for name in texts if name in table and table[name].dtype.kind == "i"}
+        )
+        if _CSV in table.attrs
+        else table
+        for table in tables
     ]
-    whole = pd.concat(alike, ignore_index=True)
-    whole.attrs = {_JSON: True} if all(map(is_json_lines, parts)) else {}
-    return whole
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:
-    """Write a table in the format of the path's ending; an existing file is replaced whole or not at all."""
+    """Write a table in the format of the path's ending, packed if that says so; a file is replaced whole or not at all."""
     target = _replacing.a_path(path)
-    kind = _kind(target)
+    kind = sources.kind(target)
     if kind == "json":
         raise RiskcalError(
             f"{target}: rows are written as .parquet, .csv or .jsonl; use one of these."
         )
     with _replacing.replacing(target) as partial:
         try:
-            _write_as(kind, frame, partial)
+            _write_as(kind, sources.ending(target)[1], frame, partial)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise RiskcalError(
                 f"{target}: cannot be written as {kind} ({_validate.reason(error)})."
             ) from None
 
 
-def _write_as(kind: str, frame: pd.DataFrame, path: Path) -> None:
+def _write_as(kind: str, packed: str | None, frame: pd.DataFrame, path: Path) -> None:
     if kind == "parquet":
         _parquet.write(pa.Table.from_pandas(frame, preserve_index=False), path)
-    elif kind == "csv":
-        frame.to_csv(
-            path, index=False, quoting=csv.QUOTE_NONNUMERIC
-        )  # a bare carriage return ends a row
-    else:
-        with path.open("w", encoding="utf-8") as file:
-            for row in frame.to_dict("records"):
-                file.write(
-                    json.dumps({key: _jsonable(str(key), value) for key, value in row.items()})
-                    + "\n"
-                )
-
-
-def _ending(path: Path) -> tuple[str, str | None]:
-    """The ending that says what a file holds, and how it is packed."""
-    packed = _PACKED.get(path.suffix.lower())
-    return (Path(path.stem) if packed else path).suffix.lower(), packed
-
-
-def _kind(path: Path) -> str:
-    ending, packed = _ending(path)
-    if ending not in _KINDS or (packed and _KINDS[ending] == "parquet"):
-        raise RiskcalError(
-            f"{path}: unknown ending {''.join(path.suffixes[-2:])!r}; use .parquet, .csv or .jsonl (also .csv.gz, .jsonl.zst)."
-        )
-    return _KINDS[ending]
+        return
+    with (
+        pa.output_stream(str(path), compression=packed) as stream,
+        io.TextIOWrapper(stream, encoding="utf-8", newline="") as file,
+    ):
+        if kind == "csv":  # a bare carriage return ends a row
+            frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
+            return
+        for row in frame.to_dict("records"):
+            cells = {key: _jsonable(str(key), value) for key, value in row.items()}
+            file.write(json.dumps(cells) + "\n")
 
 
 def _read_file(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
-    kind = _kind(path)
+    kind = sources.kind(
+        path, " What is of another kind, let pandas read it and give the table to from_frame."
+    )
     try:
         if path.stat().st_size == 0:
             raise RiskcalError(f"{path}: the file is empty.")
-        if kind == "parquet":
-            return canonical(of_arrow(_parquet.read(path)))
-        with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
-            if kind == "csv":
-                return _read_csv(stream, names)
-            return _read_json_lines(stream, path) if kind == "jsonl" else _read_json(stream, path)
+        return _read_as(kind, path, names)
     except RiskcalError as error:
         raise (
             error if str(error).startswith(str(path)) else RiskcalError(f"{path}: {error}")
         ) from None
     except UnicodeDecodeError as error:
-        raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
+        raise RiskcalError(
+            f"{path}: is not UTF-8 text ({sources.what_it_is(path, error)})."
+        ) from None
     except OSError as error:
         raise RiskcalError(
             f"{path}: cannot be read ({error.strerror or _validate.reason(error)})."
         ) from None
     except (pa.ArrowException, ValueError) as error:
-        raise RiskcalError(
-            f"{path}: not a readable {kind} file ({_validate.reason(error)})."
-        ) from None
+        reason = sources.what_it_is(path, error) if kind == "csv" else _validate.reason(error)
+        raise RiskcalError(f"{path}: not a readable {kind} file ({reason}).") from None
 
 
-def _read_csv(stream: Any, names: Mapping[str, str]) -> pd.DataFrame:
-    text = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(_in_the_file(TEXT_COLUMNS, names), pa.string()),
-        strings_can_be_null=False,
-    )
-    lines = pa.csv.ParseOptions(newlines_in_values=True)
-    content = stream.read()
-    _refuse_other_separators(content)
-    table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
-    frame = of_arrow(table)
-    return canonical(_restore_integers(frame, _in_the_file(ID_COLUMNS, names)))
+def _read_as(kind: str, path: Path, names: Mapping[str, str]) -> pd.DataFrame:
+    if kind == "parquet":
+        return canonical(of_arrow(_parquet.read(path)))
+    if kind == "jsonl":
+        return _marked(pd.DataFrame([row for _, row in json_objects(path)]), JSON_LINES)
+    with pa.input_stream(str(path), compression=sources.ending(path)[1]) as stream:
+        if kind == "json":
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig")
+            return _marked(json_tables.whole(text, path), JSON_LINES)
+        texts, ids = _in_the_file(TEXT_COLUMNS, names), _in_the_file(ID_COLUMNS, names)
+        threshold = names.get("threshold", "threshold")
+        return _marked(csv_tables.read(stream, texts, ids, threshold), _CSV)
 
 
-def _refuse_other_separators(content: bytes) -> None:
-    """Refuse a header of several columns none of which a comma parts, with the way that reads it."""
-    header = content[:100_000].partition(b"\n")[0].decode("utf-8", errors="replace").strip()
-    found = next((mark for mark in ";\t|" if mark in header and "," not in header), None)
-    if found is not None:
-        comma = ", decimal=','" if re.search(rb"\d,\d", content[:100_000]) else ""
-        raise RiskcalError(
-            f"its columns are parted by {found!r}, not by commas. Read it with pandas, and check the table that you get: "
-            f"Runs.from_frame(pandas.read_csv(path, sep={found!r}{comma}))."
-        )
-
-
-def _read_json_lines(stream: Any, path: Path) -> pd.DataFrame:
-    frame = canonical(pd.DataFrame([row for _, row in _objects(stream, path)]))
-    frame.attrs[_JSON] = True
-    return frame
-
-
-def _read_json(stream: Any, path: Path) -> pd.DataFrame:
-    """An array of rows; one object of totals and means, as benchmarks write, holds none."""
-    content = _validate.from_json(stream.read().decode("utf-8-sig"))
-    if (
-        not isinstance(content, list)
-        or not content
-        or not all(isinstance(r, dict) for r in content)
-    ):
-        found = (
-            f"an object of {', '.join(map(repr, content))}"
-            if isinstance(content, dict)
-            else "no rows"
-        )
-        raise RiskcalError(
-            f"{path}: holds {found[:200]}, not an array of one object per row. A certificate needs each prompt's "
-            "loss: of means over prompts none can be made, and outputs that were left out of them, empty ones for instance, "
-            "would be missing. Write a row per prompt and candidate, JSON lines for instance."
-        )
-    frame = canonical(pd.DataFrame(content))
-    frame.attrs[_JSON] = True
-    return frame
-
-
-def json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The objects in a file of JSON lines with the numbers of their rows, as they stand there."""
-    try:
-        with pa.input_stream(str(path), compression=_ending(path)[1]) as stream:
-            yield from _objects(stream, path)
-    except UnicodeDecodeError as error:
-        raise RiskcalError(f"{path}: is not UTF-8 text ({error}).") from None
-    except (OSError, pa.ArrowException) as error:
-        raise RiskcalError(f"{path}: cannot be read ({_validate.reason(error)}).") from None
-
-
-def _objects(stream: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    # some programs begin a file with a byte-order mark
-    for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig")):
-        if not line.strip():
-            continue
-        try:
-            row = _validate.from_json(line)
-        except ValueError as error:
-            raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
-        if not isinstance(row, dict):
-            raise RiskcalError(f"{path}: row {number} is not a JSON object.")
-        if "\\ud" in line.lower() and not is_unicode(json.dumps(row, ensure_ascii=False)):
-            raise RiskcalError(
-                f"{path}: row {number} is not valid Unicode (a lone surrogate); repair it."
-            )
-        yield number, row
-
-
-def _restore_integers(frame: pd.DataFrame, ids: set[str]) -> pd.DataFrame:
-    """Read ids back as integers where a CSV's text is exactly how integers are written."""
-    for name in ids:
-        if (
-            list(frame.columns).count(name) == 1
-            and frame[name].str.fullmatch(_INTEGER.pattern).all()
-        ):
-            with suppress(OverflowError):  # 19 digits may be more than an int64 holds
-                frame[name] = frame[name].astype("int64")
-    return frame
+def _marked(frame: pd.DataFrame, mark: str) -> pd.DataFrame:
+    result = canonical(frame)
+    result.attrs[mark] = True
+    return result
 
 
 def _jsonable(name: str, value: Any) -> Any:

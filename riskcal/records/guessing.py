@@ -1,6 +1,7 @@
 """What the columns of other systems' logs are likely to be: proposals that `riskcal check` prints, and nobody follows unasked."""
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,23 +15,25 @@ from riskcal.records.renaming import options, renamed, unfolded
 
 #: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
 _NAMES = {
-    "prompt": "request_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id task_id item_id uid id",
-    "threshold": "lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff",
-    "seconds": "latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time total_time",
-    "tokens": "output_tokens completion_tokens generated_tokens num_tokens n_tokens token_count",
-    "layers": "mean_layers avg_layers average_layers layers_per_token mean_exit_layer avg_exit_layer exit_layer mean_depth",
-    "failed": "timed_out timeout is_failed status state outcome finish_reason stop_reason error error_message exception",
-    "cluster": "document_id session_id conversation_id user_id user session",
-    "group": "task category subset dataset",
+    "prompt": "prompt request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id "
+    "task_id item_id uid id",
+    "threshold": "threshold lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff "
+    "conf_cutoff confidence_cutoff",
+    "seconds": "seconds latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time "
+    "total_time",
+    "tokens": "tokens output_tokens completion_tokens generated_tokens num_tokens n_tokens token_count",
+    "layers": "layers mean_layers avg_layers average_layers layers_per_token mean_exit_layer avg_exit_layer exit_layer "
+    "mean_depth",
+    "failed": "failed timed_out timeout is_failed status state outcome finish_reason stop_reason error error_message exception",
+    "cluster": "cluster document_id session_id conversation_id user_id user session",
+    "group": "group task category subset dataset",
 }
 
-_DISTANCES = (
-    "distance normalized_edit_distance edit_distance token_error_rate wer cer error_rate loss"
-)
+_DISTANCES = "dissimilarity distance normalized_edit_distance edit_distance token_error_rate wer cer error_rate loss"
 
 _SCORES = "rougel rougelsum rouge similarity token_f1 f1 agreement exact_match em bleu chrf bertscore accuracy acc quality score"
 
-_ATTEMPTS = "attempt attempt_no attempt_number attempt_id try retry retries retry_no retry_count timestamp created_at time"
+_ATTEMPTS = "attempt attempt_no attempt_number attempt_id try retry retries retry_no retry_count timestamp created_at time ts"
 
 #: Share of a column's cells that must speak for a guess: a few are what is wrong with the log.
 _MOST = 0.9
@@ -103,7 +106,7 @@ def _loss(frame: pd.DataFrame, threshold: str) -> dict[str, str]:
     known = [(name, False) for name in _DISTANCES.split()]
     known += [(name, True) for name in _SCORES.split()]
     for likely, is_score in known:
-        name = _first(frame, likely)
+        name = _first(frame, likely) or _first(frame, likely, "_pct")
         if name is None or not (values := _values(frame[name])).size:
             continue
         whole = 100.0 if percent(frame[name]) else 1.0
@@ -149,7 +152,11 @@ def _first(
     What stands in an object goes by its own name, ``metrics.rougeL`` by ``rougeL``, unless a column of the table has that.
     """
     whole = [name for name in reversed(frame.columns) if isinstance(name, str)]
-    own = {_letters(name.rpartition(".")[2]): name for name in whole if "." in name}
+    leaves = [(_letters(name.rpartition(".")[2]), name) for name in whole if "." in name]
+    often = Counter(
+        leaf for leaf, _ in leaves
+    )  # of several stages that each have a score none is the log's
+    own = {leaf: name for leaf, name in leaves if often[leaf] == 1}
     own |= {_letters(name): name for name in whole}
     for known in names.split():
         found = own.get(_letters(known + ending))

@@ -33,9 +33,8 @@ def tested_order(identifiers: ArrayLike) -> NDArray[np.intp]:
         for i in np.asarray(identifiers).tolist()
     )
     halves = np.frombuffer(digests, dtype=">u8").reshape(-1, 2).astype(np.uint64)
-    return np.lexsort(
-        (halves[:, 1], halves[:, 0])
-    )  # 16 bytes a unit, where Python's own would be 49
+    # 16 bytes a unit, where Python's own would be 49
+    return np.lexsort((halves[:, 1], halves[:, 0]))
 
 
 def fitted_on(identifiers: ArrayLike, fraction: float) -> NDArray[np.bool_]:
@@ -89,26 +88,22 @@ def content_order(*columns: ArrayLike) -> NDArray[np.intp]:
 
 
 def numbered_order(numbers: NDArray[Any], prints: NDArray[np.uint64]) -> NDArray[np.intp]:
-    """The `content_order` of units that are only `numbered`, by the `content_prints` (n,) of each."""
+    """The `content_order` of units that are only `numbered`, however these are given, by the fingerprint (n,) of each."""
     ascending = np.argsort(numbers.astype(np.int64))
     return ascending[order_by_prints(prints)]
 
 
 def content_prints(*columns: ArrayLike) -> NDArray[np.uint64]:
     """The fingerprint (n,) of each row of what `content_order` takes."""
-    return _prints_of(
+    return prints_of(
         column
         for matrix in columns
         for column in np.asarray(matrix, dtype=np.float64).reshape(len(np.asarray(matrix)), -1).T
     )
 
 
-def order_by_content(columns: Iterable[Floats]) -> NDArray[np.intp]:
-    """`content_order` of columns (n,) that are made one at a time."""
-    return order_by_prints(_prints_of(columns))
-
-
-def _prints_of(columns: Iterable[Floats]) -> NDArray[np.uint64]:
+def prints_of(columns: Iterable[Floats]) -> NDArray[np.uint64]:
+    """`content_prints` of columns (n,) that are made one at a time."""
     return row_prints(np.rint(column * 2.0**30).astype(np.int64) for column in columns)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import candidates, columns, guessing, retries
+from riskcal.records import candidates, columns, guessing, names, retries
 
 _Rows = NDArray[np.bool_]
 
@@ -25,15 +25,13 @@ _ONE_THROUGHOUT: dict[str, Callable[[Any], bool]] = {
     "lower_is_stricter": lambda value: isinstance(value, bool | np.bool_),
 }
 
-_LABELS = ("cluster", "group", "text")
-
 _SHARES = ("dissimilarity", "risk", "full_risk")
 
 #: Columns that another system may mean something else by.
 _OTHER_MEANINGS = ("source", "exact", "stopped")
 
 #: Columns without which runs can be read, and what a bad one stands for is the default.
-_OPTIONAL = (*_LABELS, "full_risk", "source", "exact", "stopped", "lower_is_stricter", "thresholds")
+_OPTIONAL = (*names.LABELS, "full_risk", *names.THROUGHOUT, "thresholds")
 
 
 def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -> _Rows:
@@ -46,10 +44,13 @@ def rows(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str]) -
     found = _alike(frame, column, said, settings)
     named = re.search(r"\brow (\d+)", said)
     here = frame.index == int(named[1]) if named else np.zeros(len(frame), dtype=bool)
-    if (
-        here.any() and not (found & here).any()
-    ):  # of a kind that is not known: which others are alike, only reading tells
-        return np.asarray(here)
+    if here.any() and not (found & here).any():
+        # of a kind that is not known: what else is wrong in the same way, only reading tells; the same value is
+        cell = _validate.shown(frame.loc[here, column].iloc[0])
+        alike = np.array([_validate.shown(value) == cell for value in frame[column]], dtype=bool)
+        return (
+            alike & ~_full(frame) if "threshold" in frame and not _full(frame)[here].any() else here
+        )
     return found
 
 
@@ -74,7 +75,7 @@ def _alike(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str])
         return _unlike_all(frame[column], column)
     if column == "prompt":
         return no_labels(frame[column], column)
-    if column in _LABELS:
+    if column in names.LABELS:
         wrong = no_labels(frame[column], column)
         return wrong if wrong.any() else _changing(frame, column)
     if "must be a finite number" in said:
@@ -104,6 +105,10 @@ def without(
         return frame[~bad]
     if column == "failed":
         return frame.assign(failed=frame[column].astype(object).mask(bad, False).infer_objects())
+    if "a full-model row" in said and "'1 - x')" in said:
+        return frame.assign(**{column: 1.0 - columns.floats(frame[column])})
+    if f"--columns {column}_logged={column}" in said:
+        return frame.drop(columns=column)
     if "a full-model row" in said or "must be a finite number" in said:
         numbers = np.where(bad, 0.0, columns.floats(frame[column])) if not bad.all() else 0.0
         return frame.assign(**{column: numbers})
@@ -119,8 +124,10 @@ def mend(
     frame: pd.DataFrame, column: str, said: str, bad: _Rows, known: Collection[str]
 ) -> tuple[str, ...]:
     """The option of the command line that mends it, where one does; what is ``known`` of a column is not said again."""
-    if column in _OTHER_MEANINGS:
+    if column in _OTHER_MEANINGS or f"--columns {column}_logged={column}" in said:
         return (f"--columns {column}_logged={column}",)
+    if "a full-model row" in said and "'1 - x')" in said and column not in known:
+        return (f"--columns {column}=1-{column}",)
     if "must be a finite number" not in said or column not in _SHARES:
         return ()
     if _in_percent(frame, column, said, known):
@@ -233,9 +240,14 @@ def _first_rows(frame: pd.DataFrame, prompts: pd.Series) -> _Rows:
 
 
 def _with_thresholds(frame: pd.DataFrame, bad: _Rows) -> pd.DataFrame:
-    """Infinity for what is no threshold, if a prompt has one at most and no other is the full model's; else less such prompts."""
+    """Infinity for what is no threshold, if it may be the full model's; else the log less such prompts.
+
+    It may where no other row is, and a prompt has one at most, or all of them say the same word, retries of it included.
+    """
     prompts = _prompts(frame)[bad]
-    if not prompts.duplicated().any() and not _full(frame).any():
+    words = frame["threshold"][bad]
+    one = all(isinstance(word, str) for word in words) and words.nunique() == 1
+    if (one or not prompts.duplicated().any()) and not _full(frame).any():
         numbers = np.where(bad, math.inf, candidates.as_numbers(frame["threshold"]))
         return frame.assign(threshold=numbers)
     return frame[~_of_prompts(frame, prompts)]

@@ -4,7 +4,6 @@ Files are read in `riskcal.records.files`, and their tables made ready in `riskc
 """
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,30 +14,11 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS, Stop
+from riskcal.records import advice, columns, names, truths
 from riskcal.records import candidates as candidates_
-from riskcal.records import columns, truths
 from riskcal.records import costs as costs_
 from riskcal.records.columns import plain
 from riskcal.records.order import tested_order
-
-#: Columns that say who a prompt is, or what came of it.
-_NO_COORDINATES = (
-    "prompt",
-    "cluster",
-    "group",
-    "text",
-    "dissimilarity",
-    "risk",
-    "full_risk",
-    "failed",
-    "source",
-    "exact",
-    "stopped",
-    "lower_is_stricter",
-)
-
-#: Columns of a calibration's table that results stand in, beside those that begin with ``loss_``.
-_RESULTS = ("n", "loss", "pvalue", "bound", "certified", "chosen")
 
 
 def fields_of(
@@ -73,16 +53,17 @@ def fields_of(
         raise RiskcalError(
             f"prompt: only {n} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
         )
-    labels = {}  # in a loop: Python 3.11 counts a comprehension among the callers that a warning passes by
-    for name in ("cluster", "group", "text"):
-        if name in frame.columns:
-            labels[name] = _label(frame, name, code, n)
+    labels = {
+        name: _label(frame, name, code, n)
+        for name in ("cluster", "group", "text")
+        if name in frame.columns
+    }
     order = tested_order(ids)  # from first appearance to tested order: ids[order]
     rank = np.empty(n, dtype=np.intp)  # and back: what is in tested order, [rank]
     rank[order] = np.arange(n)
     prompt_of_row = rank[code]  # its place in tested order
     if failed.any():
-        _count_failed_full_model(values, failed & is_full, is_full, code, n)
+        _credit_nobody(values, failed & is_full, is_full, code, n)
     if "failed" in frame.columns:
         values["failed"] = failed.astype(np.float64)
 
@@ -94,13 +75,12 @@ def fields_of(
             "threshold: every row is the full model (inf); record at least one finite threshold."
         )
     candidates, candidate_of_row = candidates_.among(frame[coordinates], ran)
-    sweep = not candidates_.only_threshold(candidates)
     _refuse_duplicates(
         prompt,
         frame["threshold"],
         prompt_of_row * (len(candidates) + 1) + candidate_of_row,
         is_full,
-        sweep=sweep,
+        full_once=candidates_.only_threshold(candidates),
         failed="failed" in frame,
     )
     place = prompt_of_row[ran], candidate_of_row[ran]
@@ -144,19 +124,19 @@ def fields_of(
 
 def _settings(candidate_columns: Any) -> list[str]:
     """The names of further columns that tell candidates apart, if they can be settings of a decoder."""
-    names = candidates_.column_names(candidate_columns)
-    outcomes = [name for name in names if name in _NO_COORDINATES]
-    if outcomes:
+    settings = candidates_.column_names(candidate_columns)
+    others = [name for name in settings if name in names.NO_SETTINGS]
+    if others:
         raise RiskcalError(
-            f"candidate_columns: {outcomes[0]!r} is no setting of the decoder; leave it out."
+            f"candidate_columns: {others[0]!r} is no setting of the decoder; leave it out."
         )
-    for name in names:
-        if name in _RESULTS or name.startswith("loss_"):
+    for name in settings:
+        if name in names.RESULTS or name.startswith("loss_"):
             raise RiskcalError(
                 f"candidate_columns: {name!r} is what a calibration's table calls a result; give the setting another name, "
                 f"columns={{'my_{name}': {name!r}}} for instance."
             )
-    return names
+    return settings
 
 
 def _typed(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> pd.DataFrame:
@@ -167,6 +147,7 @@ def _typed(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> pd.DataFram
     others = ("failed", "source", "exact", "stopped")
     there = [name for name in (*cells, *others) if name in frame.columns]
     frame = frame.assign(**{name: columns.as_numpy(frame[name], name) for name in there})
+    frame = candidates_.with_objects_as_texts(frame)
     return frame.assign(threshold=candidates_.thresholds(frame["threshold"]))
 
 
@@ -190,19 +171,19 @@ def _values(
             row = int(nonzero.argmax())
             raise RiskcalError(
                 f"dissimilarity: {values['dissimilarity'][row]:g} at row {frame.index[row]}, a full-model row; the full "
-                "model is at distance 0 from itself. Is the decoder deterministic? Compare against the very same generation."
+                f"model is at distance 0 from itself. {advice.of_own_distances(values['dissimilarity'][is_full])}"
             )
     return values
 
 
-def _count_failed_full_model(
+def _credit_nobody(
     values: Mapping[str, Floats],
     failed: NDArray[np.bool_],
     is_full: NDArray[np.bool_],
     code: NDArray[np.intp],
     n: int,
 ) -> None:
-    """Where the full model's own output failed, nothing can be near it, and no candidate is credited for its risk."""
+    """In ``values``, where the full model's own output failed: nothing is near it, and no candidate is credited for its risk."""
     without = np.bincount(code[failed], minlength=n) > 0
     if "dissimilarity" in values:
         values["dissimilarity"][~is_full & without[code]] = 1.0
@@ -210,14 +191,13 @@ def _count_failed_full_model(
         values["risk"][failed] = 0.0
 
 
-def _full_model(value: Floats, row: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
-    """The full model's (n,): it may stand in every cell of a sweep, with one risk; costs measured again are averaged."""
-    together = np.lexsort(
-        (value, row)
-    )  # a sum of floats depends on its order, which must not be that of the rows
-    value, row = value[together], row[together]
-    first = np.searchsorted(row, np.arange(n))
-    count = np.diff(np.r_[first, len(row)])
+def _full_model(value: Floats, prompt: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
+    """The full model's (n,), of one or more rows of each ``prompt``: with one outcome, and costs that are averaged."""
+    # a sum of floats depends on its order, which must not be that of the rows
+    together = np.lexsort((value, prompt))
+    value, prompt = value[together], prompt[together]
+    first = np.searchsorted(prompt, np.arange(n))
+    count = np.diff(np.r_[first, len(prompt)])
     lowest, highest = value[first], value[first + count - 1]
     differs = highest - lowest > _validate.TOLERANCE
     if name in ("dissimilarity", "risk", "failed") and differs.any():
@@ -241,6 +221,7 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
         raise RiskcalError(
             f"{name}: {plain(column[row])!r} at row {frame.index[row]}, but {plain(column[first_row[code[row]]])!r} earlier "
             f"for the same prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
+            + ("" if name == "cluster" else f" {advice.other_meaning(name)}")
         )
     label = column[first_row]
     if name == "text":
@@ -251,10 +232,9 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> ND
             ).drop_duplicates()
             again &= pd.Series(label).isin(unit["text"][unit["text"].duplicated()])
         if again.any():
-            warnings.warn(
+            _validate.warn(
                 f"text: prompt {plain(frame['prompt'].iloc[first_row[int(again.argmax())]])!r} repeats an earlier prompt's text; "
                 "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
-                stacklevel=5,
             )
     return label
 
@@ -265,12 +245,15 @@ def _refuse_duplicates(
     cell: NDArray[np.intp],
     is_full: NDArray[np.bool_],
     *,
-    sweep: bool,
+    full_once: bool,
     failed: bool,
 ) -> None:
-    """Refuse rows of one prompt and candidate, which share the number of their ``cell``."""
+    """Refuse rows of one prompt and candidate, which share the number of their ``cell``.
+
+    ``full_once``: the full model's among them. Where settings vary beside the threshold, it may have run beside each.
+    """
     again = pd.Series(cell).duplicated().to_numpy()
-    if sweep:  # there the reference may stand in every cell
+    if not full_once:
         again = again & ~is_full
     if again.any():
         row = int(again.argmax())
@@ -299,6 +282,16 @@ def _refuse_gaps(
         which = int(incomplete.argmax())
         missing = candidates.iloc[int((~present[which]).argmax())]
         named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)
+        others = candidates.loc[present[which], "threshold"].to_numpy(dtype=np.float64)
+        away = np.abs(others - missing["threshold"])
+        near = others[(away > 0) & (away <= 1e-6 * max(1.0, abs(missing["threshold"])))]
+        if near.size:
+            raise RiskcalError(
+                f"prompt: {plain(ids[which])!r} (row {rows[int((code == which).argmax())]}) lacks the candidate {named} "
+                f"({int(incomplete.sum())} prompts lack one), and has {plain(near[0])}, which differs from it by rounding "
+                "alone. If the two are one, write it alike in all rows, rounded to six digits for instance; a row for each "
+                "would be of candidates that nobody meant."
+            )
         raise RiskcalError(
             f"prompt: {plain(ids[which])!r} (row {rows[int((code == which).argmax())]}) lacks the candidate {named} "
             f"({int(incomplete.sum())} prompts lack one); every prompt needs every candidate. Record it; if it was tried and "
@@ -341,8 +334,7 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
     for row, kind in kinds:
         if not isinstance(kind, str) or kind not in ("generated", "replayed"):
             raise RiskcalError(
-                f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'. If it means something else "
-                "here, leave it out or name it otherwise, with columns={'source_logged': 'source'}."
+                f"source: {kind!r} at row {row}; it is 'generated' or 'replayed'. {advice.other_meaning('source')}"
             )
         if kind != kinds[0][1]:
             raise RiskcalError(
@@ -353,8 +345,7 @@ def _provenance(frame: pd.DataFrame) -> tuple[Any, bool]:
     for row, value in stated:
         if not isinstance(value, bool) or value != stated[0][1]:
             raise RiskcalError(
-                f"exact: {value!r} at row {row}; it is true throughout or false throughout. If it means something "
-                "else here, leave it out or name it otherwise, with columns={'exact_logged': 'exact'}."
+                f"exact: {value!r} at row {row}; it is true throughout or false throughout. {advice.other_meaning('exact')}"
             )
     return kinds[0][1], bool(stated[0][1])
 
@@ -384,6 +375,6 @@ def _stopped(frame: pd.DataFrame) -> Stop | None:
         return Stop(**_validate.from_json(text))
     except (TypeError, ValueError) as error:
         raise RiskcalError(
-            f"stopped: {text!r} at row {frame.index[0]} is not how a recording stops ({_validate.reason(error)}). If it means "
-            "something else here, leave it out or name it otherwise, with columns={'stopped_logged': 'stopped'}."
+            f"stopped: {text!r} at row {frame.index[0]} is not how a recording stops ({_validate.reason(error)}). "
+            f"{advice.other_meaning('stopped')}"
         ) from None

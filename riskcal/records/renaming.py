@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,7 +196,7 @@ def names_in(frame: pd.DataFrame) -> list[str]:
     names = []
     for place, name in enumerate(map(str, frame.columns)):
         cell = next(iter(frame.iloc[:, place]), None)
-        inner = [f"{name}.{key}" for key in cell] if isinstance(cell, dict) else []
+        inner = [f"{name}.{key}" for key in _object(cell)]
         names += inner or [name]
     return names
 
@@ -215,11 +216,27 @@ def _with_nested(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> pd.DataF
             continue
         cells = list(frame[name])
         for key in keys:
-            there = any(isinstance(cell, dict) and key in cell for cell in cells)
-            cells = [cell.get(key) if isinstance(cell, dict) else None for cell in cells]
+            objects = [_object(cell) for cell in cells]
+            there = any(key in cell for cell in objects)
+            cells = [cell.get(key) for cell in objects]
         if there:
             made[source] = pd.Series(cells, frame.index, dtype=object).infer_objects()
     return frame.assign(**made)
+
+
+def _object(cell: Any) -> Mapping[str, Any]:
+    """What a cell holds by name: an object, the text of one as a CSV has it, or a map of Arrow; nothing, if it is none."""
+    if isinstance(cell, dict):
+        return cell
+    if isinstance(cell, str) and cell.lstrip().startswith("{"):
+        with suppress(ValueError):
+            found = _validate.from_json(cell)
+            return found if isinstance(found, dict) else {}
+    if isinstance(cell, list) and all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in cell
+    ):
+        return dict(cell)
+    return {}
 
 
 def _numbered(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from riskcal._validate import RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS
 from riskcal.records import candidates as candidates_
 from riskcal.records import columns as table_columns
+from riskcal.records import names as names_
 from riskcal.records.costs import COSTS
 
 #: Which attempt was served, the last or the first, and the column that puts attempts in order.
@@ -22,7 +23,7 @@ Keep = tuple[Literal["last", "first"], str]
 _ZONE = re.compile(r"(Z|z|[+-]\d\d:?\d\d|[T ]\d\d.*[+-]\d\d)$")
 
 #: What came of an attempt: to choose by it would select on the result.
-OUTCOMES = ("dissimilarity", "risk", "full_risk", "failed", *COSTS)
+OUTCOMES = (*names_.OUTCOMES, *COSTS)
 
 
 def served(
@@ -107,11 +108,22 @@ def _ranks(column: pd.Series, name: str) -> NDArray[np.intp]:
                     f"it holds {_validate.shown(column.iloc[int(np.isnan(numbers).argmax())])}"
                 )
             _refuse_zones(column, name)
-            values = pd.to_datetime(column, utc=True, format="ISO8601")
+            values = _times(column)
         else:
             column = table_columns.as_numpy(column, name)
             values = column if pd.api.types.is_integer_dtype(column.dtype) else numbers
         return np.asarray(pd.factorize(values, sort=True)[0])
+
+
+def _times(column: pd.Series) -> pd.Series:
+    values = pd.to_datetime(column, utc=True, format="ISO8601", errors="coerce")
+    if values.isna().any():
+        row = int(values.isna().to_numpy().argmax())
+        raise ValueError(
+            f"{_validate.shown(column.iloc[row])} at row {column.index[row]}, {int(values.isna().sum())} such rows, is neither a "
+            "number nor a time as ISO 8601 writes it; number the attempts"
+        )
+    return values
 
 
 def _refuse_truths(column: pd.Series, name: str) -> None:

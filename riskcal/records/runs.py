@@ -23,8 +23,6 @@ from riskcal.records.showing import runs_html, runs_plot, runs_sentence
 #: Range of each loss that an objective can ask for.
 OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 1.0)}
 
-Objective = Literal["textual", "risk", "risk_clipped"]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Runs:
@@ -100,8 +98,8 @@ class Runs:
         RiskcalError
             Naming the file, the column, the first offending row (counted from 0) and the remedy.
         """
-        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
-        return tables.of_files(cls, path, asked)
+        options = tables.TableOptions(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_files(cls, path, options)
 
     @classmethod
     def from_frame(
@@ -156,8 +154,8 @@ class Runs:
             If one prompt text stands under two ids, which breaks independence, and for columns of numbers that are neither
             known nor named, which are not read.
         """
-        asked = tables.Asked(candidate_columns, costs, lower_is_stricter, columns, keep)
-        return tables.of_frame(cls, table, asked)
+        options = tables.TableOptions(candidate_columns, costs, lower_is_stricter, columns, keep)
+        return tables.of_frame(cls, table, options)
 
     @classmethod
     def from_arrays(
@@ -247,10 +245,11 @@ class Runs:
 
     def of_group(self, name: Any) -> Self:
         """The runs of one stratum's prompts."""
-        kept = self.group == name
+        kept = np.array([one == name for one in self.group.tolist()] if np.isscalar(name) else [])
         if not kept.any():
+            there = ", ".join(map(repr, np.unique(self.group).tolist()))
             raise RiskcalError(
-                f"group: no prompt is of {name!r}; choose one of {', '.join(map(repr, np.unique(self.group).tolist()))}."
+                f"group: no prompt is of {_validate.shown(name)}; choose one of {there}."
             )
         return self.take(np.flatnonzero(kept))
 
@@ -374,8 +373,18 @@ class Runs:
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:
+            other, said = {
+                "risk": ("dissimilarity", "objective='textual' tests it"),
+            }.get(
+                column,
+                (
+                    "risk",
+                    "objective='risk' or 'risk_clipped' tests it (on the shell --objective risk)",
+                ),
+            )
+            there = f" There is {other}: {said}." if other in self.values else ""
             raise RiskcalError(
-                f"{column}: objective {objective!r} needs this column, which was not recorded."
+                f"{column}: objective {objective!r} needs this column, which was not recorded.{there}"
             )
         return self.values[column]
 

@@ -8,7 +8,7 @@ import pandas as pd
 from riskcal import _showing, plots
 from riskcal._validate import RiskcalError
 from riskcal.policy.sentences import meaning
-from riskcal.records.candidates import varying
+from riskcal.records.candidates import on_curves, varying
 
 if TYPE_CHECKING:
     from riskcal.records.runs import Runs
@@ -35,11 +35,12 @@ def runs_html(runs: "Runs") -> str:
 
 def runs_plot(runs: "Runs", objective: str, ax: Any) -> Any:
     """Mean loss by threshold; a second coordinate has a curve for each of its values."""
-    others = [name for name in varying(runs.candidates) if name != "threshold"]
-    if len(others) > 1:
+    coordinates = varying(runs.candidates)
+    others = [name for name in coordinates if name != "threshold"]
+    if not on_curves(coordinates):
         raise RiskcalError(
-            f"plot: candidates differ in {', '.join(others)} beside the threshold, which curves over thresholds cannot show; "
-            "plot columns of to_frame()."
+            f"plot: candidates differ in {', '.join(coordinates)}, which curves over thresholds cannot show; "
+            "plot columns of to_frame(), or a calibration's costs: riskcal.calibrate(...).plot(cost=...)."
         )
     table = runs.candidates.reset_index(drop=True).assign(loss=runs.losses(objective).mean(0))
     unit = "clusters" if "cluster" in runs.labels else "prompts"

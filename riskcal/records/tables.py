@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from riskcal._validate import RiskcalError
-from riskcal.records import direction, files, reading, renaming, retries, streaming
+from riskcal.records import (
+    candidates,
+    direction,
+    files,
+    joining,
+    reading,
+    renaming,
+    retries,
+    streaming,
+)
 from riskcal.records.preparing import prepared
 from riskcal.records.unnamed import unnamed, warn_of_unnamed
 
@@ -18,14 +27,18 @@ _Runs = TypeVar("_Runs", bound="Runs")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What `Runs.from_frame` was asked for beside its table."""
+class TableOptions:
+    """How `Runs.from_frame` and `Runs.read` were told to read a table: their arguments beside it."""
 
     candidate_columns: Sequence[str]
     costs: Sequence[str]
     lower_is_stricter: bool
     columns: renaming.Columns | None
     keep: retries.Keep | None
+
+    def __post_init__(self) -> None:
+        names = candidates.column_names(self.candidate_columns)
+        object.__setattr__(self, "candidate_columns", names)
 
     def prepared(self, table: Any, *, is_json: bool = False) -> pd.DataFrame:
         """The table under riskcal's names."""
@@ -38,48 +51,54 @@ class Asked:
         """The columns that were named because riskcal does not know them."""
         return [*self.candidate_columns, *self.costs, *(self.keep or ())[1:]]
 
+    def unread(self, frame: pd.DataFrame) -> list[str]:
+        """The columns of numbers that nobody named."""
+        return unnamed(frame, [*self.named, *(self.columns or ())])
 
-def of_frame(make: type[_Runs], table: Any, asked: Asked) -> _Runs:
+
+def of_frame(make: type[_Runs], table: Any, options: TableOptions) -> _Runs:
     """The runs in a table."""
-    frame = asked.prepared(table)
-    lower = direction.of_frame(frame, asked.lower_is_stricter)
-    fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
-    _warn(_unread(frame, asked), asked)
+    frame = options.prepared(table)
+    fields, lower = _fields(frame, options)
+    _warn(options.unread(frame), options)
     return make(**fields).in_content_order().directed(lower)
 
 
-def of_files(make: type[_Runs], path: files.Source, asked: Asked) -> _Runs:
+def of_files(make: type[_Runs], path: files.Source, options: TableOptions) -> _Runs:
     """The runs in files, a part of the prompts at a time where there are many."""
-    names = renaming.only_renamed(asked.columns)
-    unread: list[str] = []
+    path = files.listed(path)
+    names = renaming.only_renamed(options.columns)
+    unread: list[str] = []  # of all parts
 
     def of_part(frame: pd.DataFrame) -> _Runs:
-        lower = direction.of_frame(frame, asked.lower_is_stricter)
-        fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
-        found = {*unread, *_unread(frame, asked)}
+        fields, lower = _fields(frame, options)
+        found = {*unread, *options.unread(frame)}
         unread[:] = [name for name in frame.columns if name in found]
         return make(**fields).directed(lower)
 
     # attempts of one prompt may be anywhere, and so may what a formula asks for
-    if asked.keep is None and not renaming.compares(asked.columns):
-        runs = streaming.runs(path, names, asked.prepared, of_part)
+    if options.keep is None and not renaming.compares(options.columns):
+        runs = streaming.runs(path, names, options.prepared, of_part)
         if runs is not None:
-            _warn(unread, asked)
+            _warn(unread, options)
             return runs
-    frame = files.read(path, names)
+    frame, places = files.read_placed(path, names)
     try:
-        frame = asked.prepared(frame, is_json=files.is_json_lines(frame))
-        lower = direction.of_frame(frame, asked.lower_is_stricter)
-        fields = reading.fields_of(frame, asked.candidate_columns, asked.costs)
+        frame = options.prepared(frame, is_json=joining.is_json_lines(frame))
+        fields, lower = _fields(frame, options)
     except RiskcalError as error:
-        raise RiskcalError(f"{path}: {error}") from None
-    _warn(_unread(frame, asked), asked)
+        # which of several attempts is kept leaves rows out
+        told = str(error) if options.keep else places.told(str(error))
+        raise RiskcalError(f"{files.named(path)}: {told}") from None
+    _warn(options.unread(frame), options)
     return make(**fields).in_content_order().directed(lower)
 
 
-def _unread(frame: pd.DataFrame, asked: Asked) -> list[str]:
-    return unnamed(frame, [*asked.named, *(asked.columns or ())])
+def _fields(frame: pd.DataFrame, options: TableOptions) -> tuple[dict[str, Any], bool]:
+    """The fields of the runs in a prepared table, and whether its low thresholds are the strict ones."""
+    lower = direction.of_frame(frame, options.lower_is_stricter)
+    return reading.fields_of(frame, options.candidate_columns, options.costs), lower
 
 
-def _warn(unread: Sequence[str], asked: Asked) -> None:
-    warn_of_unnamed(unread, asked.named, asked.columns or ())
+def _warn(unread: Sequence[str], options: TableOptions) -> None:
+    warn_of_unnamed(unread, options.named, options.columns or ())

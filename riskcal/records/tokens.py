@@ -22,9 +22,8 @@ class TokenLosses(np.ndarray):
 
 def holds_tokens(losses: Any) -> bool:
     """Whether an array is one of `TokenLosses`, or a view of one."""
-    while isinstance(
-        losses, np.ndarray
-    ):  # a base of other objects means something else, and may have no end
+    # a base of other objects means something else, and may have no end
+    while isinstance(losses, np.ndarray):
         if isinstance(losses, TokenLosses):
             return True
         losses = losses.base

@@ -2,7 +2,6 @@
 
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -13,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns, costs, exits, files, renaming, showing
+from riskcal.records import columns, costs, exits, files, joining, renaming, showing
 from riskcal.records.columns import plain
 from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
@@ -74,11 +73,13 @@ class Traces:
     @classmethod
     def read(cls, path: files.Source, *, columns: renaming.Columns | None = None) -> Self:
         """Read a Parquet, CSV or JSON-lines file, or several, as `Runs.read` does; ``columns`` as in `from_frame`."""
-        frame = files.read(path, renaming.only_renamed(columns))
+        path = files.listed(path)
+        frame, places = files.read_placed(path, renaming.only_renamed(columns))
         try:
             return cls.from_frame(frame, columns=columns)
         except RiskcalError as error:
-            raise RiskcalError(f"{path}: {error}") from None
+            told = places.told(str(error), joining.ROW_OR_INDEX)
+            raise RiskcalError(f"{files.named(path)}: {told}") from None
 
     @classmethod
     def from_frame(cls, table: Any, *, columns: renaming.Columns | None = None) -> Self:
@@ -269,10 +270,9 @@ def _refuse_outcomes(outcome: PerExit, name: str) -> None:
             "Give anything in between as loss."
         )
     if not outcome.last().all():
-        warnings.warn(
+        _validate.warn(
             f"agrees: false at row {int(outcome.last().argmin())} for the last exit, which is the full model itself. "
             "It will count as a loss there; outcomes against references should be given as loss.",
-            stacklevel=3,
         )
 
 
@@ -312,22 +312,30 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
+def _how_to_list(cell: Any, name: str) -> str:
+    if isinstance(cell, str):
+        return (
+            f"A CSV file has no lists: spread them over columns {name}_1, {name}_2 and so on, as Traces.write does, or write "
+            "Parquet or JSON lines."
+        )
+    if cell is None or (isinstance(cell, float) and np.isnan(cell)):
+        return "Every row has at least one, the full model's own."
+    return f"A row holds all exits of a decision: collect them, [0.4, 0.9, 1.0], or spread them over {name}_1, {name}_2 ..."
+
+
 def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     """Numbers per exit from a column of lists or from columns name_1 ... name_L; None if neither is there."""
     if name in frame.columns:
         columns.as_numpy(frame[name], name)  # refuses what has no cells to look at
         if (matrix := exits.of_equal_rows(frame[name])) is not None:
             return matrix
-        lists = [_is_list(value) for value in frame[name]]
-        lengths = np.array(
-            [len(v) if held else -1 for v, held in zip(frame[name], lists, strict=True)]
-        )
+        rows = [exits.as_row(value) for value in frame[name]]
+        lengths = np.array([-1 if row is None else len(row) for row in rows])
         if (lengths < 0).any():
             row = int((lengths < 0).argmax())
             raise RiskcalError(
                 f"{name}: {plain(frame[name].iloc[row])!r} at row {row} ({int((lengths < 0).sum())} such rows) is not a list of "
-                f"one number per exit. A CSV file has no lists: spread them over columns {name}_1, {name}_2 and so on, as "
-                "Traces.write does, or write Parquet or JSON lines."
+                f"one number per exit. {_how_to_list(frame[name].iloc[row], name)}"
             )
         if (lengths == 0).any():
             row = int((lengths == 0).argmax())
@@ -335,13 +343,14 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
                 f"{name}: row {row} holds no exit ({int((lengths == 0).sum())} such rows); every row has at least one, the full "
                 "model's own."
             )
-        return frame[name].to_list()
+        return rows
     numbered = re.compile(rf"{name}_(\d+)")
     places = sorted(
         int(match[1]) for column in frame.columns if (match := numbered.fullmatch(str(column)))
     )
     if places and places != list(range(1, len(places) + 1)):
         raise RiskcalError(
-            f"{name}: columns for the exits {places}; number them from {name}_1 on, with no gap."
+            f"{name}: columns for the exits {places}; number them from {name}_1 on, with no gap. Layers that have no exit are "
+            f"told by what it costs to reach the others, replay_traces(..., costs={{'layers': {places}}}) for instance."
         )
     return frame[[f"{name}_{i}" for i in places]].to_numpy() if places else None

@@ -1,7 +1,6 @@
 """Columns of true and false, as ``failed`` is, and what makes one of a log's texts and numbers."""
 
 import shlex
-import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -15,6 +14,9 @@ from riskcal.records.columns import plain
 
 #: What programs write for true where they write one of two numbers or texts.
 _TRUE = ("1", "1.0", "true", "yes", "y", "t")
+
+#: What they then write for false.
+_FALSE = ("0", "0.0", "false", "no", "n", "f")
 
 #: What they write of an output that is there.
 _GOOD = (
@@ -39,7 +41,10 @@ def where(column: pd.Series, source: str, sign: str, said: str) -> pd.Series:
     """Where cells are the one that a formula says, or are not; a null is neither, unless ``null`` is what it says."""
     with _validate.reading(source, "a column of texts, numbers or truth values"):
         absent = column.isna().to_numpy(dtype=bool)
-    if said == "null":
+    if said == "null":  # an empty text is a CSV's null
+        absent = absent | np.array(
+            [isinstance(cell, str) and not cell for cell in column], dtype=bool
+        )
         return pd.Series(absent == (sign == "=="), index=column.index)
     cells = [plain(cell) for cell in column]
     odd = [
@@ -55,10 +60,9 @@ def where(column: pd.Series, source: str, sign: str, said: str) -> pd.Series:
     alike = np.array([_is_said(cell, said) for cell in cells], dtype=bool)
     if sign == "==" and len(alike) and not alike.any():
         there = sorted({_validate.shown(cell) for cell in np.array(cells, dtype=object)[~absent]})
-        warnings.warn(
+        _validate.warn(
             f"columns: no row of {source!r} is {said}; it holds {', '.join(there[:5]) or 'nothing'}. See that it is written "
             "as the log writes it.",
-            stacklevel=2,
         )
     truth = pd.Series(alike == (sign == "=="), index=column.index)
     return truth.astype(object).mask(absent, None) if absent.any() else truth
@@ -93,17 +97,22 @@ def _how_to_say_true(column: pd.Series, name: str) -> str:
     ):
         return "Fill in which it is."
     if absent:
-        if name != "failed" or any(not isinstance(cell, str) for cell in cells):
+        truths = all(isinstance(cell, bool | np.bool_) and cell for cell in cells)
+        if name != "failed" or not (truths or all(isinstance(cell, str) for cell in cells)):
             return "Fill in which it is."
         meaning, formula = "a null means that nothing failed", "x != null"
     elif name == "failed" and (text := good(said)) is not None:
         meaning, formula = f"{text!r} means that nothing failed", f"x != {text!r}"
     else:
         likely = [value for value in said if str(value).strip().lower() in _TRUE]
+        false = [value for value in said if str(value).strip().lower() in _FALSE]
         if not likely and len(said) > 2:
             return "Fill in which it is."
-        true = likely[0] if likely else min(said, key=cells.count)
-        meaning, formula = f"{true!r} means true", f"x == {true!r}"
+        if not likely and false:
+            meaning, formula = f"{false[0]!r} means false", f"x != {false[0]!r}"
+        else:
+            true = likely[0] if likely else min(said, key=cells.count)
+            meaning, formula = f"{true!r} means true", f"x == {true!r}"
     on_the_shell = shlex.quote(f"{name}=COLUMN{formula.removeprefix('x')}")
     quoted = formula.partition("=")[2].partition(" ")[2]
     if "\\" in quoted or quoted.count("'") > 2 or quoted.startswith('"'):

@@ -1,18 +1,17 @@
 """Columns of numbers that nothing was said about: they are not read, and whoever reads the table is told which."""
 
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
+from riskcal import _validate
 from riskcal.policy import CANDIDATE_COLUMNS
 from riskcal.records import costs as costs_
+from riskcal.records.names import NO_SETTINGS
 
 #: What a table of runs has columns for, without being told.
-KNOWN = frozenset(
-    (*costs_.COSTS, *CANDIDATE_COLUMNS, "prompt", "cluster", "group", "text", "threshold")
-) | frozenset("dissimilarity risk full_risk failed source exact stopped lower_is_stricter".split())
+KNOWN = frozenset(("threshold", *CANDIDATE_COLUMNS, *NO_SETTINGS, *costs_.COSTS))
 
 #: How pandas' rows are numbered where it writes the numbers beside its columns.
 _ROW_NUMBERS = re.compile(r"__index_level_\d+__|Unnamed: \d+|")
@@ -35,18 +34,16 @@ def warn_of_unnamed(names: Sequence[str], named: Iterable[str], columns: Iterabl
     """
     lost = [name for name in columns if name not in KNOWN.union(named) and not _aside(name)]
     if lost:
-        warnings.warn(
+        _validate.warn(
             f"columns: nothing reads {', '.join(map(repr, lost))}. Name one of riskcal's columns, or put the column aside as "
             f"{lost[0]}_logged.",
-            stacklevel=5,
         )
     if names:
         several = len(names) > 1
-        warnings.warn(
+        _validate.warn(
             f"{', '.join(names)}: {'these columns are' if several else 'the column is'} not read, since nobody said what "
             f"{'they mean' if several else 'it means'}. Name in costs= what a run took, in candidate_columns= what tells "
             "candidates apart (on the shell: --cost, --coordinate), and leave others out of the table.",
-            stacklevel=5,
         )
 
 

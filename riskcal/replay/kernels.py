@@ -97,10 +97,8 @@ def replay_means(  # type: ignore[no-untyped-def]
     tile, one = 256, np.uintp(1)
     top = float(table.shape[1] - 1)
     k = losses.shape[1]
-    width, from_layer = (
-        np.uintp(confidence.shape[1]),
-        np.uintp(first),
-    )  # unsigned: numba need not wrap such an index
+    # unsigned: numba need not wrap such an index
+    width, from_layer = np.uintp(confidence.shape[1]), np.uintp(first)
     where = np.empty(tile * (confidence.shape[1] + 1), dtype=np.uint32)
     value = np.empty(where.size, dtype=confidence.dtype)
     bucket = np.empty(where.size, dtype=np.uint32)

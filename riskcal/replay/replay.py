@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any, cast, overload
 
@@ -122,6 +121,7 @@ def replay_arrays(
     >>> losses.tolist(), exits.tolist()
     ([[0.0, 1.0], [0.0, 0.0]], [[2, 1], [3, 3]])
     """
+    schedule = rules.as_schedule(schedule)
     given = exits_.given_lengths(lengths)
     levels = PerExit.read(confidence, "confidence", given).as_numbers()
     outcome = PerExit.read(loss, "loss", given).as_numbers()
@@ -141,7 +141,7 @@ def replay_arrays(
                 f"{len(counts)} tokens."
             )
         where = where.astype(np.int64)
-    elif not isinstance(schedule, Constant):
+    elif isinstance(schedule, Decaying):
         raise RiskcalError(
             "position: a decaying schedule needs each token's position; give position=."
         )
@@ -159,9 +159,8 @@ def replay_arrays(
     exits = rule.exits(levels.values.reshape(-1), begin, counts, where)
     place = begin[:, None] + exits - 1
     losses = outcome.values.reshape(-1)[place].view(TokenLosses)
-    losses = losses.astype(
-        np.float64
-    )  # a copy that owns its memory, so that plain views of it lead back to it
+    # a copy that owns its memory, so that plain views of it lead back to it
+    losses = losses.astype(np.float64)
     if costs is None:
         return losses, exits
     taken = {
@@ -210,9 +209,10 @@ def replay_traces(
     Runs
         ``source="replayed"``. From ``agrees`` the dissimilarity is the share of tokens that disagree with the last layer;
         a ``loss`` becomes the risk, and the dissimilarity too where it is zero at the last layer throughout. ``layers`` is the
-        mean number of the exit, ``tokens`` counts the prompt's rows (unless a cost has that name), and a cost is the sum over
-        them. Vectors of thresholds stand in a candidate's coordinate ``thresholds``, and ``threshold`` numbers the candidates
-        from k, the first, down to 1; what is given up at in ``give_up``, or ``give_up_1`` and so on.
+        mean number of the exit, ``tokens`` counts the prompt's rows (unless a cost has one of these names), and a cost is the
+        sum over them; one called ``layers`` is the mean, as that column is. Vectors of thresholds stand in a candidate's
+        coordinate ``thresholds``, and ``threshold`` numbers the candidates from k, the first, down to 1; what is given
+        up at in ``give_up``, or ``give_up_1`` and so on.
         A row that never reaches its threshold takes its own last exit, which is the reference.
 
     Examples
@@ -225,6 +225,11 @@ def replay_traces(
     >>> [round(layers, 1) for layers in runs.mean_costs()["layers"]]
     [2.4, 1.4, 1.0]
     """
+    if not isinstance(traces, Traces):
+        raise RiskcalError(
+            f"traces: give Traces, not {type(traces).__name__}; Traces.from_arrays makes them of matrices, from_frame of a "
+            "table."
+        )
     rule = rules.of(
         thresholds,
         schedule=schedule,
@@ -247,7 +252,7 @@ def replay_traces(
     else:
         outcome = cast(Any, traces.agrees if traces.loss is None else traces.loss)
         sums, met = walk.summed(traces, rule, start, spent | {" outcome": outcome})
-        losses, layers = sums[" outcome"] / tokens[:, None], sums["layers"] / tokens[:, None]
+        losses, layers = sums[" outcome"] / tokens[:, None], sums[walk.EXITS] / tokens[:, None]
         losses = 1.0 - losses if traces.loss is None else losses
     _warn_of_peeking(rule.grid[met], rule.k, math.inf if rule.lower_is_stricter else 1.0)
 
@@ -264,12 +269,16 @@ def replay_traces(
     if traces.lengths is not None:
         depth = np.add.reduceat(traces.lengths.astype(np.float64), start[:-1]) / tokens
     counted = {"layers": depth, "tokens": tokens}
+    taken = {name: sums[name] for name in spent}
+    if "layers" in spent:  # a mean per row by its meaning, whoever gives it
+        taken["layers"] = taken["layers"] / tokens[:, None]
+        whole["layers"] = whole["layers"] / tokens
     return Runs(
         prompts=prompts,
         candidates=_in_order(rule.candidates.assign(**ran_with)),
         values=dict.fromkeys(names, losses)
         | {"layers": layers, "tokens": np.broadcast_to(tokens[:, None], layers.shape)}
-        | {name: sums[name] for name in spent},
+        | taken,
         full=at_full | counted | whole,
         full_risk=at_full.get("risk"),
         source="replayed",
@@ -326,9 +335,8 @@ def _prompt_means(
     needed = np.column_stack([local, np.full(len(position), math.nan)])
     top = _BUCKETS_BY_POSITION if decays else _BUCKETS
     low = float(local.min())
-    with np.errstate(
-        over="ignore", divide="ignore"
-    ):  # a degenerate scale puts all in one bucket, and all are compared
+    # a degenerate scale puts all in one bucket, and all are compared
+    with np.errstate(over="ignore", divide="ignore"):
         scale = float(np.divide(top - 1, local.max() - low))
     table = kernels.ranks_by_bucket(needed, low, scale, top)
     outcome = np.ascontiguousarray(traces.agrees if traces.loss is None else traces.loss)
@@ -377,8 +385,8 @@ def _warn_of_peeking(met: Floats, k: int, upper: float) -> None:
     """Thresholds strictly inside (0, upper) that a token meets exactly look as if they came from these very data."""
     seen = met[(met > 0) & (met < upper)]
     if seen.size:
-        warnings.warn(
+        _validate.warn(
             f"thresholds: {seen.size} of {k} (first {seen[0]:g}) equal a recorded confidence. A grid must be fixed "
-            "before the calibration data are seen; take it from a regular grid or from other data.",
-            stacklevel=3,
+            "before the calibration data are seen; take it from a regular grid or from other data. If it was, all is well: "
+            "confidences that were rounded meet a regular grid.",
         )

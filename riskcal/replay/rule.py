@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import pandas as pd
@@ -119,6 +119,15 @@ class Rule:
         return position if self.positions > 1 else np.zeros_like(position)
 
 
+def as_schedule(schedule: Any) -> Schedule:
+    """A schedule, which is an object rather than a name."""
+    if isinstance(schedule, type) or not hasattr(schedule, "local_threshold"):
+        raise RiskcalError(
+            f"schedule: {_validate.shown(schedule)} is none; give riskcal.Constant() or riskcal.Decaying(...)."
+        )
+    return cast(Schedule, schedule)
+
+
 def of(
     thresholds: ArrayLike,
     *,
@@ -131,6 +140,7 @@ def of(
     give_up: ArrayLike | None,
 ) -> Rule | Stages:
     """The rule that these arguments of a replay ask for."""
+    schedule = as_schedule(schedule)
     several = give_up is not None or np.ndim(_validate.as_given(thresholds, "thresholds")) == 2
     grid = np.empty(0) if several else _validate.threshold_grid(thresholds, allow_full=allow_full)
     least = _validate.count(min_layer, "min_layer", least=1)

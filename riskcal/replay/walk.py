@@ -16,6 +16,10 @@ from riskcal.replay.stages import Stages
 _AT_ONCE = 2**20
 
 
+#: The name of the exits' numbers among sums; a cost may be called ``layers``.
+EXITS = " exits"
+
+
 class Exited(NamedTuple):
     """Some rows, by the candidate: where they exit, and where in flat arrays that is."""
 
@@ -38,12 +42,12 @@ def summed(
     start: NDArray[np.intp],
     measured: Mapping[str, NDArray[Any]],
 ) -> Summed:
-    """Sums of what is measured, each (N, L), flat (M,), or (L,) for all rows, and of the exits' numbers as ``layers``.
+    """Sums of what is measured, each (N, L), flat (M,), or (L,) for all rows, and of the exits' numbers as `EXITS`.
 
     ``start`` (n + 1,) bounds each prompt's rows.
     """
     n, met = len(start) - 1, np.zeros(rule.k, dtype=bool)
-    sums = {name: np.zeros((n, rule.k)) for name in (*measured, "layers")}
+    sums = {name: np.zeros((n, rule.k)) for name in (*measured, EXITS)}
     shape, lengths = traces.confidence.shape, traces.counts
     for part in _parts(traces, rule, lengths):
         first = int(np.searchsorted(start, part.rows.start, side="right")) - 1
@@ -56,7 +60,7 @@ def summed(
                 else values[part.exits - 1]
             )
             sums[name][first:beyond] += np.add.reduceat(taken.astype(np.float64), within)
-        sums["layers"][first:beyond] += np.add.reduceat(part.exits.astype(np.float64), within)
+        sums[EXITS][first:beyond] += np.add.reduceat(part.exits.astype(np.float64), within)
         confidence = _flat(traces.confidence, part.rows, part.flat)[part.place]
         position = traces.position[part.rows]
         met |= rule.met(confidence, part.exits, lengths[part.rows], position)

@@ -142,6 +142,26 @@ def _number(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest())
 
 
+def legend_above(ax: "Axes") -> None:
+    """A legend in two columns that covers nothing, whichever way the curves go."""
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=2,
+        borderaxespad=0.2,
+        columnspacing=1.2,
+        handlelength=1.6,
+    )
+
+
+def amounts(ax: "Axes", top: float) -> None:
+    """A vertical axis of amounts up to ``top``: 8 M where it would be 8 and a power of ten apart from it."""
+    if top >= 1e5 or 0 < top < 1e-3:
+        from matplotlib.ticker import EngFormatter
+
+        ax.yaxis.set_major_formatter(EngFormatter(sep=" "))
+
+
 def bars(ax: "Axes", counts: ArrayLike, *, first: int = 1) -> None:
     """Shares by layer, the layers numbered."""
     heights: Floats = np.asarray(counts, dtype=np.float64)

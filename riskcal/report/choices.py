@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from riskcal._validate import Floats
+from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration import Calibration
 from riskcal.calibration.calibrate import refuse_cut_grid, refuse_for_list
 from riskcal.calibration.problem import Problem
@@ -27,6 +27,27 @@ UNITS = {
     "flops": "FLOPs per prompt",
     "tokens": "tokens per prompt",
 }
+
+
+def units(calibration: Calibration) -> dict[str, str]:
+    """Recorded costs and what they are per, in their order in tables and charts: that which chooses, then the known ones.
+
+    Where every prompt is one decision, there are no tokens to count, and its depth is its own.
+    """
+    costs = calibration.costs
+    alone = "tokens" in costs and bool((calibration.table["tokens"] == 1).all())
+    known = UNITS | ({"layers": "layers per prompt"} if alone else {})
+    costs = sorted(costs, key=[calibration._cost, *UNITS, *costs].index)
+    return {
+        name: known.get(name, f"{name} per prompt")
+        for name in costs
+        if not (alone and name == "tokens")
+    }
+
+
+def saved(name: str) -> str:
+    """How a table says that some of a cost was saved."""
+    return f"{'FLOPs' if name == 'flops' else name} saved"
 
 
 @dataclass(frozen=True)
@@ -59,6 +80,11 @@ def choices(
         Where there is no single loss for which bounds could hold together, or lower thresholds were left out by the losses.
     """
     refuse_for_list(problem, None, {})
+    if len(problem.risks) > 1:
+        raise RiskcalError(
+            "delta: bounds that hold for every delta at once are of one risk, and here are "
+            f"{len(problem.risks)}; give one."
+        )
     refuse_cut_grid(problem.stopped, one_sequence=False)
     risk = problem.risks[0]
     low = 0.0 if risk.lower < 0.0 < risk.upper else risk.lower
@@ -74,18 +100,19 @@ def table_of(chosen: Choices, full: dict[str, float]) -> pd.DataFrame:
     rows = []
     for one in chosen.calibrations:
         row: dict[str, Any] = {"delta": float(one.delta)} if not isinstance(one.delta, dict) else {}
-        at = one.chosen
-        for name in one.coordinates:
-            row[name] = "full" if at is None else at[name]
+        at, names = one.chosen, one.coordinates
+        if names != ["threshold"]:  # as charts and the table of candidates number them
+            row["candidate"] = "full" if at is None else int(at.name) + 1  # type: ignore[call-overload]
+        for name in names:
+            if name != "threshold" or "thresholds" not in names:  # which it only numbers
+                row[name] = "full" if at is None else at[name]
         row["observed loss"] = 0.0 if at is None else float(at["loss"])
         row["upper bound"] = 0.0 if at is None else float(at["bound"])
-        names = one.table.columns.tolist()
-        costs = names[names.index("certified") + 1 :]
-        for name in sorted(costs, key=(list(UNITS) + costs).index):
+        for name, per in units(one).items():
             spent = full.get(name, np.nan) if at is None else float(at[name])
-            row[UNITS.get(name, f"{name} per prompt")] = spent
-            if name in ("layers", "flops") and full.get(name):
-                row[f"{name} saved"] = f"{1 - spent / full[name]:.0%}"
+            row[per] = spent
+            if name in ("layers", "flops", one._cost) and name != "seconds" and full.get(name):
+                row[saved(name)] = f"{1 - spent / full[name]:.0%}"
             if name == "seconds" and full.get(name) and spent > 0:
                 row["speed"] = f"{full[name] / spent:.2f}x"
         rows.append(row)

@@ -7,11 +7,11 @@ import pandas as pd
 
 from riskcal._validate import Floats
 from riskcal.calibration import Calibration
-from riskcal.calibration.problem import Problem
+from riskcal.calibration.problem import Problem, TestedRisk
 from riskcal.policy import sentences
 from riskcal.report import charts
 from riskcal.report.charts import Mark
-from riskcal.report.choices import UNITS, Choices
+from riskcal.report.choices import Choices, units
 from riskcal.report.html import Html, details, joined, table, tag
 from riskcal.report.sections import Section
 
@@ -26,17 +26,23 @@ def section(
     source = calibration if chosen is None else chosen.calibrations[chosen.step]
     assert source is not None  # the page has at least one of the two
     x, axis = _axis(problem)
-    costs = [name for name in UNITS if name in problem.costs]
-    drawn = [_risk(problem, x, axis, calibration, chosen)]
+    costs = units(source)
+    drawn = [
+        _risk(problem, risk, x, axis, calibration, chosen)
+        for risk in problem.risks
+        if not risk.is_cost  # which has a chart as a cost
+    ]
     drawn += [
-        _cost(problem, x, axis, name, calibration, chosen) for name in costs if name != "tokens"
+        _cost(problem, x, axis, name, per, calibration, chosen)
+        for name, per in costs.items()
+        if name != "tokens" or name == source._cost
     ]
     marked = _marked(calibration)
 
     def row(index: int) -> dict[str, Any]:
         return {"class_": "chosen" if index == marked else None}
 
-    frame = _table(source.table, problem.coordinates, calibration, chosen)
+    frame = _table(problem, source.table, costs, calibration, chosen)
     body = [tag("div", *drawn, class_="charts"), tag("p", _reading(problem, chosen))]
     body.append(
         details("Every candidate, as a table", table(frame, "Candidates, in tested order", row=row))
@@ -51,6 +57,11 @@ def _axis(problem: Problem) -> tuple[Floats, str]:
     cautious = "lower" if problem.lower_is_stricter else "higher"
     x = problem.candidates["threshold"].to_numpy(dtype=np.float64)
     return x, f"exit threshold ({cautious}: more cautious)"
+
+
+def _stand_alone(problem: Problem) -> bool:
+    """Whether no line may join candidates: what is between two of them is none, or there is but one."""
+    return problem.several_coordinates or problem.k == 1
 
 
 def _marked(calibration: Calibration | None) -> int | None:
@@ -75,23 +86,29 @@ def _dots(colour: str, chosen: Choices | None, x: Floats, y: Floats) -> list[Mar
 
 def _risk(
     problem: Problem,
+    risk: TestedRisk,
     x: Floats,
     axis: str,
     calibration: Calibration | None,
     chosen: Choices | None,
 ) -> Html:
-    risk = problem.risks[0]
     loss, name = problem.mean(risk), sentences.meaning(risk.name)
     order = np.argsort(x)
     finite = loss[np.isfinite(loss)]
     high = 1.15 * max(float(finite.max(initial=0.0)), 1e-9)
-    delta = None if calibration is None or isinstance(calibration.delta, dict) else risk.delta
+    delta = None if calibration is None else risk.delta
     if delta is not None:
         high = max(high, 1.6 * delta)
     high = min(high, risk.upper)
 
+    alone = _stand_alone(problem)
+
     def draw(ax: "Axes") -> None:
-        if chosen is not None:
+        if chosen is not None and alone:
+            bound = np.minimum(chosen.bounds[order], 2 * high)
+            said = "up to its upper bound"
+            ax.vlines(x[order], loss[order], bound, color=charts.LOSS, linewidth=1, label=said)
+        elif chosen is not None:
             bound = np.minimum(chosen.bounds[order], 2 * high)
             ax.fill_between(
                 x[order], loss[order], bound, color=charts.LOSS, alpha=0.18, linewidth=0
@@ -102,10 +119,11 @@ def _risk(
                 color=charts.LOSS,
                 linewidth=1,
                 linestyle="--",
-                label="upper bound, all at once",
+                label="upper bound",
             )
+        form = "o" if alone else "o-"
         ax.plot(
-            x[order], loss[order], "o-", color=charts.LOSS, markersize=3.5, label="observed mean"
+            x[order], loss[order], form, color=charts.LOSS, markersize=3.5, label="observed mean"
         )
         if delta is not None:
             ax.axhline(
@@ -113,7 +131,7 @@ def _risk(
                 color=charts.BAD,
                 linewidth=1.2,
                 linestyle=":",
-                label=f"delta {delta:g}, fixed beforehand",
+                label=f"delta {delta:g}, fixed",
             )
         at = _fixed(calibration, x, loss)
         if at is not None:
@@ -121,7 +139,7 @@ def _risk(
         ax.set_ylim(min(0.0, 1.1 * float(finite.min(initial=0.0))), high)
         ax.set_xlabel(axis)
         ax.set_ylabel("loss")
-        ax.legend(loc="upper right")
+        charts.legend_above(ax)
 
     marks = []
     if chosen is not None:
@@ -140,6 +158,7 @@ def _cost(
     x: Floats,
     axis: str,
     name: str,
+    per: str,
     calibration: Calibration | None,
     chosen: Choices | None,
 ) -> Html:
@@ -147,21 +166,24 @@ def _cost(
     full = problem.full_costs.get(name)
 
     def draw(ax: "Axes") -> None:
-        ax.plot(x[order], mean[order], "o-", color=charts.COST, markersize=3.5, label="early exit")
+        form = "o" if _stand_alone(problem) else "o-"
+        ax.plot(x[order], mean[order], form, color=charts.COST, markersize=3.5, label="early exit")
         if full is not None:
             ax.axhline(full, color=charts.INK, linewidth=1, linestyle=":", label="full model")
         at = _fixed(calibration, x, mean)
         if at is not None:
             ax.plot(*at, "s", color=charts.SURE, markersize=8)
-        ax.set_ylim(0, 1.25 * max(float(mean.max()), full or 0.0, 1e-12))
+        top = max(float(mean.max()), full or 0.0, 1e-12)
+        ax.set_ylim(0, 1.08 * top)
+        charts.amounts(ax, top)
         ax.set_xlabel(axis)
-        ax.set_ylabel(UNITS[name])
-        ax.legend(loc="upper left", ncols=2)
+        ax.set_ylabel(per)
+        charts.legend_above(ax)
 
-    said = f"Chart: {UNITS[name]} from {mean.min():.3g} to {mean.max():.3g} over {problem.k} candidates"
+    said = f"Chart: {per} from {mean.min():.3g} to {mean.max():.3g} over {problem.k} candidates"
     said += "." if full is None else f"; the full model takes {full:.3g}."
     picture = charts.chart(draw, said, marks=_dots(charts.BAD, chosen, x, mean), step=_step(chosen))
-    return tag("figure", tag("figcaption", f"Mean {UNITS[name]}"), picture)
+    return tag("figure", tag("figcaption", f"Mean {per}"), picture)
 
 
 def _step(chosen: Choices | None) -> int:
@@ -173,27 +195,31 @@ def _reading(problem: Problem, chosen: Choices | None) -> str:
     if chosen is None:
         return said
     level = sentences.at_least(chosen.calibrations[0].epsilon_spent)
+    drawn = "Each thin line goes up to" if _stand_alone(problem) else "The dashed line is"
     return said + (
-        f"The dashed line is an upper bound: with probability at least {level} the expected losses of all candidates lie below "
+        f"{drawn} an upper bound: with probability at least {level} the expected losses of all candidates lie below "
         "theirs. It stands on the slider's grid of deltas, and rises beyond the chart where no delta of the slider is certified. "
         "The moving dot and the solid line are the slider's delta and the threshold that it certifies."
     )
 
 
 def _table(
+    problem: Problem,
     source: pd.DataFrame,
-    coordinates: list[str],
+    costs: dict[str, str],
     calibration: Calibration | None,
     chosen: Choices | None,
 ) -> pd.DataFrame:
     """One row per candidate: what tells them apart, losses, p-value and bound, costs."""
-    whole = source if calibration is None else calibration.table
+    whole, coordinates = source if calibration is None else calibration.table, problem.coordinates
     names = whole.columns.tolist()
-    shown = whole[[*coordinates, *names[names.index("n") + 1 :]]]
+    told = [name for name in coordinates if name != "threshold" or "thresholds" not in coordinates]
+    found = [name for name in names[names.index("n") + 1 :] if name not in problem.costs]
+    shown = whole[[*told, *found, *costs]]
     if calibration is None:
         shown = shown.drop(columns="certified")  # that is for each delta to say
     if chosen is not None and "bound" not in shown:
         shown.insert(shown.columns.tolist().index("certified"), "bound", chosen.bounds)
     if coordinates != ["threshold"]:
         shown.insert(0, "candidate", np.arange(1, len(shown) + 1))
-    return shown.rename(columns={"bound": "upper bound", "pvalue": "p-value", **UNITS})
+    return shown.rename(columns={"bound": "upper bound", "pvalue": "p-value", **costs})

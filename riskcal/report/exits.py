@@ -45,25 +45,47 @@ def _padded(traces: Traces, values: NDArray[Any]) -> Floats:
     return padded
 
 
-def histograms(counts: Mapping[str, Floats], note: str) -> Section:
-    """How many tokens leave at each layer, by group: bars, and a table."""
+class Kind(NamedTuple):
+    """What leaves, and where: tokens at layers, or requests, each a prompt of its own, at exits."""
+
+    what: str = "tokens"
+    place: str = "layer"
+
+
+def kind(traces: Traces) -> Kind:
+    """Requests where each prompt has one row, as a classifier's or a cascade's have."""
+    alone = len(np.unique(traces.prompt)) == len(traces.prompt)
+    return Kind("requests", "exit") if alone else Kind()
+
+
+def histograms(
+    counts: Mapping[str, Floats],
+    note: str,
+    *,
+    of: Kind = Kind(),  # noqa: B008 -- a tuple of texts
+    title: str | None = None,
+    means: Mapping[str, float] | None = None,
+) -> Section:
+    """How many tokens leave at each layer, by group: bars, and a table; ``means`` are those of what was rounded to layers."""
     size = charts.WIDE if len(counts) == 1 else charts.SMALL
     figures = []
     for name, of_layer in list(counts.items())[:MOST]:
         mean = (of_layer * np.arange(1, len(of_layer) + 1)).sum() / max(of_layer.sum(), 1)
-        label = f"Chart: exits of {name}; on average at layer {mean:.2f}."
+        if means is not None:
+            mean = means[name]
+        label = f"Chart: exits of {name}; on average at {of.place} {mean:.2f}."
 
         def draw(ax: "Axes", of_layer: Floats = of_layer) -> None:
             charts.bars(ax, of_layer)
-            ax.set_xlabel("layer")
+            ax.set_xlabel(of.place)
             ax.set_ylabel("%")
 
-        caption = tag("figcaption", name, tag("small", f" mean layer {mean:.2f}"))
+        caption = tag("figcaption", name, tag("small", f" mean {of.place} {mean:.2f}"))
         figures.append(tag("figure", caption, charts.chart(draw, label, size=size)))
     layers = max(len(of_layer) for of_layer in counts.values())
     frame = pd.DataFrame(
         [
-            {"group": name} | {f"layer {i + 1}": int(n) for i, n in enumerate(of_layer)}
+            {"group": name} | {f"{of.place} {i + 1}": int(n) for i, n in enumerate(of_layer)}
             for name, of_layer in list(counts.items())[:LISTED]
         ]
     )
@@ -73,8 +95,9 @@ def histograms(counts: Mapping[str, Floats], note: str) -> Section:
         tag("p", note + more),
         tag("div", *figures, class_=f"charts{' small' * (len(counts) > 1)}"),
     ]
-    body.append(details("Exits, as a table", table(frame, f"Counts by layer, 1 to {layers}")))
-    return Section("exits", "Where tokens leave", joined(body))
+    counted = f"Counts by {of.place}, 1 to {layers}"
+    body.append(details("Exits, as a table", table(frame, counted)))
+    return Section("exits", title or f"Where {of.what} leave", joined(body))
 
 
 def of_traces(traces: Traces, policy: ExitPolicy | None, groups: Mapping[Any, Any]) -> Section:
@@ -82,9 +105,12 @@ def of_traces(traces: Traces, policy: ExitPolicy | None, groups: Mapping[Any, An
 
     Without a policy, of all tokens at three thresholds in the midst of the confidences.
     """
+    of = kind(traces)
     note = (
         f"Share of the tokens that leave at each layer{_at(policy)}, read off the full model's own path ({len(traces.prompt):,} "
         "tokens). After a first early exit a real decoder's states differ a little, so that this shows and proves nothing."
+        if of.what == "tokens"
+        else f"Share of the {len(traces.prompt):,} requests that leave at each exit{_at(policy)}; no guarantee speaks of it."
     )
     if policy is None:
         note += " They leave where a confidence is at least the threshold."
@@ -94,15 +120,16 @@ def of_traces(traces: Traces, policy: ExitPolicy | None, groups: Mapping[Any, An
             f"threshold {one:.3g}": _counts(traces, layers_of(traces, ExitPolicy(threshold=one)))
             for one in middle.tolist()
         }
-        return histograms(counts, note)
+        return histograms(counts, note, of=of)
     exits = layers_of(traces, policy)
-    labels: NDArray[Any] = np.full(len(exits), "all tokens")
+    labels: NDArray[Any] = np.full(len(exits), f"all {of.what}")
     if traces.group is not None:
         labels = np.asarray(traces.group).astype(str)
     elif groups:
         labels = np.array([str(groups.get(one, "(no group)")) for one in traces.prompt.tolist()])
     names = np.unique(labels).tolist()
-    return histograms({one: _counts(traces, exits[labels == one]) for one in names}, note)
+    counted = {one: _counts(traces, exits[labels == one]) for one in names}
+    return histograms(counted, note, of=of)
 
 
 def _at(policy: ExitPolicy | None) -> str:
@@ -120,21 +147,21 @@ def of_runs(runs: Runs, candidate: int) -> list[Section]:
     if "layers" not in runs.values:
         return []
     depth = runs.values["layers"][:, candidate]
-    deepest = max(int(np.ceil(depth.max())), 1)
+    whole = runs.full.get("layers", depth)  # a chart of 13 layers would hide the other 19
+    deepest = max(int(np.ceil(max(depth.max(), whole.max()))), 1)
     if deepest > 200:
         return []
     labels = runs.labels.get("group", np.full(len(depth), "all prompts", dtype=object)).astype(str)
     edges = np.arange(0.5, deepest + 1.5)
-    counts = {
-        str(name): np.histogram(depth[labels == name], edges)[0].astype(np.float64)
-        for name in np.unique(labels)
-    }
+    inside = {str(name): depth[labels == name] for name in np.unique(labels)}
+    counts = {name: np.histogram(own, edges)[0].astype(float) for name, own in inside.items()}
     at = runs.candidates["threshold"].iloc[candidate]
     note = (
         f"Share of the prompts by their mean layers per token at threshold {shown(float(at))}, rounded. "
         "What a group loses is not certified, only the mean over all."
     )
-    return [histograms(counts, note)]
+    means = {name: float(own.mean()) for name, own in inside.items()}
+    return [histograms(counts, note, title="How deep prompts go", means=means)]
 
 
 def reliability(traces: Traces) -> Section:
@@ -152,35 +179,36 @@ def reliability(traces: Traces) -> Section:
     edges = np.linspace(low, high, BINS + 1)
     heads = list(range(max(traces.n_layers - 1, 1)))
     drawn = np.unique(np.linspace(0, len(heads) - 1, min(MOST, len(heads))).astype(int))
-    figures, rows = [], []
+    figures, rows, of = [], [], kind(traces)
     for head in heads:
         confidence, outcome = seen[:, head], good[:, head]
         bins = _bins(confidence, outcome, edges)
-        row = {"layer": head + 1, "confidences": int(bins.n.sum()), what: _mean(outcome)}
+        row = {of.place: head + 1, "confidences": int(bins.n.sum()), what: _mean(outcome)}
         gap = float((np.abs(bins.seen - bins.right) * bins.n).sum() / max(bins.n.sum(), 1))
         rows.append(row | ({"gap": gap} if is_share else {}))
         if head in drawn and bins.n.size:
-            figures.append(_diagram(head + 1, bins, (low, high), gap if is_share else None, what))
+            name = f"{of.place.capitalize()} {head + 1}"
+            figures.append(_diagram(name, bins, (low, high), gap if is_share else None, what))
+    said = f"how often its {of.what[:-1]} {what}" if traces.agrees is not None else what
     note = (
-        f"For each exit but the last: how often its token {what}, by its confidence in {BINS} bins; a larger dot has more "
-        "tokens. "
-        if traces.agrees is not None
-        else f"For each exit but the last: {what}, by its confidence in {BINS} bins; a larger dot has more tokens. "
-    )
-    note += (
+        f"For each exit but the last: {said}, by its confidence in {BINS} bins; a larger dot has more {of.what}. "
         "Thresholds need a curve that rises (or falls, where low values are the strict ones): a flat one cannot tell good "
-        "tokens from bad. "
+        f"{of.what} from bad. "
     )
     if is_share:
         note += (
             "On the diagonal confidence means what it says, which calibrated thresholds do not need; the gap is the mean "
             "distance from it."
         )
+    word = "exit" if of.place == "exit" else "head"
     body = [tag("p", note), tag("div", *figures, class_="charts small")]
     body.append(
-        details("Heads, as a table", table(pd.DataFrame(rows), "Every exit but the last, by layer"))
+        details(
+            "Confidences, as a table" if word == "exit" else "Heads, as a table",
+            table(pd.DataFrame(rows), f"Every exit but the last, by {of.place}"),
+        )
     )
-    return Section("heads", "What each head's confidence is worth", joined(body))
+    return Section("heads", f"What each {word}'s confidence is worth", joined(body))
 
 
 def _mean(outcome: Floats) -> float:
@@ -209,7 +237,7 @@ def _bins(confidence: Floats, outcome: Floats, edges: Floats) -> _Bins:
 
 
 def _diagram(
-    layer: int, bins: _Bins, span: tuple[float, float], gap: float | None, what: str
+    name: str, bins: _Bins, span: tuple[float, float], gap: float | None, what: str
 ) -> Html:
     def draw(ax: "Axes") -> None:
         if gap is not None:
@@ -224,6 +252,6 @@ def _diagram(
         ax.set_ylabel("agreement" if what.startswith("agrees") else "1 - loss")
 
     said = "" if gap is None else f" gap {gap:.3f}"
-    label = f"Chart: layer {layer}, outcome by confidence;{said or ' table below'}."
-    caption = tag("figcaption", f"Layer {layer}", tag("small", said))
+    label = f"Chart: {name.lower()}, outcome by confidence;{said or ' table below'}."
+    caption = tag("figcaption", name, tag("small", said))
     return tag("figure", caption, charts.chart(draw, label, size=charts.SMALL))

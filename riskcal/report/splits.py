@@ -1,5 +1,6 @@
 """How large the savings are over repeated splits, and how often a held-out mean lies above delta."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ from riskcal.calibration.calibrate import procedure_for
 from riskcal.calibration.problem import Problem
 from riskcal.pvalues import methods
 from riskcal.report import charts
+from riskcal.report.choices import saved as saved_of
 from riskcal.report.html import Html, details, joined, table, tag
 from riskcal.report.sections import Section
 from riskcal.trials import run as trials
@@ -47,17 +49,20 @@ def section(
     found = trials.of_problem(
         problem, deltas, heldout, methods.named(test), procedure, epsilon, cost
     )
-    name = procedure.name.replace("_", " ")
+    sequence = procedure.name.replace("_", " ")
     note = (
         f"The {problem.unit} were split {SPLITS} times at random: {FRACTION:.0%} to calibrate on, by {test.replace('_', ' ')} "
-        f"and {name}, the rest held out. This shows how much savings depend on the draw; it proves nothing, since splits "
+        f"and {sequence}, the rest held out. This shows how much savings depend on the draw; it proves nothing, since splits "
         "overlap, and a held-out mean is above delta by chance now and then even where the expected loss is not."
     )
-    body = [tag("p", note), *_drawn(found), _table(found)]
+    saving = next((one for one in (cost, "layers") if {one, f"full_{one}"} <= set(found)), None)
+    saved = None if saving is None else 100 * (1 - found[saving] / found[f"full_{saving}"])
+    name = "" if saving is None else saved_of(saving)
+    body = [tag("p", note), *_drawn(found, name, saved), _table(found, name, saved)]
     return [Section("splits", "Savings and violations over repeated splits", joined(body))]
 
 
-def _drawn(found: pd.DataFrame) -> list[Html]:
+def _drawn(found: pd.DataFrame, name: str, saved: pd.Series | None) -> list[Html]:
     places = {delta: i for i, delta in enumerate(sorted(found["delta"].unique()))}
     x = found["delta"].map(places).to_numpy(dtype=np.float64)
     x += (found["trial"].to_numpy() / SPLITS - 0.5) * 0.5  # side by side, so that none hides others
@@ -85,16 +90,10 @@ def _drawn(found: pd.DataFrame) -> list[Html]:
         ax.legend(loc="upper left")
         ticks(ax)
 
-    def saved(ax: "Axes") -> None:
-        ax.plot(
-            x,
-            100 * (1 - found["layers"] / found["full_layers"]),
-            "o",
-            color=charts.COST,
-            markersize=3.5,
-        )
-        ax.set_ylim(-2, 100)
-        ax.set_ylabel("layers saved, %")
+    def savings(ax: "Axes", saved: pd.Series) -> None:
+        ax.plot(x, saved, "o", color=charts.COST, markersize=3.5)
+        ax.set_ylim(min(-2.0, 1.1 * float(saved.min())), 100)
+        ax.set_ylabel(f"{name}, %")
         ticks(ax)
 
     drawn = [
@@ -104,19 +103,15 @@ def _drawn(found: pd.DataFrame) -> list[Html]:
             charts.chart(losses, "Chart: held-out loss of each split at each delta; table below."),
         )
     ]
-    if {"layers", "full_layers"} <= set(found.columns):
-        label = "Chart: layers saved by each split at each delta; table below."
-        drawn.append(
-            tag(
-                "figure",
-                tag("figcaption", "Layers saved by each split"),
-                charts.chart(saved, label),
-            )
-        )
+    if saved is not None:
+        title = f"{name[0].upper()}{name[1:]} by each split"
+        label = f"Chart: {name} by each split at each delta; table below."
+        picture = charts.chart(partial(savings, saved=saved), label)
+        drawn.append(tag("figure", tag("figcaption", title), picture))
     return [tag("div", *drawn, class_="charts")]
 
 
-def _table(found: pd.DataFrame) -> Html:
+def _table(found: pd.DataFrame, name: str, saved: pd.Series | None) -> Html:
     means = trials.summary(found).set_index("delta")
     over = (found["heldout_loss"] > found["delta"]).groupby(found["delta"]).sum()
     frame = pd.DataFrame(
@@ -128,7 +123,8 @@ def _table(found: pd.DataFrame) -> Html:
             "held-out loss": means["heldout_loss_mean"].to_numpy(),
         }
     )
-    if "saving_mean" in means:
-        frame["layers saved"] = (100 * means["saving_mean"]).map("{:.1f}%".format).to_numpy()
-        frame["standard deviation"] = (100 * means["saving_sd"]).map("{:.1f}%".format).to_numpy()
+    if saved is not None:
+        by_delta = saved.groupby(found["delta"])
+        frame[name] = by_delta.mean().map("{:.1f}%".format).to_numpy()
+        frame["standard deviation"] = by_delta.std().map("{:.1f}%".format).to_numpy()
     return details("Splits, as a table", table(frame, "Repeated splits, by delta"))

@@ -173,7 +173,8 @@ def _of_calibration(
     try:
         every = choices.choices(problem, calibration.test, cost, told, delta)
     except RiskcalError as error:  # no bounds could hold together here: their own words say why
-        every, why = None, str(error)
+        what, _, said = str(error).removesuffix("; give one.").removesuffix(".").partition(": ")
+        every, why = None, f"{what} {said}" if what == "weighting" else said
     sections = [
         guarantee(calibration.message, calibration.certificate, certified=calibration.certified),
         *_sections(problem, calibration, every, calibration.test, told, cost, why),
@@ -201,7 +202,11 @@ def _sections(
     )
     if every is None:
         first = [
-            Section("delta", "What each delta would buy", joined([tag("p", f"Not here. {why}")]))
+            Section(
+                "delta",
+                "What each delta would buy",
+                joined([tag("p", f"There is no slider here: {why}.")]),
+            )
         ]
     else:
         first = [choices.section(every, problem.full_costs, fixed=fixed)]

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -64,6 +65,7 @@ class EventLog:
         self._name = os.fspath(self.path)
         self._lock = os.fspath(self.path.with_name(f".{self.path.name}.lock"))
         self._thread = threading.Lock()
+        _LOGS.add(self)
 
     def write(self, name: str, attributes: dict[str, Any] | None = None) -> None:
         """Append one event, whole.
@@ -97,9 +99,10 @@ class EventLog:
             with self._thread:
                 lock = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o666)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+                    fcntl.flock(lock, fcntl.LOCK_EX)
                     self._append(lines)
                 finally:
+                    fcntl.flock(lock, fcntl.LOCK_UN)  # closing would leave it to a fork's copy
                     os.close(lock)
         except OSError as error:
             raise RiskcalError(f"{self.path}: cannot be written ({error.strerror}).") from None
@@ -123,6 +126,18 @@ class EventLog:
         return self.path.with_name(f"{self.path.name}.{number:06d}")
 
 
+def _begin_anew() -> None:
+    """In a fork: a thread that was writing is not in it, and would never give way."""
+    for log in _LOGS:
+        log._thread = threading.Lock()
+
+
+#: That forks take along.
+_LOGS: weakref.WeakSet[EventLog] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
 def rotated(path: str | os.PathLike[str]) -> list[Path]:
     """The files that a log was renamed to, oldest first."""
     target = Path(path)
@@ -135,7 +150,7 @@ def _line(name: str, attributes: dict[str, Any] | None) -> bytes:
     event = {"name": name, "time_unix_nano": time.time_ns(), "attributes": attributes or {}}
     try:
         return _JSON.encode(event).encode() + b"\n"
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise RiskcalError(
             f"attributes: {error}; give text, finite numbers, booleans, None, lists and dicts."
         ) from None

@@ -1,6 +1,7 @@
 """`read_events`: the events of a log as it is found, with a count of everything that is odd in it."""
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Any
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.serving.events import NAMES
+
+#: Half of a surrogate pair, and before it what only looks like one: an escaped backslash, and whole pairs.
+_HALF = re.compile(rb"\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..|(\\u[dD][89a-fA-F]..)")
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,17 @@ def read_events(path: str | os.PathLike[str], *, offset: int = 0) -> Events:
         with Path(path).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(offset)
-            data = file.read()
+            if offset <= size:
+                return events_in(file.read(), offset)
     except OSError as error:
         raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
-    if offset > size:
-        raise RiskcalError(
-            f"offset: {offset} is beyond the {size} bytes of {path}; it is another file: begin at 0."
-        )
+    raise RiskcalError(
+        f"offset: {offset} is beyond the {size} bytes of {path}; it is another file: begin at 0."
+    )
+
+
+def events_in(data: bytes, offset: int) -> Events:
+    """The events of what stands in a log from a byte on."""
     whole = data[: data.rfind(b"\n") + 1]
     events: list[dict[str, Any]] = []
     damaged: list[int] = []
@@ -145,9 +153,15 @@ def request_id(event: dict[str, Any]) -> str | None:
 
 
 def parsed(line: str | bytes) -> dict[str, Any] | None:
-    """The event in a line; None where it is damaged."""
+    """The event in a line; None where it is damaged.
+
+    Half of a surrogate pair, which a request may hold and no file or page can, is told by its escape.
+    """
+    data = line.encode("utf-8", "backslashreplace") if isinstance(line, str) else line
+    if b"\\ud" in data or b"\\uD" in data:
+        data = _HALF.sub(lambda found: b"\\" * (found[1] is not None) + found[0], data)
     try:
-        event = _validate.from_json(line)
+        event = _validate.from_json(data)
     except ValueError:
         return None
     return event if isinstance(event, dict) and isinstance(event.get("name"), str) else None

@@ -38,7 +38,9 @@ class Shadow:
         self.rate = _validate.number(rate, "rate")
         if not 0.0 <= self.rate <= 1.0:
             raise RiskcalError(f"rate: {self.rate:g} is outside [0, 1]; give a share of requests.")
-        self._key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
+        key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
+        # begun once: every request is asked about
+        self._begun = hashlib.blake2b(digest_size=8, key=key)
 
     def takes(self, request_id: str) -> bool:
         """Whether this request is also run on the full model."""
@@ -46,6 +48,6 @@ class Shadow:
             raise RiskcalError(
                 f"request_id: {_validate.shown(request_id)} is no text; give every request an id of its own."
             )
-        text = request_id.encode("utf-8", "surrogatepass")
-        drawn = int.from_bytes(hashlib.blake2b(text, digest_size=8, key=self._key).digest())
-        return drawn < self.rate * 2.0**64
+        drawn = self._begun.copy()
+        drawn.update(request_id.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(drawn.digest()) < self.rate * 2.0**64

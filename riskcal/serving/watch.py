@@ -12,8 +12,9 @@ from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
 from riskcal.serving.drift import Drift, features
 from riskcal.serving.estimates import Interval, mean_interval
-from riskcal.serving.events import NAMES, rotated
-from riskcal.serving.reader import parsed, read_events, request_id
+from riskcal.serving.events import NAMES
+from riskcal.serving.place import files_of, known_by
+from riskcal.serving.reader import Events, events_in, parsed, request_id
 from riskcal.serving.strata import Strata, Stratum, is_number
 from riskcal.serving.watch_state import refuse_others
 
@@ -85,6 +86,7 @@ class EventWatch:
         self._seen: dict[str, None] = {}
         self._absent: dict[str, str] = {}  # tasks, by request
         self._place: tuple[int, int] | None = None  # inode and byte
+        self._known_by = ""
         self._clock = -1
 
     def read(self, path: str | os.PathLike[str]) -> Self:
@@ -93,32 +95,48 @@ class EventWatch:
         Raises
         ------
         RiskcalError
-            If the file where the last call ended is no longer among them: its rest would be lost.
+            If the file where the last call ended is no longer among them, or another stands there: its rest would be lost.
         """
-        files = [*rotated(path), Path(path)]
-        inodes = [_inode(file) for file in files]
+        files = files_of(path)
         start = 0
         if self._place is not None:
+            inodes = [inode for _, inode in files]
             if self._place[0] not in inodes:
                 raise RiskcalError(
                     f"{path}: the file that was read last is gone; put it back beside the log, or begin a new state."
                 )
             start = inodes.index(self._place[0])
-        for file, inode in zip(files[start:], inodes[start:], strict=True):
-            same = self._place is not None and self._place[0] == inode
-            found = read_events(file, offset=self._place[1] if same and self._place else 0)
-            if (
-                _inode(file) != inode
-            ):  # rotated meanwhile: the next call finds it under its new name
+        for file, inode in files[start:]:
+            new = self._new(file, inode, renamed=file != files[-1][0])
+            if new is None:  # rotated meanwhile: the next call finds it under its new name
                 break
+            found, end, known = new
             for event in found.events:
                 self._take(event)
-            self.counts["damaged"] += len(found.damaged)
+            self.counts["damaged"] += len(found.damaged) + (end > found.offset)
             self.counts["unknown"] += found.unknown.total()
-            torn = found.torn_bytes if file != files[-1] else 0  # of a renamed file: nobody ends it
-            self.counts["damaged"] += torn > 0
-            self._place = (inode, found.offset + torn)
+            self._place, self._known_by = (inode, end), known
         return self._fed()
+
+    def _new(self, path: Path, inode: int, *, renamed: bool) -> tuple[Events, int, str] | None:
+        """What a file holds beyond the place, where that ends, and what it is known by; None where another has its name now."""
+        at = self._place[1] if self._place is not None and self._place[0] == inode else 0
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_ino != inode:
+                    return None
+                if at and self._known_by not in ("", known_by(file, at)):
+                    raise RiskcalError(
+                        f"{path}: is not the file that was read last, which was emptied or deleted, and another begun in its "
+                        "place; put it back beside the log, or begin a new state."
+                    )
+                file.seek(at)
+                found = events_in(file.read(), at)
+                # a torn last line is read again, unless it is of a renamed file, where nobody ends it
+                end = found.offset + (found.torn_bytes if renamed else 0)
+                return found, end, known_by(file, end)
+        except OSError as error:
+            raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
 
     def follow(self, lines: Iterable[str | bytes]) -> Self:
         """Take the lines of a stream as they come, and return with its end or with the line at which losses raise the alarm.
@@ -261,6 +279,7 @@ class EventWatch:
             "seen": list(self._seen),
             "absent": self._absent,
             "place": self._place,
+            "known_by": self._known_by,
             "clock": self._clock,
         }
         with _replacing.replacing(path) as partial:
@@ -296,6 +315,7 @@ class EventWatch:
             watch._seen = dict.fromkeys(state["seen"])
             watch._absent = dict(state.get("absent", {}))
             watch._place = None if state["place"] is None else tuple(state["place"])
+            watch._known_by = state.get("known_by", "")
             watch._clock = state["clock"]
         except OSError as error:
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
@@ -308,10 +328,3 @@ def _number(value: Any) -> float:
     if not is_number(value):
         raise RiskcalError("riskcal.loss: is no finite number.")
     return float(value)
-
-
-def _inode(path: Path) -> int:
-    try:
-        return path.stat().st_ino
-    except OSError as error:
-        raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None

@@ -82,6 +82,7 @@ class State(_Part):
     seen: list[str]
     absent: dict[str, str] = {}
     place: Annotated[tuple[Count, Count], Field(strict=False)] | None
+    known_by: str = ""
     clock: int
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate, fwer, records
 from riskcal._validate import RiskcalError
 from riskcal.calibration.calibrate import calibrate
+from riskcal.calibration.posing import require_runs
 from riskcal.fwer import Procedure
 from riskcal.fwer.procedures import options_of, pilot_size
 from riskcal.pvalues import Method
@@ -61,6 +62,7 @@ def compare(
     >>> riskcal.calibrate(rest, delta=0.1, test="betting").threshold
     0.5
     """
+    require_runs(runs)
     procedures = procedures or (
         _ONE_COORDINATE if records.only_threshold(runs.candidates) else ("holm", "bonferroni")
     )
@@ -100,9 +102,8 @@ def _outcome(runs: Runs, delta: Any, settings: dict[str, Any]) -> dict[str, Any]
         }
     row["certified"] = float(result.table["certified"].sum()) / runs.k
     for name in result.table.columns:
-        if name == "loss" or name.startswith(
-            "loss_"
-        ):  # several risks have one each; a budget's is the mean cost
+        # several risks have one each; a budget's is the mean cost
+        if name == "loss" or name.startswith("loss_"):
             full = result.full_costs.get(name.removeprefix("loss_"), 0.0)
             row[name] = full if result.chosen is None else float(result.chosen[name])
     for name in runs.costs:
@@ -135,6 +136,7 @@ def split_pilot(runs: Runs, fraction: float = 0.2) -> tuple[Runs, Runs]:
     >>> pilot.n, rest.n
     (600, 2400)
     """
+    require_runs(runs)
     share = _validate.level(fraction, "fraction")
     size = pilot_size(runs.n, share)
     if size is None:

@@ -167,7 +167,9 @@ def splits(n: int, n_trials: int, fraction: float, seed: int) -> NDArray[np.intp
             f"calibration_fraction: {share:g} of {n} units leaves {size} to calibrate on and {n - size} to hold out; "
             "at least two and one are needed."
         )
-    keys = np.random.default_rng(_validate.count(seed, "seed", least=0)).random((n_trials, n))
+    keys = np.random.default_rng(_validate.count(seed, "seed", least=0, most=2**128)).random(
+        (n_trials, n)
+    )
     return np.argpartition(keys, n - size, axis=1)[:, : n - size]
 
 

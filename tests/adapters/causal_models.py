@@ -95,3 +95,24 @@ def hugging_face(of, input_ids, attention_mask, max_new_tokens=LENGTH):
         use_cache=True,
     )
     return generated[:, input_ids.shape[1] :]
+
+
+def assert_rows_as_alone(own, policy, batch):
+    """Tokens, exits and confidences of a padded batch are those of each prompt alone."""
+    input_ids, mask = prompts(batch)
+    together = own.generate(input_ids, mask, policy=policy, max_new_tokens=LENGTH)
+    for row, real in enumerate(mask.bool()):
+        alone = own.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH)
+        size = alone.tokens.shape[1]
+        assert together.tokens[row, :size].tolist() == alone.tokens[0].tolist()
+        assert together.exit_layers[row, :size].tolist() == alone.exit_layers[0].tolist()
+        assert (together.exit_layers[row, size:] == 0).all()
+        for name in ("confidence", "refused"):
+            torch.testing.assert_close(
+                getattr(together, name)[row, :size],
+                getattr(alone, name)[0],
+                rtol=0,
+                atol=2e-5,
+                equal_nan=True,
+            )
+    return together

@@ -1,11 +1,15 @@
 """Recordings of the toy decoder that several tests share, and what they are compared by."""
 
+import contextlib
+
 import pyarrow as pa
 import pyarrow.parquet
+import pytest
 import toy_decoder
 
 import riskcal_adapters
 from riskcal.policy import Stop
+from riskcal_adapters.recording import worker
 
 TEXTS = [f"prompt {chr(97 + i)}{'x' * (i % 3)}" for i in range(11)]
 GRID = [0.2, 0.9, 0.5, 0.0]
@@ -19,6 +23,23 @@ STOPPED = {"thresholds": FINE, "traces": True, "stop": STOP, "shard_prompts": 7}
 
 def record(out, prompts=TEXTS, load=toy_decoder.load, thresholds=GRID, **settings):
     return riskcal_adapters.record(prompts, load, thresholds, out, **(SETTINGS | settings))
+
+
+@contextlib.contextmanager
+def interrupted(monkeypatch, cut):
+    """What is recorded here is stopped before it writes the table numbered ``cut``; the paths of those before it."""
+    write, written = worker.internal.write_table, []
+
+    def write_or_stop(frame, path):
+        if len(written) == cut:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(frame, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.internal, "write_table", write_or_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield written
 
 
 def shards(out, pattern="runs-*.parquet"):

@@ -69,16 +69,14 @@ def tiny(*, gated: bool) -> T5ForConditionalGeneration:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
         if "relative_attention_bias" in name:
             torch.nn.init.normal_(parameter)
-    torch.nn.init.normal_(
-        model.decoder.final_layer_norm.weight, std=1.5
-    )  # else a tied head repeats the last token
+    # else a tied head repeats the last token
+    torch.nn.init.normal_(model.decoder.final_layer_norm.weight, std=1.5)
     if gated:
         model.lm_head.weight = torch.nn.Parameter(
             torch.randn(config.vocab_size, config.d_model) * 0.5
         )
-        torch.nn.init.zeros_(
-            model.lm_head.weight[:2]
-        )  # padding and end are not said: generations run to the limit
+        # padding and end are not said: generations run to the limit
+        torch.nn.init.zeros_(model.lm_head.weight[:2])
     return model
 
 

@@ -58,6 +58,22 @@ def test_row_1_twelve_layers_exit_as_defined(deep):
     assert len(set(assert_agrees(deep, middling(deep, measure="state"), batch=2, length=5))) > 2
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_row_1_the_full_model_is_a_threshold_that_nothing_reaches(tiny_t5, batch):
+    for model in (tiny_t5, ending_early(tiny_t5)):
+        decoder, given_ = EarlyExitT5(model), prompts(batch, "left")
+        full, never = (
+            decoder.generate(*given_, policy=policy, max_new_tokens=LENGTH)
+            for policy in (FULL, ExitPolicy(threshold=9.0))
+        )
+        assert full.tokens.equal(never.tokens)
+        assert full.exit_layers.equal(never.exit_layers)
+        torch.testing.assert_close(
+            full.confidence, never.confidence, rtol=0, atol=1e-6, equal_nan=True
+        )
+        assert full.refused.isneginf().all()  # nobody was asked
+
+
 # -- rows as alone ---------------------------------------------------------------------------------------------------------
 
 thresholds = st.sampled_from([0.03, 0.12, 0.3, 0.5])
@@ -188,9 +204,8 @@ def test_row_9_what_a_layer_does_depends_on_no_other_row(tiny_t5, fields):
 )
 def test_row_9_rows_go_on_as_alone_without_those_that_ended(tiny_t5, fields, monkeypatch):
     model = copy.deepcopy(tiny_t5)
-    model.generation_config.eos_token_id = list(
-        range(1, tiny_t5.config.vocab_size, 5)
-    )  # rows end one after the other
+    # rows end one after the other
+    model.generation_config.eos_token_id = list(range(1, tiny_t5.config.vocab_size, 5))
     decoder, kept = EarlyExitT5(model), []
     keep = Cache.keep
     monkeypatch.setattr(

@@ -6,7 +6,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from causal_models import END, KINDS, LENGTH, VOCABULARY, decoder, hugging_face, model, prompts
+from causal_models import (
+    END,
+    KINDS,
+    LENGTH,
+    VOCABULARY,
+    assert_rows_as_alone,
+    decoder,
+    hugging_face,
+    model,
+    prompts,
+)
 
 from riskcal import Decaying, ExitPolicy, RiskcalError, Sampling
 from riskcal_adapters.torch import EarlyExitCausalLM
@@ -20,23 +30,6 @@ def middling(kind, quantile=0.7, **fields):
     return ExitPolicy(
         threshold=float(np.nanquantile(traces.confidence[:, :-1], quantile)), **fields
     )
-
-
-def assert_rows_as_alone(kind, policy, batch=5):
-    """Tokens, exits and confidences of a padded batch are those of each prompt alone."""
-    own = decoder(kind)
-    input_ids, mask = prompts(batch)
-    together = own.generate(input_ids, mask, policy=policy, max_new_tokens=LENGTH)
-    for row, real in enumerate(mask.bool()):
-        alone = own.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH)
-        size = alone.tokens.shape[1]
-        assert together.tokens[row, :size].tolist() == alone.tokens[0].tolist()
-        assert together.exit_layers[row, :size].tolist() == alone.exit_layers[0].tolist()
-        assert (together.exit_layers[row, size:] == 0).all()
-        torch.testing.assert_close(
-            together.confidence[row, :size], alone.confidence[0], rtol=0, atol=2e-5, equal_nan=True
-        )
-    return together
 
 
 @every_kind
@@ -68,7 +61,7 @@ def test_rows_end_at_any_of_several_end_tokens(kind):
 @every_kind
 @pytest.mark.parametrize("batching", ["diverge", "regroup"])
 def test_rows_of_a_batch_are_as_alone(kind, batching):
-    generation = assert_rows_as_alone(kind, middling(kind, batching=batching))
+    generation = assert_rows_as_alone(decoder(kind), middling(kind, batching=batching), batch=5)
     assert len(generation.exit_layers.unique()) >= 4
 
 
@@ -156,7 +149,7 @@ def test_every_mechanism_gives_rows_as_alone(kind, fields):
         if "schedule" not in fields
         else ExitPolicy(threshold=0.3, **fields)
     )
-    assert_rows_as_alone(kind, policy, batch=3)
+    assert_rows_as_alone(decoder(kind), policy, batch=3)
 
 
 @every_kind

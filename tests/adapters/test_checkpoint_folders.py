@@ -185,9 +185,8 @@ def test_the_configs_length_limit_is_kept_where_nothing_else_says(
         for name, value in asked.items():
             setattr(model.generation_config, name, value)
         ids, mask = prompts(3)
-        caches = EncoderDecoderCache(
-            DynamicCache(), DynamicCache()
-        )  # the default is sized by the encoder's depth
+        # the default is sized by the encoder's depth
+        caches = EncoderDecoderCache(DynamicCache(), DynamicCache())
         theirs = model.generate(
             ids, attention_mask=mask, do_sample=False, num_beams=1, past_key_values=caches
         )
@@ -247,6 +246,14 @@ def test_record_asks_which_limit_is_meant(tmp_path):
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("written", [None, "{", "[]"], ids=["none", "no JSON", "no object"])
+def test_a_folder_without_a_config_is_refused_by_its_name(tmp_path, written):
+    if written is not None:
+        (tmp_path / "config.json").write_text(written)
+    with pytest.raises(RiskcalError, match=r"config\.json: .*; give a folder as Hugging Face"):
+        riskcal_adapters.torch.load(tmp_path)
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)

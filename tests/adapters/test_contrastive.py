@@ -144,9 +144,8 @@ def test_row_21_what_the_amateur_rules_out_is_a_lead_not_a_nan():
 def layers_of_logits(seed, n_layers, rows, vocabulary, scale):
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(n_layers, rows, vocabulary)) * scale
-    return logits + 2 * scale * generator.normal(
-        size=(1, rows, vocabulary)
-    )  # layers have something in common
+    # layers have something in common
+    return logits + 2 * scale * generator.normal(size=(1, rows, vocabulary))
 
 
 settings_of_contrast = st.builds(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from causal_models import LENGTH, VOCABULARY, decoder, model, prompts
+from causal_models import LENGTH, VOCABULARY, assert_rows_as_alone, decoder, model, prompts
 
 from riskcal import ExitPolicy, RiskcalError, Sampling
 from riskcal_adapters.torch import EarlyExitCausalLM, Engine, ExitHead, Request
@@ -144,22 +144,7 @@ def test_rows_are_as_alone(kind, fields):
         policy = ExitPolicy(threshold={"state": 0.6, "entropy": -0.8}[fields["measure"]], **fields)
     else:
         policy = middling(kind, **fields)
-    own = headed(kind)
-    input_ids, mask = prompts(4)
-    together = own.generate(input_ids, mask, policy=policy, max_new_tokens=LENGTH)
-    for row, real in enumerate(mask.bool()):
-        alone = own.generate(input_ids[row : row + 1, real], policy=policy, max_new_tokens=LENGTH)
-        size = alone.tokens.shape[1]
-        assert together.tokens[row, :size].tolist() == alone.tokens[0].tolist()
-        assert together.exit_layers[row, :size].tolist() == alone.exit_layers[0].tolist()
-        for name in ("confidence", "refused"):
-            torch.testing.assert_close(
-                getattr(together, name)[row, :size],
-                getattr(alone, name)[0],
-                rtol=0,
-                atol=2e-5,
-                equal_nan=True,
-            )
+    together = assert_rows_as_alone(headed(kind), policy, batch=4)
     assert len(together.exit_layers[together.exit_layers > 0].unique()) >= 2
 
 

@@ -30,8 +30,8 @@ from riskcal_adapters.torch import (
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.confidence import CONTRASTIVE
 from riskcal_adapters.torch.device_loop import Notes
-from riskcal_adapters.torch.loop import Run
 from riskcal_adapters.torch.measures import Linear
+from riskcal_adapters.torch.run import Run
 
 LENGTH = 12
 FEW = list(range(1, 30))

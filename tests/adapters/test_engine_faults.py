@@ -94,9 +94,8 @@ def test_once_the_switch_is_pulled_nothing_more_is_fed(tiny, log):
     with an_engine(tiny, **options) as engine:
         done = list(engine.run(requests()))
     early = [one.id for one in done if set(one.exit_layers.tolist()) == {1}]
-    assert (
-        4 <= len(early) < 12
-    )  # one that was under way is the policy's in part, which certifies nothing
+    # one that was under way is the policy's in part, which certifies nothing
+    assert 4 <= len(early) < 12
     fed = [told["gen_ai.response.id"] for told in named(log, "riskcal.shadow.evaluated")]
     assert sorted(fed) == sorted(early)
     [told] = named(log, "riskcal.kill_switch.pulled")

@@ -41,9 +41,8 @@ def test_a_short_file_has_the_name_of_its_values_in_float32(tiny_t5, dtype):
 def test_it_survives_a_file(tiny_t5, tmp_path):
     tiny_t5.save_pretrained(tmp_path)
     again = T5ForConditionalGeneration.from_pretrained(tmp_path)
-    if (
-        not tiny_t5.config.tie_word_embeddings
-    ):  # the library ties heads on loading whatever the config says
+    # the library ties heads on loading whatever the config says
+    if not tiny_t5.config.tie_word_embeddings:
         again.lm_head.weight = torch.nn.Parameter(tiny_t5.lm_head.weight.clone())
     assert EarlyExitT5(again).weights == EarlyExitT5(tiny_t5).weights
 

@@ -191,9 +191,8 @@ def test_a_recording_with_classes_gives_a_policy_that_is_certified_with_them(tmp
         ExitPolicy.load(tmp_path / "policy.json")
 
 
-@pytest.mark.parametrize(
-    "entries", [4_000_000, 600, 12_000]
-)  # of these the table is forgotten now and then, when it has grown too
+# of these the table is forgotten now and then, when it has grown too
+@pytest.mark.parametrize("entries", [4_000_000, 600, 12_000])
 def test_all_rows_at_once_stand_where_each_would_alone(monkeypatch, entries):
     monkeypatch.setattr(guarding, "_ENTRIES_AT_MOST", entries)
     texts = ['"', "\\", '\\"', "1", "2x", "`", "```", "```a", "a", " ", "_b", "{", '":'] * 30

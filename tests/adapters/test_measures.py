@@ -45,9 +45,8 @@ def test_row_3_measures_of_logits_are_the_float64_formulas(name, scale):
     logits[::3, 5:40] = -math.inf  # as pruning leaves them
     logits[1::3, 3] = logits[1::3].amax(1)  # ties
     exact = [OF_LOGITS[name](row.numpy()) for row in logits]
-    np.testing.assert_allclose(
-        OF_ARRAYS[name](logits), exact, rtol=5e-7, atol=1e-6
-    )  # entropies are up to 4
+    # entropies are up to 4
+    np.testing.assert_allclose(OF_ARRAYS[name](logits), exact, rtol=5e-7, atol=1e-6)
     assert OF_ARRAYS[name](logits).dtype == np.float32
 
 
@@ -152,9 +151,8 @@ class Noting(Reference):
 def test_row_3_traces_hold_every_layers_confidence_along_the_full_models_path(
     ending, measure, pruning
 ):
-    min_layer = (
-        2 if pruning is not None or measure in CONTRASTIVE else 1
-    )  # else layers before it are told all the same
+    # else layers before it are told all the same
+    min_layer = 2 if pruning is not None or measure in CONTRASTIVE else 1
     policy = ExitPolicy(measure=measure, threshold=9.0, min_layer=min_layer, pruning=pruning)
     decoder = EarlyExitT5(ending, classifier=CLASSIFIER)
     input_ids, mask = prompts(1)
@@ -178,11 +176,8 @@ def test_row_3_measures_of_other_types_stay_close_to_float32(tiny_t5, dtype, pru
             for model in (tiny_t5, converted)
         )
         assert other.confidence.dtype == torch.float32
-        if measure not in (
-            "oracle",
-            "jsd",
-            "jsd-code",
-        ):  # these choose: a tiny difference may change all
+        # these choose: a tiny difference may change all
+        if measure not in ("oracle", "jsd", "jsd-code"):
             tolerance = 0.2 if dtype == torch.bfloat16 else 1e-5
             torch.testing.assert_close(other.confidence, one.confidence, rtol=0, atol=tolerance)
 
@@ -236,9 +231,8 @@ def test_row_2_nan_states_never_exit(tiny_t5, measure):
 def test_row_2_a_row_of_nan_spoils_no_other_row(tiny_t5):
     broken = copy.deepcopy(tiny_t5)
     with torch.no_grad():
-        broken.shared.weight[7] = (
-            math.nan
-        )  # a word that only the first prompt has; tied heads are given their own
+        # a word that only the first prompt has; tied heads are given their own
+        broken.shared.weight[7] = math.nan
         broken.lm_head.weight = torch.nn.Parameter(tiny_t5.lm_head.weight.clone())
     input_ids, mask = prompts(3)
     input_ids[input_ids == 7] = 8

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from processes import environment
-from recordings import FINE, GRID, MANY, SETTINGS, STOP, TEXTS, merged, record, shards
+from recordings import FINE, GRID, MANY, SETTINGS, STOP, TEXTS, interrupted, merged, record, shards
 
 import riskcal
 from riskcal._validate import RiskcalError
@@ -202,27 +202,16 @@ def test_killed_twice_and_resumed_equals_undisturbed(tmp_path):
     assert {name: (out / name).read_bytes() for name in kept} == kept
     assert merged(out) == merged(whole)
     assert merged(out, "traces/*.parquet") == merged(whole, "traces/*.parquet")
-    assert sorted(p.name for p in out.rglob("*")) == sorted(
-        p.name for p in whole.rglob("*")
-    )  # nothing left behind
+    # nothing left behind
+    assert sorted(p.name for p in out.rglob("*")) == sorted(p.name for p in whole.rglob("*"))
 
 
 @pytest.mark.parametrize("cut", range(6))
 def test_cut_before_any_write_and_resumed_equals_undisturbed(
     tmp_path, monkeypatch, undisturbed, cut
 ):
-    write, written = worker.internal.write_table, []
-
-    def interrupted(frame, path):
-        if len(written) == cut:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(frame, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(worker.internal, "write_table", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            record(tmp_path / "out", traces=True)
+    with interrupted(monkeypatch, cut):
+        record(tmp_path / "out", traces=True)
     out = record(tmp_path / "out", traces=True)
     assert merged(out) == merged(undisturbed)
     assert merged(out, "traces/*.parquet") == merged(undisturbed, "traces/*.parquet")
@@ -244,9 +233,8 @@ def test_a_missing_shard_alone_is_recorded_again(tmp_path, undisturbed):
     (out / "runs-00001.parquet").unlink()
     before = decoder.calls
     record(out, load=lambda: decoder)
-    assert (
-        decoder.calls - before == 4 * 5 + 2
-    )  # four prompts, full model and four thresholds, and two calls to warm up
+    # four prompts, full model and four thresholds, and two calls to warm up
+    assert decoder.calls - before == 4 * 5 + 2
     assert merged(out) == merged(undisturbed)
 
 
@@ -657,23 +645,13 @@ def test_a_recording_that_nothing_stops_has_the_whole_grid_and_says_nothing(tmp_
 def test_stopped_recordings_cut_before_any_write_and_resumed_equal_undisturbed(
     tmp_path, monkeypatch, stopped, cut
 ):
-    write, written = worker.internal.write_table, []
-
-    def interrupted(frame, path):
-        if len(written) == cut:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(frame, path)
-
     def again():
         return record(
             tmp_path / "out", MANY, thresholds=FINE, traces=True, stop=STOP, shard_prompts=7
         )
 
-    with monkeypatch.context() as patch:
-        patch.setattr(worker.internal, "write_table", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            again()
+    with interrupted(monkeypatch, cut):
+        again()
     assert merged(again()) == merged(stopped)
     assert sorted(p.name for p in (tmp_path / "out").rglob("*")) == sorted(
         p.name for p in stopped.rglob("*")

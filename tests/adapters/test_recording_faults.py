@@ -19,7 +19,7 @@ import pytest
 import toy_decoder
 import typer
 from processes import environment
-from recordings import FINE, MANY, STOP, STOPPED, TEXTS, merged, record, shards
+from recordings import FINE, MANY, STOP, STOPPED, TEXTS, interrupted, merged, record, shards
 from typer.testing import CliRunner
 
 import riskcal
@@ -109,18 +109,8 @@ def test_a_shard_of_other_prompts_or_thresholds_is_refused(tmp_path, undisturbed
 def test_damaged_columns_of_a_recording_that_will_stop_are_refused_by_name(
     tmp_path, monkeypatch, stopped
 ):
-    write, written = worker.internal.write_table, []
-
-    def interrupted(frame, path):
-        if len(written) == 12:
-            raise KeyboardInterrupt
-        written.append(path)
-        write(frame, path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(worker.internal, "write_table", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            record(tmp_path / "out", MANY, **STOPPED)
+    with interrupted(monkeypatch, 12) as written:
+        record(tmp_path / "out", MANY, **STOPPED)
     for path in (written[-1], next(path for path in written if "unfinished" in str(path))):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 4
@@ -546,9 +536,8 @@ def test_an_output_that_failed_is_the_worst_loss_and_no_prompt_is_left_out(tmp_p
     )
     assert rows["failed"].tolist() == failed.tolist()
     assert (rows.loc[failed, "risk"] == 1).all()
-    lost = ~full & (
-        failed | (text == TEXTS[3])
-    )  # also what would be compared with an output that failed
+    # also what would be compared with an output that failed
+    lost = ~full & (failed | (text == TEXTS[3]))
     assert (rows.loc[lost, "dissimilarity"] == 1).all()
     assert (rows.loc[full, "dissimilarity"] == 0).all()
     same = ["prompt", "threshold", "dissimilarity", "risk", "layers", "tokens"]
@@ -557,11 +546,8 @@ def test_an_output_that_failed_is_the_worst_loss_and_no_prompt_is_left_out(tmp_p
     )
     assert (rows.loc[failed, "tokens"] == 0).all()
     assert (rows.loc[failed, "layers"] == toy_decoder.LAYERS).all()  # nothing was saved by it
-    assert {threshold for asked, threshold in Failing.asked if asked == TEXTS[1]} >= {
-        0.5,
-        0.2,
-        0.0,
-    }  # each had its chance
+    # each had its chance
+    assert {threshold for asked, threshold in Failing.asked if asked == TEXTS[1]} >= {0.5, 0.2, 0.0}
     assert "failed" not in honest
     assert Runs.read(out).n == len(TEXTS)
 

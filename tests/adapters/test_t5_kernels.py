@@ -121,9 +121,14 @@ def test_the_encoder_is_that_of_torch(gated_t5, monkeypatch):
     mask = np.ones((3, 6), dtype=bool)
     mask[1, :2] = mask[2, 3:] = False
     calls = []
-    compiled = t5_kernels.encoder_layer
+    compiled = t5_kernels.encode
+
+    def encode(*given):
+        calls.append(compiled(*given))
+        return calls[-1]
+
     with monkeypatch.context() as patched:
-        patched.setattr(t5_kernels, "encoder_layer", lambda *given: calls.append(compiled(*given)))
+        patched.setattr(t5_kernels, "encode", encode)
         found, _ = backbone._encode(ids, mask)
     monkeypatch.setattr(T5Backbone, "turns", False)
     expected, _ = backbone._encode(ids, mask)

@@ -141,9 +141,8 @@ def test_exit_aware_pass_is_what_decoding_sees(tiny_t5, measure):
     full = decoder.generate(input_ids, mask, max_new_tokens=LENGTH).tokens
     with torch.no_grad():
         states, logits = decoder_pass(tiny_t5, input_ids, mask, shifted(full))
-        threshold = float(
-            confidence(states[:2], logits[:2]).median()
-        )  # about half of the tokens exit at layer 2
+        # about half of the tokens exit at layer 2
+        threshold = float(confidence(states[:2], logits[:2]).median())
     policy = ExitPolicy(threshold=threshold, **settings)
     generation = decoder.generate(input_ids, mask, policy=policy, max_new_tokens=LENGTH)
     with torch.no_grad():
@@ -268,9 +267,8 @@ def test_dropout_acts_where_hugging_face_has_it(tiny_t5, monkeypatch, threshold)
         of_the_model, calls[:] = sorted(calls), []
         _, logits = decoder_pass(model, input_ids, mask, given, threshold)
     torch.testing.assert_close(logits[-1], own, rtol=0, atol=2e-5)
-    heads = [(*given.shape, model.config.d_model)] * (
-        len(logits) - 1
-    )  # every layer has one, dropped out anew
+    # every layer has one, dropped out anew
+    heads = [(*given.shape, model.config.d_model)] * (len(logits) - 1)
     assert sorted(calls) == sorted(of_the_model + heads)
 
 

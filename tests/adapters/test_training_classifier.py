@@ -245,9 +245,8 @@ def test_the_example_exits_by_its_classifier(example):
 def test_shipped_classifiers_rank_consistent_layers_higher(example, objective):
     folder = resources.files("riskcal_adapters") / "g2p" / "checkpoint"
     classifier = load_classifier(folder / f"classifier-{objective}.safetensors")
-    input_ids, mask = example.encode(
-        sorted(riskcal.load_example("g2p").prompts.tolist())[::30]
-    )  # 100 held-out words
+    # 100 held-out words
+    input_ids, mask = example.encode(sorted(riskcal.load_example("g2p").prompts.tolist())[::30])
     tokens = example.generate(input_ids, mask).tokens
     with torch.no_grad():
         shifted = torch.nn.functional.pad(tokens[:, :-1], (1, 0))

@@ -300,10 +300,8 @@ def test_training_that_was_cut_off_goes_on_to_the_same_heads(states, tmp_path, m
         step(self, loss, number)
 
     monkeypatch.setattr(descent.Descent, "step", counted)
-    for steps in (
-        [*range(5, 12)],
-        [],
-    ):  # from the last that was saved; and a finished folder as it is
+    # from the last that was saved; and a finished folder as it is
+    for steps in ([*range(5, 12)], []):
         made.clear()
         heads = training.train_heads(MODEL, states, [1, L], folder=tmp_path / "heads", **options)
         assert made == steps

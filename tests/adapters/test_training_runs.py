@@ -316,9 +316,8 @@ def test_what_cannot_be_written_is_said_with_its_path(tiny_t5, tmp_path, monkeyp
             write_checkpoint(new_t5(101, decoder_layers=1), data.tokenizer(), tmp_path / "made")
     with pytest.raises(RiskcalError, match=r"c\.safetensors: cannot be written"):
         save_classifier(ExitClassifier(4), tmp_path / "absent" / "c.safetensors")
-    train(
-        copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE
-    )  # there is room now: the same call goes on
+    # there is room now: the same call goes on
+    train(copy.deepcopy(tiny_t5), some_pairs(), tmp_path / "run", STAGE)
 
 
 def test_a_folder_is_one_writers_work_and_whole(tmp_path):

@@ -29,9 +29,8 @@ def test_fit_has_the_weighted_moments_of_each_outcome(values, data):
     assume(np.ptp(inside) > 1e-3)
     mixture = free_threshold.fit(values, agrees)
     for parameters, own in ((mixture.agree, agrees), (mixture.disagree, ~agrees)):
-        weights = np.where(
-            own, 0.2, 1e-4
-        )  # the released code's responsibilities, before they are normalised
+        # the released code's responsibilities, before they are normalised
+        weights = np.where(own, 0.2, 1e-4)
         mean = np.average(inside, weights=weights)
         fitted = stats.beta(*parameters)
         assert min(parameters) > 0
@@ -96,9 +95,8 @@ def test_confidence_that_misleads_gives_the_most_cautious_threshold():
 )
 def test_what_cannot_be_fitted_keeps_its_start(confidence, agrees):
     assert free_threshold.fit(confidence, agrees) == BetaMixture((1.0, 2.0), (2.0, 1.0))
-    assert (
-        free_threshold.threshold(confidence, agrees) == GRID[2]
-    )  # 2c > 0.4 (2c + 2(1-c)): c > 0.4
+    # 2c > 0.4 (2c + 2(1-c)): c > 0.4
+    assert free_threshold.threshold(confidence, agrees) == GRID[2]
 
 
 def test_an_outcome_never_seen_has_the_moments_of_all():

@@ -10,9 +10,8 @@ from riskcal.efficiency import BatchWork, batch_work
 from timing import BatchCosts, fit_batch_costs
 
 SIZES = (1, 4, 8, 16)
-COSTS = BatchCosts(
-    sizes=SIZES, call=(1e-4, 3e-4, 3.2e-4, 5e-4), step=3e-4
-)  # far from a straight line
+# far from a straight line
+COSTS = BatchCosts(sizes=SIZES, call=(1e-4, 3e-4, 3.2e-4, 5e-4), step=3e-4)
 
 
 def measured_batches(seed=0, sizes=SIZES):

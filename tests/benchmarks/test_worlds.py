@@ -254,9 +254,8 @@ def test_certificates_hold_in_the_eight_worlds(name):
             found[test, level, "bonferroni"] = p <= EPSILON / world.k
             for procedure in (fwer.holm, fwer.hochberg):
                 certified = np.zeros(p.shape, dtype=bool)
-                for i in np.flatnonzero(
-                    p.min(axis=1) <= EPSILON
-                ):  # elsewhere neither rejects anything
+                # elsewhere neither rejects anything
+                for i in np.flatnonzero(p.min(axis=1) <= EPSILON):
                     certified[i] = procedure(p[i], EPSILON)
                 found[test, level, procedure.__name__] = certified
     rates = {key: float((certified & wrong).any(axis=1).mean()) for key, certified in found.items()}

@@ -90,12 +90,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     >>> load_classifier(folder / "classifier-independent.safetensors").weight.shape
     (128,)
     """
-    found = _checkpoints.read_file(Path(path), load_file, "give a file written by save_classifier")
-    if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
-        raise RiskcalError(
-            f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier."
-        )
-    return Classifier(**found)
+    return Classifier(**_checkpoints.read_classifier(Path(path), load_file))
 
 
 def load_example(name: str = "g2p") -> EarlyExitT5:

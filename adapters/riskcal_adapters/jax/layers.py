@@ -57,9 +57,8 @@ def encode(shape: Shape, params: Params, input_ids: Array, prompt_bias: Array) -
     batch, width = input_ids.shape
     positions = np.arange(width)
     buckets = _buckets(shape, positions[:, None] - positions, two_sided=True)
-    biases = jnp.moveaxis(
-        params.encoder_bias.astype(jnp.float32)[:, buckets], -1, 1
-    )  # (layers or 1, heads, S, S)
+    # (layers or 1, heads, S, S)
+    biases = jnp.moveaxis(params.encoder_bias.astype(jnp.float32)[:, buckets], -1, 1)
 
     def block(state: Array, own: tuple[Layer, Array]) -> tuple[Array, None]:
         layer, index = own

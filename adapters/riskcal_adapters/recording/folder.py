@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from riskcal import RiskcalError, internal
+from riskcal_adapters import json_objects
 from riskcal_adapters.recording.job import Recording, Shard
 from riskcal_adapters.recording.prompts import Prompt
 from riskcal_adapters.recording.protocol import Decoder
@@ -45,7 +46,7 @@ def open_folder(plan: Recording, prompts: Sequence[Prompt], shard_prompts: int) 
             if found is not None and _begun(out):
                 _refuse_other_settings(out, found, settings)
             else:  # a first try that recorded nothing must not block the next
-                _write_settings(file, settings)
+                json_objects.write(file, settings)
             if plan.traces:
                 (out / "traces").mkdir(exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -171,7 +172,7 @@ def bind(plan: Recording, decoder: Decoder) -> None:
         plan.out, found, {name: value for name, value in loaded.items() if name in found}
     )
     if not loaded.keys() <= found.keys():
-        _write_settings(file, found | loaded)
+        json_objects.write(file, found | loaded)
 
 
 def _settings(plan: Recording, prompts: Sequence[Prompt], shard_prompts: int) -> dict[str, Any]:
@@ -212,27 +213,15 @@ def _without_addresses(text: str) -> str:
 
 def read_settings(file: Path) -> dict[str, Any]:
     """What was noted when a recording began."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RiskcalError(f"{file}: cannot be read ({error}); give another folder.") from None
-    if not isinstance(found, dict):
-        raise RiskcalError(f"{file}: does not describe a recording; give another folder.")
-    return found
-
-
-def _write_settings(file: Path, settings: dict[str, Any]) -> None:
-    with internal.replacing(file) as partial:
-        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return json_objects.read(file, "does not describe a recording", "give another folder")
 
 
 def _refuse_other_settings(out: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
             held, wants = found.get(name), value
-            if (
-                name == "config" and isinstance(held, dict) and isinstance(wants, dict)
-            ):  # say what differs in them, and no more
+            # say what differs in them, and no more
+            if name == "config" and isinstance(held, dict) and isinstance(wants, dict):
                 keys = [key for key in (*held, *wants) if held.get(key, ...) != wants.get(key, ...)]
                 held, wants = (
                     {key: one[key] for key in keys if key in one} for one in (held, wants)

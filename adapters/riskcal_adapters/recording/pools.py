@@ -65,9 +65,8 @@ def _watched(results: Any, pool: Any, plan: Recording) -> Iterator[Any]:
     pulse, since = None, time.monotonic()
     processes: set[Any] = set()
     while True:
-        processes.update(
-            getattr(pool, "_pool", ())
-        )  # multiprocessing's: those that die are replaced, without a word
+        # multiprocessing's: those that die are replaced, without a word
+        processes.update(getattr(pool, "_pool", ()))
         try:
             result = results.next(_POLL)
         except StopIteration:

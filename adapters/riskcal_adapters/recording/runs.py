@@ -52,9 +52,8 @@ def next_runs(
         changed = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text))
     else:
         changed = [i for i, run in enumerate(last) if run.same_above >= policy.threshold]
-        if (
-            policy.batching != "deepest"
-        ):  # there a row depends on its batch: always all, in the order given
+        # there a row depends on its batch: always all, in the order given
+        if policy.batching != "deepest":
             changed.sort(key=lambda i: (last[i].tokens, last[i].layers))
     runs = dict(enumerate(last or ()))
     for start in range(0, len(changed), batch_size):
@@ -70,9 +69,8 @@ def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> 
         encoded = decoder.encode([row.text for row in batch])
         started = time.perf_counter()
         generation = decoder.generate(*encoded, policy=policy, max_new_tokens=policy.max_new_tokens)
-        exits = _numpy(
-            generation.exit_layers
-        )  # inside the clock: an accelerator works on until its result is asked for
+        # inside the clock: an accelerator works on until its result is asked for
+        exits = _numpy(generation.exit_layers)
         seconds = (time.perf_counter() - started) / len(batch)
         outputs = decoder.decode(generation.tokens)
     if exits.ndim != 2 or not len(exits) == len(outputs) == len(batch):
@@ -95,14 +93,12 @@ def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> 
             f"decoder: left at layer {exits[generated].min()} of {decoder.n_layers} under the full model's policy; "
             "without a full model's output there is nothing to compare with."
         )
-    layers = np.where(
-        tokens > 0, exits.sum(1) / np.maximum(tokens, 1), decoder.n_layers
-    )  # no token: nothing was saved
+    # no token: nothing was saved
+    layers = np.where(tokens > 0, exits.sum(1) / np.maximum(tokens, 1), decoder.n_layers)
     same_above = _same_above(generation, policy, exits.shape)
     return [
-        Run(
-            output, depth, count, seconds, policy.threshold if lost else bound, lost
-        )  # a time-out may not come again
+        # a time-out may not come again
+        Run(output, depth, count, seconds, policy.threshold if lost else bound, lost)
         for output, depth, count, bound, lost in zip(
             outputs, layers.tolist(), tokens.tolist(), same_above.tolist(), failed, strict=True
         )
@@ -193,9 +189,8 @@ def table(
             lost = bool(run.failed)
             losses = known.get((run.output, is_full, lost))
             if losses is None:
-                losses = {
-                    "dissimilarity": 0.0 if is_full else 1.0
-                }  # the worst, if it or what it is compared with failed
+                # the worst, if it or what it is compared with failed
+                losses = {"dissimilarity": 0.0 if is_full else 1.0}
                 if not (is_full or lost or full[i].failed):
                     distance = dissimilarity(run.output, full[i].output)
                     losses["dissimilarity"] = _in_unit(distance, "dissimilarity", prompt, threshold)

@@ -112,9 +112,8 @@ def _write_traces(shard: Shard, decoder: Decoder, policy: ExitPolicy) -> None:
         )
         paths.append(traced.to_frame())
         shard.plan.beat()
-    place = {
-        row.prompt: i for i, row in enumerate(shard.prompts)
-    }  # Traces sorts within each batch: undo that
+    # Traces sorts within each batch: undo that
+    place = {row.prompt: i for i, row in enumerate(shard.prompts)}
     whole = pd.concat(paths).sort_values(
         "prompt", key=lambda ids: ids.map(place), kind="stable", ignore_index=True
     )

@@ -30,7 +30,7 @@ from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packe
 from riskcal_adapters.torch.scores import Scores
 
 #: Up to so many columns `kernels` attend quicker than torch does, if all rows stand in the same one.
-_FEW_COLUMNS = 128
+FEW_COLUMNS = 128
 
 
 class ExitHeadLike(Protocol):
@@ -59,7 +59,7 @@ class Backbone(abc.ABC):
     width : int
         Entries d of a state.
     kv_heads : int
-        Heads of keys and values; as many queries share each as there are times more heads of queries.
+        Heads of keys and values. Where there are more heads of queries, each is shared by an equal number of them.
     head_width : int
         Entries d_kv of a head's keys.
     scale : float
@@ -103,8 +103,8 @@ class Backbone(abc.ABC):
         """(B, d) of the tokens before the position at hand, not to be written to."""
 
     @abc.abstractmethod
-    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """The same of tokens (B,) that are where the weights are: the host need not know them."""
+    def embed_on_device(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """The same of tokens (B,) that the host need not know."""
 
     @abc.abstractmethod
     def embed_at(self, tokens: list[int], rows: Ints, positions: Ints, cache: Cache) -> Tensor:
@@ -155,7 +155,7 @@ class Backbone(abc.ABC):
         """What a layer does after attention to itself: (m * B, d), position by position, to the next layer's states."""
 
     def places(self, cache: Cache, first: int, end: int) -> Any:
-        """What `project` needs to know of where positions are; None where it needs nothing."""
+        """What `project` needs to know of positions (of rotary ones, how far they turn queries and keys); None: nothing."""
         return None
 
     def places_of(self, cache: Cache, rows: Ints, positions: Ints) -> Any:
@@ -220,7 +220,7 @@ class Backbone(abc.ABC):
             skipped = cache.states[first:position].flatten(0, 1)
             queries = self.project(index, torch.cat([skipped, state]), at, written)[-batch:]
         own.filled = position + 1
-        if self.lean and end <= _FEW_COLUMNS:
+        if self.lean and end <= FEW_COLUMNS:
             counts, bias = end - cache.begins, self.bias_of_last(index, cache)
             attended = own.attend(queries, own.starts_of(cache), counts, bias, self.scale)
             return self.finish(index, state, attended, own.memory)
@@ -243,7 +243,6 @@ class Backbone(abc.ABC):
         own = cache.layers.get(index) or self.open(index, cache)
         batch = cache.batch
         memory = self.recall(index, own, cache, rows)
-        # it moves `filled_rows` on, as `layer` does `filled`
         all_rows, all_positions = kernels.behind(rows, positions, own.filled_rows)
         entering, gaps = state, len(all_rows) - len(rows)
         if gaps:
@@ -277,7 +276,7 @@ class Backbone(abc.ABC):
 
     @property
     def turns(self) -> bool:
-        """Whether there is a `turn`; ``embedding`` (V, d) is then all that enters the first layer."""
+        """Whether there are `turn` and `alone`; ``embedding`` (V, d) is then all that enters the first layer."""
         return False
 
     @property
@@ -305,6 +304,25 @@ class Backbone(abc.ABC):
         """
         raise NotImplementedError
 
+    def alone(
+        self, tokens: Tensor, mask: NDArray[np.bool_], needed: kernels.Floats, ends: Ints
+    ) -> tuple[Ints, kernels.Floats]:
+        """Generate from one prompt (1, S), each token the likeliest of the first layer whose softmax margin is enough.
+
+        Parameters
+        ----------
+        needed : (T, L)
+            By position and layer; of the last it is not asked.
+        ends : (E,)
+            Tokens after which there are no more.
+
+        Returns
+        -------
+        (2, n), (2, n)
+            Tokens and the layers that they left at, from 1; their margins there, and the largest that were not enough.
+        """
+        raise NotImplementedError
+
     def _entering(self, cache: Cache, rows: Ints, positions: Ints, state: Tensor) -> Tensor:
         """States that skipped a layer, and those that stand before it now, the last ones."""
         if self.lean:
@@ -317,7 +335,7 @@ class Backbone(abc.ABC):
     def recall(
         self, index: int, own: LayerCache, cache: Cache, rows: Ints
     ) -> Memory | Packed | None:
-        """What a layer remembers of these rows' prompts."""
+        """What a layer remembers of these rows' prompts, made first where it still has that of earlier ones."""
         return None
 
     def layer_exact(self, index: int, state: Tensor, cache: Cache) -> Tensor:
@@ -335,7 +353,7 @@ class Backbone(abc.ABC):
         at = self.places(cache, first, position + 1)
         queries = self.project(index, states, at, written)
         own.filled = position + 1
-        if self.lean and end <= _FEW_COLUMNS:
+        if self.lean and end <= FEW_COLUMNS:
             bias = self.bias_of_last(index, cache)
             counts = (np.arange(end - m + 1, end + 1)[:, None] - cache.begins).ravel()
             starts = np.tile(own.starts_of(cache), m)
@@ -379,4 +397,4 @@ class Backbone(abc.ABC):
         held = torch.from_numpy(values)
         if self.device.type == "cuda":  # from a copy that stays where it is until the device has it
             return held.pin_memory().to(self.device, non_blocking=True)
-        return held.to(self.device)
+        return held if self.device.type == "cpu" else held.to(self.device)

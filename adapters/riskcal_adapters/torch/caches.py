@@ -94,7 +94,7 @@ class Packed(NamedTuple):
 
 @dataclass(eq=False)
 class LayerCache:
-    """Keys and values of one decoder layer, of the ``filled`` first positions.
+    """Keys and values of one decoder layer.
 
     What is stored, ``rows``, has a row for each column of each row of the batch.
     """
@@ -103,9 +103,8 @@ class LayerCache:
     keys: Tensor  # (B, heads, C, d_kv), as are values: views of rows
     values: Tensor
     memory: Memory | Packed | None
-    filled_rows: Ints  # (B,), where rows have gaps of their own
+    filled_rows: Ints  # (B,) how many of its first positions each row has
     by_row: bool = False
-    filled: int = 0
     held: NDArray[np.float32] | None = None  # `rows` as numpy, where `kernels` read it
     starts: Ints | None = None  # (B,) where each row's keys begin, once that was asked
     #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
@@ -140,6 +139,15 @@ class LayerCache:
         heads, width = self.keys.shape[1], self.keys.shape[3]
         self._own, self._width = heads * width, width
 
+    @property
+    def filled(self) -> int:
+        """How many of its first positions each row has, where all have as many."""
+        return int(self.filled_rows[0])
+
+    @filled.setter
+    def filled(self, positions: int) -> None:
+        self.filled_rows.fill(positions)
+
     def places(self, rows: Ints, columns: Ints) -> Ints:
         """Which of ``self.rows`` hold these columns of these rows of the batch."""
         return rows * self.row_step + columns * self.step
@@ -152,14 +160,14 @@ class LayerCache:
     def starts_of(self, cache: "Cache") -> Ints:
         """Where the keys of each row of the batch begin."""
         if self.starts is None:
-            self.starts = self.places(np.arange(cache.batch), cache.begins)
+            self.starts = self.places(cache.everyone, cache.begins)
         return self.starts
 
     def of(self, kept: Tensor, numbers: Ints, batch: int, offset: int) -> "LayerCache":
         """The same for some rows of the batch; ``numbers`` are those of ``kept``, which would have to be read."""
         all_rows = self.rows.view(-1, batch, self.rows.shape[1])
         # columns beyond what any row has filled hold nothing yet: the length limit may be far away
-        filled = offset + max(self.filled, int(self.filled_rows.max()))
+        filled = offset + int(self.filled_rows.max())
         rows = self.rows.new_empty(len(all_rows) * len(kept), self.rows.shape[1])
         chosen = rows.view(-1, len(kept), self.rows.shape[1])
         torch.index_select(all_rows[:filled], 1, kept, out=chosen[:filled])
@@ -167,7 +175,7 @@ class LayerCache:
         if memory is not None:
             memory = memory.of(numbers) if isinstance(memory, Packed) else memory.of(kept)
         part = LayerCache.on(rows, len(kept), self.keys.shape[1], self.keys.shape[3], memory)
-        part.filled, part.filled_rows = self.filled, self.filled_rows[numbers]
+        part.filled_rows = self.filled_rows[numbers]
         return part
 
     def attend(
@@ -219,9 +227,11 @@ class Cache:
     layers: dict[int, LayerCache] = field(default_factory=dict)
     batch: int = field(init=False)
     offset: int = field(init=False)  # of all rows, where they have one in common
+    everyone: Ints = field(init=False)  # (B,) all rows
 
     def __post_init__(self) -> None:
         self.batch, self.offset = self.states.shape[1], int(self.offsets[0])
+        self.everyone = np.arange(self.batch)
 
     @property
     def length(self) -> int:
@@ -241,10 +251,10 @@ class Cache:
         self.begins = self.begins[numbers]
         states = self.states.new_empty(self.length, len(rows), self.states.shape[2])
         torch.index_select(self.states[: self.position], 1, rows, out=states[: self.position])
-        self.states, self.batch = states, len(rows)
+        self.states, self.batch, self.everyone = states, len(rows), np.arange(len(rows))
 
     def rewind(self, position: int) -> None:
         """Forget everything from this position on."""
         for own in self.layers.values():
-            own.filled = min(own.filled, position)
+            np.minimum(own.filled_rows, position, out=own.filled_rows)
         self.position = position

@@ -180,9 +180,9 @@ class CausalBackbone(Backbone):
         return columns
 
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
-        return self.embed_known(self.tensor(np.array(tokens)), cache)
+        return self.embed_on_device(self.tensor(np.array(tokens)), cache)
 
-    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def embed_on_device(self, tokens: Tensor, cache: Cache) -> Tensor:
         state = self._embedding.index_select(0, tokens)
         if self._positions is None:
             return state

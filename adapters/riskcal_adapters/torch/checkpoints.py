@@ -1,6 +1,5 @@
 """Reading T5 checkpoints as they were written, and the examples that ship with the package."""
 
-import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from riskcal import RiskcalError, internal
-from riskcal_adapters import _checkpoints
+from riskcal_adapters import _checkpoints, json_objects
 from riskcal_adapters.torch.causal import EarlyExitCausalLM
 from riskcal_adapters.torch.exit_head_files import load_heads
 from riskcal_adapters.torch.t5 import EarlyExitT5
@@ -124,7 +123,9 @@ def load(
     ['K AA M']
     """
     folder = Path(folder)
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    remedy = "give a folder as Hugging Face's save_pretrained writes it"
+    config = json_objects.read(folder / "config.json", "is not one JSON object", remedy)
+    kind = config.get("model_type")
     if kind not in (*_CLASSES, *_CAUSAL):
         raise RiskcalError(
             f"{folder}: holds a model of type {kind!r}; read are {', '.join((*_CLASSES, *_CAUSAL))}."

@@ -75,6 +75,8 @@ class Judge:
     ) -> tuple[Confidences, Scores | None]:
         """Confidence after a layer, and its scores where the measure needed them.
 
+        It is kept for the next exit's head, which may shrink with it, and, of a contrastive measure, with the state.
+
         Parameters
         ----------
         layer : int
@@ -166,9 +168,8 @@ class Judge:
             return measures.plausible(probabilities, contrast.alpha)
         doubt = measures.doubt(probabilities)
         alpha = measures.alpha_at(contrast.alpha, contrast.alpha_decay, layer, doubt)
-        return (
-            measures.plausible(probabilities, alpha) & kept
-        )  # a margin of 1 makes alpha 0, and all tokens plausible
+        # a margin of 1 makes alpha 0, and all tokens plausible
+        return measures.plausible(probabilities, alpha) & kept
 
     def _most_distant(
         self, layer: int, earlier: list[int], scores: Scores, probabilities: Tensor, head: Tensor

@@ -15,12 +15,12 @@ from riskcal import RiskcalError
 from riskcal.policy import ExitPolicy, Sampling
 from riskcal.records import Traces
 from riskcal_adapters import fingerprint, generation_config, request_checks
-from riskcal_adapters.torch import device_loop, speculation, weights
+from riskcal_adapters.torch import device_loop, one_row, speculation, weights
 from riskcal_adapters.torch import sampling as sampling_
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import CONTRASTIVE, MEASURES
-from riskcal_adapters.torch.generation import Generation, Step, assembled
+from riskcal_adapters.torch.generation import Generation, Table, assembled
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.measures import Classifier, Linear
 from riskcal_adapters.torch.speculation import Drafting, Speculation
@@ -161,11 +161,13 @@ class Decoder:
         tokens: Tensor,
         mask: NDArray[np.bool_],
         needed: NDArray[np.float32],
-    ) -> list[Step]:
+    ) -> Table:
         """Rows that are decoded together, by the loop that waits least where the weights are."""
         if device_loop.apart(self._backbone.device) and device_loop.takes(policy, needed):
-            return device_loop.generate(self._loop, policy, tokens, mask, needed)
-        return self._loop.generate(policy, tokens, mask, needed)
+            return Table.of(device_loop.generate(self._loop, policy, tokens, mask, needed))
+        if one_row.takes(self._backbone, policy, len(tokens)):
+            return one_row.generate(self._loop, tokens, mask, needed)
+        return Table.of(self._loop.generate(policy, tokens, mask, needed))
 
     def speculate(
         self,

@@ -21,8 +21,9 @@ from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import CONTRASTIVE
 from riskcal_adapters.torch.generation import Step
-from riskcal_adapters.torch.loop import Loop, Run
+from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.measures import OF_STATES
+from riskcal_adapters.torch.run import Run
 
 #: Layers queued beyond the one whose outcome is looked at, so that the device has work meanwhile. One is enough, if a layer
 #: takes longer than a word to the host; each more is a layer in vain where all rows have left.
@@ -180,7 +181,7 @@ class _Generation:
         loop, run, backbone, notes = self._loop, self._run, self._backbone, self._notes
         policy, cache, judge = run.policy, run.cache, run.judge
         n_layers, final = loop.n_layers, self._final
-        state = loop.begin(run, backbone.embed_known(self._previous, cache))
+        state = loop.begin(run, backbone.embed_on_device(self._previous, cache))
         ahead = None
         if policy.measure == "oracle" or policy.emits == "last":
             ahead = loop.last_scores(run, state).best()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,25 +65,38 @@ class Step:
         return blank
 
 
+class Table(NamedTuple):
+    """What was generated for some rows, each part (2, B, T)."""
+
+    whole: NDArray[np.int64]  #: tokens, and the layers that they left at
+    real: NDArray[np.float32]  #: their confidences, and the largest that were refused
+
+    @classmethod
+    def of(cls, steps: list[Step]) -> "Table":
+        """Of successive positions."""
+        said = [(step.tokens, step.exits, step.confidence, step.refused) for step in steps]
+        read = np.array(said, dtype=np.float64).transpose(1, 2, 0)  # ids are exact in it
+        return cls(read[:2].astype(np.int64), read[2:].astype(np.float32))
+
+
 def assembled(
     rows: list[list[int]],
-    parts: list[list[Step]],
+    parts: list[Table],
     batch: int,
     pad: int,
     as_tensor: Callable[[NDArray[Any]], Tensor],
 ) -> Generation:
-    """The generation of a batch from the positions of groups of its rows."""
-    length = max(len(steps) for steps in parts)
-    tokens = np.full((batch, length), pad)
-    exits = np.zeros((batch, length), dtype=np.int64)
-    confidence = np.full((batch, length), math.nan, dtype=np.float32)
-    refused = np.full((batch, length), -math.inf, dtype=np.float32)
-    for some, steps in zip(rows, parts, strict=True):
-        own, size = slice(None) if len(some) == batch else some, len(steps)
-        tokens[own, :size] = np.array([step.tokens for step in steps]).T
-        exits[own, :size] = np.array([step.exits for step in steps]).T
-        confidence[own, :size] = np.array([step.confidence for step in steps], dtype=np.float32).T
-        refused[own, :size] = np.array([step.refused for step in steps], dtype=np.float32).T
-    return Generation(
-        as_tensor(tokens), as_tensor(exits), as_tensor(confidence), as_tensor(refused)
-    )
+    """The generation of a batch from those of groups of its rows."""
+    if len(parts) == 1:
+        whole, real = map(np.ascontiguousarray, parts[0])
+    else:
+        length = max(part.whole.shape[2] for part in parts)
+        whole, real = (
+            np.zeros((2, batch, length), np.int64),
+            np.empty((2, batch, length), np.float32),
+        )
+        whole[0], real[0], real[1] = pad, math.nan, -math.inf
+        for some, part in zip(rows, parts, strict=True):
+            size = part.whole.shape[2]
+            whole[:, some, :size], real[:, some, :size] = part
+    return Generation(*map(as_tensor, (*whole, *real)))

@@ -244,6 +244,23 @@ def ranges(starts: Any, counts: Any) -> Ints:
     return found
 
 
+@njit(cache=True)
+def whole_prompts(lengths: Any) -> tuple[Ints, Ints, Ints]:
+    """What `attend` is told for each token of prompts that stand one after the other, to attend to all of its own.
+
+    That is where the prompt begins, its length, and where the biases by distance, from 1 - S on, begin: S is the longest.
+    """
+    total, longest = lengths.sum(), lengths.max()
+    begins, counts = np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64)
+    shifts = np.empty(total, dtype=np.int64)
+    begin = 0
+    for length in lengths:
+        for i in range(length):
+            begins[begin + i], counts[begin + i], shifts[begin + i] = begin, length, longest - 1 - i
+        begin += length
+    return begins, counts, shifts
+
+
 @njit(cache=True, fastmath=_FAST)
 def rms_norm(states: Any, offset: Any) -> Floats:
     """Each row over the root of its squared length and the offset's square."""

@@ -6,15 +6,14 @@ comes out put together, in `riskcal_adapters.torch.decoder`.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riskcal.forbidden import Guard, State
+from riskcal.forbidden import Guard
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import generation_config
 from riskcal_adapters.torch import heads, sampling
@@ -22,8 +21,8 @@ from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.caches import Cache
 from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
 from riskcal_adapters.torch.generation import Step
-from riskcal_adapters.torch.heads import Head
 from riskcal_adapters.torch.measures import Linear
+from riskcal_adapters.torch.run import Run
 from riskcal_adapters.torch.scores import Scores
 
 
@@ -33,50 +32,6 @@ def _no_text(token: int) -> str:
 
 #: Where there is no exit, and so none that agrees.
 _NO_TOKEN = -1
-
-
-@dataclass(eq=False)
-class Run:
-    """The generation of rows that share all settings of their policies but thresholds."""
-
-    policy: ExitPolicy
-    backbone: Backbone
-    cache: Cache
-    head: Head
-    judge: Judge
-    keys: list[int]  # of each row's noise
-    pending: list[int]  # each row's early exits in a row
-    opens: list[bool]  # whether any row may ever leave early at an exit; not asked of the last one
-    #: Whether only rows that go on are computed. Of one row there is nothing to leave out; a run that began with more keeps
-    #: each row's gaps apart, whatever is left of it.
-    gathers: bool
-    #: Whether skipped positions later run the layers that they skipped, instead of being projected to keys and values alone.
-    exact: bool
-    #: Of all positions, where they are run again.
-    embedded: list[Tensor] = field(default_factory=list)
-    #: Of tokens that may not leave early, None if all may; with it, where each row's text stands.
-    guard: Guard | None = None
-    contexts: list[tuple[State, ...]] = field(default_factory=list)
-
-    def layer(self, index: int, state: Tensor, active: list[int]) -> Tensor:
-        """A layer for the position at hand, of these rows where it `gathers`, else of the batch."""
-        if self.exact:
-            return self.backbone.layer_exact(index, state, self.cache)
-        if not self.gathers:
-            return self.backbone.layer(index, state, self.cache)
-        rows = np.array(active)
-        positions = np.full(len(rows), self.cache.position)
-        return self.backbone.layer_of_rows(index, state, rows, positions, self.cache)
-
-    def keep(self, rows: list[int], as_tensor: Callable[[NDArray[Any]], Tensor]) -> None:
-        """Go on with some rows of the batch."""
-        numbers = np.array(rows)
-        kept = as_tensor(numbers)
-        self.cache.keep(kept, numbers)
-        self.keys = [self.keys[row] for row in rows] if self.keys else []
-        self.pending = [self.pending[row] for row in rows]
-        self.contexts = [self.contexts[row] for row in rows] if self.contexts else []
-        self.embedded = [state.index_select(0, kept) for state in self.embedded]
 
 
 @dataclass(eq=False)
@@ -140,10 +95,14 @@ class Loop:
         batch = len(tokens)
         run = self.run(policy, tokens, mask, len(thresholds))
         run.opens = np.asarray(np.isfinite(thresholds).any((0, 2))).tolist()
+        full = policy.is_full_model and not any(run.opens[:-1])
         chosen, going = run.cache.first, list(range(batch))
         steps, rows = [], going  # rows: which of the batch's those of the run are
         for position in range(len(thresholds)):
-            step = self.step(run, chosen, going, thresholds[position].tolist())
+            if full:
+                step = self.full_step(run, chosen, going)
+            else:
+                step = self.step(run, chosen, going, thresholds[position].tolist())
             steps.append(
                 step
                 if len(rows) == batch
@@ -153,9 +112,8 @@ class Loop:
             going = [row for row in going if chosen[row] not in self.special.ends]
             if not going:
                 break
-            if 2 * len(going) <= len(
-                rows
-            ):  # half of the batch has ended: go on with the others alone
+            # once half of the batch has ended, go on with the others alone
+            if 2 * len(going) <= len(rows):
                 run.keep(going, self.backbone.tensor)
                 thresholds = thresholds[:, :, going]
                 rows, chosen = [rows[row] for row in going], [chosen[row] for row in going]
@@ -243,7 +201,9 @@ class Loop:
         if at_exit is not None:
             state = at_exit
         cache.append(after_first if policy.cache == "first" else state)
-        if policy.cache == "copy":  # of one row, or of rows that left together: `rows_by_settings`
+        if (
+            policy.cache == "copy"
+        ):  # of one row, or of rows that left together: `request_checks.rows_by_settings`
             self.backbone.copy_upwards(cache, max(step.exits))
         for row in going:
             run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
@@ -251,8 +211,25 @@ class Loop:
                 run.contexts[row] = run.guard.after(run.contexts[row], step.tokens[row])
         return step
 
+    def full_step(self, run: Run, previous: list[int], going: list[int]) -> Step:
+        """`step` of `ExitPolicy.full_model`, of which nobody is asked before the last exit."""
+        cache = run.cache
+        step = Step.blank(cache.batch, self.special.pad)
+        state = self.backbone.embed(previous, cache)
+        for index in range(self.n_layers):
+            state = self.backbone.layer(index, state, cache)
+        run.judge.begin()
+        confidence, scores = run.judge.look(self.backbone.n_exits, state, None)
+        assert scores is not None
+        sure, tokens = confidence.tolist(), self._choose(run, scores, going, going)
+        for row, token in zip(going, tokens, strict=True):
+            step.tokens[row], step.confidence[row] = token, sure[row]
+            step.exits[row] = self.n_layers
+        cache.append(state)
+        return step
+
     def begin(self, run: Run, state: Tensor) -> Tensor:
-        """``state`` is embedded; where the cache is recomputed, go back to the last position that ran all layers."""
+        """Gives ``state``, which is embedded; a cache that is recomputed notes it, and goes back to the last full pass."""
         if run.policy.cache == "recompute":
             deepest = run.cache.layers.get(self.n_layers - 1)
             full, position = 0 if deepest is None else deepest.filled, run.cache.position
@@ -268,11 +245,7 @@ class Loop:
         cache = run.cache
         position, states = cache.position, cache.states[: cache.position].clone()
         for index in range(self.n_layers):
-            state = (
-                self.backbone.layer_exact(index, state, cache)
-                if run.exact
-                else self.backbone.layer(index, state, cache)
-            )
+            state = run.layer(index, state, [])
         cache.rewind(position)
         cache.states[:position] = states
         return Scores(self.backbone.logits(state))

@@ -155,8 +155,7 @@ def contrasted(expert: Tensor, amateur: Tensor, head: Tensor, *, tail: bool, mas
     share = torch.softmax(lead.masked_fill(~head, -torch.inf), -1)
     probabilities = log.exp()
     scale = probabilities.masked_fill(~head, 0.0).sum(-1, keepdim=True) if mass else 1.0
-    scores = torch.where(
-        head, share * scale, probabilities if tail else 0.0 * probabilities
-    )  # 0, but a NaN stays one
+    # 0, but a NaN stays one
+    scores = torch.where(head, share * scale, probabilities if tail else 0.0 * probabilities)
     top = scores.topk(2).values
     return top[:, 0] - top[:, 1]

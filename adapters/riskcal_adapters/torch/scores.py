@@ -35,9 +35,8 @@ def likeliest(logits: Tensor, k: int) -> Tensor:
     ``topk`` says nothing of equals, and among 32,000 float32 numbers there nearly always are some; a stable sort is several
     times slower. So logits are read as whole numbers of the same order, with the id in the lower half.
     """
-    bits = (logits.float().nan_to_num(nan=math.inf) + 0.0).view(
-        torch.int32
-    )  # + 0.0: -0 and 0 are equal
+    # + 0.0: -0 and 0 are equal
+    bits = (logits.float().nan_to_num(nan=math.inf) + 0.0).view(torch.int32)
     ascending = torch.where(bits < 0, bits ^ torch.iinfo(torch.int32).max, bits).long()
     ids = torch.arange(logits.shape[-1], device=logits.device)
     return ((ascending << 32) - ids).topk(k).indices

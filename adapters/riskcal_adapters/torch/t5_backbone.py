@@ -1,7 +1,8 @@
 """A T5's decoder: its prompt is encoded once, and every layer attends to it apart from what was generated."""
 
+import functools
 import math
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,13 +11,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from riskcal_adapters.torch import kernels, t5_kernels, weights
-from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.backbone import FEW_COLUMNS, Backbone
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
 from riskcal_adapters.torch.kernels import Floats
-from riskcal_adapters.torch.t5_prompt import Prompt, around, have_holes
+from riskcal_adapters.torch.t5_prompt import Prompt, have_holes
 from riskcal_adapters.torch.weights import T5, Layer, PositionBias, rms_norm
-
-Of = TypeVar("Of")
 
 #: Prompts up to so many tokens are attended to quicker by `kernels`.
 _SHORT = 64
@@ -44,8 +43,11 @@ class T5Backbone(Backbone):
         self._start = start
         self._embedding = model.shared.weight.detach().to(dtype)
         self.vocabulary = len(self._embedding)
-        self._encoder = weights.encoder_layers(model, dtype)
-        self._decoder, self._cross = weights.decoder_layers(model, dtype)
+        encoder = weights.encoder_layers(model, dtype)
+        decoder, cross = weights.decoder_layers(model, dtype)
+        self._stacks: tuple[Any, ...] = encoder, decoder, cross
+        self._encoder = weights.layer_by_layer(encoder)
+        self._decoder, self._cross = weights.layer_by_layer(decoder), weights.layer_by_layer(cross)
         self.n_layers = len(self._decoder)
         self._head = weights.head(model, dtype)
         self._norm_offset = weights.norm_offset(model, dtype)
@@ -53,14 +55,13 @@ class T5Backbone(Backbone):
         self._gated: bool = model.config.is_gated_act
         self._gated_gelu = self.lean and self._gated and model.config.dense_act_fn == "gelu_new"
         self._offset = np.float32(self._norm_offset.item())
-        self._encoder_arrays, self._decoder_arrays, self._cross_arrays = (
+        self._decoder_arrays, self._cross_arrays = (
             [t5_kernels.arrays(one) for one in held] if self._gated_gelu else []
-            for held in (self._encoder, self._decoder, self._cross)
+            for held in (self._decoder, self._cross)
         )
         self.row_width = self._decoder[0].self_in.shape[1]
         self._encoder_bias = PositionBias(model.encoder, dtype)
         self._decoder_bias = PositionBias(model.decoder, dtype)
-        self._around: dict[int, list[NDArray[np.float32]]] = {}  # by length, as they are asked for
 
     @property
     def head(self) -> Tensor:
@@ -113,7 +114,7 @@ class T5Backbone(Backbone):
         lengths = np.array([len(prompt) for prompt in prompts])
         mask, tokens = np.arange(lengths.max()) < lengths[:, None], np.concatenate(prompts)
         if self.lean and mask.shape[1] <= _SHORT:
-            memory = self._encode_short(torch.from_numpy(tokens), lengths)
+            memory = self._encode_short(tokens, lengths)
         else:
             ids = np.zeros(mask.shape, dtype=np.int64)
             ids[mask] = tokens
@@ -187,7 +188,7 @@ class T5Backbone(Backbone):
         """
         batch, width = tokens.shape
         if self.lean and width <= _SHORT and not have_holes(mask):
-            return self._encode_short(tokens[torch.from_numpy(mask)], mask.sum(1)), None
+            return self._encode_short(tokens.numpy()[mask], mask.sum(1)), None
         biases = [bias.square(width) for bias in self._encoder_bias.layers]
         prompt_bias = real = spread = None
         if not mask.all():
@@ -214,26 +215,16 @@ class T5Backbone(Backbone):
             state = self._feed_forward(layer, state)
         return self.normed(state), prompt_bias
 
-    def _encode_short(self, tokens: Tensor, lengths: Ints) -> Tensor:
+    def _encode_short(self, tokens: Ints, lengths: Ints) -> Tensor:
         """The encoder's normed output of prompts that stand one after the other, each token attending to its own."""
-        width = int(lengths.max())
-        own, starts = np.arange(len(tokens)), np.cumsum(lengths) - lengths
-        begins, counts = np.repeat(starts, lengths), np.repeat(lengths, lengths)
-        shifts = width - 1 - (own - begins)
-        tables = self._around.get(width)
-        if tables is None:
-            tables = [around(bias.square(width)) for bias in self._encoder_bias.layers]
-            self._around[width] = tables
-        state = self._embedding.index_select(0, tokens)
+        tables = self._encoder_bias.around(int(lengths.max()))
+        if self.turns:
+            return torch.from_numpy(t5_kernels.encode(self._stack, tokens, lengths, tables))
+        begins, counts, shifts = kernels.whole_prompts(lengths)
+        state = self._embedding.index_select(0, torch.from_numpy(tokens))
         inside = self.kv_heads * self.head_width
         for index, layer in enumerate(self._encoder):
             bias = _of_layer(tables, index)
-            if self.turns:
-                own_layer, where = self._encoder_arrays[index], (begins, counts, shifts)
-                t5_kernels.encoder_layer(
-                    own_layer, self._offset, self.head_width, state.numpy(), *where, bias
-                )
-                continue
             projected = torch.mm(self.normed(state), layer.self_in).numpy()
             attended = kernels.attend(
                 projected,
@@ -255,9 +246,9 @@ class T5Backbone(Backbone):
     def embed(self, tokens: list[int], cache: Cache) -> Tensor:
         if len(tokens) == 1:  # the weights themselves, since looking them up takes longer
             return self._embedding.narrow(0, tokens[0], 1)
-        return self.embed_known(self.tensor(np.array(tokens)), cache)
+        return self.embed_on_device(self.tensor(np.array(tokens)), cache)
 
-    def embed_known(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def embed_on_device(self, tokens: Tensor, cache: Cache) -> Tensor:
         return self._embedding.index_select(0, tokens)
 
     def embed_into(
@@ -318,6 +309,26 @@ class T5Backbone(Backbone):
         )
         return found
 
+    def layer(self, index: int, state: Tensor, cache: Cache) -> Tensor:
+        if not self.turns or cache.position >= FEW_COLUMNS:
+            return super().layer(index, state, cache)
+        positions = np.full(cache.batch, cache.position)
+        return self.layer_of_rows(index, state, cache.everyone, positions, cache)
+
+    @functools.cached_property
+    def _stack(self) -> t5_kernels.Stack:
+        encoder, decoder, cross = map(t5_kernels.arrays, self._stacks)
+        ends = self._embedding.numpy(), self._head.numpy()
+        return t5_kernels.Stack(encoder, decoder, cross, *ends, self._offset, self.head_width)
+
+    def alone(
+        self, tokens: Tensor, mask: NDArray[np.bool_], needed: Floats, ends: Ints
+    ) -> tuple[Ints, Floats]:
+        memory, _ = self._encode(tokens, mask)
+        stack, bias = self._stack, self._decoder_bias.last(len(needed))
+        room = t5_kernels.room(stack, memory.numpy(), needed, bias, self._start)
+        return t5_kernels.generate(stack, room, ends)
+
     def layer_of_rows(
         self, index: int, state: Tensor, rows: Ints, positions: Ints, cache: Cache
     ) -> Tensor:
@@ -340,13 +351,7 @@ class T5Backbone(Backbone):
         )
 
     def bias_of_last(self, index: int, cache: Cache) -> NDArray[np.float32]:
-        biases, prompt = self._decoder_bias.layers, cache.prompt
-        index = index if len(biases) > 1 else 0
-        if index not in prompt.last_bias:
-            last = prompt.position_bias[index][cache.length - 1]
-            prompt.last_bias[index] = last[0, :, 0].contiguous().numpy()
-        known: NDArray[np.float32] = prompt.last_bias[index]
-        return known
+        return np.asarray(_of_layer(self._decoder_bias.last(cache.length), index))
 
     def bias(self, index: int, cache: Cache) -> Tensor:
         bias: Tensor = _of_layer(cache.prompt.position_bias, index)[cache.position]
@@ -358,25 +363,20 @@ class T5Backbone(Backbone):
         if (positions == positions[0]).all():
             bias: Tensor = _of_layer(cache.prompt.position_bias, index)[positions[0]]
             return bias
-        square = self._causal_bias(cache, index)
+        square = self._causal(index, cache)
         return (
             square[0, :, self.tensor(positions), :columns].transpose(0, 1).unsqueeze(2).contiguous()
         )
 
+    def _causal(self, index: int, cache: Cache) -> Tensor:
+        read: Prompt = cache.prompt
+        return read.causal(_of_layer(self._decoder_bias.layers, index), cache.length)
+
     def bias_square(self, index: int, cache: Cache, first: int) -> Tensor:
         end = cache.position + 1
-        square = self._causal_bias(cache, index)[:, :, first:end, :end]
+        square = self._causal(index, cache)[:, :, first:end, :end]
         # a part may begin anywhere: weights.ALIGNMENT
         return square.clone(memory_format=torch.contiguous_format)
-
-    def _causal_bias(self, cache: Cache, index: int) -> Tensor:
-        own: PositionBias = _of_layer(self._decoder_bias.layers, index)
-        known: dict[PositionBias, Tensor] = cache.prompt.causal_bias
-        if own not in known:
-            bias = own.square(cache.length)
-            ahead = torch.ones_like(bias[0, 0], dtype=torch.bool).triu(1)
-            known[own] = bias.masked_fill(ahead, -math.inf)
-        return known[own]
 
     def _feed_forward(self, layer: Layer, state: Tensor) -> Tensor:
         hidden = torch.mm(self.normed(state), layer.ff_in)
@@ -395,6 +395,6 @@ class T5Backbone(Backbone):
         return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def _of_layer(biases: list[Of], index: int) -> Of:
+def _of_layer(biases: Any, index: int) -> Any:
     """A layer's own, or the one that all share."""
     return biases[index if len(biases) > 1 else 0]

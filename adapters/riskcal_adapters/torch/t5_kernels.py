@@ -1,17 +1,20 @@
 """A T5's layers on a CPU in float32 as one compiled loop each, where calling torch takes as long as the work in it."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.blas import product
-from riskcal_adapters.torch.kernels import attend, gated_gelu, margins, rms_norm
+from riskcal_adapters.torch.kernels import attend, gated_gelu, margins, put, ranges, rms_norm
 from riskcal_adapters.torch.weights import CrossAttention, Layer
 
+#: Tokens of a row between which Python is back, and whoever interrupts it is heard.
+_AT_ONCE = 16
 _ZERO, _ONE = np.float32(0), np.float32(1)
 _behind, _entering, _place, _of = kernels.behind, kernels.entering, kernels.place, kernels.of
+_whole_prompts = kernels.whole_prompts
 
 
 def arrays(matrices: Layer | CrossAttention) -> Any:
@@ -21,10 +24,14 @@ def arrays(matrices: Layer | CrossAttention) -> Any:
 
 @njit(cache=True, nogil=True)
 def recall(fresh: Any, states: Any, starts: Any, counts: Any, memory: Any, held: Any) -> None:
-    """Keys and values of ``fresh`` rows' prompts, from the encoder's normed output, to where they are ``held``."""
-    for row in fresh:
-        begin, end = starts[row], starts[row] + counts[row]
-        product(states[begin:end], memory, held[begin:end], _ZERO)
+    """Keys and values of ``fresh`` rows' prompts, from the encoder's normed output, to where they are ``held``.
+
+    In one product, since one of few rows takes the time of many.
+    """
+    places = ranges(starts[fresh], counts[fresh])
+    projected = np.empty((len(places), held.shape[1]), dtype=np.float32)
+    product(_of(states, places), memory, projected, _ZERO)
+    put(projected, places, held)
 
 
 @njit(cache=True, nogil=True)
@@ -111,6 +118,122 @@ def turn(head: Any, places: Any, entering: Any, rows: Any, given: Any) -> tuple[
     return state, sure, best
 
 
+class Stack(NamedTuple):
+    """A T5, for loops over its layers."""
+
+    encoder: Layer  #: of all layers, as are the next two
+    decoder: Layer
+    cross: CrossAttention
+    embedding: Any  #: (V, d)
+    head: Any  #: (d, V)
+    offset: Any  #: of norms (`kernels.rms_norm`)
+    width: int  #: d_kv
+
+
+class Room(NamedTuple):
+    """What is known of one row's prompt of S tokens, and remembered of T generated ones."""
+
+    encoded: Any  #: (S, d)
+    needed: Any  #: (T, L): margins to exit with; of the last layer it is not asked
+    bias: Any  #: (1 or L, heads, T): on attention from the last of T positions
+    memory: Any  #: (L, S, 2 h): keys and values of the prompt, in layers that ran
+    held: Any  #: (L, T, 2 h): of what was generated
+    filled: Any  #: (L, 1): of how many positions
+    states: Any  #: (T, 1, d): where each position left
+    whole: Any  #: (2, T + 1): tokens, the one before the first too, and the layers that they left at, from 1
+    real: Any  #: (2, T + 1): their margins there, and the largest that were not enough
+
+
+def room(stack: Stack, encoded: Any, needed: Any, bias: Any, start: int) -> Room:
+    """For a generation that has not begun."""
+    (length, layers), (_, width, both) = needed.shape, stack.cross.memory.shape
+    memory, held, states, real = (
+        np.empty(shape, dtype=np.float32)
+        for shape in (
+            (layers, len(encoded), both),
+            (layers, length, both),
+            (length, 1, width),
+            (2, length + 1),
+        )
+    )
+    whole = np.full((2, length + 1), start)
+    filled = np.zeros((layers, 1), dtype=np.int64)
+    return Room(encoded, needed, bias, memory, held, filled, states, whole, real)
+
+
+@njit(cache=True)
+def _layer(layers: Any, index: Any) -> Any:
+    return Layer(
+        layers.self_in[index], layers.self_out[index], layers.ff_in[index], layers.ff_out[index]
+    )
+
+
+def generate(stack: Stack, room: Room, ends: Any) -> tuple[Any, Any]:
+    """``whole`` and ``real`` (2, n) of the n tokens up to one of the ``ends``, or to the last that there is room for."""
+    size, ended, length = 0, False, len(room.needed)
+    while size < length and not ended:
+        size, ended = _go_on(stack, room, ends, size, min(size + _AT_ONCE, length))
+    return room.whole[:, 1 : size + 1], room.real[:, 1 : size + 1]
+
+
+@njit(cache=True, nogil=True)
+def _go_on(stack: Any, room: Any, ends: Any, begin: Any, end: Any) -> tuple[Any, Any]:
+    """Positions from ``begin`` up to ``end``: how many have a token then, and whether the last one is one of the ``ends``."""
+    for position in range(begin, end):
+        _next_token(stack, room, position)
+        if (room.whole[0, position + 1] == ends).any():
+            return position + 1, True
+    return end, False
+
+
+@njit(cache=True)
+def _next_token(stack: Any, room: Any, position: Any) -> None:
+    """From its embedding through layer after layer to the first whose margin is enough, or the last."""
+    before, needed, last = room.whole[0, position], room.needed[position], len(room.filled) - 1
+    logits = np.empty((1, stack.head.shape[1]), dtype=np.float32)
+    state, refused = stack.embedding[before : before + 1], np.float32(-np.inf)
+    for index in range(last + 1):
+        state = decoder_layer(_given(stack, room, position, index), state)
+        if index < last and needed[index] == np.inf:
+            continue
+        product(rms_norm(state, stack.offset), stack.head, logits, _ZERO)
+        sure, best = margins(logits)
+        if index == last or sure[0] >= needed[index]:
+            room.states[position] = state
+            room.whole[:, position + 1] = best[0], index + 1
+            room.real[:, position + 1] = sure[0], refused
+            break
+        if sure[0] > refused:  # a NaN is not
+            refused = sure[0]
+
+
+@njit(cache=True)
+def _given(stack: Any, room: Any, position: Any, index: Any) -> Any:
+    """What `decoder_layer` is given of a layer; one that runs for the first time reads the prompt."""
+    row, cross, memory, bias = np.zeros(1, dtype=np.int64), stack.cross, room.memory, room.bias
+    own = CrossAttention(cross.query[index], cross.memory[index], cross.out[index])
+    if not room.filled[index, 0]:
+        product(room.encoded, own.memory, memory[index], _ZERO)
+    return (
+        _layer(stack.decoder, index),
+        own,
+        stack.offset,
+        stack.width,
+        row,
+        np.full(1, position),
+        room.filled[index],
+        room.states,
+        row,
+        1,
+        1,
+        room.held[index],
+        bias[index % len(bias)],
+        memory[index],
+        row,
+        np.full(1, len(room.encoded)),
+    )
+
+
 @njit(cache=True, nogil=True)
 def encoder_layer(
     layer: Any,
@@ -141,6 +264,21 @@ def encoder_layer(
     )
     product(attended, layer.self_out, state, _ONE)
     _feed_forward(layer, offset, state)
+
+
+@njit(cache=True, nogil=True)
+def encode(stack: Any, tokens: Any, lengths: Any, bias: Any) -> Any:
+    """The encoder's normed output of prompts that stand one after the other (N,): (N, d).
+
+    ``bias`` (1 or L, heads, 2 S - 1) is by how far ahead a position is, from 1 - S on, S the longest of the ``lengths``.
+    """
+    begins, counts, shifts = _whole_prompts(lengths)
+    state = _of(stack.embedding, tokens)
+    for index in range(len(stack.encoder.self_in)):
+        own = bias[index % len(bias)]
+        layer = _layer(stack.encoder, index)
+        encoder_layer(layer, stack.offset, stack.width, state, begins, counts, shifts, own)
+    return rms_norm(state, stack.offset)
 
 
 @njit(cache=True)

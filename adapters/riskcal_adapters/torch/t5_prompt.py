@@ -1,10 +1,12 @@
 """What a T5's decoder knows of prompts: their encoding, and the biases on attention to it."""
 
+import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numba import njit
 from torch import Tensor
 
 from riskcal_adapters.torch import kernels
@@ -23,10 +25,15 @@ class Prompt:
     lengths: Ints  # (B,)
     starts: Ints  # (B,) rows of memory; of a pool each slot's; empty where prompts are padded to one length
     position_bias: list[list[Tensor]]  # of each layer, or one of all: (1, heads, 1, n) for n = 1..T
-    causal_bias: dict[PositionBias, Tensor] = field(
-        default_factory=dict
-    )  # (1, heads, T, T), -inf ahead; where needed
-    last_bias: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # where needed
+    causal_bias: dict[PositionBias, Tensor] = field(default_factory=dict)  # where needed
+
+    def causal(self, bias: PositionBias, length: int) -> Tensor:
+        """(1, heads, T, T) of all positions to all, -inf ahead of each."""
+        if bias not in self.causal_bias:
+            square = bias.square(length)
+            ahead = torch.ones_like(square[0, 0], dtype=torch.bool).triu(1)
+            self.causal_bias[bias] = square.masked_fill(ahead, -math.inf)
+        return self.causal_bias[bias]
 
     def of(self, rows: Tensor, numbers: Ints) -> "Prompt":
         """Some rows of the batch."""
@@ -44,14 +51,14 @@ class Prompt:
         )
 
 
-def around(square: Tensor) -> NDArray[np.float32]:
-    """(heads, 2 S - 1): the bias by how far ahead a position is, from 1 - S on, of that between all (1, heads, S, S)."""
-    around = torch.cat([square[0, :, 1:, 0].flip(1), square[0, :, 0]], 1)
-    return np.asarray(around.contiguous().numpy())
-
-
-def have_holes(mask: NDArray[np.bool_]) -> bool:
-    """Whether any row's real tokens do not stand together."""
-    begins = mask.copy()
-    begins[:, 1:] &= ~mask[:, :-1]
-    return bool((begins.sum(1) > 1).any())
+@njit(cache=True)
+def have_holes(mask: Any) -> bool:
+    """Whether any row's real tokens (B, S) do not stand together."""
+    for row in mask:
+        begins, before = 0, False
+        for real in row:
+            begins += real and not before
+            before = real
+        if begins > 1:
+            return True
+    return False

@@ -6,8 +6,8 @@ are stored as ``torch.mm`` reads them fastest, and each norm's gain is multiplie
 
 import functools
 import math
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from riskcal import RiskcalError
+from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.modules import Block, Map, blocks
 
 #: A T5 of any of these classes. mT5 is T5 v1.1; UMT5 has a bias on positions in each layer, where the others share one.
@@ -42,25 +43,33 @@ class CrossAttention(NamedTuple):
     out: Tensor  #: (h, d)
 
 
-def encoder_layers(model: T5, dtype: torch.dtype) -> list[Layer]:
-    """The encoder's layers."""
-    return [_self_and_feed_forward(block, dtype) for block in blocks(model.encoder)]
+Matrices = TypeVar("Matrices", Layer, CrossAttention)
 
 
-def decoder_layers(model: T5, dtype: torch.dtype) -> tuple[list[Layer], list[CrossAttention]]:
-    """The decoder's layers, and between self-attention and feed-forward the attention of each to the prompt."""
-    memory_norm, own, to_prompt = model.encoder.final_layer_norm, [], []
-    for block in blocks(model.decoder):
+def encoder_layers(model: T5, dtype: torch.dtype) -> Layer:
+    """The encoder's layers: each matrix is that of all (L, inputs, outputs), so that a loop over them needs to be given few."""
+    return _stacked(model.encoder, lambda block: _self_and_feed_forward(block, dtype))
+
+
+def decoder_layers(model: T5, dtype: torch.dtype) -> tuple[Layer, CrossAttention]:
+    """The decoder's, and between self-attention and feed-forward the attention of each to the prompt."""
+    memory_norm = model.encoder.final_layer_norm
+
+    def to_prompt(block: Block) -> CrossAttention:
         cross, norm = block.layer[1].EncDecAttention, block.layer[1].layer_norm
-        own.append(_self_and_feed_forward(block, dtype))
-        to_prompt.append(
-            CrossAttention(
-                query=_after_norm(norm, [cross.q], dtype),
-                memory=_after_norm(memory_norm, [cross.k, cross.v], dtype),
-                out=_plain(cross.o, dtype),
-            )
+        return CrossAttention(
+            query=_after_norm(norm, [cross.q], dtype),
+            memory=_after_norm(memory_norm, [cross.k, cross.v], dtype),
+            out=_plain(cross.o, dtype),
         )
-    return own, to_prompt
+
+    own = _stacked(model.decoder, lambda block: _self_and_feed_forward(block, dtype))
+    return own, _stacked(model.decoder, to_prompt)
+
+
+def layer_by_layer(matrices: Matrices) -> list[Matrices]:
+    """The matrices of all layers apart, on the same memory."""
+    return [type(matrices)._make(of_one) for of_one in zip(*matrices, strict=True)]
 
 
 def head(model: T5, dtype: torch.dtype) -> Tensor:
@@ -138,9 +147,8 @@ def rms_norm(state: Tensor, offset: Tensor) -> Tensor:
     """T5's norm without its gain, over ``sqrt(d)``; both are in the weights that follow. Three operations, not nine."""
     length = torch.linalg.vector_norm(state, dim=-1, keepdim=True, dtype=offset.dtype)
     normed = state / torch.hypot(length, offset)
-    return (
-        normed if normed.dtype == state.dtype else normed.to(state.dtype)
-    )  # asking is dearer than looking
+    # asking is dearer than looking
+    return normed if normed.dtype == state.dtype else normed.to(state.dtype)
 
 
 def activation(model: T5) -> Map:
@@ -172,14 +180,16 @@ class PositionBias:
     def __init__(self, stack: torch.nn.Module, dtype: torch.dtype, layer: int = 0) -> None:
         own = [block.layer[0].SelfAttention for block in blocks(stack)]
         attention = own[layer]
-        self._reach: int = (
-            attention.relative_attention_max_distance
-        )  # beyond it the bias stays the same
+        # beyond it the bias stays the same
+        self._reach: int = attention.relative_attention_max_distance
         with torch.no_grad():
             around = attention.compute_bias(1, 2 * self._reach + 1, past_seen_tokens=self._reach)
         self._by_offset = around[0, :, 0].to(dtype)  # (heads, 2 * reach + 1)
         self._square = self._between(0, 0)
         self._rows: list[Tensor] = []
+        # by length, as they are asked for
+        self._around: dict[int, Floats] = {}
+        self._last: dict[int, Floats] = {}
         others = (
             [i for i, one in enumerate(own) if i and one.has_relative_attention_bias]
             if layer == 0
@@ -203,9 +213,8 @@ class PositionBias:
         rows = self._rows
         if len(rows) < length:
             last = self._between(length - 1, length)
-            room = (
-                (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT
-            )  # for any shift, rows apart by whole pieces
+            # for any shift, rows apart by whole pieces
+            room = (length + 2 * ALIGNMENT - 2) // ALIGNMENT * ALIGNMENT
             copies = [last.new_zeros(*last.shape[:-1], room) for _ in range(ALIGNMENT)]
             for shift, copy in enumerate(copies):
                 copy[..., shift : shift + length] = last
@@ -215,11 +224,39 @@ class PositionBias:
             ]
         return rows
 
+    def around(self, length: int) -> Floats:
+        """(1 or L, heads, 2 S - 1): of all layers, by how far ahead a position is, from 1 - S on; S is the ``length``."""
+        known = self._around.get(length)
+        if known is None:
+            squares = [own.square(length)[0] for own in self.layers]
+            tables = [torch.cat([one[:, 1:, 0].flip(1), one[:, 0]], 1) for one in squares]
+            self._around[length] = known = torch.stack(tables).numpy()
+        return known
+
+    def last(self, length: int) -> Floats:
+        """(1 or L, heads, length): of all layers, of the last of so many positions to all of them."""
+        known = self._last.get(length)
+        if known is None:
+            rows = [own.rows(length)[length - 1][0, :, 0] for own in self.layers]
+            self._last[length] = known = torch.stack(rows).numpy()
+        return known
+
     def _between(self, first: int, length: int) -> Tensor:
         """(1, heads, length - first, length): of the positions from ``first`` on to all."""
         positions = torch.arange(length, device=self._by_offset.device)
         offsets = (positions - positions[first:, None]).clamp(-self._reach, self._reach)
         return self._by_offset[:, offsets + self._reach][None]
+
+
+def _stacked(stack: torch.nn.Module, read: Callable[[Block], Matrices]) -> Matrices:
+    """Read one block after the other, each into its place: no more than one is held twice."""
+    own = blocks(stack)
+    first = read(own[0])
+    held = type(first)._make(matrix.new_empty(len(own), *matrix.shape) for matrix in first)
+    for index, block in enumerate(own):
+        for whole, matrix in zip(held, read(block), strict=True):
+            whole[index] = matrix
+    return held
 
 
 def _self_and_feed_forward(block: Block, dtype: torch.dtype) -> Layer:

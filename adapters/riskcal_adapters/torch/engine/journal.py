@@ -65,14 +65,15 @@ class Journal:
         """A request ended."""
         if self._telling is None:
             return
-        told: dict[str, Any] = {}
+        told = self._known(flight)
         if flight.full_depth is not None:
             told["riskcal.full_depth"] = flight.full_depth
         if done.error is not None:
             told["riskcal.error"] = done.error
         else:
-            told |= self._telling.served(flight, done) | {"riskcal.seconds": done.seconds}
-        self.write("riskcal.request.served", told, flight)
+            told["riskcal.seconds"] = done.seconds
+            told |= self._telling.served(flight, done)
+        self.write("riskcal.request.served", told)
 
     def refused(self, task: str | None, why: str) -> None:
         """A policy is not served by this model."""
@@ -117,14 +118,15 @@ class Journal:
         self.write("riskcal.shadow.missing", {"riskcal.reason": why}, flight)
 
     def _known(self, flight: Flight) -> dict[str, Any]:
-        task = flight.request.task
+        task, difficulty = flight.request.task, flight.request.difficulty
         known = {
             "gen_ai.response.id": flight.id,
             "riskcal.task": task if isinstance(task, str) else "" if task is None else shown(task),
         }
-        difficulty = flight.request.difficulty
         if difficulty is not None:
             known["riskcal.difficulty"] = (
                 difficulty if isinstance(difficulty, str) else shown(difficulty)
             )
-        return known | ({"riskcal.session": self._session} if flight.numbered else {})
+        if flight.numbered:
+            known["riskcal.session"] = self._session
+        return known

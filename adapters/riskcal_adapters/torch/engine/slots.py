@@ -22,7 +22,6 @@ from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.engine import bookkeeping
 from riskcal_adapters.torch.engine.guarding import Guards
-from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
 
@@ -202,7 +201,9 @@ class Slots:
             index, self._state, rows, positions, asked, self._cache
         )
         if self._guards:
-            self._hold(index, rows[asked], positions[asked], confidence, best)
+            early = index + 1 < self._loop.n_layers
+            at = rows, positions, asked
+            self._guards.hold(at, self._needed, index, confidence, best, early=early)
         ended = bookkeeping.leave(
             rows,
             positions,
@@ -221,18 +222,6 @@ class Slots:
             self._emitting(),
         )
         return [self._ended(row) for row in ended.tolist()]
-
-    def _hold(
-        self, index: int, rows: Ints, positions: Ints, confidence: Floats, best: Ints
-    ) -> None:
-        """Make NaN, which never leaves and is not said to be refused, of confidences in tokens that may not leave early."""
-        early = index + 1 < self._loop.n_layers
-        places = np.arange(len(rows))
-        if early:
-            places = np.flatnonzero(confidence >= self._needed[rows, positions, index])
-        free = self._guards.leave(rows[places], best[places], early=early)
-        if free is not None:
-            confidence[places[~free]] = math.nan
 
     def _emitting(self) -> tuple[Any, ...]:
         """What `bookkeeping.emit` takes after rows and tokens."""

@@ -84,7 +84,7 @@ class Listed:
         return taken
 
 
-class Asked:
+class Queued:
     """Of a queue that ends with None."""
 
     def __init__(self, asked: "queue.SimpleQueue[Flight | None]", deadlines: Deadlines) -> None:

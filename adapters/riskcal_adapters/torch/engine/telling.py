@@ -56,7 +56,7 @@ class Telling:
         }
         if flight.prompt is not None:
             told["gen_ai.usage.input_tokens"] = len(flight.prompt)
-        # as Python's numbers: outputs are short, and this is done for every request
+        # as Python's numbers, and layers too: this is done for every request, and outputs are short
         sure = [one for one in done.confidence.tolist() if math.isfinite(one)]
         if sure:
             told["riskcal.confidence"] = sum(sure) / len(sure)
@@ -102,4 +102,7 @@ class Telling:
 
 def _counted(layers: Ints) -> dict[str, int]:
     """Tokens by the layer that they left at."""
-    return {str(layer): n for layer, n in enumerate(np.bincount(layers).tolist()) if n}
+    found: dict[int, int] = {}
+    for layer in layers.tolist():
+        found[layer] = found.get(layer, 0) + 1
+    return {str(layer): found[layer] for layer in sorted(found)}

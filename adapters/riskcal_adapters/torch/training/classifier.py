@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from riskcal import RiskcalError, internal
+from riskcal import internal
+from riskcal_adapters import _checkpoints
 from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.training.confidence import Confidence
 
@@ -80,16 +80,7 @@ def load_classifier(path: str | os.PathLike[str]) -> ExitClassifier:
     >>> load_classifier(folder / "classifier-independent.safetensors").weight.shape
     torch.Size([128])
     """
-    try:
-        found = load_file(Path(path))
-    except (OSError, SafetensorError) as error:
-        raise RiskcalError(
-            f"{path}: cannot be read ({error}); give a file written by save_classifier."
-        ) from None
-    if set(found) != {"weight", "bias"} or found["weight"].ndim != 1 or found["bias"].ndim != 0:
-        raise RiskcalError(
-            f"{path}: does not hold weight (d,) and bias (); give a file written by save_classifier."
-        )
+    found = _checkpoints.read_classifier(Path(path), load_file)
     classifier = ExitClassifier(len(found["weight"]))
     classifier.load_state_dict(found)
     return classifier

@@ -78,9 +78,10 @@ class Descent:
         return int(step)
 
 
-def checked_rate(value: float) -> float:
-    """A learning rate above 0."""
-    rate = internal.number(value, "learning_rate")
+def check_settings(steps: int, batch: int, save_steps: int, learning_rate: float) -> None:
+    """Refuse what is no number of steps, or no learning rate."""
+    for count, name in ((steps, "steps"), (batch, "batch"), (save_steps, "save_steps")):
+        internal.count(count, name, least=1)
+    rate = internal.number(learning_rate, "learning_rate")
     if not 0 < rate < math.inf:
         raise RiskcalError(f"learning_rate: {rate:g}; give a number above 0.")
-    return rate

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from riskcal import RiskcalError, internal
+from riskcal import internal
 from riskcal_adapters.torch.training.causal_forward import causal_pass
 from riskcal_adapters.torch.training.low_rank import LowRankAdapters
 from riskcal_adapters.torch.training.self_generated import Sequences, causal_lm
@@ -80,8 +80,7 @@ def exit_quality(
     ([2, 4], ExitQuality(agreement=1.0, divergence=0.0))
     """
     internal.count(batch, "batch", least=1)
-    if not sequences.ids:
-        raise RiskcalError("sequences: there is none; generate some.")
+    sequences.refuse_none()
     whole = causal_lm(model)
     if adapters is not None:
         adapters.check(whole)

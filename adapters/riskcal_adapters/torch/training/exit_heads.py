@@ -16,7 +16,7 @@ from riskcal import RiskcalError, internal
 from riskcal_adapters.torch.exit_head_checks import backbone_fingerprint
 from riskcal_adapters.torch.exit_heads import ExitHead
 from riskcal_adapters.torch.training import folders
-from riskcal_adapters.torch.training.descent import Descent, checked_rate
+from riskcal_adapters.torch.training.descent import Descent, check_settings
 from riskcal_adapters.torch.training.head_losses import checked_penalty, head_loss, head_targets
 from riskcal_adapters.torch.training.head_states import HeadStates, head_states
 from riskcal_adapters.torch.training.self_generated import Sequences, causal_lm
@@ -101,9 +101,7 @@ def train_heads(
     internal.choice(target, "target", ("hard", "soft"))
     internal.choice(combine, "combine", ("sum", "mean"))
     penalty = checked_penalty(entropy_penalty)
-    for count, name in ((steps, "steps"), (batch, "batch"), (save_steps, "save_steps")):
-        internal.count(count, name, least=1)
-    checked_rate(learning_rate)
+    check_settings(steps, batch, save_steps, learning_rate)
     if (rank is None) == (init == "low_rank"):
         raise RiskcalError(f"rank: {rank} with init {init!r}; a rank goes with 'low_rank' only.")
     whole = causal_lm(model)

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers.trainer_utils import get_last_checkpoint
 
-from riskcal import RiskcalError, internal
+from riskcal import RiskcalError
+from riskcal_adapters import json_objects
 from riskcal_adapters.torch.replacing import written
 
 #: In such a folder: what it was begun with.
@@ -55,8 +56,7 @@ def note_settings(
         )
     if found is None:
         found = settings | (beside or {})
-        with internal.replacing(path) as partial:
-            partial.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        json_objects.write(path, found)
     there = {name: found.get(name) for name in settings}
     if there != settings:
         name, before, now = _first_difference(there, settings)
@@ -102,14 +102,5 @@ def digest(value: Any) -> str:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a folder of training."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RiskcalError(
-            f"{path}: cannot be read ({error}); delete the folder {path.parent} and train again."
-        ) from None
-    if not isinstance(found, dict):
-        raise RiskcalError(
-            f"{path}: holds no settings; delete the folder {path.parent} and train again."
-        )
-    return found
+    remedy = f"delete the folder {path.parent} and train again"
+    return json_objects.read(path, "holds no settings", remedy)

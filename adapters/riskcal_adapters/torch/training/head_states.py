@@ -92,8 +92,7 @@ def head_states(
     blocks = layer_modules(whole)
     for layer in layers:
         check_layer(layer, len(blocks))
-    if not sequences.ids:
-        raise RiskcalError("sequences: there is none; generate some.")
+    sequences.refuse_none()
     head = whole.get_output_embeddings().weight
     total = torch.zeros(len(head), dtype=torch.float64, device=head.device)
     parts: dict[Any, list[Tensor]] = {name: [] for name in (*layers, "final", "said", "norm")}

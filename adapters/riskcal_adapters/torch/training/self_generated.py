@@ -45,6 +45,11 @@ class Sequences:
     starts: NDArray[np.int64]
     prompts: NDArray[np.int64]
 
+    def refuse_none(self) -> None:
+        """Refuse to go on without any."""
+        if not self.ids:
+            raise RiskcalError("sequences: there is none; generate some.")
+
     @property
     def generated(self) -> int:
         """Tokens that were generated."""

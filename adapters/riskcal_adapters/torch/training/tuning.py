@@ -22,7 +22,7 @@ from riskcal import RiskcalError, internal
 from riskcal_adapters.torch.exit_head_checks import check_layer
 from riskcal_adapters.torch.training import folders
 from riskcal_adapters.torch.training.causal_forward import causal_pass
-from riskcal_adapters.torch.training.descent import Descent, checked_rate
+from riskcal_adapters.torch.training.descent import Descent, check_settings
 from riskcal_adapters.torch.training.divergence import exit_divergence, padded
 from riskcal_adapters.torch.training.forward import THRESHOLDS
 from riskcal_adapters.torch.training.head_states import layer_modules
@@ -141,10 +141,8 @@ def tune_exits(
     >>> decoder = EarlyExitCausalLM(adapters.merged(model))  # heads for it: train_heads on the merged model
     """
     begun = time.monotonic()
-    for count, name in ((steps, "steps"), (batch, "batch"), (save_steps, "save_steps")):
-        internal.count(count, name, least=1)
+    check_settings(steps, batch, save_steps, learning_rate)
     internal.level(keep, "keep")
-    checked_rate(learning_rate)
     whole = causal_lm(model)
     exits = _exits(layers, len(layer_modules(whole)))
     drawn = [float(one) for one in thresholds]
@@ -249,8 +247,7 @@ def _check_model(model: Any, sequences: Sequences, exits: list[int]) -> None:
             f"model: is in {str(model.dtype).removeprefix('torch.')}; give it in float32, as adapters are trained in. On a GPU "
             "products run in bfloat16 by themselves."
         )
-    if not sequences.ids:
-        raise RiskcalError("sequences: there is none; generate some.")
+    sequences.refuse_none()
     longest = np.array([max(range(len(sequences.ids)), key=lambda row: len(sequences.ids[row]))])
     ids, may_exit = padded(sequences, longest, model.device)
     ours = causal_pass(model, ids, may_exit, exits)[len(layer_modules(model))]

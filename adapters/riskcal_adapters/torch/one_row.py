@@ -1,0 +1,36 @@
+"""Decoding one row on a CPU, where a layer's work is done sooner than Python has asked for it: see `Backbone.alone`.
+
+Tokens, exits and confidences are those of `loop.Loop`.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from riskcal.policy import ExitPolicy
+from riskcal_adapters.torch.backbone import Backbone
+from riskcal_adapters.torch.generation import Table
+from riskcal_adapters.torch.loop import Loop
+
+
+def takes(backbone: Backbone, policy: ExitPolicy, batch: int) -> bool:
+    """Whether `generate` serves a policy; all others are `loop.Loop`'s."""
+    return (
+        batch == 1
+        and backbone.turns
+        and (policy.measure, policy.cache, policy.emits) == ("softmax", "project", "exit")
+        and policy.pruning is None
+        and policy.sampling is None
+        and policy.max_pending is None
+        and not policy.forbidden
+    )
+
+
+def generate(
+    loop: Loop, tokens: Tensor, mask: NDArray[np.bool_], thresholds: NDArray[np.float32]
+) -> Table:
+    """As `loop.Loop.generate`, for what it `takes`; ``thresholds`` are (T, L, 1)."""
+    needed = np.ascontiguousarray(thresholds[:, :, 0])
+    ends = np.array(loop.special.ends, dtype=np.int64)
+    whole, real = loop.backbone.alone(tokens, mask, needed, ends)
+    return Table(whole[:, None], real[:, None])

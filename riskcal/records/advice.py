@@ -1,0 +1,81 @@
+"""What refusals of a log's columns advise; each of these is done to the letter in the tests."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from riskcal import _validate
+from riskcal._validate import Floats
+
+#: What programs write for true and false where they write texts.
+_TRUTHS = frozenset("true false yes no pass passed fail failed correct incorrect wrong".split())
+
+#: How far outside its range a number may stand that was rounded in float32, or summed so.
+_ROUNDING = 1e-5
+
+
+def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str:
+    """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
+    if isinstance(cell, str) and any(letter.isdigit() for letter in cell):
+        return "It is a text: write a number, 0.25 for '25%' or '0,25'."
+    if isinstance(cell, str) and cell.strip().lower() in _TRUTHS:
+        return "It is a text: write 1 where it is true, and 0 where it is not."
+    if not isinstance(cell, str) and not _validate.is_number(cell) and _is_there(cell):
+        return f"It is a {type(cell).__name__}: write plain numbers, one a row."
+    if upper == float("inf"):
+        return (
+            f"Give what the run took, failed or not; or leave {name} out if it is not known of all."
+        )
+    failed = _of_failure(name, upper, of_full_model=of_full_model)
+    if not _validate.is_number(cell) or not abs(cell) < float("inf"):
+        return failed
+    if -_ROUNDING <= cell <= upper + _ROUNDING:
+        return f"So little is rounding, of float32 for instance: clip the column to [0, {upper:g}]."
+    return (
+        f"If it is of another scale, x / 100 makes shares of percentages, of a table with columns={{{name!r}: ({name!r}, "
+        f"'x / 100')}} (on the shell --columns {name}={name}/100), and 1 - x losses of scores; a loss of any other range is "
+        f"divided by the most that it can be. {failed}"
+    )
+
+
+def _of_failure(name: str, upper: float, *, of_full_model: bool) -> str:
+    if name == "full_risk":
+        return (
+            "Where the full model's output failed write 0, so that no candidate is credited for it."
+        )
+    if of_full_model:
+        return "It is of the full model: if its output failed (a time-out, a loop, an empty text), say so in a column failed."
+    return (
+        f"An output that failed (a time-out, a loop, an empty text) has the worst loss, {upper:g}: write it there, or say so "
+        "in a column failed. To leave out what failed would select on the outcome."
+    )
+
+
+def _is_there(cell: Any) -> bool:
+    """Whether a cell is no null; what is neither is there."""
+    missing = pd.isna(cell) if pd.api.types.is_scalar(cell) else False
+    return not (isinstance(missing, bool | np.bool_) and missing)
+
+
+def other_meaning(name: str) -> str:
+    """What to do with a log's column that has one of riskcal's names, and says something else."""
+    return (
+        f"If it means something else here, leave it out or name it otherwise, with columns={{'{name}_logged': {name!r}}} (on "
+        f"the shell --columns {name}_logged={name})."
+    )
+
+
+def of_own_distances(distances: Floats) -> str:
+    """What it may be that full-model rows have for a distance to themselves, and what to do."""
+    if distances.min() >= 1.0 - _validate.TOLERANCE:
+        return (
+            "All of these rows have 1, as a similarity has, of which 1 - x is the distance: of a table with "
+            "columns={'dissimilarity': ('dissimilarity', '1 - x')} (on the shell --columns dissimilarity=1-dissimilarity)."
+        )
+    rounding = (
+        " If it is rounding, all of these being so small, write 0 there."
+        if distances.max() < 1e-5
+        else ""
+    )
+    return f"Is the decoder deterministic? Compare against the very same generation.{rounding}"

@@ -1,0 +1,77 @@
+"""Tables in CSV: commas and points; what is written in another way is refused with the call of pandas that reads it."""
+
+import re
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+
+from riskcal._validate import RiskcalError
+from riskcal.records.columns import of_arrow
+
+#: How integers are written, so that a text of one and the integer are the same.
+INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
+
+
+def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: str) -> pd.DataFrame:
+    """The table in a CSV file: ``texts`` stay text, ``ids`` among them are integers where all of a column are written so.
+
+    ``threshold`` is the file's name of that column.
+    """
+    content = stream.read()
+    _refuse_other_dialects(content, threshold)
+    text = pa.csv.ConvertOptions(
+        column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False
+    )
+    lines = pa.csv.ParseOptions(newlines_in_values=True)
+    table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
+    return _with_integers(of_arrow(table), ids)
+
+
+def _with_integers(frame: pd.DataFrame, ids: Collection[str]) -> pd.DataFrame:
+    for name in ids:
+        if (
+            list(frame.columns).count(name) == 1
+            and frame[name].str.fullmatch(INTEGER.pattern).all()
+        ):
+            with suppress(OverflowError):  # 19 digits may be more than an int64 holds
+                frame[name] = frame[name].astype("int64")
+    return frame
+
+
+def _refuse_other_dialects(content: bytes, threshold: str) -> None:
+    """Refuse other separators than commas, and blanks after them, with the way that reads it."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:1000]:
+        raise ValueError("it is not UTF-8 text")
+    start = content[:100_000]
+    header, _, rest = start.decode("utf-8-sig", errors="replace").partition("\n")
+    header, skipped = header.strip(), ""
+    if said := re.fullmatch(r"\"?sep=(.)\"?", header):
+        found: str | None = said[1]
+        what, skipped = (
+            f"its first line says how columns are parted, as Excel writes it, and is none of the table ({header!r})",
+            ", skiprows=1",
+        )
+    else:
+        found = next((mark for mark in ";\t|" if mark in header and "," not in header), None)
+        what = f"its columns are parted by {found!r}, not by commas"
+    if found is not None:
+        comma = (
+            f", decimal=',', converters={{{threshold!r}: lambda cell: cell.replace(',', '.')}}"
+            if found != "," and re.search(r"\d,\d", rest)
+            else ""
+        )
+        _refuse(what, f"sep={found!r}{skipped}{comma}")
+    names = header.split(",")[1:]
+    if names and all(name[:1] == " " for name in names):
+        _refuse("there are blanks after its commas", "skipinitialspace=True")
+
+
+def _refuse(what: str, options: str) -> None:
+    raise RiskcalError(
+        f"{what}. Read it with pandas, and check the table that you get: "
+        f"Runs.from_frame(pandas.read_csv(path, {options}))."
+    )

@@ -1,0 +1,40 @@
+"""Where reading a log ended, and whether its files are still those: names move on at rotations, numbers of files come again."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from riskcal._validate import RiskcalError
+from riskcal.serving.events import rotated
+
+#: Bytes before a place by which a file is known again.
+_KNOWN_BY = 4096
+
+
+def files_of(path: str | os.PathLike[str]) -> list[tuple[Path, int]]:
+    """The files of a log with their inodes, oldest first, as they were at one moment: a rotation in between is looked past.
+
+    Raises
+    ------
+    RiskcalError
+        Where there is no such log.
+    """
+    looks: list[Any] = [None]
+    while True:
+        try:
+            looks.append([(file, file.stat().st_ino) for file in [*rotated(path), Path(path)]])
+        except OSError as error:  # a rotation is between two names, or there is none
+            looks.append(error.strerror)
+        if looks[-1] == looks[-2]:
+            break
+    if isinstance(looks[-1], str):
+        raise RiskcalError(f"{path}: cannot be read ({looks[-1]}).")
+    return list(looks[-1])
+
+
+def known_by(file: BinaryIO, offset: int) -> str:
+    """A digest of what stands before a byte; the file is left there."""
+    start = max(0, offset - _KNOWN_BY)
+    file.seek(start)
+    return hashlib.blake2b(file.read(offset - start), digest_size=16).hexdigest()

@@ -1,0 +1,263 @@
+"""Files as programs of the field leave them: JSON under either ending, dialects of CSV, encodings, lists of paths."""
+
+import gzip
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from riskcal import RiskcalError, Runs, Traces, load_example, verify
+
+
+def table(n: int = 6) -> pd.DataFrame:
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "dissimilarity": 0.0 if t > 0.6 else 0.125,
+            "layers": 8.0 if t == math.inf else 3.5,
+        }
+        for i in range(n)
+        for t in (math.inf, 0.9, 0.5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def named() -> pd.DataFrame:
+    """The table with the full model by its word, as JSON has to write it."""
+    return table().replace({"threshold": {math.inf: "full"}})
+
+
+DIGEST = Runs.from_frame(table()).digest()
+
+
+def followed(path: Path) -> Runs:
+    """What the refusal of a file says to do, done to the letter."""
+    with pytest.raises(RiskcalError) as refusal:
+        Runs.read(path)
+    told = re.search(r"(Runs\.from_frame\(.*\))\.$", str(refusal.value))
+    assert told is not None, refusal.value
+    names = {"Runs": Runs, "pandas": pd, "json": json, "pathlib": pathlib, "path": path}
+    found = eval(told[1], names)
+    assert isinstance(found, Runs)
+    return found
+
+
+# JSON
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl", "ndjson", "json.gz", "jsonl.gz"])
+@pytest.mark.parametrize("form", ["lines", "array", "indented", "lines after a blank one"])
+def test_rows_are_read_whichever_way_json_holds_them(
+    form: str, ending: str, tmp_path: Path
+) -> None:
+    """Spark and datasets write lines into .json; a script dumps a list into .jsonl."""
+    frame = named()
+    text = {
+        "lines": frame.to_json(orient="records", lines=True),
+        "array": frame.to_json(orient="records"),
+        "indented": frame.to_json(orient="records", indent=2),
+        "lines after a blank one": "\n" + frame.to_json(orient="records", lines=True),
+    }[form]
+    path = tmp_path / f"runs.{ending}"
+    path.write_bytes(gzip.compress(text.encode()) if ending.endswith("gz") else text.encode())
+    assert Runs.read(path).digest() == DIGEST
+
+
+@pytest.mark.parametrize("write", [pd.DataFrame.to_json, lambda f: json.dumps(f.to_dict("list"))])
+def test_json_of_columns_is_a_table(write: Callable[[Any], str], tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text(write(named()))
+    assert Runs.read(tmp_path / "runs.json").digest() == DIGEST
+
+
+def test_a_row_that_is_damaged_is_named_in_lines_and_in_arrays(tmp_path: Path) -> None:
+    lines = named().to_json(orient="records", lines=True)
+    (tmp_path / "torn.json").write_text(lines[:-20])
+    with pytest.raises(RiskcalError, match=r"torn\.json: row 17 is not JSON"):
+        Runs.read(tmp_path / "torn.json")
+    (tmp_path / "mixed.jsonl").write_text(json.dumps([*named().to_dict("records"), 3]))
+    with pytest.raises(RiskcalError, match=r"mixed\.jsonl: row 18 is not a JSON object"):
+        Runs.read(tmp_path / "mixed.jsonl")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda f: json.dumps({"model": "m", "runs": f.to_dict("records")}),
+        lambda f: f.to_json(orient="table", index=False),
+        lambda f: f.to_json(orient="split"),
+    ],
+    ids=["rows beside other things", "table", "split"],
+)
+def test_rows_within_an_object_are_refused_with_the_way_that_reads_them(
+    write: Callable[[Any], str], tmp_path: Path
+) -> None:
+    (tmp_path / "runs.json").write_text(write(named()))
+    assert followed(tmp_path / "runs.json").digest() == DIGEST
+
+
+# CSV
+
+
+@pytest.mark.parametrize("full", [math.inf, "full"])
+@pytest.mark.parametrize("first", ["", "sep=;\n"])
+@pytest.mark.parametrize("decimal", [".", ","])
+def test_a_csv_of_another_country_is_read_as_its_refusal_says(
+    decimal: str, first: str, full: Any, tmp_path: Path
+) -> None:
+    """A column of numbers and the word full is text, of which pandas' decimal= changes nothing."""
+    frame = table()
+    texts = [str(t).replace(".", decimal) if t < 1 else str(full) for t in frame["threshold"]]
+    text = frame.assign(threshold=texts).to_csv(sep=";", decimal=decimal, index=False)
+    (tmp_path / "runs.csv").write_text(first + text, encoding="utf-8-sig")
+    assert followed(tmp_path / "runs.csv").digest() == DIGEST
+
+
+def test_blanks_after_commas_are_refused_with_the_way_that_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "runs.csv").write_text(table().to_csv(index=False).replace(",", ", "))
+    assert followed(tmp_path / "runs.csv").digest() == DIGEST
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+@pytest.mark.parametrize(
+    ("encode", "said"),
+    [
+        (lambda text: text.encode("utf-16"), "it is UTF-16, as Excel and PowerShell write it"),
+        (lambda text: gzip.compress(text.encode()), r"packed by gzip; let its name end in \.gz"),
+    ],
+    ids=["UTF-16", "gzip"],
+)
+def test_bytes_that_are_no_text_are_told_by_what_they_are(
+    encode: Callable[[str], bytes], said: str, ending: str, tmp_path: Path
+) -> None:
+    frame = named()
+    text = (
+        frame.to_csv(index=False)
+        if ending == "csv"
+        else frame.to_json(orient="records", lines=True)
+    )
+    (tmp_path / f"runs.{ending}").write_bytes(encode(text))
+    with pytest.raises(RiskcalError, match=said):
+        Runs.read(tmp_path / f"runs.{ending}")
+
+
+# Several files
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [["0101", "0102", "1103", "1104"], ["17", "18", "a19", "b20"]],
+    ids=["zeros", "letters in one file"],
+)
+def test_ids_that_one_csv_could_hold_as_integers_are_texts_where_another_has_texts(
+    ids: list[str], tmp_path: Path
+) -> None:
+    frame = table(4).assign(prompt=[name for name in ids for _ in range(3)])
+    frame["cluster"] = frame["prompt"]
+    frame[:6].to_csv(tmp_path / "a.csv", index=False)
+    frame[6:].to_csv(tmp_path / "b.csv", index=False)
+    assert Runs.read(tmp_path).digest() == Runs.from_frame(frame).digest()
+
+
+def test_folders_that_name_a_column_may_be_listed_or_matched_themselves(tmp_path: Path) -> None:
+    for threshold, rows in table().groupby("threshold"):
+        below = tmp_path / f"threshold={threshold}"
+        below.mkdir()
+        rows.drop(columns="threshold").to_parquet(below / "part.parquet")
+    folders = sorted(tmp_path.iterdir())
+    for source in (folders, [str(one) for one in folders], f"{tmp_path}/*", tmp_path.glob("*")):
+        assert Runs.read(source).digest() == DIGEST
+
+
+def test_what_yields_paths_once_is_as_good_as_a_list(tmp_path: Path) -> None:
+    """Path.glob is a generator; it was gone through twice, and found empty."""
+    table()[:9].to_csv(tmp_path / "a.csv", index=False)
+    table()[9:].to_csv(tmp_path / "b.csv", index=False)
+    assert Runs.read(tmp_path.glob("*.csv")).digest() == DIGEST
+    traces = Traces.from_arrays(
+        prompt=["a", "b"], position=[0, 0], confidence=[[0.5, 1]] * 2, agrees=[[1, 1]] * 2
+    )
+    traces.write(tmp_path / "t.parquet")
+    assert len(Traces.read(tmp_path.glob("t.*")).prompt) == 2
+
+
+def test_a_refusal_names_a_list_by_its_first_file(tmp_path: Path) -> None:
+    for place in range(30):
+        table().to_csv(tmp_path / f"{place:02}.csv", index=False)
+    with pytest.raises(RiskcalError, match=r"00\.csv and 29 more: prompt: .* stands twice"):
+        Runs.read(sorted(tmp_path.glob("*.csv")))
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("s3://bucket/runs.parquet", "looks like an address"),
+        ("https://host/runs.csv", "looks like an address"),
+        ("", "is empty"),
+        (table().to_csv(), "cannot be looked for"),
+        (table(), "a DataFrame is no path, but a table; give it to from_frame"),
+        (table().to_dict("list"), "a dict is no path, but a table"),
+    ],
+    ids=["s3", "https", "nothing", "the content", "a table", "columns"],
+)
+def test_what_is_no_path_of_a_file_is_told_by_what_it_is(path: Any, said: str) -> None:
+    with pytest.raises(RiskcalError, match=said):
+        Runs.read(path)
+
+
+def test_an_open_file_is_told_from_a_list_of_paths(tmp_path: Path) -> None:
+    table().to_csv(tmp_path / "runs.csv", index=False)
+    with (
+        (tmp_path / "runs.csv").open() as file,
+        pytest.raises(RiskcalError, match="is no path, but an open file; give its path"),
+    ):
+        Runs.read(file)  # type: ignore[arg-type]
+
+
+# What is written
+
+
+@pytest.mark.parametrize("ending", ["csv.gz", "csv.zst", "jsonl.gz", "jsonl.zst", "CSV.GZ"])
+def test_what_is_written_under_a_packed_ending_is_packed(ending: str, tmp_path: Path) -> None:
+    """It was plain text there, which nothing could read back."""
+    path = tmp_path / f"runs.{ending}"
+    Runs.from_frame(table()).write(path)
+    assert Runs.read(path).digest() == DIGEST
+    if ending.lower().endswith("gz"):
+        assert b"prompt" in gzip.decompress(path.read_bytes())
+    traces = load_example("g2p-traces")
+    traces.write(tmp_path / f"traces.{ending}")
+    assert repr(Traces.read(tmp_path / f"traces.{ending}")) == repr(traces)
+
+
+def test_a_policy_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(RiskcalError, match=r"policy: .*; ExitPolicy\.load reads one from its file"):
+        verify(str(tmp_path / "policy.json"), Runs.from_frame(table()))  # type: ignore[arg-type]
+
+
+def test_a_column_may_stand_in_the_files_and_in_their_folders_names_if_both_agree(
+    tmp_path: Path,
+) -> None:
+    """As polars partitions; what does not agree stays refused."""
+    for threshold, rows in table().groupby("threshold"):
+        below = tmp_path / f"threshold={threshold}"
+        below.mkdir()
+        rows.to_parquet(below / "part.parquet")
+    assert Runs.read(tmp_path).digest() == DIGEST
+    table().to_parquet(tmp_path / "threshold=0.5" / "part.parquet")
+    with pytest.raises(RiskcalError, match="threshold is a column of the file and the name of its"):
+        Runs.read(tmp_path)
+
+
+def test_an_empty_text_of_a_csv_is_null_to_a_formula(tmp_path: Path) -> None:
+    """Every request had failed, where no error was logged."""
+    frame = table().assign(error=[None] * 17 + ["time-out"])
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    runs = Runs.read(tmp_path / "runs.csv", columns={"failed": ("error", "x != null")})
+    assert runs.values["failed"].sum() == 1
