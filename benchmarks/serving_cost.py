@@ -124,6 +124,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="where the figures go")
     options = parser.parse_args()
+    if options.prompts <= 2 * options.slots:
+        parser.error(
+            "--prompts: give more than twice --slots, which are served before the engine is busy"
+        )
+    if options.rounds < 6:
+        parser.error("--rounds: give at least 6; of fewer no interval holds 95%")
     torch.set_num_threads(options.threads)
     decoder, texts = load_example(options.model), prompts(options.model, options.prompts)
     longest = max(len(decoder.encode([text])[0][0]) for text in texts)

@@ -26,6 +26,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     processes that have the same id in containers of their own. What is renamed is on the disk before its name is.
     """
     target = a_path(path)
+    if target.is_dir():  # told before anything is written, here or by who writes two files
+        raise RiskcalError(f"{target}: cannot be written (Is a directory).")
     partial = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
     try:
         os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))

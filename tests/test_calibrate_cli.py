@@ -142,3 +142,14 @@ def test_of_two_files_none_is_written_where_one_cannot_be(tmp_path, command, now
     with pytest.raises(RiskcalError, match="cannot be written"):
         run(command, runs, *asked, *(part for pair in places.items() for part in pair))
     assert list(tmp_path.iterdir()) == [runs]
+
+
+@pytest.mark.parametrize("folder", ["it.json", "it.png"])
+def test_neither_policy_nor_picture_is_written_where_one_would_replace_a_folder(
+    tmp_path, log, folder
+):
+    (tmp_path / folder).mkdir()
+    asked = ("--delta", 0.1, "--out", tmp_path / "it.json", "--plot", tmp_path / "it.png")
+    with pytest.raises(RiskcalError, match=f"{folder}: cannot be written"):
+        run("calibrate", log, "--coordinate", "threshold_2", "--cost", "layers", *asked)
+    assert [path.name for path in tmp_path.glob("it.*")] == [folder]

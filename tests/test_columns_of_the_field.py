@@ -207,9 +207,13 @@ def test_an_objective_that_was_not_recorded_leads_to_the_one_that_was() -> None:
 
 def test_a_table_of_a_column_per_threshold_is_an_array() -> None:
     wide = table().pivot_table("dissimilarity", "prompt", "threshold")[[0.9, 0.5]]
-    with pytest.raises(RiskcalError, match=r"table\.to_numpy\(\) and thresholds=table\.columns"):
-        calibrate(wide, thresholds=wide.columns, delta=0.3)
-    assert calibrate(wide.to_numpy(), thresholds=wide.columns, delta=0.3).threshold == 0.5
+    told = r"table\.to_numpy\(\) and thresholds=\[float\(name\) for name in table\.columns\]"
+    for names in (wide.columns, ["0.9", "0.5"]):
+        wide.columns = pd.Index(names)
+        with pytest.raises(RiskcalError, match=told):
+            calibrate(wide, delta=0.3)
+        grid = [float(name) for name in wide.columns]
+        assert calibrate(wide.to_numpy(), thresholds=grid, delta=0.3).threshold == 0.5
 
 
 def test_traces_of_requests_without_a_position_are_told_what_it_is() -> None:

@@ -178,3 +178,23 @@ def test_a_log_that_nobody_holds_leaves_no_descriptor_open(tmp_path):
     for n in range(50):
         EventLog(tmp_path / f"{n}.jsonl").write(SERVED, {"n": n})
     assert len(list(OPEN.iterdir())) <= before + 2
+
+
+@pytest.mark.skipif(not OPEN.is_dir(), reason="counts descriptors there")
+def test_a_lock_that_cannot_be_given_up_leaves_no_descriptor_open(tmp_path, monkeypatch):
+    """As on a network's file system whose lock daemon is gone."""
+    import fcntl
+
+    log, locked = EventLog(tmp_path / "events.jsonl"), fcntl.flock
+
+    def refusing(descriptor, how):
+        if how == fcntl.LOCK_UN:
+            raise OSError(37, "No locks available")
+        locked(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", refusing)
+    before = len(list(OPEN.iterdir()))
+    for n in range(5):
+        log.write(SERVED, {"n": n})
+    assert len(list(OPEN.iterdir())) == before
+    assert _ids(log.path) == [*range(5)]

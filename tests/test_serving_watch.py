@@ -144,6 +144,56 @@ def test_states_from_before_places_were_known_again_go_on(tmp_path):
     assert EventWatch.load(state).read(log.path).monitor.n == 2
 
 
+def test_a_state_from_before_refuses_a_log_that_is_shorter_than_its_place(tmp_path):
+    log, state = EventLog(tmp_path / "events.jsonl"), tmp_path / "state.json"
+    for index in range(9):
+        write(log, index, 0.0)
+    EventWatch(RiskMonitor(0.2)).read(log.path).save(state)
+    saved = json.loads(state.read_text())
+    del saved["known_by"]
+    state.write_text(json.dumps(saved))
+    log.path.write_bytes(b"")
+    write(log, 9, 1.0)
+    with pytest.raises(RiskcalError, match="is not the file that was read last"):
+        EventWatch.load(state).read(log.path)
+
+
+def test_a_log_renamed_while_it_is_read_is_found_by_the_next_reading(tmp_path, monkeypatch):
+    log = EventLog(tmp_path / "events.jsonl")
+    write(log, 0, 0.0)
+    watch = EventWatch(RiskMonitor(0.2)).read(log.path)
+    write(log, 1, 1.0)
+    looked = place.files_of
+
+    def then_renamed(path):
+        found = looked(path)
+        log.path.rename(f"{log.path}.1")  # as a writer does before it begins the next
+        return found
+
+    monkeypatch.setattr("riskcal.serving.watch.files_of", then_renamed)
+    watch.read(log.path)
+    monkeypatch.undo()
+    write(log, 2, 1.0)
+    assert watch.read(log.path).monitor.n == 3
+
+
+def test_a_log_that_rotates_without_pause_is_read_as_it_was_last_seen(tmp_path, monkeypatch):
+    log = EventLog(tmp_path / "events.jsonl")
+    write(log, 0, 0.0)
+    names = iter(range(1, 10_000))
+    found = place.rotated
+
+    def restless(path):
+        shown = found(path)
+        write(log, next(names), 0.0)
+        log.path.rename(f"{log.path}.{next(names)}")
+        write(log, next(names), 0.0)
+        return shown
+
+    monkeypatch.setattr(place, "rotated", restless)
+    assert place.files_of(log.path)[-1][0] == log.path
+
+
 @pytest.mark.parametrize("moment", ["listed", "looked at", "opened"])
 def test_a_rotation_at_any_moment_of_reading_skips_no_event(tmp_path, monkeypatch, moment):
     log = EventLog(tmp_path / "events.jsonl", max_bytes=700)

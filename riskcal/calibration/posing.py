@@ -303,8 +303,8 @@ def from_arrays(
     if isinstance(losses, Traces | pd.DataFrame):
         raise RiskcalError(
             "runs: give Runs or an array of losses. A table becomes Runs with Runs.from_frame; one with a column per threshold "
-            "is an array with table.to_numpy() and thresholds=table.columns. Traces hold token rows of one path, which "
-            "replay_traces turns into (replayed) Runs."
+            "is an array with table.to_numpy() and thresholds=[float(name) for name in table.columns]. Traces hold token rows of "
+            "one path, which replay_traces turns into (replayed) Runs."
         )
     replayed = holds_tokens(losses)
     if replayed and prompts is None:

@@ -99,8 +99,9 @@ def monitor(
                 lines = (line.encode("utf-8", "surrogateescape") for line in text)
                 _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
         elif is_event(start):
+            unpack = "zstdcat" if log.lower().endswith(".zst") else "zcat"
             raise RiskcalError(
-                f"{log}: holds events, which are read as they are or from standard input: zcat {log} | riskcal monitor -"
+                f"{log}: holds events, which are read as they are or from standard input: {unpack} {log} | riskcal monitor -"
             )
         if reference is not None:
             raise RiskcalError(

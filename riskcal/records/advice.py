@@ -14,6 +14,9 @@ _TRUTHS = frozenset("true false yes no pass passed fail failed correct incorrect
 #: How far outside its range a number may stand that was rounded in float32, or summed so.
 _ROUNDING = 1e-5
 
+#: Where a column was renamed as it was read, its pair, or what stands for it, names the log's.
+_RENAMED = ", by the log's own name of the column if that is another"
+
 
 def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str:
     """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
@@ -34,8 +37,8 @@ def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str
         return f"So little is rounding, of float32 for instance: clip the column to [0, {upper:g}]."
     return (
         f"If it is of another scale, x / 100 makes shares of percentages, of a table with columns={{{name!r}: ({name!r}, "
-        f"'x / 100')}} (on the shell --columns {name}={name}/100), and 1 - x losses of scores; a loss of any other range is "
-        f"divided by the most that it can be. {failed}"
+        f"'x / 100')}} (on the shell --columns {name}={name}/100){_RENAMED}, and 1 - x losses of scores; a loss of any other "
+        f"range is divided by the most that it can be. {failed}"
     )
 
 
@@ -62,7 +65,7 @@ def other_meaning(name: str) -> str:
     """What to do with a log's column that has one of riskcal's names, and says something else."""
     return (
         f"If it means something else here, leave it out or name it otherwise, with columns={{'{name}_logged': {name!r}}} (on "
-        f"the shell --columns {name}_logged={name})."
+        f"the shell --columns {name}_logged={name}){_RENAMED}."
     )
 
 
@@ -71,7 +74,8 @@ def of_own_distances(distances: Floats) -> str:
     if distances.min() >= 1.0 - _validate.TOLERANCE:
         return (
             "All of these rows have 1, as a similarity has, of which 1 - x is the distance: of a table with "
-            "columns={'dissimilarity': ('dissimilarity', '1 - x')} (on the shell --columns dissimilarity=1-dissimilarity)."
+            "columns={'dissimilarity': ('dissimilarity', '1 - x')} (on the shell --columns dissimilarity=1-dissimilarity)"
+            f"{_RENAMED}."
         )
     rounding = (
         " If it is rounding, all of these being so small, write 0 there."

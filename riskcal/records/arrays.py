@@ -87,14 +87,17 @@ def from_arrays(
 
 def refuse_other_order(table: Any, grid: Floats, name: str) -> None:
     """Refuse a table whose columns bear these thresholds in another order: a matrix keeps no names, and would mix them up."""
+    names = getattr(table, "columns", ())
+    if isinstance(names, pd.RangeIndex):  # nobody named them
+        return
     try:
-        labels = np.array([float(label) for label in getattr(table, "columns", ())])
+        labels = np.array([float(label) for label in names])
     except (TypeError, ValueError):
         return
     if sorted(labels) == sorted(grid) and not np.array_equal(labels, grid):
         raise RiskcalError(
             f"{name}: its columns are {labels.tolist()}, and thresholds {grid.tolist()}; give them in one order, "
-            "thresholds=table.columns for instance."
+            "thresholds=[float(name) for name in table.columns] for instance."
         )
 
 

@@ -42,14 +42,12 @@ def on_curves(coordinates: Sequence[str]) -> bool:
     return "threshold" in coordinates and "thresholds" not in coordinates and len(coordinates) <= 2
 
 
-def column_names(candidate_columns: Any) -> list[str]:
-    """The names of further columns that tell candidates apart, as a list, if they are one."""
-    listed = isinstance(candidate_columns, Iterable) and not isinstance(candidate_columns, str)
-    names = list(candidate_columns) if listed else None
+def column_names(given: Any, what: str = "candidate_columns") -> list[str]:
+    """The names of further columns, those that tell candidates apart for instance, as a list, if they are one."""
+    listed = isinstance(given, Iterable) and not isinstance(given, str)
+    names = list(given) if listed else None
     if names is None or not all(isinstance(name, str) for name in names):
-        raise RiskcalError(
-            f"candidate_columns: {_validate.shown(candidate_columns)} is no list of names of columns."
-        )
+        raise RiskcalError(f"{what}: {_validate.shown(given)} is no list of names of columns.")
     return names
 
 
@@ -186,7 +184,8 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
         if name in ("policy", "learned") and not _is_json_object(str(value)):
             raise RiskcalError(
                 f"{name}: the records hold {_validate.shown(plain(value))} at row {row}, which is no JSON object, as it is in a "
-                f"recording. {advice.other_meaning(name)}"
+                f"recording. {advice.other_meaning(name)} Where it tells candidates apart, columns={{'arm': {name!r}}} and "
+                f"candidate_columns=['arm'] (--columns arm={name} --coordinate arm)."
             )
         _refuse_what_no_policy_can_hold(value, name, row)
         if name in ("min_layer", "max_length") and (

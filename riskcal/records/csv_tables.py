@@ -44,7 +44,9 @@ def _with_integers(frame: pd.DataFrame, ids: Collection[str]) -> pd.DataFrame:
 
 def _refuse_other_dialects(content: bytes, threshold: str) -> None:
     """Refuse other separators than commas, and blanks after them, with the way that reads it."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:1000]:
+    if (
+        content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]
+    ):  # an id may hold a null, a header none
         raise ValueError("it is not UTF-8 text")
     start = content[:100_000]
     header, _, rest = start.decode("utf-8-sig", errors="replace").partition("\n")
@@ -72,6 +74,6 @@ def _refuse_other_dialects(content: bytes, threshold: str) -> None:
 
 def _refuse(what: str, options: str) -> None:
     raise RiskcalError(
-        f"{what}. Read it with pandas, and check the table that you get: "
-        f"Runs.from_frame(pandas.read_csv(path, {options}))."
+        f"{what}. Read it with pandas (ids that begin with zeros need dtype={{'prompt': str}} there), and check the table that "
+        f"you get: Runs.from_frame(pandas.read_csv(path, {options}))."
     )

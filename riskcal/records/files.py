@@ -71,6 +71,12 @@ def read_placed(
     """As `read`, and which file each of the rows stands in."""
     found = parts(source)
     tables = [read_part(part, names) for part in found]
+    for part, table in zip(found, tables, strict=True):
+        if len(found) > 1 and not table.columns.is_unique:
+            twice = table.columns[table.columns.duplicated()]
+            raise RiskcalError(
+                f"{part.file}: two columns are called {twice[0]!r}; rename or drop one."
+            )
     places = Places([part.file for part in found], [len(table) for table in tables])
     return together(_with_ids_alike(tables, names or {}), names or {}), places
 
@@ -126,20 +132,48 @@ def _in_the_file(columns: Sequence[str], names: Mapping[str, str]) -> set[str]:
 
 
 def _with_ids_alike(tables: list[pd.DataFrame], names: Mapping[str, str]) -> list[pd.DataFrame]:
-    """Tables whose ids, where a CSV's were taken for integers as they were written, are texts if another table has texts."""
-    texts = [
-        name
-        for name in _in_the_file(ID_COLUMNS, names)
-        if any(name in table and pd.api.types.is_string_dtype(table[name]) for table in tables)
-    ]
-    return [
-        table.astype(
-            {name: str for name in texts if name in table and table[name].dtype.kind == "i"}
-        )
-        if _CSV in table.attrs
-        else table
-        for table in tables
-    ]
+    """Tables whose ids, where a CSV's were taken for integers as they were written, are texts if another table has texts.
+
+    Raises
+    ------
+    RiskcalError
+        For a text that may be one of these integers in another writing: one prompt would count as two.
+    """
+    for name in _in_the_file(ID_COLUMNS, names):
+        columns = [table[name] for table in tables if name in table]
+        texts = {
+            cell for one in columns if pd.api.types.is_string_dtype(one) for cell in one.dropna()
+        }
+        if not texts:
+            continue
+        are_whole = [
+            _CSV in table.attrs and name in table and table[name].dtype.kind == "i"
+            for table in tables
+        ]
+        whole = {
+            cell
+            for table, is_whole in zip(tables, are_whole, strict=True)
+            if is_whole
+            for cell in table[name].tolist()
+        }
+        _refuse_other_writings(name, texts, whole)
+        tables = [
+            table.astype({name: str}) if is_whole else table
+            for table, is_whole in zip(tables, are_whole, strict=True)
+        ]
+    return tables
+
+
+def _refuse_other_writings(name: str, texts: set[Any], whole: set[int]) -> None:
+    for text in texts:
+        number = None
+        with suppress(ValueError, OverflowError):
+            number = float(text)
+        if number in whole and not INTEGER.fullmatch(str(text)):
+            raise RiskcalError(
+                f"{name}: {text!r} in one file may be {number:g} in another, and would count twice; write the ids of all files "
+                "alike."
+            )
 
 
 def write(frame: pd.DataFrame, path: str | os.PathLike[str]) -> None:

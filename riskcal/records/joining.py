@@ -14,6 +14,8 @@ JSON_LINES = "riskcal.json_lines"
 #: How messages about a table name a row, and how those about the matrices of traces, whose rows are the table's, do.
 ROW, ROW_OR_INDEX = re.compile(r"\brow (\d+)\b"), re.compile(r"\b(?:row |index \[?)(\d+)\b")
 
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+
 
 @dataclass(frozen=True)
 class Places:
@@ -24,7 +26,7 @@ class Places:
 
     def told(self, message: str, naming: re.Pattern[str] = ROW) -> str:
         """A message about the table with the file of the first row that it names, where there are several files."""
-        row = naming.search(message)
+        row = naming.search(_QUOTED.sub("", message))  # an id may read like a row
         if row is None or len(self.files) < 2 or int(row[1]) >= sum(self.sizes):
             return message
         ends = np.cumsum(self.sizes)

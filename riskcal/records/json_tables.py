@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def whole(text: io.TextIOBase, path: Path) -> pd.DataFrame:
     try:
         found = _validate.from_json(content)
     except ValueError:
-        if content.lstrip()[:1] != "{":
+        if not _begins_with_a_row(content):
             raise
         return pd.DataFrame([row for _, row in _objects(io.StringIO(content), path)])
     if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
@@ -46,7 +47,10 @@ def whole(text: io.TextIOBase, path: Path) -> pd.DataFrame:
                 _refuse_halves(row, number, path)
         return pd.DataFrame(found)
     if _is_of_columns(found):
-        return pd.DataFrame({name: _cells(column) for name, column in found.items()})
+        keys = list(
+            next(iter(found.values()))
+        )  # of numbered rows, in whatever order a column has them
+        return pd.DataFrame({name: _cells(column, keys) for name, column in found.items()})
     raise RiskcalError(
         f"{path}: holds {_what(found)[:200]}, not an array of one object per row. A certificate needs each prompt's "
         "loss: of means over prompts none can be made, and outputs that were left out of them, empty ones for instance, "
@@ -71,6 +75,13 @@ def _objects(text: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if suspect:
             _refuse_halves(row, number, path)
         yield number, row
+
+
+def _begins_with_a_row(text: str) -> bool:
+    """Whether a first line is an object, as JSON lines have it, and not one document's opening."""
+    with suppress(ValueError):
+        return isinstance(_validate.from_json(text.lstrip().partition("\n")[0]), dict)
+    return False
 
 
 def _may_hold_halves(text: str) -> bool:
@@ -108,7 +119,7 @@ def _of_array(text: str, path: Path) -> Iterator[tuple[int, bool, Any]]:
 
 def _is_of_columns(found: Any) -> bool:
     """Whether an object holds lists of one length, or what pandas writes unasked: objects of numbered rows."""
-    if not isinstance(found, dict) or len(found) < 2:
+    if not isinstance(found, dict) or len(found) < 2 or {"columns", "data"} <= found.keys():
         return False
     columns = list(found.values())
     if all(isinstance(column, list) for column in columns):
@@ -121,8 +132,8 @@ def _is_of_columns(found: Any) -> bool:
     )
 
 
-def _cells(column: Any) -> list[Any]:
-    return [*column.values()] if isinstance(column, dict) else column
+def _cells(column: Any, keys: list[Any]) -> list[Any]:
+    return [column[key] for key in keys] if isinstance(column, dict) else column
 
 
 def _what(found: Any) -> str:

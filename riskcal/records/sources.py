@@ -105,8 +105,10 @@ def _refuse_what_is_open_or_read(source: Any) -> None:
             f"path: {_validate.shown(source)} is no path, but an open file; give its path, or let pandas read it and give "
             "the table to from_frame."
         )
+    is_column = hasattr(source, "to_list")  # of paths, perhaps
     if isinstance(source, dict) or any(
-        hasattr(source, name) for name in ("__arrow_c_stream__", "__arrow_c_array__", "columns")
+        hasattr(source, name) and not is_column
+        for name in ("__arrow_c_stream__", "__arrow_c_array__", "columns")
     ):
         raise RiskcalError(
             f"path: a {type(source).__name__} is no path, but a table; give it to from_frame."
@@ -192,7 +194,9 @@ def kind(path: Path, otherwise: str = "") -> str:
 
 
 def what_it_is(path: Path, error: Exception) -> str:
-    """What stands in a file that is no text, by its first bytes; else what its reader says."""
+    """What stands in a file that is no text, by its first bytes; else, and of a packed one, what its reader says."""
+    if ending(path)[1] is not None:
+        return _validate.reason(error)
     with path.open("rb") as file:
         start = file.read(2)
     return f"it is {_OTHER_BYTES[start]}" if start in _OTHER_BYTES else _validate.reason(error)

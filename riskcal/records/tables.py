@@ -39,6 +39,7 @@ class TableOptions:
     def __post_init__(self) -> None:
         names = candidates.column_names(self.candidate_columns)
         object.__setattr__(self, "candidate_columns", names)
+        object.__setattr__(self, "costs", candidates.column_names(self.costs, "costs"))
 
     def prepared(self, table: Any, *, is_json: bool = False) -> pd.DataFrame:
         """The table under riskcal's names."""

@@ -102,7 +102,8 @@ class EventLog:
                     fcntl.flock(lock, fcntl.LOCK_EX)
                     self._append(lines)
                 finally:
-                    fcntl.flock(lock, fcntl.LOCK_UN)  # closing would leave it to a fork's copy
+                    with suppress(OSError):
+                        fcntl.flock(lock, fcntl.LOCK_UN)  # closing would leave it to a fork's copy
                     os.close(lock)
         except OSError as error:
             raise RiskcalError(f"{self.path}: cannot be written ({error.strerror}).") from None

@@ -8,12 +8,16 @@ from typing import Any, BinaryIO
 from riskcal._validate import RiskcalError
 from riskcal.serving.events import rotated
 
+#: How often files are looked for until two looks agree.
+_LOOKS = 50
 #: Bytes before a place by which a file is known again.
 _KNOWN_BY = 4096
 
 
 def files_of(path: str | os.PathLike[str]) -> list[tuple[Path, int]]:
-    """The files of a log with their inodes, oldest first, as they were at one moment: a rotation in between is looked past.
+    """The files of a log with their inodes, oldest first, as they were at one moment: rotations in between are looked past.
+
+    Of a log that rotates without pause, as they were last seen.
 
     Raises
     ------
@@ -21,16 +25,17 @@ def files_of(path: str | os.PathLike[str]) -> list[tuple[Path, int]]:
         Where there is no such log.
     """
     looks: list[Any] = [None]
-    while True:
+    for _ in range(_LOOKS):
         try:
             looks.append([(file, file.stat().st_ino) for file in [*rotated(path), Path(path)]])
         except OSError as error:  # a rotation is between two names, or there is none
             looks.append(error.strerror)
         if looks[-1] == looks[-2]:
             break
-    if isinstance(looks[-1], str):
+    seen = next((look for look in reversed(looks) if isinstance(look, list)), None)
+    if seen is None or looks[-1] == looks[-2] != seen:
         raise RiskcalError(f"{path}: cannot be read ({looks[-1]}).")
-    return list(looks[-1])
+    return list(seen)
 
 
 def known_by(file: BinaryIO, offset: int) -> str:

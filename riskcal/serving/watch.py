@@ -123,9 +123,11 @@ class EventWatch:
         at = self._place[1] if self._place is not None and self._place[0] == inode else 0
         try:
             with path.open("rb") as file:
-                if os.fstat(file.fileno()).st_ino != inode:
+                there = os.fstat(file.fileno())
+                if there.st_ino != inode:
                     return None
-                if at and self._known_by not in ("", known_by(file, at)):
+                # states from before digests were kept know a file by its size alone
+                if at > there.st_size or (at and self._known_by not in ("", known_by(file, at))):
                     raise RiskcalError(
                         f"{path}: is not the file that was read last, which was emptied or deleted, and another begun in its "
                         "place; put it back beside the log, or begin a new state."
@@ -136,6 +138,8 @@ class EventWatch:
                 end = found.offset + (found.torn_bytes if renamed else 0)
                 return found, end, known_by(file, end)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not renamed:
+                return None  # it was renamed, and the next one is not there yet
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
 
     def follow(self, lines: Iterable[str | bytes]) -> Self:

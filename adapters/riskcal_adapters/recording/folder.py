@@ -90,10 +90,13 @@ def close_folder(plan: Recording, made: Sequence[Path]) -> None:
 def remove_leftovers(plan: Recording, older_than: float = -math.inf) -> None:
     """Remove half-written files, which a process that was killed left behind, of some age in seconds."""
     for folder in (plan.out, plan.out / "traces", plan.out / "unfinished"):
-        for path in folder.glob(".*.partial"):
-            with suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > older_than:
-                    path.unlink()
+        with suppress(
+            FileNotFoundError
+        ):  # as `glob` says of a folder that another process removes meanwhile
+            for path in list(folder.glob(".*.partial")):
+                with suppress(FileNotFoundError):
+                    if time.time() - path.stat().st_mtime > older_than:
+                        path.unlink()
     plan.pulse.unlink(missing_ok=True)
 
 

@@ -151,8 +151,9 @@ def fails(stop: Stop, recorded: Sequence[pd.DataFrame]) -> bool:
 
 def remove_columns(shards: Sequence[Shard]) -> None:
     waiting = shards[0].column_path(0).parent
-    with folder.writing(waiting):
-        for path in waiting.glob("*"):
+    # another process that records the same may be quicker
+    with folder.writing(waiting), suppress(FileNotFoundError):
+        for path in waiting.iterdir():
             path.unlink(missing_ok=True)
     with suppress(OSError):  # not there, or another process still writes to it
         waiting.rmdir()
