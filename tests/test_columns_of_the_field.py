@@ -232,10 +232,11 @@ def test_a_bfloat16_tensor_is_numbers_and_in_traces_too() -> None:
     """What a model computes in; numpy has no such type."""
     torch = pytest.importorskip("torch")
     confidence = torch.tensor([[0.5, 1.0], [0.25, 1.0]]).bfloat16()
-    traces = Traces.from_arrays(
-        prompt=["a", "b"], position=[0, 0], confidence=confidence, agrees=torch.ones(2, 2)
-    )
-    assert sorted(traces.confidence[:, 0].tolist()) == [0.25, 0.5]
+    for given in (confidence, [*confidence]):
+        traces = Traces.from_arrays(
+            prompt=["a", "b"], position=[0, 0], confidence=given, agrees=torch.ones(2, 2)
+        )
+        assert sorted(traces.confidence[:, 0].tolist()) == [0.25, 0.5]
     monitor = RiskMonitor(0.1)
     monitor.update(torch.tensor([0.0, 0.5]).bfloat16())
     assert monitor.n == 2

@@ -164,7 +164,7 @@ def unequal(given: Any) -> list[Any] | None:
 def _stacked(given: Any) -> Any:
     """A column of lists of one length, as tables hold them, as a matrix; anything else as it is."""
     if isinstance(given, list | tuple):
-        return given
+        return [_validate.on_the_host(entry) for entry in given]
     with suppress(Exception):  # whatever it is, who reads it as a matrix will refuse it
         array = np.asarray(_validate.on_the_host(given))
         if array.dtype == object and array.ndim == 1 and array.size:
