@@ -10,6 +10,7 @@ import pytest
 from helpers import allowed
 from riskcal import RiskcalError, Runs, calibrate, pvalues
 from riskcal.pvalues import bettor_kernels
+from riskcal.pvalues.bettor import prior_variance
 from riskcal.pvalues.proxies import Paired, of_pairs
 
 DELTA, LEVEL = 0.1, 0.05
@@ -292,3 +293,26 @@ def test_a_proxy_that_says_the_same_of_every_row_leaves_the_bets_as_they_were() 
     assert capital == pytest.approx(plain)
     assert plain.min() > 0.0
     assert mean == pytest.approx(losses.mean(0))
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-1.0, 1.0)])
+@pytest.mark.parametrize("delta", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("level", [0.05, 1e-6])
+def test_no_losses_and_no_proxy_bring_the_capital_below_nothing(lower, upper, delta, level):
+    """The largest stakes come after good rows, and then every row is the worst: more than all would have been at stake."""
+    rng, prior = np.random.default_rng(0), prior_variance(delta, lower, upper)
+    opening = math.log(level / bettor_kernels.MARGIN)
+    # as Python, whose logarithm raises below 0: compiled, the largest capital would hide it
+    walk = getattr(bettor_kernels.helped_log_capital, "py_func", bettor_kernels.helped_log_capital)
+    for good in (5, 20, 60, 200):
+        n = good + 40
+        best = np.full(n, lower)
+        best[good:] = upper
+        some = np.where((rng.random(n) < 0.1) & (np.arange(n) < good), lower + 0.3, best)
+        coin = np.where(rng.random(n) < 0.5, 0.01, -0.01)
+        for losses, gaps in [(best, coin), (some, coin), (some, some - some.mean())]:
+            capital, _ = walk(
+                *(losses[:, None], gaps[:, None], delta, lower, upper),
+                *(opening, prior, bettor_kernels.HEDGE),
+            )
+            assert np.isfinite(capital).all()
