@@ -310,7 +310,9 @@ def test_no_losses_and_no_proxy_bring_the_capital_below_nothing(lower, upper, de
         best[good:] = upper
         some = np.where((rng.random(n) < 0.1) & (np.arange(n) < good), lower + 0.3, best)
         coin = np.where(rng.random(n) < 0.5, 0.01, -0.01)
-        for losses, gaps in [(best, coin), (some, coin), (some, some - some.mean())]:
+        # a proxy that told all of the losses, until it is as wrong as it can be
+        told = np.where(np.arange(n) < good, some - lower, -1.0)
+        for losses, gaps in [(best, coin), (some, coin), (some, some - some.mean()), (some, told)]:
             capital, _ = walk(
                 *(losses[:, None], gaps[:, None], delta, lower, upper),
                 *(opening, prior, bettor_kernels.HEDGE),
