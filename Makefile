@@ -60,7 +60,7 @@ wheel: $(VENV)/.full ## build the wheel into dist/
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove the environment, caches and everything built
-	rm -rf $(VENV) build dist docs/_build docs/generated docs/notebooks riskcal-demo
+	rm -rf $(VENV) build dist docs/_build docs/generated docs/jupyter_execute docs/notebooks riskcal-demo
 	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find riskcal adapters tests docs benchmarks -name __pycache__ -prune -exec rm -rf {} +
 

@@ -25,7 +25,7 @@ version = release = metadata.version("riskcal-ltt")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc"]
 templates_path = ["_templates"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # what a build leaves behind
 default_role = "py:obj"
 
 myst_enable_extensions = ["dollarmath"]
