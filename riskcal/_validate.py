@@ -132,10 +132,8 @@ def on_the_host(values: Any) -> Any:
     for step in ("detach", "cpu"):
         if hasattr(values, step) and hasattr(values, "dtype"):
             values = getattr(values, step)()
-    if str(getattr(values, "dtype", "")) in (
-        "torch.bfloat16",
-        "bfloat16",
-    ):  # numpy has no such type
+    # numpy has no such type
+    if str(getattr(values, "dtype", "")) in ("torch.bfloat16", "bfloat16"):
         return values.float() if hasattr(values, "float") else np.asarray(values).astype(np.float32)
     return values
 
@@ -326,6 +324,21 @@ def choice(value: Any, name: str, options: Collection[str]) -> str:
             f"{name}: {shown(value)} is unknown; choose one of {', '.join(map(repr, options))}."
         )
     return str(value)
+
+
+def shares(values: ArrayLike, name: str) -> Floats:
+    """Parts (k,) of one whole: none negative, one in total."""
+    result = array(values, name, ndim=(1,))
+    bad = result < 0
+    if bad.any():
+        raise RiskcalError(
+            f"{name}: {result[bad][0]:g} at index {first(bad)} is negative; a share is not."
+        )
+    if abs(result.sum() - 1.0) > TOLERANCE:
+        raise RiskcalError(
+            f"{name}: sum to {result.sum():.12g}, not to 1; divide them by their sum."
+        )
+    return result
 
 
 def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:

@@ -134,3 +134,18 @@ def run_examples(name: str) -> int:
     assert not said, "".join(said)
     lines = section[1].splitlines() if section else []
     return sum(">>> " in line and "+SKIP" not in line for line in lines)
+
+
+def served(n: int, layers: float) -> pd.DataFrame:
+    """A log of n prompts at thresholds .9, without loss, and .5, at this depth, beside a full model of 8 layers."""
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "dissimilarity": 0.0 if t > 0.6 else 0.125,
+            "layers": 8.0 if t == math.inf else layers,
+        }
+        for i in range(n)
+        for t in (math.inf, 0.9, 0.5)
+    ]
+    return pd.DataFrame(rows)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers import served
 from riskcal import (
     Constant,
     ExitPolicy,
@@ -27,17 +28,7 @@ from riskcal.records.renaming import options
 
 
 def table(n: int = 40, **more: Any) -> pd.DataFrame:
-    rows = [
-        {
-            "prompt": f"p{i}",
-            "threshold": t,
-            "dissimilarity": 0.0 if t > 0.6 else 0.125,
-            "layers": 8.0 if t == math.inf else 3.0,
-        }
-        for i in range(n)
-        for t in (math.inf, 0.9, 0.5)
-    ]
-    return pd.DataFrame(rows).assign(**more)
+    return served(n, 3.0).assign(**more)
 
 
 DIGEST = Runs.from_frame(table()).digest()

@@ -12,21 +12,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from helpers import served
 from riskcal import RiskcalError, Runs, Traces, load_example, verify
 
 
 def table(n: int = 6) -> pd.DataFrame:
-    rows = [
-        {
-            "prompt": f"p{i}",
-            "threshold": t,
-            "dissimilarity": 0.0 if t > 0.6 else 0.125,
-            "layers": 8.0 if t == math.inf else 3.5,
-        }
-        for i in range(n)
-        for t in (math.inf, 0.9, 0.5)
-    ]
-    return pd.DataFrame(rows)
+    return served(n, 3.5)
 
 
 def named() -> pd.DataFrame:

@@ -72,7 +72,7 @@ def expected_work(
     24.0
     """
     deepest = deepest_row(shares, rows)
-    share, reached = _checked(shares), np.cumsum(deepest)
+    share, reached = _validate.shares(shares, "shares"), np.cumsum(deepest)
     price = (
         np.arange(1.0, share.size + 1) if cost is None else _validate.array(cost, "cost", ndim=(1,))
     )
@@ -111,26 +111,11 @@ def deepest_row(shares: ArrayLike, rows: int) -> Floats:
     >>> riskcal.efficiency.deepest_row([0.9, 0.0, 0.1], rows=10).round(2).tolist()
     [0.35, 0.0, 0.65]
     """
-    share = _checked(shares)
+    share = _validate.shares(shares, "shares")
     reached = np.minimum(np.cumsum(share), 1.0) ** _validate.count(rows, "rows", least=1)
     reached[np.flatnonzero(share > 0)[-1] :] = 1.0
     depths: Floats = np.diff(reached, prepend=0.0)
     return depths
-
-
-def _checked(shares: ArrayLike) -> Floats:
-    """An exit distribution (L,)."""
-    share = _validate.array(shares, "shares", ndim=(1,))
-    bad = share < 0
-    if bad.any():
-        raise RiskcalError(
-            f"shares: {share[bad][0]:g} at index {_validate.first(bad)} is negative; a share is not."
-        )
-    if abs(share.sum() - 1.0) > _validate.TOLERANCE:
-        raise RiskcalError(
-            f"shares: sum to {share.sum():.12g}, not to 1; divide them by their sum."
-        )
-    return share
 
 
 @dataclass(frozen=True)

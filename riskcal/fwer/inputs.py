@@ -19,20 +19,11 @@ def pvalues(values: ArrayLike) -> Floats:
 
 
 def weights(values: ArrayLike, k: int) -> Floats:
-    """Shares (k,) of epsilon: none negative, one in total."""
-    result = _validate.array(values, "weights", ndim=(1,))
-    if result.size != k:
-        raise RiskcalError(f"weights: {result.size} given for {k} p-values; give one per p-value.")
-    bad = result < 0
-    if bad.any():
-        raise RiskcalError(
-            f"weights: {result[bad][0]:g} at index {_validate.first(bad)} is negative; a share of epsilon is not."
-        )
-    if abs(result.sum() - 1.0) > _validate.TOLERANCE:
-        raise RiskcalError(
-            f"weights: sum to {result.sum():.12g}, not to 1; divide them by their sum."
-        )
-    return result
+    """Shares (k,) of epsilon."""
+    given = _validate.array(values, "weights", ndim=(1,)).size
+    if given != k:
+        raise RiskcalError(f"weights: {given} given for {k} p-values; give one per p-value.")
+    return _validate.shares(values, "weights")
 
 
 def transitions(values: ArrayLike, k: int) -> Floats:

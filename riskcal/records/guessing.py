@@ -153,9 +153,8 @@ def _first(
     """
     whole = [name for name in reversed(frame.columns) if isinstance(name, str)]
     leaves = [(_letters(name.rpartition(".")[2]), name) for name in whole if "." in name]
-    often = Counter(
-        leaf for leaf, _ in leaves
-    )  # of several stages that each have a score none is the log's
+    # of several stages that each have a score none is the log's
+    often = Counter(leaf for leaf, _ in leaves)
     own = {leaf: name for leaf, name in leaves if often[leaf] == 1}
     own |= {_letters(name): name for name in whole}
     for known in names.split():

@@ -201,9 +201,8 @@ class Loop:
         if at_exit is not None:
             state = at_exit
         cache.append(after_first if policy.cache == "first" else state)
-        if (
-            policy.cache == "copy"
-        ):  # of one row, or of rows that left together: `request_checks.rows_by_settings`
+        # of one row, or of rows that left together: `request_checks.rows_by_settings`
+        if policy.cache == "copy":
             self.backbone.copy_upwards(cache, max(step.exits))
         for row in going:
             run.pending[row] = 0 if step.exits[row] == self.n_layers else run.pending[row] + 1
