@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -73,6 +74,31 @@ def test_a_kill_switch_is_pulled_by_a_file_that_appears_and_stays_so(tmp_path):
     path.unlink()
     assert switch.pulled
     assert (switch.state.why, switch.state.source) == ("schema failures", "file")
+
+
+def test_a_kill_switch_waits_for_the_reason_that_is_still_being_written(tmp_path, monkeypatch):
+    """``echo why > off`` makes the file first and writes into it afterwards."""
+    path, slept = tmp_path / "off", []
+    path.touch()
+
+    def written_meanwhile(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            path.write_text("schema failures\n")
+
+    monkeypatch.setattr(time, "sleep", written_meanwhile)
+    switch = KillSwitch(path=path)
+    assert switch.pulled
+    assert switch.state.why == "schema failures"
+    assert sum(slept) <= 0.05
+
+    bare = tmp_path / "bare"
+    bare.touch()
+    del slept[:]
+    switch = KillSwitch(path=bare)
+    assert switch.pulled
+    assert switch.state.why == f"{bare} appeared"
+    assert sum(slept) <= 0.051
 
 
 def test_a_kill_switch_that_cannot_look_is_pulled(tmp_path):

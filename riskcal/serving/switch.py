@@ -9,6 +9,9 @@ from typing import Literal
 from riskcal import _replacing
 from riskcal._validate import RiskcalError
 
+#: How often an empty file is looked at for a reason, and the seconds between two looks.
+LOOKS, PAUSE = 10, 0.005
+
 
 @dataclass(frozen=True)
 class Pull:
@@ -35,8 +38,9 @@ class KillSwitch:
     Parameters
     ----------
     path : path, optional
-        A file whose mere existence pulls the switch; its first line is the reason. Removing the file afterwards changes
-        nothing. A path that cannot be looked at pulls the switch as well: nobody could stop the service by it.
+        A file whose mere existence pulls the switch; its first line is the reason, for which an empty file is given a
+        twentieth of a second. Removing the file afterwards changes nothing. A path that cannot be looked at pulls the
+        switch as well: nobody could stop the service by it.
 
     Examples
     --------
@@ -94,9 +98,14 @@ class KillSwitch:
 
     @staticmethod
     def _reason(path: Path) -> str:
-        try:
-            with path.open(encoding="utf-8", errors="replace") as file:
-                text = file.readline(1000).strip()
-        except OSError:  # a folder, say: its existence is enough
-            text = ""
-        return text or f"{path} appeared"
+        # a shell makes the file before it writes into it, and the first token that sees it may come in between
+        for _ in range(LOOKS):
+            try:
+                with path.open(encoding="utf-8", errors="replace") as file:
+                    text = file.readline(1000).strip()
+            except OSError:  # a folder, say: its existence is enough
+                break
+            if text:
+                return text
+            time.sleep(PAUSE)
+        return f"{path} appeared"

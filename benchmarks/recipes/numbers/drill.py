@@ -179,7 +179,10 @@ def serve(
             waiting.append(engine.submit(Request(text, id=str(i), task=task)))
             looks = i % look == look - 1 and log.path.exists()
             if looks and watch.read(log.path).monitor.alarm and pulled is None:
-                off.write_text(f"{watch.verdict}\n", encoding="utf-8")
+                # the engine may look at any time: the reason is there from the first
+                reason = off.with_suffix(".new")
+                reason.write_text(f"{watch.verdict}\n", encoding="utf-8")
+                reason.replace(off)
                 pulled = i + 1
         done += [future.result() for future in waiting]
     watch.read(log.path)
