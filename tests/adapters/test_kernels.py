@@ -54,19 +54,28 @@ def test_attention_is_that_of_float64(seed, group, biased):
             np.testing.assert_allclose(out[a, h * width : (h + 1) * width], expected, atol=3e-6)
 
 
+@pytest.mark.parametrize("name", kernels.OF_LOGITS)
 @pytest.mark.parametrize("vocabulary", [2, 70, 4000])
-def test_margins_and_best_tokens_are_those_of_softmax(vocabulary):
+def test_confidences_and_best_tokens_are_those_of_softmax(name, vocabulary):
     logits = torch.randn(9, vocabulary, generator=torch.manual_seed(0)) * 5
     logits[1, 1] = logits[1, 0] = 40.0  # a tie has margin 0, and the lowest id
     logits[2, 1], logits[3, 0], logits[4, :] = math.nan, math.inf, -math.inf
     logits[5, 1:] = -math.inf
-    confidence, best = measures.margin_and_best(logits)
-    top = torch.softmax(logits.double(), -1).topk(2).values
-    np.testing.assert_allclose(confidence, top[:, 0] - top[:, 1], atol=1e-6)
+    logits[6] *= 200  # differences beyond what an exponential holds
+    confidence, best = measures.surest(name, logits)
+    probabilities = torch.softmax(logits.double(), -1)
+    top = probabilities.topk(2).values
+    expected = {
+        "softmax": top[:, 0] - top[:, 1],
+        "max": top[:, 0],
+        "entropy": torch.special.entr(probabilities).sum(-1).neg(),
+    }
+    np.testing.assert_allclose(confidence, expected[name], rtol=1e-6, atol=1e-6)
     assert best.tolist() == logits.argmax(-1).tolist()
     assert best[1] == 0
-    assert confidence[1] == 0
-    alone = [measures.margin_and_best(row[None])[0][0] for row in logits]
+    if name == "softmax":
+        assert confidence[1] == 0
+    alone = [measures.surest(name, row[None])[0][0] for row in logits]
     np.testing.assert_array_equal(confidence, alone)
 
 

@@ -45,7 +45,7 @@ def assert_same(ours, other):
 
 
 def policies(decoder):
-    """None exits, some do, all do."""
+    """None exits, some do, all do, by each measure."""
     margins = decoder.trace(*prompts(3), max_new_tokens=8).confidence
     cuts = [float(np.nanquantile(margins[:, :-1], q)) for q in (0.3, 0.6, 0.9)]
     yield FULL
@@ -53,6 +53,11 @@ def policies(decoder):
     yield ExitPolicy(threshold=cuts[1], min_layer=2, batching="deepest")
     yield ExitPolicy(threshold=cuts[1], schedule=DECAYING, batching="regroup")
     yield ExitPolicy(thresholds={2: -9.0})
+    for measure in ("max", "entropy"):
+        trace = decoder.trace(*prompts(3), policy=ExitPolicy(measure=measure), max_new_tokens=8)
+        confidence = trace.confidence[:, :-1]
+        for q in (0.3, 0.7):
+            yield ExitPolicy(measure=measure, threshold=float(np.nanquantile(confidence, q)))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -124,7 +129,7 @@ def test_layers_that_nothing_reached_do_not_read_the_prompt(gated_t5, monkeypatc
 @pytest.mark.parametrize(
     "other",
     [
-        {"measure": "max"},
+        {"measure": "state"},
         {"cache": "deferred"},
         {"emits": "last"},
         {"pruning": Pruning("fixed", 20, 3)},

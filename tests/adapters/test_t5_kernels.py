@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from riskcal_adapters.torch import EarlyExitT5, blas, t5_kernels
+from riskcal_adapters.torch import EarlyExitT5, blas, kernels, measures, t5_kernels
 from riskcal_adapters.torch.t5_backbone import T5Backbone
 
 LENGTH, SLOTS = 6, 5
@@ -95,21 +95,24 @@ def test_a_layer_is_that_of_torch_with_the_gaps_of_rows_that_skipped_it(gated_t5
             np.testing.assert_allclose(own.memory.rows, other.memory.rows, rtol=1e-4, atol=1e-4)
 
 
-def test_a_turn_looks_at_the_rows_that_are_asked_and_at_no_other(gated_t5):
+@pytest.mark.parametrize("measure", kernels.OF_LOGITS)
+def test_a_turn_looks_at_the_rows_that_are_asked_and_at_no_other(gated_t5, measure):
     backbone = EarlyExitT5(gated_t5)._backbone
     rng = np.random.default_rng(1)
     prompts = [rng.integers(2, backbone.vocabulary, n) for n in (4, 2, 7)]
     first, second = filled(backbone, prompts), filled(backbone, prompts)
     rows, positions, places = np.array([0, 2]), np.zeros(2, dtype=np.int64), np.array([1])
+    number = kernels.OF_LOGITS.index(measure)
     with torch.inference_mode():
         entering = torch.from_numpy(rng.normal(size=(SLOTS, backbone.width)).astype(np.float32))
-        state, sure, best = backbone.turn(0, entering, rows, positions, places, first)
+        state, sure, best = backbone.turn(number, 0, entering, (rows, positions, places), first)
         expected = backbone.layer_of_rows(0, entering[rows], rows, positions, second)
         logits = backbone.logits(expected[1:])
-        nobody = backbone.turn(0, entering, rows, positions, places[:0], filled(backbone, prompts))
+        nobody = backbone.turn(
+            number, 0, entering, (rows, positions, places[:0]), filled(backbone, prompts)
+        )
     np.testing.assert_allclose(state, expected, rtol=1e-5, atol=1e-5)
-    top = logits.softmax(-1).topk(2).values[0]
-    assert sure == pytest.approx([float(top[0] - top[1])], abs=1e-5)
+    assert sure == pytest.approx(measures.OF_LOGITS[measure](logits).tolist(), abs=1e-5)
     assert best.tolist() == logits.argmax(-1).tolist()
     assert [len(part) for part in nobody] == [2, 0, 0]
 

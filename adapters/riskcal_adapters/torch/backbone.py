@@ -27,6 +27,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.caches import Cache, Ints, LayerCache, Memory, Packed
+from riskcal_adapters.torch.kernels import Floats
 from riskcal_adapters.torch.scores import Scores
 
 #: Up to so many columns `kernels` attend quicker than torch does, if all rows stand in the same one.
@@ -285,41 +286,40 @@ class Backbone(abc.ABC):
         raise NotImplementedError
 
     def turn(
-        self, index: int, entering: Tensor, rows: Ints, positions: Ints, places: Ints, cache: Cache
-    ) -> tuple[kernels.Floats, kernels.Floats, Ints]:
-        """`layer_of_rows` and the softmax margins after it in one compiled loop.
+        self, measure: int, index: int, entering: Tensor, at: tuple[Ints, Ints, Ints], cache: Cache
+    ) -> tuple[Floats, Floats, Ints]:
+        """`layer_of_rows`, and in the same compiled loop how sure rows are by a measure, its place in `kernels.OF_LOGITS`.
 
         Parameters
         ----------
         entering : (B, d)
             States before the layer, of all rows.
-        rows, positions : (A,)
-        places : (n,)
-            Those among the ``rows`` that are looked at.
+        at : (A,), (A,), (n,)
+            Rows, their positions, and the places among them that are looked at.
 
         Returns
         -------
         (A, d), (n,), (n,)
-            States after the layer; of the places, how far the final head's most probable token is ahead, and which it is.
+            States after the layer; of the places, the confidence, and the final head's most probable token.
         """
         raise NotImplementedError
 
     def alone(
-        self, tokens: Tensor, mask: NDArray[np.bool_], needed: kernels.Floats, ends: Ints
-    ) -> tuple[Ints, kernels.Floats]:
-        """Generate from one prompt (1, S), each token the likeliest of the first layer whose softmax margin is enough.
+        self, tokens: Tensor, mask: NDArray[np.bool_], measure: int, needed: Floats, ends: Ints
+    ) -> tuple[Ints, Floats]:
+        """Generate from one prompt (1, S), each token the likeliest of the first layer that is sure enough of it.
 
         Parameters
         ----------
         needed : (T, L)
-            By position and layer; of the last it is not asked.
+            Confidence to leave with by the measure, by position and layer; of the last it is not asked.
         ends : (E,)
             Tokens after which there are no more.
 
         Returns
         -------
         (2, n), (2, n)
-            Tokens and the layers that they left at, from 1; their margins there, and the largest that were not enough.
+            Tokens and the layers that they left at, from 1; their confidences there, and the largest that were not enough.
         """
         raise NotImplementedError
 

@@ -1,7 +1,5 @@
 """How sure each row is after a layer: the policy's measure on the states and logits of the step at hand."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -11,15 +9,9 @@ from riskcal_adapters.torch.heads import Head
 from riskcal_adapters.torch.measures import Classifier, Confidences
 from riskcal_adapters.torch.scores import Scores
 
-#: Measures of a layer's logits alone.
-OF_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": measures.margin,
-    "max": measures.max_probability,
-    "entropy": measures.negative_entropy,
-}
 #: Measures that contrast a layer's logits with an earlier layer's; ``-code`` as the authors' code scales them.
 CONTRASTIVE = ("weighted", "contrastive", "contrastive-code", "jsd", "jsd-code")
-MEASURES = (*OF_LOGITS, *measures.OF_STATES, "oracle", *CONTRASTIVE)
+MEASURES = (*measures.OF_LOGITS, *measures.OF_STATES, "oracle", *CONTRASTIVE)
 
 
 class Judge:
@@ -86,8 +78,8 @@ class Judge:
         """
         scores = self._scores(layer, state)
         if scores is None or kernels.take(scores.logits):
-            if self._measure == "softmax" and scores is not None:
-                confidence, best = measures.margin_and_best(scores.logits)
+            if self._measure in measures.OF_LOGITS and scores is not None:
+                confidence, best = measures.surest(self._measure, scores.logits)
                 if scores.ids is None:
                     scores = Scores(scores.logits, None, best)
             else:
@@ -130,8 +122,8 @@ class Judge:
         if self._measure == "oracle":
             assert self._targets is not None
             return (scores.best() == self._targets).float()
-        if self._measure in OF_LOGITS:
-            return OF_LOGITS[self._measure](scores.logits)
+        if self._measure in measures.OF_LOGITS:
+            return measures.OF_LOGITS[self._measure](scores.logits)
         if scores.ids is None:
             self._logits[layer] = scores.logits
         earlier = self._amateurs(layer)

@@ -166,7 +166,7 @@ class Decoder:
         if device_loop.apart(self._backbone.device) and device_loop.takes(policy, needed):
             return Table.of(device_loop.generate(self._loop, policy, tokens, mask, needed))
         if one_row.takes(self._backbone, policy, len(tokens)):
-            return one_row.generate(self._loop, tokens, mask, needed)
+            return one_row.generate(self._loop, policy, tokens, mask, needed)
         return Table.of(self._loop.generate(policy, tokens, mask, needed))
 
     def speculate(

@@ -35,6 +35,9 @@ _P3, _P4, _P5 = (
 )
 _MOST = np.float32(87.0)
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
+#: Measures that `surest` computes.
+OF_LOGITS = ("softmax", "max", "entropy")
+_SOFTMAX, _MAX = 0, 1
 _GELU, _GELU_CUBE = np.float32(2 * math.sqrt(2 / math.pi)), np.float32(0.044715)
 
 
@@ -294,8 +297,8 @@ def gated_gelu(hidden: Any) -> Floats:
 
 
 @njit(cache=True, fastmath={"contract"})
-def margins(logits: Any) -> tuple[Floats, Ints]:
-    """How far each row's most probable token is ahead of the next, and which it is, the lowest of equals.
+def surest(measure: Any, logits: Any) -> tuple[Floats, Ints]:
+    """How sure each row is by a measure, told by its place in `OF_LOGITS`, and its most probable token, the lowest of equals.
 
     A row with a NaN has confidence NaN, and its first NaN is the best, as ``argmax`` has it.
     """
@@ -314,6 +317,22 @@ def margins(logits: Any) -> tuple[Floats, Ints]:
         for i in range(width):
             powers[i] = row[i] - largest
         _exponentials(powers, bits)
-        confidence[a] = (_ONE - np.exp(second - largest)) / _total(powers)
+        total = _total(powers)
+        if measure == _SOFTMAX:
+            confidence[a] = (_ONE - np.exp(second - largest)) / total
+        elif measure == _MAX:
+            confidence[a] = _ONE / total
+        else:
+            confidence[a] = _total_behind(row, largest, powers) / total - np.log(total)
         best[a] = at
     return confidence, best
+
+
+@njit(cache=True, fastmath=_FAST)
+def _total_behind(row: Any, largest: Any, powers: Any) -> Any:
+    """How far each logit is behind the largest, weighted by the exponential of it; 0 times minus infinity is 0."""
+    total = _ZERO
+    for i in range(len(row)):
+        behind = row[i] - largest
+        total += powers[i] * behind if behind > -_MOST else _ZERO
+    return total

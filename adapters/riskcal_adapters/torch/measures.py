@@ -7,6 +7,7 @@ are; `read` brings them to the host. Higher is surer for all of them, and a toke
 A NaN never does.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,15 +69,17 @@ def margin(logits: Tensor) -> Tensor:
 
 def softmax_margin(logits: Tensor) -> Confidences:
     """`margin`, read."""
-    return margin_and_best(logits)[0] if kernels.take(logits) else read(margin(logits))
+    return surest("softmax", logits)[0] if kernels.take(logits) else read(margin(logits))
 
 
-def margin_and_best(logits: Tensor) -> tuple[Confidences, NDArray[np.int64]]:
-    """`margin`, and the most probable tokens, the lowest id of equals, read: two looks at the logits instead of five."""
+def surest(name: str, logits: Tensor) -> tuple[Confidences, NDArray[np.int64]]:
+    """A measure of `OF_LOGITS`, and the most probable tokens, the lowest of equals, read: two looks at the logits, not five."""
     if not kernels.take(logits):
-        return read_both(margin(logits), logits.argmax(-1))
-    confidence, best = kernels.margins(logits.contiguous().numpy())
-    return confidence, best
+        return read_both(OF_LOGITS[name](logits), logits.argmax(-1))
+    found: tuple[Confidences, NDArray[np.int64]] = kernels.surest(
+        kernels.OF_LOGITS.index(name), logits.contiguous().numpy()
+    )
+    return found
 
 
 def max_probability(logits: Tensor) -> Tensor:
@@ -88,6 +91,14 @@ def negative_entropy(logits: Tensor) -> Tensor:
     """Minus the entropy of the next token, in nats: from -ln V to 0."""
     entropies: Tensor = torch.special.entr(torch.softmax(logits, -1, dtype=torch.float32))
     return entropies.sum(-1).neg()
+
+
+#: Measures of a layer's logits alone; `kernels.OF_LOGITS` has their names.
+OF_LOGITS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": margin,
+    "max": max_probability,
+    "entropy": negative_entropy,
+}
 
 
 def saturation(state: Tensor, before: Tensor | None) -> Tensor:

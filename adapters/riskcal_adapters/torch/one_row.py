@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riskcal.policy import ExitPolicy
+from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.backbone import Backbone
 from riskcal_adapters.torch.generation import Table
 from riskcal_adapters.torch.loop import Loop
@@ -18,7 +19,8 @@ def takes(backbone: Backbone, policy: ExitPolicy, batch: int) -> bool:
     return (
         batch == 1
         and backbone.turns
-        and (policy.measure, policy.cache, policy.emits) == ("softmax", "project", "exit")
+        and policy.measure in kernels.OF_LOGITS
+        and (policy.cache, policy.emits) == ("project", "exit")
         and policy.pruning is None
         and policy.sampling is None
         and policy.max_pending is None
@@ -27,10 +29,16 @@ def takes(backbone: Backbone, policy: ExitPolicy, batch: int) -> bool:
 
 
 def generate(
-    loop: Loop, tokens: Tensor, mask: NDArray[np.bool_], thresholds: NDArray[np.float32]
+    loop: Loop,
+    policy: ExitPolicy,
+    tokens: Tensor,
+    mask: NDArray[np.bool_],
+    thresholds: NDArray[np.float32],
 ) -> Table:
     """As `loop.Loop.generate`, for what it `takes`; ``thresholds`` are (T, L, 1)."""
     needed = np.ascontiguousarray(thresholds[:, :, 0])
+    assert policy.measure is not None
+    measure = kernels.OF_LOGITS.index(policy.measure)
     ends = np.array(loop.special.ends, dtype=np.int64)
-    whole, real = loop.backbone.alone(tokens, mask, needed, ends)
+    whole, real = loop.backbone.alone(tokens, mask, measure, needed, ends)
     return Table(whole[:, None], real[:, None])

@@ -73,10 +73,8 @@ class T5Backbone(Backbone):
         batch = len(tokens)
         rows = [bias.rows(length) for bias in self._decoder_bias.layers]
         nothing = np.zeros(batch, dtype=np.int64)
-        lengths, starts = np.full(batch, tokens.shape[1]), nothing[:0]
-        if self.lean:
-            lengths = mask.sum(1)
-            starts = np.cumsum(lengths) - lengths
+        lengths = mask.sum(1) if self.lean else np.full(batch, tokens.shape[1])
+        starts = np.cumsum(lengths) - lengths if self.lean else nothing[:0]
         prompt = Prompt(memory, prompt_bias, batch, lengths, starts, rows)
         states = memory.new_empty(length, batch, self.width)
         return Cache(prompt, [self._start] * batch, states, offsets=nothing, begins=nothing)
@@ -301,11 +299,12 @@ class T5Backbone(Backbone):
         return self._embedding
 
     def turn(
-        self, index: int, entering: Tensor, rows: Ints, positions: Ints, places: Ints, cache: Cache
+        self, measure: int, index: int, entering: Tensor, at: tuple[Ints, Ints, Ints], cache: Cache
     ) -> tuple[Floats, Floats, Ints]:
+        rows, positions, places = at
         given = self._compiled(index, rows, positions, cache)
         found: tuple[Floats, Floats, Ints] = t5_kernels.turn(
-            self._head.numpy(), places, entering.numpy(), rows, given
+            self._head.numpy(), measure, places, entering.numpy(), rows, given
         )
         return found
 
@@ -322,11 +321,11 @@ class T5Backbone(Backbone):
         return t5_kernels.Stack(encoder, decoder, cross, *ends, self._offset, self.head_width)
 
     def alone(
-        self, tokens: Tensor, mask: NDArray[np.bool_], needed: Floats, ends: Ints
+        self, tokens: Tensor, mask: NDArray[np.bool_], measure: int, needed: Floats, ends: Ints
     ) -> tuple[Ints, Floats]:
         memory, _ = self._encode(tokens, mask)
         stack, bias = self._stack, self._decoder_bias.last(len(needed))
-        room = t5_kernels.room(stack, memory.numpy(), needed, bias, self._start)
+        room = t5_kernels.room(stack, memory.numpy(), measure, needed, bias, self._start)
         return t5_kernels.generate(stack, room, ends)
 
     def layer_of_rows(

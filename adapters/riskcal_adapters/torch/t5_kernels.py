@@ -7,7 +7,7 @@ from numba import njit
 
 from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.blas import product
-from riskcal_adapters.torch.kernels import attend, gated_gelu, margins, put, ranges, rms_norm
+from riskcal_adapters.torch.kernels import attend, gated_gelu, put, ranges, rms_norm, surest
 from riskcal_adapters.torch.weights import CrossAttention, Layer
 
 #: Tokens of a row between which Python is back, and whoever interrupts it is heard.
@@ -106,15 +106,17 @@ def decoder_layer(given: Any, state: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def turn(head: Any, places: Any, entering: Any, rows: Any, given: Any) -> tuple[Any, Any, Any]:
-    """States of ``rows`` after a layer, and at these ``places`` among them `kernels.margins` of the ``head``'s logits.
+def turn(
+    head: Any, measure: Any, places: Any, entering: Any, rows: Any, given: Any
+) -> tuple[Any, Any, Any]:
+    """States of ``rows`` after a layer, and at these ``places`` among them `kernels.surest` of the ``head``'s logits.
 
     ``entering`` (B, d) are the states of all rows; ``given`` is what `decoder_layer` is given.
     """
     state = decoder_layer(given, _of(entering, rows))
     logits = np.empty((len(places), head.shape[1]), dtype=np.float32)
     product(rms_norm(_of(state, places), given[2]), head, logits, _ZERO)
-    sure, best = margins(logits)
+    sure, best = surest(measure, logits)
     return state, sure, best
 
 
@@ -134,17 +136,18 @@ class Room(NamedTuple):
     """What is known of one row's prompt of S tokens, and remembered of T generated ones."""
 
     encoded: Any  #: (S, d)
-    needed: Any  #: (T, L): margins to exit with; of the last layer it is not asked
+    measure: int  #: of confidence, by its place in `kernels.OF_LOGITS`
+    needed: Any  #: (T, L): confidence to exit with; of the last layer it is not asked
     bias: Any  #: (1 or L, heads, T): on attention from the last of T positions
     memory: Any  #: (L, S, 2 h): keys and values of the prompt, in layers that ran
     held: Any  #: (L, T, 2 h): of what was generated
     filled: Any  #: (L, 1): of how many positions
     states: Any  #: (T, 1, d): where each position left
     whole: Any  #: (2, T + 1): tokens, the one before the first too, and the layers that they left at, from 1
-    real: Any  #: (2, T + 1): their margins there, and the largest that were not enough
+    real: Any  #: (2, T + 1): their confidences there, and the largest that were not enough
 
 
-def room(stack: Stack, encoded: Any, needed: Any, bias: Any, start: int) -> Room:
+def room(stack: Stack, encoded: Any, measure: int, needed: Any, bias: Any, start: int) -> Room:
     """For a generation that has not begun."""
     (length, layers), (_, width, both) = needed.shape, stack.cross.memory.shape
     memory, held, states, real = (
@@ -158,7 +161,7 @@ def room(stack: Stack, encoded: Any, needed: Any, bias: Any, start: int) -> Room
     )
     whole = np.full((2, length + 1), start)
     filled = np.zeros((layers, 1), dtype=np.int64)
-    return Room(encoded, needed, bias, memory, held, filled, states, whole, real)
+    return Room(encoded, measure, needed, bias, memory, held, filled, states, whole, real)
 
 
 @njit(cache=True)
@@ -188,7 +191,7 @@ def _go_on(stack: Any, room: Any, ends: Any, begin: Any, end: Any) -> tuple[Any,
 
 @njit(cache=True)
 def _next_token(stack: Any, room: Any, position: Any) -> None:
-    """From its embedding through layer after layer to the first whose margin is enough, or the last."""
+    """From its embedding through layer after layer to the first at which it is sure enough, or the last."""
     before, needed, last = room.whole[0, position], room.needed[position], len(room.filled) - 1
     logits = np.empty((1, stack.head.shape[1]), dtype=np.float32)
     state, refused = stack.embedding[before : before + 1], np.float32(-np.inf)
@@ -197,7 +200,7 @@ def _next_token(stack: Any, room: Any, position: Any) -> None:
         if index < last and needed[index] == np.inf:
             continue
         product(rms_norm(state, stack.offset), stack.head, logits, _ZERO)
-        sure, best = margins(logits)
+        sure, best = surest(room.measure, logits)
         if index == last or sure[0] >= needed[index]:
             room.states[position] = state
             room.whole[:, position + 1] = best[0], index + 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from riskcal.policy import ExitPolicy
-from riskcal_adapters.torch import heads, sampling
+from riskcal_adapters.torch import heads, kernels, sampling
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.engine import bookkeeping
@@ -167,7 +167,12 @@ class Slots:
         )
         self.calls += 1
         self.rows_computed += len(rows)
-        if self._measures == ["softmax"] and not self._draws and self._backbone.turns:
+        if (
+            len(self._measures) == 1
+            and self._measures[0] in kernels.OF_LOGITS
+            and self._backbone.turns
+            and not self._draws
+        ):
             return self._turn(index, rows, positions)
         before = self._backbone.of(self._state, rows)
         state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
@@ -195,10 +200,11 @@ class Slots:
         return self._left(rows[leaving], leaving, tokens, state) if len(leaving) else []
 
     def _turn(self, index: int, rows: Ints, positions: Ints) -> list[Ended]:
-        """`advance` in compiled loops, where all tokens are the most probable ones and may leave where their margin suffices."""
+        """`advance` in compiled loops, where all tokens are the most probable ones, and confidence is of logits."""
         asked = bookkeeping.asking(rows, positions, np.arange(len(rows)), self._needed, index)
+        measure = kernels.OF_LOGITS.index(self._measures[0])
         state, confidence, best = self._backbone.turn(
-            index, self._state, rows, positions, asked, self._cache
+            measure, index, self._state, (rows, positions, asked), self._cache
         )
         if self._guards:
             early = index + 1 < self._loop.n_layers
