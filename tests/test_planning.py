@@ -505,3 +505,28 @@ def test_the_smallest_delta_is_what_the_prompts_at_hand_can_certify():
     found = riskcal.plan(0.1, mean=0.05, n=500)
     assert riskcal.plan(found.smallest_delta + 1e-4, mean=0.05).prompts <= 500
     assert riskcal.plan(found.smallest_delta - 1e-3, mean=0.05).prompts > 500
+
+
+@pytest.mark.parametrize("procedure", ["fixed_sequence", "holm", "hochberg", "pilot_order"])
+@pytest.mark.parametrize("delta", [0.1, 0.3, 0.7, 1 / 3])
+@pytest.mark.parametrize("n", [20, 333])
+def test_losses_that_all_equal_delta_have_a_message_and_no_certificate(n, delta, procedure):
+    """Their mean, as it is summed, may stand a rounding error below delta or above it."""
+    found = calibrate(
+        np.full((n, 2), delta), thresholds=[0.9, 0.8], delta=delta, procedure=procedure
+    )
+    assert not found.certified
+    assert "fresh sample of about" not in found.message
+    assert "more than a million" in found.message or "not below delta" in found.message
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 8.0)])
+def test_a_delta_next_to_a_bound_has_a_message_too(lower, upper):
+    """Seen from the other bound it is within rounding of that."""
+    for delta in (math.nextafter(lower, upper), lower + 1e-17 * upper or 1e-17):
+        worst = np.full((50, 2), upper)
+        known = {"thresholds": [0.9, 0.8], "lower": lower, "upper": upper}
+        if lower < delta:
+            assert "will not help" in calibrate(worst, delta=delta, **known).message
+    near = math.nextafter(upper, lower)
+    assert "not below delta" in calibrate(worst, delta=near, **known).message

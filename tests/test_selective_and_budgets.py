@@ -283,3 +283,31 @@ def test_the_sample_size_that_a_message_foretells_certifies_as_often_as_it_says(
         )
         certified += calibrate(fresh, **asked).certified
     assert abs(certified / 200 - 0.8) <= 0.12
+
+
+@pytest.mark.parametrize("budget", [2.0, 0.5])
+def test_a_budget_that_fails_is_named_and_stricter_thresholds_are_no_remedy(budget):
+    """Stricter ones cost more; raising the budget is what helps, and does."""
+    rng = np.random.default_rng(0)
+    runs = world(300, rng, np.array([0.02, 0.03, 0.04]))
+    found = calibrate(runs, delta=0.12, budget={"layers": budget})
+    assert not found.certified
+    assert f"at delta 0.12 and a budget of {budget:g} for layers" in found.message
+    assert "cost in layers is" in found.message
+    assert "raise delta or the budget, record other candidates" in found.message
+    assert "stricter" not in found.message
+    assert f"a budget of {budget:g} for layers" in str(found.policy())
+    assert calibrate(runs, delta=0.12, budget={"layers": 7.5}).certified
+
+
+def test_a_cost_that_equals_its_budget_is_not_said_to_be_below_delta():
+    n = 60
+    runs = Runs.from_arrays(
+        thresholds=[math.inf, 0.5],
+        dissimilarity=np.zeros((n, 2)),
+        layers=np.c_[np.full(n, 8.0), np.full(n, 4.0)],
+        prompts=[f"p{i}" for i in range(n)],
+    )
+    message = calibrate(runs, delta=0.1, budget={"layers": 4.0}).message
+    assert "observed cost in layers is 4: not below its budget" in message
+    assert "true mean may lie below its budget" in message

@@ -93,6 +93,8 @@ def sample_size(problem: Problem, design: Design) -> tuple[int, float] | None:
     None if more than `riskcal._simulation.LARGEST` are needed.
     """
     trial = _Trial.of(problem, design)
+    if not trial.hopeful.size:  # a mean that is delta, and was below it by rounding alone
+        return None
     return _simulation.smallest(trial.share, _POWER, trial.guess())
 
 
@@ -232,17 +234,20 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     risk = max(problem.risks, key=lambda r: (r.losses[:, first].mean() - r.delta) / r.width)
     observed = f"observed {meaning(risk.name)} is {problem.mean(risk)[first]:.4g}"
     beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(begins).tolist())
-    chance = f"not below delta, but by no more than chance explains in {problem.n} {problem.unit}"
+    limit = "its budget" if risk.is_cost else "delta"
+    budgets = any(r.is_cost for r in problem.risks)
+    raised = "raise delta or the budget" if budgets else "raise delta"
+    chance = f"not below {limit}, but by no more than chance explains in {problem.n} {problem.unit}"
     if not (worst < 0.0).any():
         if beyond:
             return (
-                f"Even the safest candidate's {observed}, so more {problem.unit} alone will not help: raise delta, record "
-                "stricter thresholds, or train the model for early exit."
+                f"Even the safest candidate's {observed}, so more {problem.unit} alone will not help: {raised}, record "
+                f"{'other candidates' if budgets else 'stricter thresholds'}, or train the model for early exit."
             )
         return (
-            f"The safest candidate's {observed}: {chance}. Its true mean may lie below delta, and then a larger fresh sample "
-            "would certify it, or above, and then none will; these data do not say which. What helps in either case: raise "
-            "delta, or record safer candidates."
+            f"The safest candidate's {observed}: {chance}. Its true mean may lie below {limit}, and then a larger fresh sample "
+            "would certify it, or above, and then none will; these data do not say which. What helps in either case: "
+            f"{raised}, or record {'other' if budgets else 'safer'} candidates."
         )
     safest = int(worst.argmin())
     lower = problem.mean(
@@ -256,7 +261,7 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     text = f"{many} {problem.name(first)}, whose {observed}" + (
         f", and ends there: more {problem.unit} in this order will not help. "
         if beyond
-        else f": {chance}. It ends there as long as the true mean is above delta, however many {problem.unit} there are. "
+        else f": {chance}. It ends there as long as the true mean is above {limit}, however many {problem.unit} there are. "
     )
     text += f"Yet {problem.name(safest)} was observed at {lower:.4g}. "
     if problem.stopped is not None:
@@ -286,7 +291,7 @@ def _beyond_chance(problem: Problem, candidate: int) -> bool:
     return any(
         pvalues.betting(
             risk.lower + risk.upper - risk.losses[:, candidate],
-            risk.lower + risk.upper - risk.delta,
+            _mirrored(risk),
             level=_CHANCE,
             lower=risk.lower,
             upper=risk.upper,
@@ -294,3 +299,9 @@ def _beyond_chance(problem: Problem, candidate: int) -> bool:
         <= _CHANCE
         for risk in problem.risks
     )
+
+
+def _mirrored(risk: TestedRisk) -> float:
+    """The tolerance seen from the other bound, never rounded on to a bound."""
+    low, high = math.nextafter(risk.lower, risk.upper), math.nextafter(risk.upper, risk.lower)
+    return min(max(risk.lower + risk.upper - risk.delta, low), high)

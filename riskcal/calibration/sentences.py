@@ -8,7 +8,7 @@ from riskcal import monotone
 from riskcal.calibration.problem import Problem
 from riskcal.policy import Stop
 from riskcal.policy.columns import recorded_limit
-from riskcal.policy.sentences import OVER, as_text, at_least, meaning
+from riskcal.policy.sentences import OVER, as_text, at_least, meaning, tolerated
 
 
 def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> str:
@@ -19,7 +19,7 @@ def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> st
 def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     """What is certified, with what probability."""
     if chosen is None:
-        deltas = " and ".join(as_text(risk.delta) for risk in problem.risks)
+        deltas = tolerated({risk.name: risk.delta for risk in problem.risks})
         return f"Nothing was certified at delta {deltas}: run the full model. "
     where = _where(problem, chosen)
     loss = "loss" if len(problem.risks) == 1 else "loss_{}"

@@ -1,6 +1,7 @@
 """What a policy's certificate says, in plain words."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,8 +38,7 @@ def of_policy(policy: "ExitPolicy") -> str:
     if not isinstance(deltas, dict):
         deltas = {certificate.objective: deltas}
     if policy.is_full_model:
-        tolerated = " and ".join(map(as_text, deltas.values()))
-        return f"Nothing was certified at delta {tolerated}: the policy is the full model."
+        return f"Nothing was certified at delta {tolerated(deltas)}: the policy is the full model."
     unit = "clusters" if certificate.weighting in ("clusters", "requests") else "prompts"
     over = OVER[certificate.weighting or "prompts"]
     claims = " and ".join(f"{_claim(name)} at most {as_text(d)}" for name, d in deltas.items())
@@ -55,6 +55,15 @@ def of_policy(policy: "ExitPolicy") -> str:
     return (
         f"Certified: with probability at least {at_least(certificate.epsilon_spent)} over the draw of the {certificate.n} "
         f"calibration {unit}, {where} {claims}{over}."
+    )
+
+
+def tolerated(deltas: Mapping[str, float]) -> str:
+    """What was tolerated of each risk, budgets as such."""
+    losses = (*MEANING, "agreement")
+    return " and ".join(
+        as_text(delta) if name in losses else f"a budget of {as_text(delta)} for {name}"
+        for name, delta in deltas.items()
     )
 
 
