@@ -295,8 +295,15 @@ def test_a_proxy_that_says_the_same_of_every_row_leaves_the_bets_as_they_were() 
     assert mean == pytest.approx(losses.mean(0))
 
 
-@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-1.0, 1.0)])
-@pytest.mark.parametrize("delta", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize(
+    ("lower", "upper", "delta"),
+    [
+        *[(lower, 1.0, delta) for lower in (0.0, -1.0) for delta in (0.02, 0.1, 0.3)],
+        (-1.0, 1.0, -0.3),  # so that bounds and delta are of different signs, and the reach is above 1
+        (0.0, 5.0, 0.5),
+        (2.0, 3.0, 2.2),
+    ],
+)
 @pytest.mark.parametrize("level", [0.05, 1e-6])
 def test_no_losses_and_no_proxy_bring_the_capital_below_nothing(lower, upper, delta, level):
     """The largest stakes come after good rows, and then every row is the worst: more than all would have been at stake."""

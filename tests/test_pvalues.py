@@ -15,6 +15,7 @@ from scipy import special, stats
 
 from riskcal import RiskcalError, calibrate, pvalues
 from riskcal.pvalues import bettor_kernels
+from riskcal.pvalues.bettor import prior_variance
 from riskcal.pvalues.methods import Clt
 from riskcal.pvalues.sampled import rough_size
 
@@ -503,6 +504,49 @@ def test_every_bet_uses_earlier_rows_alone_so_that_a_later_loss_changes_nothing_
         for end in (0.16, 0.18, 0.19)
     ]
     assert p[0] == p[1] == p[2] < 0.5
+
+
+@pytest.mark.parametrize(("margin", "width"), [(0.1, 1.0), (1e-6, 1.0), (0.9, 1.0), (2.5, 5.0)])
+def test_no_stake_is_negative_whatever_was_seen(margin, width):
+    """A negative one would win where losses are high, so that a p-value would be small for being wrong."""
+    rng, stake = np.random.default_rng(6), bettor_kernels.stake
+    stake = getattr(stake, "py_func", stake)
+    prior = margin * (width - margin)
+    for log_price in [0.5, 0.0, -1e-9, -0.01, -1.0, -11.9, -12.1, -63.9, -64.1, -1e3]:
+        for rows in (0, 1, 30, 10_000):
+            seen = [np.zeros(rows), np.full(rows, width), width * rng.beta(1, 9, rows)]
+            for losses, left in itertools.product(seen, (1, 7, 1_000, 1_000_000)):
+                known = (losses.sum(), (losses**2).sum(), rows, prior, bettor_kernels.HEDGE)
+                for kept in (1.0, 0.2):
+                    wanted = stake(log_price, left, margin, width, *known, kept)
+                    assert 0.0 <= wanted < math.inf
+
+
+def exact_by_counting(capital, chance):
+    """Whether no 1 / capital is smaller than the chance of all that are as small."""
+    order = np.argsort(-capital, kind="stable")
+    reached, p = np.cumsum(chance[order]), np.exp(-capital[order])
+    last = np.r_[p[1:] > p[:-1] * (1 + 1e-12), True]
+    return (reached[last] <= p[last] * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("level", [0.5, 0.05])
+@pytest.mark.parametrize(
+    ("values", "chances", "n"),
+    [([0.0, 1.0], [0.6, 0.4], 10), ([-1.0, 0.0, 1.0], [0.3, 0.5, 0.2], 7), ([2, 5], [0.9, 0.1], 9)],
+)
+def test_betting_is_exact_by_counting_all_outcomes(values, chances, n, level):
+    """Every sequence of n losses, with its chance at a mean of exactly delta; no luck and no rule about means."""
+    rows = np.array(list(itertools.product(range(len(values)), repeat=n))).T
+    low, high, delta = float(values[0]), float(values[-1]), float(np.dot(values, chances))
+    losses, chance = np.array(values, dtype=float)[rows], np.array(chances)[rows].prod(0)
+    assert chance.sum() == pytest.approx(1)
+    opening, prior = math.log(level / bettor_kernels.MARGIN), prior_variance(delta, low, high)
+    capital = bettor_kernels.betting_log_capital(
+        losses, delta, low, high, opening, prior, bettor_kernels.HEDGE
+    )
+    assert exact_by_counting(capital, chance)
+    assert not exact_by_counting(capital + 0.7, chance)  # what twice the money would give
 
 
 def test_an_order_that_follows_the_losses_cannot_certify_a_mean_that_is_too_high():
