@@ -35,9 +35,9 @@ schedules = st.just(Constant()) | st.builds(
 )
 certificates = st.builds(
     Certificate,
-    delta=st.floats(-1, 1),
-    epsilon=st.floats(0.001, 0.5),
-    epsilon_spent=st.floats(0.0001, 0.5),
+    delta=st.floats(0, 1, exclude_min=True, exclude_max=True),
+    epsilon=st.floats(0.1, 0.5),
+    epsilon_spent=st.floats(0.01, 0.1),
     attempt=st.none() | st.integers(1, 9),
     objective=st.sampled_from(["textual", "risk", "risk_clipped", "losses"]),
     lower=st.sampled_from([0.0, -1.0]),
@@ -47,7 +47,7 @@ certificates = st.builds(
     starts=st.integers(1, 5),
     n=st.integers(2, 10**9),
     k=st.integers(1, 1000),
-    pvalue=st.none() | st.floats(0, 1),
+    pvalue=st.none() | st.floats(0, 0.01),
     records_digest=st.text("0123456789abcdef", min_size=32, max_size=32),
     versions=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
 )
@@ -245,10 +245,34 @@ def test_a_certificate_holds_finite_numbers(field, value, path):
         "procedure": "holm",
         "starts": 1,
     }
-    certificate |= {"n": 2, "k": 1, "records_digest": "", "versions": {}}
+    certificate |= {"n": 2, "k": 1, "records_digest": "", "versions": {}, "lower": 0, "upper": 1}
     assert Certificate(**certificate).n == 2
     path.write_text(json.dumps({"certificate": certificate | {field: value}}))
     with pytest.raises(RiskcalError, match=rf"certificate\.{field}\b"):
+        ExitPolicy.load(path)
+
+
+@pytest.mark.parametrize(
+    ("edited", "named"),
+    [
+        ({"epsilon_spent": 0.2}, "epsilon_spent 0.2 is above epsilon 0.05"),
+        ({"epsilon": 1.0}, r"certificate\.epsilon:"),
+        ({"epsilon_spent": 0.0}, r"certificate\.epsilon_spent:"),
+        ({"pvalue": 0.9}, "pvalue 0.9 is above epsilon_spent 0.05"),
+        ({"pvalue": -0.1}, r"certificate\.pvalue"),
+        ({"attempt": 0}, r"certificate\.attempt"),
+        ({"delta": 7.0}, "delta 7 is not between the losses' bounds 0 and 1"),
+        ({"lower": 0.1}, "delta 0.1 is not between"),
+    ],
+)
+def test_a_certificate_with_figures_that_no_calibration_writes_is_refused(edited, named, path):
+    """Its sentence would promise what nobody showed."""
+    losses = np.zeros((60, 1))
+    calibrate(losses, thresholds=[0.5], delta=0.1).policy().save(path)
+    assert ExitPolicy.load(path).certificate.pvalue <= 0.05
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"certificate": written["certificate"] | edited}))
+    with pytest.raises(RiskcalError, match=named):
         ExitPolicy.load(path)
 
 
@@ -537,3 +561,20 @@ def test_a_policys_columns_make_the_same_policy_again(settings):
 def test_thresholds_of_several_layers_do_not_fit_into_a_column():
     with pytest.raises(RiskcalError, match="thresholds: a column holds one threshold"):
         ExitPolicy(thresholds={2: 0.5}).to_columns()
+
+
+def test_a_measure_that_nobody_named_has_no_column():
+    """A column of nulls is refused, and the word None is no measure."""
+    columns = ExitPolicy(threshold=0.5).to_columns()
+    assert "measure" not in columns
+    table = pd.DataFrame([columns | {"measure": None}])
+    assert ExitPolicy.from_columns(table, table.iloc[0]).measure is None
+    full = ExitPolicy.full_model().to_columns()
+    rows = [
+        {"prompt": f"p{i}", **settings, "dissimilarity": 0.0}
+        for i in range(40)
+        for settings in (columns, full)
+    ]
+    found = calibrate(Runs.from_frame(pd.DataFrame(rows)), delta=0.1).policy()
+    assert (found.threshold, found.measure) == (0.5, None)
+    assert calibrate(Runs.from_frame(pd.DataFrame(rows)), delta=0.1).policy(measure="max").named()

@@ -4,12 +4,15 @@ import hashlib
 import platform
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
+from riskcal import _validate
 from riskcal.policy.fields import Frozen, Stop
 
+#: A probability of error that somebody chose.
+Level = Annotated[float, Field(gt=0, lt=1)]
 #: An option of a procedure: a number, or numbers of candidates or of pairs of them.
 Option = int | FiniteFloat | list[int] | list[FiniteFloat] | list[list[FiniteFloat]]
 
@@ -70,9 +73,9 @@ class Certificate(Frozen):
     """
 
     delta: FiniteFloat | dict[str, FiniteFloat]
-    epsilon: FiniteFloat
-    epsilon_spent: FiniteFloat
-    attempt: int | None
+    epsilon: Level
+    epsilon_spent: Level
+    attempt: Annotated[int, Field(ge=1)] | None
     objective: str
     lower: FiniteFloat
     upper: FiniteFloat
@@ -81,7 +84,7 @@ class Certificate(Frozen):
     starts: int = Field(ge=1)
     n: int = Field(ge=1, description="independent units: prompts, or clusters of prompts")
     k: int = Field(ge=0, description="candidates tested, the full model not counted")
-    pvalue: FiniteFloat | None
+    pvalue: Annotated[float, Field(ge=0, le=1)] | None
     records_digest: str
     pilot_n: int = Field(default=0, ge=0)
     pilot_digest: str | None = None
@@ -106,6 +109,26 @@ class Certificate(Frozen):
     )
     asked: Asked | None = None
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _as_calibrations_write_them(self) -> Self:
+        """Figures that contradict each other were edited: what the certificate says would be true of nothing."""
+        rounded = 1 + _validate.TOLERANCE
+        if self.epsilon_spent > self.epsilon * rounded:
+            raise ValueError(
+                f"epsilon_spent {self.epsilon_spent:g} is above epsilon {self.epsilon:g}; keep it as calibration wrote it"
+            )
+        if self.pvalue is not None and self.pvalue > self.epsilon_spent * rounded:
+            raise ValueError(
+                f"pvalue {self.pvalue:g} is above epsilon_spent {self.epsilon_spent:g}, at which nothing is certified by it; "
+                "keep it as calibration wrote it"
+            )
+        if isinstance(self.delta, float) and not self.lower < self.delta < self.upper:
+            raise ValueError(
+                f"delta {self.delta:g} is not between the losses' bounds {self.lower:g} and {self.upper:g}; keep it as "
+                "calibration wrote it"
+            )
+        return self
 
 
 def ids_digest(ids: Sequence[Any]) -> str:

@@ -73,7 +73,7 @@ def to_columns(policy: "ExitPolicy") -> dict[str, Any]:
         **vector,
         **schedule_columns(policy.schedule),
         "min_layer": policy.min_layer,
-        "measure": policy.measure,
+        **({} if policy.measure is None else {"measure": policy.measure}),
         "policy": policy.other_fields(),
         **({"lower_is_stricter": True} if policy.lower_is_stricter else {}),
         **(policy.coordinates or {}),
@@ -121,7 +121,7 @@ def from_columns(
     row = table.iloc[0] if chosen is None else chosen
     columns = [str(name) for name in table.columns]
     given: dict[str, Any] = {"threshold": math.inf if chosen is None else float(row["threshold"])}
-    if "measure" in columns:
+    if "measure" in columns and not pd.isna(row["measure"]):
         given["measure"] = str(row["measure"])
     if "min_layer" in columns:
         given["min_layer"] = int(row["min_layer"])
