@@ -299,7 +299,11 @@ def test_a_proxy_that_says_the_same_of_every_row_leaves_the_bets_as_they_were() 
     ("lower", "upper", "delta"),
     [
         *[(lower, 1.0, delta) for lower in (0.0, -1.0) for delta in (0.02, 0.1, 0.3)],
-        (-1.0, 1.0, -0.3),  # so that bounds and delta are of different signs, and the reach is above 1
+        (
+            -1.0,
+            1.0,
+            -0.3,
+        ),  # so that bounds and delta are of different signs, and the reach is above 1
         (0.0, 5.0, 0.5),
         (2.0, 3.0, 2.2),
     ],
