@@ -311,3 +311,14 @@ def test_a_cost_that_equals_its_budget_is_not_said_to_be_below_delta():
     message = calibrate(runs, delta=0.1, budget={"layers": 4.0}).message
     assert "observed cost in layers is 4: not below its budget" in message
     assert "true mean may lie below its budget" in message
+
+
+def test_a_selective_risk_of_nothing_is_nothing_and_no_rounding_error():
+    runs = Runs.from_arrays(
+        thresholds=[math.inf, 0.5],
+        dissimilarity=np.zeros((60, 2)),
+        layers=np.tile([8.0, 3.0], (60, 1)),
+    )
+    found = calibrate(runs, delta=0.1, objective="selective")
+    assert "(observed 0)" in found.message
+    assert found.table["loss"].tolist() == [0.0]

@@ -276,13 +276,13 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     ):
         text += (
             "If low thresholds are the strict ones here (as where entropy must fall below them), say so: "
-            "lower_is_stricter=True. Otherwise "
+            "lower_is_stricter=True (on the shell --lower-is-stricter). Otherwise "
         )
     else:
         text += "So "
     return text + (
-        f"begin elsewhere: give an order= fixed beforehand, or procedure='holm', which needs none. Either way on fresh "
-        f"{problem.unit}: these have been looked at."
+        f"begin elsewhere: give an order= fixed beforehand, or procedure='holm' (--procedure holm), which needs none. "
+        f"Either way on fresh {problem.unit}: these have been looked at."
     )
 
 

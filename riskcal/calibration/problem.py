@@ -118,7 +118,10 @@ class Problem:
         some = counted > 0
         mean = np.full(self.k, math.nan)
         mean[some] = risk.delta + above[some] / counted[some]
-        return mean
+        # what is near a bound of the losses but for rounding is at it
+        return np.where(
+            np.abs(mean - risk.lower) <= _validate.TOLERANCE * risk.width, risk.lower, mean
+        )
 
     def name(self, candidate: int) -> str:
         """A candidate, as messages name it: what it is in each coordinate."""
