@@ -377,3 +377,30 @@ def test_dollars_in_names_are_no_formulae():
         axes = plots.cost_curve(table, cost="$in \\x$", by=by)
         axes.figure.canvas.draw()
         assert "$in" in axes.get_ylabel().replace("\\$", "$")
+
+
+def test_candidates_without_a_setting_are_a_curve_too():
+    """A schedule that does not decay has no temperature: its curve was left out, and with it the chosen candidate."""
+    rows = [
+        {
+            "prompt": i,
+            "threshold": t,
+            "temperature": temperature,
+            "dissimilarity": loss,
+            "layers": 4 * t + (temperature == 4),
+        }
+        for i in range(300)
+        for t, temperature, loss in (
+            (0.9, None, 0.01),
+            (0.9, 4, 0),
+            (0.5, None, 0.02),
+            (0.5, 4, 0.3),
+        )
+    ]
+    found = riskcal.calibrate(riskcal.Runs.from_frame(pd.DataFrame(rows)), delta=0.1)
+    assert math.isnan(found.chosen["temperature"])
+    ax = axes()
+    found.plot(ax)
+    assert "temperature 4.0 temperature none chosen: 0.02" in words(ax)
+    marked = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xdata()) == 1]
+    assert marked == [[[0.5, pytest.approx(0.02)]]]

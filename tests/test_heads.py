@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from riskcal import ExitPolicy, RiskcalError, heads, pvalues, records
+from riskcal import ExitPolicy, RiskcalError, Traces, heads, pvalues, records, replay_arrays
 from riskcal.heads import inputs as heads_inputs
 from riskcal.heads import outlook as heads_outlook
 from riskcal.heads import path as heads_path
@@ -357,6 +357,33 @@ def test_columns_become_layers_only_where_somebody_says_which(recwarn):
         sorted(said.policy().thresholds) == sorted(said.policy(n_layers=8).thresholds) == [2, 4, 6]
     )
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("name", ["{}", "layer_{}"])
+def test_columns_that_are_numbered_are_not_taken_for_other_layers(name):
+    """A pivot's columns may stand in any order: losses of layer 6 would certify a threshold for layer 2."""
+    confidence, agrees, prompts = sample()
+    columns = [name.format(layer) for layer in (2, 4, 6)]
+    c, a = (pd.DataFrame(matrix, columns=columns) for matrix in (confidence, agrees))
+    turned = a.iloc[:, ::-1]
+    said = certify((confidence, agrees, prompts), layers=[2, 4, 6])
+    assert certify((c, a, prompts), layers=[2, 4, 6]).records_digest == said.records_digest
+    with pytest.raises(RiskcalError, match=r"say which they are, layers=\[2, 4, 6\]"):
+        certify((c, a, prompts))
+    with pytest.raises(RiskcalError, match=r"layers: .* numbered \[6, 4, 2\], and layers \[2, 4"):
+        certify((c.iloc[:, ::-1], turned, prompts), layers=[2, 4, 6])
+    told = r"its columns are numbered \[6, 4, 2\], and those of confidence \[2, 4, 6\]"
+    with pytest.raises(RiskcalError, match=f"agrees: {told}"):
+        certify((c, turned, prompts), layers=[2, 4, 6])
+    with pytest.raises(RiskcalError, match=f"agrees: {told}"):
+        heads.self_supervised(c, turned)
+    with pytest.raises(RiskcalError, match=f"loss: {told}"):
+        replay_arrays(c, ~turned, [0.5])
+    with pytest.raises(RiskcalError, match=f"agrees: {told}"):
+        Traces.from_arrays(prompt=prompts, position=np.arange(len(a)), confidence=c, agrees=turned)
+    for numbers in (None, [0, 1, 2], [1, 2, 3]):
+        nobody = [pd.DataFrame(matrix, columns=numbers) for matrix in (confidence, agrees)]
+        assert certify((*nobody, prompts)).layers.tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])

@@ -76,7 +76,7 @@ def test_monitor_goes_on_from_its_state(tmp_path):
     [
         ("loss\n0.1\nnan\n", "row 1: losses: nan"),
         ("loss\n0.1\n1.5\n", "row 1: losses: 1.5 is outside [0, 1]"),
-        ("loss\n0.1\n\n\nabc\n", "row 1 cannot be read"),
+        ("loss,id\n0.1,1\n\n\nabc,2\n", "row 1 cannot be read"),
         ("risk\n0.1\n", "no column loss; its columns are 'risk'"),
         ('{"loss": 0.1}\n{"loss": 0.1\n', "row 1 cannot be read"),
         ('{"loss": 0.1}\n[1]\n', "row 1 cannot be read"),

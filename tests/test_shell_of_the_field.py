@@ -2,9 +2,13 @@
 
 import gzip
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from typer.testing import CliRunner
 
@@ -92,3 +96,37 @@ def test_a_loss_that_is_none_is_told_by_what_stands_there(
     (tmp_path / "log").write_text(content)
     result = RUN.invoke(app, ["monitor", str(tmp_path / "log"), "--delta", "0.1"])
     assert said in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda frame, path: pl.from_pandas(frame).write_csv(path),
+        lambda frame, path: pyarrow.csv.write_csv(pa.Table.from_pandas(frame), path),
+    ],
+    ids=["polars", "pyarrow"],
+)
+@pytest.mark.parametrize("where", [1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_missing_loss_that_was_written_as_a_blank_line_is_not_passed_over(
+    write: Callable[[pd.DataFrame, Path], None], where: int, stream: bool, tmp_path: Path
+) -> None:
+    """An output that failed would otherwise have left no trace, and the mean be of those that did not."""
+    path = tmp_path / "losses.csv"
+    losses = pd.DataFrame({"loss": [0.0, 0.0, 0.0]})
+    losses.loc[where, "loss"] = None
+    write(losses, path)
+    given = "-" if stream else str(path)
+    result = RUN.invoke(app, ["monitor", given, "--delta", "0.1"], input=path.read_bytes())
+    assert f"{given}: row {where}: is blank" in str(result.exception)
+    path.write_text("loss\n" + "\n".join("1" if row == where else "0" for row in range(3)) + "\n")
+    mended = RUN.invoke(app, ["monitor", str(path), "--delta", "0.1"])
+    assert "3 losses seen, mean 0.3333" in mended.output
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_a_log_of_losses_that_is_no_text_is_told_by_what_it_is(ending: str, tmp_path: Path) -> None:
+    pd.DataFrame({"loss": [1.0] * 300}).to_parquet(tmp_path / f"losses.{ending}")
+    result = RUN.invoke(app, ["monitor", str(tmp_path / f"losses.{ending}"), "--delta", "0.1"])
+    assert "is not UTF-8 text (it is Parquet" in str(result.exception)
+    assert "Give CSV (commas) with a column loss" in str(result.exception)

@@ -46,8 +46,9 @@ def opened(log: str) -> Iterator[TextIO]:
     except OSError as error:
         reason = error.strerror or _validate.reason(error)
         raise RiskcalError(f"{log}: cannot be read ({reason}).") from None
-    except UnicodeDecodeError:
-        raise RiskcalError(f"{log}: is not UTF-8 text.") from None
+    except UnicodeDecodeError as error:
+        reason = sources.what_it_is(Path(log), error)
+        raise RiskcalError(f"{log}: is not UTF-8 text ({reason}). {_REMEDY}") from None
 
 
 def first_line(file: TextIO) -> str:
@@ -135,7 +136,7 @@ def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Itera
 
 def _text(line: str, name: str) -> str:
     if not line.isascii() and any("\udc80" <= character <= "\udcff" for character in line):
-        raise RiskcalError(f"{name}: is not UTF-8 text.")
+        raise RiskcalError(f"{name}: is not UTF-8 text. {_REMEDY}")
     return line
 
 
@@ -160,7 +161,18 @@ def _table(lines: Iterator[str], name: str, wanted: tuple[str, ...]) -> Iterator
         raise RiskcalError(
             f"{name}: has the column {twice[0]} {header.count(twice[0])} times; keep one."
         )
-    return table
+    return csv.DictReader(_none_blank(lines), header) if len(header) == 1 else table
+
+
+def _none_blank(lines: Iterator[str]) -> Iterator[str]:
+    """The rows of a table of one column, where a blank line is no row to the `csv` module, and a null to those who wrote it."""
+    for line in lines:
+        if not line.strip():
+            raise RiskcalError(
+                "is blank, as polars, duckdb and pyarrow write a missing loss; a request whose output failed has the worst "
+                "loss. A line that means nothing: delete it."
+            )
+        yield line
 
 
 def _listed(names: Any) -> str:

@@ -25,6 +25,7 @@ from riskcal.heads.inputs import (
 from riskcal.heads.outlook import _certified_message, _failure_message, _pvalue, _share
 from riskcal.heads.path import _count, _Counts, _Goal, _path, _spared
 from riskcal.heads.result import HeadCalibration
+from riskcal.records.exits import numbers_of
 
 
 def certified(
@@ -120,7 +121,7 @@ def certified(
     """
     goal = _Goal(_agreement(agreement), _validate.level(epsilon, "epsilon"), _most(max_tokens))
     recorded = _records(*_tokens(confidence, agrees), prompts, goal.max_tokens, pilot_fraction)
-    numbers = _layers(layers, recorded.confidence.shape[1])
+    numbers = _layers(layers, recorded.confidence.shape[1], numbers_of(confidence))
     walked = (_one_token if goal.max_tokens == 1 else _many_tokens)(recorded, numbers, goal)
     tokens = int(np.sum(recorded.prompt >= recorded.n_pilot))
     table = _table(*walked, numbers, tokens=tokens)

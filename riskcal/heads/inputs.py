@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate, records
 from riskcal._validate import RiskcalError
 from riskcal.records import columns as table_columns
-from riskcal.records.exits import unequal
+from riskcal.records.exits import refuse_other_order, unequal
 
 #: Beyond any decoder, and within what the kernels count with.
 _MOST_TOKENS, _MOST_LAYERS = 2**40, 2**20
@@ -61,6 +61,7 @@ def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floati
         raise RiskcalError(
             f"agrees: has shape {right.shape}, but confidence has {levels.shape}; give one per confidence."
         )
+    refuse_other_order(confidence, agrees, "confidence", "agrees")
     infinite = np.isinf(levels)
     if infinite.any():
         raise RiskcalError(
@@ -153,8 +154,16 @@ def _most(value: Any) -> int:
     return _validate.count(value, "max_tokens", least=1, most=_MOST_TOKENS)
 
 
-def _layers(layers: Sequence[int] | None, heads: int) -> NDArray[np.int64]:
+def _layers(
+    layers: Sequence[int] | None, heads: int, named: list[int] | None = None
+) -> NDArray[np.int64]:
+    """The heads' layers, (heads,); what the columns are ``named`` must not say otherwise."""
     if layers is None:
+        if named not in (None, [*range(heads)], [*range(1, heads + 1)]):
+            raise RiskcalError(
+                f"layers: the columns of confidence are numbered {named}, and would be taken for layers 1 to {heads}; say which "
+                f"they are, layers={sorted(named)} for instance, with the columns in this order."
+            )
         return np.arange(1, heads + 1)
     with _validate.reading("layers", "a list of whole numbers"):
         given = list(_validate.on_the_host(layers))
@@ -170,5 +179,9 @@ def _layers(layers: Sequence[int] | None, heads: int) -> NDArray[np.int64]:
     if falling.any():
         raise RiskcalError(
             f"layers: {numbers[1:][falling][0]} at index {int(falling.argmax()) + 1} does not ascend; order heads by depth."
+        )
+    if named is not None and named != numbers.tolist() and sorted(named) == numbers.tolist():
+        raise RiskcalError(
+            f"layers: the columns of confidence are numbered {named}, and layers {numbers.tolist()}; give both in one order."
         )
     return numbers

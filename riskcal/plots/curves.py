@@ -288,9 +288,10 @@ def _literal(name: str) -> str:
 def _curves(rows: pd.DataFrame, column: str, by: str, ax: "Axes") -> None:
     """One curve for each value of a further coordinate; the row that is ``chosen``, if there is such a column, is marked."""
     colors = current().several
-    for i, (value, own) in enumerate(rows.groupby(by)):
+    for i, (value, own) in enumerate(rows.groupby(by, dropna=False)):
         color, marker = colors[i % len(colors)], "os^Dvp"[i % 6]
-        _candidates(own, column, _literal(f"{by} {value}"), color, marker, ax)
+        of = "none" if pd.isna(value) else str(value)  # a schedule that does not decay
+        _candidates(own, column, _literal(f"{by} {of}"), color, marker, ax)
         chosen = own[own["chosen"]] if "chosen" in own else own[:0]
         if len(chosen):
             value = float(chosen[column].iloc[0])

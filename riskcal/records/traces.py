@@ -152,6 +152,9 @@ class Traces:
         outcome = PerExit.read(agrees if loss is None else loss, outcome_name, counts)
         outcome = outcome if loss is None else outcome.as_numbers()
         exits.refuse_other_lengths(levels, outcome, "confidence", outcome_name)
+        exits.refuse_other_order(
+            confidence, agrees if loss is None else loss, "confidence", outcome_name
+        )
         where = columns.series(position, "position").to_numpy()
         classes = None if group is None else columns.series(group, "group").to_numpy()
         n = len(levels.counts)

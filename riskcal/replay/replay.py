@@ -126,6 +126,7 @@ def replay_arrays(
     levels = PerExit.read(confidence, "confidence", given).as_numbers()
     outcome = PerExit.read(loss, "loss", given).as_numbers()
     exits_.refuse_other_lengths(outcome, levels, "loss", "confidence")
+    exits_.refuse_other_order(confidence, loss, "confidence", "loss")
     _validate.finite(outcome.values, "loss")
     spent = {
         name: costs_.per_exit(value, name, given, levels)
