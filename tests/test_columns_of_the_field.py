@@ -402,5 +402,6 @@ def test_attempts_that_are_neither_numbers_nor_times_are_named() -> None:
 def test_a_series_is_no_table() -> None:
     assert (
         refusal(table()["layers"])
-        == "table: a Series is not a table; give the DataFrame that it is of."
+        == "table: a Series is not a table; give the DataFrame that it is of, or its reset_index() where it has "
+        "keys."
     )

@@ -183,7 +183,7 @@ def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path) -> None:
     (tmp_path / "deep" / "notes.txt").write_text("x")
     with pytest.raises(
         RiskcalError,
-        match=r"holds 1 files that are no tables \(deep.notes.txt\).*a list of files, or a pattern",
+        match=r"holds files that are no tables \(1: deep.notes.txt\).*a list of files, or a pattern",
     ):
         Runs.read(tmp_path)
     (tmp_path / "rotated").mkdir()

@@ -1,7 +1,9 @@
 """Files as programs of the field leave them: JSON under either ending, dialects of CSV, encodings, lists of paths."""
 
+import bz2
 import gzip
 import json
+import lzma
 import math
 import pathlib
 import re
@@ -10,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from helpers import served
@@ -120,9 +125,16 @@ def test_blanks_after_commas_are_refused_with_the_way_that_reads_them(tmp_path: 
     ("encode", "said"),
     [
         (lambda text: text.encode("utf-16"), "it is UTF-16, as Excel and PowerShell write it"),
+        (lambda text: text.encode("utf-32"), "it is UTF-32; write it as UTF-8"),
         (lambda text: gzip.compress(text.encode()), r"packed by gzip; let its name end in \.gz"),
+        (lambda text: b"\x1f\x8b\t;|\n" + text.encode("utf-16"), "it is packed by gzip"),
+        (lambda text: bz2.compress(text.encode()), "packed by bzip2; unpack it"),
+        (lambda text: lzma.compress(text.encode()), "packed by xz; unpack it"),
+        (lambda text: b"PK\3\4\xff" + text.encode(), r"a zip archive, as \.xlsx files are"),
+        (lambda text: b"PAR1\xff;" + text.encode(), r"Parquet; let its name end in \.parquet"),
+        (lambda text: b"ARROW1\0\0\xff" + text.encode(), r"Arrow IPC \(Feather\); write it as Par"),
     ],
-    ids=["UTF-16", "gzip"],
+    ids=["UTF-16", "UTF-32", "gzip", "tabs", "bzip2", "xz", "zip", "Parquet", "Arrow"],
 )
 def test_bytes_that_are_no_text_are_told_by_what_they_are(
     encode: Callable[[str], bytes], said: str, ending: str, tmp_path: Path
@@ -136,6 +148,38 @@ def test_bytes_that_are_no_text_are_told_by_what_they_are(
     (tmp_path / f"runs.{ending}").write_bytes(encode(text))
     with pytest.raises(RiskcalError, match=said):
         Runs.read(tmp_path / f"runs.{ending}")
+
+
+def test_a_table_under_the_name_of_another_is_told_so(tmp_path: Path) -> None:
+    lines = named().to_json(orient="records", lines=True)
+    (tmp_path / "runs.csv").write_text("\ufeff" + lines, encoding="utf-8")
+    with pytest.raises(RiskcalError, match=r"it is JSON; let its name end in \.jsonl"):
+        Runs.read(tmp_path / "runs.csv")
+    (tmp_path / "runs.csv").rename(tmp_path / "runs.jsonl")
+    assert Runs.read(tmp_path / "runs.jsonl").digest() == DIGEST
+    (tmp_path / "runs.parquet").write_bytes(gzip.compress(lines.encode()))
+    with pytest.raises(RiskcalError, match="not a readable parquet file \\(it is packed by gzip"):
+        Runs.read(tmp_path / "runs.parquet")
+    table().to_feather(tmp_path / "runs.csv")
+    with pytest.raises(RiskcalError, match=r"pandas\.read_feather\(path\)\.to_parquet"):
+        Runs.read(tmp_path / "runs.csv")
+    pd.read_feather(tmp_path / "runs.csv").to_parquet(tmp_path / "runs.parquet")
+    assert Runs.read(tmp_path / "runs.parquet").digest() == DIGEST
+
+
+def test_files_that_were_put_together_byte_by_byte_are_one_table_or_told_their_second_header(
+    tmp_path: Path,
+) -> None:
+    halves = [named()[:9], named()[9:]]
+    lines = ["\ufeff" + half.to_json(orient="records", lines=True) for half in halves]
+    (tmp_path / "runs.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert Runs.read(tmp_path / "runs.jsonl").digest() == DIGEST
+    (tmp_path / "runs.csv").write_text("".join(half.to_csv(index=False) for half in halves))
+    with pytest.raises(RiskcalError, match=r"runs\.csv: row 9 is the header again \(1 such rows\)"):
+        Runs.read(tmp_path / "runs.csv")
+    rows = (tmp_path / "runs.csv").read_text().splitlines()
+    (tmp_path / "runs.csv").write_text("\n".join(rows[:10] + rows[11:]))
+    assert Runs.read(tmp_path / "runs.csv").digest() == DIGEST
 
 
 # Several files
@@ -266,3 +310,42 @@ def test_half_of_a_surrogate_pair_is_refused_with_its_row(tmp_path, ending, line
     rows[4]["prompt"] = "\ud83d\ude00"  # both halves are a character
     path.write_text("\n".join(map(json.dumps, rows)) if lines else json.dumps(rows))
     assert "\U0001f600" in set(Runs.read(path).to_frame()["prompt"])
+
+
+# Partitions
+
+
+def test_a_truth_may_be_the_name_of_a_folder(tmp_path: Path) -> None:
+    lost = table().assign(
+        failed=lambda frame: (frame["prompt"] == "p3") & (frame["threshold"] == 0.5)
+    )
+    arrow = pa.Table.from_pandas(lost, preserve_index=False)
+    pa.parquet.write_to_dataset(arrow, tmp_path / "arrow", partition_cols=["failed"])
+    pl.from_pandas(lost).write_parquet(
+        pl.PartitionBy(tmp_path / "polars", key="failed"), mkdir=True
+    )
+    for folder in ("arrow", "polars"):
+        assert Runs.read(tmp_path / folder).digest() == Runs.from_frame(lost).digest()
+
+
+def test_a_folder_without_a_threshold_is_told_how_it_gets_one(tmp_path: Path) -> None:
+    null = table().assign(threshold=lambda frame: frame["threshold"].replace(math.inf, None))
+    arrow = pa.Table.from_pandas(null.astype({"threshold": float}), preserve_index=False)
+    pa.parquet.write_to_dataset(arrow, tmp_path, partition_cols=["threshold"])
+    with pytest.raises(RiskcalError, match=r"rename the folder (.*) to (.*)\.") as refusal:
+        Runs.read(tmp_path)
+    old, new = re.findall("rename the folder (.*) to (.*)\\.", str(refusal.value))[0]
+    (tmp_path / old).rename(tmp_path / new)
+    assert Runs.read(tmp_path).digest() == DIGEST
+
+
+def test_json_lines_of_an_infinite_setting_are_json(tmp_path: Path) -> None:
+    frame = (
+        table().query("threshold < 1").assign(arm=lambda f: f["threshold"].replace(0.9, math.inf))
+    )
+    runs = Runs.from_frame(frame, candidate_columns=["arm"])
+    runs.write(tmp_path / "runs.jsonl")
+    assert "Infinity" not in (tmp_path / "runs.jsonl").read_text()
+    assert '"arm": "full"' in (tmp_path / "runs.jsonl").read_text()
+    again = Runs.read(tmp_path / "runs.jsonl", candidate_columns=["arm"])
+    assert again.digest() == runs.digest()

@@ -1,7 +1,11 @@
 """What other libraries raise, each found by a fuzz of 250 types: refused by name, and nothing odd is taken for a number."""
 
+import datetime
 import decimal
 import fractions
+import math
+import re
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -188,6 +192,87 @@ def test_what_means_a_number_is_read_as_it() -> None:
     assert runs(seconds=objects(np.timedelta64(2, "s"))).values["seconds"][0, 0] == 2.0
     assert runs(layers=objects(fractions.Fraction(1, 2))).values["layers"][0, 0] == 0.5
     assert runs(layers=objects(decimal.Decimal("0.5"))).values["layers"][0, 0] == 0.5
+    table = cascade().assign(seconds=objects(datetime.timedelta(seconds=2)))
+    assert Runs.from_frame(table, candidate_columns=["arm"]).values["seconds"][0, 0] == 2.0
+
+
+def cascade() -> pd.DataFrame:
+    """Six prompts, two candidates that differ in a setting ``arm``."""
+    return pd.DataFrame(
+        {
+            "prompt": np.repeat(IDS[:6], 2),
+            "threshold": 0.5,
+            "arm": np.tile([0.9, 0.25], 6),
+            "dissimilarity": 0.1,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        [decimal.Decimal("0.9"), decimal.Decimal("0.25")],
+        [fractions.Fraction(9, 10), fractions.Fraction(1, 4)],
+        pa.array([decimal.Decimal("0.90"), decimal.Decimal("0.25")]),  # as SQL's literals are
+    ],
+    ids=["decimals", "fractions", "Arrow"],
+)
+def test_a_setting_may_be_a_decimal(arm: Any) -> None:
+    column = pd.Series(arm, dtype=pd.ArrowDtype(arm.type) if isinstance(arm, pa.Array) else object)
+    table = cascade().assign(arm=pd.concat([column] * 6, ignore_index=True))
+    plain = Runs.from_frame(cascade(), candidate_columns=["arm"])
+    assert Runs.from_frame(table, candidate_columns=["arm"]).digest() == plain.digest()
+
+
+@pytest.mark.parametrize("full", ["full", "FULL", math.inf])
+@pytest.mark.parametrize("texts", [False, True])
+def test_full_is_infinity_among_the_numbers_of_any_setting(full: Any, texts: bool) -> None:
+    """A CSV's column with the word in it is of texts throughout."""
+    arm = [full, "0.25" if texts and isinstance(full, str) else 0.25]
+    table = cascade().assign(arm=pd.Series(arm * 6, dtype=object))
+    found = Runs.from_frame(table, candidate_columns=["arm"])
+    assert found.candidates["arm"].tolist() == [0.25, math.inf]
+
+
+def test_and_not_among_others() -> None:
+    for arm in (["full", "half"], ["0.25", "0.9"]):
+        table = cascade().assign(arm=pd.Series(arm * 6, dtype=object))
+        assert Runs.from_frame(table, candidate_columns=["arm"]).candidates["arm"].tolist() == arm
+    table = cascade().assign(arm=pd.Series([True, "full"] * 6, dtype=object))
+    with pytest.raises(RiskcalError, match="arm: 'full' at row 1 is of another type than True"):
+        Runs.from_frame(table, candidate_columns=["arm"])
+
+
+def test_ids_of_the_type_that_databases_have_are_their_texts() -> None:
+    ids = [uuid.UUID(int=i // 2) for i in range(12)]
+    named = Runs.from_frame(cascade().assign(prompt=list(map(str, ids))), candidate_columns=["arm"])
+    column = pa.array([one.bytes for one in ids], type=pa.uuid())
+    table = pa.Table.from_pandas(cascade()).set_column(0, "prompt", column)
+    for given in (cascade().assign(prompt=ids), table):
+        assert Runs.from_frame(given, candidate_columns=["arm"]).digest() == named.digest()
+
+
+def test_vectors_of_thresholds_may_be_tensors_or_maps() -> None:
+    torch = pytest.importorskip("torch")
+    table = cascade().drop(columns="arm").assign(threshold=np.tile([2.0, 1.0], 6))
+    vectors = [[0.9, 0.75], [0.5, 0.25]]
+    plain = Runs.from_frame(table.assign(thresholds=vectors * 6))
+    tensors = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in vectors]
+    assert Runs.from_frame(table.assign(thresholds=tensors * 6)).digest() == plain.digest()
+    maps = pa.array([list(enumerate(v, 1)) for v in vectors * 6], pa.map_(pa.int32(), pa.float64()))
+    arrow = pa.Table.from_pandas(table).append_column("thresholds", maps)
+    assert Runs.from_frame(arrow).digest() == plain.digest()
+
+
+@pytest.mark.parametrize("text", ["0 days 00:00:02", "0:00:02", "2s", "PT2S"])
+def test_the_text_of_a_duration_is_told_what_makes_one_of_it(text: str) -> None:
+    table = cascade().assign(seconds=text)
+    with pytest.raises(
+        RiskcalError, match=r"pandas\.to_timedelta\(table\['seconds'\]\) makes durations"
+    ):
+        Runs.from_frame(table, candidate_columns=["arm"])
+    table["seconds"] = pd.to_timedelta(table["seconds"])
+    assert Runs.from_frame(table, candidate_columns=["arm"]).values["seconds"][0, 0] == 2.0
 
 
 def test_tensors_that_need_gradients_are_read() -> None:
@@ -209,6 +294,49 @@ def test_two_level_columns_are_flattened_as_the_refusal_says() -> None:
         Runs.from_frame(table)
     table.columns = pd.Index([level[0] for level in table.columns])
     assert Runs.from_frame(table).digest() == Runs.from_frame(long).digest()
+
+
+def test_so_are_several_statistics_and_what_was_unstacked() -> None:
+    long = pd.DataFrame(
+        {
+            "prompt": np.repeat(IDS[:6], 2),
+            "threshold": np.tile(GRID, 6),
+            "dissimilarity": 0.1,
+            "layers": 3.0,
+        }
+    )
+    digest = Runs.from_frame(long).digest()
+    keys = ["prompt", "threshold"]
+    several = long.groupby(keys).agg({"layers": "mean", "dissimilarity": ["mean", "max"]})
+    table = several.reset_index()
+    with pytest.raises(RiskcalError, match="say which dissimilarity is meant: columns=") as refusal:
+        Runs.from_frame(table)
+    flat, named = re.findall(
+        r"table\.columns = (\[.*\]), and.*columns=(\{.*\})\.", str(refusal.value)
+    )[0]
+    table.columns = eval(flat, {"table": table})
+    names = {**eval(named), "layers": "layers_mean"}
+    with pytest.warns(UserWarning, match="dissimilarity_max: the column is not read"):
+        assert Runs.from_frame(table, columns=names).digest() == digest
+
+    table = long.set_index(keys).unstack()  # noqa: PD010
+    with pytest.raises(RiskcalError, match=r"make it one: table\.stack\(\)\.reset_index\(\)\."):
+        Runs.from_frame(table)
+    assert Runs.from_frame(table.stack().reset_index()).digest() == digest  # noqa: PD013
+
+    losses = long.set_index(keys)["dissimilarity"]
+    told = r"make rows of them: (table\.melt\(.*\)), after (table\.reset_index\(\)) where"
+    for table in (losses.unstack(), losses.unstack().reset_index()):  # noqa: PD010
+        with pytest.raises(RiskcalError, match=told) as refusal:
+            Runs.from_frame(table)
+        melted, index = re.findall(told, str(refusal.value))[0]
+        table = table if "prompt" in table else eval(index, {"table": table})
+        found = Runs.from_frame(eval(melted, {"table": table}))
+        np.testing.assert_array_equal(found.losses("textual"), np.full((6, 2), 0.1))
+
+    with pytest.raises(RiskcalError, match=r"or its reset_index\(\) where it has keys"):
+        Runs.from_frame(losses)
+    assert Runs.from_frame(losses.reset_index()).n == 6
 
 
 def test_a_message_is_short_whatever_was_given() -> None:

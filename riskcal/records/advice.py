@@ -1,5 +1,8 @@
 """What refusals of a log's columns advise; each of these is done to the letter in the tests."""
 
+import math
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,11 @@ _RENAMED = ", by the log's own name of the column if that is another"
 def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str:
     """What to give for a number that is missing or impossible; never to leave out what failed, nor to credit for it."""
     if isinstance(cell, str) and any(letter.isdigit() for letter in cell):
+        if name == "seconds" and _is_duration(cell):
+            return (
+                "It is the text of a duration: pandas.to_timedelta(table['seconds']) makes durations of such a column, and they "
+                "are read."
+            )
         return "It is a text: write a number, 0.25 for '25%' or '0,25'."
     if isinstance(cell, str) and cell.strip().lower() in _TRUTHS:
         return "It is a text: write 1 where it is true, and 0 where it is not."
@@ -40,6 +48,53 @@ def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str
         f"'x / 100')}} (on the shell --columns {name}={name}/100){_RENAMED}, and 1 - x losses of scores; a loss of any other "
         f"range is divided by the most that it can be. {failed}"
     )
+
+
+def _is_duration(text: str) -> bool:
+    """Whether pandas reads a text as a duration, with a unit or a colon in it."""
+    with suppress(ValueError, OverflowError):
+        return not isinstance(pd.to_timedelta(text), type(pd.NaT)) and not text.isdecimal()
+    return False
+
+
+def of_levels(columns: Sequence[Any]) -> str:
+    """How columns of several levels become columns of one: of a groupby, of its statistics, or of an unstacked threshold."""
+    first = [level[0] for level in columns]
+    repeated = next((level for level in columns if first.count(level[0]) > 1), None)
+    if repeated is None:
+        return "flatten them first: table.columns = [level[0] for level in table.columns]."
+    if not isinstance(repeated[-1], str):
+        return "if the last level is a column of its own, such as the threshold, make it one: table.stack().reset_index()."
+    return (
+        "flatten them first, table.columns = ['_'.join(filter(None, level)) for level in table.columns], and say which "
+        f"{repeated[0]} is meant: columns={{{repeated[0]!r}: {'_'.join(filter(None, repeated))!r}}}."
+    )
+
+
+def of_missing(name: str, columns: Sequence[Any]) -> str:
+    """Where what a missing column would say may stand."""
+    if name == "position":
+        return (
+            " Where each row is a request of its own (a classifier's, a cascade's), write 0 in it."
+        )
+    if (
+        name == "threshold"
+        and "prompt" in columns
+        and len(columns) > 2
+        and _are_thresholds(columns)
+    ):
+        return (
+            " If a column's name is the threshold, make rows of them: table.melt('prompt', var_name='threshold', "
+            "value_name='dissimilarity'), after table.reset_index() where prompt is the index."
+        )
+    return ""
+
+
+def _are_thresholds(columns: Sequence[Any]) -> bool:
+    """Whether all names but the prompt's are numbers, or the full model's."""
+    with suppress(TypeError, ValueError):
+        return all(name in ("prompt", "full") or float(name) > -math.inf for name in columns)
+    return False
 
 
 def _of_failure(name: str, upper: float, *, of_full_model: bool) -> str:

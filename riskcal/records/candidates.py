@@ -119,9 +119,10 @@ def _vector(cell: Any, row: int) -> dict[int, float]:
             given = _validate.from_json(cell)
         except ValueError:
             given = None
-    given = given.tolist() if isinstance(given, np.ndarray) else given
+    given = given.tolist() if hasattr(given, "tolist") else given  # an array or a tensor
     if isinstance(given, list | tuple):
-        given = dict(enumerate(given, start=1))
+        pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in given)  # Arrow's maps
+        given = dict(given if pairs else enumerate(given, start=1))
     if not isinstance(given, dict):
         raise RiskcalError(
             f"thresholds: {_validate.shown(plain(cell))} at row {row} is neither a list of one threshold per exit nor an object "
@@ -162,7 +163,8 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
     if missing.any() and name not in SCHEDULE_COLUMNS:
         raise RiskcalError(
             f"{name}: missing at row {column.index[int(missing.argmax())]} ({int(missing.sum())} such rows); every candidate "
-            f"has one. Fill it in, or leave the column {name} out if nothing is known of it."
+            f"has one. Fill it in ('full' for a threshold that nothing reaches), or leave the column {name} out if nothing is "
+            "known of it."
         )
     given = column[~missing]
     with suppress(TypeError):  # a list has no hash, and is refused below

@@ -5,6 +5,7 @@ from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -24,7 +25,9 @@ def from_object(table: Any) -> pd.DataFrame:
     if isinstance(table, pd.DataFrame):
         frame = _flat(table)
     elif isinstance(table, pd.Series):
-        raise RiskcalError("table: a Series is not a table; give the DataFrame that it is of.")
+        raise RiskcalError(
+            "table: a Series is not a table; give the DataFrame that it is of, or its reset_index() where it has keys."
+        )
     elif hasattr(table, "__arrow_c_stream__") or hasattr(table, "__arrow_c_array__"):
         with _validate.reading("table", "readable through Arrow"):
             frame = of_arrow(pa.table(table))
@@ -42,8 +45,8 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     """Columns of one level, and the keys that a groupby left in the index among them."""
     if table.columns.nlevels > 1:
         raise RiskcalError(
-            f"table: its columns have {table.columns.nlevels} levels, {table.columns[0]!r} for instance; flatten them first: "
-            "table.columns = [level[0] for level in table.columns]."
+            f"table: its columns have {table.columns.nlevels} levels, {table.columns[0]!r} for instance; "
+            f"{advice.of_levels(list(table.columns))}"
         )
     keys = [name for name in table.index.names if name is not None and name not in table.columns]
     if not keys:
@@ -80,6 +83,8 @@ def as_numpy(column: pd.Series, name: str) -> pd.Series:
 
 
 def _as_numpy(column: pd.Series, name: str) -> pd.Series:
+    if column.dtype == object and name == "seconds":  # of durations, perhaps
+        column = column.infer_objects()
     kind = column.dtype
     if isinstance(kind, pd.CategoricalDtype):
         simple = (
@@ -179,11 +184,7 @@ def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
         )
     if missing:
         have = ", ".join(map(str, frame.columns)) or "none"
-        hint = (
-            " Where each row is a request of its own (a classifier's, a cascade's), write 0 in it."
-            if missing[0] == "position"
-            else ""
-        )
+        hint = advice.of_missing(missing[0], list(frame.columns))
         raise RiskcalError(f"{missing[0]}: the column is missing; the table has: {have}.{hint}")
     if not frame.columns.is_unique:
         twice = frame.columns[frame.columns.duplicated()]
@@ -199,6 +200,8 @@ def identifiers(column: pd.Series, name: str) -> pd.Series:
     if missing.any():
         raise _unlabelled(column, name, missing)
     column = as_numpy(column, name)
+    if column.dtype == object and all(isinstance(value, UUID) for value in column):
+        return column.map(str)  # as all programs write it
     if column.dtype.kind in "iu":
         return column
     if isinstance(column.dtype, pd.StringDtype):
@@ -315,6 +318,26 @@ def numbers(
             f"[{lower:g}, {upper:g}]. {remedy}"
         )
     return values.clip(lower, upper)
+
+
+def settings(column: pd.Series, name: str) -> pd.Series:
+    """A column of settings as `as_numpy` has it: decimals are numbers, as is ``"full"``, infinity, among numbers alone."""
+    column = as_numpy(column, name)
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    given = [
+        float(v) if isinstance(v, Fraction) or (isinstance(v, Decimal) and not v.is_nan()) else v
+        for v in column
+    ]
+    full = [isinstance(v, str) and v.strip().lower() == "full" for v in given]
+    if any(full):
+        numbers = floats(pd.Series(given, column.index, dtype=object, name=name))
+        truths = any(isinstance(v, bool | np.bool_) for v in given)
+        if not truths and (np.isfinite(numbers) | np.array(full)).all():
+            return pd.Series(np.where(full, np.inf, numbers), column.index)
+    if all(a is b for a, b in zip(given, column, strict=True)):
+        return column
+    return pd.Series(given, column.index, dtype=object).infer_objects()
 
 
 def floats(column: pd.Series) -> _validate.Floats:

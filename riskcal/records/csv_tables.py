@@ -5,12 +5,14 @@ from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 
 from riskcal._validate import RiskcalError
 from riskcal.records.columns import of_arrow
+from riskcal.records.sources import no_text
 
 #: How integers are written, so that a text of one and the integer are the same.
 INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
@@ -28,7 +30,9 @@ def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: s
     )
     lines = pa.csv.ParseOptions(newlines_in_values=True)
     table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
-    return _with_integers(of_arrow(table), ids)
+    frame = of_arrow(table)
+    _refuse_a_header_again(frame)
+    return _with_integers(frame, ids)
 
 
 def _with_integers(frame: pd.DataFrame, ids: Collection[str]) -> pd.DataFrame:
@@ -42,12 +46,26 @@ def _with_integers(frame: pd.DataFrame, ids: Collection[str]) -> pd.DataFrame:
     return frame
 
 
+def _refuse_a_header_again(frame: pd.DataFrame) -> None:
+    """Refuse a row that is the header, where files were put together byte by byte."""
+    header = [str(name) for name in frame.columns]
+    if not header or pd.api.types.is_numeric_dtype(frame.dtypes.iloc[0]):
+        return
+    alike = np.flatnonzero((frame.iloc[:, 0] == header[0]).to_numpy(dtype=bool, na_value=False))
+    again = [row for row in alike if [str(cell) for cell in frame.iloc[row]] == header]
+    if again:
+        raise RiskcalError(
+            f"row {again[0]} is the header again ({len(again)} such rows), as where files were put together; delete it, or give "
+            "the files as a list."
+        )
+
+
 def _refuse_other_dialects(content: bytes, threshold: str) -> None:
     """Refuse other separators than commas, and blanks after them, with the way that reads it."""
-    if (
-        content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:2]
-    ):  # an id may hold a null, a header none
+    if no_text(content[:8]) or b"\0" in content[:2]:  # an id may hold a null, a header none
         raise ValueError("it is not UTF-8 text")
+    if content[:100].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+        raise ValueError("it is JSON; let its name end in .jsonl")
     start = content[:100_000]
     header, _, rest = start.decode("utf-8-sig", errors="replace").partition("\n")
     header, skipped = header.strip(), ""

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -99,6 +100,11 @@ def in_its_folder(frame: pd.DataFrame, part: Part, names: Mapping[str, str]) -> 
             raise RiskcalError(
                 f"{part.file}: {name} is a column of the file and the name of its folder; keep one of the two."
             )
+        if value == "__HIVE_DEFAULT_PARTITION__" and name == names.get("threshold", "threshold"):
+            raise RiskcalError(
+                f"{part.file}: its folder says that {name} is missing, as programs write an infinity that became null. If these "
+                f"rows are the full model's, rename the folder {folder} to {name}=full."
+            )
         frame = frame.assign(**{name: _partition_value(name, urllib.parse.unquote(value), names)})
     return frame
 
@@ -107,7 +113,8 @@ def _says(column: pd.Series, value: str) -> bool:
     """Whether all cells of a column are what the name of a folder says."""
     for cell in column.drop_duplicates():
         with suppress(TypeError, ValueError):
-            if str(cell) == value or float(cell) == float(value):
+            written = str(cell).lower() if isinstance(cell, bool | np.bool_) else str(cell)
+            if written == value or float(cell) == float(value):
                 continue
         return False
     return True
@@ -119,6 +126,8 @@ def _partition_value(name: str, value: str, names: Mapping[str, str]) -> Any:
     if name in _in_the_file(TEXT_COLUMNS, names):
         is_id = name in _in_the_file(ID_COLUMNS, names)
         return int(value) if is_id and INTEGER.fullmatch(value) else value
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
     for kind in (int, float):
         with suppress(ValueError):
             return kind(value)
@@ -205,7 +214,7 @@ def _write_as(kind: str, packed: str | None, frame: pd.DataFrame, path: Path) ->
             frame.to_csv(file, index=False, quoting=csv.QUOTE_NONNUMERIC)
             return
         for row in frame.to_dict("records"):
-            cells = {key: _jsonable(str(key), value) for key, value in row.items()}
+            cells = {key: _jsonable(value) for key, value in row.items()}
             file.write(json.dumps(cells) + "\n")
 
 
@@ -230,7 +239,7 @@ def _read_file(path: Path, names: Mapping[str, str]) -> pd.DataFrame:
             f"{path}: cannot be read ({error.strerror or _validate.reason(error)})."
         ) from None
     except (pa.ArrowException, ValueError) as error:
-        reason = sources.what_it_is(path, error) if kind == "csv" else _validate.reason(error)
+        reason = _validate.reason(error) if kind == "jsonl" else sources.what_it_is(path, error)
         raise RiskcalError(f"{path}: not a readable {kind} file ({reason}).") from None
 
 
@@ -254,6 +263,6 @@ def _marked(frame: pd.DataFrame, mark: str) -> pd.DataFrame:
     return result
 
 
-def _jsonable(name: str, value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
-    return "full" if name == "threshold" and value == float("inf") else value
+    return "full" if value == float("inf") else value  # which JSON lacks

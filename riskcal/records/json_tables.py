@@ -59,7 +59,8 @@ def whole(text: io.TextIOBase, path: Path) -> pd.DataFrame:
 
 
 def _objects(text: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = iter(text.readline, "")
+    # where files were put together, one may bring its byte-order mark along
+    lines = (line.removeprefix("\ufeff") for line in iter(text.readline, ""))
     start = []  # blank lines, which are counted, and the first other one
     for line in lines:
         start.append(line)

@@ -146,7 +146,13 @@ def _typed(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> pd.DataFram
     cells = ("threshold", *CANDIDATE_COLUMNS, *candidate_columns)
     others = ("failed", "source", "exact", "stopped")
     there = [name for name in (*cells, *others) if name in frame.columns]
-    frame = frame.assign(**{name: columns.as_numpy(frame[name], name) for name in there})
+    numbers = {"threshold", *CANDIDATE_COLUMNS, *candidate_columns} - {"thresholds", "policy"}
+    frame = frame.assign(
+        **{
+            name: (columns.settings if name in numbers else columns.as_numpy)(frame[name], name)
+            for name in there
+        }
+    )
     frame = candidates_.with_objects_as_texts(frame)
     return frame.assign(threshold=candidates_.thresholds(frame["threshold"]))
 

@@ -29,12 +29,18 @@ _KINDS = {
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 
-#: How files begin that are no text.
+#: How files begin that are no text; the longer of two beginnings first.
 _OTHER_BYTES = {
+    b"\xff\xfe\0\0": "UTF-32; write it as UTF-8",
     b"\xff\xfe": "UTF-16, as Excel and PowerShell write it; write it as UTF-8",
     b"\xfe\xff": "UTF-16; write it as UTF-8",
     b"\x1f\x8b": "packed by gzip; let its name end in .gz",
-    b"\x28\xb5": "packed by zstd; let its name end in .zst",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; let its name end in .zst",
+    b"BZh": "packed by bzip2; unpack it",
+    b"\xfd7zXZ": "packed by xz; unpack it",
+    b"PK": "a zip archive, as .xlsx files are; unpack it, or write it as CSV",
+    b"PAR1": "Parquet; let its name end in .parquet",
+    b"ARROW1": "Arrow IPC (Feather); write it as Parquet, pandas.read_feather(path).to_parquet(...)",
 }
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -147,8 +153,8 @@ def _files(folder: Path) -> list[Path]:
         table = files[0] if files else Path("any.parquet")
         last = "".join(table.suffixes[-2 if ending(table)[1] else -1 :])
         raise RiskcalError(
-            f"{folder}: holds {len(others)} files that are no tables ({told}{', ...' if len(others) > 20 else ''}), and would "
-            f"be read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
+            f"{folder}: holds files that are no tables ({len(others)}: {told}{', ...' if len(others) > 20 else ''}), and "
+            f"would be read without them. Move them elsewhere, or give the tables alone: a list of files, or a pattern such as "
             f"'{folder}/**/*{last}'."
         )
     if not files:
@@ -198,5 +204,10 @@ def what_it_is(path: Path, error: Exception) -> str:
     if ending(path)[1] is not None:
         return _validate.reason(error)
     with path.open("rb") as file:
-        start = file.read(2)
-    return f"it is {_OTHER_BYTES[start]}" if start in _OTHER_BYTES else _validate.reason(error)
+        other = no_text(file.read(8))
+    return f"it is {other}" if other else _validate.reason(error)
+
+
+def no_text(start: bytes) -> str | None:
+    """What a file is that begins like this, and what to do; None of text."""
+    return next((what for mark, what in _OTHER_BYTES.items() if start.startswith(mark)), None)
