@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from riskcal import ExitPolicy, RiskcalError, calibrate, cli, heads
+from riskcal import ExitPolicy, RiskcalError, Runs, calibrate, cli, heads
 from riskcal.cli.monitor_events import begun
 from riskcal.monitor import RiskMonitor
+from riskcal.serving import EventLog
 
 rng = np.random.default_rng(0)
 GOOD, BAD = rng.binomial(1, 0.03, 2000), rng.binomial(1, 0.4, 300)
@@ -277,3 +278,30 @@ def test_monitor_refuses_counts_that_cannot_be(tmp_path, heads_policy, text, mes
     log = tmp_path / "log.csv"
     log.write_text(text)
     assert message in str(monitor(log, "--policy", heads_policy).exception)
+
+
+@pytest.mark.parametrize("events", [False, True])
+@pytest.mark.parametrize("asked", ["selective", "clusters", "plain"])
+def test_a_certificate_of_other_losses_than_all_requests_says_which_to_give(
+    tmp_path, asked, events
+):
+    """Over losses of all requests "no alarm" says little of those that stopped early, and less of clusters."""
+    runs = Runs.from_arrays(
+        thresholds=[0.5, np.inf],
+        dissimilarity=np.zeros((120, 2)),
+        layers=np.tile([2.0, 8.0], (120, 1)),
+        prompts=[f"p{i}" for i in range(120)],
+        cluster=[f"c{i // 2}" for i in range(120)] if asked == "clusters" else None,
+    )
+    options = {"objective": "selective"} if asked == "selective" else {}
+    path, log = tmp_path / "policy.json", tmp_path / "log.jsonl"
+    calibrate(runs, delta=0.1, **options).policy().save(path)
+    if events:
+        shadow = "riskcal.shadow.evaluated"
+        EventLog(log).write(shadow, {"gen_ai.response.id": "a", "riskcal.loss": 0.0})
+    else:
+        write_log(log, GOOD)
+    result = monitor(log, "--policy", path)
+    assert result.exit_code == 0
+    assert ("stopped early: give their losses alone" in result.output) == (asked == "selective")
+    assert ("give one loss for each cluster" in result.output) == (asked == "clusters")

@@ -75,6 +75,8 @@ def monitor(
                 "delta: neither given nor certified for one risk; give --delta, or a --policy that is."
             )
         delta = certificate.delta
+    if certificate is not None and (remark := _to_feed(certificate)):
+        print(remark)
     bounds = {} if certificate is None else {"lower": certificate.lower, "upper": certificate.upper}
     watch = RiskMonitor(
         delta,
@@ -108,6 +110,21 @@ def monitor(
                 f"reference: is for event logs, and {log} holds losses; leave it out."
             )
         _watch_losses(start, file, log, watch, certificate, state)
+
+
+def _to_feed(certificate: Certificate) -> str:
+    """Which losses a certificate is about, where those of all requests are others."""
+    if certificate.objective == "selective":
+        return (
+            "The certificate is about the requests that stopped early: give their losses alone. Those of all requests have a "
+            "lower mean, so that no alarm over them says little."
+        )
+    if certificate.weighting == "clusters":
+        return (
+            "The certificate is about the mean over clusters, each counting alike: give one loss for each cluster, its mean. "
+            "The mean over requests is another."
+        )
+    return ""
 
 
 def _say_events(seen: EventWatch, log: str) -> NoReturn:
