@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import riskcal
 from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Runs, Traces, cli, report
 from riskcal.calibration.posing import pose
+from riskcal.forbidden import Pattern, Tokens
 from riskcal.report import charts, choices, curves, exits, generations
 from riskcal.report.html import shown, tag
 from riskcal.serving import EventLog, EventWatch
@@ -331,6 +332,35 @@ def test_where_nothing_is_certified_the_page_says_what_would_help(tmp_path):
     page = written(tmp_path, few, delta=0.01)
     assert str(tag("p", calibration.message, class_="verdict")) in page.text
     assert "run the full model" in page.text
+
+
+def test_letters_of_charts_have_11_pixels_on_a_phone(whole):
+    """At 390 pixels a wide chart has 358 of them; a small one has never less than 160."""
+    widths = {72 * charts.WIDE[0]: 358, 72 * charts.SMALL[0]: 160}
+    seen = set()
+    for box, drawn in re.findall(r'<svg viewBox="0 0 ([\d.]+) .*?>(.*?)</svg>', whole.text):
+        sizes = [float(one) for one in re.findall(r"font-size: ([\d.]+)px", drawn)]
+        assert min(sizes) * widths[float(box)] / float(box) >= 11, (box, min(sizes))
+        seen.add(float(box))
+    assert seen == set(widths)
+
+
+def test_settings_of_a_policy_are_words_and_numbers(tmp_path):
+    settings = "What changes tokens; a decoder that differs refuses the policy"
+    policy = ExitPolicy(
+        thresholds={1: 0.8, 3: 0.7}, schedule=riskcal.Decaying(temperature=4.0, max_length=128)
+    )
+    told = dict(written(tmp_path, policy).frame(settings).to_numpy())
+    assert told["thresholds"] == "1: 0.8, 3: 0.7"
+    assert told["schedule"].startswith("decaying, temperature: 4, ")
+    assert "threshold" not in told
+    policy = ExitPolicy(threshold=0.5, forbidden=[Tokens([3, 4]), Pattern(r"\d")])
+    told |= dict(written(tmp_path, policy).frame(settings).to_numpy())
+    assert told["threshold"] == "0.5"
+    assert "; pattern, " in told["forbidden"]
+    assert told["lower is stricter"] == "no"
+    assert not re.search(r"[\[{]|False|None", " ".join(told.values())), told
+    assert "A policy without a certificate" in written(tmp_path, ExitPolicy()).text
 
 
 def test_policies_and_event_logs_have_pages(tmp_path):

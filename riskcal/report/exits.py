@@ -80,7 +80,7 @@ def histograms(
             ax.set_xlabel(of.place)
             ax.set_ylabel("%")
 
-        caption = tag("figcaption", name, tag("small", f" mean {of.place} {mean:.2f}"))
+        caption = tag("figcaption", name, " ", tag("small", f"mean {of.place} {mean:.2f}"))
         figures.append(tag("figure", caption, charts.chart(draw, label, size=size)))
     layers = max(len(of_layer) for of_layer in counts.values())
     frame = pd.DataFrame(
@@ -251,7 +251,7 @@ def _diagram(
         ax.set_xlabel("confidence")
         ax.set_ylabel("agreement" if what.startswith("agrees") else "1 - loss")
 
-    said = "" if gap is None else f" gap {gap:.3f}"
-    label = f"Chart: {name.lower()}, outcome by confidence;{said or ' table below'}."
-    caption = tag("figcaption", name, tag("small", said))
+    said = "" if gap is None else f"gap {gap:.3f}"
+    label = f"Chart: {name.lower()}, outcome by confidence; {said or 'table below'}."
+    caption = tag("figcaption", name, " ", tag("small", said))
     return tag("figure", caption, charts.chart(draw, label, size=charts.SMALL))

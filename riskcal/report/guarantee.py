@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from riskcal.policy import Certificate, ExitPolicy, sentences
+from riskcal.policy import Certificate, Contrast, ExitPolicy, sentences
 from riskcal.policy.sentences import as_text
-from riskcal.report.html import Html, details, joined, table, tag
+from riskcal.report.html import Html, details, joined, shown, table, tag
 from riskcal.report.sections import Section
 
 
@@ -71,8 +71,15 @@ def _facts(certificate: Certificate) -> Html:
 
 
 def _plain(value: Any) -> str:
+    """A field as a reader has it, who knows neither Python nor JSON."""
+    if isinstance(value, bool):
+        return shown(value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {as_text(one)}" for name, one in value.items())
+        kind = [value["kind"]] if "kind" in value else []  # of a schedule, whose settings follow
+        rest = [f"{name}: {_plain(one)}" for name, one in value.items() if name != "kind"]
+        return ", ".join(kind + rest)
+    if isinstance(value, list):
+        return "; ".join(map(_plain, value)) or "none"
     return as_text(value)
 
 
@@ -80,7 +87,12 @@ def of_policy(policy: ExitPolicy) -> list[Section]:
     """What a policy says: its certificate, and its settings."""
     certificate = policy.certificate
     certified = certificate is not None and not policy.is_full_model
-    settings = policy.model_dump(mode="json", exclude_none=True, exclude={"certificate"})
+    left_out = {"certificate", "schema_version"}
+    if policy.contrast == Contrast():
+        left_out.add("contrast")  # which most measures do not look at
+    if policy.thresholds is not None:
+        left_out.add("threshold")  # there is one for each exit
+    settings = policy.model_dump(mode="json", exclude_none=True, exclude=left_out)
     rows = [(name.replace("_", " "), _plain(value)) for name, value in settings.items()]
     frame = pd.DataFrame(rows, columns=["setting", "value"], dtype=object)
     caption = "What changes tokens; a decoder that differs refuses the policy"

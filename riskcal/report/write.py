@@ -88,9 +88,13 @@ def write(
         about, sections = _of_traces(source, generations, **_only(options, ("threshold", "policy")))
     elif isinstance(source, ExitPolicy | EventWatch):
         _only({name: one for name, one in extra.items() if one is not None} | options, ())
-        is_policy = isinstance(source, ExitPolicy)
-        about = "A policy and its certificate" if is_policy else "An event log"
-        sections = of_policy(source) if isinstance(source, ExitPolicy) else of_events(source)
+        if isinstance(source, ExitPolicy):
+            about = (
+                f"A policy {'without a' if source.certificate is None else 'and its'} certificate"
+            )
+            sections = of_policy(source)
+        else:
+            about, sections = "An event log", of_events(source)
     else:
         raise RiskcalError(
             f"source: {type(source).__name__} is none of Runs, Traces, Calibration, ExitPolicy and EventWatch; read a file "
@@ -99,13 +103,22 @@ def write(
     footer = (
         f"Made with riskcal {versions()['riskcal-ltt']}. This page loads nothing and sends nothing."
     )
-    whole = page(title or "Early exit, calibrated", about, sections, footer).encode("utf-8")
+    whole = page(title or _title(source), about, sections, footer).encode("utf-8")
     if len(whole) >= LARGEST:
         raise RiskcalError(
             f"report: the page would have {len(whole):,} bytes, more than {LARGEST:,}; shorten the texts, or name fewer groups."
         )
     with _replacing.replacing(path) as partial:
         Path(partial).write_bytes(whole)
+
+
+def _title(source: Any) -> str:
+    """What a page without a title of its own is of; only runs and their calibrations are calibrated here."""
+    if isinstance(source, Traces):
+        return "Early exit, traced"
+    if isinstance(source, ExitPolicy):
+        return "Early-exit policy"
+    return "Early exit, served" if isinstance(source, EventWatch) else "Early exit, calibrated"
 
 
 RUNS = ("delta", "epsilon", "objective", "test", "attempt", "cost")
