@@ -105,5 +105,7 @@ def _setting(name: str, value: Any) -> str:
             held = None
         if isinstance(held, dict):
             return ", ".join(_setting(key, inner) for key, inner in held.items())
+    if isinstance(value, dict):
+        return f"{name} of {len(value)} settings"
     written = _cell(value)
     return f"{name} {written[:8]}..." if len(written) == 32 else f"{name} {written}"

@@ -132,6 +132,24 @@ def test_a_policy_shows_its_settings_and_what_is_certified_of_it(calibration):
     assert "Nothing was certified" in nothing.policy()._repr_html_()
 
 
+def test_a_policys_settings_are_words_and_numbers():
+    policy = ExitPolicy(
+        thresholds={1: 0.75, 3: math.inf}, schedule=riskcal.Decaying(), lower_is_stricter=True
+    )
+    for shown in (str(policy), policy._repr_html_()):
+        assert "1: 0.75, 3: full" in shown
+        assert "decaying, temperature: 4, " in shown
+        assert not re.search(r"[{\[]|True", shown), shown
+
+
+def test_settings_within_a_setting_are_counted_in_what_every_row_has():
+    table = pd.DataFrame(
+        {"n": [1, 2], "policy": ['{"config": {"a": {"b": 1}}, "n_layers": 8}'] * 2}
+    )
+    shown = _showing.text(table, settings=["policy"])
+    assert "config of 1 settings, n_layers 8" in shown
+
+
 def test_a_policy_in_a_terminal_says_what_is_set_and_nothing_else(calibration):
     policy = calibration.policy()
     first, *settings = str(policy).splitlines()

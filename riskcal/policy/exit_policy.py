@@ -378,7 +378,8 @@ class ExitPolicy(Saved):
 
     def _told(self) -> pd.DataFrame:
         """The settings that are not as they are by default."""
-        told = self.model_dump(mode="json", exclude={"certificate"}, exclude_defaults=True)
+        told = self.model_dump(exclude={"certificate"}, exclude_defaults=True)
+        whole = self.model_dump(mode="json")  # also what is as by default within a schedule
         return pd.DataFrame(
-            {"setting": list(told), "value": [json.dumps(v) for v in told.values()]}
+            {"setting": list(told), "value": [sentences.setting(whole[name]) for name in told]}
         )

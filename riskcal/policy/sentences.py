@@ -89,3 +89,16 @@ def as_text(value: Any) -> str:
     return next(
         (text for text in written if math.isclose(float(text), number, rel_tol=1e-12)), repr(number)
     )
+
+
+def setting(value: Any) -> str:
+    """A field's value, as JSON has it, for a reader who knows none."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        kind = [value["kind"]] if "kind" in value else []  # of a schedule, whose settings follow
+        rest = [f"{name}: {setting(one)}" for name, one in value.items() if name != "kind"]
+        return ", ".join(kind + rest)
+    if isinstance(value, list):
+        return "; ".join(map(setting, value)) or "none"
+    return as_text(value)

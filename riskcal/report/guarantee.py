@@ -5,8 +5,7 @@ from typing import Any
 import pandas as pd
 
 from riskcal.policy import Certificate, Contrast, ExitPolicy, sentences
-from riskcal.policy.sentences import as_text
-from riskcal.report.html import Html, details, joined, shown, table, tag
+from riskcal.report.html import Html, details, joined, table, tag
 from riskcal.report.sections import Section
 
 
@@ -65,22 +64,9 @@ def _facts(certificate: Certificate) -> Html:
     """The certificate, name by name."""
     fields = certificate.model_dump(mode="json", exclude_none=True, exclude={"asked", "versions"})
     fields |= {f"version of {name}": value for name, value in certificate.versions.items()}
-    rows = [(name.replace("_", " "), _plain(value)) for name, value in fields.items()]
+    rows = [(name.replace("_", " "), sentences.setting(value)) for name, value in fields.items()]
     frame = pd.DataFrame(rows, columns=["fact", "value"], dtype=object)
     return details("Certificate", table(frame, "What was tested, and how", class_="facts"))
-
-
-def _plain(value: Any) -> str:
-    """A field as a reader has it, who knows neither Python nor JSON."""
-    if isinstance(value, bool):
-        return shown(value)
-    if isinstance(value, dict):
-        kind = [value["kind"]] if "kind" in value else []  # of a schedule, whose settings follow
-        rest = [f"{name}: {_plain(one)}" for name, one in value.items() if name != "kind"]
-        return ", ".join(kind + rest)
-    if isinstance(value, list):
-        return "; ".join(map(_plain, value)) or "none"
-    return as_text(value)
 
 
 def of_policy(policy: ExitPolicy) -> list[Section]:
@@ -93,7 +79,7 @@ def of_policy(policy: ExitPolicy) -> list[Section]:
     if policy.thresholds is not None:
         left_out.add("threshold")  # there is one for each exit
     settings = policy.model_dump(mode="json", exclude_none=True, exclude=left_out)
-    rows = [(name.replace("_", " "), _plain(value)) for name, value in settings.items()]
+    rows = [(name.replace("_", " "), sentences.setting(value)) for name, value in settings.items()]
     frame = pd.DataFrame(rows, columns=["setting", "value"], dtype=object)
     caption = "What changes tokens; a decoder that differs refuses the policy"
     about = table(frame, caption, class_="facts")
