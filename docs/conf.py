@@ -1,12 +1,16 @@
 """The site: Sphinx with MyST. Notebooks are copied in and executed at every build; nothing is fetched, then or by a reader."""
 
 import os
+import re
 import shutil
 from importlib import metadata
 from pathlib import Path
 
+import imagesize
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from sphinx.util import logging
+from sphinx.util.images import get_image_size
 
 import riskcal
 from riskcal.cli.demo import write_report
@@ -54,11 +58,65 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
+html_context = {
+    "default_mode": "auto"
+}  # without it, the theme complains on the console of each page
 html_sidebars = {"index": []}
 
 
+def described(app, doctree, page):
+    """A picture without a description is a warning: of a cell's, it is ``mystnb: image: alt`` in the cell's metadata.
+
+    What a phone has no room for is told here, since a style cannot see it: wide pictures, of many dots to the inch or of few,
+    cells of tables that hold sentences, and printed sentences, which may be wrapped where columns would fall apart.
+    """
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt"):
+            logging.getLogger(__name__).warning("a picture without a description", location=image)
+        path = Path(app.srcdir, image["uri"])
+        width, _ = get_image_size(path) or (0, 0)
+        if width > 560:
+            dense = path.suffix == ".png" and imagesize.getDPI(path)[0] > 130
+            image["classes"] += ["wide", *(["dense"] if dense else [])]
+    for cell in doctree.findall(nodes.entry):
+        if len(cell.astext()) > 30:
+            cell["classes"].append("sentence")
+    for block in doctree.findall(nodes.literal_block):
+        columns = re.search(r"\S {2,}\S|[│┃|]|^ +\S", block.astext(), re.MULTILINE)
+        if "output" in block["classes"] + block.parent["classes"] and not columns:
+            block["classes"].append("sentence")
+
+
+def link_pictures(app, page, template, context, doctree):
+    """Each picture leads to itself alone, where a phone can make it larger; so keys reach what is moved sideways, too."""
+    picture = r'<img (?=[^>]*src="([^"]*_images/[^"]*)")[^>]*>'
+    linked = r'<a class="picture" href="\1">\g<0></a>'
+    context["body"] = re.sub(picture, linked, context.get("body", ""))
+
+
+def name_toggles(app, page, template, context, doctree):
+    """Say of each toggle in the sidebar what it unfolds: the theme draws an arrow, of which a screen reader says nothing."""
+    tree = context["generate_toctree_html"]
+
+    def named(*given, **options):
+        drawn = tree(*given, **options)
+        if not isinstance(drawn, str):
+            return drawn
+        toggle = r"<a [^>]*>((?:(?!</a>).)*)</a>\s*<details[^>]*>\s*<summary(?=>)"
+
+        def name(found):
+            return f'{found[0]} aria-label="Below {re.sub("<[^>]*>", "", found[1]).strip()}"'
+
+        return re.sub(toggle, name, drawn)
+
+    context["generate_toctree_html"] = named
+
+
 def setup(app):
-    """Render formulas as MathML, which browsers show without a script."""
+    """Render formulas as MathML, which browsers show without a script; see to what the theme leaves unnamed."""
+    app.connect("doctree-resolved", described)
+    app.connect("html-page-context", link_pictures)
+    app.connect("html-page-context", name_toggles, priority=900)  # after the theme's own
 
     def inline(translator, node):
         translator.body.append(tex2mathml(node.astext(), as_block=False))
