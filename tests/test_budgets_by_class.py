@@ -14,6 +14,8 @@ import riskcal
 from helpers import allowed
 from riskcal import RiskcalError, Runs, calibrate_classes, pvalues
 from riskcal.calibration import books
+from riskcal.fwer.procedures import pilot_size
+from riskcal.records import tested_order
 from riskcal.serving import PolicyBook
 
 
@@ -322,3 +324,22 @@ def test_a_setting_of_the_name_of_a_column_of_the_table_is_refused(name):
     runs = riskcal.Runs.from_frame(pd.DataFrame(rows), candidate_columns=[name])
     with pytest.raises(RiskcalError, match=f"the setting '{name}' has the name of a column"):
         riskcal.calibrate_classes(runs, budgets=0.2, cost="layers")
+
+
+@pytest.mark.parametrize(("aside", "left"), [(2, 2), (2, 5), (1, 2), (2, 1)])
+def test_two_prompts_of_a_class_on_each_side_are_enough_and_one_is_not(aside, left):
+    """Which prompts are the pilot depends on their ids alone, so that a class can be put there."""
+    n, size = 40, pilot_size(40, 0.2)
+    runs = world(5, {"usual": [0.0, 0.1]}, n=n, thresholds=(0.9, 0.5))
+    place = np.argsort(tested_order(runs.prompts))  # of each prompt among those that are tested
+    rare = (place < aside) | ((place >= size) & (place < size + left))
+    runs = replace(runs, labels={"group": np.where(rare, "rare", "usual")})
+    if min(aside, left) < 2:
+        with pytest.raises(
+            RiskcalError, match=f"'rare' has {aside} prompts in the pilot and {left} to test"
+        ):
+            calibrate_classes(runs, budgets=0.3)
+        return
+    found = calibrate_classes(runs, budgets=0.3)
+    assert found.n == {"rare": left, "usual": n - size - left}
+    assert set(found.pilot) == set(runs.prompts[place < size].tolist())

@@ -686,3 +686,15 @@ def test_one_candidate_and_two_prompts_are_enough_to_ask():
     assert (calibration.n, calibration.k) == (2, 1)
     assert calibration.table["pvalue"].item() == pytest.approx(0.01)
     assert calibration.certified
+
+
+@pytest.mark.parametrize("row", [0, 1, 4095, 4096, 4999])
+def test_every_loss_of_an_array_is_in_the_digest(row):
+    losses = np.full((5000, 2), 0.25)
+    ids = np.arange(5000)
+    given = {"thresholds": [0.9, 0.5], "delta": 0.4, "test": "hoeffding"}
+    changed = losses.copy()
+    changed[row, 1] = 0.5
+    for more in ({}, {"prompts": [f"p{i}" for i in ids]}):
+        digests = [calibrate(one, **given, **more).records_digest for one in (losses, changed)]
+        assert digests[0] != digests[1]

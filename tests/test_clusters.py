@@ -159,3 +159,9 @@ def test_weighting_is_for_runs_with_clusters() -> None:
         calibrate(runs, delta=0.1, weighting="requests", max_cluster=3)
     with pytest.raises(RiskcalError, match="weighting: is for Runs with clusters"):
         calibrate(np.zeros((60, 1)), thresholds=[0.5], delta=0.1, weighting="requests")
+
+
+def test_two_clusters_can_be_tested_and_one_cannot() -> None:
+    assert calibrate(users([2, 2]), delta=0.9, epsilon=0.5).n == 2
+    with pytest.raises(RiskcalError, match="cluster: all prompts are of one, 0; a test needs"):
+        calibrate(users([4]), delta=0.9, epsilon=0.5)

@@ -134,7 +134,9 @@ def test_only_the_share_that_is_set_aside_is_looked_at_and_it_is_refused_in_cali
     ]
     table.to_json(tmp_path / "all.jsonl", orient="records", lines=True)
     read = Runs.read(tmp_path / "all.jsonl")
-    with pytest.raises(RiskcalError, match=r"belongs to the share of 0.3 .*LearnedRisk.rest"):
+    inside = read.prompts[risk.fitted_on(read.prompts)]
+    named = rf"^prompt: {inside[0]!r} belongs to the share of 0.3 .*\({len(inside)} such.*LearnedRisk.rest"
+    with pytest.raises(RiskcalError, match=named):
         calibrate(read, delta=0.3)
     with pytest.raises(RiskcalError, match="belongs to the share"):
         riskcal.run_trials(read, deltas=[0.3], n_trials=2)

@@ -530,3 +530,38 @@ def test_a_delta_next_to_a_bound_has_a_message_too(lower, upper):
             assert "will not help" in calibrate(worst, delta=delta, **known).message
     near = math.nextafter(upper, lower)
     assert "not below delta" in calibrate(worst, delta=near, **known).message
+
+
+@pytest.mark.parametrize("test", [*pvalues.OF_SUMS, "empirical_bernstein", "betting"])
+@pytest.mark.parametrize(("low", "high", "delta"), [(0.0, 1.0, 0.75), (-1.0, 3.0, 2.0)])
+def test_simulated_samples_have_the_p_values_of_their_rows(test, low, high, delta):
+    if test == "binomial" and low < 0:
+        return
+    rng = np.random.default_rng(3)
+    rows = low + (high - low) * rng.integers(0, 2 if test == "binomial" else 5, (40, 2)) / 4.0
+    rows = np.sign(rows) if test == "binomial" else rows
+    law = _simulation.of_rows(rows)
+    [(_, sample)] = law.samples(200, ordered=True)
+    of = np.array([0, 3, 17])
+    bounds = {"lower": low, "upper": high}
+    found = sampled.of_sample(test, sample, 1, of, delta, 0.05, **bounds)
+    losses = sample.rows(1, of)
+    expected = pvalues.BY_NAME[test].pvalues(losses, delta, level=0.05, **bounds)
+    assert found == pytest.approx(expected)
+    assert (expected < 1).any()
+
+
+def test_a_deviation_beyond_the_largest_is_the_largest():
+    given = {"mean": 0.1, "delta": 0.3, "level": 0.05}
+    widest = pvalues.sample_size("convex_order", deviation=0.3, **given)
+    assert pvalues.sample_size("convex_order", deviation=0.4, **given) == widest
+    assert pvalues.sample_size("convex_order", deviation=0.1, **given) < widest
+
+
+def test_the_size_that_two_values_need_does_not_depend_on_which_they_are():
+    """0 or 1, or what a cost of 2 or 7 seconds is: rows without ids, whose betting p-value is never below their count's."""
+    wrong = np.repeat([1.0, 0.0], [7, 93])[:, None]
+    plain = calibrate(wrong, thresholds=[0.5], delta=0.1)
+    moved = calibrate(2 + 5 * wrong, thresholds=[0.5], delta=2.5, lower=2.0, upper=7.0)
+    sizes = [re.search(r"about (\d+) rows", one.message)[1] for one in (plain, moved)]
+    assert sizes[0] == sizes[1]

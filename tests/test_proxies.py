@@ -11,7 +11,7 @@ from helpers import allowed
 from riskcal import RiskcalError, Runs, calibrate, pvalues
 from riskcal.pvalues import bettor_kernels
 from riskcal.pvalues.bettor import prior_variance
-from riskcal.pvalues.proxies import Paired, of_pairs
+from riskcal.pvalues.proxies import Paired, of_pairs, variance_left
 
 DELTA, LEVEL = 0.1, 0.05
 
@@ -299,11 +299,7 @@ def test_a_proxy_that_says_the_same_of_every_row_leaves_the_bets_as_they_were() 
     ("lower", "upper", "delta"),
     [
         *[(lower, 1.0, delta) for lower in (0.0, -1.0) for delta in (0.02, 0.1, 0.3)],
-        (
-            -1.0,
-            1.0,
-            -0.3,
-        ),  # so that bounds and delta are of different signs, and the reach is above 1
+        (-1.0, 1.0, -0.3),  # the losses' reach above delta is more than 1
         (0.0, 5.0, 0.5),
         (2.0, 3.0, 2.2),
     ],
@@ -329,3 +325,20 @@ def test_no_losses_and_no_proxy_bring_the_capital_below_nothing(lower, upper, de
                 *(opening, prior, bettor_kernels.HEDGE),
             )
             assert np.isfinite(capital).all()
+
+
+def test_the_variance_that_a_proxy_leaves_is_what_it_does_not_explain():
+    """One less the squared cosine of gaps and losses about their mean: all where there are no gaps, none where they tell all."""
+    rng = np.random.default_rng(14)
+    for n in (5, 50):
+        losses = rng.random((n, 5))
+        centred = losses - losses.mean(0)
+        gaps = centred + rng.random((n, 5)) * [0.0, 0.2, 1.0, 5.0, 0.0]
+        gaps[:, 4] = 0.0
+        share = variance_left(losses, Paired(gaps + 0.5, np.full_like(gaps, 0.5)))
+        for j in range(4):
+            length = np.linalg.norm(centred[:, j]) * np.linalg.norm(gaps[:, j])
+            assert share[j] == pytest.approx(1 - (centred[:, j] @ gaps[:, j] / length) ** 2)
+        assert share[0] == pytest.approx(0)
+        assert share[4] == 1.0
+        assert share.min() >= 0.0

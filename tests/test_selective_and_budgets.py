@@ -322,3 +322,19 @@ def test_a_selective_risk_of_nothing_is_nothing_and_no_rounding_error():
     found = calibrate(runs, delta=0.1, objective="selective")
     assert "(observed 0)" in found.message
     assert found.table["loss"].tolist() == [0.0]
+
+
+def test_a_cost_may_be_its_largest_and_the_first_beyond_is_named():
+    seconds = np.full((60, 2), 0.25)
+    seconds[7] = 1.0
+    made = {"thresholds": [0.9, 0.5], "dissimilarity": np.zeros((60, 2))}
+    ids = [f"p{i:02}" for i in range(60)]
+    runs = Runs.from_arrays(seconds=seconds, prompts=ids, **made)
+    given = {"delta": 0.3, "budget": {"seconds": (0.8, 1.0)}}
+    assert calibrate(runs, **given).certified
+    seconds[7, 1], seconds[9] = 1.5, 2.0
+    over = Runs.from_arrays(seconds=seconds, prompts=ids, **made)
+    units = [unit for unit in over.units.tolist() if unit in ("p07", "p09")]  # in tested order
+    first = {"p07": "'p07' is 1.5", "p09": "'p09' is 2"}[units[0]]
+    with pytest.raises(RiskcalError, match=rf"of {first}, outside \[0, 1\] \(3 values are\)"):
+        calibrate(over, **given)

@@ -80,3 +80,15 @@ def test_sizes_of_clusters_are_warned_about_once_for_all_strata() -> None:
 def test_arrays_are_refused_where_only_runs_will_do(verb: object) -> None:
     with pytest.raises(RiskcalError, match=r"runs: give Runs.*Runs.from_arrays"):
         verb(np.zeros((60, 2)))
+
+
+@pytest.mark.parametrize("given", ["proxy", "unlabelled"])
+def test_neither_a_proxy_nor_unlabelled_requests_are_taken_for_strata(given: str) -> None:
+    with pytest.raises(RiskcalError, match="unlabelled requests have no groups here"):
+        calibrate_groups(grouped(), delta=0.3, **{given: np.zeros((60, 2))})
+
+
+def test_one_sequence_is_what_a_procedure_without_starts_is_said_to_have() -> None:
+    found = calibrate_groups(grouped(), delta=0.3, procedure="holm")
+    assert [one.starts for one in found.values()] == [1, 1]
+    assert found["common"].policy().certificate.starts == 1
