@@ -317,3 +317,53 @@ def test_a_pilot_of_several_risks_begins_where_the_worst_share_of_a_range_is_the
     problem = pose(both, {"textual": 0.5, "risk": 0.0})
     assert problem.candidates["threshold"].tolist() == [0.9, 0.3]
     assert excess(problem) == pytest.approx([-0.1, -0.06])
+
+
+@pytest.mark.parametrize("procedure", ["pilot_order", "pareto"])
+def test_costs_in_the_table_are_means_over_the_units_that_were_tested(procedure):
+    rng = np.random.default_rng(2)
+    ids, grid = [f"p{i}" for i in range(80)], [0.9, 0.5]
+    layers = rng.integers(1, 9, (80, 2)).astype(float)
+    runs = riskcal.Runs.from_arrays(
+        thresholds=grid, dissimilarity=0.1 * rng.random((80, 2)), layers=layers, prompts=ids
+    )
+    found = riskcal.calibrate(runs, delta=0.4, procedure=procedure)
+    tested = ~np.isin(ids, found.pilot)
+    expected = dict(zip(grid, layers[tested].mean(0), strict=True))
+    for row in found.table.itertuples():
+        assert row.layers == pytest.approx(expected[row.threshold])
+
+
+@pytest.mark.parametrize("name", [*pvalues.BY_NAME])
+@pytest.mark.parametrize(("lower", "upper"), [(0.0, 1.0), (-1.0, 3.0)])
+def test_the_band_of_a_plot_is_the_inversion_of_the_test_in_the_losses_units(name, lower, upper):
+    if name == "binomial" and lower < 0:
+        return
+    wrong = np.random.default_rng(3).random((50, 2)) < [0.1, 0.3]
+    losses = lower + (upper - lower) * wrong
+    if name != "binomial":
+        losses[0, 0] += 0.25 * (upper - lower) * (1 - 2 * wrong[0, 0])  # of more than two values
+    found = riskcal.calibrate(
+        losses,
+        thresholds=[0.9, 0.5],
+        delta=0.5 * (lower + upper),
+        test=name,
+        lower=lower,
+        upper=upper,
+    )
+    bounds = {} if name == "binomial" else {"lower": lower, "upper": upper}
+    band = found._bounds(found._problem.risks[0])
+    rows = found._problem.risks[0].losses
+    own = getattr(riskcal.bounds, pvalues.BY_NAME[name].bound)(rows, epsilon=0.05, **bounds)
+    assert band[0] == pytest.approx(own[0])
+    assert (band >= own - 1e-12).all()
+    assert (band <= upper).all()
+
+
+def test_the_order_of_rows_without_ids_is_the_same_on_any_range():
+    wrong = np.random.default_rng(4).integers(0, 9, (60, 2)) / 8
+    units = [
+        pose(4 * s * wrong - t, delta, thresholds=[0.9, 0.5], lower=-t, upper=4 * s - t).units
+        for s, t, delta in ((0.25, 0.0, 0.5), (0.5, 1.0, 0.0), (1.0, 8.0, -6.0))
+    ]
+    assert units[0].tolist() == units[1].tolist() == units[2].tolist() != list(range(60))

@@ -11,7 +11,7 @@ from helpers import allowed
 from riskcal import RiskcalError, Runs, calibrate, pvalues
 from riskcal.pvalues import bettor_kernels
 from riskcal.pvalues.bettor import prior_variance
-from riskcal.pvalues.proxies import Paired, of_pairs, variance_left
+from riskcal.pvalues.proxies import Paired, of_pairs, paired, variance_left
 
 DELTA, LEVEL = 0.1, 0.05
 
@@ -342,3 +342,57 @@ def test_the_variance_that_a_proxy_leaves_is_what_it_does_not_explain():
         assert share[0] == pytest.approx(0)
         assert share[4] == 1.0
         assert share.min() >= 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_rows_and_partners_lie_in_the_unit_interval_and_those_set_aside_are_no_partners(scale):
+    """By a loop; of 47 unlabelled rows 5 are set aside and 10 labelled ones have four each, so that two more are too."""
+    rng = np.random.default_rng(15)
+    proxy, unlabelled = scale * rng.normal(1, 2, (10, 3)), scale * rng.normal(1, 2, (47, 3))
+    pairs = paired(proxy, unlabelled)
+    low, high = unlabelled[40:].min(0), unlabelled[40:].max(0)
+
+    def scaled(row):
+        return (np.clip(row, low, high) - low) / (high - low)
+
+    for i in range(10):
+        partners = [scaled(unlabelled[j]) for j in range(4 * i, 4 * i + 4)]
+        assert pairs.proxies[i] == pytest.approx(scaled(proxy[i]))
+        assert pairs.partners[i] == pytest.approx(np.mean(partners, axis=0))
+    for values in pairs:
+        assert values.min() >= 0.0
+        assert values.max() <= 1.0
+    assert pairs.gaps == pytest.approx(pairs.proxies - pairs.partners)
+
+
+def test_a_mean_that_is_not_below_delta_has_the_p_value_one():
+    rng = np.random.default_rng(16)
+    losses = np.where(np.arange(60)[:, None] < 40, 0.0, [[0.2, 0.4]])
+    p = pvalues.betting_with_proxy(losses, rng.random(60), rng.random(600), 0.1, level=0.05)
+    assert p[0] < 1.0
+    assert p[1] == 1.0
+
+
+def test_a_budget_beside_the_loss_does_not_hide_that_a_proxy_helped():
+    losses, proxy, unlabelled = world(250, 2500, np.random.default_rng(5))
+    runs = Runs.from_arrays(
+        thresholds=GRID, dissimilarity=losses, prompts=named(250), costs={"price": 0.1 + 0 * losses}
+    )
+    given = {"delta": 0.17, "proxy": proxy, "unlabelled": unlabelled}
+    found = calibrate(runs, **given, budget={"price": (0.5, 1.0)})
+    assert found.certificate.test == "betting_with_proxy"
+    assert "The proxy " in found.message
+
+
+def test_proxies_on_both_sides_of_zero_are_those_above_it():
+    losses, proxy, unlabelled = (
+        np.round(16 * a) for a in world(60, 600, np.random.default_rng(17))
+    )
+    given = {"delta": 0.3, "thresholds": GRID, "prompts": named(60)}
+    proxy, unlabelled = np.clip(proxy, 0, 16), np.clip(unlabelled, 0, 16)
+    unlabelled[0], unlabelled[1] = 0, 16
+    plain, moved = (
+        calibrate(losses / 16, **given, proxy=s * proxy - t, unlabelled=s * unlabelled - t)
+        for s, t in ((1, 0), (2, 16))
+    )
+    assert moved.table.equals(plain.table)

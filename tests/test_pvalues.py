@@ -750,3 +750,20 @@ def test_the_search_for_a_size_begins_at_what_zeros_alone_need(width, delta, lev
 )
 def test_losses_that_are_all_the_worst_have_the_p_value_one(test) -> None:
     assert getattr(pvalues, test)(np.ones((7, 2)), 0.3).tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("test", [*SUM_BASED, "binomial"])
+@pytest.mark.parametrize(
+    ("low", "high", "delta"), [(0.0, 1.0, 0.3), (-1.0, 3.0, 0.2), (2.0, 7.0, 4.5)]
+)
+def test_p_values_of_sums_are_those_of_losses(test, low, high, delta):
+    if test == "binomial" and (low, high) != (0.0, 1.0):
+        return
+    wrong = np.random.default_rng(1).random((30, 6)) < [0.0, 0.1, 0.2, 0.3, 0.5, 1.0]
+    losses, method = low + (high - low) * wrong, pvalues.BY_NAME[test]
+    bounds = {"lower": low, "upper": high}
+    expected = method.pvalues(losses, delta, level=0.05, **bounds)
+    found = method.of_totals(losses.sum(0).reshape(2, 3), 30, delta, **bounds)
+    assert found.ravel() == pytest.approx(expected)
+    assert found.shape == (2, 3)
+    assert len(np.unique(expected)) > 2

@@ -92,3 +92,9 @@ def test_one_sequence_is_what_a_procedure_without_starts_is_said_to_have() -> No
     found = calibrate_groups(grouped(), delta=0.3, procedure="holm")
     assert [one.starts for one in found.values()] == [1, 1]
     assert found["common"].policy().certificate.starts == 1
+
+
+def test_what_was_not_tested_has_the_p_value_one_and_the_largest_bound() -> None:
+    assert (calibrate_groups(grouped(), delta=0.3)["rare"].table["pvalue"] == 1.0).all()
+    lists = calibrate_groups(grouped(), delta=[0.2, 0.3])["rare"]
+    assert all((one.table["bound"] == 1.0).all() for one in lists)

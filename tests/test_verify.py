@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import riskcal
 from riskcal import ExitPolicy, RiskcalError, Runs, cli
+from riskcal.calibration import verifying
 from riskcal.fwer import Fallback
 
 GRID = (0.9, 0.7, 0.5, 0.3)
@@ -264,3 +265,10 @@ def test_the_shell_verifies_a_policy_by_class(tmp_path):
     assert run("verify", out, log).exit_code == 0
     with pytest.raises(RiskcalError, match="give the runs of all classes"):
         run("verify", out, log, "--group", "b")
+
+
+def test_a_number_and_a_mapping_are_not_the_same():
+    assert not verifying._same({"textual": 0.1}, 0.1)
+    assert not verifying._same(0.1, {"textual": 0.1})
+    assert not verifying._same({"a": 1.0}, {"a": 1.0, "b": 2.0})
+    assert verifying._same({"a": 1.0}, {"a": 1.0 + 1e-12})
