@@ -184,6 +184,7 @@ def test_two_runs_of_one_setting_are_not_mixed(tmp_path: Path) -> None:
         ({}, "is no dictionary of paths"),
         ({0.9: 3}, "3 is no path"),
         ({0.9: "nowhere"}, "nowhere does not exist"),
+        ({0.9: '{"doc_id": 0}\n' * 99}, r"settings: 0\.9: .* cannot be looked for \(File name too"),
         ({"full": "."}, "is the full model, as is full="),
     ],
 )

@@ -75,13 +75,20 @@ def parts(source: Source) -> list[Part]:
         raise RiskcalError(
             "path: is empty; give a file, a folder, a pattern or a list of these ('.' is this folder)."
         )
-    path = Path(source)
+    return _of_one(Path(source))
+
+
+def exists(path: Path, name: str = "path") -> bool:
+    """Whether there is such a file or folder. `Path.exists` calls absent, from Python 3.14 on, what cannot be looked for."""
     try:
-        return _of_one(path)
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
     except OSError as error:  # a name that no file can have, the content of one for instance
         raise RiskcalError(
-            f"path: {_validate.shown(str(path))} cannot be looked for ({error.strerror})."
+            f"{name}: {_validate.shown(str(path))} cannot be looked for ({error.strerror})."
         ) from None
+    return True
 
 
 def _of_several(source: Any) -> list[Part]:
@@ -122,10 +129,8 @@ def _refuse_what_is_open_or_read(source: Any) -> None:
 
 
 def _of_one(path: Path) -> list[Part]:
-    if path.is_dir():
-        return [Part(file, path) for file in _files(path)]
-    if path.exists():
-        return [Part(path)]
+    if exists(path):
+        return [Part(file, path) for file in _files(path)] if path.is_dir() else [Part(path)]
     matching = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  (pathlib has no patterns of absolute paths)
     if matching:
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))

@@ -9,7 +9,7 @@ from typing import Any
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import files, renaming
+from riskcal.records import files, renaming, sources
 
 #: Of each setting, by its threshold or, where there are several ``coordinates``, a tuple of them, where its outputs are.
 Settings = Mapping[Any, str | os.PathLike[str]]
@@ -62,7 +62,7 @@ def _is_full(threshold: Any) -> bool:
 def _path(path: Any, name: str) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise RiskcalError(f"{name}: {_validate.shown(path)} is no path.")
-    if not (found := Path(path)).exists():
+    if not sources.exists(found := Path(path), name):
         raise RiskcalError(f"{name}: {found} does not exist.")
     return found
 
