@@ -11,10 +11,12 @@ from riskcal._validate import RiskcalError, shown
 
 
 def a_path(path: Any) -> Path:
-    """Where a file stands, or will stand."""
+    """Where a file stands, or will stand; what begins with ``~`` is in the home folder, as pandas and polars have it."""
     named = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(named, str) or "\0" in named:
         raise RiskcalError(f"path: {shown(path)} is no path of a file.")
+    with suppress(RuntimeError):  # of nobody's home
+        return Path(named).expanduser()
     return Path(named)
 
 

@@ -358,6 +358,8 @@ def threshold_grid(values: ArrayLike, *, allow_full: bool) -> Floats:
         remedy = (
             "the full model is never a hypothesis: leave it out"
             if np.isposinf(grid[bad][0])
+            else "give a number (inf, the full model's, also where low thresholds are the strict ones)"
+            if allow_full
             else "give a number"
         )
         raise RiskcalError(f"thresholds: {grid[bad][0]} at index {first(bad)}; {remedy}.")

@@ -27,7 +27,15 @@ from riskcal import (
     split_pilot,
     verify,
 )
-from riskcal.serving import EventLog, KillSwitch, PolicyBook, alarm_delays
+from riskcal.serving import (
+    Drift,
+    EventLog,
+    EventWatch,
+    KillSwitch,
+    PolicyBook,
+    alarm_delays,
+    read_events,
+)
 
 RUNS = Runs.from_arrays(
     thresholds=[0.9, 0.5], dissimilarity=np.zeros((9, 2)), costs={"price": [2.0, 1.0]}
@@ -69,6 +77,10 @@ OTHERS: dict[str, Callable[[Any], Any]] = {
     "runs to compare": lambda value: compare(value, [0.5]),
     "path": ExitPolicy.load,
     "path of a learned risk": heads.LearnedRisk.load,
+    "path of events": read_events,
+    "path of a reference": Drift.from_log,
+    "path of a watch": EventWatch.load,
+    "path of a log": Runs.read,
     "monitors": RiskMonitor.merge,
     "monitor": lambda value: alarm_delays(value, [1.0], rate=0.5),
     "dimensions": lambda value: efficiency.decoder_flops([[1]], value, source_lengths=3),
@@ -104,7 +116,7 @@ def test_what_lists_no_columns_is_refused(value: Any) -> None:
         Runs.from_frame(RUNS.to_frame(), candidate_columns=value)
 
 
-@pytest.mark.parametrize("name", ["path", "path of a learned risk"])
+@pytest.mark.parametrize("name", [name for name in OTHERS if name.startswith("path")])
 def test_no_path_at_all_is_refused(name: str) -> None:
     for value in (None, b"policy.json"):
         with pytest.raises(RiskcalError, match=r"^path: "):

@@ -153,6 +153,21 @@ def test_weighting_is_refused_where_it_means_nothing(
         calibrate(users([1, 3] * 30), **({"delta": 0.1} | options))
 
 
+def test_so_does_that_of_arrays_whose_prompts_have_rows_in_unequal_numbers() -> None:
+    """Ten users with five requests each that lose .2, ninety with one that loses .02: .084 a request, .038 a user."""
+    user = np.repeat(np.arange(100), np.where(np.arange(100) < 10, 5, 1))
+    losses = np.where(user < 10, 0.2, 0.02)[:, None]
+    found = calibrate(losses, thresholds=[0.5], delta=0.1, prompts=user)
+    assert found.certified
+    assert (
+        "(observed 0.038), as the mean over prompts, each counting alike however" in found.message
+    )
+    even = calibrate(
+        np.full((200, 1), 0.02), thresholds=[0.5], delta=0.1, prompts=np.arange(200) // 2
+    )
+    assert "counting alike" not in even.message
+
+
 def test_weighting_is_for_runs_with_clusters() -> None:
     runs = Runs.from_arrays(thresholds=[0.5], dissimilarity=np.zeros((60, 1)))
     with pytest.raises(RiskcalError, match="weighting: 'requests' is for runs with clusters"):

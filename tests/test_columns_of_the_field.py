@@ -303,6 +303,9 @@ def test_exits_that_are_numbered_by_layers_are_told_where_layers_belong() -> Non
         RiskcalError, match=r"replay_traces\(..., costs=\{'layers': \[2, 4, 6\]\}\)"
     ):
         Traces.from_frame(frame.assign(**spread))
+    from_nothing = {f"{name}_{i}": True for name in ("confidence", "agrees") for i in (0, 1)}
+    with pytest.raises(RiskcalError, match=r"exits \[0, 1\]; number them from .*, with no gap\.$"):
+        Traces.from_frame(frame.assign(**from_nothing))
     names = {
         f"{name}_{i}": f"{name}_{i // 2}" for name in ("confidence", "agrees") for i in (2, 4, 6)
     }

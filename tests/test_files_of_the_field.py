@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import math
+import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import pyarrow.parquet
 import pytest
 
 from helpers import served
-from riskcal import RiskcalError, Runs, Traces, load_example, verify
+from riskcal import ExitPolicy, RiskcalError, Runs, Traces, load_example, verify
+from riskcal.serving import EventLog, read_events
 
 
 def table(n: int = 6) -> pd.DataFrame:
@@ -349,3 +351,51 @@ def test_json_lines_of_an_infinite_setting_are_json(tmp_path: Path) -> None:
     assert '"arm": "full"' in (tmp_path / "runs.jsonl").read_text()
     again = Runs.read(tmp_path / "runs.jsonl", candidate_columns=["arm"])
     assert again.digest() == runs.digest()
+
+
+def test_folders_that_are_called_as_the_threshold_are_told_to_say_so(tmp_path: Path) -> None:
+    for threshold, rows in named().groupby("threshold"):
+        (tmp_path / str(threshold)).mkdir()
+        rows.drop(columns="threshold").to_csv(tmp_path / str(threshold) / "a.csv", index=False)
+    for source in (tmp_path, tmp_path / "*" / "*.csv"):
+        with pytest.raises(RiskcalError, match=r"rename 0\.5 to threshold=0\.5, and the others"):
+            Runs.read(source)
+    for folder in list(tmp_path.iterdir()):
+        folder.rename(tmp_path / f"threshold={folder.name}")
+    assert Runs.read(tmp_path).digest() == DIGEST
+
+
+# Paths
+
+
+def test_a_tilde_is_the_home_folder_wherever_a_path_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    runs = Runs.from_frame(table())
+    runs.write("~/runs.csv")
+    assert Runs.read("~/runs.csv").digest() == Runs.read("~/run*.csv").digest() == DIGEST
+    ExitPolicy(threshold=0.5).save("~/policy.json")
+    assert ExitPolicy.load(Path("~/policy.json")) == ExitPolicy(threshold=0.5)
+    EventLog("~/events.jsonl").write("riskcal.test", {})
+    assert len(read_events("~/events.jsonl").events) == 1
+    assert sorted(path.name for path in tmp_path.glob("[!.]*")) == [
+        "events.jsonl",
+        "policy.json",
+        "runs.csv",
+    ]
+    runs.write("~nobody-of-this-name.csv")
+    assert Runs.read("~nobody-of-this-name.csv").digest() == DIGEST
+
+
+def test_what_a_path_may_mean_that_is_no_files_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGS", str(tmp_path))
+    table().to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(RiskcalError, match=r"os\.path\.expandvars\(path\) does"):
+        Runs.read("$LOGS/runs.csv")
+    assert Runs.read(os.path.expandvars("$LOGS/runs.csv")).digest() == DIGEST
+    with pytest.raises(RiskcalError, match=r"Standard input has no name .* write it into"):
+        Runs.read("-")

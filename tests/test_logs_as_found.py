@@ -167,6 +167,26 @@ def test_samples_of_a_prompt_averaged_or_as_clusters(reference: str) -> None:
         np.testing.assert_allclose(clustered.losses()[order], averaged.losses(), rtol=1e-12)
 
 
+def test_a_full_model_that_several_samples_share_is_repeated_for_each() -> None:
+    table = pd.DataFrame(
+        {"prompt": i, "threshold": t, "dissimilarity": 0.1 * (t < 1), "layers": 3.0}
+        for i in ("a", "b", "c")
+        for t in (math.inf, 0.5)
+    )
+    full, early = table[table["threshold"] == math.inf], table[table["threshold"] < 1]
+    samples = [
+        early.assign(cluster=early["prompt"], prompt=early["prompt"] + f"#{s}") for s in "12"
+    ]
+    alone = pd.concat([*samples, full.assign(cluster=full["prompt"])], ignore_index=True)
+    with pytest.raises(
+        RiskcalError,
+        match=r"'a' \(row 6\) has the full model's row alone \(3 such prompts\).*repeat",
+    ):
+        Runs.from_frame(alone)
+    each = [full.assign(cluster=full["prompt"], prompt=full["prompt"] + f"#{s}") for s in "12"]
+    assert Runs.from_frame(pd.concat([*samples, *each])).n == 3
+
+
 def test_another_setting_is_named_in_candidate_columns() -> None:
     frame = pd.concat([table(draft=draft) for draft in ("a", "b")], ignore_index=True)
     refused(frame, "name the column that tells them apart in candidate_columns")

@@ -7,6 +7,7 @@ around the share; asserted is that plus two and a half standard errors.
 import math
 import pickle
 import re
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -435,6 +436,13 @@ def test_a_plan_says_what_the_losses_were_drawn_from_and_names_no_size_beyond_a_
 def test_bad_plans_are_refused_by_name(options, message):
     with pytest.raises(RiskcalError, match=message):
         riskcal.plan(0.1, **options)
+
+
+@pytest.mark.parametrize("mean", ["0.05", np.array(0.05), Fraction(1, 20)])
+def test_a_mean_may_be_given_as_any_number(mean):
+    assert riskcal.plan(0.1, mean=mean) == riskcal.plan(0.1, mean=0.05)
+    with pytest.raises(RiskcalError, match=r"deviation: 0.3 is not possible with mean 0.05"):
+        riskcal.plan(0.1, mean=mean, deviation=0.3)
 
 
 # The simulation

@@ -182,7 +182,8 @@ def _stated(
         )
         law = _simulation.of_rows(rows)
         return law, f"distributed as the {len(rows)} given, whose mean is {law.mean[0]:.4g}"
-    expected = (_validate.number(mean, "mean") - low) / (high - low)
+    mean = _validate.number(mean, "mean")
+    expected = (mean - low) / (high - low)
     if not 0.0 <= expected < 1.0:
         raise RiskcalError(f"mean: {mean:g} is not in [{low:g}, {high:g}).")
     widest = math.sqrt(expected * (1.0 - expected))

@@ -364,6 +364,7 @@ def from_arrays(
         nameless=nameless,
         lower_is_stricter=lower_is_stricter,
         unit="rows" if prompts is None else "prompts",
+        uneven=prompts is not None and len(set(pd.Series(prompts).value_counts())) > 1,
         digest=hasher.hexdigest(),
     )
 

@@ -62,6 +62,7 @@ class Problem:
     sizes: NDArray[np.intp] | None = None  # requests of each unit, where these count
     max_cluster: int | None = None
     lower_is_stricter: bool = False  # of thresholds
+    uneven: bool = False  # rows that were averaged within units differ in number
     nameless: bool = False  # units have but numbers, and may have been sorted by outcome
 
     @property

@@ -28,9 +28,12 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
         f"(observed {chosen[loss.format(risk.name)]:.4g})"
         for risk in problem.risks
     )
+    over = OVER[problem.weighting]
+    if problem.uneven:
+        over = ", as the mean over prompts, each counting alike however many rows it has"
     return (
         f"Certified: with probability at least {at_least(epsilon)} over the draw of the {problem.n} calibration "
-        f"{problem.unit}, at {where} {claims}{OVER[problem.weighting]}."
+        f"{problem.unit}, at {where} {claims}{over}."
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TextIO
 
 import pyarrow as pa
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.cli.standard_input import standard_input
 from riskcal.records import sources
@@ -38,16 +38,16 @@ def opened(log: str) -> Iterator[TextIO]:
         if log == "-":
             yield standard_input()
         elif packed := sources.ending(Path(log))[1]:
-            with pa.input_stream(log, compression=packed) as stream:
+            with pa.input_stream(str(_replacing.a_path(log)), compression=packed) as stream:
                 yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         else:
-            with Path(log).open(encoding="utf-8-sig", newline="") as file:
+            with _replacing.a_path(log).open(encoding="utf-8-sig", newline="") as file:
                 yield file
     except OSError as error:
         reason = error.strerror or _validate.reason(error)
         raise RiskcalError(f"{log}: cannot be read ({reason}).") from None
     except UnicodeDecodeError as error:
-        reason = sources.what_it_is(Path(log), error)
+        reason = sources.what_it_is(_replacing.a_path(log), error)
         raise RiskcalError(f"{log}: is not UTF-8 text ({reason}). {_REMEDY}") from None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.standard_input import Arriving
@@ -23,7 +24,7 @@ _LOOKED_AT = 100
 def is_event_log(log: str) -> bool:
     """Whether a file holds events, rather than losses, as far as its first lines say: some of them may be damaged."""
     try:
-        with Path(log).open("rb") as file:
+        with _replacing.a_path(log).open("rb") as file:
             return any(map(is_event, itertools.islice(file, _LOOKED_AT)))
     except OSError:
         return False

@@ -272,7 +272,7 @@ def _refuse_duplicates(
             "samples of one prompt: give each a prompt of its own, and name the prompt they share in a column cluster"
             f"{average}. Retries: keep=('last', 'attempt') keeps the one that was served, by the column that counts them (on "
             "the shell: --keep last:attempt). Other settings: name the column that "
-            "tells them apart in candidate_columns."
+            "tells them apart in candidate_columns (on the shell: --coordinate NAME)."
         )
 
 
@@ -285,6 +285,15 @@ def _refuse_gaps(
 ) -> None:
     incomplete = ~present.all(1)
     if incomplete.any():
+        alone = ~present.any(1)
+        if alone.any():
+            which = int(alone.argmax())
+            raise RiskcalError(
+                f"prompt: {plain(ids[which])!r} (row {rows[int((code == which).argmax())]}) has the full model's row alone "
+                f"({int(alone.sum())} such prompts); every prompt needs every candidate. If that output was compared with "
+                "those of other ids, samples of the prompt for instance, it is the full model's of each: repeat its row under "
+                "each of them. If its candidates were tried and failed, add their rows with failed true."
+            )
         which = int(incomplete.argmax())
         missing = candidates.iloc[int((~present[which]).argmax())]
         named = ", ".join(f"{name} {missing[name]}" for name in candidates.columns)

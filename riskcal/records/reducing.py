@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from riskcal import _parquet, _validate
+from riskcal import _parquet, _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.records import files, renaming, resuming
 from riskcal.records.columns import plain
@@ -87,7 +87,7 @@ def reduce(
     >>> riskcal.Runs.read(riskcal.records.reduce("log", "runs", replay)).n
     1000
     """
-    target = Path(out)
+    target = _replacing.a_path(out)
     if target.exists():
         raise RiskcalError(f"out: {target} exists already; name a folder that does not.")
     found = files.parts(source)

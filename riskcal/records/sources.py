@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 
 #: What a path may be: a file, a folder, a pattern such as ``logs/*.jsonl``, or a list of these.
@@ -75,7 +75,7 @@ def parts(source: Source) -> list[Part]:
         raise RiskcalError(
             "path: is empty; give a file, a folder, a pattern or a list of these ('.' is this folder)."
         )
-    return _of_one(Path(source))
+    return _of_one(_replacing.a_path(source))
 
 
 def exists(path: Path, name: str = "path") -> bool:
@@ -140,7 +140,16 @@ def _of_one(path: Path) -> list[Part]:
             f"{path}: no such file. It looks like an address, and files are read where they lie: let pandas or pyarrow read "
             "it, and give the table to from_frame; or copy it here."
         )
-    raise RiskcalError(f"{path}: no such file.")
+    raise RiskcalError(f"{path}: no such file.{_hint(str(path))}")
+
+
+def _hint(path: str) -> str:
+    """What a path may mean that is no file's."""
+    if path == "-":
+        return " Standard input has no name that says what it holds: write it into a file, runs.csv for instance."
+    if "$" in path:
+        return " Variables of the environment are not filled in: os.path.expandvars(path) does."
+    return ""
 
 
 def _files(folder: Path) -> list[Path]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pandas as pd
 
 from riskcal._validate import RiskcalError
@@ -90,9 +91,20 @@ def of_files(make: type[_Runs], path: files.Source, options: TableOptions) -> _R
     except RiskcalError as error:
         # which of several attempts is kept leaves rows out
         told = str(error) if options.keep else places.told(str(error))
-        raise RiskcalError(f"{files.named(path)}: {told}") from None
+        raise RiskcalError(f"{files.named(path)}: {told}{_of_folders(error, places)}") from None
     _warn(options.unread(frame), options)
     return make(**fields).in_content_order().directed(lower)
+
+
+def _of_folders(refusal: RiskcalError, places: joining.Places) -> str:
+    """Where the thresholds may stand that no file has: in the names of folders."""
+    folders = list(dict.fromkeys(file.parent.name for file in places.files))
+    if not str(refusal).startswith("threshold: the column is missing") or len(folders) < 2:
+        return ""
+    if np.isnan(candidates.as_numbers(pd.Series(folders, dtype=object))).any():
+        return ""
+    first = folders[0]
+    return f" If the folders' names are the thresholds, rename {first} to threshold={first}, and the others likewise."
 
 
 def _fields(frame: pd.DataFrame, options: TableOptions) -> tuple[dict[str, Any], bool]:

@@ -353,7 +353,11 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
     )
     if places and places != list(range(1, len(places) + 1)):
         raise RiskcalError(
-            f"{name}: columns for the exits {places}; number them from {name}_1 on, with no gap. Layers that have no exit are "
-            f"told by what it costs to reach the others, replay_traces(..., costs={{'layers': {places}}}) for instance."
+            f"{name}: columns for the exits {places}; number them from {name}_1 on, with no gap."
+            + bool(places[0])
+            * (
+                " Layers that have no exit are told by what it costs to reach the others, replay_traces(..., costs={'layers': "
+                f"{places}}}) for instance."
+            )
         )
     return frame[[f"{name}_{i}" for i in places]].to_numpy() if places else None

@@ -141,7 +141,7 @@ if hasattr(os, "register_at_fork"):
 
 def rotated(path: str | os.PathLike[str]) -> list[Path]:
     """The files that a log was renamed to, oldest first."""
-    target = Path(path)
+    target = _replacing.a_path(path)
     found = target.parent.glob(f"{target.name}.*")
     numbered = [file for file in found if file.name[len(target.name) + 1 :].isdecimal()]
     return sorted(numbered, key=lambda file: int(file.suffix[1:]))

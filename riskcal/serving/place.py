@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.serving.events import rotated
 
@@ -27,7 +28,9 @@ def files_of(path: str | os.PathLike[str]) -> list[tuple[Path, int]]:
     looks: list[Any] = [None]
     for _ in range(_LOOKS):
         try:
-            looks.append([(file, file.stat().st_ino) for file in [*rotated(path), Path(path)]])
+            looks.append(
+                [(file, file.stat().st_ino) for file in [*rotated(path), _replacing.a_path(path)]]
+            )
         except OSError as error:  # a rotation is between two names, or there is none
             looks.append(error.strerror)
         if looks[-1] == looks[-2]:

@@ -4,10 +4,9 @@ import os
 import re
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.serving.events import NAMES
 
@@ -94,7 +93,7 @@ def read_events(path: str | os.PathLike[str], *, offset: int = 0) -> Events:
     """
     _validate.count(offset, "offset", least=0)
     try:
-        with Path(path).open("rb") as file:
+        with _replacing.a_path(path).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(offset)
             if offset <= size:

@@ -298,8 +298,9 @@ class EventWatch:
         RiskcalError
             For a file that cannot be read, and for anything but a state: other fields, values of another kind, other versions.
         """
+        file = _replacing.a_path(path)
         try:
-            state = _validate.from_json(Path(path).read_bytes())
+            state = _validate.from_json(file.read_bytes())
             refuse_others(state)
             drift = state.get("drift")
             watch = cls(

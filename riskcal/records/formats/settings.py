@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from riskcal import _validate
+from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.records import files, renaming, sources
 
@@ -62,7 +62,7 @@ def _is_full(threshold: Any) -> bool:
 def _path(path: Any, name: str) -> Path:
     if not isinstance(path, str | os.PathLike):
         raise RiskcalError(f"{name}: {_validate.shown(path)} is no path.")
-    if not sources.exists(found := Path(path), name):
+    if not sources.exists(found := _replacing.a_path(path), name):
         raise RiskcalError(f"{name}: {found} does not exist.")
     return found
 
