@@ -343,3 +343,21 @@ def test_two_prompts_of_a_class_on_each_side_are_enough_and_one_is_not(aside, le
     found = calibrate_classes(runs, budgets=0.3)
     assert found.n == {"rare": left, "usual": n - size - left}
     assert set(found.pilot) == set(runs.prompts[place < size].tolist())
+
+
+@pytest.mark.parametrize("joint", [None, 0.3])
+def test_what_is_tested_is_chosen_by_the_pilot_alone(joint):
+    """The other prompts' losses turned round: were they looked at, other books would be tested, by data that chose them."""
+    means = {"code": [0.05, 0.2, 0.4], "news": [0.02, 0.3, 0.6]}
+    runs = world(6, means, n=400)
+    given = {"budgets": {"code": 0.3, "news": 0.4}, "joint": joint}
+    found = calibrate_classes(runs, **given)
+    rest = ~np.isin(runs.prompts, found.pilot)
+    losses = runs.values["dissimilarity"].copy()
+    losses[rest] = 1.0 - losses[rest]
+    turned = replace(runs, values={**runs.values, "dissimilarity": losses})
+    again = calibrate_classes(turned, **given)
+    told = ["class", "step", "threshold", "n"]
+    assert again.table[told].equals(found.table[told])
+    assert not again.table["pvalue"].equals(found.table["pvalue"])
+    assert len(found.table) > 3

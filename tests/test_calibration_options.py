@@ -1,6 +1,7 @@
 """What the options of `calibrate` do: several risks, deltas, orders, strata; those that would change nothing are refused."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -367,3 +368,28 @@ def test_the_order_of_rows_without_ids_is_the_same_on_any_range():
         for s, t, delta in ((0.25, 0.0, 0.5), (0.5, 1.0, 0.0), (1.0, 8.0, -6.0))
     ]
     assert units[0].tolist() == units[1].tolist() == units[2].tolist() != list(range(60))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"procedure": "holm"},
+        {"procedure": "bonferroni"},
+        {"procedure": "pareto"},
+        {"starts": 2},
+        {"order": [1, 0]},
+        {"delta": [0.3, 0.4]},
+    ],
+)
+def test_a_grid_that_the_losses_cut_is_for_one_sequence_from_the_top_alone(options):
+    runs = riskcal.Runs.from_arrays(
+        thresholds=[0.9, 0.5],
+        dissimilarity=np.zeros((60, 2)),
+        layers=np.tile([5.0, 3.0], (60, 1)),
+        prompts=[f"p{i}" for i in range(60)],
+    )
+    cut = replace(runs, stopped=riskcal.Stop(delta=0.3))
+    assert riskcal.calibrate(cut, delta=0.3).threshold == 0.5
+    assert riskcal.calibrate(runs, **{"delta": 0.3} | options)
+    with pytest.raises(RiskcalError, match="procedure: the recording stopped where a fixed"):
+        riskcal.calibrate(cut, **{"delta": 0.3} | options)

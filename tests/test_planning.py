@@ -573,3 +573,12 @@ def test_the_size_that_two_values_need_does_not_depend_on_which_they_are():
     moved = calibrate(2 + 5 * wrong, thresholds=[0.5], delta=2.5, lower=2.0, upper=7.0)
     sizes = [re.search(r"about (\d+) rows", one.message)[1] for one in (plain, moved)]
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("test", ["convex_order", "betting"])
+def test_a_delta_that_is_the_upper_bound_has_a_size_too(test):
+    """As one that lies so near to it that it is rounded there, on the way to the unit interval."""
+    given = {"mean": 0.5, "deviation": 0.1, "level": 0.05}
+    assert pvalues.sample_size(test, delta=1.0, **given) <= pvalues.sample_size(
+        test, delta=0.99, **given
+    )

@@ -144,7 +144,8 @@ def test_a_certificate_from_before_it_said_what_was_asked_can_be_completed():
         fields = policy.certificate.model_copy(update={"asked": None})
         return policy.model_copy(update={"certificate": fields})
 
-    assert riskcal.verify(old(riskcal.calibrate(RUNS, delta=0.1).policy()), RUNS).agrees
+    for delta in (0.1, {"textual": 0.1, "risk": 0.05}):
+        assert riskcal.verify(old(riskcal.calibrate(RUNS, delta=delta).policy()), RUNS).agrees
     options = {"procedure": "fallback", "order": [3, 1, 0, 2]}
     ordered = old(riskcal.calibrate(RUNS, delta=0.1, **options).policy())
     assert "preregistered" in [d.name for d in riskcal.verify(ordered, RUNS).differences]
