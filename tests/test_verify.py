@@ -273,3 +273,36 @@ def test_a_number_and_a_mapping_are_not_the_same():
     assert not verifying._same(0.1, {"textual": 0.1})
     assert not verifying._same({"a": 1.0}, {"a": 1.0, "b": 2.0})
     assert verifying._same({"a": 1.0}, {"a": 1.0 + 1e-12})
+
+
+def test_a_policy_of_one_stratum_names_it_and_is_verified_on_the_whole_log(tmp_path):
+    """Its sentence is about the prompts of its group: a population of its own."""
+    runs = Runs.from_frame(FRAME.drop(columns=["cluster", "price"]))
+    path = tmp_path / "policy.json"
+    found = riskcal.calibrate_groups(runs, delta=0.1)["b"]
+    found.policy().save(path)
+    policy = ExitPolicy.load(path)
+    assert policy.certificate.asked.group == "b"
+    assert " is at most 0.1 for prompts of group 'b'." in str(policy)
+    assert found.message.endswith(" for prompts of group 'b'.")
+    for some in (runs, runs.of_group("b")):
+        assert riskcal.verify(policy, some).agrees
+    names = {one.name for one in riskcal.verify(policy, runs.of_group("a")).differences}
+    assert {"asked.group", "records_digest"} <= names
+    before = policy.certificate.asked.model_copy(update={"group": None})
+    old = policy.model_copy(
+        update={"certificate": policy.certificate.model_copy(update={"asked": before})}
+    )
+    assert "group" not in str(old)
+    assert riskcal.verify(old, runs.of_group("b")).agrees
+    failed = riskcal.calibrate_groups(runs, delta=0.0001)["a"]
+    said = "Nothing was certified at delta 0.0001 for prompts of group 'a': "
+    assert failed.message.startswith(said)
+    assert str(failed.policy()).startswith(said)
+    assert "group" not in riskcal.calibrate(runs, delta=0.1).message
+
+
+def test_a_policy_by_class_says_which_class_it_was_certified_for():
+    found = riskcal.calibrate_classes(CLASSED, budgets=0.3, cost="layers")
+    for name, policy in found.policies().items():
+        assert f" for prompts of class {name!r}" in str(policy)

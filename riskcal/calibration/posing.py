@@ -171,6 +171,7 @@ def from_runs(
         else "prompts",
         sizes=sizes,
         max_cluster=max_cluster,
+        group=_one_group(runs),
     )
     if not runs.nameless:
         return problem
@@ -188,6 +189,13 @@ def from_runs(
     ]
     order = records.numbered_order(problem.units, records.content_prints(*means, *made_here))
     return replace(problem.rows(order), nameless=True)
+
+
+def _one_group(runs: Runs) -> str | None:
+    """The stratum of all prompts; None where they are of several, or of none that was said."""
+    if "group" not in runs.labels or (runs.group != runs.group[0]).any():
+        return None
+    return str(runs.group[0])
 
 
 def _early(runs: Runs, sizes: Any) -> Floats:

@@ -63,6 +63,7 @@ class Problem:
     max_cluster: int | None = None
     lower_is_stricter: bool = False  # of thresholds
     uneven: bool = False  # rows that were averaged within units differ in number
+    group: str | None = None  # of all prompts, where they are of one stratum
     nameless: bool = False  # units have but numbers, and may have been sorted by outcome
 
     @property

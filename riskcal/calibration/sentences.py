@@ -7,6 +7,7 @@ import pandas as pd
 from riskcal import monotone
 from riskcal.calibration.problem import Problem
 from riskcal.policy import Stop
+from riskcal.policy.certificate import of_group
 from riskcal.policy.columns import recorded_limit
 from riskcal.policy.sentences import OVER, as_text, at_least, meaning, tolerated
 
@@ -18,9 +19,10 @@ def message(opening: str, outlook: Callable[[], str] | None, remarks: str) -> st
 
 def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
     """What is certified, with what probability."""
+    whose = "" if problem.group is None else of_group(problem.group)
     if chosen is None:
         deltas = tolerated({risk.name: risk.delta for risk in problem.risks})
-        return f"Nothing was certified at delta {deltas}: run the full model. "
+        return f"Nothing was certified at delta {deltas}{whose}: run the full model. "
     where = _where(problem, chosen)
     loss = "loss" if len(problem.risks) == 1 else "loss_{}"
     claims = " and ".join(
@@ -33,7 +35,7 @@ def opening(problem: Problem, chosen: pd.Series | None, epsilon: float) -> str:
         over = ", as the mean over prompts, each counting alike however many rows it has"
     return (
         f"Certified: with probability at least {at_least(epsilon)} over the draw of the {problem.n} calibration "
-        f"{problem.unit}, at {where} {claims}{over}."
+        f"{problem.unit}, at {where} {claims}{over}{whose}."
     )
 
 

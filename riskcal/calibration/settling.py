@@ -110,4 +110,5 @@ def asked(
         candidate_columns=[str(name) for name in problem.candidates if name not in _KNOWN],
         costs=[name for name in problem.costs if name not in COSTS],
         lower_is_stricter=problem.lower_is_stricter,
+        group=problem.group,
     )

@@ -21,6 +21,9 @@ from riskcal.pvalues import methods
 #: Fields of a certificate that are about it, not about the records: what it was made with, and what is compared by itself.
 _NOT_COMPARED = ("versions", "policy_digest", "asked")
 
+#: What certificates did not say from the start.
+_SAID_LATER = ("weighting", "asked.group")
+
 #: Relative difference up to which two figures are one: other platforms and versions of numpy round otherwise.
 _TOLERANCE = 1e-9
 
@@ -111,7 +114,8 @@ def verify(policy: ExitPolicy, runs: Any, **arguments: Any) -> Verification:
     Parameters
     ----------
     policy : ExitPolicy
-        With a certificate of `calibrate`, of one stratum of `calibrate_groups` (give ``runs.of_group(name)``), or of one class
+        With a certificate of `calibrate`, of one stratum of `calibrate_groups` (give ``runs.of_group(name)``, or all: the
+        certificate names its group, but for those from before it did), or of one class
         of `calibrate_classes` (give the runs of all classes, since their budgets were tested together).
     runs : Runs, or (n, k) array of losses
         The records, read as they were then: with the same ``candidate_columns`` and ``costs``
@@ -181,7 +185,7 @@ def _again(
     """The calibration, its certificate, and the fields of the policy that the records hold."""
     wanted = arguments_of(certificate)
     _refuse_said(arguments, wanted)
-    found = calibrate(runs, **wanted, **arguments)
+    found = calibrate(_of_group(runs, certificate), **wanted, **arguments)
     if isinstance(found, list):
         found = next(one for one in found if one.delta == certificate.delta)
     stricter = found.lower_is_stricter
@@ -189,6 +193,15 @@ def _again(
         policy, found._problem.candidates, found.chosen, lower_is_stricter=stricter
     )
     return found, found.certificate, recorded
+
+
+def _of_group(runs: Any, certificate: Certificate) -> Any:
+    """The runs of the stratum that a certificate names; as they are where it names none, or they have none of it."""
+    if certificate.asked is None or "group" not in getattr(runs, "labels", ()):
+        return runs
+    named = {str(name): name for name in runs.group.tolist()}
+    group = certificate.asked.group
+    return runs.of_group(named[group]) if group in named else runs
 
 
 def _classes_again(
@@ -297,7 +310,7 @@ def _fields(stated: Certificate, found: Certificate) -> list[Difference]:
     return [
         Difference(name, one, other)
         for name, one, other in pairs
-        if not _same(one, other) and not (name == "weighting" and one is None)
+        if not _same(one, other) and not (name in _SAID_LATER and one is None)
     ]
 
 

@@ -30,7 +30,8 @@ class Asked(Frozen):
 
     ``options`` are those of the procedure (starts, order, weights, transitions, pilot_fraction), ``deltas`` the whole list where
     simultaneous bounds served one, ``largest`` the bounds of budgets, ``of_class`` is of a calibration by class.
-    ``candidate_columns`` and ``costs`` were named where the records were read.
+    ``candidate_columns`` and ``costs`` were named where the records were read. ``group`` is that of all prompts, where they are
+    of one stratum.
     """
 
     cost: str
@@ -41,6 +42,19 @@ class Asked(Frozen):
     costs: list[str] = Field(default_factory=list)
     lower_is_stricter: bool = False
     of_class: OfClass | None = None
+    group: str | None = None
+
+    @property
+    def whose(self) -> str:
+        """The prompts that the certificate is about, in words; nothing where these are all."""
+        if self.of_class is not None:
+            return f" for prompts of class {self.of_class.name!r}"
+        return "" if self.group is None else of_group(self.group)
+
+
+def of_group(name: str) -> str:
+    """The prompts of a stratum, in words."""
+    return f" for prompts of group {name!r}"
 
 
 class Certificate(Frozen):

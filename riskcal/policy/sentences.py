@@ -37,8 +37,9 @@ def of_policy(policy: "ExitPolicy") -> str:
     deltas = certificate.delta
     if not isinstance(deltas, dict):
         deltas = {certificate.objective: deltas}
+    whose = "" if certificate.asked is None else certificate.asked.whose
     if policy.is_full_model:
-        return f"Nothing was certified at delta {tolerated(deltas)}: the policy is the full model."
+        return f"Nothing was certified at delta {tolerated(deltas)}{whose}: the policy is the full model."
     unit = "clusters" if certificate.weighting in ("clusters", "requests") else "prompts"
     over = OVER[certificate.weighting or "prompts"]
     claims = " and ".join(f"{_claim(name)} at most {as_text(d)}" for name, d in deltas.items())
@@ -54,7 +55,7 @@ def of_policy(policy: "ExitPolicy") -> str:
     )
     return (
         f"Certified: with probability at least {at_least(certificate.epsilon_spent)} over the draw of the {certificate.n} "
-        f"calibration {unit}, {where} {claims}{over}."
+        f"calibration {unit}, {where} {claims}{over}{whose}."
     )
 
 
