@@ -152,6 +152,8 @@ def test_a_book_is_tested_by_the_largest_pvalue_of_its_budgets(joint):
     assert {name: policy.threshold for name, policy in policies.items()} == found.thresholds
     assert policies["code"].certificate.epsilon_spent == level
     assert found.costs[0] < found.costs[1] == 1.0
+    spent = np.array([found.thresholds[name] for name in runs.group[rest]])
+    assert found.costs[0] == pytest.approx(np.where(spent < 1, seconds_of(spent), 1.0).mean())
     assert PolicyBook(policies).route("code").known
 
 
@@ -361,3 +363,27 @@ def test_what_is_tested_is_chosen_by_the_pilot_alone(joint):
     assert again.table[told].equals(found.table[told])
     assert not again.table["pvalue"].equals(found.table["pvalue"])
     assert len(found.table) > 3
+
+
+def test_costs_by_class_are_means_over_its_prompts_that_were_tested():
+    rng = np.random.default_rng(7)
+    runs = world(7, {"a": [0.02, 0.1], "b": [0.05, 0.2]}, n=200)
+    seconds = rng.random((200, 2)) * [0.8, 0.4]
+    runs = replace(runs, values={**runs.values, "seconds": seconds})
+    found = calibrate_classes(runs, budgets=0.4)
+    rest = ~np.isin(runs.prompts, found.pilot)
+    thresholds = runs.thresholds.tolist()
+    assert (found.table["threshold"] < 1).any()
+    for row in found.table.itertuples(index=False):
+        own = rest & (runs.group == row[0])
+        full = math.isinf(row.threshold)
+        spent = runs.full["seconds"] if full else seconds[:, thresholds.index(row.threshold)]
+        assert row.seconds == pytest.approx(spent[own].mean())
+    assert found.table.index.tolist() == list(range(len(found.table)))
+    chosen = [found.thresholds[name] for name in runs.group]
+    own = [
+        runs.full["seconds"][i] if math.isinf(t) else seconds[i, thresholds.index(t)]
+        for i, t in enumerate(chosen)
+    ]
+    assert found.costs[0] == pytest.approx(np.array(own)[rest].mean())
+    assert found.costs[1] == pytest.approx(runs.full["seconds"][rest].mean())

@@ -393,3 +393,16 @@ def test_a_grid_that_the_losses_cut_is_for_one_sequence_from_the_top_alone(optio
     assert riskcal.calibrate(runs, **{"delta": 0.3} | options)
     with pytest.raises(RiskcalError, match="procedure: the recording stopped where a fixed"):
         riskcal.calibrate(cut, **{"delta": 0.3} | options)
+
+
+@pytest.mark.parametrize("last", [0.0, 1.0])
+def test_what_a_cut_grid_leaves_open_is_said_as_its_last_threshold_came_out(last):
+    losses = np.tile([0.0, 0.0, last], (60, 1))
+    runs = riskcal.Runs.from_arrays(
+        thresholds=[0.9, 0.7, 0.5], dissimilarity=losses, prompts=[f"p{i}" for i in range(60)]
+    )
+    cut = replace(runs, stopped=riskcal.Stop(delta=0.3))
+    message = riskcal.calibrate(cut, delta=0.3).message
+    assert "Thresholds below 0.5 were never run" in message
+    assert ("Here it did not fail, so that a lower one might do." in message) == (last == 0.0)
+    assert "were never run" not in riskcal.calibrate(runs, delta=0.3).message

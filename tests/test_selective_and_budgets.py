@@ -332,9 +332,9 @@ def test_a_cost_may_be_its_largest_and_the_first_beyond_is_named():
     runs = Runs.from_arrays(seconds=seconds, prompts=ids, **made)
     given = {"delta": 0.3, "budget": {"seconds": (0.8, 1.0)}}
     assert calibrate(runs, **given).certified
-    seconds[7, 1], seconds[9] = 1.5, 2.0
+    first, then = (int(unit[1:]) for unit in runs.units if unit in ("p07", "p09"))  # as tested
+    seconds[first, 1], seconds[then] = 1.5, 2.0
     over = Runs.from_arrays(seconds=seconds, prompts=ids, **made)
-    units = [unit for unit in over.units.tolist() if unit in ("p07", "p09")]  # in tested order
-    first = {"p07": "'p07' is 1.5", "p09": "'p09' is 2"}[units[0]]
-    with pytest.raises(RiskcalError, match=rf"of {first}, outside \[0, 1\] \(3 values are\)"):
+    named = rf"of 'p0{first}' is 1.5, outside \[0, 1\] \(3 values are\)"
+    with pytest.raises(RiskcalError, match=named):
         calibrate(over, **given)
