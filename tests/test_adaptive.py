@@ -359,3 +359,21 @@ def test_what_was_calibrated_is_not_overridden(name):
         calibration.update(prompt, [0.0])
     with pytest.raises(RiskcalError, match=f"{name}: is what was calibrated"):
         calibration.policy(**{name: 0.1})
+
+
+def test_where_too_few_prompts_were_given_the_message_advises_more_which_help():
+    """Losses of 0 need no higher thresholds: a longer list of fresh prompts does it, as the message says."""
+    short, long = start(5), start(60)
+    for calibration in (short, long):
+        feed(calibration, np.zeros((60, 3)))
+    assert not short.certified
+    assert "a longer list of fresh prompts" in short.message
+    assert "is not covered by this epsilon" in short.message
+    assert long.certified
+
+
+def test_a_threshold_is_told_to_as_many_digits_as_it_has():
+    calibration = AdaptiveCalibration(range(60), [0.99999999, 0.5], delta=0.1, target=0.99999999)
+    for prompt in calibration:
+        calibration.update(prompt, [0.0, 1.0])
+    assert "at threshold 0.99999999 is at most 0.1" in calibration.message

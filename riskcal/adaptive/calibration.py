@@ -15,7 +15,7 @@ from riskcal.adaptive.capital import SPLITS, bet, opening
 from riskcal.adaptive.state import Parameters, State
 from riskcal.fwer.procedures import spent_by_attempt
 from riskcal.policy import Certificate, ExitPolicy
-from riskcal.policy.sentences import at_least
+from riskcal.policy.sentences import as_text, at_least
 from riskcal.records import columns as table_columns
 
 
@@ -259,13 +259,13 @@ class AdaptiveCalibration:
             kind = "loss" if self.objective == "losses" else f"{self.objective} loss"
             return (
                 f"Certified after {used}: with probability at least {at_least(self.epsilon_spent)} over their draw, "
-                f"the expected {kind} at threshold {self.threshold:g} is at most {self.delta:g}."
+                f"the expected {kind} at threshold {as_text(self.threshold)} is at most {as_text(self.delta)}."
             )
         if not self.done:
             return f"Nothing certified yet after {used}."
         return (
-            f"Nothing was certified at delta {self.delta:g} after {used}: run the full model. Raise delta or record higher "
-            "thresholds; a second attempt, or more prompts, is not covered by this epsilon."
+            f"Nothing was certified at delta {as_text(self.delta)} after {used}: run the full model. What may help: a longer "
+            "list of fresh prompts, a larger delta or higher thresholds; testing these again is not covered by this epsilon."
         )
 
     def policy(self, **fields: Any) -> ExitPolicy:
