@@ -95,14 +95,14 @@ def patch(timers: Timers) -> None:
         ("gated_gelu", "norms"),
         *(
             (name, "books")
-            for name in ("behind", "entering", "place", "put", "copy", "of", "ranges")
+            for name in ("catch_up", "entering", "place", "put", "copy", "of", "ranges")
         ),
     ):
         timers.patch(kernels, name, part)
     # what other compiled loops call cannot be replaced
     for name in ("next_rows", "asking", "leave"):
         timers.patch(bookkeeping, name, "books")
-    for name in ("recall", "decoder_layer", "turn", "encode", "generate"):
+    for name in ("recall", "decoder_layer", "layer_and_surest", "encode", "generate"):
         timers.patch(t5_kernels, name, "layers")
     timers.patch(Judge, "look", "head")
     for name in ("start", "admit", "_encode"):
@@ -145,7 +145,7 @@ def main() -> None:
 
     told_by: tuple[tuple[Any, str, Callable[[Any], int]], ...] = (
         (t5_backbone.T5Backbone, "layer_of_rows", lambda _: 1),
-        (t5_backbone.T5Backbone, "turn", lambda _: 1),
+        (t5_backbone.T5Backbone, "layer_and_surest", lambda _: 1),
         (t5_kernels, "generate", lambda found: int(found[0][1].sum())),
     )
     for holder, name, count in told_by:

@@ -223,9 +223,26 @@ def test_a_path_of_threshold_vectors_in_the_column_policy_makes_a_policy_with_th
         for i in range(80)
         for step, vector in path.items()
     ]
-    policy = calibrate(Runs.from_frame(pd.DataFrame(rows)), delta=0.1).policy()
+    table = pd.DataFrame(rows)
+    policy = calibrate(Runs.from_frame(table), delta=0.1).policy()
     assert policy.thresholds == path[0.5]
     assert math.isinf(policy.threshold)
+    # one number may have several texts, which say what else was varied
+    other = [text.replace("}}", '}, "emits": "last"}') for text in table["policy"]]
+    both = pd.concat([table, table.assign(policy=other, layers=0.1 * table["layers"])])
+    found = calibrate(Runs.from_frame(both), delta=0.1).policy()
+    assert (found.thresholds, found.emits) == (path[0.5], "last")
+
+
+def test_thresholds_that_every_candidate_has_in_the_column_policy_are_no_vectors_of_a_path() -> (
+    None
+):
+    same = plain(policy='{"thresholds": {"4": 0.9}}')
+    found = calibrate(Runs.from_frame(same), delta=0.1)
+    with pytest.raises(RiskcalError, match="thresholds: the column policy holds the same where"):
+        found.policy()
+    alone = same[same["threshold"].isin([0.5, math.inf])]
+    assert calibrate(Runs.from_frame(alone), delta=0.1).policy().thresholds == {4: 0.9}
 
 
 #: Written by the commit before policies could leave the measure open, from the shipped records at delta .1.

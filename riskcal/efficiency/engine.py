@@ -9,14 +9,10 @@ from riskcal import _validate
 from riskcal._validate import Floats
 from riskcal.efficiency.layers import Integers, exit_array
 
-#: Newcomers are read together once this share of the slots is free, as in `riskcal_adapters.torch.Engine`.
-_ADMITTED_AT = 8
-#: Of ten rows in flight, so many wait for deeper layers than the first when these have their turn; as there.
-_TENTHS = 7
-#: Rows that must wait for a deep layer, or it is passed over in most turns; as there.
+#: Newcomers are read together once one slot in so many is free: one call serves them all.
+ADMITTED_AT = 8
+#: Rows that must wait for a deep layer, or it is passed over in most turns.
 LEAST = 4
-#: The first layer runs so often in a row, and after so many calls there is a turn in which none is passed over; as there.
-_IN_A_ROW, _WHOLE_EVERY = 24, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,14 +105,6 @@ def engine_work(exit_layers: ArrayLike, slots: int, *, least: int = LEAST) -> En
     begun, ended = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     tokens = np.count_nonzero(exits, axis=1)
     calls = kernels.engine_calls(
-        exits,
-        tokens,
-        slots,
-        least,
-        (_TENTHS, _IN_A_ROW, _WHOLE_EVERY, _ADMITTED_AT),
-        rows,
-        admitted,
-        begun,
-        ended,
+        exits, tokens, slots, least, ADMITTED_AT, rows, admitted, begun, ended
     )
     return EngineWork(rows[:calls].copy(), admitted[:calls].copy(), begun, ended)

@@ -130,17 +130,24 @@ def from_columns(
     elif chosen is not None and ("temperature" in columns or "policy" in columns):
         given["schedule"] = Constant()
     if "policy" in columns:
-        vectors = table["policy"].nunique() == table["threshold"].nunique()
-        given |= _recorded_fields(
-            kind, str(row["policy"]), vectors=vectors, tested=chosen is not None
-        )
-    if "thresholds" in columns and chosen is not None:
-        if "thresholds" in given:
+        given |= _recorded_fields(kind, str(row["policy"]))
+    vector = given.pop("thresholds", None)
+    if vector is not None and chosen is not None:
+        alike = table.loc[table["policy"] == row["policy"], "threshold"]
+        if alike.nunique() > 1:
+            raise RiskcalError(
+                f"thresholds: the column policy holds the same where threshold is {alike.iloc[0]:g} and where it is "
+                f"{alike.iloc[-1]:g}; leave them out there, or number the vectors in the column threshold, one number each."
+            )
+        if "thresholds" in columns:
             raise RiskcalError(
                 "thresholds: in its column and in the column policy; record one of the two."
             )
-        vector = _validate.from_json(str(row["thresholds"]))
-        given |= {"threshold": math.inf, "thresholds": {int(n): v for n, v in vector.items()}}
+    elif "thresholds" in columns:
+        cells = _validate.from_json(str(row["thresholds"]))
+        vector = {int(layer): value for layer, value in cells.items()}
+    if vector is not None and chosen is not None:  # the column threshold is but its number
+        given |= {"threshold": math.inf, "thresholds": vector}
     if "learned" in columns and chosen is not None:
         given["learned"] = recorded_limit(str(row["learned"]))
     others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
@@ -196,14 +203,10 @@ def _held(value: Any) -> Any:
     return "full" if isinstance(plain, float) and math.isinf(plain) else plain
 
 
-def _recorded_fields(
-    kind: "type[ExitPolicy]", text: str, *, vectors: bool, tested: bool
-) -> dict[str, Any]:
-    """The fields of a policy that a candidate ran with, beyond those that records have columns for.
+def _recorded_fields(kind: "type[ExitPolicy]", text: str) -> dict[str, Any]:
+    """The fields that a cell of the column ``policy`` holds: those without a column of their own, thresholds per exit perhaps.
 
-    Whoever writes that column names everything: what it leaves out had its default. Where each threshold has a text of its own
-    (``vectors``), thresholds per exit layer may stand there, of which ``threshold`` is then but the name; the full model (not
-    ``tested``) has none.
+    Whoever writes that column names everything: what it leaves out had its default.
     """
     try:
         fields = _validate.from_json(text)
@@ -212,11 +215,7 @@ def _recorded_fields(
         raise RiskcalError(
             f"policy: the records hold {text!r}, which is not an object of policy fields ({error})."
         ) from None
-    own = [
-        name
-        for name in fields
-        if name in FIELDS_ELSEWHERE and not (vectors and name == "thresholds")
-    ]
+    own = [name for name in fields if name in FIELDS_ELSEWHERE - {"thresholds"}]
     if own:
         raise RiskcalError(
             f"policy: the records' column holds {own[0]!r}, which has a column of its own or is what calibration finds; "
@@ -226,11 +225,4 @@ def _recorded_fields(
         name for name in kind.model_fields if name not in (*FIELDS_ELSEWHERE, *_OF_MODELS, "config")
     ]
     given = {name: getattr(recorded, name) for name in (*said, *fields)}
-    given |= {name: given[name] or DEFAULTS[name] for name in ("cache", "batching")}
-    if "thresholds" in given:
-        return (
-            given | {"threshold": math.inf}
-            if tested
-            else {n: v for n, v in given.items() if n != "thresholds"}
-        )
-    return given
+    return given | {name: given[name] or DEFAULTS[name] for name in ("cache", "batching")}

@@ -14,6 +14,7 @@ from causal_models import decoder as causal
 
 import riskcal
 from riskcal import ExitPolicy, RiskcalError, Runs, Sampling, efficiency
+from riskcal.efficiency.kernels import nothing_ran
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow, read_events
 from riskcal_adapters import record
 from riskcal_adapters.torch import EarlyExitT5, Engine, Request, load_example
@@ -323,7 +324,7 @@ def test_calls_rows_and_memory_are_those_that_were_planned(g2p, threshold):
 def test_no_row_waits_for_ever_whatever_others_do(slots, deep, shallow):
     """Some rows go through all layers, and the others, which never end, leave at a layer below: the clock stands still."""
     deep, n_layers = min(deep, slots), 8
-    active, turn = np.ones(slots, dtype=bool), bookkeeping.new_turn()
+    active, turn = np.ones(slots, dtype=bool), nothing_ran()
     layers, positions, ran = (np.zeros(slots, dtype=np.int64) for _ in range(3))
     for call in range(1, 3000):
         index, rows, _ = bookkeeping.next_rows(
@@ -339,5 +340,5 @@ def test_no_row_waits_for_ever_whatever_others_do(slots, deep, shallow):
 
 def test_an_engine_without_rows_calls_nothing():
     nothing = np.zeros(4, dtype=bool), *(np.zeros(4, dtype=np.int64) for _ in range(2)), np.zeros(4)
-    index, rows, _ = bookkeeping.next_rows(*nothing, -math.inf, 4, bookkeeping.new_turn(), 8)
+    index, rows, _ = bookkeeping.next_rows(*nothing, -math.inf, 4, nothing_ran(), 8)
     assert (index, len(rows)) == (0, 0)

@@ -242,7 +242,7 @@ def test_a_table_that_has_grown_wide_can_be_forgotten(monkeypatch):
 
 def test_the_compiled_turn_holds_what_is_forbidden(gated_t5):
     own, rng = EarlyExitT5(gated_t5), np.random.default_rng(0)
-    assert own._backbone.turns
+    assert own._backbone.compiled
     rules = (Tokens(ids=tuple(range(0, own._backbone.vocabulary, 3))),)
     policies = {
         "held": ExitPolicy(threshold=0.05, forbidden=rules),

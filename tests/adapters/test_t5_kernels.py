@@ -63,7 +63,7 @@ def test_a_layer_is_that_of_torch_with_the_gaps_of_rows_that_skipped_it(gated_t5
     rng = np.random.default_rng(0)
     prompts = [rng.integers(2, backbone.vocabulary, n) for n in (3, 8, 1, 5, 8)]
     ours, plain = filled(backbone, prompts), filled(backbone, prompts)
-    assert backbone.turns
+    assert backbone.compiled
     gaps = 0
     with torch.inference_mode():
         for cache in (ours, plain):
@@ -83,7 +83,7 @@ def test_a_layer_is_that_of_torch_with_the_gaps_of_rows_that_skipped_it(gated_t5
                 gaps += int((position[rows] - ours.layers[index].filled_rows[rows]).sum())
                 found = backbone.layer_of_rows(index, state, rows, position[rows], ours)
                 with monkeypatch.context() as patched:
-                    patched.setattr(T5Backbone, "turns", False)
+                    patched.setattr(T5Backbone, "compiled", False)
                     expected = backbone.layer_of_rows(index, state, rows, position[rows], plain)
                 np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
             position[rows] += 1
@@ -105,10 +105,12 @@ def test_a_turn_looks_at_the_rows_that_are_asked_and_at_no_other(gated_t5, measu
     number = kernels.OF_LOGITS.index(measure)
     with torch.inference_mode():
         entering = torch.from_numpy(rng.normal(size=(SLOTS, backbone.width)).astype(np.float32))
-        state, sure, best = backbone.turn(number, 0, entering, (rows, positions, places), first)
+        state, sure, best = backbone.layer_and_surest(
+            number, 0, entering, (rows, positions, places), first
+        )
         expected = backbone.layer_of_rows(0, entering[rows], rows, positions, second)
         logits = backbone.logits(expected[1:])
-        nobody = backbone.turn(
+        nobody = backbone.layer_and_surest(
             number, 0, entering, (rows, positions, places[:0]), filled(backbone, prompts)
         )
     np.testing.assert_allclose(state, expected, rtol=1e-5, atol=1e-5)
@@ -133,7 +135,7 @@ def test_the_encoder_is_that_of_torch(gated_t5, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(t5_kernels, "encode", encode)
         found, _ = backbone._encode(ids, mask)
-    monkeypatch.setattr(T5Backbone, "turns", False)
+    monkeypatch.setattr(T5Backbone, "compiled", False)
     expected, _ = backbone._encode(ids, mask)
     assert calls
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -244,7 +244,7 @@ class Backbone(abc.ABC):
         own = cache.layers.get(index) or self.open(index, cache)
         batch = cache.batch
         memory = self.recall(index, own, cache, rows)
-        all_rows, all_positions = kernels.behind(rows, positions, own.filled_rows)
+        all_rows, all_positions = kernels.catch_up(rows, positions, own.filled_rows)
         entering, gaps = state, len(all_rows) - len(rows)
         if gaps:
             entering = self._entering(cache, all_rows, all_positions, state)
@@ -276,8 +276,8 @@ class Backbone(abc.ABC):
         return self.finish(index, state, attended.flatten(1), memory)
 
     @property
-    def turns(self) -> bool:
-        """Whether there are `turn` and `alone`; ``embedding`` (V, d) is then all that enters the first layer."""
+    def compiled(self) -> bool:
+        """Whether there are `layer_and_surest` and `alone`; ``embedding`` (V, d) is then all that enters the first layer."""
         return False
 
     @property
@@ -285,7 +285,7 @@ class Backbone(abc.ABC):
         """(V, d): of tokens."""
         raise NotImplementedError
 
-    def turn(
+    def layer_and_surest(
         self, measure: int, index: int, entering: Tensor, at: tuple[Ints, Ints, Ints], cache: Cache
     ) -> tuple[Floats, Floats, Ints]:
         """`layer_of_rows`, and in the same compiled loop how sure rows are by a measure, its place in `kernels.OF_LOGITS`.

@@ -36,7 +36,7 @@ class Memory(NamedTuple):
     def attend(self, queries: Tensor) -> Tensor:
         """Unscaled attention of (m * B, heads * d_kv), position by position, each to its row's prompt."""
         batch, heads, _, width = self.keys.shape
-        several = queries.shape[0] > batch  # positions; of one there is nothing to turn
+        several = queries.shape[0] > batch  # positions; of one there is nothing to move
         asked = (
             queries.view(-1, batch, heads, width).permute(1, 2, 0, 3)
             if several
@@ -107,7 +107,7 @@ class LayerCache:
     by_row: bool = False
     held: NDArray[np.float32] | None = None  # `rows` as numpy, where `kernels` read it
     starts: Ints | None = None  # (B,) where each row's keys begin, once that was asked
-    #: (B,) rows whose part of the memory is still an earlier prompt's, where prompts take turns.
+    #: (B,) rows whose part of the memory is still an earlier prompt's, where slots are used again.
     stale: NDArray[np.bool_] | None = None
 
     @classmethod

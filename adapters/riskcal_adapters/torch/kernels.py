@@ -155,10 +155,10 @@ def attend(
 
 
 @njit(cache=True)
-def behind(rows: Any, positions: Any, filled: Any) -> tuple[Ints, Ints]:
+def catch_up(rows: Any, positions: Any, filled: Any) -> tuple[Ints, Ints]:
     """Rows and positions that lack keys and values: those that were skipped, row by row, then those at hand.
 
-    After it none of the ``rows`` lacks any, as ``filled`` says.
+    Whoever asks must write them all: ``filled`` is moved on behind the positions at hand, as if they were there.
     """
     count = len(rows)
     gaps = 0

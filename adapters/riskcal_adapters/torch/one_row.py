@@ -18,7 +18,7 @@ def takes(backbone: Backbone, policy: ExitPolicy, batch: int) -> bool:
     """Whether `generate` serves a policy; all others are `loop.Loop`'s."""
     return (
         batch == 1
-        and backbone.turns
+        and backbone.compiled
         and policy.measure in kernels.OF_LOGITS
         and (policy.cache, policy.emits) == ("project", "exit")
         and policy.pruning is None

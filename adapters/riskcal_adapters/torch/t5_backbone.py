@@ -216,7 +216,7 @@ class T5Backbone(Backbone):
     def _encode_short(self, tokens: Ints, lengths: Ints) -> Tensor:
         """The encoder's normed output of prompts that stand one after the other, each token attending to its own."""
         tables = self._encoder_bias.around(int(lengths.max()))
-        if self.turns:
+        if self.compiled:
             return torch.from_numpy(t5_kernels.encode(self._stack, tokens, lengths, tables))
         begins, counts, shifts = kernels.whole_prompts(lengths)
         state = self._embedding.index_select(0, torch.from_numpy(tokens))
@@ -291,25 +291,25 @@ class T5Backbone(Backbone):
         return self._feed_forward(layer, state)
 
     @property
-    def turns(self) -> bool:
+    def compiled(self) -> bool:
         return self.lean and self._gated_gelu
 
     @property
     def embedding(self) -> Tensor:
         return self._embedding
 
-    def turn(
+    def layer_and_surest(
         self, measure: int, index: int, entering: Tensor, at: tuple[Ints, Ints, Ints], cache: Cache
     ) -> tuple[Floats, Floats, Ints]:
         rows, positions, places = at
-        given = self._compiled(index, rows, positions, cache)
-        found: tuple[Floats, Floats, Ints] = t5_kernels.turn(
+        given = self._given(index, rows, positions, cache)
+        found: tuple[Floats, Floats, Ints] = t5_kernels.layer_and_surest(
             self._head.numpy(), measure, places, entering.numpy(), rows, given
         )
         return found
 
     def layer(self, index: int, state: Tensor, cache: Cache) -> Tensor:
-        if not self.turns or cache.position >= FEW_COLUMNS:
+        if not self.compiled or cache.position >= FEW_COLUMNS:
             return super().layer(index, state, cache)
         positions = np.full(cache.batch, cache.position)
         return self.layer_of_rows(index, state, cache.everyone, positions, cache)
@@ -331,12 +331,12 @@ class T5Backbone(Backbone):
     def layer_of_rows(
         self, index: int, state: Tensor, rows: Ints, positions: Ints, cache: Cache
     ) -> Tensor:
-        if not self.turns:
+        if not self.compiled:
             return super().layer_of_rows(index, state, rows, positions, cache)
-        given = self._compiled(index, rows, positions, cache)
+        given = self._given(index, rows, positions, cache)
         return torch.from_numpy(t5_kernels.decoder_layer(given, state.numpy()))
 
-    def _compiled(self, index: int, rows: Ints, positions: Ints, cache: Cache) -> tuple[Any, ...]:
+    def _given(self, index: int, rows: Ints, positions: Ints, cache: Cache) -> tuple[Any, ...]:
         """What `t5_kernels.decoder_layer` is given."""
         own = cache.layers.get(index) or self.open(index, cache)
         memory = own.memory

@@ -13,7 +13,7 @@ from riskcal_adapters.torch.weights import CrossAttention, Layer
 #: Tokens of a row between which Python is back, and whoever interrupts it is heard.
 _AT_ONCE = 16
 _ZERO, _ONE = np.float32(0), np.float32(1)
-_behind, _entering, _place, _of = kernels.behind, kernels.entering, kernels.place, kernels.of
+_catch_up, _entering, _place, _of = kernels.catch_up, kernels.entering, kernels.place, kernels.of
 _whole_prompts = kernels.whole_prompts
 
 
@@ -59,7 +59,7 @@ def decoder_layer(given: Any, state: Any) -> Any:
     layer, cross, offset, width, rows, positions, filled, states = given[:8]
     begins, row_step, step, held, bias, memory, memory_starts, memory_counts = given[8:]
     inside = cross.query.shape[1]
-    all_rows, all_positions = _behind(rows, positions, filled)
+    all_rows, all_positions = _catch_up(rows, positions, filled)
     gaps, count = len(all_rows) - len(rows), len(rows)
     normed = rms_norm(_entering(states, all_rows, all_positions, state), offset)
     fresh = np.empty((len(all_rows), 2 * inside), dtype=np.float32)
@@ -106,7 +106,7 @@ def decoder_layer(given: Any, state: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def turn(
+def layer_and_surest(
     head: Any, measure: Any, places: Any, entering: Any, rows: Any, given: Any
 ) -> tuple[Any, Any, Any]:
     """States of ``rows`` after a layer, and at these ``places`` among them `kernels.surest` of the ``head``'s logits.

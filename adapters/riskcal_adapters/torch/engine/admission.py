@@ -1,4 +1,4 @@
-"""What a request becomes when its turn comes: its prompt's ids, and the policy it is served by, checked."""
+"""What a request becomes when there is a slot for it: its prompt's ids, and the policy it is served by, checked."""
 
 from dataclasses import dataclass
 

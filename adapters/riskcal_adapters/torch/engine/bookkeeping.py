@@ -6,24 +6,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from riskcal.efficiency.kernels import next_layer
 from riskcal_adapters.torch.kernels import Ints
 
 _NEVER = np.float32(math.inf)
-#: Of ten rows in flight, so many wait for deeper layers than the first when these have their turn.
-_TENTHS = 7
-#: So often the first layer runs in a row, whoever waits deeper.
-_IN_A_ROW = 24
-#: After so many calls deep layers have a turn in which none is passed over.
-_WHOLE_EVERY = 64
-
-
-def new_turn() -> Ints:
-    """What `next_rows` knows of its calls.
-
-    The layer of the last one, how many of the first layer came in a row, how many since a turn began in which no layer is
-    passed over, and whether the turn is such a one.
-    """
-    return np.zeros(4, dtype=np.int64)
 
 
 @njit(cache=True)
@@ -34,45 +20,24 @@ def next_rows(
     since: Any,
     latest: Any,
     least: Any,
-    turn: Any,
+    ran: Any,
     n_layers: Any,
 ) -> tuple[Any, Ints, Ints]:
     """A layer, the rows that wait for it, and their positions.
 
-    The first layer runs until 7 of 10 rows wait for deeper ones. Then these run in turn, from the lowest up, so that each call
-    has the rows of the one before that stayed, beside those that waited; a layer that fewer than ``least`` rows wait for is
-    passed over. But no row waits for ever, whatever others do: after 24 calls of the first layer in a row, and 64 calls after the
-    last such turn, none is passed over. And first comes the layer of a row that has been waiting since before ``latest``.
-    ``turn`` is of `new_turn`, and changed.
+    First comes the layer of a row that has been waiting since before ``latest``; else the one that `next_layer` says.
     """
-    counts = np.zeros(n_layers, dtype=np.int64)
-    first, total = -1, 0
+    waiting = np.zeros(n_layers, dtype=np.int64)
+    first, urgent = -1, -1
     for row in range(len(active)):
         if active[row]:
-            counts[layers[row]] += 1
-            total += 1
+            waiting[layers[row]] += 1
             if first < 0 or since[row] < since[first]:
                 first = row
-    index = -1
-    if total and since[first] < latest:
-        index = layers[first]
-    elif turn[0] > 0:
-        for deep in range(turn[0] + 1, n_layers):
-            if counts[deep] >= (1 if turn[3] else least):
-                index = deep
-                break
-    if index < 0:
-        index, turn[3] = 0, 0
-        deeper = total - counts[0]
-        is_due = turn[1] >= _IN_A_ROW or turn[2] >= _WHOLE_EVERY
-        if deeper and (is_due or 10 * deeper >= _TENTHS * total):
-            if is_due:
-                turn[2], turn[3] = 0, 1
-            index = 1
-            while not counts[index]:
-                index += 1
-    turn[0], turn[1], turn[2] = index, (0 if index else turn[1] + 1), turn[2] + 1
-    rows, at = np.empty(counts[index], np.int64), np.empty(counts[index], np.int64)
+    if first >= 0 and since[first] < latest:
+        urgent = layers[first]
+    index = next_layer(waiting, ran, least, urgent)
+    rows, at = np.empty(waiting[index], np.int64), np.empty(waiting[index], np.int64)
     found = 0
     for row in range(len(active)):
         if active[row] and layers[row] == index:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from riskcal import RiskcalError, internal
+from riskcal.efficiency.engine import ADMITTED_AT, LEAST
 from riskcal.forbidden import Rule
 from riskcal.policy import ExitPolicy
 from riskcal.serving import EventLog, KillSwitch, PolicyBook, Shadow
@@ -25,13 +26,11 @@ from riskcal_adapters.torch.engine.policies import KILLED, routes
 from riskcal_adapters.torch.engine.prompts import Text, ids_together, texts_of
 from riskcal_adapters.torch.engine.requests import Done, Flight, Request
 from riskcal_adapters.torch.engine.shadows import Loss, differ
-from riskcal_adapters.torch.engine.slots import LEAST, Ended, Newcomer, Slots
+from riskcal_adapters.torch.engine.slots import Ended, Newcomer, Slots
 from riskcal_adapters.torch.engine.sources import Deadlines, Listed, Queued, Source
 from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
 from riskcal_adapters.torch.engine.telling import Telling
 
-#: Newcomers are read together once one slot in so many is free: one encoder call serves them all.
-_ADMITTED_AT = 8
 #: Shadows that wait for a free slot; of more, the oldest is dropped.
 _SHADOWS_WAITING = 1000
 
@@ -159,7 +158,7 @@ class Engine:
             if source.fault is not None:
                 raise source.fault
         finally:
-            self._give_up("cancelled")
+            self._abandon()
             self._running.release()
 
     def submit(
@@ -217,7 +216,7 @@ class Engine:
         """Requests, tokens, rows per layer call, and latencies of the latest requests."""
         return self._counted.stats(self._slots.calls, self._slots.rows_computed, self._slots.size)
 
-    # -- one turn after the other ----------------------------------------------------------------------------------------
+    # -- one layer after the other ------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         try:
@@ -227,7 +226,7 @@ class Engine:
                 if future is not None and future.set_running_or_notify_cancel():
                     future.set_result(done)
         except BaseException as error:  # whoever waits must know
-            self._fail(error)
+            self._break(error)
             raise
 
     def _serve(self, source: Source) -> Generator[tuple[Flight, Done]]:
@@ -235,9 +234,9 @@ class Engine:
         slots = self._slots
         while True:
             source.look()
-            yield from self._give_up_late()
+            yield from self._overdue()
             free = slots.size - len(self._flights)
-            if free * _ADMITTED_AT >= slots.size or not self._flights:
+            if free * ADMITTED_AT >= slots.size or not self._flights:
                 wait = not self._flights and not self._waiting_shadows
                 newcomers = source.take(free, wait=wait)
                 yield from self._admit(newcomers)
@@ -250,9 +249,9 @@ class Engine:
             with torch.inference_mode():
                 ended = slots.advance()
             texts = texts_of([one.tokens for one in ended], self._decoder)
-            done = [self._done(*pair) for pair in zip(ended, texts, strict=True)]
+            answers = [self._finished(*pair) for pair in zip(ended, texts, strict=True)]
             self._journal.flush()  # before anybody hears of them
-            yield from (pair for pair in done if pair[0].shadows is None)
+            yield from (pair for pair in answers if pair is not None)
 
     def _flight(self, request: str | Request) -> Flight:
         request = request if isinstance(request, Request) else Request(request)
@@ -274,9 +273,10 @@ class Engine:
             else:
                 ready.append(flight)
         self._place(ready, newcomers)
-        self._journal.flush()
         # all before anybody hears of one: a run may be abandoned there
-        yield from [(flight, self._failed(flight, why)) for flight, why in failed]
+        answers = [self._answer(flight, Done.failed(flight, why)) for flight, why in failed]
+        self._journal.flush()
+        yield from answers
 
     def _place(self, flights: list[Flight], newcomers: list[Newcomer]) -> None:
         if not newcomers:
@@ -296,98 +296,94 @@ class Engine:
         self._journal.pulled(self._switch.state)
         self._journal.flush()
 
-    def _give_up_late(self) -> Iterator[tuple[Flight, Done]]:
-        """What ran out of time or was cancelled, in a slot or waiting for one."""
-        for flight in self._deadlines.past(time.monotonic()):
-            yield flight, self._failed(flight, "timed out")
-        while self._cancelled:
-            flight = self._cancelled.popleft()
-            if not flight.answered:
-                yield flight, self._failed(flight, "cancelled")
+    # -- how a request ends --------------------------------------------------------------------------------------------
 
-    def _give_up(self, why: str) -> None:
-        """After a `run` that ended halfway, of which nothing may be left."""
-        self._deadlines = Deadlines()
-        for flight in list(self._flights.values()):
-            if flight.shadows is None:
-                self._failed(flight, why)
-            else:
-                self._leave(flight)
-                self._journal.dropped(flight)
-        while self._waiting_shadows:
-            self._journal.dropped(self._waiting_shadows.popleft())
-        self._journal.flush()
-
-    def _fail(self, error: BaseException) -> None:
-        with self._starting:
-            self._closed = f"failed ({type(error).__name__}: {error})"
-        shadows = [flight for flight in self._flights.values() if flight.shadows is not None]
-        for flight in [*shadows, *self._waiting_shadows]:
-            self._journal.dropped(flight)
-        for flight in list(self._open):
-            future = flight.future
-            if future is not None and future.set_running_or_notify_cancel():
-                self._counted.failed += 1
-                self._journal.served(flight, Done.failed(flight, self._closed))
-                self._missing(flight, self._closed)
-                future.set_exception(error)
-        self._open.clear()
-        self._journal.flush()
-
-    def _done(self, ended: Ended, text: Text) -> tuple[Flight, Done]:
-        flight = self._flights.pop(ended.row)
-        flight.row, flight.answered = None, True
-        done = Done.of(flight, ended, text.text, text.error)
-        if flight.shadows is not None:
-            has_text = self._decoder.tokenizer is not None
-            self._journal.compared(flight, done, self._loss, has_text=has_text)
-            return flight, done
+    def _answer(self, flight: Flight, done: Done) -> tuple[Flight, Done]:
+        """The one end of every request: its slot is free, its answer counted and told, and shadowed where that is wanted."""
+        self._free(flight)
         if done.error is None:
             self._counted.add(done.seconds, done.first_token_seconds, len(done.tokens))
         else:
             self._counted.failed += 1
         self._journal.served(flight, done)
-        if done.error is not None:
-            self._missing(flight, done.error)
-        elif self._shadow is not None and self._shadow.takes(flight.id):
-            self._shadowed(flight, done)
+        self._shadowed(flight, done)
         return flight, done
 
-    def _failed(self, flight: Flight, why: str) -> Done:
-        self._leave(flight)
-        self._counted.failed += 1
-        done = Done.failed(flight, why)
-        self._journal.served(flight, done)
-        self._missing(flight, why)
-        self._journal.flush()
-        return done
-
-    def _leave(self, flight: Flight) -> None:
-        """Its slot is free; it is answered, and not again."""
+    def _free(self, flight: Flight) -> None:
+        """Its slot, if it has one; it is answered, and not again."""
         flight.answered = True
-        if flight.row is not None:
-            self._slots.drop(flight.row)
-            del self._flights[flight.row]
-            flight.row = None
+        row, flight.row = flight.row, None
+        if row is not None:
+            self._slots.drop(row)
+            del self._flights[row]
+
+    def _finished(self, ended: Ended, text: Text) -> tuple[Flight, Done] | None:
+        """The answer with a generation that ended; None of a shadow, which nobody waits for."""
+        flight = self._flights[ended.row]
+        done = Done.of(flight, ended, text.text, text.error)
+        if flight.shadows is None:
+            return self._answer(flight, done)
+        self._free(flight)
+        has_text = self._decoder.tokenizer is not None
+        self._journal.compared(flight, done, self._loss, has_text=has_text)
+        return None
+
+    def _overdue(self) -> list[tuple[Flight, Done]]:
+        """Answers to what ran out of time or was cancelled, in a slot or waiting for one."""
+        late = dict.fromkeys(self._deadlines.past(time.monotonic()), "timed out")
+        while self._cancelled:
+            late.setdefault(self._cancelled.popleft(), "cancelled")
+        answers = [
+            self._answer(flight, Done.failed(flight, why))
+            for flight, why in late.items()
+            if not flight.answered
+        ]
+        self._journal.flush()
+        return answers
+
+    def _abandon(self) -> None:
+        """Leave nothing of a `run` that ended, perhaps halfway."""
+        self._deadlines = Deadlines()
+        self._drop_shadows()
+        for flight in list(self._flights.values()):
+            self._answer(flight, Done.failed(flight, "cancelled"))
+        self._journal.flush()
+
+    def _break(self, error: BaseException) -> None:
+        """The engine itself failed: whoever waits gets its exception, and nobody is served any more."""
+        with self._starting:
+            self._closed = f"failed ({type(error).__name__}: {error})"
+        self._drop_shadows()
+        for flight in list(self._open):
+            future = flight.future
+            if future is not None and future.set_running_or_notify_cancel():
+                self._answer(flight, Done.failed(flight, self._closed))
+                future.set_exception(error)
+        self._open.clear()
+        self._journal.flush()
 
     # -- shadows -------------------------------------------------------------------------------------------------------
 
     def _shadowed(self, flight: Flight, done: Done) -> None:
-        if flight.full_depth is not None:  # its loss, 0, would say nothing of the policy
-            self._counted.shadows_at_full_depth += 1
+        """Let a request that shadows take wait for a second run, where its loss is known then and the policy's doing."""
+        if self._shadow is None or flight.prompt is None or not self._shadow.takes(flight.id):
             return
-        self._waiting_shadows.append(flight.again(done))
-        if len(self._waiting_shadows) > _SHADOWS_WAITING:
-            self._journal.dropped(self._waiting_shadows.popleft())
+        if flight.full_depth is not None:  # its loss, 0, would say nothing of the policy
+            self._counted.shadows_at_full_depth += done.error is None
+        elif done.error is not None:
+            self._journal.missing(flight, done.error)
+        else:
+            self._waiting_shadows.append(flight.again(done))
+            if len(self._waiting_shadows) > _SHADOWS_WAITING:
+                self._journal.dropped(self._waiting_shadows.popleft())
 
-    def _missing(self, flight: Flight, why: str) -> None:
-        """Tell that a request which shadows would have taken ended without an output: nobody knows its loss.
-
-        One that was never given a slot, or was served at full depth, has none that the policy is to blame for.
-        """
-        ran = flight.prompt is not None and flight.full_depth is None
-        if ran and self._shadow is not None and self._shadow.takes(flight.id):
-            self._journal.missing(flight, why)
+    def _drop_shadows(self) -> None:
+        """Those in slots, and those that wait."""
+        running = [flight for flight in self._flights.values() if flight.shadows is not None]
+        for flight in [*running, *self._waiting_shadows]:
+            self._free(flight)
+            self._journal.dropped(flight)
+        self._waiting_shadows.clear()
 
     def _fill_with_shadows(self) -> None:
         """Into slots that no request wants now."""

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from riskcal.efficiency.engine import ADMITTED_AT, LEAST
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import request_checks
 from riskcal_adapters.recording.job import WITHOUT_ENGINE
 from riskcal_adapters.torch import sampling
 from riskcal_adapters.torch.decoder import Decoder
-from riskcal_adapters.torch.engine.slots import LEAST, Newcomer, Slots
+from riskcal_adapters.torch.engine.slots import Newcomer, Slots
 from riskcal_adapters.torch.generation import Generation
 from riskcal_adapters.torch.weights import whole_pieces
 
@@ -70,7 +71,7 @@ class DepthWise:
         refused = np.full((count, limit), -math.inf, dtype=np.float32)
         begun = length = 0
         while begun < count or place:
-            if begun < count and (not place or len(slots.free) * 8 >= slots.size):
+            if begun < count and (not place or len(slots.free) * ADMITTED_AT >= slots.size):
                 some = newcomers[begun : begun + len(slots.free)]
                 rows = slots.admit(some)
                 place |= dict(zip(rows.tolist(), range(begun, begun + len(some)), strict=True))

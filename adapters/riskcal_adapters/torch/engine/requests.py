@@ -141,7 +141,7 @@ class Flight:
     deadline : float
         By `time.monotonic`; inf without a time-out.
     fault : str or None
-        What is wrong with the request beside its prompt; told when its turn comes.
+        What is wrong with the request beside its prompt; told when a slot is free for it.
     prompt : (S,) int64, optional
         Its ids, once they were read.
     row : int or None

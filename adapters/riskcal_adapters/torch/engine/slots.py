@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from riskcal.efficiency.kernels import nothing_ran
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch import heads, kernels, sampling
 from riskcal_adapters.torch.caches import Ints
@@ -24,9 +25,6 @@ from riskcal_adapters.torch.engine import bookkeeping
 from riskcal_adapters.torch.engine.guarding import Guards
 from riskcal_adapters.torch.loop import Loop
 from riskcal_adapters.torch.scores import Scores
-
-#: Rows that must wait for a deep layer, or it is passed over in most turns.
-LEAST = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +83,7 @@ class Slots:
         self._loop, self._backbone = loop, loop.backbone
         self.size, self.prompt, self.length = slots, prompt, length
         self._least, self._max_wait = least, max_wait
-        self._about = bookkeeping.new_turn()
+        self._ran = nothing_ran()
         self._cache = self._backbone.pool(slots, prompt, length)
         self.active = np.zeros(slots, dtype=bool)
         self._layer = np.zeros(slots, dtype=np.int64)  # that runs next
@@ -162,7 +160,7 @@ class Slots:
             self._since,
             time.monotonic() - self._max_wait,
             self._least,
-            self._about,
+            self._ran,
             self._loop.n_layers,
         )
         self.calls += 1
@@ -170,10 +168,10 @@ class Slots:
         if (
             len(self._measures) == 1
             and self._measures[0] in kernels.OF_LOGITS
-            and self._backbone.turns
+            and self._backbone.compiled
             and not self._draws
         ):
-            return self._turn(index, rows, positions)
+            return self._advance_compiled(index, rows, positions)
         before = self._backbone.of(self._state, rows)
         state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         leaving, tokens = rows[:0], rows[:0]
@@ -199,11 +197,11 @@ class Slots:
             self._since[going] = time.monotonic()
         return self._left(rows[leaving], leaving, tokens, state) if len(leaving) else []
 
-    def _turn(self, index: int, rows: Ints, positions: Ints) -> list[Ended]:
+    def _advance_compiled(self, index: int, rows: Ints, positions: Ints) -> list[Ended]:
         """`advance` in compiled loops, where all tokens are the most probable ones, and confidence is of logits."""
         asked = bookkeeping.asking(rows, positions, np.arange(len(rows)), self._needed, index)
         measure = kernels.OF_LOGITS.index(self._measures[0])
-        state, confidence, best = self._backbone.turn(
+        state, confidence, best = self._backbone.layer_and_surest(
             measure, index, self._state, (rows, positions, asked), self._cache
         )
         if self._guards:
