@@ -24,6 +24,7 @@ from riskcal_adapters.torch import (
     Engine,
     backbone,
     caches,
+    exits,
     kernels,
     load_example,
     t5_backbone,
@@ -100,8 +101,8 @@ def patch(timers: Timers) -> None:
     ):
         timers.patch(kernels, name, part)
     # what other compiled loops call cannot be replaced
-    for name in ("next_rows", "asking", "leave"):
-        timers.patch(bookkeeping, name, "books")
+    for module, name in ((bookkeeping, "next_rows"), (exits, "asking"), (bookkeeping, "leave")):
+        timers.patch(module, name, "books")
     for name in ("recall", "decoder_layer", "layer_and_surest", "encode", "generate"):
         timers.patch(t5_kernels, name, "layers")
     timers.patch(Judge, "look", "head")

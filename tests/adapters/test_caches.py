@@ -188,11 +188,11 @@ def test_row_6_the_controls_differ_from_the_projection(tiny_t5):
             run = decoder._loop.run(
                 policy.model_copy(update={"cache": cache}), input_ids, mask.bool().numpy(), 4
             )
-            table = policy.exit_thresholds(decoder.n_layers, 1)[0, :, None].tolist()
+            table = policy.exit_thresholds(decoder.n_layers, 1)[0, :, None]
             for token in (5, 9, 17):
                 assert decoder._loop.step(run, [token], [0], table).exits == [2]
             step = decoder._loop.step(
-                run, [3], [0], FULL.exit_thresholds(decoder.n_layers, 1)[0, :, None].tolist()
+                run, [3], [0], FULL.exit_thresholds(decoder.n_layers, 1)[0, :, None]
             )
         confidences[cache] = step.confidence[0]
     values = list(confidences.values())

@@ -1,7 +1,6 @@
 """`EarlyExitCausalLM`: the full model token for token, exits by the definition, and what is refused."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -84,14 +83,14 @@ def test_exits_at_a_layer_are_the_lens_on_its_state(kind):
 def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(kind):
     own, of = decoder(kind), model(kind)
     input_ids, mask = prompts(3)
-    never = [[math.inf] * 3 for _ in range(own.n_layers - 1)] + [[-math.inf] * 3]
+    never = np.full((own.n_layers, 3), np.inf, dtype=np.float32)
     with torch.inference_mode():
         run = own._loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
         chosen = run.cache.first
         depths = [1, 3, 2, own.n_layers]
         for depth in depths:
-            thresholds = copy.deepcopy(never)
-            thresholds[depth - 1] = [-1.0] * 3
+            thresholds = never.copy()
+            thresholds[depth - 1] = -1.0
             step = own._loop.step(run, chosen, [0, 1, 2], thresholds)
             assert step.exits == [depth] * 3
             chosen = step.tokens

@@ -204,18 +204,18 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(tin
     input_ids, mask = prompts(3)
     n_layers = decoder.n_layers
     exits_at = [1, 3, 2, 1]  # whole steps at different depths; rows differ in the last one
-    never = [[math.inf] * 3 for _ in range(n_layers)]
+    never = np.full((n_layers, 3), np.inf, dtype=np.float32)
     with torch.inference_mode():
         run = decoder._loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
         cache, chosen = run.cache, [0, 0, 0]
         for depth in exits_at:
-            thresholds = copy.deepcopy(never)
-            thresholds[depth - 1] = [-1.0] * 3
+            thresholds = never.copy()
+            thresholds[depth - 1] = -1.0
             step = decoder._loop.step(run, chosen, [0, 1, 2], thresholds)
             chosen, exits = step.tokens, step.exits
             assert exits == [depth] * 3
-        thresholds = copy.deepcopy(never)
-        thresholds[0][1] = thresholds[2][2] = -1.0
+        thresholds = never.copy()
+        thresholds[0, 1] = thresholds[2, 2] = -1.0
         exits = decoder._loop.step(run, chosen, [0, 1, 2], thresholds).exits
         assert exits == [n_layers, 1, 3]
         for index, block in enumerate(model.decoder.block):
@@ -245,7 +245,8 @@ def test_layers_that_were_never_reached_are_never_opened(tiny_t5):
     input_ids, mask = prompts(2)
     with torch.inference_mode():
         run = decoder._loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
-        decoder._loop.step(run, [0, 0], [0, 1], [[-1.0] * 2] * decoder.n_layers)
+        always = np.full((decoder.n_layers, 2), -1.0, dtype=np.float32)
+        decoder._loop.step(run, [0, 0], [0, 1], always)
     assert set(run.cache.layers) == {0}
 
 

@@ -202,7 +202,7 @@ class _Generation:
                 break
             if index < n_layers:
                 before = state if index else None
-                deeper = run.layer(index, state, [])
+                deeper = run.layer(index, state, cache.everyone)
                 # rows that exit keep the state at which they did; with exact caches their true state goes on
                 frozen = bool(sent) and not run.exact
                 state = torch.where(active[:, None], deeper, state) if frozen else deeper

@@ -16,9 +16,9 @@ from torch import Tensor
 from riskcal.forbidden import Guard
 from riskcal.policy import ExitPolicy
 from riskcal_adapters import generation_config
-from riskcal_adapters.torch import heads, sampling
+from riskcal_adapters.torch import exits, heads, sampling
 from riskcal_adapters.torch.backbone import Backbone
-from riskcal_adapters.torch.caches import Cache
+from riskcal_adapters.torch.caches import Cache, Ints
 from riskcal_adapters.torch.confidence import CONTRASTIVE, Judge
 from riskcal_adapters.torch.generation import Step
 from riskcal_adapters.torch.measures import Linear
@@ -32,6 +32,7 @@ def _no_text(token: int) -> str:
 
 #: Where there is no exit, and so none that agrees.
 _NO_TOKEN = -1
+_NONE = np.float32(-math.inf)
 
 
 @dataclass(eq=False)
@@ -74,7 +75,6 @@ class Loop:
             judge=Judge(head, policy, self.classifier),
             keys=sampling.noise_keys(tokens.cpu().numpy(), mask) if policy.sampling else [],
             pending=[0] * batch,
-            opens=[True] * backbone.n_exits,
             gathers=policy.batching == "regroup" and batch > 1,
             exact=policy.cache in ("deferred", "recompute"),
             guard=guard,
@@ -94,15 +94,14 @@ class Loop:
         """
         batch = len(tokens)
         run = self.run(policy, tokens, mask, len(thresholds))
-        run.opens = np.asarray(np.isfinite(thresholds).any((0, 2))).tolist()
-        full = policy.is_full_model and not any(run.opens[:-1])
+        full = policy.is_full_model and not np.isfinite(thresholds[:, :-1]).any()
         chosen, going = run.cache.first, list(range(batch))
         steps, rows = [], going  # rows: which of the batch's those of the run are
         for position in range(len(thresholds)):
             if full:
                 step = self.full_step(run, chosen, going)
             else:
-                step = self.step(run, chosen, going, thresholds[position].tolist())
+                step = self.step(run, chosen, going, thresholds[position])
             steps.append(
                 step
                 if len(rows) == batch
@@ -121,7 +120,7 @@ class Loop:
         return steps
 
     def step(
-        self, run: Run, previous: list[int], going: list[int], thresholds: list[list[float]]
+        self, run: Run, previous: list[int], going: list[int], thresholds: NDArray[np.float32]
     ) -> Step:
         """The next token of each row.
 
@@ -137,67 +136,66 @@ class Loop:
             else None
         )
         judge.begin(None if ahead is None else ahead.best())
-        if policy.max_pending is not None:
-            thresholds = self._forced(run, thresholds)
+        needed = self._needed(run, thresholds)
         together = policy.batching == "deepest"
         # Rows that exit keep the state at which they did; with exact caches their true state goes on with the others'.
         freezes = not (together or run.gathers or run.exact)
-        active, moving = going, self._column(going, cache) if freezes else None
+        # of rows that have states, the places of those that have not left
+        rows, places = cache.everyone, np.array(going)
+        moving = self._column(going, cache) if freezes else None
         at_exit = None  # (B, d), of each row, where a layer's states are those of some rows only
         if run.gathers:
             at_exit = state.clone()
-            state = self._of(state, active, cache)
+            rows, places = places, np.arange(len(going))
+            state = self._of(state, rows, cache)
         waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
         before, n_layers, final = None, self.n_layers, len(thresholds) - 1
-        for index, needed in enumerate(thresholds):
+        now, refused = np.zeros(cache.batch, np.int64), np.full((cache.batch, 1), _NONE)
+        for index in range(final + 1):
             if index < n_layers:
                 before = state if index else None
-                deeper = run.layer(index, state, active)
+                deeper = run.layer(index, state, rows)
                 state = deeper if moving is None else torch.where(moving, deeper, state)
             if index == 0:
                 after_first = state
-            last = index == final
-            if not last and (
-                not run.opens[index] or all(needed[row] == math.inf for row in active)
-            ):
+            last = index == final  # there all leave; a last layer's own head is not that exit
+            asked = places if last else exits.asking(rows, now, places, needed, index)
+            if not len(asked):
                 judge.pass_by(state)
                 continue
             confidence, scores = judge.look(index + 1, state, before)
-            sure = confidence.tolist()
-            # where each row stands in states and confidences
-            places = range(len(active)) if run.gathers else active
-            at = list(zip(active, places, strict=True))
-            # at the last exit all leave, also where a confidence is NaN; a last layer's own head is not that exit
-            leaving = [(row, i) for row, i in at if last or sure[i] >= needed[row]]
+            sure, noted = confidence[asked], refused.copy() if together else refused
+            leaving = asked[exits.decide(rows, now, asked, needed, index, sure, noted, last)]
             if together and not last:
-                waiting.difference_update(row for row, _ in leaving)
-                leaving = [] if waiting else at
-            if leaving:
+                waiting.difference_update(leaving.tolist())
+                leaving = places[:0] if waiting else places
+            if len(leaving):
                 emitting = ahead if policy.emits == "last" else scores
                 emitting = emitting or run.head.scores(index + 1, state, None)
                 layer = min(index + 1, n_layers)
-                leaving = self._leave(run, step, layer, leaving, sure, emitting, early=not last)
-                if leaving and at_exit is not None:
-                    rows, exiting = (
-                        self.backbone.tensor(np.array(part)) for part in zip(*leaving, strict=True)
-                    )
-                    at_exit.index_copy_(0, rows, state.index_select(0, exiting))
-            stay = [(row, i) for row, i in at if not step.exits[row]]
-            for row, i in stay:
-                # a sure row is held at its token, and would be at any threshold
-                unsure = together or sure[i] < needed[row]
-                if unsure and sure[i] > step.refused[row] and needed[row] != math.inf:
-                    step.refused[row] = sure[i]
-            if not stay:
+                leaving = self._leave(
+                    run, step, layer, rows, leaving, confidence, emitting, early=not last
+                )
+            if not len(leaving):
+                if together:  # none did, however sure
+                    refused[asked, 0] = np.fmax(refused[asked, 0], sure)
+                continue
+            if at_exit is not None:
+                exiting = self.backbone.tensor(leaving)
+                at_exit.index_copy_(
+                    0, self.backbone.tensor(rows[leaving]), state.index_select(0, exiting)
+                )
+            places = np.array([one for one in places.tolist() if not step.exits[rows[one]]])
+            if not len(places):
                 break
-            if leaving:
-                active = [row for row, _ in stay]
-                moving = self._column(active, cache) if freezes else None
-                if run.gathers:
-                    kept = self.backbone.tensor(np.array([i for _, i in stay]))
-                    state = state.index_select(0, kept)
-                    before = None if before is None else before.index_select(0, kept)
-                    judge.keep(kept)
+            moving = self._column(places, cache) if freezes else None
+            if run.gathers:
+                kept = self.backbone.tensor(places)
+                state = state.index_select(0, kept)
+                before = None if before is None else before.index_select(0, kept)
+                judge.keep(kept)
+                rows, places = rows[places], np.arange(len(places))
+        step.refused = refused[:, 0].tolist()
         if at_exit is not None:
             state = at_exit
         cache.append(after_first if policy.cache == "first" else state)
@@ -244,53 +242,49 @@ class Loop:
         cache = run.cache
         position, states = cache.position, cache.states[: cache.position].clone()
         for index in range(self.n_layers):
-            state = run.layer(index, state, [])
+            state = run.layer(index, state, cache.everyone)
         cache.rewind(position)
         cache.states[:position] = states
         return Scores(self.backbone.logits(state))
 
-    def _forced(self, run: Run, thresholds: list[list[float]]) -> list[list[float]]:
-        """No exit for rows that exited ``max_pending`` times in a row."""
-        limit = run.policy.max_pending
-        due = {row for row, count in enumerate(run.pending) if limit is not None and count >= limit}
-        if not due:
-            return thresholds
-        early, last = thresholds[: self.n_layers - 1], thresholds[self.n_layers - 1 :]
-        return [
-            [math.inf if row in due else value for row, value in enumerate(needed)]
-            for needed in early
-        ] + last
+    def _needed(self, run: Run, thresholds: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(B, 1, L or L + 1), as `exits` has it; rows that exited ``max_pending`` times in a row need what no confidence is."""
+        needed, limit = thresholds.T[:, None].copy(), run.policy.max_pending
+        if limit is not None:
+            needed[np.array(run.pending) >= limit, :, : self.n_layers - 1] = math.inf
+        return needed
 
     def _leave(
         self,
         run: Run,
         step: Step,
         layer: int,
-        leaving: list[tuple[int, int]],
-        sure: list[float],
+        rows: Ints,
+        places: Ints,
+        confidence: NDArray[np.float32],
         scores: Scores,
         *,
         early: bool,
-    ) -> list[tuple[int, int]]:
-        """Rows of the batch emit their tokens; each comes with its place in the scores and confidences.
+    ) -> Ints:
+        """The ``rows`` at some places, which are those in the scores and confidences, emit their tokens.
 
-        Gives the rows that did: ``early``, those whose tokens are not forbidden, of a "deepest" batch all or none.
+        Gives the places of those that did: ``early``, those whose tokens are not forbidden, of a "deepest" batch all or none.
         """
-        rows, places = [row for row, _ in leaving], [place for _, place in leaving]
-        tokens = self._choose(run, scores, rows, places)
+        tokens = self._choose(run, scores, rows[places].tolist(), places.tolist())
         guard = run.guard
         if guard is not None and early:
-            held = [
-                guard.forbids(run.contexts[row], token)
-                for row, token in zip(rows, tokens, strict=True)
+            free = [
+                not guard.forbids(run.contexts[row], token)
+                for row, token in zip(rows[places].tolist(), tokens, strict=True)
             ]
-            if run.policy.batching == "deepest" and any(held):
-                return []
-            leaving = [one for one, is_held in zip(leaving, held, strict=True) if not is_held]
-            tokens = [one for one, is_held in zip(tokens, held, strict=True) if not is_held]
-        for (row, place), token in zip(leaving, tokens, strict=True):
-            step.tokens[row], step.exits[row], step.confidence[row] = token, layer, sure[place]
-        return leaving
+            if run.policy.batching == "deepest" and not all(free):
+                return places[:0]
+            places = places[free]
+            tokens = [token for token, is_free in zip(tokens, free, strict=True) if is_free]
+        sure = confidence[places].tolist()
+        for row, token, one in zip(rows[places].tolist(), tokens, sure, strict=True):
+            step.tokens[row], step.exits[row], step.confidence[row] = token, layer, one
+        return places
 
     def _choose(self, run: Run, scores: Scores, rows: list[int], places: list[int]) -> list[int]:
         drawing = run.policy.sampling
@@ -353,13 +347,13 @@ class Loop:
                     sure[row, index] = math.nan
             run.contexts[row] = run.guard.after(context, int(best[row, -1]))
 
-    def _of(self, state: Tensor, rows: list[int], cache: Cache) -> Tensor:
+    def _of(self, state: Tensor, rows: Ints, cache: Cache) -> Tensor:
         """These rows' states."""
         if len(rows) == cache.batch:
             return state
-        return state.index_select(0, self.backbone.tensor(np.array(rows)))
+        return state.index_select(0, self.backbone.tensor(rows))
 
-    def _column(self, rows: list[int], cache: Cache) -> Tensor | None:
+    def _column(self, rows: Ints | list[int], cache: Cache) -> Tensor | None:
         """(B, 1), true at these rows; None if these are all."""
         if len(rows) == cache.batch:
             return None

@@ -11,7 +11,7 @@ from torch import Tensor
 from riskcal.forbidden import Guard, State
 from riskcal.policy import ExitPolicy
 from riskcal_adapters.torch.backbone import Backbone
-from riskcal_adapters.torch.caches import Cache
+from riskcal_adapters.torch.caches import Cache, Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.heads import Head
 
@@ -27,7 +27,6 @@ class Run:
     judge: Judge
     keys: list[int]  # of each row's noise
     pending: list[int]  # each row's early exits in a row
-    opens: list[bool]  # whether any row may ever leave early at an exit; not asked of the last one
     #: Whether only rows that go on are computed. Of one row there is nothing to leave out; a run that began with more keeps
     #: each row's gaps apart, whatever is left of it.
     gathers: bool
@@ -39,13 +38,12 @@ class Run:
     guard: Guard | None = None
     contexts: list[tuple[State, ...]] = field(default_factory=list)
 
-    def layer(self, index: int, state: Tensor, active: list[int]) -> Tensor:
+    def layer(self, index: int, state: Tensor, rows: Ints) -> Tensor:
         """A layer for the position at hand, of these rows where it `gathers`, else of the batch."""
         if self.exact:
             return self.backbone.layer_exact(index, state, self.cache)
         if not self.gathers:
             return self.backbone.layer(index, state, self.cache)
-        rows = np.array(active)
         positions = np.full(len(rows), self.cache.position)
         return self.backbone.layer_of_rows(index, state, rows, positions, self.cache)
 

@@ -7,6 +7,7 @@ from numba import njit
 
 from riskcal_adapters.torch import kernels
 from riskcal_adapters.torch.blas import product
+from riskcal_adapters.torch.exits import leaves
 from riskcal_adapters.torch.kernels import attend, gated_gelu, put, ranges, rms_norm, surest
 from riskcal_adapters.torch.weights import CrossAttention, Layer
 
@@ -201,7 +202,7 @@ def _next_token(stack: Any, room: Any, position: Any) -> None:
             continue
         product(rms_norm(state, stack.offset), stack.head, logits, _ZERO)
         sure, best = surest(room.measure, logits)
-        if index == last or sure[0] >= needed[index]:
+        if leaves(sure[0], needed[index], index == last):
             room.states[position] = state
             room.whole[:, position + 1] = best[0], index + 1
             room.real[:, position + 1] = sure[0], refused

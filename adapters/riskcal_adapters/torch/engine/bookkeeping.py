@@ -1,15 +1,13 @@
-"""Which rows run next, which of them leave, and where they stand then: over all rows at once, in compiled loops."""
+"""Which rows run next, and where they stand after a layer: over all rows at once, in compiled loops."""
 
-import math
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from riskcal.efficiency.kernels import next_layer
+from riskcal_adapters.torch.exits import decide, others
 from riskcal_adapters.torch.kernels import Ints
-
-_NEVER = np.float32(math.inf)
 
 
 @njit(cache=True)
@@ -44,52 +42,6 @@ def next_rows(
             rows[found], at[found] = row, positions[row]
             found += 1
     return index, rows, at
-
-
-@njit(cache=True)
-def asking(rows: Any, positions: Any, staying: Any, needed: Any, index: Any) -> Ints:
-    """Those ``staying`` that may leave at an exit: ``needed`` (B, T, L) has a number for their rows."""
-    places, count = np.empty(len(staying), dtype=np.int64), 0
-    for i in staying:
-        if needed[rows[i], positions[i], index] < _NEVER:
-            places[count] = i
-            count += 1
-    return places[:count].copy()
-
-
-@njit(cache=True)
-def others(count: Any, leaving: Any) -> Ints:
-    """The numbers up to ``count`` that are not ``leaving``."""
-    stays = np.ones(count, dtype=np.bool_)
-    for i in leaving:
-        stays[i] = False
-    return np.flatnonzero(stays)
-
-
-@njit(cache=True)
-def decide(
-    rows: Any,
-    positions: Any,
-    places: Any,
-    needed: Any,
-    index: Any,
-    confidence: Any,
-    refused: Any,
-    last: Any,
-) -> Ints:
-    """The numbers among ``places`` of those that leave, at the ``last`` exit all; the others may have been ``refused``.
-
-    ``rows`` and ``positions`` are of all places, ``confidence`` of these; ``refused`` (B, T) keeps the largest.
-    """
-    out, count = np.empty(len(places), dtype=np.int64), 0
-    for i in range(len(places)):
-        row, position = rows[places[i]], positions[places[i]]
-        if last or confidence[i] >= needed[row, position, index]:
-            out[count] = i
-            count += 1
-        elif confidence[i] > refused[row, position]:
-            refused[row, position] = confidence[i]
-    return out[:count].copy()
 
 
 @njit(cache=True)

@@ -8,6 +8,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from riskcal.forbidden import Guard, Inside, Rule, State
+from riskcal_adapters.torch.exits import leaves
 from riskcal_adapters.torch.kernels import Floats, Ints
 
 #: Of a row under no rules, which nothing leads out of.
@@ -202,7 +203,7 @@ def _hold(
         row = rows[places[i]]
         if state[row] == _FREE:
             continue
-        if early and not confidence[i] >= needed[row, positions[places[i]], index]:
+        if not leaves(confidence[i], needed[row, positions[places[i]], index], not early):
             continue
         said = _said(row, tokens[i], state, columns, table)
         if said < 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from riskcal.efficiency.kernels import nothing_ran
 from riskcal.policy import ExitPolicy
-from riskcal_adapters.torch import heads, kernels, sampling
+from riskcal_adapters.torch import exits, heads, kernels, sampling
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.confidence import Judge
 from riskcal_adapters.torch.engine import bookkeeping
@@ -66,7 +66,7 @@ class Slots:
     Parameters
     ----------
     loop : Loop
-        For its backbone, classifier and special tokens; when a row exits stands here again (`_judged`), as `Loop.step` has it.
+        For its backbone, classifier and special tokens.
     slots : int
         Rows at most.
     prompt, length : int
@@ -180,7 +180,7 @@ class Slots:
         # is left
         last = index + 1 == self._loop.n_layers
         for place in range(index, self._backbone.n_exits if last else index + 1):
-            asked = bookkeeping.asking(rows, positions, staying, self._needed, place)
+            asked = exits.asking(rows, positions, staying, self._needed, place)
             if not len(asked):
                 continue
             left, said = self._judged(
@@ -189,7 +189,7 @@ class Slots:
             if len(leaving):
                 left, said = np.concatenate([leaving, left]), np.concatenate([tokens, said])
             leaving, tokens = left, said
-            staying = bookkeeping.others(len(rows), leaving)
+            staying = exits.others(len(rows), leaving)
         if len(staying):
             going = rows[staying]
             self._backbone.put(state, staying, self._state, going)
@@ -199,7 +199,7 @@ class Slots:
 
     def _advance_compiled(self, index: int, rows: Ints, positions: Ints) -> list[Ended]:
         """`advance` in compiled loops, where all tokens are the most probable ones, and confidence is of logits."""
-        asked = bookkeeping.asking(rows, positions, np.arange(len(rows)), self._needed, index)
+        asked = exits.asking(rows, positions, np.arange(len(rows)), self._needed, index)
         measure = kernels.OF_LOGITS.index(self._measures[0])
         state, confidence, best = self._backbone.layer_and_surest(
             measure, index, self._state, (rows, positions, asked), self._cache
@@ -257,7 +257,7 @@ class Slots:
                 behind = self._backbone.of(before, places)
             confidence, scores = judge.look(index + 1, own, behind)
             final = index + 1 == self._backbone.n_exits
-            out = bookkeeping.decide(
+            out = exits.decide(
                 rows, positions, places, self._needed, index, confidence, self._refused, final
             )
             if not len(out):
