@@ -71,8 +71,20 @@ _STEPS: dict[str, Callable[[State, str], State]] = {
 }
 
 
+class _Rule:
+    """A class of tokens, the same after any text unless it says otherwise: nothing is remembered of it."""
+
+    def start(self) -> State:
+        """The state before the first generated token."""
+        return (False, 0)
+
+    def after(self, state: State, text: str) -> State:
+        """The state after a token was emitted."""
+        return state
+
+
 @dataclass(frozen=True)
-class Inside:
+class Inside(_Rule):
     r"""Tokens of which a character stands inside a context.
 
     Parameters
@@ -113,10 +125,6 @@ class Inside:
     def __post_init__(self) -> None:
         _validate.choice(self.context, "context", tuple(_STEPS))
 
-    def start(self) -> State:
-        """The state before the first generated token."""
-        return (False, 0)
-
     def after(self, state: State, text: str) -> State:
         """The state after a token was emitted."""
         step = _STEPS[self.context]
@@ -137,7 +145,7 @@ class Inside:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(_Rule):
     """Tokens of a set.
 
     Parameters
@@ -172,14 +180,6 @@ class Tokens:
             raise RiskcalError("ids: none given; leave the rule out.")
         object.__setattr__(self, "ids", tuple(sorted({int(token) for token in self.ids})))
 
-    def start(self) -> State:
-        """The state before the first generated token."""
-        return (False, 0)
-
-    def after(self, state: State, text: str) -> State:
-        """The state after a token was emitted."""
-        return state
-
     def forbids(self, state: State, token: int, text: str) -> bool:
         """Whether the candidate may not exit early."""
         index = bisect_left(self.ids, token)
@@ -187,7 +187,7 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Pattern(_Rule):
     r"""Tokens whose own text a regular expression finds, the context left aside.
 
     Parameters
@@ -211,14 +211,6 @@ class Pattern:
             re.compile(self.pattern)
         except (re.error, TypeError) as error:
             raise RiskcalError(f"pattern: is no regular expression ({error}).") from None
-
-    def start(self) -> State:
-        """The state before the first generated token."""
-        return (False, 0)
-
-    def after(self, state: State, text: str) -> State:
-        """The state after a token was emitted."""
-        return state
 
     def forbids(self, state: State, token: int, text: str) -> bool:
         """Whether the candidate may not exit early."""

@@ -14,6 +14,7 @@ import pandas as pd
 
 import riskcal
 from riskcal import pvalues
+from riskcal.adaptive import capital
 
 #: Every p-value whose guarantee holds in finite samples.
 VALID_TESTS: dict[str, Callable[..., Any]] = {
@@ -149,3 +150,25 @@ def served(n: int, layers: float) -> pd.DataFrame:
         for t in (math.inf, 0.9, 0.5)
     ]
     return pd.DataFrame(rows)
+
+
+def rows_to_certify(
+    losses: Any,
+    delta: float,
+    *,
+    level: float,
+    bets: str = "combined",
+    n_max: int | None = None,
+    lower: float = 0.0,
+    upper: float = 1.0,
+) -> Any:
+    """Rows until the capital of an adaptive calibration reaches ``1 / level`` against each column (k,); 0 where it never does."""
+    unit = (np.asarray(losses, dtype=float).reshape(len(losses), -1) - lower) / (upper - lower)
+    tolerated, straddles = (delta - lower) / (upper - lower), lower < 0.0 < upper
+    own = capital.opening(unit.shape[1], tolerated, straddles=straddles)
+    rows = np.zeros(unit.shape[1], dtype=int)
+    given = {"n_max": n_max or len(unit), "level": level, "bets": bets, "straddles": straddles}
+    for seen, row in enumerate(unit):
+        own = capital.bet(own, row, tolerated, seen=seen, **given)
+        rows[(rows == 0) & (own.best >= -math.log(level))] = seen + 1
+    return rows

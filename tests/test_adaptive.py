@@ -4,9 +4,10 @@ import math
 import numpy as np
 import pytest
 
+from helpers import rows_to_certify
 from riskcal import pvalues, records
 from riskcal._validate import RiskcalError
-from riskcal.adaptive import AdaptiveCalibration, rows_to_certify
+from riskcal.adaptive import AdaptiveCalibration
 from riskcal.policy import ExitPolicy
 
 BETS = pytest.mark.parametrize("bets", ["combined", "mixture", "hedged"])
@@ -334,22 +335,6 @@ def test_states_are_checked(change, message):
 def test_what_is_no_state_is_refused(text):
     with pytest.raises(RiskcalError, match=r"^state: "):
         AdaptiveCalibration.from_json(text)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"level": 0.0}, "level"),
-        ({"bets": "all"}, "bets"),
-        ({"n_max": 10}, "20 rows exceed n_max = 10"),
-        ({"losses": np.full(20, 1.5)}, "losses: 1.5"),
-        ({"losses": np.full(20, math.nan)}, "losses: nan"),
-    ],
-)
-def test_rows_to_certify_checks_its_arguments(arguments, message):
-    given = {"losses": np.zeros(20), "delta": 0.1, "level": 0.05} | arguments
-    with pytest.raises(RiskcalError, match=message):
-        rows_to_certify(given.pop("losses"), given.pop("delta"), **given)
 
 
 @pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])

@@ -4,10 +4,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from riskcal import _validate
-from riskcal._validate import Floats, RiskcalError
+from riskcal._validate import Floats
 from riskcal.pvalues.bettor import STRADDLING, prior_variance
 
 #: Constant bets, as shares of the largest bet that a single loss cannot make a debt.
@@ -27,67 +25,6 @@ class Capital(NamedTuple):
     spread: Floats  # (k,) sum of squares about delta, the prior's included, which steers the hedger
     total: Floats  # (k,) sum of losses, on the unit interval, which does too
     best: Floats  # (k,) log of the largest total so far
-
-
-def rows_to_certify(
-    losses: ArrayLike,
-    delta: float,
-    *,
-    level: float,
-    bets: str = "combined",
-    n_max: int | None = None,
-    lower: float = 0.0,
-    upper: float = 1.0,
-) -> NDArray[np.intp]:
-    """How many rows it takes until each column's capital reaches ``1 / level``.
-
-    Parameters
-    ----------
-    losses : (n,) or (n, k)
-        Rows in an order that does not depend on their content, within [lower, upper].
-    delta : float
-        Tolerated expected loss, strictly inside (lower, upper).
-    level : float
-        Probability with which a column whose conditional means are all above delta may ever get there.
-    bets : {"combined", "mixture", "hedged"}
-        As in `AdaptiveCalibration`.
-    n_max : int, optional
-        Horizon of the hedger, fixed beforehand; default n.
-
-    Returns
-    -------
-    (k,) int
-        0 where the capital never got there. For (n,) losses, k is 1.
-
-    Raises
-    ------
-    RiskcalError
-        For NaN or out-of-range losses, an invalid delta, level or bets, or more rows than ``n_max``.
-
-    Notes
-    -----
-    Valid at any stopping time; see `AdaptiveCalibration` for the proof.
-    """
-    low, high = _validate.bounds(lower, upper)
-    matrix = _validate.losses(losses, lower=low, upper=high)
-    tolerated = (_validate.tolerance(delta, low, high) - low) / (high - low)
-    _validate.level(level, "level")
-    _validate.choice(bets, "bets", SPLITS)
-    n, k = matrix.shape
-    horizon = n if n_max is None else _validate.count(n_max, "n_max", least=2)
-    if n > horizon:
-        raise RiskcalError(
-            f"losses: {n} rows exceed n_max = {horizon}; raise n_max before any loss is seen."
-        )
-    unit = (matrix - low) / (high - low)
-    straddles = low < 0.0 < high
-    capital = opening(k, tolerated, straddles=straddles)
-    rows = np.zeros(k, dtype=np.intp)
-    for seen in range(n):
-        given = {"seen": seen, "n_max": horizon, "level": level, "straddles": straddles}
-        capital = bet(capital, unit[seen], tolerated, bets=bets, **given)  # type: ignore[arg-type]
-        rows[(rows == 0) & (capital.best >= -math.log(level))] = seen + 1
-    return rows
 
 
 def opening(k: int, delta: float, *, straddles: bool) -> Capital:

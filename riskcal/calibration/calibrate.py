@@ -177,7 +177,7 @@ def calibrate(
     problem = proxies.with_proxy(
         problem, runs, proxy, unlabelled, method, thresholds=thresholds, prompts=prompts
     )
-    told: dict[str, Any] = {
+    epsilons: dict[str, Any] = {
         "epsilon": epsilon,
         "epsilon_spent": procedures.spent_by_attempt(epsilon, attempt),
         "attempt": attempt,
@@ -185,17 +185,17 @@ def calibrate(
     if several_deltas:
         refuse_cut_grid(problem.stopped, one_sequence=False)
         problems.refuse_unknown_cost(problem, cost)
-        return simultaneous(problem, deltas, method, cost, told)
+        return simultaneous(problem, deltas, method, cost, epsilons)
     rule = procedure_for(problem, procedure, options)
     problems.refuse_unknown_cost(problem, cost)
     tested = with_candidates_in_order(problem, rule, cost)
     return _result(
         tested,
-        prove(tested.problem, method, rule, told["epsilon_spent"]),
+        prove(tested.problem, method, rule, epsilons["epsilon_spent"]),
         method,
         rule,
         cost,
-        told,
+        epsilons,
     )
 
 
@@ -332,10 +332,10 @@ def _result(
     method: Method,
     procedure: Procedure,
     cost: str,
-    told: dict[str, Any],
+    epsilons: dict[str, Any],
 ) -> Calibration:
     problem = tested.problem
-    design = Design.of(method, procedure, told["epsilon_spent"], tested.whole.k)
+    design = Design.of(method, procedure, epsilons["epsilon_spent"], tested.whole.k)
     return settled(
         problem,
         table_of(
@@ -353,5 +353,5 @@ def _result(
         starts=getattr(procedure, "starts", 1),
         preregistered=procedure.preregistered,
         options=procedure.options,
-        **told,
+        **epsilons,
     )

@@ -75,7 +75,7 @@ class Calibration:
     full_costs: dict[str, float]
     _message: Callable[[], str]
     _problem: Problem
-    _cost: str
+    asked: Asked
     delta: float | dict[str, float]
     epsilon: float
     epsilon_spent: float
@@ -95,7 +95,6 @@ class Calibration:
     weighting: Weighting = "prompts"
     max_cluster: int | None = None
     lower_is_stricter: bool = False
-    asked: Asked | None = None
 
     @cached_property
     def message(self) -> str:

@@ -48,15 +48,15 @@ def settled(
     starts: int = 1,
     options: Mapping[str, Any] = MappingProxyType({}),
     deltas: list[float] | None = None,
-    **told: Any,
+    **fields: Any,
 ) -> Calibration:
     """The calibration that says what the table's column ``certified`` does.
 
-    ``told`` are further fields of it, ``epsilon_spent`` among them.
+    ``fields`` are further ones of it, ``epsilon_spent`` among them.
     """
     index = cheapest(problem, table["certified"].to_numpy(dtype=bool), cost)
     chosen = None if index is None else table.iloc[index]
-    opening = sentences.opening(problem, chosen, told["epsilon_spent"])
+    opening = sentences.opening(problem, chosen, fields["epsilon_spent"])
     remarks = (
         sentences.worth(problem, chosen)
         + proxies.labels_saved(problem, chosen)
@@ -74,7 +74,6 @@ def settled(
             sentences.message, opening, None if chosen is not None else outlook, remarks
         ),
         _problem=problem,
-        _cost=cost,
         delta=single.delta
         if len(problem.risks) == 1
         else {risk.name: risk.delta for risk in problem.risks},
@@ -91,7 +90,7 @@ def settled(
         max_cluster=problem.max_cluster,
         lower_is_stricter=problem.lower_is_stricter,
         asked=asked(problem, cost, options, deltas),
-        **told,
+        **fields,
     )
 
 

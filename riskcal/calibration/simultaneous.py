@@ -17,14 +17,14 @@ from riskcal.pvalues import Method
 
 
 def simultaneous(
-    problem: Problem, deltas: list[float], method: Method, cost: str, told: dict[str, Any]
+    problem: Problem, deltas: list[float], method: Method, cost: str, epsilons: dict[str, Any]
 ) -> list[Calibration]:
     """One calibration per delta from bounds that hold for all candidates at once."""
     risk = problem.risks[0]
     for delta in deltas:
         _validate.tolerance(delta, risk.lower, risk.upper)
     grid = {"grid": np.unique(deltas)} if method.walks else {}
-    epsilon = told["epsilon_spent"]
+    epsilon = epsilons["epsilon_spent"]
     bound = bounds.simultaneous(
         risk.losses, epsilon=epsilon, method=method, lower=risk.lower, upper=risk.upper, **grid
     )
@@ -44,7 +44,7 @@ def simultaneous(
                 test=method.name,
                 procedure="simultaneous",
                 deltas=deltas,
-                **told,
+                **epsilons,
             )
         )
     return results

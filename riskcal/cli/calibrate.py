@@ -169,7 +169,7 @@ def _figure(calibration: Calibration, path: Path) -> "Figure":
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     curves = on_curves(calibration.coordinates)
-    calibration.plot(ax=figure.subplots(), cost=None if curves else _cost(calibration))
+    calibration.plot(ax=figure.subplots(), cost=None if curves else calibration.asked.cost)
     return figure
 
 
@@ -195,14 +195,9 @@ def _as_json(calibration: Calibration) -> str:
     return json.dumps(found, allow_nan=False)
 
 
-def _cost(calibration: Calibration) -> str:
-    """What chooses among certified candidates."""
-    return "layers" if calibration.asked is None else calibration.asked.cost
-
-
 def print_table(calibration: Calibration) -> None:
     """One row per candidate in tested order, the chosen one bold."""
-    cost = _cost(calibration)
+    cost = calibration.asked.cost
     full = calibration.full_costs.get(cost)
     table = Table(
         title=f"delta {_deltas(calibration.delta)}, epsilon {calibration.epsilon:g}, {calibration.objective}: "

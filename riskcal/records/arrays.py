@@ -17,7 +17,7 @@ from riskcal.records.tokens import holds_tokens
 _IN_RANGE = ("dissimilarity", "risk")
 
 
-def from_arrays(
+def fields_of(
     thresholds: ArrayLike,
     values: Mapping[str, ArrayLike],
     costs: Mapping[str, ArrayLike] | None,

@@ -192,7 +192,7 @@ class Runs:
         labels = {"prompt": prompts, "cluster": cluster, "group": group, "text": text}
         labels["full_risk"] = full_risk
         lower = direction.given(lower_is_stricter)
-        fields = arrays.from_arrays(thresholds, values, costs, labels, source, exact)
+        fields = arrays.fields_of(thresholds, values, costs, labels, source, exact)
         return cls(**fields).in_content_order().directed(lower)
 
     @property

@@ -37,7 +37,7 @@ def units(calibration: Calibration) -> dict[str, str]:
     costs = calibration.costs
     alone = "tokens" in costs and bool((calibration.table["tokens"] == 1).all())
     known = UNITS | ({"layers": "layers per prompt"} if alone else {})
-    costs = sorted(costs, key=[calibration._cost, *UNITS, *costs].index)
+    costs = sorted(costs, key=[calibration.asked.cost, *UNITS, *costs].index)
     return {
         name: known.get(name, f"{name} per prompt")
         for name in costs
@@ -111,7 +111,7 @@ def table_of(chosen: Choices, full: dict[str, float]) -> pd.DataFrame:
         for name, per in units(one).items():
             spent = full.get(name, np.nan) if at is None else float(at[name])
             row[per] = spent
-            if name in ("layers", "flops", one._cost) and name != "seconds" and full.get(name):
+            if name in ("layers", "flops", one.asked.cost) and name != "seconds" and full.get(name):
                 row[saved(name)] = f"{1 - spent / full[name]:.0%}"
             if name == "seconds" and full.get(name) and spent > 0:
                 row["speed"] = f"{full[name] / spent:.2f}x"

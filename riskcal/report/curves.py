@@ -35,7 +35,7 @@ def section(
     drawn += [
         _cost(problem, x, axis, name, per, calibration, chosen)
         for name, per in costs.items()
-        if name != "tokens" or name == source._cost
+        if name != "tokens" or name == source.asked.cost
     ]
     marked = _marked(calibration)
 

@@ -175,7 +175,7 @@ def _of_runs(
 def _of_calibration(
     calibration: Calibration, *, traces: Traces | None, generations: Any, runs: Runs | None = None
 ) -> tuple[str, list[Section]]:
-    problem, cost = calibration._problem, calibration._cost
+    problem, cost = calibration._problem, calibration.asked.cost
     told = {
         "epsilon": calibration.epsilon,
         "epsilon_spent": calibration.epsilon_spent,

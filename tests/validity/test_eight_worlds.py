@@ -12,10 +12,9 @@ import pytest
 from scipy import stats
 
 import riskcal
-from helpers import COINS, TUNED_TESTS, VALID_TESTS
+from helpers import COINS, TUNED_TESTS, VALID_TESTS, rows_to_certify
 from laboratory import worlds
 from riskcal import RiskMonitor, Runs, fwer, monotone
-from riskcal.adaptive import rows_to_certify
 
 EPSILON, N, DRAWS = 0.1, 120, 3000
 

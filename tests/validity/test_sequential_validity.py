@@ -11,8 +11,7 @@ import zlib
 import numpy as np
 import pytest
 
-from helpers import bernoulli, rare, zero_inflated
-from riskcal.adaptive import rows_to_certify
+from helpers import bernoulli, rare, rows_to_certify, zero_inflated
 from riskcal.monitor import RiskMonitor
 
 DELTA, EPSILON = 0.1, 0.05

@@ -35,18 +35,18 @@ def apart(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def takes(policy: ExitPolicy, thresholds: NDArray[np.float32]) -> bool:
-    """Whether `generate` serves a policy whose rows need ``thresholds`` (T, E, B); all others are `loop.Loop`'s.
+def takes(policy: ExitPolicy, needed: NDArray[np.float32]) -> bool:
+    """Whether `generate` serves a policy whose rows need so much confidence (T, E, B); all others are `loop.Loop`'s.
 
     Not those that ask the host before a token is known: noise to draw with, texts of forbidden classes, heads whose size
     follows confidence, rows that are to be left out of a product (``"regroup"``), caches that depend on the exit layer. Nor
     a single row that may leave early: its tokens take a layer or two, to which a layer in vain would add half or all. (Reckoned
     from what a layer takes on a GPU; `benchmarks/accelerator.py` times both.)
     """
-    pruning, exits = policy.pruning, np.isfinite(thresholds[:, :-1]).any()
+    pruning, exits = policy.pruning, np.isfinite(needed[:, :-1]).any()
     in_common = policy.pruning is None and policy.measure not in CONTRASTIVE
     return (
-        (thresholds.shape[2] > 1 or not exits)
+        (needed.shape[2] > 1 or not exits)
         and policy.sampling is None
         and not policy.forbidden
         and (pruning is None or pruning.form in ("fixed", "decaying"))
@@ -61,11 +61,11 @@ def generate(
     policy: ExitPolicy,
     tokens: Tensor,
     mask: NDArray[np.bool_],
-    thresholds: NDArray[np.float32],
+    needed: NDArray[np.float32],
 ) -> list[Step]:
     """As `loop.Loop.generate`, for what it `takes`."""
-    run = loop.run(policy, tokens, mask, len(thresholds))
-    return _Generation(loop, run, thresholds).steps()
+    run = loop.run(policy, tokens, mask, len(needed))
+    return _Generation(loop, run, needed).steps()
 
 
 class Notes:
@@ -126,15 +126,14 @@ class _Said:
 class _Generation:
     """Rows that are generated together."""
 
-    def __init__(self, loop: Loop, run: Run, thresholds: NDArray[np.float32]) -> None:
-        backbone, (length, exits, batch) = loop.backbone, thresholds.shape
+    def __init__(self, loop: Loop, run: Run, needed: NDArray[np.float32]) -> None:
+        backbone, (length, exits, batch) = loop.backbone, needed.shape
         self._loop, self._run, self._backbone = loop, run, backbone
         self._length, self._final, self._batch = length, exits - 1, batch
-        opens = np.asarray(np.isfinite(thresholds).any((0, 2)))
         #: (T, E) whether anybody may leave at an exit; at the last one all do.
-        self._looks = np.asarray(opens & (thresholds < math.inf).any(2))
+        self._looks = np.asarray((needed < math.inf).any(2))
         self._looks[:, -1] = True
-        self._needed = backbone.tensor(thresholds)
+        self._needed = backbone.tensor(needed)
         self._ends = backbone.tensor(np.array(loop.special.ends, dtype=np.int64))
         self._rows: Ints = np.arange(batch)  # those of the batch that are left
         self._previous = backbone.tensor(np.array(run.cache.first))

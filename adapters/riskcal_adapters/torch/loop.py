@@ -86,22 +86,22 @@ class Loop:
         policy: ExitPolicy,
         tokens: Tensor,
         mask: NDArray[np.bool_],
-        thresholds: NDArray[np.float32],
+        needed: NDArray[np.float32],
     ) -> list[Step]:
-        """The positions of rows that share ``policy``, but for the ``thresholds``.
+        """The positions of rows that share ``policy``, but for the confidence ``needed`` to exit.
 
-        These are what `Decoder.needed` gives, (T, L, B) or (T, L + 1, B): T is the length limit.
+        This is what `Decoder.needed` gives, (T, L, B) or (T, L + 1, B): T is the length limit.
         """
         batch = len(tokens)
-        run = self.run(policy, tokens, mask, len(thresholds))
-        full = policy.is_full_model and not np.isfinite(thresholds[:, :-1]).any()
+        run = self.run(policy, tokens, mask, len(needed))
+        full = policy.is_full_model and not np.isfinite(needed[:, :-1]).any()
         chosen, going = run.cache.first, list(range(batch))
         steps, rows = [], going  # rows: which of the batch's those of the run are
-        for position in range(len(thresholds)):
+        for position in range(len(needed)):
             if full:
                 step = self.full_step(run, chosen, going)
             else:
-                step = self.step(run, chosen, going, thresholds[position])
+                step = self.step(run, chosen, going, needed[position])
             steps.append(
                 step
                 if len(rows) == batch
@@ -114,17 +114,17 @@ class Loop:
             # once half of the batch has ended, go on with the others alone
             if 2 * len(going) <= len(rows):
                 run.keep(going, self.backbone.tensor)
-                thresholds = thresholds[:, :, going]
+                needed = needed[:, :, going]
                 rows, chosen = [rows[row] for row in going], [chosen[row] for row in going]
                 going = list(range(len(rows)))
         return steps
 
     def step(
-        self, run: Run, previous: list[int], going: list[int], thresholds: NDArray[np.float32]
+        self, run: Run, previous: list[int], going: list[int], needed: NDArray[np.float32]
     ) -> Step:
         """The next token of each row.
 
-        ``going`` are the rows that have not ended (the others get padding), ``thresholds`` (L, B) the confidence needed;
+        ``going`` are the rows that have not ended (the others get padding), ``needed`` (L, B) is of this position;
         (L + 1, B) where the last layer has a head of its own: the final head comes after it, as an exit without a layer.
         """
         policy, cache, judge = run.policy, run.cache, run.judge
@@ -136,7 +136,7 @@ class Loop:
             else None
         )
         judge.begin(None if ahead is None else ahead.best())
-        needed = self._needed(run, thresholds)
+        by_row = self._by_row(run, needed)
         together = policy.batching == "deepest"
         # Rows that exit keep the state at which they did; with exact caches their true state goes on with the others'.
         freezes = not (together or run.gathers or run.exact)
@@ -149,7 +149,7 @@ class Loop:
             rows, places = places, np.arange(len(going))
             state = self._of(state, rows, cache)
         waiting = set(going)  # rows of a "deepest" batch that have not reached their threshold yet
-        before, n_layers, final = None, self.n_layers, len(thresholds) - 1
+        before, n_layers, final = None, self.n_layers, len(needed) - 1
         now, refused = np.zeros(cache.batch, np.int64), np.full((cache.batch, 1), _NONE)
         for index in range(final + 1):
             if index < n_layers:
@@ -159,13 +159,13 @@ class Loop:
             if index == 0:
                 after_first = state
             last = index == final  # there all leave; a last layer's own head is not that exit
-            asked = places if last else exits.asking(rows, now, places, needed, index)
+            asked = places if last else exits.asking(rows, now, places, by_row, index)
             if not len(asked):
                 judge.pass_by(state)
                 continue
             confidence, scores = judge.look(index + 1, state, before)
             sure, noted = confidence[asked], refused.copy() if together else refused
-            leaving = asked[exits.decide(rows, now, asked, needed, index, sure, noted, last)]
+            leaving = asked[exits.decide(rows, now, asked, by_row, index, sure, noted, last)]
             if together and not last:
                 waiting.difference_update(leaving.tolist())
                 leaving = places[:0] if waiting else places
@@ -247,12 +247,12 @@ class Loop:
         cache.states[:position] = states
         return Scores(self.backbone.logits(state))
 
-    def _needed(self, run: Run, thresholds: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(B, 1, L or L + 1), as `exits` has it; rows that exited ``max_pending`` times in a row need what no confidence is."""
-        needed, limit = thresholds.T[:, None].copy(), run.policy.max_pending
+    def _by_row(self, run: Run, needed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """``needed`` as `exits` reads it, (B, 1, L); rows that exited ``max_pending`` times in a row need what none is."""
+        by_row, limit = needed.T[:, None].copy(), run.policy.max_pending
         if limit is not None:
-            needed[np.array(run.pending) >= limit, :, : self.n_layers - 1] = math.inf
-        return needed
+            by_row[np.array(run.pending) >= limit, :, : self.n_layers - 1] = math.inf
+        return by_row
 
     def _leave(
         self,

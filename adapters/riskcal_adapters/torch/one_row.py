@@ -33,12 +33,13 @@ def generate(
     policy: ExitPolicy,
     tokens: Tensor,
     mask: NDArray[np.bool_],
-    thresholds: NDArray[np.float32],
+    needed: NDArray[np.float32],
 ) -> Table:
-    """As `loop.Loop.generate`, for what it `takes`; ``thresholds`` are (T, L, 1)."""
-    needed = np.ascontiguousarray(thresholds[:, :, 0])
+    """As `loop.Loop.generate`, for what it `takes`; ``needed`` is (T, L, 1)."""
     assert policy.measure is not None
     measure = kernels.OF_LOGITS.index(policy.measure)
     ends = np.array(loop.special.ends, dtype=np.int64)
-    whole, real = loop.backbone.alone(tokens, mask, measure, needed, ends)
+    whole, real = loop.backbone.alone(
+        tokens, mask, measure, np.ascontiguousarray(needed[:, :, 0]), ends
+    )
     return Table(whole[:, None], real[:, None])

@@ -1,4 +1,7 @@
-"""Many requests in flight, each at its own layer and position."""
+"""Many requests in flight, each at its own layer and position.
+
+A `Request` is taken as a `Flight`, enters the `Slots` as a `Newcomer`, comes out as `Ended`, and is answered by a `Done`.
+"""
 
 from riskcal_adapters.torch.engine.engine import Engine as Engine
 from riskcal_adapters.torch.engine.for_recording import DepthWise as DepthWise

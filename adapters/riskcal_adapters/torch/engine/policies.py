@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,23 +51,26 @@ class Routes:
 
     Attributes
     ----------
+    book : PolicyBook or None
+        By which tasks are looked up; None where one policy serves all.
     by_task : dict of str to Served
-        The one of key None serves all tasks, where there is no book.
+        The book's; the one of key None where there is no book.
     unknown : Served
         The full model, for tasks without a policy.
     length : int
         The longest of all limits.
     """
 
+    book: PolicyBook | None
     by_task: dict[str | None, Served]
     unknown: Served
     length: int
 
-    def of(self, task: object) -> Served:
+    def of(self, task: Any) -> Served:
         """For a task, whatever a request holds in its place."""
-        if None in self.by_task:
+        if self.book is None:
             return self.by_task[None]
-        return self.by_task.get(task, self.unknown) if isinstance(task, str) else self.unknown
+        return self.by_task[task] if self.book.route(task).known else self.unknown
 
     def at_full_depth(self, served: Served, why: str) -> Served:
         """The same decoding and limit, no early exit."""
@@ -87,7 +91,10 @@ def routes(
     RiskcalError
         For a policy that needs what an engine has not, and one whose length limit is beyond ``max_new_tokens``.
     """
-    given = _by_task(policy)
+    book = policy if isinstance(policy, PolicyBook) else None
+    given = dict[str | None, ExitPolicy](
+        policy.policies.items() if isinstance(policy, PolicyBook) else [(None, policy)]
+    )
     if max_new_tokens is not None:
         max_new_tokens = internal.count(max_new_tokens, "max_new_tokens", least=1)
     named = {task: _fit(task, one, decoder) for task, one in given.items()}
@@ -101,7 +108,7 @@ def routes(
         return Served(one, decoder.needed([one], 1, length)[..., 0], limit, why)
 
     full = served(ExitPolicy().named(), unknown, UNKNOWN)
-    found = Routes({}, full, length)
+    found = Routes(book, {}, full, length)
     for task, one in named.items():
         why_not = _misfit(one, decoder)
         if why_not is not None:
@@ -111,14 +118,6 @@ def routes(
             )
         else:
             found.by_task[task] = served(one, limits[task], FULL if one.is_full_model else None)
-    return found
-
-
-def _by_task(policy: ExitPolicy | PolicyBook) -> dict[str | None, ExitPolicy]:
-    if not isinstance(policy, PolicyBook):
-        return {None: policy}
-    found: dict[str | None, ExitPolicy] = {}
-    found.update(policy.policies)
     return found
 
 

@@ -134,7 +134,7 @@ class Slots:
             self._needed[row, :limit] = one.needed
             self._refused[row] = -math.inf
             self._policies[row], self._keys[row] = one.policy, one.key
-            self._measure[row] = self._number(one.policy)
+            self._measure[row] = self._measure_of(one.policy)
             self._draws |= one.policy.sampling is not None
             self._guards.begin(row, one.policy.forbidden, one.prompt)
         self.active[rows] = True
@@ -176,15 +176,14 @@ class Slots:
         state = self._backbone.layer_of_rows(index, before, rows, positions, self._cache)
         leaving, tokens = rows[:0], rows[:0]
         staying = np.arange(len(rows))
-        # ``place`` is an exit, from 0: after the last layer come its own head, if it has one, and the final head for whoever
-        # is left
+        # after the last layer come its own head, if it has one, and the final head for whoever is left
         last = index + 1 == self._loop.n_layers
-        for place in range(index, self._backbone.n_exits if last else index + 1):
-            asked = exits.asking(rows, positions, staying, self._needed, place)
+        for exit_ in range(index, self._backbone.n_exits if last else index + 1):
+            asked = exits.asking(rows, positions, staying, self._needed, exit_)
             if not len(asked):
                 continue
             left, said = self._judged(
-                place, asked, rows, positions, state, before if index else None
+                exit_, asked, rows, positions, state, before if index else None
             )
             if len(leaving):
                 left, said = np.concatenate([leaving, left]), np.concatenate([tokens, said])
@@ -313,8 +312,8 @@ class Slots:
     def _embed(self, rows: Ints, tokens: Ints) -> None:
         self._backbone.embed_into(self._state, tokens, rows, self._position[rows], self._cache)
 
-    def _number(self, policy: ExitPolicy) -> int:
-        """Of the policy's measure: rows of one are judged together."""
+    def _measure_of(self, policy: ExitPolicy) -> int:
+        """The number of a policy's measure: rows of one are judged together."""
         measure = policy.measure
         assert measure is not None
         if measure not in self._measures:
