@@ -136,8 +136,8 @@ def from_columns(
         alike = table.loc[table["policy"] == row["policy"], "threshold"]
         if alike.nunique() > 1:
             raise RiskcalError(
-                f"thresholds: the column policy holds the same where threshold is {alike.iloc[0]:g} and where it is "
-                f"{alike.iloc[-1]:g}; leave them out there, or number the vectors in the column threshold, one number each."
+                f"thresholds: the column policy holds the same where threshold is {alike.min():g} and where it is "
+                f"{alike.max():g}; leave them out there, or number the vectors in the column threshold, one number each."
             )
         if "thresholds" in columns:
             raise RiskcalError(

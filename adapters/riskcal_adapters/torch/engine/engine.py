@@ -28,7 +28,7 @@ from riskcal_adapters.torch.engine.requests import Done, Flight, Request
 from riskcal_adapters.torch.engine.shadows import Loss, differ
 from riskcal_adapters.torch.engine.slots import Ended, Newcomer, Slots
 from riskcal_adapters.torch.engine.sources import Deadlines, Listed, Queued, Source
-from riskcal_adapters.torch.engine.stats import EngineStats, Latencies
+from riskcal_adapters.torch.engine.stats import Counts, EngineStats
 from riskcal_adapters.torch.engine.telling import Telling
 
 #: Shadows that wait for a free slot; of more, the oldest is dropped.
@@ -109,7 +109,7 @@ class Engine:
             )
         self._decoder, self._loss = decoder, loss
         self._switch, self._shadow = kill_switch, shadow
-        self._counted = Latencies()
+        self._counted = Counts()
         telling = None if events is None else Telling(decoder, classes)
         self._journal = Journal(events, self._counted, telling, uuid.uuid4().hex[:8])
         found = routes(policy, max_new_tokens, decoder, self._journal.refused)

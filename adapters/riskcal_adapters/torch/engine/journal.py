@@ -8,7 +8,7 @@ from riskcal.serving import EventLog
 from riskcal.serving.switch import Pull
 from riskcal_adapters.torch.engine.requests import Done, Flight
 from riskcal_adapters.torch.engine.shadows import Loss, compared
-from riskcal_adapters.torch.engine.stats import Latencies
+from riskcal_adapters.torch.engine.stats import Counts
 from riskcal_adapters.torch.engine.telling import Telling
 
 _LOGGER = logging.getLogger("riskcal")
@@ -20,7 +20,7 @@ class Journal:
     Parameters
     ----------
     events : EventLog or None
-    counted : Latencies
+    counted : Counts
         Where what could not be written is counted. The next event that can be says how many were lost before it.
     telling : Telling or None
         What is told of requests beside their answers; None where there is no log.
@@ -29,7 +29,7 @@ class Journal:
     """
 
     def __init__(
-        self, events: EventLog | None, counted: Latencies, telling: Telling | None, session: str
+        self, events: EventLog | None, counted: Counts, telling: Telling | None, session: str
     ) -> None:
         self._events, self._counted, self._session = events, counted, session
         self._telling = telling

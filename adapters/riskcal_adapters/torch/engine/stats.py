@@ -64,7 +64,7 @@ class EngineStats:
     fault: str | None
 
 
-class Latencies:
+class Counts:
     """What is counted of requests: their latencies, and whatever else `EngineStats` has beside the slots' own."""
 
     def __init__(self) -> None:
