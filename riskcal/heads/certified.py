@@ -25,7 +25,7 @@ from riskcal.heads.inputs import (
 from riskcal.heads.outlook import _certified_message, _failure_message, _pvalue, _share
 from riskcal.heads.path import _count, _Counts, _Goal, _path, _spared
 from riskcal.heads.result import HeadCalibration
-from riskcal.records.exits import numbers_of
+from riskcal.records.alignment import numbers_of, refuse_other_rows
 
 
 def certified(
@@ -120,6 +120,7 @@ def certified(
     >>> calibration.policy(n_layers=8).save("policy.json")
     """
     goal = _Goal(_agreement(agreement), _validate.level(epsilon, "epsilon"), _most(max_tokens))
+    refuse_other_rows({"confidence": confidence, "prompts": prompts})
     recorded = _records(*_tokens(confidence, agrees), prompts, goal.max_tokens, pilot_fraction)
     numbers = _layers(layers, recorded.confidence.shape[1], numbers_of(confidence))
     walked = (_one_token if goal.max_tokens == 1 else _many_tokens)(recorded, numbers, goal)

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from riskcal import _validate, records
 from riskcal._validate import RiskcalError
 from riskcal.records import columns as table_columns
-from riskcal.records.exits import refuse_other_order, unequal
+from riskcal.records.alignment import refuse_other_order, refuse_other_rows
+from riskcal.records.exits import unequal
 
 #: Beyond any decoder, and within what the kernels count with.
 _MOST_TOKENS, _MOST_LAYERS = 2**40, 2**20
@@ -62,6 +63,7 @@ def _tokens(confidence: ArrayLike, agrees: ArrayLike) -> tuple[NDArray[np.floati
             f"agrees: has shape {right.shape}, but confidence has {levels.shape}; give one per confidence."
         )
     refuse_other_order(confidence, agrees, "confidence", "agrees")
+    refuse_other_rows({"confidence": confidence, "agrees": agrees})
     infinite = np.isinf(levels)
     if infinite.any():
         raise RiskcalError(

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
-from riskcal.records import columns, reading
+from riskcal.records import alignment, columns, reading
 from riskcal.records import costs as costs_
 from riskcal.records.tokens import holds_tokens
 
@@ -39,6 +39,7 @@ def fields_of(
         _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *costs_.COSTS))
     for name, value in (*values.items(), *further.items()):
         refuse_other_order(value, grid, name)
+    alignment.refuse_other_rows({**values, **further, **labels})
     matrices = _matrices(values, grid.size, source)
     shape = next(iter(matrices.values())).shape
     for name, value in further.items():
@@ -87,8 +88,8 @@ def fields_of(
 
 def refuse_other_order(table: Any, grid: Floats, name: str) -> None:
     """Refuse a table whose columns bear these thresholds in another order: a matrix keeps no names, and would mix them up."""
-    names = getattr(table, "columns", ())
-    if isinstance(names, pd.RangeIndex):  # nobody named them
+    names = alignment.column_labels(table)
+    if names is None:
         return
     try:
         labels = np.array([float(label) for label in names])

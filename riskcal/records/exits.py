@@ -1,14 +1,12 @@
 """Numbers per exit, for decisions that have as many exits as they need: a matrix, or one row's numbers after another's."""
 
 import operator
-import re
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from riskcal import _validate
@@ -17,24 +15,6 @@ from riskcal._validate import RiskcalError
 Lengths = NDArray[np.int64]
 
 _SHAPE, _TYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
-
-
-def numbers_of(table: Any) -> list[int] | None:
-    """What the names of a table's columns end in, ``confidence_4`` in 4; None where they are no numbers, or nobody named them."""
-    names = getattr(table, "columns", ())
-    ends = [re.search(r"\d+$", str(name)) for name in names]
-    if isinstance(names, pd.RangeIndex) or not ends or not all(ends):
-        return None
-    return [int(end[0]) for end in ends if end]
-
-
-def refuse_other_order(first: Any, second: Any, what: str, other: str) -> None:
-    """Refuse two tables with a column per exit whose names say that they stand in another order: a matrix keeps no names."""
-    one, two = numbers_of(first), numbers_of(second)
-    if one and two and one != two and sorted(one) == sorted(two):
-        raise RiskcalError(
-            f"{other}: its columns are numbered {two}, and those of {what} {one}; give both in one order, that of the exits."
-        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import columns, costs, exits, files, joining, renaming, showing
+from riskcal.records import alignment, columns, costs, exits, files, joining, renaming, showing
 from riskcal.records.columns import plain
 from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
@@ -152,9 +152,11 @@ class Traces:
         outcome = PerExit.read(agrees if loss is None else loss, outcome_name, counts)
         outcome = outcome if loss is None else outcome.as_numbers()
         exits.refuse_other_lengths(levels, outcome, "confidence", outcome_name)
-        exits.refuse_other_order(
+        alignment.refuse_other_order(
             confidence, agrees if loss is None else loss, "confidence", outcome_name
         )
+        given = {"prompt": prompt, "position": position, "confidence": confidence, "group": group}
+        alignment.refuse_other_rows({**given, outcome_name: agrees if loss is None else loss})
         where = columns.series(position, "position").to_numpy()
         classes = None if group is None else columns.series(group, "group").to_numpy()
         n = len(levels.counts)

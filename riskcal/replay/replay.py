@@ -14,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy.columns import CANDIDATE_COLUMNS, schedule_columns
 from riskcal.policy.schedules import Constant, Decaying, Schedule
-from riskcal.records import Runs, TokenLosses, Traces
+from riskcal.records import Runs, TokenLosses, Traces, alignment
 from riskcal.records import costs as costs_
 from riskcal.records import exits as exits_
 from riskcal.records.columns import plain
@@ -126,7 +126,8 @@ def replay_arrays(
     levels = PerExit.read(confidence, "confidence", given).as_numbers()
     outcome = PerExit.read(loss, "loss", given).as_numbers()
     exits_.refuse_other_lengths(outcome, levels, "loss", "confidence")
-    exits_.refuse_other_order(confidence, loss, "confidence", "loss")
+    alignment.refuse_other_order(confidence, loss, "confidence", "loss")
+    alignment.refuse_other_rows({"confidence": confidence, "loss": loss, "position": position})
     _validate.finite(outcome.values, "loss")
     spent = {
         name: costs_.per_exit(value, name, given, levels)

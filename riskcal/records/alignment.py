@@ -1,0 +1,68 @@
+"""What the labels of tables say of matrices made of them, which keep none: rows and columns must stand in one order."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+
+
+def column_labels(table: Any) -> list[Any] | None:
+    """The names of a table's columns, or the coordinates of an array's second dimension; None where nobody gave any."""
+    names = getattr(table, "columns", None)
+    if names is None:
+        dims, coords = getattr(table, "dims", ()), getattr(table, "coords", None)
+        if not isinstance(dims, tuple) or len(dims) != 2 or coords is None or dims[1] not in coords:
+            return None
+        names = coords[dims[1]]
+        names = getattr(names, "values", names)
+    if isinstance(names, pd.RangeIndex):
+        return None
+    try:
+        return list(names)
+    except TypeError:
+        return None
+
+
+def numbers_of(table: Any) -> list[int] | None:
+    """What the names of a table's columns end in, ``confidence_4`` in 4; None where they are no numbers, or nobody named them."""
+    ends = [re.search(r"\d+$", str(name)) for name in column_labels(table) or ()]
+    return [int(end[0]) for end in ends if end] if ends and all(ends) else None
+
+
+def refuse_other_order(first: Any, second: Any, what: str, other: str) -> None:
+    """Refuse two tables with a column per exit whose names say that they stand in another order."""
+    one, two = numbers_of(first), numbers_of(second)
+    if one and two and one != two and sorted(one) == sorted(two):
+        raise RiskcalError(
+            f"{other}: its columns are numbered {two}, and those of {what} {one}; give both in one order, that of the exits."
+        )
+
+
+def refuse_other_rows(given: Mapping[str, Any]) -> None:
+    """Refuse pandas' tables and columns whose indices say that their rows stand in another order."""
+    found = {name: index for name, value in given.items() if (index := _index(value)) is not None}
+    if len(found) < 2:
+        return
+    (first, one), *others = found.items()
+    for name, index in others:
+        if len(index) != len(one) or index.equals(one):
+            continue
+        place = one.get_indexer_for(index) if one.is_unique else None
+        if place is not None and (place >= 0).all():
+            row = int((place != range(len(one))).argmax())
+            raise RiskcalError(
+                f"{name}: {_validate.shown(index[row])} is the index of row {row}, but {_validate.shown(one[row])} that of "
+                f"{first}; bring both into one order, {name}.loc[{first}.index] for instance."
+            )
+
+
+def _index(value: Any) -> pd.Index | None:
+    """The labels of rows, where somebody gave them."""
+    if not isinstance(value, pd.DataFrame | pd.Series):
+        return None
+    index: pd.Index = value.index
+    return None if index.equals(pd.RangeIndex(len(index))) else index
