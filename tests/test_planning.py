@@ -582,3 +582,16 @@ def test_a_delta_that_is_the_upper_bound_has_a_size_too(test):
     assert pvalues.sample_size(test, delta=1.0, **given) <= pvalues.sample_size(
         test, delta=0.99, **given
     )
+
+
+def test_who_turned_the_grid_round_for_nothing_is_told_so_and_the_remedy_helps():
+    losses = coins(0.01, 0.05, 0.4)(np.random.default_rng(0), 300)
+    known = {"thresholds": [0.9, 0.5, 0.1], "delta": 0.1}
+    turned = calibrate(losses, **known, lower_is_stricter=True)
+    assert not turned.certified
+    assert (
+        "If high thresholds are the strict ones here, leave lower_is_stricter out."
+        in turned.message
+    )
+    fresh = coins(0.01, 0.05, 0.4)(np.random.default_rng(1), 300)
+    assert calibrate(fresh, **known).certified

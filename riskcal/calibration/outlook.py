@@ -269,13 +269,11 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
             text
             + f"Record the whole grid on fresh {problem.unit}, and calibrate it with procedure='holm'."
         )
-    if (
-        not problem.several_coordinates
-        and not problem.lower_is_stricter
-        and worst[np.argmin(problem.strictness)] < 0.0
-    ):
+    if not problem.several_coordinates and worst[np.argmin(problem.strictness)] < 0.0:
         text += (
-            "If low thresholds are the strict ones here (as where entropy must fall below them), say so: "
+            "If high thresholds are the strict ones here, leave lower_is_stricter out. Otherwise "
+            if problem.lower_is_stricter
+            else "If low thresholds are the strict ones here (as where entropy must fall below them), say so: "
             "lower_is_stricter=True (on the shell --lower-is-stricter). Otherwise "
         )
     else:
