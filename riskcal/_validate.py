@@ -89,12 +89,24 @@ def reading(name: str, what: str) -> Iterator[None]:
         raise RiskcalError(f"{name}: not {what} ({reason(error)}).") from None
 
 
-def from_json(text: str | bytes) -> Any:
-    """What JSON holds; a ValueError for all that is none, and for brackets nested too deep to be read."""
+def from_json(text: str | bytes, *, each_name_once: bool = False) -> Any:
+    """What JSON holds; a ValueError for all that is none, and for brackets nested too deep to be read.
+
+    ``each_name_once`` refuses objects with a name twice, of which `json` would keep the last alone.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_named_once if each_name_once else None)
     except RecursionError:
         raise ValueError("brackets are nested too deep") from None
+
+
+def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands in it {names.count(twice)} times; keep one")
+    return found
 
 
 def reason(error: BaseException) -> str:

@@ -84,6 +84,23 @@ def test_a_row_that_is_damaged_is_named_in_lines_and_in_arrays(tmp_path: Path) -
         Runs.read(tmp_path / "mixed.jsonl")
 
 
+@pytest.mark.parametrize("form", ["lines", "array", "columns"])
+def test_an_object_with_a_name_twice_is_refused_rather_than_its_last_taken(
+    form: str, tmp_path: Path
+) -> None:
+    """Some loggers add fields without a look at those that are there; of a CSV two such columns are refused, too."""
+    text = named().to_json(
+        orient={"lines": "records", "array": "records"}.get(form, form), lines=form == "lines"
+    )
+    again = text.replace('"layers":', '"dissimilarity":0.0,"layers":', 1)
+    assert again != text
+    (tmp_path / "runs.json").write_text(again)
+    with pytest.raises(RiskcalError, match="'dissimilarity' stands in it 2 times; keep one"):
+        Runs.read(tmp_path / "runs.json")
+    (tmp_path / "runs.json").write_text(text)
+    assert Runs.read(tmp_path / "runs.json").digest() == DIGEST
+
+
 @pytest.mark.parametrize(
     "write",
     [

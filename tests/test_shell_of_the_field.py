@@ -88,6 +88,8 @@ def test_a_packed_log_of_losses_is_watched(tmp_path: Path) -> None:
         ("id,loss\n3\n", "row 0 cannot be read (its loss is missing"),
         ('{"loss": [0.1, 1.0]}\n', "row 0 cannot be read (its loss is [0.1, 1.0], which is no number)"),
         ('{"loss": {"0": 0.1}}\n', "which is no number"),
+        ('{"loss": 1.0, "loss": 0.0}\n', "'loss' stands in it 2 times; keep one"),
+        ('[{"loss": 1.0, "loss": 0.0}]\n', "'loss' stands in it 2 times; keep one"),
     ],
 )  # fmt: skip
 def test_a_loss_that_is_none_is_told_by_what_stands_there(

@@ -128,7 +128,7 @@ def _rows(start: str, file: TextIO, name: str, wanted: tuple[str, ...]) -> Itera
     lines = (_text(line, name) for line in itertools.chain(io.StringIO(start, newline=""), file))
     opening = start.lstrip()[:1]
     if opening == "{":
-        return (_validate.from_json(line) for line in lines if line.strip())
+        return (_validate.from_json(line, each_name_once=True) for line in lines if line.strip())
     if opening == "[":
         return _array(_text(start + file.read(), name), name)
     return _table(lines, name, wanted)
@@ -142,7 +142,7 @@ def _text(line: str, name: str) -> str:
 
 def _array(text: str, name: str) -> Iterator[Any]:
     try:
-        return iter(_validate.from_json(text))
+        return iter(_validate.from_json(text, each_name_once=True))
     except ValueError as error:
         raise RiskcalError(
             f"{name}: begins like a JSON array but is none ({error}). {_REMEDY}"

@@ -36,7 +36,7 @@ def whole(text: io.TextIOBase, path: Path) -> pd.DataFrame:
     """
     content = text.read()
     try:
-        found = _validate.from_json(content)
+        found = _validate.from_json(content, each_name_once=True)
     except ValueError:
         if not _begins_with_a_row(content):
             raise
@@ -103,14 +103,14 @@ def _of_lines(lines: Iterator[str], path: Path) -> Iterator[tuple[int, bool, Any
         if not line.strip():
             continue
         try:
-            yield number, _may_hold_halves(line), _validate.from_json(line)
+            yield number, _may_hold_halves(line), _validate.from_json(line, each_name_once=True)
         except ValueError as error:
             raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
 
 
 def _of_array(text: str, path: Path) -> Iterator[tuple[int, bool, Any]]:
     try:
-        rows = _validate.from_json(text)
+        rows = _validate.from_json(text, each_name_once=True)
     except ValueError as error:
         raise RiskcalError(f"{path}: row 0 is not JSON ({error}).") from None
     suspect = _may_hold_halves(text)
