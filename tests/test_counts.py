@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from riskcal.calibration import problem
+from riskcal import pvalues
+from riskcal.calibration import counts, problem
 from riskcal.calibration.counts import bounds_of_counts, count_pvalue, of_counts
 from riskcal.pvalues.proxies import paired
 
@@ -35,3 +36,19 @@ def test_a_count_says_nothing_more_where_a_proxy_tells_rows_of_equal_losses_apar
     proxy[:, 0], others[:, 0] = 0.4, 0.4  # tells nothing apart
     told = of_counts(alone._replace(pairs=paired(proxy, others)))
     assert told.tolist() == [counted[0], 0.0, 0.0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.7), (-1.0, 1.0), (2.0, 7.0)])
+def test_losses_of_two_values_have_the_exact_p_value_of_their_count(
+    low: float, high: float
+) -> None:
+    """Also where rounding has made more values of the two."""
+    rng = np.random.default_rng(0)
+    wrong = (rng.random((80, 5)) < [0.02, 0.1, 0.2, 0.3, 0.6]).astype(float)
+    wrong[0], wrong[1] = 0.0, 1.0
+    expected = pvalues.binomial(wrong, 0.25)
+    for noise in (0.0, 1e-12):
+        losses = low + (high - low) * wrong + noise * rng.random(wrong.shape)
+        found = [counts.of_count(column, low + 0.25 * (high - low)) for column in losses.T]
+        assert found == pytest.approx(expected)
+    assert counts.of_count(np.array([low, high, 0.9 * low + 0.1 * high]), 0.5 * (low + high)) == 0.0

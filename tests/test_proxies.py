@@ -371,6 +371,12 @@ def test_a_mean_that_is_not_below_delta_has_the_p_value_one():
     p = pvalues.betting_with_proxy(losses, rng.random(60), rng.random(600), 0.1, level=0.05)
     assert p[0] < 1.0
     assert p[1] == 1.0
+    rng = np.random.default_rng(16)
+    alone = pvalues.betting_with_proxy(
+        losses[:, 0], rng.random(60), rng.random(600), 0.1, level=0.05
+    )
+    assert alone == p[0]
+    assert isinstance(alone, float)
 
 
 def test_a_budget_beside_the_loss_does_not_hide_that_a_proxy_helped():
