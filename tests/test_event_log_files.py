@@ -1,19 +1,23 @@
 """What an `EventLog` does with its two files while others rename, delete, fork and die around it."""
 
 import datetime
+import json
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from riskcal import RiskcalError
 from riskcal.serving import EventLog, read_events
-from riskcal.serving.events import rotated
+from riskcal.serving.events import Encoded, rotated
 
 SERVED = "riskcal.request.served"
 OPEN = Path("/proc/self/fd")
@@ -136,6 +140,40 @@ def test_a_fork_has_a_log_of_its_own_and_keeps_no_lock_of_a_parent_that_was_kill
         writer.join(20)
         assert not writer.is_alive()
         assert _ids(path) == [0, 1, 2, 4]
+
+
+_TEXT = st.text() | st.sampled_from(["NaN", "\ud800", "\u2028", "\x85", '"}\n'])
+_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | _TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(_TEXT, st.dictionaries(_TEXT, _VALUES, max_size=4), st.booleans())
+def test_a_line_holds_what_was_written(name, attributes, encoded):
+    with tempfile.TemporaryDirectory() as folder:
+        log = EventLog(f"{folder}/events.jsonl")
+        log.write_all([(name, Encoded.of(attributes) if encoded else attributes)] * 2)
+        lines = log.path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2
+    for line in lines:
+        assert line.isascii()
+        event = json.loads(line)
+        assert event.pop("time_unix_nano") > 0
+        assert event == {"name": name, "attributes": attributes}
+
+
+@pytest.mark.parametrize("attributes", [["a"], "a", 3, {"a": 1}.items()])
+def test_attributes_that_are_no_dictionary_are_refused(tmp_path, attributes):
+    log = EventLog(tmp_path / "events.jsonl")
+    with pytest.raises(RiskcalError, match=r"attributes: .* is no dictionary"):
+        log.write(SERVED, attributes)
+    assert not log.path.exists()
 
 
 _ROUND: dict = {}

@@ -5,10 +5,10 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
@@ -25,6 +25,31 @@ NAMES = {
 }
 
 _JSON = json.JSONEncoder(allow_nan=False)
+#: A text as JSON has it.
+quoted: Callable[[str], str] = _JSON.encode
+
+
+class Encoded(str):
+    """Attributes as JSON has them, less the braces: of whoever writes many alike, and need not make a dictionary of each."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, attributes: dict[str, Any]) -> Self:
+        """As a line holds them.
+
+        Raises
+        ------
+        RiskcalError
+            For what JSON cannot hold.
+        """
+        if not isinstance(attributes, dict):
+            raise RiskcalError(
+                f"attributes: {_validate.shown(attributes)} is no dictionary; give names and values."
+            )
+        return cls(_encoded(attributes)[1:-1])
+
+
 _APPENDED = os.O_RDWR | os.O_APPEND | os.O_CREAT
 
 
@@ -77,12 +102,12 @@ class EventLog:
         """
         self.write_all([(name, attributes)])
 
-    def write_all(self, events: Iterable[tuple[str, dict[str, Any] | None]]) -> None:
+    def write_all(self, events: Iterable[tuple[str, dict[str, Any] | Encoded | None]]) -> None:
         """Append events, all of them or none, for the cost of little more than one.
 
         Parameters
         ----------
-        events : iterable of (str, dict or None)
+        events : iterable of (str, dict, Encoded or None)
             Names and attributes. They stand together in one file.
 
         Raises
@@ -92,7 +117,7 @@ class EventLog:
         """
         import fcntl  # here, so that riskcal can be imported where there is none
 
-        lines = b"".join([_line(name, attributes) for name, attributes in events])
+        lines = "".join([_line(name, attributes) for name, attributes in events]).encode()
         if not lines:
             return
         try:
@@ -147,10 +172,14 @@ def rotated(path: str | os.PathLike[str]) -> list[Path]:
     return sorted(numbered, key=lambda file: int(file.suffix[1:]))
 
 
-def _line(name: str, attributes: dict[str, Any] | None) -> bytes:
-    event = {"name": name, "time_unix_nano": time.time_ns(), "attributes": attributes or {}}
+def _line(name: str, attributes: dict[str, Any] | Encoded | None) -> str:
+    told = attributes if isinstance(attributes, Encoded) else Encoded.of(attributes or {})
+    return f'{{"name": {_encoded(name)}, "time_unix_nano": {time.time_ns()}, "attributes": {{{told}}}}}\n'
+
+
+def _encoded(value: Any) -> str:
     try:
-        return _JSON.encode(event).encode() + b"\n"
+        return _JSON.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise RiskcalError(
             f"attributes: {error}; give text, finite numbers, booleans, None, lists and dicts."

@@ -1,14 +1,19 @@
 """What an engine's events tell of requests: classes of tokens, what may drift, and the strata that are made of it."""
 
 import json
+import math
+import tempfile
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from riskcal import ExitPolicy, RiskcalError, RiskMonitor, Sampling
 from riskcal.serving import Drift, EventLog, EventWatch, Pattern, Shadow, Tokens, read_events
 from riskcal_adapters.torch import Engine, Request, load_example
+from riskcal_adapters.torch.engine import telling
 
 WORDS = ["banana", "calibrate", "risk", "abracadabra", "exit", "zyzzyva"] * 3
 CLASSES = {"vowel": Pattern("^ ?[AEIOU]"), "stop": Pattern("^ ?[PTKBDG]$")}
@@ -117,6 +122,44 @@ def test_a_temperature_and_longer_prompts_are_drifts_by_name(g2p, tmp_path):
     assert "prompt length" not in features
     assert temperatures == {"1.5": 160}
     assert "prompt length" in drifted(serve("long", greedy, longest=14))[0]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            *[st.text(st.sampled_from('"\\{}, \n\x00\x7f\ud800\u2028\U0001f600a'))] * 3
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_names_of_requests_are_told_as_they_are(g2p, names):
+    """Lines are put together from parts, of which no name may be taken for another."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = EventLog(f"{folder}/events.jsonl")
+        requests = [
+            Request("exit" if i % 2 else "", id=f"{i}{one}", task=task, difficulty=difficulty)
+            for i, (one, task, difficulty) in enumerate(names)
+        ]
+        with Engine(g2p, ExitPolicy.static(1, max_new_tokens=4), slots=2, events=log) as engine:
+            failed = {done.id: done.error for done in engine.run(requests)}
+        lines = log.path.read_text().splitlines()
+    found = {one["gen_ai.response.id"]: one for one in (json.loads(x)["attributes"] for x in lines)}
+    assert len(found) == len(lines) == len(requests)
+    for one in requests:
+        told = found[one.id]
+        assert told["riskcal.task"] == one.task
+        assert told["riskcal.difficulty"] == one.difficulty
+        assert told.get("riskcal.error") == failed[one.id]
+        assert ("riskcal.exit.layers" in told) == (failed[one.id] is None)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "told"),
+    [([0.5, 1.0], 0.75), ([0.5, math.nan, math.inf, -math.inf, 0.25], 0.375), ([math.inf], None)],
+)
+def test_confidence_is_the_mean_of_what_is_a_number(confidence, told):
+    assert telling._mean(np.array(confidence, dtype=np.float32)) == told
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import Any
 
 from riskcal.internal import shown
 from riskcal.serving import EventLog
+from riskcal.serving.events import Encoded, quoted
 from riskcal.serving.switch import Pull
 from riskcal_adapters.torch.engine.requests import Done, Flight
 from riskcal_adapters.torch.engine.shadows import Loss, compared
@@ -33,13 +34,17 @@ class Journal:
     ) -> None:
         self._events, self._counted, self._session = events, counted, session
         self._telling = telling
-        self._told: list[tuple[str, dict[str, Any]]] = []
+        self._told: list[tuple[str, Encoded]] = []
         self._unwritten = 0
 
     def write(self, name: str, told: dict[str, Any], flight: Flight | None = None) -> None:
         """Note an event, of a request or of none, for the next `flush`."""
         if self._events is not None:
-            self._told.append((name, told if flight is None else self._known(flight) | told))
+            inside = Encoded.of(told)
+            if flight is not None:
+                known = self._known(flight)
+                inside = Encoded(f"{known}, {inside}" if inside else known)
+            self._told.append((name, inside))
 
     def flush(self) -> None:
         """Append what was noted; what cannot be written is counted, and logged."""
@@ -47,8 +52,8 @@ class Journal:
             return
         told, self._told = self._told, []
         if self._unwritten:
-            name, attributes = told[0]
-            told[0] = name, attributes | {"riskcal.events.lost": self._unwritten}
+            name, inside = told[0]
+            told[0] = name, Encoded(f'{inside}, "riskcal.events.lost": {self._unwritten}')
         try:
             self._events.write_all(told)
         except Exception as error:  # a full disk, a closed file: the service goes on
@@ -67,13 +72,12 @@ class Journal:
             return
         told = self._known(flight)
         if flight.full_depth is not None:
-            told["riskcal.full_depth"] = flight.full_depth
+            told = f'{told}, "riskcal.full_depth": {quoted(flight.full_depth)}'
         if done.error is not None:
-            told["riskcal.error"] = done.error
+            told = f'{told}, "riskcal.error": {quoted(done.error)}'
         else:
-            told["riskcal.seconds"] = done.seconds
-            told |= self._telling.served(flight, done)
-        self.write("riskcal.request.served", told)
+            told = f"{told}, {self._telling.served(flight, done)}"
+        self._told.append(("riskcal.request.served", Encoded(told)))
 
     def refused(self, task: str | None, why: str) -> None:
         """A policy is not served by this model."""
@@ -117,16 +121,11 @@ class Journal:
         self._counted.shadows_missing += 1
         self.write("riskcal.shadow.missing", {"riskcal.reason": why}, flight)
 
-    def _known(self, flight: Flight) -> dict[str, Any]:
+    def _known(self, flight: Flight) -> str:
         task, difficulty = flight.request.task, flight.request.difficulty
-        known = {
-            "gen_ai.response.id": flight.id,
-            "riskcal.task": task if isinstance(task, str) else "" if task is None else shown(task),
-        }
+        named = task if isinstance(task, str) else "" if task is None else shown(task)
+        known = f'"gen_ai.response.id": {quoted(flight.id)}, "riskcal.task": {quoted(named)}'
         if difficulty is not None:
-            known["riskcal.difficulty"] = (
-                difficulty if isinstance(difficulty, str) else shown(difficulty)
-            )
-        if flight.numbered:
-            known["riskcal.session"] = self._session
-        return known
+            named = difficulty if isinstance(difficulty, str) else shown(difficulty)
+            known = f'{known}, "riskcal.difficulty": {quoted(named)}'
+        return f'{known}, "riskcal.session": "{self._session}"' if flight.numbered else known

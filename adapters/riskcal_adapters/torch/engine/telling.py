@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from riskcal import RiskcalError
 from riskcal.forbidden import Guard, Rule
 from riskcal.internal import shown
+from riskcal.serving.events import quoted
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.engine.requests import Done, Flight
@@ -33,7 +35,7 @@ class Telling:
     """
 
     def __init__(self, decoder: Decoder, classes: Mapping[str, Rule] | None) -> None:
-        self._weights = decoder.weights
+        self._weights = f'"riskcal.weights": {quoted(decoder.weights)}'
         self._guards: dict[str, Guard] = {}
         for name, rule in (classes or {}).items():
             if not isinstance(name, str) or not name or name == OTHER:
@@ -46,26 +48,26 @@ class Telling:
                 )
             self._guards[name] = Guard((rule,), decoder._loop.text)
 
-    def served(self, flight: Flight, done: Done) -> dict[str, Any]:
-        """Of a request that has an output."""
-        told: dict[str, Any] = {
-            "gen_ai.usage.output_tokens": len(done.tokens),
-            "gen_ai.request.temperature": flight.temperature,
-            "riskcal.weights": self._weights,
-            "riskcal.exit.layers": _counted(done.exit_layers),
-        }
+    def served(self, flight: Flight, done: Done) -> str:
+        """Of a request that has an output, as `Encoded` has it: this is done for every request, and outputs are short."""
+        told = (
+            f'"riskcal.seconds": {done.seconds!r}, "gen_ai.usage.output_tokens": {len(done.tokens)}, '
+            f'"gen_ai.request.temperature": {float(flight.temperature)!r}, {self._weights}, '
+            f'"riskcal.exit.layers": {_counted(done.exit_layers)}'
+        )
         if flight.prompt is not None:
-            told["gen_ai.usage.input_tokens"] = len(flight.prompt)
-        # as Python's numbers, and layers too: this is done for every request, and outputs are short
-        sure = [one for one in done.confidence.tolist() if math.isfinite(one)]
-        if sure:
-            told["riskcal.confidence"] = sum(sure) / len(sure)
-        if self._guards:
-            of = self._classes(flight, done.tokens)
-            told["riskcal.exit.classes"] = {
-                name: _counted(done.exit_layers[of == i]) for i, name in enumerate(self._names)
-            }
-        return told
+            told = f'{told}, "gen_ai.usage.input_tokens": {len(flight.prompt)}'
+        sure = _mean(done.confidence)
+        if sure is not None:
+            told = f'{told}, "riskcal.confidence": {sure!r}'
+        if not self._guards:
+            return told
+        of = self._classes(flight, done.tokens)
+        classes = [
+            f"{quoted(name)}: {_counted(done.exit_layers[of == i])}"
+            for i, name in enumerate(self._names)
+        ]
+        return f'{told}, "riskcal.exit.classes": {{{", ".join(classes)}}}'
 
     def compared(self, flight: Flight, served: Done, full: Done) -> dict[str, Any]:
         """Of a shadow: by class, how many served tokens are not the full model's at their place, and how many there are."""
@@ -100,9 +102,18 @@ class Telling:
         return found
 
 
-def _counted(layers: Ints) -> dict[str, int]:
+def _counted(layers: Ints) -> str:
     """Tokens by the layer that they left at."""
-    found: dict[int, int] = {}
-    for layer in layers.tolist():
-        found[layer] = found.get(layer, 0) + 1
-    return {str(layer): found[layer] for layer in sorted(found)}
+    left = layers.tolist()
+    counts = [f'"{layer}": {left.count(layer)}' for layer in sorted(set(left))]
+    return f"{{{', '.join(counts)}}}"
+
+
+def _mean(confidence: NDArray[np.float32]) -> float | None:
+    """Of those that are numbers, if any is."""
+    sure = confidence.tolist()
+    total = sum(sure)
+    if not math.isfinite(total):
+        sure = [one for one in sure if math.isfinite(one)]
+        total = sum(sure)
+    return total / len(sure) if sure else None
