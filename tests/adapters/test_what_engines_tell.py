@@ -126,9 +126,7 @@ def test_a_temperature_and_longer_prompts_are_drifts_by_name(g2p, tmp_path):
 
 @given(
     st.lists(
-        st.tuples(
-            *[st.text(st.sampled_from('"\\{}, \n\x00\x7f\ud800\u2028\U0001f600a'))] * 3
-        ),
+        st.tuples(*[st.text(st.sampled_from('"\\{}, \n\x00\x7f\ud800\u2028\U0001f600a'))] * 3),
         min_size=1,
         max_size=4,
     )
