@@ -338,3 +338,19 @@ def test_a_cost_may_be_its_largest_and_the_first_beyond_is_named():
     named = rf"of 'p0{first}' is 1.5, outside \[0, 1\] \(3 values are\)"
     with pytest.raises(RiskcalError, match=named):
         calibrate(over, **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "procedure"),
+    [
+        ({}, "fixed_sequence"),
+        ({"objective": "selective"}, "holm"),
+        ({"budget": {"layers": 5.0}}, "holm"),
+        ({"delta": {"textual": 0.12, "selective": 0.3}}, "holm"),
+    ],
+)
+def test_no_sequence_begins_where_few_stop_or_where_it_costs_most_unless_it_is_asked_for(
+    options, procedure
+):
+    runs = world(100, np.random.default_rng(8), np.array([0.02, 0.03, 0.04]))
+    assert calibrate(runs, **({"delta": 0.12} | options)).procedure == procedure
