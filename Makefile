@@ -51,7 +51,7 @@ ray: $(VENV)/.full ## with a real Ray, which it installs: recordings whose worke
 	$(INSTALL) '.[ray]'
 	$(BIN)/pytest -m ray tests/adapters/test_ray.py
 
-validate: $(VENV)/.full ## the long tier (with a Chromium, for the report): every benchmark, its figures written to benchmarks/results with their commit
+validate: docs ## the long tier (with a Chromium, for the report and the site): every benchmark, its figures written to benchmarks/results with their commit
 	$(INSTALL) '.[browser]' --requirement benchmarks/referee.txt
 	$(BIN)/python benchmarks/outgrown.py --rerun
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/studies/every.py

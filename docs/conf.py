@@ -51,6 +51,7 @@ html_title = f"riskcal {version}"
 html_show_sourcelink = False
 html_static_path = ["_static"]
 html_css_files = ["riskcal.css"]
+html_js_files = ["print.js"]
 html_math_renderer = "mathml"
 html_extra_path = ["policy.schema.json", "generated/demo-report.html"]
 html_theme_options = {

@@ -29,7 +29,7 @@ class Sums(NamedTuple):
 def hoeffding(
     losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
 ) -> float | Floats:
-    """Hoeffding's bound, ``exp(-2 n max(0, delta - mean)^2)`` (CALM, Eq. 9).
+    """Hoeffding's bound, ``exp(-2 n max(0, delta - mean)^2)`` (CALM, equation 9).
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def hoeffding(
 def bentkus(
     losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
 ) -> float | Floats:
-    """Bentkus' bound, ``e P(Bin(n, delta) <= ceil(sum))`` (Bentkus 2004; Learn then Test, Eq. 5).
+    """Bentkus' bound, ``e P(Bin(n, delta) <= ceil(sum))`` (Bentkus 2004; Learn then Test, equation 5).
 
     Parameters, returns and errors as in `hoeffding`. A sum within a relative 1e-9 above an integer counts as that integer:
     floating-point error must not cost a whole step. (This is the same as testing losses that are lower by at most 1e-9.)

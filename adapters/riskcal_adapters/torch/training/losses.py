@@ -38,7 +38,7 @@ def layer_weights(n_layers: int, kind: str = "linear") -> Tensor:
 
 
 def layer_weighted_loss(logits: Tensor, labels: Tensor, kind: str = "linear") -> Tensor:
-    """The mean token loss of each layer, weighted by `layer_weights` and summed (CALM, Eq. 6).
+    """The mean token loss of each layer, weighted by `layer_weights` and summed (CALM, equation 6).
 
     Parameters
     ----------
