@@ -99,16 +99,14 @@ def name_toggles(app, page, template, context, doctree):
     """Say of each toggle in the sidebar what it unfolds: the theme draws an arrow, of which a screen reader says nothing."""
     tree = context["generate_toctree_html"]
 
-    def named(*given, **options):
-        drawn = tree(*given, **options)
-        if not isinstance(drawn, str):
-            return drawn
-        toggle = r"<a [^>]*>((?:(?!</a>).)*)</a>\s*<details[^>]*>\s*<summary(?=>)"
+    toggle = r"<a [^>]*>((?:(?!</a>).)*)</a>\s*<details[^>]*>\s*<summary(?=>)"
 
-        def name(found):
-            return f'{found[0]} aria-label="Below {re.sub("<[^>]*>", "", found[1]).strip()}"'
+    def name(found):
+        return f'{found[0]} aria-label="Below {re.sub("<[^>]*>", "", found[1]).strip()}"'
 
-        return re.sub(toggle, name, drawn)
+    def named(kind, *given, **options):
+        drawn = tree(kind, *given, **options)
+        return drawn if kind == "raw" else re.sub(toggle, name, str(drawn))
 
     context["generate_toctree_html"] = named
 
