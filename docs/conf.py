@@ -122,7 +122,9 @@ def setup(app):
         raise nodes.SkipNode
 
     def block(translator, node):
-        translator.body.append(f"<p>{tex2mathml(node.astext(), as_block=True)}</p>")
+        # the theme lets keys reach what bears this class, where it is moved sideways
+        scrolls = 'class="pst-scrollable-table-container"'
+        translator.body.append(f"<p {scrolls}>{tex2mathml(node.astext(), as_block=True)}</p>")
         raise nodes.SkipNode
 
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
