@@ -162,6 +162,8 @@ def test_so_does_that_of_arrays_whose_prompts_have_rows_in_unequal_numbers() -> 
     assert (
         "(observed 0.038), as the mean over prompts, each counting alike however" in found.message
     )
+    other = calibrate(losses, thresholds=[0.5], delta=0.1, prompts=user.astype(">i8"))
+    assert other.message == found.message
     even = calibrate(
         np.full((200, 1), 0.02), thresholds=[0.5], delta=0.1, prompts=np.arange(200) // 2
     )

@@ -372,9 +372,15 @@ def from_arrays(
         nameless=nameless,
         lower_is_stricter=lower_is_stricter,
         unit="rows" if prompts is None else "prompts",
-        uneven=prompts is not None and len(set(pd.Series(prompts).value_counts())) > 1,
+        uneven=prompts is not None and _uneven(prompts),
         digest=hasher.hexdigest(),
     )
+
+
+def _uneven(prompts: ArrayLike) -> bool:
+    """Whether prompts have rows in unequal numbers."""
+    ids = table_columns.identifiers(table_columns.series(prompts, "prompts"), "prompts")
+    return len(set(np.bincount(pd.factorize(ids)[0]).tolist())) > 1
 
 
 def _average_within(matrix: Floats, prompts: ArrayLike) -> tuple[Floats, NDArray[Any]]:
