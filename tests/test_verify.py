@@ -92,6 +92,7 @@ def test_rows_in_another_order_agree_and_other_rows_do_not():
         ("epsilon_spent", 0.04),
         ("n", 299),
         ("pvalue", 1e-9),
+        ("pvalue", None),
         ("records_digest", "0" * 32),
         ("lower", -1.0),
     ],
@@ -146,6 +147,8 @@ def test_a_certificate_from_before_it_said_what_was_asked_can_be_completed():
 
     for delta in (0.1, {"textual": 0.1, "risk": 0.05}):
         assert riskcal.verify(old(riskcal.calibrate(RUNS, delta=delta).policy()), RUNS).agrees
+    for more in ({"starts": 2}, {"procedure": "holm"}):
+        assert riskcal.verify(old(riskcal.calibrate(RUNS, delta=0.1, **more).policy()), RUNS).agrees
     options = {"procedure": "fallback", "order": [3, 1, 0, 2]}
     ordered = old(riskcal.calibrate(RUNS, delta=0.1, **options).policy())
     assert "preregistered" in [d.name for d in riskcal.verify(ordered, RUNS).differences]
@@ -306,3 +309,12 @@ def test_a_policy_by_class_says_which_class_it_was_certified_for():
     found = riskcal.calibrate_classes(CLASSED, budgets=0.3, cost="layers")
     for name, policy in found.policies().items():
         assert f" for prompts of class {name!r}" in str(policy)
+
+
+def test_versions_that_differ_are_named_and_no_others():
+    policy = riskcal.calibrate(RUNS, delta=0.1).policy()
+    made = policy.certificate.versions
+    then = policy.certificate.model_copy(update={"versions": made | {"numpy": "1.0"}, "n": 299})
+    verified = riskcal.verify(policy.model_copy(update={"certificate": then}), RUNS)
+    assert verified.versions == {"numpy": ("1.0", made["numpy"])}
+    assert f"(numpy was 1.0 then, and is {made['numpy']} here.)" in verified.message
