@@ -244,7 +244,8 @@ def test_confidences_are_those_of_the_logits_as_they_are(ending):
         EarlyExitT5(ending).generate(one, policy=ExitPolicy.static(2, sampling=s), max_new_tokens=1)
         for s in (Sampling(temperature=5.0, top_p=0.3), None)
     )
-    assert hot.confidence.equal(greedy.confidence)
+    # to rounding: one row that draws nothing is decoded by another loop
+    torch.testing.assert_close(hot.confidence, greedy.confidence, rtol=1e-5, atol=0)
 
 
 def test_traces_of_sampled_decoding_follow_the_sampled_path(ending):
