@@ -43,6 +43,8 @@ PROBE = """() => {
   const seen = (one) => one.checkVisibility({visibilityProperty: true, opacityProperty: true});
   const said = (one) => `${one.nodeName.toLowerCase()} "${(one.textContent || one.src || "").trim().slice(0, 40)}"`;
   if (root.scrollWidth > innerWidth) found.add(`the page is ${root.scrollWidth} px wide`);
+  for (const one of document.querySelectorAll("nav"))
+    if (seen(one) && one.clientWidth > 1 && one.scrollWidth > one.clientWidth + 1) found.add(`moved sideways: ${said(one)}`);
   const cut = (one, box) => {
     if (box.width <= 1 || box.right <= 0) return false;
     for (let above = one.parentElement; above && above !== root; above = above.parentElement) {
