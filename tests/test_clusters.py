@@ -182,3 +182,5 @@ def test_two_clusters_can_be_tested_and_one_cannot() -> None:
     assert calibrate(users([2, 2]), delta=0.9, epsilon=0.5).n == 2
     with pytest.raises(RiskcalError, match="cluster: all prompts are of one, 0; a test needs"):
         calibrate(users([4]), delta=0.9, epsilon=0.5)
+    with pytest.raises(RiskcalError, match=r"has 3 prompts \(1 clusters exceed 2\)"):
+        calibrate(users([2] * 20 + [3]), delta=0.9, weighting="requests", max_cluster=2)

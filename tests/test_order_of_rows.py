@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 
 from riskcal import RiskcalError, Runs, Stop, calibrate, pvalues, records, replay_traces
+from riskcal.calibration.posing import pose
 from riskcal.records import Traces
 
 # of version 0.1
@@ -199,3 +200,14 @@ def test_numbered_clusters_and_replayed_prompts_stand_in_the_order_of_their_cont
     runs = replay_traces(traces, [0.123456789], exact=True)
     content = np.where((confidence[:, 0] >= 0.123456789) & ~agrees[:, 0], 1.0, 0.0)
     assert runs.prompts.tolist() == records.content_order(content).tolist()
+
+
+def test_the_order_of_numbered_clusters_is_drawn_afresh_for_each_set_of_losses():
+    """One fixed order of numbers would be the arrangement of whoever gave them by outcome."""
+    orders = []
+    for seed in (1, 2):
+        losses = np.random.default_rng(seed).random((120, 1)).round(2)
+        runs = Runs.from_arrays(thresholds=[0.5], dissimilarity=losses, cluster=np.arange(120) // 2)
+        orders.append(pose(runs, 0.6).units.tolist())
+    assert orders[0] != orders[1]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(60))
