@@ -90,8 +90,13 @@ def described(app, doctree, page):
 
 def link_pictures(app, page, template, context, doctree):
     """Each picture leads to itself alone, where a phone can make it larger; so keys reach what is moved sideways, too."""
-    picture = r'<img (?=[^>]*src="([^"]*_images/[^"]*)")[^>]*>'
-    linked = r'<a class="picture" href="\1">\g<0></a>'
+    picture = r'(<a [^>]*>)?<img (?=[^>]*src="([^"]*_images/[^"]*)")[^>]*>'
+
+    def linked(found):
+        if found[1]:  # Sphinx links what has a width of its own
+            return found[0].replace('class="', 'class="picture ', 1)
+        return f'<a class="picture" href="{found[2]}">{found[0]}</a>'
+
     context["body"] = re.sub(picture, linked, context.get("body", ""))
 
 
