@@ -16,7 +16,7 @@ RESULTS = HERE / "results"
 #: Measures nothing, or nothing anew.
 OTHERS = (
     *("outgrown", "accelerator_causal", "accelerator_loops", "exit_aware_figures", "timing"),
-    "command",
+    *("command", "mutations"),
 )
 #: What measurements are made with, beside the script itself.
 SHARED = (":/riskcal", ":/adapters", ":/benchmarks/timing.py", ":/benchmarks/laboratory")
