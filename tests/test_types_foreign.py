@@ -7,6 +7,7 @@ import math
 import re
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,22 +226,55 @@ def test_a_setting_may_be_a_decimal(arm: Any) -> None:
 
 
 @pytest.mark.parametrize("full", ["full", "FULL", math.inf])
-@pytest.mark.parametrize("texts", [False, True])
-def test_full_is_infinity_among_the_numbers_of_any_setting(full: Any, texts: bool) -> None:
-    """A CSV's column with the word in it is of texts throughout."""
-    arm = [full, "0.25" if texts and isinstance(full, str) else 0.25]
-    table = cascade().assign(arm=pd.Series(arm * 6, dtype=object))
+def test_full_is_infinity_beside_the_numbers_of_any_setting(full: Any) -> None:
+    table = cascade().assign(arm=pd.Series([full, 0.25] * 6, dtype=object))
     found = Runs.from_frame(table, candidate_columns=["arm"])
     assert found.candidates["arm"].tolist() == [0.25, math.inf]
 
 
-def test_and_not_among_others() -> None:
-    for arm in (["full", "half"], ["0.25", "0.9"]):
-        table = cascade().assign(arm=pd.Series(arm * 6, dtype=object))
-        assert Runs.from_frame(table, candidate_columns=["arm"]).candidates["arm"].tolist() == arm
-    table = cascade().assign(arm=pd.Series([True, "full"] * 6, dtype=object))
-    with pytest.raises(RiskcalError, match="arm: 'full' at row 1 is of another type than True"):
+def test_texts_stay_texts_also_of_numbers() -> None:
+    """As policies name them that were certified before."""
+    for arm in (["full", "half"], ["0.25", "0.9"], ["512", "full"], ["full", "full"]):
+        table = cascade().assign(arm=arm * 6, threshold=[0.5, 0.6] * 6)
+        found = Runs.from_frame(table, candidate_columns=["arm"])
+        assert sorted(found.candidates["arm"]) == sorted(arm)
+
+
+def test_a_measure_may_have_any_name() -> None:
+    table = cascade().assign(measure="full", threshold=[0.5, 0.6] * 6).drop(columns="arm")
+    assert set(Runs.from_frame(table).candidates["measure"]) == {"full"}
+    mixed = table.assign(measure=["full", 1] * 6)
+    with pytest.raises(RiskcalError, match="measure: 1 at row 1 is not a text"):
+        Runs.from_frame(mixed)
+
+
+def test_a_csv_may_say_full_of_a_threshold_of_a_stage(tmp_path: Path) -> None:
+    """Which makes texts of the whole column."""
+    table = cascade().rename(columns={"arm": "threshold_2"})
+    table["threshold_2"] = ["full", 0.25] * 6
+    table.to_csv(tmp_path / "runs.csv", index=False)
+    found = Runs.read(tmp_path / "runs.csv", candidate_columns=["threshold_2"])
+    assert found.candidates["threshold_2"].tolist() == [0.25, math.inf]
+    beside = Runs.from_frame(table, candidate_columns=["threshold_2"])
+    assert beside.digest() == found.digest()
+
+
+@pytest.mark.parametrize(
+    "huge", [decimal.Decimal("1e400"), fractions.Fraction(10**400)], ids=["decimal", "fraction"]
+)
+def test_a_decimal_beyond_all_floats_is_refused_and_not_infinity(huge: Any) -> None:
+    table = cascade().assign(arm=pd.Series([0.25, huge] * 6, dtype=object))
+    with pytest.raises(RiskcalError, match=r"arm: (.*) at row 1 is beyond what a float holds"):
         Runs.from_frame(table, candidate_columns=["arm"])
+    remedied = table.assign(arm=table["arm"].replace({huge: "full"}))
+    found = Runs.from_frame(remedied, candidate_columns=["arm"])
+    assert found.candidates["arm"].tolist() == [0.25, math.inf]
+    thresholds = cascade().assign(threshold=pd.Series([0.25, huge] * 6, dtype=object))
+    with pytest.raises(RiskcalError, match="threshold: "):
+        Runs.from_frame(thresholds.drop(columns="arm"))
+    costs = thresholds.rename(columns={"threshold": "layers", "arm": "threshold"})
+    with pytest.raises(RiskcalError, match=r"layers: (.*) at row 1"):
+        Runs.from_frame(costs)
 
 
 def test_ids_of_the_type_that_databases_have_are_their_texts() -> None:

@@ -4,6 +4,8 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,9 @@ from riskcal.policy import SCHEDULE_COLUMNS
 from riskcal.policy.columns import recorded_limit
 from riskcal.records import advice, columns
 from riskcal.records.columns import plain
+
+#: Coordinates that are texts: names, and objects of JSON.
+TEXTS = frozenset(("measure", "form", "policy", "thresholds", "learned"))
 
 
 def varying(candidates: pd.DataFrame) -> list[str]:
@@ -55,7 +60,7 @@ def as_numbers(column: pd.Series) -> Floats:
     """Thresholds as numbers, ``"full"`` as ``inf``; NaN where a cell is none."""
     if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
         return columns.floats(column)
-    given = [math.inf if isinstance(v, str) and v.strip().lower() == "full" else v for v in column]
+    given = [math.inf if columns.is_full(v) else v for v in column]
     return columns.floats(
         pd.Series([None if isinstance(v, bool) else v for v in given], dtype=object)
     )
@@ -78,6 +83,38 @@ def thresholds(column: pd.Series) -> Floats:
             f"the full model.{said}"
         )
     return values
+
+
+def settings(column: pd.Series, name: str) -> pd.Series:
+    """A column of settings as `columns.as_numpy` has it: decimals are numbers, as is ``"full"``, infinity, beside numbers.
+
+    A column of texts stays one: certificates say which candidates there were, as they were read.
+    """
+    column = columns.as_numpy(column, name)
+    kinds = set(map(type, column)) if column.dtype == object else set()
+    decimal = any(issubclass(kind, Decimal | Fraction) for kind in kinds)
+    if not decimal and not (len(kinds) > 1 and any(issubclass(kind, str) for kind in kinds)):
+        return column
+    given = [
+        _float(value, name, row) if isinstance(value, Decimal | Fraction) else value
+        for row, value in column.items()
+    ]
+    full = np.array([columns.is_full(value) for value in given])
+    number = np.array([_validate.is_number(value) and value == value for value in given])
+    if full.any() and number.any() and (full | number).all():
+        given = [math.inf if word else value for value, word in zip(given, full, strict=True)]
+    return pd.Series(given, column.index, dtype=object).infer_objects()
+
+
+def _float(value: Decimal | Fraction, name: str, row: Any) -> Any:
+    """The float nearest to a decimal; one that is missing as it is."""
+    number = columns.as_number(value)
+    if number is None and not (isinstance(value, Decimal) and value.is_nan()):
+        raise RiskcalError(
+            f"{name}: {_validate.shown(value)} at row {row} is beyond what a float holds, 1.8e308; give 'full' for a threshold "
+            "that nothing reaches."
+        )
+    return value if number is None else number
 
 
 def with_objects_as_texts(frame: pd.DataFrame) -> pd.DataFrame:
@@ -107,10 +144,6 @@ def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(thresholds=texts)
 
 
-def _is_full(cell: Any) -> bool:
-    return isinstance(cell, str) and cell.strip().lower() == "full"
-
-
 def _vector(cell: Any, row: int) -> dict[int, float]:
     """Thresholds by layer, ascending; an exit that is never taken (inf, ``"full"``, null) is left out."""
     given = cell
@@ -138,7 +171,7 @@ def _vector(cell: Any, row: int) -> dict[int, float]:
             raise RiskcalError(
                 f"thresholds: {_validate.shown(plain(cell))} at row {row}; give a number for each layer, from 1."
             )
-        never = value is None or _is_full(value)
+        never = value is None or columns.is_full(value)
         place = f"thresholds: layer {_validate.shown(layer)} at row {row}"
         number = math.inf if never else _validate.number(value, place)
         if number == -math.inf:
@@ -177,9 +210,7 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
                 f"{name}: {value!r} at row {row}; a coordinate of a candidate is a number, a text or a truth value. Give each "
                 "of several a column of its own, and name it in candidate_columns."
             )
-        if name in ("measure", "form", "policy", "thresholds", "learned") and not isinstance(
-            value, str
-        ):
+        if name in TEXTS and not isinstance(value, str):
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )

@@ -1,5 +1,6 @@
 """Columns of tables as numpy holds them: the one place that knows the types of pandas, Arrow and other libraries."""
 
+import math
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -320,31 +321,16 @@ def numbers(
     return values.clip(lower, upper)
 
 
-def settings(column: pd.Series, name: str) -> pd.Series:
-    """A column of settings as `as_numpy` has it: decimals are numbers, as is ``"full"``, infinity, among numbers alone."""
-    column = as_numpy(column, name)
-    if pd.api.types.is_numeric_dtype(column):
-        return column
-    given = [
-        float(v) if isinstance(v, Fraction) or (isinstance(v, Decimal) and not v.is_nan()) else v
-        for v in column
-    ]
-    full = [isinstance(v, str) and v.strip().lower() == "full" for v in given]
-    if any(full):
-        numbers = floats(pd.Series(given, column.index, dtype=object, name=name))
-        truths = any(isinstance(v, bool | np.bool_) for v in given)
-        if not truths and (np.isfinite(numbers) | np.array(full)).all():
-            return pd.Series(np.where(full, np.inf, numbers), column.index)
-    if all(a is b for a, b in zip(given, column, strict=True)):
-        return column
-    return pd.Series(given, column.index, dtype=object).infer_objects()
+def is_full(cell: Any) -> bool:
+    """Whether a cell is the word for a threshold that nothing reaches."""
+    return isinstance(cell, str) and cell.strip().lower() == "full"
 
 
 def floats(column: pd.Series) -> _validate.Floats:
     """A column as float64; whatever is not a number is NaN."""
     column = as_numpy(column, str(column.name))
     if column.dtype == object:
-        column = pd.Series([_number(value) for value in column], column.index, dtype=object)
+        column = pd.Series([as_number(value) for value in column], column.index, dtype=object)
     try:
         read = pd.to_numeric(column, errors="coerce")
         numbers = read.to_numpy(dtype="float64", na_value=float("nan"), copy=True)
@@ -364,10 +350,15 @@ def _to_the_bit(numbers: _validate.Floats, column: pd.Series) -> _validate.Float
     return numbers
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """A cell that is a number or the text of one; pandas would make nanoseconds of a duration or a date."""
     if isinstance(value, Decimal | Fraction):
-        return None if isinstance(value, Decimal) and value.is_nan() else float(value)
+        if isinstance(value, Decimal) and not value.is_finite():
+            return None if value.is_nan() else float(value)
+        with suppress(OverflowError):
+            number = float(value)
+            return number if math.isfinite(number) else None  # a decimal's 1e400
+        return None
     return value if isinstance(value, str) or _validate.is_number(value) else None
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from riskcal._validate import RiskcalError
-from riskcal.records.columns import of_arrow
+from riskcal.records.columns import floats, is_full, of_arrow
 from riskcal.records.sources import no_text
 
 #: How integers are written, so that a text of one and the integer are the same.
@@ -32,7 +32,20 @@ def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: s
     table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
     frame = of_arrow(table)
     _refuse_a_header_again(frame)
-    return _with_integers(frame, ids)
+    return _with_infinities(_with_integers(frame, ids))
+
+
+def _with_infinities(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with thresholds of stages, ``threshold_2``, as numbers where ``full`` alone made texts of a column."""
+    for name in frame.columns:
+        if not re.fullmatch(r"threshold_\d+", name) or list(frame.columns).count(name) > 1:
+            continue
+        column = frame[name]
+        full = np.array([is_full(cell) for cell in column], dtype=bool)
+        numbers = floats(column) if full.any() else np.zeros(0)
+        if np.isfinite(numbers).any() and (np.isfinite(numbers) | full).all():
+            frame[name] = np.where(full, np.inf, numbers)
+    return frame
 
 
 def _with_integers(frame: pd.DataFrame, ids: Collection[str]) -> pd.DataFrame:

@@ -146,10 +146,10 @@ def _typed(frame: pd.DataFrame, candidate_columns: Sequence[str]) -> pd.DataFram
     cells = ("threshold", *CANDIDATE_COLUMNS, *candidate_columns)
     others = ("failed", "source", "exact", "stopped")
     there = [name for name in (*cells, *others) if name in frame.columns]
-    numbers = {"threshold", *CANDIDATE_COLUMNS, *candidate_columns} - {"thresholds", "policy"}
+    numbers = {"threshold", *CANDIDATE_COLUMNS, *candidate_columns} - candidates_.TEXTS
     frame = frame.assign(
         **{
-            name: (columns.settings if name in numbers else columns.as_numpy)(frame[name], name)
+            name: (candidates_.settings if name in numbers else columns.as_numpy)(frame[name], name)
             for name in there
         }
     )
