@@ -27,6 +27,11 @@ def test_rows_of_two_tables_are_joined_by_their_index_or_not_at_all() -> None:
     assert plain.digest() == one.digest()
     numbered = LOSSES.reset_index(drop=True)  # nobody gave these labels
     assert Runs.from_arrays(dissimilarity=LOSSES, risk=numbered, **given).digest() == one.digest()
+    # nor these, but some were shuffled afterwards
+    with pytest.raises(RiskcalError, match=r"^risk: 11 is the index of row 0, .* drop the indices"):
+        Runs.from_arrays(dissimilarity=numbered, risk=numbered[::-1], **given)
+    as_they_stand = numbered[::-1].reset_index(drop=True)
+    assert Runs.from_arrays(dissimilarity=numbered, risk=as_they_stand, **given).n == 12
 
 
 @pytest.mark.parametrize("name", ["prompts", "cluster", "group"])
@@ -50,6 +55,10 @@ def test_so_are_decisions_at_exits() -> None:
         heads.self_supervised(LOSSES, TURNED > 0)
     with pytest.raises(RiskcalError, match=f"^prompts: {TOLD}"):
         heads.certified(LOSSES, LOSSES >= 0, prompts=prompt[::-1], max_tokens=1, layers=[2, 4])
+    with pytest.raises(RiskcalError, match=f"^prompts: {TOLD}"):
+        heads.certified(
+            LOSSES.to_numpy(), LOSSES >= 0, prompts=prompt[::-1], max_tokens=1, layers=[2, 4]
+        )
     assert Traces.from_arrays(prompt=prompt, loss=LOSSES, **given).confidence.shape == (12, 2)
 
 

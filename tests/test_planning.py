@@ -584,14 +584,20 @@ def test_a_delta_that_is_the_upper_bound_has_a_size_too(test):
     )
 
 
-def test_who_turned_the_grid_round_for_nothing_is_told_so_and_the_remedy_helps():
+def test_who_turned_the_grid_round_for_nothing_is_told_so_and_the_remedy_helps(tmp_path):
     losses = coins(0.01, 0.05, 0.4)(np.random.default_rng(0), 300)
     known = {"thresholds": [0.9, 0.5, 0.1], "delta": 0.1}
     turned = calibrate(losses, **known, lower_is_stricter=True)
     assert not turned.certified
     assert (
-        "If high thresholds are the strict ones here, leave lower_is_stricter out."
+        "If high thresholds are the strict ones here, leave lower_is_stricter out, and the column of that name"
         in turned.message
     )
     fresh = coins(0.01, 0.05, 0.4)(np.random.default_rng(1), 300)
     assert calibrate(fresh, **known).certified
+    frame = Runs.from_arrays(thresholds=known["thresholds"], dissimilarity=fresh).to_frame()
+    Runs.from_frame(frame, lower_is_stricter=True).write(tmp_path / "turned.parquet")
+    written = pd.read_parquet(tmp_path / "turned.parquet")
+    assert not calibrate(Runs.from_frame(written), delta=0.1).certified
+    mended = Runs.from_frame(written.drop(columns="lower_is_stricter"))
+    assert calibrate(mended, delta=0.1).certified

@@ -294,10 +294,19 @@ def test_a_budget_that_fails_is_named_and_stricter_thresholds_are_no_remedy(budg
     assert not found.certified
     assert f"at delta 0.12 and a budget of {budget:g} for layers" in found.message
     assert "cost in layers is" in found.message
-    assert "raise delta or the budget, record other candidates" in found.message
+    assert "raise the budget, record other candidates" in found.message
     assert "stricter" not in found.message
     assert f"a budget of {budget:g} for layers" in str(found.policy())
     assert calibrate(runs, delta=0.12, budget={"layers": 7.5}).certified
+
+
+def test_only_what_is_not_held_is_to_be_raised():
+    rng = np.random.default_rng(0)
+    both = calibrate(world(300, rng, np.ones(3)), delta=0.1, budget={"layers": 0.5})
+    assert "raise delta and raise the budget" in both.message
+    lost = calibrate(world(300, rng, np.ones(3)), delta=0.1, budget={"layers": 7.9})
+    assert "raise delta," in lost.message
+    assert "raise the budget" not in lost.message
 
 
 def test_a_cost_that_equals_its_budget_is_not_said_to_be_below_delta():

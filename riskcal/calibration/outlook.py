@@ -235,19 +235,22 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     observed = f"observed {meaning(risk.name)} is {problem.mean(risk)[first]:.4g}"
     beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(begins).tolist())
     limit = "its budget" if risk.is_cost else "delta"
-    budgets = any(r.is_cost for r in problem.risks)
-    raised = "raise delta or the budget" if budgets else "raise delta"
+    failing = {r.is_cost for r in problem.risks if problem.mean(r)[first] >= r.delta}
+    failing.add(risk.is_cost)
+    raised = " and ".join(
+        ["raise delta"] * (False in failing) + ["raise the budget"] * (True in failing)
+    )
     chance = f"not below {limit}, but by no more than chance explains in {problem.n} {problem.unit}"
     if not (worst < 0.0).any():
         if beyond:
             return (
                 f"Even the safest candidate's {observed}, so more {problem.unit} alone will not help: {raised}, record "
-                f"{'other candidates' if budgets else 'stricter thresholds'}, or train the model for early exit."
+                f"{'other candidates' if risk.is_cost else 'stricter thresholds'}, or train the model for early exit."
             )
         return (
             f"The safest candidate's {observed}: {chance}. Its true mean may lie below {limit}, and then a larger fresh sample "
             "would certify it, or above, and then none will; these data do not say which. What helps in either case: "
-            f"{raised}, or record {'other' if budgets else 'safer'} candidates."
+            f"{raised}, or record {'other' if risk.is_cost else 'safer'} candidates."
         )
     safest = int(worst.argmin())
     lower = problem.mean(
@@ -271,7 +274,8 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
         )
     if not problem.several_coordinates and worst[np.argmin(problem.strictness)] < 0.0:
         text += (
-            "If high thresholds are the strict ones here, leave lower_is_stricter out. Otherwise "
+            "If high thresholds are the strict ones here, leave lower_is_stricter out, and the column of that name where records "
+            "have one. Otherwise "
             if problem.lower_is_stricter
             else "If low thresholds are the strict ones here (as where entropy must fall below them), say so: "
             "lower_is_stricter=True (on the shell --lower-is-stricter). Otherwise "

@@ -120,7 +120,7 @@ def certified(
     >>> calibration.policy(n_layers=8).save("policy.json")
     """
     goal = _Goal(_agreement(agreement), _validate.level(epsilon, "epsilon"), _most(max_tokens))
-    refuse_other_rows({"confidence": confidence, "prompts": prompts})
+    refuse_other_rows({"confidence": confidence, "agrees": agrees, "prompts": prompts})
     recorded = _records(*_tokens(confidence, agrees), prompts, goal.max_tokens, pilot_fraction)
     numbers = _layers(layers, recorded.confidence.shape[1], numbers_of(confidence))
     walked = (_one_token if goal.max_tokens == 1 else _many_tokens)(recorded, numbers, goal)

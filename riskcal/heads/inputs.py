@@ -161,7 +161,7 @@ def _layers(
 ) -> NDArray[np.int64]:
     """The heads' layers, (heads,); what the columns are ``named`` must not say otherwise."""
     if layers is None:
-        if named not in (None, [*range(heads)], [*range(1, heads + 1)]):
+        if named and min(named) > 0 and named != [*range(1, heads + 1)]:
             raise RiskcalError(
                 f"layers: the columns of confidence are numbered {named}, and would be taken for layers 1 to {heads}; say which "
                 f"they are, layers={sorted(named)} for instance, with the columns in this order."

@@ -1,5 +1,6 @@
 """What the labels of tables say of matrices made of them, which keep none: rows and columns must stand in one order."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -28,9 +29,12 @@ def column_labels(table: Any) -> list[Any] | None:
 
 
 def numbers_of(table: Any) -> list[int] | None:
-    """What the names of a table's columns end in, ``confidence_4`` in 4; None where they are no numbers, or nobody named them."""
-    ends = [re.search(r"\d+$", str(name)) for name in column_labels(table) or ()]
-    return [int(end[0]) for end in ends if end] if ends and all(ends) else None
+    """By what numbers alone the names of a table's columns differ, 2 and 4 of ``head_2, head_4``; None where by other things."""
+    parts = [re.fullmatch(r"(.*?)(\d{1,9})", str(name)) for name in column_labels(table) or ()]
+    named = [part.groups() for part in parts if part]
+    numbers = [int(number) for _, number in named]
+    alike = len(named) == len(parts) and len({name for name, _ in named}) == 1
+    return numbers if alike and len(set(numbers)) == len(numbers) else None
 
 
 def refuse_other_order(first: Any, second: Any, what: str, other: str) -> None:
@@ -43,12 +47,16 @@ def refuse_other_order(first: Any, second: Any, what: str, other: str) -> None:
 
 
 def refuse_other_rows(given: Mapping[str, Any]) -> None:
-    """Refuse pandas' tables and columns whose indices say that their rows stand in another order."""
-    found = {name: index for name, value in given.items() if (index := _index(value)) is not None}
-    if len(found) < 2:
-        return
-    (first, one), *others = found.items()
-    for name, index in others:
+    """Refuse pandas' tables and columns whose indices say that their rows stand in another order.
+
+    An index that nobody gave counts: rows that were shuffled or sorted afterwards bear its numbers.
+    """
+    found = {
+        name: value.index
+        for name, value in given.items()
+        if isinstance(value, pd.DataFrame | pd.Series)
+    }
+    for (first, one), (name, index) in itertools.combinations(found.items(), 2):
         if len(index) != len(one) or index.equals(one):
             continue
         place = one.get_indexer_for(index) if one.is_unique else None
@@ -56,13 +64,6 @@ def refuse_other_rows(given: Mapping[str, Any]) -> None:
             row = int((place != range(len(one))).argmax())
             raise RiskcalError(
                 f"{name}: {_validate.shown(index[row])} is the index of row {row}, but {_validate.shown(one[row])} that of "
-                f"{first}; bring both into one order, {name}.loc[{first}.index] for instance."
+                f"{first}; bring both into one order, {name}.loc[{first}.index] for instance. If they are in one already, drop "
+                "the indices that deny it: .reset_index(drop=True) of both."
             )
-
-
-def _index(value: Any) -> pd.Index | None:
-    """The labels of rows, where somebody gave them."""
-    if not isinstance(value, pd.DataFrame | pd.Series):
-        return None
-    index: pd.Index = value.index
-    return None if index.equals(pd.RangeIndex(len(index))) else index
