@@ -168,7 +168,7 @@ def test_a_line_holds_what_was_written(name, attributes, encoded):
         assert event == {"name": name, "attributes": attributes}
 
 
-@pytest.mark.parametrize("attributes", [["a"], "a", 3, {"a": 1}.items()])
+@pytest.mark.parametrize("attributes", [["a"], "a", 3, {"a": 1}.items(), [], "", 0, ()])
 def test_attributes_that_are_no_dictionary_are_refused(tmp_path, attributes):
     log = EventLog(tmp_path / "events.jsonl")
     with pytest.raises(RiskcalError, match=r"attributes: .* is no dictionary"):

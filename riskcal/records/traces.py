@@ -354,12 +354,12 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
         int(match[1]) for column in frame.columns if (match := numbered.fullmatch(str(column)))
     )
     if places and places != list(range(1, len(places) + 1)):
+        of_layers = (
+            " Layers that have no exit are told by what it costs to reach the others, replay_traces(..., costs={'layers': "
+            f"{places}}}) for instance."
+        )
         raise RiskcalError(
             f"{name}: columns for the exits {places}; number them from {name}_1 on, with no gap."
-            + bool(places[0])
-            * (
-                " Layers that have no exit are told by what it costs to reach the others, replay_traces(..., costs={'layers': "
-                f"{places}}}) for instance."
-            )
+            f"{of_layers if places[0] else ''}"
         )
     return frame[[f"{name}_{i}" for i in places]].to_numpy() if places else None

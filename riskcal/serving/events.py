@@ -173,7 +173,8 @@ def rotated(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def _line(name: str, attributes: dict[str, Any] | Encoded | None) -> str:
-    told = attributes if isinstance(attributes, Encoded) else Encoded.of(attributes or {})
+    given = {} if attributes is None else attributes
+    told = given if isinstance(given, Encoded) else Encoded.of(given)
     return f'{{"name": {_encoded(name)}, "time_unix_nano": {time.time_ns()}, "attributes": {{{told}}}}}\n'
 
 
