@@ -101,6 +101,40 @@ def test_an_object_with_a_name_twice_is_refused_rather_than_its_last_taken(
     assert Runs.read(tmp_path / "runs.json").digest() == DIGEST
 
 
+def test_and_what_nobody_reads_may_have_one(tmp_path: Path) -> None:
+    lines = named().to_json(orient="records", lines=True)
+    for text in (lines, f"[{','.join(lines.split())}]"):
+        (tmp_path / "runs.json").write_text(text.replace("}", ',"meta":{"a":1,"a":2}}'))
+        assert Runs.read(tmp_path / "runs.json").digest() == DIGEST
+
+
+@pytest.mark.parametrize("texts", [False, True])
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("thresholds", '{"1": 0.9, "1": 0.1}'),
+        ("policy", '{"min_layer": 1, "min_layer": 2}'),
+        ("learned", '{"max_risk": 0.1, "max_risk": 0.2}'),
+    ],
+)
+def test_nor_may_a_setting_have_a_name_twice(
+    name: str, cell: str, texts: bool, tmp_path: Path
+) -> None:
+    lines = named().to_json(orient="records", lines=True)
+    held = json.dumps(cell) if texts else cell
+    (tmp_path / "runs.jsonl").write_text(lines.replace("}", f',"{name}":{held}}}'))
+    with pytest.raises(RiskcalError, match=rf"{name}: (.*) at row \d: '(.*)' stands in it 2 times"):
+        Runs.read(tmp_path / "runs.jsonl")
+
+
+def test_nor_may_a_policy(tmp_path: Path) -> None:
+    ExitPolicy(threshold=0.5).save(tmp_path / "policy.json")
+    text = (tmp_path / "policy.json").read_text()
+    (tmp_path / "policy.json").write_text(text.replace("{", '{"threshold": 0.9,', 1))
+    with pytest.raises(RiskcalError, match="'threshold' stands in it 2 times; keep one"):
+        ExitPolicy.load(tmp_path / "policy.json")
+
+
 @pytest.mark.parametrize(
     "write",
     [
@@ -169,11 +203,22 @@ def test_bytes_that_are_no_text_are_told_by_what_they_are(
         Runs.read(tmp_path / f"runs.{ending}")
 
 
+@pytest.mark.parametrize("name", ["PK", "BZh", "BZh9", "PAR1", "ARROW1", "PAR1 größe", "[prompt]"])
+def test_a_header_may_begin_as_archives_do(name: str, tmp_path: Path) -> None:
+    text = named().rename(columns={"prompt": name}).to_csv(index=False)
+    assert text.startswith(name)
+    (tmp_path / "runs.csv").write_text(text, encoding="utf-8")
+    assert Runs.read(tmp_path / "runs.csv", columns={"prompt": name}).digest() == DIGEST
+
+
 def test_a_table_under_the_name_of_another_is_told_so(tmp_path: Path) -> None:
     lines = named().to_json(orient="records", lines=True)
     (tmp_path / "runs.csv").write_text("\ufeff" + lines, encoding="utf-8")
     with pytest.raises(RiskcalError, match=r"it is JSON; let its name end in \.jsonl"):
         Runs.read(tmp_path / "runs.csv")
+    (tmp_path / "array.csv").write_text(f"[\n{','.join(lines.split())}]")
+    with pytest.raises(RiskcalError, match=r"it is JSON; let its name end in \.jsonl"):
+        Runs.read(tmp_path / "array.csv")
     (tmp_path / "runs.csv").rename(tmp_path / "runs.jsonl")
     assert Runs.read(tmp_path / "runs.jsonl").digest() == DIGEST
     (tmp_path / "runs.parquet").write_bytes(gzip.compress(lines.encode()))
@@ -345,6 +390,18 @@ def test_a_truth_may_be_the_name_of_a_folder(tmp_path: Path) -> None:
     )
     for folder in ("arrow", "polars"):
         assert Runs.read(tmp_path / folder).digest() == Runs.from_frame(lost).digest()
+
+
+@pytest.mark.parametrize("written", [str, lambda truth: str(truth).lower()])
+def test_a_truth_may_be_the_name_of_a_folder_and_a_column(
+    written: Callable[[bool], str], tmp_path: Path
+) -> None:
+    lost = table().assign(failed=lambda frame: frame["prompt"] == "p3")
+    for truth, rows in lost.groupby("failed"):
+        folder = tmp_path / f"failed={written(bool(truth))}"
+        folder.mkdir()
+        rows.to_parquet(folder / "a.parquet", index=False)
+    assert Runs.read(tmp_path).digest() == Runs.from_frame(lost).digest()
 
 
 def test_a_folder_without_a_threshold_is_told_how_it_gets_one(tmp_path: Path) -> None:

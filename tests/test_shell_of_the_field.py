@@ -126,6 +126,18 @@ def test_a_missing_loss_that_was_written_as_a_blank_line_is_not_passed_over(
     assert "3 losses seen, mean 0.3333" in mended.output
 
 
+def test_a_blank_last_line_is_told_what_it_may_be(tmp_path: Path) -> None:
+    """Of a missing last loss pandas and polars write one, too."""
+    path = tmp_path / "losses.csv"
+    path.write_text("loss\n0.1\n0.2\n\n")
+    result = RUN.invoke(app, ["monitor", str(path), "--delta", "0.1"])
+    assert "row 2: is blank" in str(result.exception)
+    assert "also as the last line of a file" in str(result.exception)
+    assert "A line that means nothing: delete it." in str(result.exception)
+    path.write_text("loss\n0.1\n0.2\n")
+    assert "2 losses seen" in RUN.invoke(app, ["monitor", str(path), "--delta", "0.1"]).output
+
+
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 def test_a_log_of_losses_that_is_no_text_is_told_by_what_it_is(ending: str, tmp_path: Path) -> None:
     pd.DataFrame({"loss": [1.0] * 300}).to_parquet(tmp_path / f"losses.{ending}")

@@ -259,6 +259,13 @@ def test_a_csv_may_say_full_of_a_threshold_of_a_stage(tmp_path: Path) -> None:
     assert beside.digest() == found.digest()
 
 
+def test_minus_infinity_is_no_setting_as_no_policy_holds_it() -> None:
+    """A policy said full of it, and JSON lines were none."""
+    table = cascade().assign(arm=[0.25, -math.inf] * 6)
+    with pytest.raises(RiskcalError, match=r"arm: -inf at row 1; (.*) give a finite one"):
+        Runs.from_frame(table, candidate_columns=["arm"])
+
+
 @pytest.mark.parametrize(
     "huge", [decimal.Decimal("1e400"), fractions.Fraction(10**400)], ids=["decimal", "fraction"]
 )
@@ -357,6 +364,11 @@ def test_so_are_several_statistics_and_what_was_unstacked() -> None:
     with pytest.raises(RiskcalError, match=r"make it one: table\.stack\(\)\.reset_index\(\)\."):
         Runs.from_frame(table)
     assert Runs.from_frame(table.stack().reset_index()).digest() == digest  # noqa: PD013
+    unnamed = table.rename_axis(columns=[None, None])
+    with pytest.raises(RiskcalError, match=r"make it one: table\.stack") as refusal:
+        Runs.from_frame(unnamed)
+    stacked = re.findall(r"make it one: (.*)\.$", str(refusal.value))[0]
+    assert Runs.from_frame(eval(stacked, {"table": unnamed})).digest() == digest
 
     losses = long.set_index(keys)["dissimilarity"]
     told = r"make rows of them: (table\.melt\(.*\)), after (table\.reset_index\(\)) where"

@@ -88,6 +88,8 @@ def entries(
             row = next(rows, _END)
             if row is _END:
                 break
+            if isinstance(row, _validate.Repeated):
+                raise ValueError(row.said)
             record = row if isinstance(row, Mapping) else {"loss": row}
             if (
                 "loss" not in record
@@ -169,8 +171,8 @@ def _none_blank(lines: Iterator[str]) -> Iterator[str]:
     for line in lines:
         if not line.strip():
             raise RiskcalError(
-                "is blank, as polars, duckdb and pyarrow write a missing loss; a request whose output failed has the worst "
-                "loss. A line that means nothing: delete it."
+                "is blank, as pandas, polars, duckdb and pyarrow write a missing loss, also as the last line of a file; a "
+                "request whose output failed has the worst loss: write it there. A line that means nothing: delete it."
             )
         yield line
 

@@ -92,10 +92,15 @@ def learned_columns(policy: "ExitPolicy") -> dict[str, Any]:
     }
 
 
+def _once(text: str) -> Any:
+    """What JSON holds in which no object has a name twice."""
+    return _validate.of_one_meaning(_validate.from_json(text, each_name_once=True))
+
+
 def recorded_limit(text: str) -> RiskLimit:
     """What a cell of the column ``learned`` holds."""
     try:
-        return RiskLimit(**_validate.from_json(text))
+        return RiskLimit(**_once(text))
     except (TypeError, ValueError) as error:
         raise RiskcalError(
             f"learned: the records hold {text!r}, which is not an object with max_risk, risk and fit_fraction ({error})."
@@ -209,7 +214,7 @@ def _recorded_fields(kind: "type[ExitPolicy]", text: str) -> dict[str, Any]:
     Whoever writes that column names everything: what it leaves out had its default.
     """
     try:
-        fields = _validate.from_json(text)
+        fields = _once(text)
         recorded = kind(**fields)
     except (TypeError, ValueError) as error:
         raise RiskcalError(

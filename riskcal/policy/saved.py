@@ -24,7 +24,8 @@ class Saved(Frozen):
         """Read what `save` wrote; unknown fields and other schema versions are refused, never ignored."""
         file = _replacing.a_path(path)
         try:  # an editor may have begun it with a byte-order mark
-            fields = _validate.from_json(file.read_text(encoding="utf-8-sig"))
+            text = file.read_text(encoding="utf-8-sig")
+            fields = _validate.from_json(text, each_name_once=True)
         except OSError as error:
             raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
         except ValueError as error:
@@ -32,6 +33,6 @@ class Saved(Frozen):
         if not isinstance(fields, dict):
             raise RiskcalError(f"{path}: is not a {cls.called}; it must hold one JSON object.")
         try:
-            return cls(**fields)
-        except RiskcalError as error:
+            return cls(**_validate.of_one_meaning(fields))
+        except ValueError as error:
             raise RiskcalError(f"{path}: {error}") from None

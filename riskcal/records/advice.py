@@ -57,14 +57,21 @@ def _is_duration(text: str) -> bool:
     return False
 
 
-def of_levels(columns: Sequence[Any]) -> str:
-    """How columns of several levels become columns of one: of a groupby, of its statistics, or of an unstacked threshold."""
+def of_levels(columns: pd.Index, keys: int) -> str:
+    """How columns of several levels become columns of one: of a groupby, of its statistics, or of an unstacked threshold.
+
+    ``keys`` is how many levels the index has, by which pandas numbers the one that has no name.
+    """
     first = [level[0] for level in columns]
     repeated = next((level for level in columns if first.count(level[0]) > 1), None)
     if repeated is None:
         return "flatten them first: table.columns = [level[0] for level in table.columns]."
     if not isinstance(repeated[-1], str):
-        return "if the last level is a column of its own, such as the threshold, make it one: table.stack().reset_index()."
+        named = f".rename(columns={{'level_{keys}': 'threshold'}})"
+        return (
+            "if the last level is a column of its own, such as the threshold, make it one: table.stack().reset_index()"
+            f"{named if columns.names[-1] is None else ''}."
+        )
     return (
         "flatten them first, table.columns = ['_'.join(filter(None, level)) for level in table.columns], and say which "
         f"{repeated[0]} is meant: columns={{{repeated[0]!r}: {'_'.join(filter(None, repeated))!r}}}."

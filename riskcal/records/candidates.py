@@ -120,13 +120,21 @@ def _float(value: Decimal | Fraction, name: str, row: Any) -> Any:
 def with_objects_as_texts(frame: pd.DataFrame) -> pd.DataFrame:
     """The table with settings that are JSON, which JSON lines may hold as objects, as texts throughout."""
     texts = {
-        name: frame[name].map(
-            lambda cell: json.dumps(cell, sort_keys=True) if isinstance(cell, dict) else cell
+        name: pd.Series(
+            [_as_text(cell, name, row) for row, cell in frame[name].items()],
+            frame.index,
+            dtype=object,
         )
         for name in ("policy", "learned")
         if name in frame.columns and frame[name].dtype == object
     }
     return frame.assign(**texts)
+
+
+def _as_text(cell: Any, name: str, row: Any) -> Any:
+    if not isinstance(cell, dict):
+        return cell
+    return json.dumps(_of_one_meaning(cell, cell, name, row), sort_keys=True)
 
 
 def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
@@ -149,7 +157,7 @@ def _vector(cell: Any, row: int) -> dict[int, float]:
     given = cell
     if isinstance(cell, str):
         try:
-            given = _validate.from_json(cell)
+            given = _validate.from_json(cell, each_name_once=True)
         except ValueError:
             given = None
     given = given.tolist() if hasattr(given, "tolist") else given  # an array or a tensor
@@ -161,6 +169,10 @@ def _vector(cell: Any, row: int) -> dict[int, float]:
             f"thresholds: {_validate.shown(plain(cell))} at row {row} is neither a list of one threshold per exit nor an object "
             "of layers and thresholds. If the column means something else here, leave it out or name it otherwise, with "
             "columns={'thresholds_logged': 'thresholds'}."
+        )
+    if isinstance(given, _validate.Repeated):
+        raise RiskcalError(
+            f"thresholds: {_validate.shown(plain(cell))} at row {row}: {given.said}."
         )
     found = {}
     for layer, value in given.items():
@@ -214,7 +226,7 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
             raise RiskcalError(
                 f"{name}: {plain(value)!r} at row {row} is not a text; write its name."
             )
-        if name in ("policy", "learned") and not _is_json_object(str(value)):
+        if name in ("policy", "learned") and not _is_json_object(str(value), name, row):
             raise RiskcalError(
                 f"{name}: the records hold {_validate.shown(plain(value))} at row {row}, which is no JSON object, as it is in a "
                 f"recording. {advice.other_meaning(name)} Where it tells candidates apart, columns={{'arm': {name!r}}} and "
@@ -239,10 +251,19 @@ def refuse_coordinate(column: pd.Series, name: str) -> None:
         )
 
 
-def _is_json_object(text: str) -> bool:
+def _is_json_object(text: str, name: str, row: Any) -> bool:
+    found: Any = None
     with suppress(ValueError):
-        return isinstance(_validate.from_json(text), dict)
-    return False
+        found = _validate.from_json(text, each_name_once=True)
+    return isinstance(_of_one_meaning(found, text, name, row), dict)
+
+
+def _of_one_meaning(found: Any, cell: Any, name: str, row: Any) -> Any:
+    """What JSON held, unless a name stands twice in an object of it."""
+    try:
+        return _validate.of_one_meaning(found)
+    except ValueError as error:
+        raise RiskcalError(f"{name}: {_validate.shown(cell)} at row {row}: {error}.") from None
 
 
 def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
@@ -255,6 +276,10 @@ def _refuse_what_no_policy_can_hold(value: Any, name: str, row: Any) -> None:
                 f"{name}: {value!r} at row {row} is not valid Unicode (a lone surrogate); repair it."
             )
         return
+    if isinstance(value, float | np.floating) and value == -math.inf:
+        raise RiskcalError(
+            f"{name}: -inf at row {row}; a policy and JSON hold no such number: give a finite one."
+        )
     if isinstance(value, int | np.integer) and not -(2**63) <= int(value) < 2**63:
         raise RiskcalError(
             f"{name}: {plain(value)!r} at row {row} is not a number of 64 bits; give another, or a text."

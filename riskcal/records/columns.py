@@ -47,7 +47,7 @@ def _flat(table: pd.DataFrame) -> pd.DataFrame:
     if table.columns.nlevels > 1:
         raise RiskcalError(
             f"table: its columns have {table.columns.nlevels} levels, {table.columns[0]!r} for instance; "
-            f"{advice.of_levels(list(table.columns))}"
+            f"{advice.of_levels(table.columns, table.index.nlevels)}"
         )
     keys = [name for name in table.index.names if name is not None and name not in table.columns]
     if not keys:

@@ -12,7 +12,7 @@ import pyarrow.csv
 
 from riskcal._validate import RiskcalError
 from riskcal.records.columns import floats, is_full, of_arrow
-from riskcal.records.sources import no_text
+from riskcal.records.sources import OPENING, no_text
 
 #: How integers are written, so that a text of one and the integer are the same.
 INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
@@ -75,9 +75,9 @@ def _refuse_a_header_again(frame: pd.DataFrame) -> None:
 
 def _refuse_other_dialects(content: bytes, threshold: str) -> None:
     """Refuse other separators than commas, and blanks after them, with the way that reads it."""
-    if no_text(content[:8]) or b"\0" in content[:2]:  # an id may hold a null, a header none
+    if no_text(content[:OPENING]) or b"\0" in content[:2]:  # an id may hold a null, a header none
         raise ValueError("it is not UTF-8 text")
-    if content[:100].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"["):
+    if re.match(rb"(\xef\xbb\xbf)?\s*(\{|\[\s*[\[{])", content):
         raise ValueError("it is JSON; let its name end in .jsonl")
     start = content[:100_000]
     header, _, rest = start.decode("utf-8-sig", errors="replace").partition("\n")

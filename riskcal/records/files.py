@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import os
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -113,8 +114,9 @@ def _says(column: pd.Series, value: str) -> bool:
     """Whether all cells of a column are what the name of a folder says."""
     for cell in column.drop_duplicates():
         with suppress(TypeError, ValueError):
-            written = str(cell).lower() if isinstance(cell, bool | np.bool_) else str(cell)
-            if written == value or float(cell) == float(value):
+            truth = isinstance(cell, bool | np.bool_)
+            alike = str(cell).lower() == value.lower() if truth else str(cell) == value
+            if alike or float(cell) == float(value):
                 continue
         return False
     return True
@@ -265,4 +267,6 @@ def _marked(frame: pd.DataFrame, mark: str) -> pd.DataFrame:
 
 def _jsonable(value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
-    return "full" if value == float("inf") else value  # which JSON lacks
+    if isinstance(value, float) and math.isinf(value):  # which JSON lacks
+        return "full" if value > 0 else "-inf"
+    return value

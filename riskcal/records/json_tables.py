@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from riskcal import _validate
-from riskcal._validate import RiskcalError
+from riskcal._validate import Repeated, RiskcalError
 from riskcal.records.columns import is_unicode
 from riskcal.records.sources import ending, what_it_is
 
@@ -41,7 +41,14 @@ def whole(text: io.TextIOBase, path: Path) -> pd.DataFrame:
         if not _begins_with_a_row(content):
             raise
         return pd.DataFrame([row for _, row in _objects(io.StringIO(content), path)])
+    rows = [found, *(found.values() if isinstance(found, dict) else [])]  # or its columns
+    repeated = next((one for one in rows if isinstance(one, Repeated)), None)
+    if repeated is not None:
+        raise RiskcalError(f"{path}: {repeated.said}.")
     if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
+        twice = next((n for n, row in enumerate(found) if isinstance(row, Repeated)), None)
+        if twice is not None:
+            raise RiskcalError(f"{path}: row {twice}: {found[twice].said}.")
         if _may_hold_halves(content):
             for number, row in enumerate(found):
                 _refuse_halves(row, number, path)
@@ -73,6 +80,8 @@ def _objects(text: Any, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, suspect, row in rows:
         if not isinstance(row, dict):
             raise RiskcalError(f"{path}: row {number} is not a JSON object.")
+        if isinstance(row, Repeated):
+            raise RiskcalError(f"{path}: row {number}: {row.said}.")
         if suspect:
             _refuse_halves(row, number, path)
         yield number, row

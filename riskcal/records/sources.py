@@ -29,19 +29,22 @@ _KINDS = {
 
 _PACKED = {".gz": "gzip", ".zst": "zstd"}
 
-#: How files begin that are no text; the longer of two beginnings first.
+#: How files begin that are no text; the longer of two beginnings first. Marks of letters alone may begin a CSV's header.
 _OTHER_BYTES = {
-    b"\xff\xfe\0\0": "UTF-32; write it as UTF-8",
-    b"\xff\xfe": "UTF-16, as Excel and PowerShell write it; write it as UTF-8",
-    b"\xfe\xff": "UTF-16; write it as UTF-8",
-    b"\x1f\x8b": "packed by gzip; let its name end in .gz",
-    b"\x28\xb5\x2f\xfd": "packed by zstd; let its name end in .zst",
-    b"BZh": "packed by bzip2; unpack it",
-    b"\xfd7zXZ": "packed by xz; unpack it",
-    b"PK": "a zip archive, as .xlsx files are; unpack it, or write it as CSV",
-    b"PAR1": "Parquet; let its name end in .parquet",
-    b"ARROW1": "Arrow IPC (Feather); write it as Parquet, pandas.read_feather(path).to_parquet(...)",
+    rb"\xff\xfe\0\0": "UTF-32; write it as UTF-8",
+    rb"\xff\xfe": "UTF-16, as Excel and PowerShell write it; write it as UTF-8",
+    rb"\xfe\xff": "UTF-16; write it as UTF-8",
+    rb"\x1f\x8b": "packed by gzip; let its name end in .gz",
+    rb"\x28\xb5\x2f\xfd": "packed by zstd; let its name end in .zst",
+    rb"BZh[1-9]1AY&SY": "packed by bzip2; unpack it",
+    rb"\xfd7zXZ": "packed by xz; unpack it",
+    rb"PK(\x03\x04|\x05\x06)": "a zip archive, as .xlsx files are; unpack it, or write it as CSV",
+    rb"PAR1[\0-\x08\x0e-\x1f\xf8-\xff]": "Parquet; let its name end in .parquet",
+    rb"ARROW1\0\0": "Arrow IPC (Feather); write it as Parquet, pandas.read_feather(path).to_parquet(...)",
 }
+
+#: How many bytes of a file tell that.
+OPENING = 16
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
@@ -218,10 +221,12 @@ def what_it_is(path: Path, error: Exception) -> str:
     if ending(path)[1] is not None:
         return _validate.reason(error)
     with path.open("rb") as file:
-        other = no_text(file.read(8))
+        other = no_text(file.read(OPENING))
     return f"it is {other}" if other else _validate.reason(error)
 
 
 def no_text(start: bytes) -> str | None:
     """What a file is that begins like this, and what to do; None of text."""
-    return next((what for mark, what in _OTHER_BYTES.items() if start.startswith(mark)), None)
+    return next(
+        (what for mark, what in _OTHER_BYTES.items() if re.match(mark, start, re.DOTALL)), None
+    )
