@@ -3,7 +3,7 @@
 Checks of arguments, tables in any format that `riskcal` reads, and files that appear whole or not at all.
 """
 
-from riskcal._replacing import flush, replacing
+from riskcal._replacing import a_path, flush, replacing
 from riskcal._validate import (
     TOLERANCE,
     Floats,
@@ -29,6 +29,7 @@ from riskcal.records.files import write as write_table
 __all__ = [
     "TOLERANCE",
     "Floats",
+    "a_path",
     "arguments_of",
     "array",
     "choice",

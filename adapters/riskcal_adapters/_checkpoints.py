@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from riskcal import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal_adapters import generation_config, json_objects
 
 #: T5, mT5 (T5 v1.1 with another vocabulary) and UMT5 (with a bias on positions in each layer).
@@ -26,11 +26,11 @@ def read_config(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[st
     Of generation ``generation_config.json`` counts; what it leaves out is taken from ``config.json``, where older checkpoints
     keep it, and last from what all T5s have: padding 0, end 1.
     """
-    path = Path(folder) / "config.json"
+    path = internal.a_path(folder) / "config.json"
     config = _read_json(path)
     if config.get("model_type") not in MODEL_TYPES:
         raise RiskcalError(f"{path}: does not describe a T5 (model_type 't5', 'mt5' or 'umt5').")
-    asked = Path(folder) / "generation_config.json"
+    asked = internal.a_path(folder) / "generation_config.json"
     own = _read_json(asked) if asked.exists() else {}
     of_model = {
         name: config[name] for name in generation_config.GENERATION if config.get(name) is not None
@@ -51,7 +51,7 @@ def read_weights(
     ``load`` reads one file of safetensors, in the framework's own arrays.
     """
     weights: dict[str, Any] = {}
-    for path, names in _files(Path(folder)).items():
+    for path, names in _files(internal.a_path(folder)).items():
         found = read_file(path, load, _GIVE)
         lacking = [name for name in names or () if name not in found]
         if lacking:

@@ -206,6 +206,14 @@ def test_a_norm_of_another_kind_is_refused():
         ExitHead.copied(model)
 
 
+def test_a_tilde_is_the_home_folder(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_heads({2: ExitHead.small(model, IDS)}, "~/heads")
+    assert set(load_heads("~/heads")) == set(load_heads(tmp_path / "heads")) == {2}
+    assert not (tmp_path / "~").exists()
+
+
 def test_folders_that_were_tampered_with_are_refused(model, tmp_path):
     with pytest.raises(RiskcalError, match="there is none"):
         save_heads({}, tmp_path / "none")

@@ -281,6 +281,14 @@ def test_a_relative_folder_is_the_callers_wherever_the_workers_are(tmp_path, mon
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert record("~/out") == tmp_path / "out"
+    assert merged(tmp_path / "out") == merged(record(tmp_path / "alone"))
+    assert not (tmp_path / "~").exists()
+
+
 def test_pools_that_only_give_futures_are_refused(tmp_path):
     class Client:
         def map(self, function, jobs):

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +38,7 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
     >>> load_t5(resources.files("riskcal_adapters") / "g2p" / "checkpoint").weights["shared.weight"].shape
     (68, 128)
     """
-    folder = Path(folder)
+    folder = internal.a_path(folder)
     config, generation = _checkpoints.read_config(folder)
     weights.read_shape(config, str(folder / "config.json"))  # before gigabytes are read
     named = _checkpoints.read_weights(folder, load_file)
@@ -90,7 +89,7 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     >>> load_classifier(folder / "classifier-independent.safetensors").weight.shape
     (128,)
     """
-    return Classifier(**_checkpoints.read_classifier(Path(path), load_file))
+    return Classifier(**_checkpoints.read_classifier(internal.a_path(path), load_file))
 
 
 def load_example(name: str = "g2p") -> EarlyExitT5:

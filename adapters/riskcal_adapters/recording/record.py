@@ -171,8 +171,9 @@ def record(
         raise RiskcalError(
             f"patience: {patience:g} is not above 0; give seconds, or None to wait for ever."
         )
+    out = internal.a_path(out)
     plan = Recording(
-        out=Path(out) if pool is None else Path(out).absolute(),  # workers may be in another folder
+        out=out if pool is None else out.absolute(),  # workers may be in another folder
         load=load,
         session=uuid.uuid4().hex,
         template=job.template(policy, length),
@@ -208,7 +209,7 @@ def record(
     finally:
         worker.release(plan.session)
     untrained_exits.warn([one for one in found if isinstance(one, untrained_exits.Evidence)])
-    return Path(out)
+    return out
 
 
 def _record(

@@ -2,7 +2,6 @@
 
 import os
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ def load_t5(folder: str | os.PathLike[str]) -> T5:
     >>> model.config.num_decoder_layers, model.training
     (8, False)
     """
-    folder = Path(folder)
+    folder = internal.a_path(folder)
     weights = {
         name: weight.float()
         for name, weight in _checkpoints.read_weights(folder, load_file).items()
@@ -122,7 +121,7 @@ def load(
     >>> decoder.decode(decoder.generate(*decoder.encode(["calm"])).tokens)
     ['K AA M']
     """
-    folder = Path(folder)
+    folder = internal.a_path(folder)
     remedy = "give a folder as Hugging Face's save_pretrained writes it"
     config = json_objects.read(folder / "config.json", "is not one JSON object", remedy)
     kind = config.get("model_type")

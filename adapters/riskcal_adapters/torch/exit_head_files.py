@@ -3,14 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from riskcal import RiskcalError
+from riskcal import RiskcalError, internal
 from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.exit_head_checks import check_finite
 from riskcal_adapters.torch.exit_heads import PARTS, ExitHead
@@ -47,7 +46,7 @@ def save_heads(heads: Mapping[int, ExitHead], folder: str | os.PathLike[str]) ->
             "backbone": head.backbone,
             "fingerprint": head.fingerprint,
         }
-    with replacing.replaced(Path(folder)) as staging:
+    with replacing.replaced(internal.a_path(folder)) as staging:
         save_file(tensors, staging / _WEIGHTS)
         (staging / _CARD).write_text(json.dumps({"heads": card}, indent=1) + "\n", encoding="utf-8")
 
@@ -68,8 +67,8 @@ def load_heads(folder: str | os.PathLike[str]) -> dict[int, ExitHead]:
     {'torch.float32'}
     """
     try:
-        card = json.loads((Path(folder) / _CARD).read_text(encoding="utf-8"))["heads"]
-        tensors = load_file(Path(folder) / _WEIGHTS)
+        card = json.loads((internal.a_path(folder) / _CARD).read_text(encoding="utf-8"))["heads"]
+        tensors = load_file(internal.a_path(folder) / _WEIGHTS)
         tensors = {
             name: part.float() if part.is_floating_point() else part
             for name, part in tensors.items()

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -57,7 +56,7 @@ def save_classifier(classifier: ExitClassifier, path: str | os.PathLike[str]) ->
     >>> load_classifier("classifier.safetensors").weight.shape
     torch.Size([128])
     """
-    with replacing.written(Path(path)), internal.replacing(path) as partial:
+    with replacing.written(internal.a_path(path)), internal.replacing(path) as partial:
         save_file(
             {name: value.detach().contiguous() for name, value in classifier.state_dict().items()},
             partial,
@@ -80,7 +79,7 @@ def load_classifier(path: str | os.PathLike[str]) -> ExitClassifier:
     >>> load_classifier(folder / "classifier-independent.safetensors").weight.shape
     torch.Size([128])
     """
-    found = _checkpoints.read_classifier(Path(path), load_file)
+    found = _checkpoints.read_classifier(internal.a_path(path), load_file)
     classifier = ExitClassifier(len(found["weight"]))
     classifier.load_state_dict(found)
     return classifier

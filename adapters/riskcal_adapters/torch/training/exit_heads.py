@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -141,8 +140,8 @@ def train_heads(
     weights = {name: part for _, named in learning.values() for name, part in named.items()}
     run, done = Descent(weights, steps, learning_rate), 0
     if folder is not None:
-        folders.note_settings(Path(folder), settings)
-        done = run.restored(Path(folder))
+        folders.note_settings(internal.a_path(folder), settings)
+        done = run.restored(internal.a_path(folder))
     teacher = whole.get_output_embeddings().weight.detach()
     bar = tqdm(range(done, steps), "heads", initial=done, total=steps, disable=not progress)
     for step in bar:
@@ -153,7 +152,7 @@ def train_heads(
         if step % 10 == 0:
             bar.set_postfix(loss=f"{loss.item():.3f}")
         if folder is not None and ((step + 1) % save_steps == 0 or step + 1 == steps):
-            run.save(Path(folder), step + 1)
+            run.save(internal.a_path(folder), step + 1)
     assert backbone_fingerprint(whole) == backbone, "the backbone changed while heads were trained"
     return {layer: _finished(layer, head) for layer, head in heads.items()}
 

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -185,7 +184,7 @@ def save_adapters(adapters: LowRankAdapters, folder: str | os.PathLike[str]) -> 
         "steps": adapters.steps,
         "fingerprint": adapters.fingerprint,
     }
-    with replacing.replaced(Path(folder)) as staging:
+    with replacing.replaced(internal.a_path(folder)) as staging:
         save_file(tensors, staging / _WEIGHTS)
         (staging / _CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
@@ -208,8 +207,8 @@ def load_adapters(folder: str | os.PathLike[str]) -> LowRankAdapters:
     nowhere: cannot be read
     """
     try:
-        card = json.loads((Path(folder) / _CARD).read_text(encoding="utf-8"))
-        tensors = load_file(Path(folder) / _WEIGHTS)
+        card = json.loads((internal.a_path(folder) / _CARD).read_text(encoding="utf-8"))
+        tensors = load_file(internal.a_path(folder) / _WEIGHTS)
         held: dict[str, dict[str, Tensor]] = {"down": {}, "up": {}}
         for name, part in tensors.items():
             module, _, kind = name.rpartition(".")

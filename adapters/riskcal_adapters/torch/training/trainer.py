@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from riskcal import internal
 from riskcal_adapters import _extras, generation_config
 from riskcal_adapters.torch import replacing
 from riskcal_adapters.torch.training import folders
@@ -233,7 +234,7 @@ def train(
     >>> sorted(path.name for path in Path("run").glob("checkpoint-*"))
     ['checkpoint-2']
     """
-    folder = Path(folder)
+    folder = internal.a_path(folder)
     check_pairs(pairs, model.config.vocab_size)
     shapes = {name: list(weight.shape) for name, weight in model.state_dict().items()}
     special = generation_config.special_tokens(model.generation_config, model.config.vocab_size)
@@ -332,10 +333,11 @@ def train_classifier(
     """
     check_pairs(pairs, backbone.config.vocab_size)
     classifier = ExitClassifier(backbone.config.d_model)
+    folder = internal.a_path(folder)
     how = arguments(folder, steps, learning_rate, batch_size, seed, save_steps=steps + 1)
     loss = functools.partial(classifier_loss, classifier, backbone.eval(), objective)
     trainer = PairTrainer(classifier, how, pairs, collator(backbone), loss)
-    with replacing.written(Path(folder)):
+    with replacing.written(folder):
         trainer.train()
     return classifier
 

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -170,8 +169,8 @@ def tune_exits(
     )
     run, done = Descent(weights, steps, learning_rate), 0
     if folder is not None:
-        folders.note_settings(Path(folder), settings)
-        done = run.restored(Path(folder))
+        folders.note_settings(internal.a_path(folder), settings)
+        done = run.restored(internal.a_path(folder))
     shares = _shares(exits, len(layer_modules(whole)), keep)
     since = _Since()
     for step in tqdm(range(done, steps), "exits", initial=done, total=steps, disable=not progress):
@@ -188,7 +187,7 @@ def tune_exits(
             reached = since.told(done, learning)
             since = _Since()
             if folder is not None:
-                run.save(Path(folder), done)
+                run.save(internal.a_path(folder), done)
             if told is not None:
                 told(reached)
         if late:
