@@ -90,37 +90,36 @@ def reading(name: str, what: str) -> Iterator[None]:
 
 
 class Repeated(dict[str, Any]):
-    """An object of JSON in which a name stood twice, with the last value of each; ``said`` is of which."""
+    """An object of JSON in which a name stood twice, with the last values; who reads it refuses it by what is ``said``."""
 
     said: str
-
-
-def from_json(text: str | bytes, *, each_name_once: bool = False) -> Any:
-    """What JSON holds; a ValueError for all that is none, and for brackets nested too deep to be read.
-
-    With ``each_name_once`` objects with a name twice, of which `json` keeps the last, are `Repeated`: who reads one refuses it.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_marked if each_name_once else None)
-    except RecursionError:
-        raise ValueError("brackets are nested too deep") from None
 
 
 def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        found, names = Repeated(found), [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        names = [name for name, _ in pairs]
+        found, twice = Repeated(found), next(name for name in names if names.count(name) > 1)
         found.said = f"{twice!r} stands in it {names.count(twice)} times; keep one"
     return found
+
+
+_MARKING = json.JSONDecoder(object_pairs_hook=_marked)
+
+
+def from_json(text: Any, *, each_name_once: bool = False) -> Any:
+    """What JSON holds; a ValueError for all that is none, and for brackets nested too deep; `Repeated` if asked."""
+    try:
+        return _MARKING.decode(text) if each_name_once else json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets are nested too deep") from None
 
 
 def of_one_meaning(found: Any) -> Any:
     """What JSON held, if no object in it, however deep, is `Repeated`; a ValueError otherwise."""
     left = [found]
     while left:
-        one = left.pop()
-        if isinstance(one, Repeated):
+        if isinstance(one := left.pop(), Repeated):
             raise ValueError(one.said)
         left += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
     return found
