@@ -178,9 +178,14 @@ def test_attributes_that_are_no_dictionary_are_refused(tmp_path, attributes):
 
 _ROUND: dict = {}
 _ROUND["itself"] = _ROUND
-_DEEP: dict = {}
-for _ in range(1_000_000):  # Python 3.14 writes, and reads, tens of thousands
-    _DEEP = {"in": _DEEP}
+
+
+def _deep() -> dict:
+    """As deep as nobody's JSON goes: Python 3.14 writes, and reads, tens of thousands."""
+    value: dict = {}
+    for _ in range(1_000_000):
+        value = {"in": value}
+    return value
 
 
 _REFUSED = {
@@ -198,7 +203,7 @@ _REFUSED = {
     "set listed": [{1}],
     "odd key": {(1, 2): 3},
     "itself": _ROUND,
-    "deep": _DEEP,
+    "deep": _deep,
 }
 
 
@@ -206,7 +211,7 @@ _REFUSED = {
 def test_what_json_does_not_hold_is_refused_however_deep(tmp_path, value):
     log = EventLog(tmp_path / "events.jsonl")
     with pytest.raises(RiskcalError, match="attributes"):
-        log.write(SERVED, {"a": value})
+        log.write(SERVED, {"a": value() if callable(value) else value})
     assert not log.path.exists()
 
 

@@ -33,24 +33,28 @@ schedules = st.just(Constant()) | st.builds(
     max_length=st.integers(1, 200),
     form=st.sampled_from(["paper", "t5x"]),
 )
-certificates = st.builds(
-    Certificate,
-    delta=st.floats(0, 1, exclude_min=True, exclude_max=True),
-    epsilon=st.floats(0.1, 0.5),
-    epsilon_spent=st.floats(0.01, 0.1),
-    attempt=st.none() | st.integers(1, 9),
-    objective=st.sampled_from(["textual", "risk", "risk_clipped", "losses"]),
-    lower=st.sampled_from([0.0, -1.0]),
-    upper=st.just(1.0),
-    test=st.just("betting"),
-    procedure=st.sampled_from(["fixed_sequence", "holm"]),
-    starts=st.integers(1, 5),
-    n=st.integers(2, 10**9),
-    k=st.integers(1, 1000),
-    pvalue=st.none() | st.floats(0, 0.01),
-    records_digest=st.text("0123456789abcdef", min_size=32, max_size=32),
-    versions=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
-)
+certificates = st.sampled_from([0.0, -1.0]).flatmap(lambda lower: _certificates(lower))
+
+
+def _certificates(lower):
+    return st.builds(
+        Certificate,
+        delta=st.floats(lower, 1, exclude_min=True, exclude_max=True),
+        epsilon=st.floats(0.1, 0.5),
+        epsilon_spent=st.floats(0.01, 0.1),
+        attempt=st.none() | st.integers(1, 9),
+        objective=st.sampled_from(["textual", "risk", "risk_clipped", "losses"]),
+        lower=st.just(lower),
+        upper=st.just(1.0),
+        test=st.just("betting"),
+        procedure=st.sampled_from(["fixed_sequence", "holm"]),
+        starts=st.integers(1, 5),
+        n=st.integers(2, 10**9),
+        k=st.integers(1, 1000),
+        pvalue=st.none() | st.floats(0, 0.01),
+        records_digest=st.text("0123456789abcdef", min_size=32, max_size=32),
+        versions=st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=3),
+    )
 
 
 @st.composite

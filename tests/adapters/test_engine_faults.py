@@ -142,7 +142,7 @@ def test_without_early_exit_a_time_out_hides_no_loss(tiny, log):
     with slow(tiny, policy=SHALLOW, shadow=Shadow(1.0), events=log, kill_switch=switch) as engine:
         requests = [Request(input_ids=one.input_ids, timeout=0.05) for one in many(3)]
         assert [one.error for one in engine.run(requests)] == ["timed out"] * 3
-    assert engine.stats.shadows_missing == 0
+    assert engine.stats.shadows_missing == engine.stats.shadows_at_full_depth == 0
     assert named(log, "riskcal.shadow.missing") == []
 
 
@@ -154,6 +154,81 @@ def test_shadows_of_a_run_that_is_abandoned_are_counted_as_dropped(tiny, log):
     stats = engine.stats
     assert stats.shadows_dropped == len(named(log, "riskcal.shadow.dropped")) > 0
     assert stats.requests == stats.shadows + stats.shadows_dropped
+
+
+def test_no_shadow_of_an_abandoned_run_is_a_request_or_is_told_in_another_run(tiny, log):
+    """They wait, or hold slots that no request wants any more, when the run is left."""
+
+    def told(name):
+        found = named(log, name) if log.path.exists() else []
+        return Counter(one["gen_ai.response.id"] for one in found if "riskcal.error" not in one)
+
+    engine, ids, held = an_engine(tiny, shadow=Shadow(1.0), events=log, slots=4), [], False
+    for run in range(6):
+        own = [f"{run}-{i}" for i in range(6)]
+        requests = [
+            Request(input_ids=one.input_ids, id=i) for one, i in zip(many(6), own, strict=True)
+        ]
+        running = engine.run(requests)
+        for _ in range(run + 1):
+            next(running)
+        held |= any(flight.shadows is not None for flight in engine._flights.values())
+        running.close()
+        ids += own
+        shadowed = told("riskcal.shadow.evaluated") + told("riskcal.shadow.dropped")
+        served = told("riskcal.request.served")
+        assert shadowed == served
+        assert set(served.values()) == {1}
+        assert set(served) <= set(ids)
+    assert held
+    everything = Counter(one["gen_ai.response.id"] for one in named(log, "riskcal.request.served"))
+    assert set(everything.values()) == {1}
+    assert set(everything) <= set(ids)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_shadows_that_wait_for_an_engine_that_fails_are_dropped(tiny, log):
+    engine = an_engine(tiny, shadow=Shadow(1.0), events=log, slots=1)
+    advance, asked = engine._slots.advance, threading.Event()
+
+    def failing():
+        asked.wait()
+        if len(engine._waiting_shadows) == 2:
+            raise RuntimeError("out of memory")
+        return advance()
+
+    engine._slots.advance = failing
+    futures = [engine.submit(request) for request in many(4)]
+    asked.set()
+    errors = [future.exception(timeout=60) for future in futures]
+    engine.close()
+    assert errors[0] is None
+    assert engine.stats.shadows_dropped == len(named(log, "riskcal.shadow.dropped")) == 2
+    served = Counter(one["gen_ai.response.id"] for one in named(log, "riskcal.request.served"))
+    assert sorted(served.values()) == [1, 1, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_was_answered_when_the_engine_failed_is_told_once(tiny, log):
+    class Odd(BaseException):
+        pass
+
+    def odd(_):
+        raise Odd
+
+    engine, asked = an_engine(tiny, events=log, slots=8), threading.Event()
+    advance = engine._slots.advance
+    engine._slots.advance = lambda: asked.wait() and advance()
+    prompt = many(1)[0].input_ids
+    futures = [engine.submit(Request(input_ids=prompt, id=str(i))) for i in range(6)]
+    futures[2].add_done_callback(odd)
+    asked.set()
+    for future in futures:
+        future.exception(timeout=60)
+    engine.close()
+    served = Counter(one["gen_ai.response.id"] for one in named(log, "riskcal.request.served"))
+    assert served == Counter(map(str, range(6)))
+    assert engine.stats.requests == 6
 
 
 @pytest.mark.parametrize(

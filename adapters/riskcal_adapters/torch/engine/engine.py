@@ -357,7 +357,8 @@ class Engine:
         for flight in list(self._open):
             future = flight.future
             if future is not None and future.set_running_or_notify_cancel():
-                self._answer(flight, Done.failed(flight, self._closed))
+                if not flight.answered:  # else it was counted and told with others of its layer
+                    self._answer(flight, Done.failed(flight, self._closed))
                 future.set_exception(error)
         self._open.clear()
         self._journal.flush()
