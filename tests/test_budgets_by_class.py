@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 import riskcal
 from helpers import allowed
-from riskcal import RiskcalError, Runs, calibrate_classes, pvalues
+from riskcal import RiskcalError, Runs, calibrate_classes, pvalues, records
 from riskcal.calibration import books
 from riskcal.fwer.procedures import pilot_size
-from riskcal.records import tested_order
 from riskcal.serving import PolicyBook
 
 
@@ -333,7 +332,9 @@ def test_two_prompts_of_a_class_on_each_side_are_enough_and_one_is_not(aside, le
     """Which prompts are the pilot depends on their ids alone, so that a class can be put there."""
     n, size = 40, pilot_size(40, 0.2)
     runs = world(5, {"usual": [0.0, 0.1]}, n=n, thresholds=(0.9, 0.5))
-    place = np.argsort(tested_order(runs.prompts))  # of each prompt among those that are tested
+    place = np.argsort(
+        records.tested_order(runs.prompts)
+    )  # of each prompt among those that are tested
     rare = (place < aside) | ((place >= size) & (place < size + left))
     runs = replace(runs, labels={"group": np.where(rare, "rare", "usual")})
     if min(aside, left) < 2:

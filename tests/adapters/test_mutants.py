@@ -283,7 +283,7 @@ def alpha_of_certainty(monkeypatch):
 
 
 def pending_never_counted(monkeypatch):
-    monkeypatch.setattr(Loop, "_forced", lambda self, run, thresholds: thresholds)
+    monkeypatch.setattr(Loop, "_by_row", lambda self, run, needed: needed.T[:, None].copy())
 
 
 def forced_rows_share_a_batch(monkeypatch):
