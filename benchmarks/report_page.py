@@ -203,14 +203,20 @@ def million(folder: Path) -> dict[str, float]:
     return {"rows": n * len(grid), "seconds": round(seconds, 1), "bytes": path.stat().st_size}
 
 
+def chromium() -> str:
+    """Where it stands."""
+    path = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if path is None:
+        raise SystemExit("no chromium: apt-get install chromium, or name one by CHROMIUM")
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--shots", type=Path, help="leave a picture of each view in this folder")
     options = parser.parse_args()
-    browser_path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if browser_path is None:
-        raise SystemExit("no chromium: apt-get install chromium, or name one by CHROMIUM")
+    browser_path = chromium()
     seen: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         made = pages(Path(name))

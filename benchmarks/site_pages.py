@@ -8,8 +8,6 @@ requests for what is not the site's, and what would be printed dark; and links t
 
 import argparse
 import json
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, sync_playwright
 
+from report_page import chromium
 from report_page import pages as reports
 
 SITE = Path(__file__).parent.parent / "docs" / "_build"
@@ -154,9 +153,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--shots", type=Path, help="leave a picture of each view in this folder")
     options = parser.parse_args()
-    browser_path = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if browser_path is None:
-        raise SystemExit("no chromium: apt-get install chromium, or name one by CHROMIUM")
+    browser_path = chromium()
     site = options.site.resolve()
     amiss: dict[str, list[str]] = defaultdict(list)
     looked = 0

@@ -237,9 +237,8 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     limit = "its budget" if risk.is_cost else "delta"
     failing = {r.is_cost for r in problem.risks if problem.mean(r)[first] >= r.delta}
     failing.add(risk.is_cost)
-    raised = " and ".join(
-        ["raise delta"] * (False in failing) + ["raise the budget"] * (True in failing)
-    )
+    remedies = {False: "raise delta", True: "raise the budget"}
+    raised = " and ".join(remedies[is_cost] for is_cost in sorted(failing))
     chance = f"not below {limit}, but by no more than chance explains in {problem.n} {problem.unit}"
     if not (worst < 0.0).any():
         if beyond:
