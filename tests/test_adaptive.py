@@ -337,7 +337,9 @@ def test_what_is_no_state_is_refused(text):
         AdaptiveCalibration.from_json(text)
 
 
-@pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])
+@pytest.mark.parametrize(
+    "name", ["threshold", "thresholds", "learned", "coordinates", "certificate"]
+)
 def test_what_was_calibrated_is_not_overridden(name):
     calibration = AdaptiveCalibration(range(50), [0.5], delta=0.5)
     for prompt in calibration:

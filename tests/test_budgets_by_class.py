@@ -186,6 +186,10 @@ def test_policies_by_class_exit_on_the_side_that_was_recorded():
     assert policies["talk"].threshold == found.thresholds["talk"]
     assert policies["code"].is_full_model
     assert not policies["code"].lower_is_stricter
+    upright = calibrate_classes(world(0, worst, n=2000), budgets=0.1)
+    for calibration, other in ((found, False), (upright, True)):
+        with pytest.raises(RiskcalError, match=f"^lower_is_stricter: {other} is not the recorded"):
+            calibration.policies(lower_is_stricter=other)
 
 
 def test_a_joint_budget_goes_to_the_class_that_gains_most_by_it():

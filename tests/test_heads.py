@@ -8,7 +8,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from riskcal import ExitPolicy, RiskcalError, Traces, heads, pvalues, records, replay_arrays
+from riskcal import (
+    Constant,
+    Decaying,
+    ExitPolicy,
+    RiskcalError,
+    Traces,
+    heads,
+    pvalues,
+    records,
+    replay_arrays,
+)
 from riskcal.heads import inputs as heads_inputs
 from riskcal.heads import outlook as heads_outlook
 from riskcal.heads import path as heads_path
@@ -386,10 +396,23 @@ def test_columns_that_are_numbered_are_not_taken_for_other_layers(name):
         assert certify((*nobody, prompts)).layers.tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("name", ["threshold", "thresholds", "certificate"])
+@pytest.mark.parametrize(
+    "name", ["threshold", "thresholds", "learned", "coordinates", "certificate"]
+)
 def test_what_was_calibrated_is_not_overridden(found, name):
     with pytest.raises(RiskcalError, match=f"{name}: is what was calibrated"):
         found.policy(**{name: None})
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("schedule", Decaying(4.0, 10, "t5x")), ("min_layer", 4), ("lower_is_stricter", True)],
+)
+def test_a_field_that_makes_other_exits_than_were_tested_gets_no_certificate(found, name, other):
+    with pytest.raises(RiskcalError, match=rf"^{name}: .* is not the recorded .*; leave it out\."):
+        found.policy(n_layers=4, **{name: other})
+    tested = {"schedule": Constant(), "min_layer": 1, "lower_is_stricter": False}
+    assert found.policy(n_layers=4, **{name: tested[name]}) == found.policy(n_layers=4)
 
 
 @given(

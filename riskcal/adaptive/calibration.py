@@ -299,12 +299,8 @@ class AdaptiveCalibration:
             records_digest=self._digest,
             versions=policy.versions(),
         )
-        for name in ("threshold", "thresholds", "certificate"):
-            if name in fields:
-                raise RiskcalError(
-                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
-                )
-        return ExitPolicy(threshold=self.threshold, **fields).certified(certificate)
+        known = policy.calibrated_fields({"threshold": self.threshold}, fields)
+        return ExitPolicy(**known).certified(certificate)
 
     def to_json(self) -> str:
         """The whole state as JSON, from which `from_json` goes on exactly where this one stands."""

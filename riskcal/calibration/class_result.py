@@ -73,6 +73,7 @@ class ClassCalibration:
     pilot: tuple[Any, ...]
     records_digest: str
     asked: Asked
+    _beside: Mapping[str, Any]  # what the records say of policies beside the candidates
 
     @property
     def certified(self) -> bool:
@@ -97,9 +98,7 @@ class ClassCalibration:
         """
         found = {}
         for name, row in self._rows().items():
-            stricter = self.asked.lower_is_stricter and row is not None
-            own = fields | ({"lower_is_stricter": True} if stricter else {})
-            policy = ExitPolicy.from_columns(self.candidates, row, **own)
+            policy = ExitPolicy.from_columns(self.candidates, row, self._beside, **fields)
             found[name] = policy.certified(self._certificate(name, tested=row is not None))
         return found
 

@@ -148,6 +148,7 @@ def calibrate_classes(
         pilot=tuple(problem.units[pilot].tolist()),
         records_digest=problem.digest,
         asked=asked(problem, cost, {"pilot_fraction": pilot_fraction}),
+        _beside=problem.beside,
     )
 
 

@@ -164,6 +164,7 @@ def from_runs(
         digest=runs.digest(),
         stopped=runs.stopped,
         lower_is_stricter=runs.lower_is_stricter,
+        replayed=runs.source == "replayed",
         weighting="requests"
         if sizes is not None
         else "clusters"

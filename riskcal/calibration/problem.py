@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from riskcal import _validate, records
 from riskcal._validate import Floats, RiskcalError
 from riskcal.fwer.procedures import pilot_size
-from riskcal.policy import Stop
+from riskcal.policy import Constant, Stop
 from riskcal.policy.sentences import as_text
 from riskcal.pvalues.proxies import Paired
 
@@ -65,6 +65,7 @@ class Problem:
     uneven: bool = False  # rows that were averaged within units differ in number
     group: str | None = None  # of all prompts, where they are of one stratum
     nameless: bool = False  # units have but numbers, and may have been sorted by outcome
+    replayed: bool = False  # with a schedule only if the candidates' columns hold one
 
     @property
     def n(self) -> int:
@@ -102,6 +103,12 @@ class Problem:
         """Thresholds (k,), negated where low ones are the strict ones: the higher, the stricter."""
         thresholds = self.candidates["threshold"].to_numpy(dtype=np.float64)
         return -thresholds if self.lower_is_stricter else thresholds
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """Fields of a candidate's policy that hold where no column of it says otherwise."""
+        constant = {"schedule": Constant()} if self.replayed else {}
+        return {"lower_is_stricter": self.lower_is_stricter, **constant}
 
     @property
     def full_costs(self) -> dict[str, float]:

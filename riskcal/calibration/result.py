@@ -119,17 +119,12 @@ class Calibration:
         Raises
         ------
         RiskcalError
-            If a field that is given is not what was recorded, or a column has the name of a field that one number or text
+            If a field that is given is not what was recorded (replayed runs without columns of a schedule were replayed
+            without one), or a column has the name of a field that one number or text
             cannot fill (``thresholds``, ``config``).
         """
-        lower = fields.get("lower_is_stricter", self.lower_is_stricter)
-        if lower != self.lower_is_stricter:
-            raise RiskcalError(
-                f"lower_is_stricter: {lower!r} is not the recorded {self.lower_is_stricter!r}; leave it out."
-            )
-        if self.lower_is_stricter and self.chosen is not None:  # the full model has no direction
-            fields = fields | {"lower_is_stricter": True}
-        policy = ExitPolicy.from_columns(self._problem.candidates, self.chosen, **fields)
+        problem = self._problem
+        policy = ExitPolicy.from_columns(problem.candidates, self.chosen, problem.beside, **fields)
         return policy.certified(self.certificate)
 
     @property

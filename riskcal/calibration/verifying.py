@@ -188,10 +188,8 @@ def _again(
     found = calibrate(_of_group(runs, certificate), **wanted, **arguments)
     if isinstance(found, list):
         found = next(one for one in found if one.delta == certificate.delta)
-    stricter = found.lower_is_stricter
-    recorded = _recorded(
-        policy, found._problem.candidates, found.chosen, lower_is_stricter=stricter
-    )
+    problem = found._problem
+    recorded = _recorded(policy, problem.candidates, found.chosen, problem.beside)
     return found, found.certificate, recorded
 
 
@@ -242,8 +240,7 @@ def _classes_again(
     assert anew is not None
     j = found.chosen[of_class.name]
     row = None if j == len(found.candidates) else found.candidates.iloc[j]
-    stricter = found.asked.lower_is_stricter
-    return found, anew, _recorded(policy, found.candidates, row, lower_is_stricter=stricter)
+    return found, anew, _recorded(policy, found.candidates, row, found._beside)
 
 
 def _refuse_said(arguments: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -318,15 +315,12 @@ def _recorded(
     policy: ExitPolicy,
     columns: pd.DataFrame,
     chosen: pd.Series | None,
-    *,
-    lower_is_stricter: bool,
+    beside: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The fields of the policy that the chosen candidate's row holds, of the ``columns`` that tell candidates apart."""
+    """The fields of the policy that the records hold: in the chosen candidate's row of ``columns``, and ``beside`` it."""
     schedule = None if chosen is None else policy.schedule
     recorded = from_columns(ExitPolicy, columns, chosen, schedule)
-    if chosen is not None:
-        recorded |= {"lower_is_stricter": lower_is_stricter}
-    return recorded
+    return recorded if chosen is None else {**beside, **recorded}
 
 
 def _settings(

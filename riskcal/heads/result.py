@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from riskcal import _showing, _validate
 from riskcal._validate import Floats, RiskcalError
-from riskcal.policy import Certificate, ExitPolicy, ids_digest, versions
+from riskcal.policy import (
+    Certificate,
+    Constant,
+    ExitPolicy,
+    calibrated_fields,
+    ids_digest,
+    versions,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,7 +98,8 @@ class HeadCalibration:
         Raises
         ------
         RiskcalError
-            For ``threshold``, ``thresholds`` and ``certificate``, which calibration finds; and, where the heads' layers were
+            For ``threshold``, ``thresholds`` and ``certificate``, which calibration finds; for a ``schedule``, ``min_layer`` or
+            ``lower_is_stricter`` that makes other exits than were tested; and, where the heads' layers were
             not given, for an ``n_layers`` that shows that the columns are not the first of them.
 
         Warns
@@ -101,16 +109,18 @@ class HeadCalibration:
             more than there are heads.
             The certificate says so too (``layers_given``).
         """
-        for name in ("threshold", "thresholds", "certificate"):
-            if name in fields:
-                raise RiskcalError(
-                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
-                )
-        self._mind_the_layers(fields.get("n_layers"))
         by_layer = {
             int(layer): float(threshold)
             for layer, threshold in zip(self.layers, self.thresholds, strict=True)
         }
+        tested = {
+            "thresholds": by_layer,
+            "schedule": Constant(),
+            "min_layer": 1,
+            "lower_is_stricter": False,
+        }
+        fields = calibrated_fields(tested, fields)
+        self._mind_the_layers(fields.get("n_layers"))
         chosen = self.table["pvalue"][self.table["certified"]]
         certificate = Certificate(
             delta=float(
@@ -138,7 +148,7 @@ class HeadCalibration:
             layers_given=self.layers_given,
             versions=versions(),
         )
-        return ExitPolicy(thresholds=by_layer, **fields).certified(certificate)
+        return ExitPolicy(**fields).certified(certificate)
 
     def _mind_the_layers(self, n_layers: Any) -> None:
         heads = len(self.layers)

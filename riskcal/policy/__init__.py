@@ -13,6 +13,7 @@ from riskcal.policy.fields import Contrast as Contrast
 from riskcal.policy.fields import RiskLimit as RiskLimit
 from riskcal.policy.fields import Sampling as Sampling
 from riskcal.policy.fields import Stop as Stop
+from riskcal.policy.fields import calibrated_fields as calibrated_fields
 from riskcal.policy.fields import refusal as refusal
 from riskcal.policy.pruning import Pruning as Pruning
 from riskcal.policy.schedules import Constant as Constant

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -23,6 +25,7 @@ from riskcal.policy.fields import (
     Setting,
     Threshold,
     TokenClasses,
+    calibrated_fields,
 )
 from riskcal.policy.pruning import Pruning
 from riskcal.policy.saved import Saved
@@ -266,7 +269,13 @@ class ExitPolicy(Saved):
         return to_columns(self)
 
     @classmethod
-    def from_columns(cls, table: pd.DataFrame, chosen: pd.Series | None, **fields: Any) -> Self:
+    def from_columns(
+        cls,
+        table: pd.DataFrame,
+        chosen: pd.Series | None,
+        beside: Mapping[str, Any] = MappingProxyType({}),
+        **fields: Any,
+    ) -> Self:
         """The policy that a candidate ran with, from its columns in a table of runs.
 
         Parameters
@@ -275,8 +284,10 @@ class ExitPolicy(Saved):
             The candidates' columns, one row each: ``threshold`` and every further coordinate, nothing else.
         chosen : Series or None
             The row of one candidate; None for the full model.
+        beside : mapping
+            Fields that the records hold beside the table, unless it has them.
         **fields
-            What the table does not say.
+            What neither says.
 
         Raises
         ------
@@ -284,18 +295,9 @@ class ExitPolicy(Saved):
             If a field that is given is not what was recorded, or a column cannot fill the field of its name.
         """
         recorded = from_columns(cls, table, chosen, fields.get("schedule"))
-        for name in ("threshold", "thresholds", "learned", "coordinates", "certificate"):
-            if name in fields:
-                raise RiskcalError(
-                    f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
-                )
-        for name, value in recorded.items():
-            given = fields.get(name, value)
-            if (tuple(given) if isinstance(given, list) else given) != value:
-                raise RiskcalError(
-                    f"{name}: {fields[name]!r} is not the recorded {value!r}; leave it out."
-                )
-        return cls(**(recorded | fields))
+        if chosen is not None:  # the full model has neither direction nor schedule
+            recorded = {**beside, **recorded}
+        return cls(**calibrated_fields(recorded, fields))
 
     def exit_thresholds(
         self, n_layers: int, length: int, *, own_last: bool = False

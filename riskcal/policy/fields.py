@@ -1,7 +1,7 @@
 """Types of a policy's fields, and the smaller objects that stand in one: `Contrast`, `Sampling`, `RiskLimit`, `Stop`."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -218,6 +218,26 @@ class Stop(Frozen):
     epsilon: FiniteFloat = Field(default=0.05, gt=0, lt=1)
     objective: Literal["textual", "risk", "risk_clipped"] = "textual"
     test: str = "betting"
+
+
+def calibrated_fields(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A policy's fields: what is ``known`` of what was calibrated, and what was ``given`` besides.
+
+    Raises
+    ------
+    RiskcalError
+        If a field is given that calibration finds, or that is known to be another.
+    """
+    for name in ("threshold", "thresholds", "learned", "coordinates", "certificate"):
+        if name in given:
+            raise RiskcalError(
+                f"{name}: is what was calibrated; leave it out, or write an ExitPolicy of your own."
+            )
+    for name, value in known.items():
+        wanted = given.get(name, value)
+        if (tuple(wanted) if isinstance(wanted, list) else wanted) != value:
+            raise RiskcalError(f"{name}: {wanted!r} is not the recorded {value!r}; leave it out.")
+    return {**known, **given}
 
 
 def refusal(name: str, error: ValidationError) -> RiskcalError:
