@@ -192,6 +192,28 @@ def test_policies_by_class_exit_on_the_side_that_was_recorded():
             calibration.policies(lower_is_stricter=other)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"budgets": {"easy": 0.05, "hard": -0.1}}, r"^budgets: 'hard': -0.1 is below 0, the loss"),
+        ({"budgets": 0.05, "joint": -0.01}, r"^joint: -0.01 is below 0, the loss"),
+    ],
+)
+def test_a_budget_that_the_full_model_exceeds_is_refused(asked, message):
+    """A class may be left with the full model, whose increase in risk is 0."""
+    runs = Runs.from_arrays(
+        thresholds=[0.9, 0.5, np.inf],
+        prompts=[f"p{i}" for i in range(1000)],
+        group=np.repeat(["easy", "hard"], 500),
+        risk=np.column_stack([np.full(1000, 0.5), np.repeat([0.5, 0.6], 500), np.full(1000, 0.5)]),
+        layers=np.tile([4.0, 2.0, 8.0], (1000, 1)),
+    )
+    with pytest.raises(RiskcalError, match=message):
+        calibrate_classes(runs, objective="risk", cost="layers", **asked)
+    none = calibrate_classes(runs, objective="risk", cost="layers", budgets=0.0)
+    assert none.thresholds == {"easy": np.inf, "hard": np.inf}
+
+
 def test_a_joint_budget_goes_to_the_class_that_gains_most_by_it():
     means = {"dear": [0.05, 0.1, 0.2], "cheap": [0.05, 0.1, 0.2]}
     costs = {"dear": [0.9, 0.5, 0.1], "cheap": [0.99, 0.98, 0.97]}

@@ -26,6 +26,12 @@ def traffic(rng, n, *, length=30.0, confidence=0.9):
     }
 
 
+@pytest.mark.parametrize("length", [-5, 0.5, float("inf"), "long"])
+def test_an_average_run_length_is_refused_as_it_was_given(length):
+    with pytest.raises(RiskcalError, match=f"^average_run_length: '?{length}'? is not a"):
+        Drift({"confidence": [0.1, 0.9]}, average_run_length=length)
+
+
 def test_while_nothing_changes_any_feature_alarms_in_at_most_epsilon_of_streams():
     """120 streams of 300 requests after a reference of 100: at .2, three standard errors are .11."""
     false = []

@@ -1,6 +1,7 @@
 """Means by task with intervals that hold however often one looks, from logs and from streams."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -43,8 +44,9 @@ def test_over_nothing_an_interval_is_all_there_is_and_sums_that_cannot_be_are_re
     assert mean_interval(0, 0.0, lower=-1) == (-1, 1)
     with pytest.raises(RiskcalError, match="total: 3 cannot be the sum of 2 losses from 0 to 1"):
         mean_interval(2, 3.0)
-    with pytest.raises(RiskcalError, match=r"upper: 0 is not above lower"):
-        mean_interval(2, 0.0, upper=0)
+    for upper in (0, math.inf):
+        with pytest.raises(RiskcalError, match=r"lower, upper: \[0, .*\] is not a finite range"):
+            mean_interval(2, 0.0, upper=upper)
 
 
 def lines_of(losses, first=0):

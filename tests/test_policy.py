@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import riskcal
 from riskcal import (
     Certificate,
     Constant,
@@ -585,3 +586,12 @@ def test_a_measure_that_nobody_named_has_no_column():
     found = calibrate(Runs.from_frame(pd.DataFrame(rows)), delta=0.1).policy()
     assert (found.threshold, found.measure) == (0.5, None)
     assert calibrate(Runs.from_frame(pd.DataFrame(rows)), delta=0.1).policy(measure="max").named()
+
+
+@pytest.mark.parametrize(
+    ("objective", "delta"), [("textual", 3.0), ("textual", 0.0), ("risk", -1.0), ("risk", 1.0)]
+)
+def test_a_recording_that_no_test_could_stop_is_refused(objective, delta):
+    with pytest.raises(RiskcalError, match=f"delta: {delta:g} is not strictly between the losses'"):
+        riskcal.Stop(delta=delta, objective=objective)
+    assert riskcal.Stop(delta=-0.1, objective="risk").delta == -0.1

@@ -147,6 +147,9 @@ def test_each_fact_that_differs_is_a_reason_and_what_is_not_known_is_one():
         assert reason.startswith(name)
     assert len(check_policy(policy, ModelFacts())) == 7
     assert check_policy(ExitPolicy.full_model(), ModelFacts(**others)) == ()
+    elsewhere = ExitPolicy(threshold=0.5, coordinates={"arm": "a", "threshold_2": 0.3})
+    reasons = check_policy(elsewhere, ModelFacts())  # which no decoder of riskcal's runs either
+    assert [one.split(":")[0] for one in reasons] == ["coordinates.arm", "coordinates.threshold_2"]
     drawn = ExitPolicy(threshold=0.5, sampling=Sampling(temperature=0.7))
     assert check_policy(drawn, ModelFacts(temperature=0.7)) == ()
     assert "temperature" in check_policy(drawn, ModelFacts())[0]

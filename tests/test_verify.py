@@ -234,6 +234,18 @@ def test_policies_by_class_are_verified_from_the_records_of_all_classes(options,
         )
 
 
+def test_a_policy_by_class_is_verified_in_its_direction_however_the_records_are_read(tmp_path):
+    log, out = tmp_path / "runs.parquet", tmp_path / "policy.json"
+    Runs.from_frame(table(1200).drop(columns=["cluster", "price"])).write(log)
+    found = riskcal.calibrate_classes(
+        Runs.read(log, lower_is_stricter=True), budgets=0.3, cost="layers"
+    )
+    assert found.certified
+    found.policies()["a"].save(out)
+    assert riskcal.verify(ExitPolicy.load(out), Runs.read(log)).agrees
+    assert run("verify", out, log).exit_code == 0
+
+
 def test_a_policy_of_one_class_that_is_given_to_another_is_named():
     found = riskcal.calibrate_classes(CLASSED, budgets={"a": 0.02, "b": 0.2}, cost="layers")
     cautious, bold = found.policies().values()

@@ -62,7 +62,8 @@ def calibrate_classes(
     Raises
     ------
     RiskcalError
-        For runs without groups, with clusters or without the full model's cost; budgets that miss a class or name another;
+        For runs without groups, with clusters or without the full model's cost; budgets that miss a class, name another or are
+        below 0, the full model's loss;
         classes with fewer than two prompts in the pilot or the rest; and wherever `calibrate` refuses the runs.
 
     Notes
@@ -115,7 +116,7 @@ def calibrate_classes(
             f"cost: {cost!r} of the full model was not recorded, which a class may be left with; record its rows too."
         )
     [risk] = problem.risks
-    total = None if joint is None else _validate.tolerance(joint, risk.lower, risk.upper)
+    total = None if joint is None else _tolerated(joint, risk.lower, risk.upper, "joint")
     label = dict(zip(runs.prompts.tolist(), runs.group.tolist(), strict=True))
     group = np.array([str(label[unit]) for unit in problem.units.tolist()])
     size = len(problems.split_pilot(problem, pilot_fraction)[0].units)
@@ -192,7 +193,18 @@ def _budgets(runs: Runs, given: Any, objective: str) -> dict[str, float]:
             f"budgets: {what}; give one for each of {', '.join(map(repr, classes))}."
         )
     lower, upper = RANGES[_validate.choice(objective, "objective", records.OBJECTIVES)]
-    return {name: _validate.tolerance(given[name], lower, upper) for name in classes}
+    return {name: _tolerated(given[name], lower, upper, f"budgets: {name!r}") for name in classes}
+
+
+def _tolerated(delta: Any, lower: float, upper: float, what: str) -> float:
+    """A budget that the full model keeps, with which a class may be left."""
+    found = _validate.tolerance(delta, lower, upper)
+    if found < 0.0:
+        raise RiskcalError(
+            f"{what}: {found:g} is below 0, the loss of the full model, with which a class may be left; give at least 0. "
+            "calibrate certifies a decrease."
+        )
+    return found
 
 
 def _refuse_few(pilot: NDArray[Any], rest: NDArray[Any], name: str) -> None:

@@ -235,6 +235,8 @@ def _classes_again(
         raise RiskcalError(
             f"{min(unknown)}: is nothing that calibrate_classes takes; leave it out."
         )
+    if asked.lower_is_stricter:  # which calibrate_classes takes of the runs alone
+        runs = runs.directed(True)
     found = calibrate_classes(runs, **wanted, **arguments)
     anew = found.policies()[of_class.name].certificate
     assert anew is not None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -15,6 +15,7 @@ from pydantic import (
     Tag,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 
 from riskcal import _validate
@@ -207,6 +208,12 @@ class Stop(Frozen):
     test : str
         As in `riskcal.calibrate`.
 
+    Raises
+    ------
+    RiskcalError
+        For a delta that is not strictly between the bounds of the objective's loss; `riskcal_adapters.record` refuses a test
+        that `riskcal.calibrate` does not have.
+
     Examples
     --------
     >>> stop = riskcal.Stop(delta=0.1, objective="risk")
@@ -218,6 +225,11 @@ class Stop(Frozen):
     epsilon: FiniteFloat = Field(default=0.05, gt=0, lt=1)
     objective: Literal["textual", "risk", "risk_clipped"] = "textual"
     test: str = "betting"
+
+    @model_validator(mode="after")
+    def _delta_of_its_objective(self) -> Self:
+        _validate.tolerance(self.delta, -1.0 if self.objective == "risk" else 0.0, 1.0)
+        return self
 
 
 def calibrated_fields(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,9 @@ def check_policy(policy: ExitPolicy, facts: ModelFacts) -> tuple[str, ...]:
         for name, want in (policy.config or {}).items()
     ]
     pairs.append(("lower_is_stricter", policy.lower_is_stricter, False))
+    pairs += [
+        (f"coordinates.{name}", want, absent) for name, want in (policy.coordinates or {}).items()
+    ]
     sampling = policy.sampling
     pairs.append(("temperature", sampling.temperature if sampling else 0.0, facts.temperature))
     if sampling is not None:

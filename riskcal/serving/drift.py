@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
+from riskcal.monitor.inputs import run_length
 from riskcal.serving.events import rotated
 from riskcal.serving.reader import read_events, request_id
 from riskcal.serving.strata import is_number, mapping
@@ -125,8 +126,8 @@ class Drift:
         tests = len(_WAYS) * len(reference)
         each = _validate.level(epsilon, "epsilon") / tests
         shared = 1 if len(reference) == 1 else 2  # by a union bound over features, which costs half
+        self.epsilon, self.average_run_length = epsilon, run_length(average_run_length)
         length = None if average_run_length is None else average_run_length * tests * shared
-        self.epsilon, self.average_run_length = epsilon, average_run_length
         self._past: dict[str, _Past] = {}
         self._monitors: dict[str, dict[str, RiskMonitor]] = {}
         for feature, values in reference.items():

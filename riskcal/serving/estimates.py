@@ -59,9 +59,8 @@ def mean_interval(
     """
     _validate.count(n, "n", least=0)
     level = _validate.level(epsilon, "epsilon")
+    lower, upper = _validate.bounds(lower, upper)
     span = upper - lower
-    if not span > 0:
-        raise RiskcalError(f"upper: {upper:g} is not above lower, {lower:g}.")
     if n == 0:
         return Interval(lower, upper)
     ones = (total - n * lower) / span

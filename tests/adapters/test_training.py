@@ -281,6 +281,20 @@ def test_dropout_rates_rise_to_the_largest():
         dropout_rates(8, 0.2, progress=0.5), expected, rtol=1e-12, atol=1e-15
     )
     assert float(dropout_rates(8, 0.2)[-1]) == pytest.approx(0.2)
+    assert dropout_rates(2, 0.2, progress=0).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 0.1), "n_layers: 1 is not a whole number of at least 2"),
+        ((8, 1.5), r"largest: 1.5 .* outside \[0, 1\]"),
+        ((8, 0.1, -1), r"progress: -1 .* outside \[0, 1\]"),
+    ],
+)
+def test_dropout_rates_that_are_none_are_refused(arguments, message):
+    with pytest.raises(RiskcalError, match=message):
+        dropout_rates(*arguments)
 
 
 def test_a_dropped_layer_leaves_its_rows_as_they_were(tiny_t5):

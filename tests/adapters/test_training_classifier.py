@@ -163,6 +163,14 @@ def digest(model) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+def test_an_objective_that_there_is_not_is_refused_before_anything_is_written(tiny_t5, tmp_path):
+    from riskcal_adapters.torch.training.trainer import train_classifier
+
+    with pytest.raises(RiskcalError, match=r"objective: .*geometric"):
+        train_classifier(tiny_t5, [([5, 1], [7, 1])], tmp_path / "run", "geometrical")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("objective", ["independent", "balanced", "geometric"])
 def test_row_11_training_a_classifier_leaves_the_backbone_untouched(tiny_t5, tmp_path, objective):
     from riskcal_adapters.torch.training.trainer import train_classifier

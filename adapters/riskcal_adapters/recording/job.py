@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from riskcal import RiskcalError, internal
 from riskcal.calibration import TESTS
 from riskcal.policy import ExitPolicy, Stop
-from riskcal.records import OBJECTIVES
 from riskcal_adapters import request_checks
 from riskcal_adapters.fingerprint import BINDING, binding
 from riskcal_adapters.generation_config import DEFAULT_LENGTH
@@ -154,7 +153,6 @@ def check_stop(plan: Recording, prompts: Sequence[Prompt]) -> None:
     stop = plan.stop
     if stop is None:
         return
-    internal.tolerance(stop.delta, *OBJECTIVES[stop.objective])
     internal.choice(stop.test, "test", TESTS)
     if stop.objective != "textual" and plan.risk is None:
         raise RiskcalError(

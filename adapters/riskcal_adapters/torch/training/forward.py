@@ -9,11 +9,13 @@ every layer's head.
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import T5ForConditionalGeneration
 
+from riskcal import internal
 from riskcal_adapters.torch.modules import Attention, CrossLayer, Map, SelfLayer, blocks
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
 
@@ -140,6 +142,9 @@ def dropout_rates(n_layers: int, largest: float, progress: float = 1.0) -> Tenso
     >>> [round(rate, 3) for rate in training.dropout_rates(5, largest=0.2).tolist()]
     [0.0, 0.038, 0.083, 0.136, 0.2]
     """
+    internal.count(n_layers, "n_layers", least=2)
+    for value, name in ((largest, "largest"), (progress, "progress")):
+        internal.in_range(np.array([internal.number(value, name)]), name, 0.0, 1.0)
     layer = torch.arange(n_layers, dtype=torch.float64)
     return progress * (torch.exp2(layer / (n_layers - 1)) - 1) * largest
 

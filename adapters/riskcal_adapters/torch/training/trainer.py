@@ -331,6 +331,7 @@ def train_classifier(
     >>> classifier.weight.shape, classifier.weight.any().item()
     (torch.Size([128]), True)
     """
+    internal.choice(objective, "objective", ("independent", "balanced", "geometric"))
     check_pairs(pairs, backbone.config.vocab_size)
     classifier = ExitClassifier(backbone.config.d_model)
     folder = internal.a_path(folder)
