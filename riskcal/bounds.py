@@ -20,7 +20,7 @@ from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues import inversions
 from riskcal.pvalues.bettor import count_rejected
 from riskcal.pvalues.losses import matrix_and_sums
-from riskcal.pvalues.methods import Betting, Binomial, Method, inverted
+from riskcal.pvalues.methods import BY_BOUND, Betting, Binomial, Method, inverted
 
 
 def hoeffding(
@@ -211,18 +211,7 @@ def betting(
     0.091
     """
     matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
-    points = (
-        inversions.default_grid(len(matrix), low, high)
-        if grid is None
-        else _validate.array(grid, "grid", ndim=(1,))
-    )
-    outside = (points <= low) | (points >= high)
-    if outside.any():
-        raise RiskcalError(
-            f"grid: {points[outside][0]:g} at index {_validate.first(outside)} is not strictly between the losses' bounds "
-            f"{low:g} and {high:g}."
-        )
-    points = np.unique(points)[::-1]
+    points = inversions.grid_points(grid, len(matrix), low, high)
     columns = np.ascontiguousarray(matrix.T)
     rejected = count_rejected(columns, points, lower=low, upper=high, level=level)
     return _shaped(np.append(high, points)[rejected], losses)
@@ -285,7 +274,7 @@ def simultaneous(
     lower, upper : float
         Known bounds of the losses, fixed beforehand.
     grid : (m,), optional
-        For ``"betting"``: where the bounds may stand.
+        For ``"betting"``, and a test of one's own, which is inverted in the same way: where the bounds may stand.
 
     Returns
     -------
@@ -316,16 +305,49 @@ def simultaneous(
     test = inverted(method, "method")
     low, high = _validate.bounds(lower, upper)
     test.refuse_bounds(low, high, "method", test.bound)
-    if grid is not None and not isinstance(test, Betting):
+    if grid is not None and not on_grid(test):
         raise RiskcalError(
             f"grid: it belongs to method='betting', not to {test.bound!r}, which needs none."
         )
-    options: dict[str, Any] = {} if grid is None else {"grid": grid}
-    if not isinstance(test, Binomial):  # whose losses are 0 or 1
-        options |= {"lower": low, "upper": high}
     given = _validate.as_given(losses, "losses", "an array of numbers")
     k = given.shape[1] if given.ndim == 2 else 1
-    return np.atleast_1d(METHODS[test.bound](losses, epsilon=level / max(k, 1), **options))
+    return of_test(test, losses, epsilon=level / max(k, 1), lower=low, upper=high, grid=grid)
+
+
+def on_grid(test: Method) -> bool:
+    """Whether a test is inverted on a grid: betting, and one of one's own."""
+    return isinstance(test, Betting) or not _is_known(test)
+
+
+def _is_known(test: Method) -> bool:
+    """Whether a test's inversion is the function of that name here."""
+    return BY_BOUND.get(test.bound) == test
+
+
+def of_test(
+    test: Method,
+    losses: ArrayLike,
+    *,
+    epsilon: float,
+    lower: float,
+    upper: float,
+    grid: ArrayLike | None = None,
+) -> Floats:
+    """The bounds (k,) that invert a test, those of one's own on a grid as `betting`'s are; ``grid`` is for these alone."""
+    if _is_known(test):
+        options: dict[str, Any] = {} if grid is None else {"grid": grid}
+        if not isinstance(test, Binomial):  # whose losses are 0 or 1
+            options |= {"lower": lower, "upper": upper}
+        return np.atleast_1d(METHODS[test.bound](losses, epsilon=epsilon, **options))
+    matrix, _, level, low, high = _checked(losses, epsilon, lower, upper)
+    bound, left = np.full(matrix.shape[1], high), np.arange(matrix.shape[1])
+    for point in inversions.grid_points(grid, len(matrix), low, high):
+        p = test.pvalues(matrix[:, left], float(point), level=level, lower=low, upper=high)
+        left = left[p <= level]
+        if not left.size:
+            break
+        bound[left] = point
+    return bound
 
 
 def _checked(

@@ -1,6 +1,9 @@
 """Tests and procedures are objects with their own options; their names are accepted wherever they are."""
 
 import functools
+import re
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +23,7 @@ from riskcal import (
 )
 from riskcal.calibration.posing import pose
 from riskcal.fwer import procedures
-from riskcal.pvalues.methods import inverted
+from riskcal.pvalues.methods import BY_BOUND, inverted
 from riskcal.trials import deciding, run
 
 K = 5
@@ -61,6 +64,92 @@ def test_a_test_by_name_is_the_object(name):
     by_object = calibrate(losses(), test=pvalues.BY_NAME[name], **known)
     pd.testing.assert_frame_equal(by_name.table, by_object.table)
     assert by_object.test == name
+
+
+@dataclass(frozen=True)
+class Mine(pvalues.Method):
+    """Hoeffding's test, with what a test of one's own must have and no more."""
+
+    name: ClassVar[str] = "mine"
+
+    def pvalues(self, losses, delta, *, level, lower, upper):
+        return np.atleast_1d(pvalues.hoeffding(losses, delta, lower=lower, upper=upper))
+
+
+@dataclass(frozen=True)
+class Never(Mine):
+    """Looks at the rows in their order, as betting does, and rejects nothing."""
+
+    name: ClassVar[str] = "never"
+    walks: ClassVar[bool] = True
+
+    def pvalues(self, losses, delta, *, level, lower, upper):
+        return np.ones(losses.shape[1])
+
+
+@dataclass(frozen=True)
+class Bolder(pvalues.Betting):
+    """Of betting's kind, but another test: what is known of betting does not hold for it."""
+
+    name: ClassVar[str] = "bolder"
+
+    def pvalues(self, losses, delta, *, level, lower, upper):
+        return np.ones(losses.shape[1])
+
+
+def test_a_test_of_ones_own_is_of_use_wherever_one_by_name_is():
+    known = {"thresholds": GRID}
+    mine, theirs = (calibrate(losses(), test=t, delta=0.1, **known) for t in (Mine(), "hoeffding"))
+    pd.testing.assert_frame_equal(mine.table, theirs.table)
+    few = losses()[:60]
+    mine, theirs = (calibrate(few, test=t, delta=0.1, **known) for t in (Mine(), "hoeffding"))
+    sizes = [int(re.search(r"about (\d+) rows", one.message)[1]) for one in (mine, theirs)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)  # of 250 draws at the least each
+    lists = [calibrate(losses(), test=t, delta=[0.08, 0.1], **known) for t in (Mine(), "hoeffding")]
+    for one, other in zip(*lists, strict=True):
+        assert one.table["certified"].tolist() == other.table["certified"].tolist()
+    found, exact = (bounds.simultaneous(losses(), method=m) for m in (Mine(), "hoeffding"))
+    assert (found >= exact).all()
+    assert found == pytest.approx(exact, abs=0.005)
+    grid = [0.07, 0.1, 0.2]
+    coarse = bounds.simultaneous(losses(), method=Mine(), grid=grid)
+    assert coarse.tolist() == [min(p for p in [*grid, 1.0] if p >= bound) for bound in exact]
+    np.testing.assert_array_equal(
+        *(
+            monotone.rcps(np.maximum.accumulate(losses(), 1), GRID, 0.1, bound=m)
+            for m in (Mine(), "hoeffding")
+        )
+    )
+    runs = load_example("g2p")
+    pd.testing.assert_frame_equal(
+        *(run_trials(runs, [0.1], n_trials=3, test=t) for t in (Mine(), "hoeffding"))
+    )
+
+
+@pytest.mark.parametrize("test", [Never(), Bolder()])
+def test_a_test_of_ones_own_is_not_betting_wherever_it_looks_at_rows_in_their_order(test):
+    runs = load_example("g2p")
+    assert not calibrate(runs, delta=0.1, test=test).certified
+    assert not run_trials(runs, [0.1], n_trials=3, test=test)["certified"].any()
+    assert not calibrate(runs, delta=[0.1], test=test)[0].certified
+    assert (bounds.simultaneous(losses(), method=test, grid=[0.5]) == 1.0).all()
+
+
+def test_the_bound_of_a_test_that_is_only_for_that_has_a_message_too():
+    test = BY_BOUND["predictable_bernstein"]
+    found = calibrate(np.full((20, 1), 0.09), test=test, thresholds=[0.5], delta=0.1)
+    assert re.search(r"a fresh sample of about \d+ rows", found.message)
+
+
+def test_a_test_that_bears_anothers_name_is_refused_and_with_a_name_of_its_own_is_not():
+    @dataclass(frozen=True)
+    class Lax(Mine):
+        name: ClassVar[str] = "betting"
+
+    with pytest.raises(RiskcalError, match="test: Lax bears the name of another test, 'betting'"):
+        calibrate(losses(), test=Lax(), thresholds=GRID, delta=0.1)
+    Lax.name = "lax"
+    assert calibrate(losses(), test=Lax(), thresholds=GRID, delta=0.1).test == "lax"
 
 
 @pytest.mark.parametrize("name", bounds.METHODS)

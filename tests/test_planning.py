@@ -486,7 +486,7 @@ def test_large_samples_are_mapped_to_small_ones_of_nearly_the_same_power(mean, d
     law = _simulation.of_moments(mean, math.sqrt(mean * (1 - mean)))
     n = int(sampled.rough_size(mean, float(law.deviation[0]), delta, 0.05, 0.8))
     assert _simulation.scaled(law, np.array([delta]), n, np.array([1.0]))[2] <= n / 1.05
-    share = sampled.share_rejected("betting", law, n, delta, 0.05, lower=0.0, upper=1.0)
+    share = sampled.share_rejected(pvalues.Betting(), law, n, delta, 0.05, lower=0.0, upper=1.0)
     losses = (np.random.default_rng(3).random((n, 200), dtype=np.float32) < mean).astype(float)
     assert (
         abs((pvalues.betting(losses, delta, level=0.05) <= 0.05).mean() - share)
@@ -552,11 +552,29 @@ def test_simulated_samples_have_the_p_values_of_their_rows(test, low, high, delt
     [(_, sample)] = law.samples(200, ordered=True)
     of = np.array([0, 3, 17])
     bounds = {"lower": low, "upper": high}
-    found = sampled.of_sample(test, sample, 1, of, delta, 0.05, **bounds)
+    found = pvalues.BY_NAME[test].simulated(sample, 1, of, delta, 0.05, **bounds)
     losses = sample.rows(1, of)
     expected = pvalues.BY_NAME[test].pvalues(losses, delta, level=0.05, **bounds)
     assert found == pytest.approx(expected)
     assert (expected < 1).any()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"test": "foo"}, "test: 'foo' is unknown; choose one of"),
+        ({"mean": 1.2}, r"mean: 1.2 is not in \[0, 0.1\)"),
+        ({"mean": 0.1}, r"mean: 0.1 is not in \[0, 0.1\)"),
+        ({"deviation": -1}, "deviation: -1 is below 0"),
+        ({"delta": 1.5}, r"delta: 1.5 is not in \(0, 1\]"),
+        ({"level": 0}, "level: 0 is not strictly between 0 and 1"),
+        ({"power": 80}, "power: 80 is not strictly between 0 and 1"),
+    ],
+)
+def test_a_size_that_nothing_has_is_not_looked_for(given, message):
+    known = {"test": "betting", "mean": 0.05, "deviation": 0.1, "delta": 0.1, "level": 0.05}
+    with pytest.raises(RiskcalError, match=message):
+        pvalues.sample_size(**(known | given))
 
 
 def test_a_deviation_beyond_the_largest_is_the_largest():

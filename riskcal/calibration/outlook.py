@@ -157,12 +157,12 @@ class _Trial:
         return float(np.concatenate(list(self._certified(n, pilot))).mean())
 
     def _certified(self, n: int, pilot: int) -> Iterator[NDArray[np.bool_]]:
-        law, delta, walks = self.law, self.delta, self.design.test.walks
-        if walks:
+        law, delta, ordered = self.law, self.delta, not self.design.test.of_totals_alone
+        if ordered:
             upper = np.repeat([risk.upper for risk in self.risks], delta.shape[1])
             law, moved, size = _simulation.scaled(law, delta.ravel(), n, upper)
             delta, pilot, n = moved.reshape(delta.shape), math.ceil(pilot * size / n), size
-        for chooses, sample in law.samples(n, pilot=pilot, ordered=walks):
+        for chooses, sample in law.samples(n, pilot=pilot, ordered=ordered):
             tested = np.ones((sample.draws, delta.shape[1]), dtype=bool)
             if chooses is not None:
                 tested = np.arange(delta.shape[1]) == self._safest(chooses, delta)[:, None]

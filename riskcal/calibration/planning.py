@@ -114,11 +114,8 @@ def plan(
     low, high = _validate.bounds(lower, upper)
     width, tolerated = high - low, _validate.tolerance(delta, low, high)
     level, power = _validate.level(epsilon, "epsilon"), _validate.level(power, "power")
-    _validate.choice(test, "test", (*pvalues.OF_SUMS, "betting", "empirical_bernstein"))
-    if test == "binomial" and (low, high) != (0.0, 1.0):
-        raise RiskcalError(
-            f"test: 'binomial' is for 0/1 losses, but these lie in [{low:g}, {high:g}]; use betting."
-        )
+    method = pvalues.BY_NAME[_validate.choice(test, "test", pvalues.BY_NAME)]
+    method.refuse_bounds(low, high, "test", test)
     law, told = _stated(mean, deviation, losses, low, high, test)
     expected, spread = float(law.mean[0]), float(law.deviation[0])
     if not low <= expected < tolerated:
@@ -129,7 +126,7 @@ def plan(
     known = {"lower": low, "upper": high}
 
     def share(size: int, at: float = tolerated) -> float:
-        return share_rejected(test, law, size, at, level, **known)
+        return share_rejected(method, law, size, at, level, **known)
 
     guess = rough_size(expected - low, spread, tolerated - low, level, power, width=width)
     found = _simulation.smallest(share, power, guess)

@@ -23,7 +23,7 @@ def simultaneous(
     risk = problem.risks[0]
     for delta in deltas:
         _validate.tolerance(delta, risk.lower, risk.upper)
-    grid = {"grid": np.unique(deltas)} if method.walks else {}
+    grid = {"grid": np.unique(deltas)} if bounds.on_grid(method) else {}
     epsilon = epsilons["epsilon_spent"]
     bound = bounds.simultaneous(
         risk.losses, epsilon=epsilon, method=method, lower=risk.lower, upper=risk.upper, **grid

@@ -29,7 +29,7 @@ def empirical_bernstein(
     >>> riskcal.pvalues.empirical_bernstein(losses[:, 9:12], delta=0.1).round(3).tolist()
     [0.0, 0.012, 0.419]
     """
-    pvalues = _empirical_bernstein(*unit_moments(losses, delta, lower, upper))
+    pvalues = of_moments(*unit_moments(losses, delta, lower, upper))
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
@@ -108,7 +108,8 @@ def clt(
     return float(pvalues[0]) if np.ndim(losses) == 1 else pvalues
 
 
-def _empirical_bernstein(mean: Floats, deviation: Floats, delta: float, n: int) -> Floats:
+def of_moments(mean: Floats, deviation: Floats, delta: float, n: int) -> Floats:
+    """`empirical_bernstein` of n losses in [0, 1], of which these are known."""
     gap = np.maximum(delta - mean, 0.0)
     linear, slope = deviation * math.sqrt(2.0 / n), 7.0 / (3.0 * (n - 1))
     root = 2.0 * gap / np.maximum(linear + np.sqrt(linear**2 + 4.0 * slope * gap), TINY)

@@ -6,10 +6,11 @@ On the unit interval: sums (k,) of n losses give the bounds (k,), at a level.
 import math
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from riskcal._validate import Floats
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues.losses import TINY
 
 #: Slack on a sum before it counts as the next integer, as in `riskcal.pvalues.bentkus`.
@@ -105,3 +106,17 @@ def default_grid(n: int, lower: float, upper: float) -> NDArray[np.float64]:
         half = np.arange(1, m // 2) / (m // 2)
         return np.concatenate([lower * half**2, upper * half**2])
     return lower + (upper - lower) * np.sin(0.5 * math.pi * np.arange(1, m) / m) ** 2
+
+
+def grid_points(grid: ArrayLike | None, n: int, low: float, high: float) -> Floats:
+    """Where a bound may stand, from the highest down."""
+    points = (
+        default_grid(n, low, high) if grid is None else _validate.array(grid, "grid", ndim=(1,))
+    )
+    outside = (points <= low) | (points >= high)
+    if outside.any():
+        raise RiskcalError(
+            f"grid: {points[outside][0]:g} at index {_validate.first(outside)} is not strictly between the losses' bounds "
+            f"{low:g} and {high:g}."
+        )
+    return np.unique(points)[::-1]

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues import bernstein, bettor
-from riskcal.pvalues.sampled import of_sample
 from riskcal.pvalues.sums import OF_SUMS, Sums, binomial, pvalues_of, sums_of
 
 if TYPE_CHECKING:
@@ -20,6 +19,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Method(ABC):
     """What `riskcal.calibrate` asks of a test of H: E[L] > delta.
+
+    A test of one's own has a ``name``, that of no other, and ``pvalues``; ``walks`` says whether it looks at the rows in the order
+    given, and is tuned at a level.
 
     Examples
     --------
@@ -32,6 +34,8 @@ class Method(ABC):
     name: ClassVar[str]
     #: Whether it looks at the rows in the order given, and is tuned at a level.
     walks: ClassVar[bool] = False
+    #: Whether `simulated` asks of a sample but the totals of its rows.
+    of_totals_alone: ClassVar[bool] = False
 
     @property
     def bound(self) -> str:
@@ -59,7 +63,8 @@ class Method(ABC):
         upper: float,
     ) -> Floats:
         """P-values of one column of simulated losses in the draws ``of``."""
-        return of_sample(self.name, sample, column, of, delta, level, lower=lower, upper=upper)
+        rows = sample.rows(column, of)
+        return self.pvalues(rows, delta, level=level, lower=lower, upper=upper)
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ class Betting(Method):
 class OfSum(Method):
     """A test that depends on the losses through their sum alone."""
 
+    of_totals_alone: ClassVar[bool] = True
+
     def pvalues(
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
@@ -100,6 +107,20 @@ class OfSum(Method):
         unit = np.clip((totals.ravel() - n * lower) / width, 0.0, n)
         sums = Sums(unit, n, (delta - lower) / width)
         return pvalues_of(OF_SUMS[self.name], sums).reshape(totals.shape)
+
+    def simulated(
+        self,
+        sample: "Sample",
+        column: int,
+        of: NDArray[np.intp],
+        delta: float,
+        level: float,
+        *,
+        lower: float,
+        upper: float,
+    ) -> Floats:
+        totals = sample.totals(column)[of]
+        return self.of_totals(totals, sample.n, delta, lower=lower, upper=upper)
 
 
 @dataclass(frozen=True)
@@ -170,12 +191,31 @@ class EmpiricalBernstein(Method):
     """
 
     name: ClassVar[str] = "empirical_bernstein"
+    of_totals_alone: ClassVar[bool] = True
 
     def pvalues(
         self, losses: Floats, delta: float, *, level: float, lower: float, upper: float
     ) -> Floats:
         p = bernstein.empirical_bernstein(losses, delta, lower=lower, upper=upper)
         return np.atleast_1d(p)
+
+    def simulated(
+        self,
+        sample: "Sample",
+        column: int,
+        of: NDArray[np.intp],
+        delta: float,
+        level: float,
+        *,
+        lower: float,
+        upper: float,
+    ) -> Floats:
+        n, width = sample.n, upper - lower
+        totals = (sample.totals(column)[of] - n * lower) / width
+        squares = sample.totals(column, power=2)[of] - 2.0 * lower * width * totals - n * lower**2
+        variance = np.maximum(squares / width**2 - totals**2 / n, 0.0) / (n - 1)
+        tolerated = (delta - lower) / width
+        return bernstein.of_moments(totals / n, np.sqrt(variance), tolerated, n)
 
 
 @dataclass(frozen=True)
@@ -265,13 +305,20 @@ def named(test: Any) -> Method:
     Raises
     ------
     RiskcalError
-        For another name, and for the asymptotic test, by which nothing may be certified.
+        For another name, an object that bears the name of another test, and the asymptotic test, by which nothing may be
+        certified.
     """
     if isinstance(test, Clt):
         raise RiskcalError(
             "test: 'clt' is asymptotic, and nothing may be certified by it; use betting."
         )
-    return test if isinstance(test, Method) else BY_NAME[_validate.choice(test, "test", BY_NAME)]
+    if not isinstance(test, Method):
+        return BY_NAME[_validate.choice(test, "test", BY_NAME)]
+    if BY_NAME.get(test.name, test) != test:
+        raise RiskcalError(
+            f"test: {type(test).__name__} bears the name of another test, {test.name!r}; give it one of its own."
+        )
+    return test
 
 
 def inverted(bound: Any, argument: str) -> Method:

@@ -4,16 +4,14 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import special
 
-from riskcal._validate import Floats
-from riskcal.pvalues.bernstein import _empirical_bernstein
-from riskcal.pvalues.bettor import betting
-from riskcal.pvalues.sums import OF_SUMS, Sums, pvalues_of
+from riskcal import _validate
+from riskcal._validate import RiskcalError
+from riskcal.pvalues.methods import BY_NAME, Method
 
 if TYPE_CHECKING:
-    from riskcal._simulation import Law, Sample
+    from riskcal._simulation import Law
 
 
 def sample_size(
@@ -29,14 +27,26 @@ def sample_size(
     Parameters
     ----------
     test : str
-        A sum-based test's name, ``"betting"`` or ``"empirical_bernstein"``.
+        The name of a test that `riskcal.calibrate` takes.
     mean, deviation : float
         Of one unit's loss; the mean below delta, and no deviation above ``sqrt(mean (1 - mean))`` is possible.
+    delta : float
+        Tolerated expected loss, at most 1.
+    level : float
+        At which the hypothesis is tested: epsilon, or this one's share of it.
+    power : float
+        Share of samples in which it should be rejected.
 
     Returns
     -------
     int
         At most 2^20, beyond any calibration set: that many are not known to be enough.
+
+    Raises
+    ------
+    RiskcalError
+        For another test, a mean that is not in [0, delta), a delta above 1, a negative deviation, and a level or power that
+        is not between 0 and 1.
 
     Examples
     --------
@@ -46,12 +56,24 @@ def sample_size(
     """
     from riskcal import _simulation
 
+    method = BY_NAME[_validate.choice(test, "test", BY_NAME)]
+    level, power = _validate.level(level, "level"), _validate.level(power, "power")
+    delta = _validate.number(delta, "delta")
+    if not 0.0 < delta <= 1.0:
+        raise RiskcalError(f"delta: {delta:g} is not in (0, 1]; losses are mapped to [0, 1].")
+    mean, deviation = _validate.number(mean, "mean"), _validate.number(deviation, "deviation")
+    if not 0.0 <= mean < delta:
+        raise RiskcalError(
+            f"mean: {mean:g} is not in [0, {delta:g}); what is not below delta is never certified."
+        )
+    if deviation < 0.0:
+        raise RiskcalError(f"deviation: {deviation:g} is below 0.")
     law = _simulation.of_moments(mean, min(deviation, math.sqrt(mean * (1.0 - mean))))
     delta = min(delta, 1.0 - 2.0**-53)
     rough = rough_size(mean, float(law.deviation[0]), delta, level, power)
 
     def share(n: int) -> float:
-        return share_rejected(test, law, n, delta, level, lower=0.0, upper=1.0)
+        return share_rejected(method, law, n, delta, level, lower=0.0, upper=1.0)
 
     found = _simulation.smallest(share, power, rough)
     return _simulation.LARGEST if found is None else found[0]
@@ -72,52 +94,18 @@ def rough_size(
 
 
 def share_rejected(
-    test: str, law: "Law", n: int, delta: float, level: float, *, lower: float, upper: float
+    test: Method, law: "Law", n: int, delta: float, level: float, *, lower: float, upper: float
 ) -> float:
     """Of simulated samples of n units from a law of one column, the share in which H is rejected at ``level``."""
     from riskcal import _simulation
 
     moved = np.array([delta])
-    if test == "betting":
+    ordered = not test.of_totals_alone
+    if ordered:
         law, moved, n = _simulation.scaled(law, moved, n, np.array([upper]))
     rejected = []
-    for _, sample in law.samples(n, ordered=test == "betting"):
-        p = of_sample(
-            test,
-            sample,
-            0,
-            np.arange(sample.draws),
-            float(moved[0]),
-            level,
-            lower=lower,
-            upper=upper,
-        )
+    for _, sample in law.samples(n, ordered=ordered):
+        draws = np.arange(sample.draws)
+        p = test.simulated(sample, 0, draws, float(moved[0]), level, lower=lower, upper=upper)
         rejected.append(p <= level)
     return float(np.concatenate(rejected).mean())
-
-
-def of_sample(
-    test: str,
-    sample: "Sample",
-    column: int,
-    of: NDArray[np.intp],
-    delta: float,
-    level: float,
-    *,
-    lower: float,
-    upper: float,
-) -> Floats:
-    """P-values of one column of simulated losses in the draws ``of``."""
-    if test == "betting":
-        return np.asarray(
-            betting(sample.rows(column, of), delta, level=level, lower=lower, upper=upper)
-        )
-    n, width = sample.n, upper - lower
-    tolerated, totals = (delta - lower) / width, (sample.totals(column)[of] - n * lower) / width
-    if test == "empirical_bernstein":
-        squares = (
-            sample.totals(column, power=2)[of] - 2.0 * lower * width * totals - n * lower**2
-        ) / width**2
-        variance = np.maximum(squares - totals**2 / n, 0.0) / (n - 1)
-        return _empirical_bernstein(totals / n, np.sqrt(variance), tolerated, n)
-    return pvalues_of(OF_SUMS[test], Sums(np.clip(totals, 0.0, n), n, tolerated))

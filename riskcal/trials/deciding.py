@@ -13,7 +13,7 @@ from riskcal.calibration.counts import two_values
 from riskcal.calibration.problem import Problem, chooses_by_cost, spending
 from riskcal.calibration.settling import cheapest
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure
-from riskcal.pvalues import Method
+from riskcal.pvalues import Betting, Method
 from riskcal.pvalues.bettor import count_certified
 from riskcal.pvalues.methods import OfSum
 
@@ -31,7 +31,7 @@ def decide(
     by_cost = chooses_by_cost(problem, cost)
     if isinstance(method, OfSum) and not isinstance(procedure, PilotOrder):
         return _decide_by_sums(problem, deltas, heldout, method, procedure, epsilon, cost)
-    if method.walks and _walks_down(problem, procedure) and not by_cost:
+    if type(method) is Betting and _walks_down(problem, procedure) and not by_cost:
         return _decide_by_walking(problem, deltas, heldout, epsilon)
     chosen = np.full((len(deltas), len(heldout)), -1, dtype=np.intp)
     loss = np.zeros(chosen.shape)
