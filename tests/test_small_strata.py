@@ -1,6 +1,8 @@
 """Strata that are too small to be calibrated stand in the way of no other."""
 
+import inspect
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -34,6 +36,36 @@ def test_a_small_stratum_spends_what_the_others_do() -> None:
     found = calibrate_groups(grouped(), delta=0.3, attempt=2, starts=2)
     assert found["rare"].epsilon_spent == found["common"].epsilon_spent
     assert found["rare"].starts == found["common"].starts == 2
+
+
+OWN = {"runs", "delta", "epsilon", "options"}  # of calibrate_groups, or no single argument
+
+
+@pytest.mark.parametrize(
+    "argument", [p for p in inspect.signature(riskcal.calibrate).parameters if p not in OWN]
+)
+def test_what_calibrate_takes_by_default_a_small_stratum_takes_too(argument: str) -> None:
+    default = inspect.signature(riskcal.calibrate).parameters[argument].default
+    plain = calibrate_groups(grouped(), delta=0.3)
+    said = calibrate_groups(grouped(), delta=0.3, **{argument: default})
+    assert not said["rare"].certified
+    for name, one in said.items():
+        pd.testing.assert_frame_equal(one.table, plain[name].table)
+        assert one.certificate == plain[name].certificate
+
+
+@pytest.mark.parametrize("delta", [0.3, [0.2, 0.3]])
+def test_a_small_stratum_is_refused_what_a_large_one_is(delta: float | list[float]) -> None:
+    cut = replace(grouped(), stopped=riskcal.Stop(delta=0.3))
+    options = {} if isinstance(delta, list) else {"procedure": "holm"}
+    alone = cut.of_group("rare")
+    with pytest.raises(RiskcalError, match="procedure: the recording stopped"):
+        calibrate_groups(alone, delta=delta, **options)
+
+
+def test_a_small_stratum_keeps_the_digest_of_what_was_preregistered() -> None:
+    found = calibrate_groups(grouped(), delta=0.3, procedure="fixed_sequence", order=[1, 0])
+    assert found["rare"].preregistered == found["common"].preregistered is not None
 
 
 @pytest.mark.parametrize(

@@ -153,16 +153,21 @@ def calibrate(
     >>> riskcal.calibrate(losses, thresholds=runs.thresholds, delta=0.05, test="convex_order").threshold
     0.85
     """
-    epsilon = _validate.level(epsilon, "epsilon")
-    method = methods.named(test)
-    deltas, several_deltas = listed(delta)
     _refuse_one_cluster(runs)
-    problem = pose(
+    asked = ask(
         runs,
-        deltas[0],  # of several, the others are put in its place by `simultaneous`
-        objective,
-        weighting,
-        max_cluster,
+        delta=delta,
+        epsilon=epsilon,
+        test=test,
+        procedure=procedure,
+        attempt=attempt,
+        cost=cost,
+        proxy=proxy,
+        unlabelled=unlabelled,
+        options=options,
+        objective=objective,
+        weighting=weighting,
+        max_cluster=max_cluster,
         thresholds=thresholds,
         lower=lower,
         upper=upper,
@@ -172,31 +177,61 @@ def calibrate(
         budget=budget,
         lower_is_stricter=lower_is_stricter,
     )
-    if several_deltas:
+    return answer(asked)
+
+
+class Asked(NamedTuple):
+    """What `calibrate` was asked, checked: all but the data's answer."""
+
+    problem: Problem
+    deltas: list[Any]
+    method: Method
+    rule: Procedure | None  # None for a list of deltas
+    cost: str
+    epsilons: dict[str, Any]
+
+
+def ask(
+    runs: Any,
+    *,
+    delta: Any,
+    epsilon: Any,
+    test: Any,
+    procedure: Any,
+    attempt: int | None,
+    cost: str,
+    proxy: Any,
+    unlabelled: Any,
+    options: Mapping[str, Any],
+    **posed: Any,
+) -> Asked:
+    """The arguments of `calibrate`, checked and made into what they stand for; ``posed`` are those of `pose`."""
+    level, method = _validate.level(epsilon, "epsilon"), methods.named(test)
+    deltas, several = listed(delta)
+    problem = pose(runs, deltas[0], **posed)  # of several, the others are put in its place later
+    if several:
         refuse_for_list(problem, procedure, options, proxy)
-    problem = proxies.with_proxy(
-        problem, runs, proxy, unlabelled, method, thresholds=thresholds, prompts=prompts
-    )
-    epsilons: dict[str, Any] = {
-        "epsilon": epsilon,
-        "epsilon_spent": procedures.spent_by_attempt(epsilon, attempt),
-        "attempt": attempt,
-    }
-    if several_deltas:
+    for one in deltas if several else ():
+        _validate.tolerance(one, problem.risks[0].lower, problem.risks[0].upper)
+    own = {name: posed[name] for name in ("thresholds", "prompts")}
+    problem = proxies.with_proxy(problem, runs, proxy, unlabelled, method, **own)
+    spent = procedures.spent_by_attempt(level, attempt)
+    rule = None if several else procedure_for(problem, procedure, options)
+    if several:
         refuse_cut_grid(problem.stopped, one_sequence=False)
-        problems.refuse_unknown_cost(problem, cost)
-        return simultaneous(problem, deltas, method, cost, epsilons)
-    rule = procedure_for(problem, procedure, options)
     problems.refuse_unknown_cost(problem, cost)
+    epsilons = {"epsilon": level, "epsilon_spent": spent, "attempt": attempt}
+    return Asked(problem, deltas, method, rule, cost, epsilons)
+
+
+def answer(asked: Asked) -> Any:  # a Calibration; a list of them where delta is a list
+    """Test what was asked, and choose."""
+    problem, deltas, method, rule, cost, epsilons = asked
+    if rule is None:
+        return simultaneous(problem, deltas, method, cost, epsilons)
     tested = with_candidates_in_order(problem, rule, cost)
-    return _result(
-        tested,
-        prove(tested.problem, method, rule, epsilons["epsilon_spent"]),
-        method,
-        rule,
-        cost,
-        epsilons,
-    )
+    proof = prove(tested.problem, method, rule, epsilons["epsilon_spent"])
+    return _result(tested, proof, method, rule, cost, epsilons)
 
 
 def _refuse_one_cluster(runs: Any) -> None:
@@ -349,9 +384,16 @@ def _result(
         pilot=tested.pilot,
         rises=sentences.rises(problem),
         test=method.name,
-        procedure=procedure.name,
-        starts=getattr(procedure, "starts", 1),
-        preregistered=procedure.preregistered,
-        options=procedure.options,
+        **told(procedure),
         **epsilons,
     )
+
+
+def told(procedure: Procedure) -> dict[str, Any]:
+    """What a calibration says of its procedure."""
+    return {
+        "procedure": procedure.name,
+        "starts": getattr(procedure, "starts", 1),
+        "preregistered": procedure.preregistered,
+        "options": procedure.options,
+    }

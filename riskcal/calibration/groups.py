@@ -1,5 +1,6 @@
 """`calibrate_groups`: a guarantee for each stratum."""
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -7,18 +8,11 @@ import numpy as np
 
 from riskcal import _validate, fwer
 from riskcal._validate import RiskcalError
-from riskcal.calibration.calibrate import (
-    calibrate,
-    listed,
-    procedure_for,
-    refuse_for_list,
-)
-from riskcal.calibration.posing import pose, require_runs, warn_of_sizes
-from riskcal.calibration.problem import refuse_unknown_cost
+from riskcal.calibration.calibrate import Asked, answer, ask, calibrate, told
+from riskcal.calibration.posing import require_runs, warn_of_sizes
 from riskcal.calibration.result import Calibration
 from riskcal.calibration.settling import settled, table_of
 from riskcal.fwer import procedures
-from riskcal.pvalues import methods
 from riskcal.records import Runs
 
 
@@ -75,89 +69,33 @@ def calibrate_groups(
         if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
             warn_of_sizes(runs)
         options = options | {"weighting": "clusters"}  # said for all strata at once
-    found = {}
+    found, arguments = {}, inspect.signature(calibrate)
     for name, stratum in strata.items():
-        found[name] = (_too_few if _small(stratum, options) else calibrate)(
-            stratum, delta=delta, epsilon=share, **options
-        )
+        given = arguments.bind(stratum, delta=delta, epsilon=share, **options)
+        given.apply_defaults()
+        asked = ask(**given.arguments)
+        found[name] = _too_few(asked) if _small(asked) else answer(asked)
     return found
 
 
-#: Arguments of `calibrate` that say which problem is meant, beside those named in `_too_few`.
-_POSED = (
-    "thresholds",
-    "lower",
-    "upper",
-    "prompts",
-    "exact",
-    "costs",
-    "budget",
-    "lower_is_stricter",
-)
+def _small(asked: Asked) -> bool:
+    """Whether a stratum has too few units for the test that was asked for."""
+    if isinstance(asked.rule, fwer.PilotOrder):
+        return procedures.pilot_size(asked.problem.n, asked.rule.pilot_fraction) is None
+    return asked.problem.n < 2
 
 
-def _small(runs: Runs, options: dict[str, Any]) -> bool:
-    """Whether a stratum has too few units for the test that these options ask for."""
-    if runs.n < 2:
-        return True
-    procedure = options.get("procedure")
-    given = {name: value for name, value in options.items() if name == "pilot_fraction"}
-    if isinstance(procedure, str) and procedure in ("pilot_order", "pareto"):
-        procedure = procedures.named(procedure, **given)
-    if not isinstance(procedure, fwer.PilotOrder):
-        return False
-    return procedures.pilot_size(runs.n, procedure.pilot_fraction) is None
-
-
-def _too_few(
-    runs: Runs,
-    *,
-    delta: Any,
-    epsilon: float,
-    objective: str = "textual",
-    test: Any = "betting",
-    procedure: Any = None,
-    attempt: int | None = None,
-    cost: str = "layers",
-    weighting: str | None = None,
-    max_cluster: int | None = None,
-    **options: Any,
-) -> Any:
-    """What `calibrate` makes of these arguments for a stratum that is too small for any test: the full model."""
-    method = methods.named(test)
-    deltas, several_deltas = listed(delta)
-    posed = {name: options.pop(name) for name in _POSED if name in options}
-    results = []
-    for one in deltas:
-        problem = pose(runs, one, objective, weighting, max_cluster, **posed)
-        name, starts, chosen = "simultaneous", 1, None
-        if several_deltas:
-            refuse_for_list(problem, procedure, options)
-        else:
-            chosen = procedure_for(problem, procedure, options)
-            name, starts = chosen.name, getattr(chosen, "starts", 1)
-        refuse_unknown_cost(problem, cost)
-        unproven = {"pvalue": 1.0}
-        if several_deltas:
-            unproven = {"bound": max(risk.upper for risk in problem.risks)}
-        remedy = (
-            f"{problem.n} {problem.unit} are too few for a test: record more of this group, or fix beforehand that it is "
-            "pooled with another."
-        )
-        results.append(
-            settled(
-                problem,
-                table_of(problem, **unproven, certified=False),
-                cost,
-                outlook=partial(str, remedy),
-                epsilon=epsilon,
-                epsilon_spent=procedures.spent_by_attempt(epsilon, attempt),
-                attempt=attempt,
-                test=method.name,
-                procedure=name,
-                starts=starts,
-                options={} if chosen is None else chosen.options,
-                deltas=deltas if several_deltas else None,
-            )
-        )
-    return results if several_deltas else results[0]
+def _too_few(asked: Asked) -> Any:
+    """The full model: what `calibrate` makes of a stratum that is too small for any test."""
+    whole, rule = asked.problem, asked.rule
+    remedy = (
+        f"{whole.n} {whole.unit} are too few for a test: record more of this group, or fix beforehand that it is pooled with "
+        "another."
+    )
+    known = {"outlook": partial(str, remedy), "test": asked.method.name, **asked.epsilons}
+    if rule is not None:
+        table = table_of(whole, pvalue=1.0, certified=False)
+        return settled(whole, table, asked.cost, **told(rule), **known)
+    known |= {"procedure": "simultaneous", "deltas": asked.deltas}
+    table = table_of(whole, bound=whole.risks[0].upper, certified=False)
+    return [settled(whole.at(delta), table, asked.cost, **known) for delta in asked.deltas]

@@ -151,6 +151,10 @@ class Problem:
             sizes=sizes,
         )
 
+    def at(self, delta: float) -> Self:
+        """The same problem at another delta."""
+        return replace(self, risks=tuple(risk._replace(delta=delta) for risk in self.risks))
+
     def columns(self, which: NDArray[np.intp]) -> Self:
         """The same problem on some of the candidates, in this order."""
         return replace(

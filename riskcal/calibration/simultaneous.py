@@ -1,12 +1,11 @@
 """Calibrations for a list of deltas, by bounds that hold for all candidates at once."""
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from riskcal import _validate, bounds, fwer
+from riskcal import bounds, fwer
 from riskcal.calibration import sentences
 from riskcal.calibration.counts import bounds_of_counts
 from riskcal.calibration.outlook import Design, outlook
@@ -21,8 +20,6 @@ def simultaneous(
 ) -> list[Calibration]:
     """One calibration per delta from bounds that hold for all candidates at once."""
     risk = problem.risks[0]
-    for delta in deltas:
-        _validate.tolerance(delta, risk.lower, risk.upper)
     grid = {"grid": np.unique(deltas)} if bounds.on_grid(method) else {}
     epsilon = epsilons["epsilon_spent"]
     bound = bounds.simultaneous(
@@ -33,7 +30,7 @@ def simultaneous(
     rises, results = sentences.rises(problem), []
     design = Design.of(method, fwer.Bonferroni(), epsilon, problem.k)
     for delta in deltas:
-        posed = replace(problem, risks=(risk._replace(delta=delta, pairs=None),))
+        posed = problem.at(delta)
         results.append(
             settled(
                 posed,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Method(ABC):
     """What `riskcal.calibrate` asks of a test of H: E[L] > delta.
 
-    A test of one's own has a ``name``, that of no other, and ``pvalues``; ``walks`` says whether it looks at the rows in the order
-    given, and is tuned at a level.
+    A test of one's own has a ``name``, that of no other, and ``pvalues``; ``walks`` says whether it looks at the rows in the
+    order given, and is tuned at a level.
 
     Examples
     --------

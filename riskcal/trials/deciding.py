@@ -1,7 +1,6 @@
 """What each split of a trial would choose: the procedures themselves where need be, all splits at once where that is possible."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +37,7 @@ def decide(
     for t, units in enumerate(kept_rows(heldout, problem.n)):
         split = problem.rows(units)
         for d, delta in enumerate(deltas):
-            tested = with_candidates_in_order(_at(split, delta), procedure, cost)
+            tested = with_candidates_in_order(split.at(delta), procedure, cost)
             certified = prove(tested.problem, method, procedure, epsilon).certified
             best = cheapest(tested.problem, certified, cost)
             if best is not None:
@@ -103,11 +102,6 @@ def _decide_by_sums(
             if certified.any():
                 chosen[d, t] = np.where(certified, spent[t], math.inf).argmin()
     return chosen, np.where(chosen < 0, 0.0, totals[np.arange(len(heldout)), chosen] / m)
-
-
-def _at(problem: Problem, delta: float) -> Problem:
-    """The same problem at another delta."""
-    return replace(problem, risks=tuple(risk._replace(delta=delta) for risk in problem.risks))
 
 
 def _kept_means(values: Floats, heldout: NDArray[np.intp], chosen: NDArray[np.intp]) -> Floats:
