@@ -20,7 +20,7 @@ from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues import inversions
 from riskcal.pvalues.bettor import count_rejected
 from riskcal.pvalues.losses import matrix_and_sums
-from riskcal.pvalues.methods import BY_BOUND, Betting, Binomial, Method, inverted
+from riskcal.pvalues.methods import Betting, Binomial, Method, inverted
 
 
 def hoeffding(
@@ -305,26 +305,16 @@ def simultaneous(
     test = inverted(method, "method")
     low, high = _validate.bounds(lower, upper)
     test.refuse_bounds(low, high, "method", test.bound)
-    if grid is not None and not on_grid(test):
+    if grid is not None and test.bounded and not isinstance(test, Betting):
         raise RiskcalError(
             f"grid: it belongs to method='betting', not to {test.bound!r}, which needs none."
         )
     given = _validate.as_given(losses, "losses", "an array of numbers")
     k = given.shape[1] if given.ndim == 2 else 1
-    return of_test(test, losses, epsilon=level / max(k, 1), lower=low, upper=high, grid=grid)
+    return _of_test(test, losses, epsilon=level / max(k, 1), lower=low, upper=high, grid=grid)
 
 
-def on_grid(test: Method) -> bool:
-    """Whether a test is inverted on a grid: betting, and one of one's own."""
-    return isinstance(test, Betting) or not _is_known(test)
-
-
-def _is_known(test: Method) -> bool:
-    """Whether a test's inversion is the function of that name here."""
-    return BY_BOUND.get(test.bound) == test
-
-
-def of_test(
+def _of_test(
     test: Method,
     losses: ArrayLike,
     *,
@@ -334,7 +324,7 @@ def of_test(
     grid: ArrayLike | None = None,
 ) -> Floats:
     """The bounds (k,) that invert a test, those of one's own on a grid as `betting`'s are; ``grid`` is for these alone."""
-    if _is_known(test):
+    if test.bounded:
         options: dict[str, Any] = {} if grid is None else {"grid": grid}
         if not isinstance(test, Binomial):  # whose losses are 0 or 1
             options |= {"lower": lower, "upper": upper}

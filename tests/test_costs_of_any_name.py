@@ -6,8 +6,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 import riskcal
+import riskcal.cli
 from riskcal import RiskcalError, Runs, Traces, calibrate, replay_arrays, replay_traces
 
 STAGES = np.array([1.0, 9.0, 90.0])  # of an MSDNet-like classifier, one by one
@@ -246,3 +248,74 @@ def test_a_cost_whose_name_ends_in_digits_comes_back(tmp_path, ending):
     assert again.costs.keys() == of.keys()
     for name, values in held.costs.items():
         assert np.array_equal(again.costs[name], values)
+
+
+def dearer_below() -> Runs:
+    """All are certified at delta .1; the fewest layers are those of the middle threshold, the FLOPs the same numbers."""
+    spent = np.tile([5.0, 2.0, 4.0], (400, 1))
+    return Runs.from_arrays(
+        thresholds=[0.9, 0.7, 0.5],
+        prompts=[f"p{i}" for i in range(400)],
+        dissimilarity=np.zeros((400, 3)),
+        layers=spent,
+        flops=spent,
+    )
+
+
+@pytest.mark.parametrize("test", ["betting", "convex_order", "empirical_bernstein"])
+@pytest.mark.parametrize("cost", ["layers", "flops"])
+def test_a_cost_that_is_named_is_minimised_whatever_its_name_is(cost: str, test: str) -> None:
+    runs = dearer_below()
+    assert calibrate(runs, delta=0.1, test=test, cost=cost).threshold == 0.7
+    assert calibrate(runs, delta=0.1, test=test).threshold == 0.5
+    trials = riskcal.run_trials(runs, [0.1], n_trials=3, test=test, cost=cost)
+    assert set(trials["threshold"]) == {0.7}
+    assert set(riskcal.run_trials(runs, [0.1], n_trials=3, test=test)["threshold"]) == {0.5}
+    [one] = calibrate(runs, delta=[0.1], test=test, cost=cost)
+    assert one.threshold == 0.7
+
+
+def test_the_cost_by_which_was_chosen_is_verified_and_that_of_older_certificates_too() -> None:
+    runs = dearer_below()
+    for cost in (None, "layers", "flops"):
+        policy = calibrate(runs, delta=0.1, cost=cost).policy()
+        assert riskcal.verify(policy, runs).agrees
+        certificate = policy.certificate
+        assert certificate is not None
+        assert certificate.asked is not None
+        assert certificate.asked.wanted_cost == cost
+    policy = calibrate(runs, delta=0.1).policy()
+    written = policy.model_dump(mode="json", exclude_defaults=True)
+    written["certificate"]["asked"].pop(
+        "cost_named"
+    )  # as versions wrote it that took "layers" for no word
+    older = riskcal.ExitPolicy(**written)
+    assert older.certificate is not None
+    assert older.certificate.asked is not None
+    assert older.certificate.asked.cost == "layers"
+    assert riskcal.verify(older, runs).agrees
+
+
+def test_a_named_cost_that_was_not_recorded_is_refused_and_none_is_needed_for_one_coordinate() -> (
+    None
+):
+    losses = np.zeros((400, 2))
+    with pytest.raises(
+        RiskcalError, match=r"cost: 'layers' was not recorded; there is none.* without"
+    ):
+        calibrate(losses, thresholds=[0.9, 0.5], delta=0.1, cost="layers")
+    assert calibrate(losses, thresholds=[0.9, 0.5], delta=0.1).threshold == 0.5
+    for runs in (losses, replay_traces(traces(), GRID, exact=True)):  # without layers and with
+        given = {"thresholds": [0.9, 0.5]} if runs is losses else {}
+        front = calibrate(runs, delta=0.1, procedure="pareto", pilot_fraction=0.2, **given)
+        assert front.threshold == min(front.table["threshold"])
+
+
+def test_the_command_line_minimises_layers_where_they_are_named(tmp_path) -> None:
+    path = tmp_path / "runs.parquet"
+    dearer_below().write(path)
+    for said, expected in (((), 0.5), (("--cost", "layers"), 0.7)):
+        asked = ["calibrate", path, "--delta", "0.1", *said, "--out", tmp_path / "policy.json"]
+        outcome = CliRunner().invoke(riskcal.cli.app, list(map(str, asked)))
+        assert outcome.exit_code == 0
+        assert riskcal.ExitPolicy.load(tmp_path / "policy.json").threshold == expected

@@ -126,6 +126,13 @@ def test_a_test_of_ones_own_is_of_use_wherever_one_by_name_is():
     )
 
 
+def test_a_report_tells_of_a_test_of_ones_own_what_can_be_told(tmp_path):
+    found = calibrate(losses(), test=Mine(), thresholds=GRID, delta=0.1)
+    found.report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "There is no slider here: &#x27;mine&#x27; is known here by its name alone." in page
+
+
 @pytest.mark.parametrize("test", [Never(), Bolder()])
 def test_a_test_of_ones_own_is_not_betting_wherever_it_looks_at_rows_in_their_order(test):
     runs = load_example("g2p")
@@ -228,7 +235,7 @@ def test_trials_of_numbered_rows_of_two_values_never_certify_what_the_count_does
     heldout = run.splits(40, 200, 0.8, 0)
     alone = deciding._decide_by_walking(problem, [0.3], heldout, 0.05)[0]
     bounded = deciding.decide(
-        problem, [0.3], heldout, pvalues.Betting(), fwer.FixedSequence(), 0.05, "layers"
+        problem, [0.3], heldout, pvalues.Betting(), fwer.FixedSequence(), 0.05, None
     )[0]
     assert (alone > bounded).any()
     assert (bounded <= alone).all()

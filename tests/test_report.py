@@ -280,7 +280,7 @@ def test_sliders_of_losses_in_other_bounds_stand_within_them(lower, upper):
     losses = lower + (upper - lower) * 0.1 * np.random.default_rng(2).random((50, 2))
     problem = pose(losses, lower + 0.5, thresholds=[0.9, 0.1], lower=lower, upper=upper)
     told = {"epsilon": 0.05, "epsilon_spent": 0.05, "attempt": None}
-    found = choices.choices(problem, "betting", "layers", told, None)
+    found = choices.choices(problem, "betting", None, told, None)
     deltas = [one.delta for one in found.calibrations]
     assert (0.0 if lower < 0 < upper else lower) < min(deltas) <= max(deltas) < upper
     assert len(deltas) == len(choices.SHARES)
@@ -564,7 +564,7 @@ def test_no_line_joins_candidates_that_have_no_order(monkeypatch: pytest.MonkeyP
 def chosen_at_every_delta():
     problem = riskcal.calibrate(runs(), delta=0.1)._problem
     told = {"epsilon": 0.05, "epsilon_spent": 0.05, "attempt": None}
-    return choices.choices(problem, "betting", "layers", told, None)
+    return choices.choices(problem, "betting", None, told, None)
 
 
 def test_legends_cover_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def calibrate(
     test: str | Method = "betting",
     procedure: str | Procedure | None = None,
     attempt: int | None = None,
-    cost: str = "layers",
+    cost: str | None = None,
     costs: Mapping[str, ArrayLike] | None = None,
     thresholds: ArrayLike | None = None,
     lower: float = 0.0,
@@ -79,9 +79,9 @@ def calibrate(
     attempt : int, optional
         Which planned attempt this is, from 1; attempt j spends ``6 epsilon / (pi^2 j^2)``. The default, one attempt with
         all of epsilon, is right only if no second look follows, whatever its outcome.
-    cost : str
-        Recorded cost that the choice among certified candidates minimises. With one coordinate the default, ``"layers"``, is
-        the loosest threshold.
+    cost : str, optional
+        Recorded cost that the choice among certified candidates minimises. Default: ``"layers"``, but with one coordinate the
+        loosest threshold, whatever was recorded.
     costs : mapping of name to (n, k) or (k,), optional
         For arrays: what each row (averaged within ``prompts`` as losses are), or each candidate, costs.
     thresholds, lower, upper : optional
@@ -187,7 +187,7 @@ class Asked(NamedTuple):
     deltas: list[Any]
     method: Method
     rule: Procedure | None  # None for a list of deltas
-    cost: str
+    cost: str | None
     epsilons: dict[str, Any]
 
 
@@ -199,7 +199,7 @@ def ask(
     test: Any,
     procedure: Any,
     attempt: int | None,
-    cost: str,
+    cost: str | None,
     proxy: Any,
     unlabelled: Any,
     options: Mapping[str, Any],
@@ -307,14 +307,14 @@ class Arranged(NamedTuple):
     pilot: tuple[Any, ...]  # ids of the units that chose the order and are not tested
 
 
-def with_candidates_in_order(problem: Problem, procedure: Procedure, cost: str) -> Arranged:
+def with_candidates_in_order(problem: Problem, procedure: Procedure, cost: str | None) -> Arranged:
     """The problem with its candidates in the order in which the procedure tests them; its units stand in theirs already."""
     if isinstance(procedure, PilotOrder):
         pilot, rest = problems.split_pilot(problem, procedure.pilot_fraction)
         looks = procedure.looks_at_cost
-        costs = problems.mean_cost(pilot, cost) if looks else np.zeros(pilot.k)
+        costs = problems.weighed(pilot, cost) if looks else np.zeros(pilot.k)
         order = procedure.chosen(problems.excess(pilot), costs)
-        costs = problems.mean_cost(problem, cost) if looks else np.zeros(problem.k)
+        costs = problems.weighed(problem, cost) if looks else np.zeros(problem.k)
         whole = problem.columns(procedure.ties(costs))
         return Arranged(rest.columns(order), whole, order, tuple(pilot.units.tolist()))
     fixed = procedure.arranged(problem.k)
@@ -366,7 +366,7 @@ def _result(
     proof: Proof,
     method: Method,
     procedure: Procedure,
-    cost: str,
+    cost: str | None,
     epsilons: dict[str, Any],
 ) -> Calibration:
     problem = tested.problem

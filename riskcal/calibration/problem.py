@@ -185,41 +185,39 @@ def excess(pilot: Problem) -> Floats:
     return worst
 
 
-#: What is minimised where nobody said what.
-_CUSTOMARY = "layers"
+#: What is minimised among candidates that differ in several coordinates where nobody said what.
+CUSTOMARY = "layers"
 
 
-def chooses_by_cost(problem: Problem, cost: str) -> bool:
-    """Whether the cheapest candidate is sought: with one coordinate and no word of a cost the most lenient is."""
-    return problem.several_coordinates or cost != _CUSTOMARY
+def minimised(problem: Problem, cost: str | None) -> str | None:
+    """The cost that chooses; None where the most lenient candidate is chosen: with one coordinate and no word of a cost."""
+    return CUSTOMARY if cost is None and problem.several_coordinates else cost
 
 
-def refuse_unknown_cost(problem: Problem, cost: str) -> None:
+def refuse_unknown_cost(problem: Problem, cost: str | None) -> None:
     """Refuse to choose by a cost that was not recorded."""
-    if not isinstance(cost, str):
+    if not isinstance(cost, str | None):
         raise RiskcalError(f"cost: {_validate.shown(cost)} is no name; give that of one cost.")
-    if cost not in problem.costs and chooses_by_cost(problem, cost):
+    name = minimised(problem, cost)
+    if name is not None and name not in problem.costs:
         raise RiskcalError(
-            f"cost: {cost!r} was not recorded; there is {', '.join(problem.costs) or 'none'}. Choosing "
+            f"cost: {name!r} was not recorded; there is {', '.join(problem.costs) or 'none'}. Choosing "
             + (
                 "among several coordinates needs one."
                 if problem.several_coordinates
-                else "by it needs it."
+                else "by it needs it; without cost= the least strict threshold is chosen."
             )
         )
 
 
-def spending(problem: Problem, cost: str) -> Floats:
-    """What is minimised among certified candidates (k,); with one coordinate and no other word, strictness."""
-    if chooses_by_cost(problem, cost):
-        return mean_cost(problem, cost)
-    return problem.strictness
-
-
-def mean_cost(problem: Problem, cost: str) -> Floats:
-    """Each candidate's mean cost; with the threshold as the only coordinate and no cost recorded, its strictness."""
+def spending(problem: Problem, cost: str | None) -> Floats:
+    """What is minimised among certified candidates (k,): the mean cost that chooses, or strictness."""
     refuse_unknown_cost(problem, cost)
-    if cost in problem.costs:
-        mean: Floats = problem.costs[cost].mean(0)
-        return mean
-    return problem.strictness
+    name = minimised(problem, cost)
+    return problem.strictness if name is None else np.asarray(problem.costs[name].mean(0))
+
+
+def weighed(problem: Problem, cost: str | None) -> Floats:
+    """What a Pareto front weighs against the risk (k,): a mean cost; strictness where none was named and no layers recorded."""
+    name = CUSTOMARY if cost is None and CUSTOMARY in problem.costs else cost
+    return spending(problem, name)

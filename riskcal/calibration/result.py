@@ -241,9 +241,12 @@ class Calibration:
 
     def _bounds(self, risk: TestedRisk) -> Floats:
         """Each tested candidate's own upper confidence bound (k,)."""
-        test, known = BY_NAME[self.test], {"lower": risk.lower, "upper": risk.upper}
-        found = bounds.of_test(test, risk.losses, epsilon=self.epsilon_spent, **known)
-        if self._problem.nameless and test.walks:  # as its p-values
+        bound: Any = getattr(bounds, BY_NAME[self.test].bound)
+        level = {"epsilon": self.epsilon_spent}
+        if self.test != "binomial":
+            level |= {"lower": risk.lower, "upper": risk.upper}
+        found: Floats = np.asarray(bound(risk.losses, **level))
+        if self._problem.nameless and BY_NAME[self.test].walks:  # as its p-values
             found = np.maximum(found, bounds_of_counts(risk.losses, self.epsilon_spent))
         return found
 

@@ -21,8 +21,8 @@ from riskcal.records import COSTS
 _KNOWN = ("threshold", *CANDIDATE_COLUMNS)
 
 
-def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str) -> int | None:
-    """The certified candidate of least cost; with one coordinate and the customary cost, the least strict."""
+def cheapest(problem: Problem, certified: NDArray[np.bool_], cost: str | None) -> int | None:
+    """The certified candidate of least cost; with one coordinate and no word of a cost, the least strict."""
     if not certified.any():
         return None
     return int(np.where(certified, problems.spending(problem, cost), math.inf).argmin())
@@ -40,7 +40,7 @@ def table_of(problem: Problem, **tested: Any) -> pd.DataFrame:
 def settled(
     problem: Problem,
     table: pd.DataFrame,
-    cost: str,
+    cost: str | None,
     *,
     outlook: Callable[[], str],
     rises: str = "",
@@ -96,13 +96,14 @@ def settled(
 
 def asked(
     problem: Problem,
-    cost: str,
+    cost: str | None,
     options: Mapping[str, Any],
     deltas: list[float] | None = None,
 ) -> Asked:
     """What a certificate keeps, so that all of it can be done again."""
     return Asked(
-        cost=cost,
+        cost=cost or problems.CUSTOMARY,
+        cost_named=cost is not None,
         options=dict(options),
         deltas=deltas,
         largest={risk.name: risk.upper for risk in problem.risks if risk.is_cost},

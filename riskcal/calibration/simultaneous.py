@@ -12,15 +12,19 @@ from riskcal.calibration.outlook import Design, outlook
 from riskcal.calibration.problem import Problem
 from riskcal.calibration.result import Calibration
 from riskcal.calibration.settling import settled, table_of
-from riskcal.pvalues import Method
+from riskcal.pvalues import Betting, Method
 
 
 def simultaneous(
-    problem: Problem, deltas: list[float], method: Method, cost: str, epsilons: dict[str, Any]
+    problem: Problem,
+    deltas: list[float],
+    method: Method,
+    cost: str | None,
+    epsilons: dict[str, Any],
 ) -> list[Calibration]:
     """One calibration per delta from bounds that hold for all candidates at once."""
     risk = problem.risks[0]
-    grid = {"grid": np.unique(deltas)} if bounds.on_grid(method) else {}
+    grid = {"grid": np.unique(deltas)} if isinstance(method, Betting) or not method.bounded else {}
     epsilon = epsilons["epsilon_spent"]
     bound = bounds.simultaneous(
         risk.losses, epsilon=epsilon, method=method, lower=risk.lower, upper=risk.upper, **grid

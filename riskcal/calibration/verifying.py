@@ -22,7 +22,7 @@ from riskcal.pvalues import methods
 _NOT_COMPARED = ("versions", "policy_digest", "asked")
 
 #: What certificates did not say from the start.
-_SAID_LATER = ("weighting", "asked.group")
+_SAID_LATER = ("weighting", "asked.group", "asked.cost_named")
 
 #: Relative difference up to which two figures are one: other platforms and versions of numpy round otherwise.
 _TOLERANCE = 1e-9
@@ -267,7 +267,7 @@ def arguments_of(certificate: Certificate) -> dict[str, Any]:
         wanted |= {"weighting": certificate.weighting, "max_cluster": certificate.max_cluster}
     wanted |= _losses(certificate)
     if asked is not None:
-        wanted |= {"cost": asked.cost, "lower_is_stricter": asked.lower_is_stricter}
+        wanted |= {"cost": asked.wanted_cost, "lower_is_stricter": asked.lower_is_stricter}
         wanted |= asked.options
         wanted["delta"] = wanted["delta"] if asked.deltas is None else asked.deltas
     elif certificate.procedure == "simultaneous":

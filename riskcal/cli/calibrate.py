@@ -65,8 +65,11 @@ def calibrate_command(
     columns: ColumnsOption = None,
     keep: KeepOption = None,
     cost: Annotated[
-        str, typer.Option(help="Cost that chooses among certified candidates.")
-    ] = "layers",
+        str | None,
+        typer.Option(
+            help="Cost that chooses among certified candidates. Default: layers; with one coordinate the least strict threshold."
+        ),
+    ] = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
@@ -145,9 +148,9 @@ def calibrate_command(
     raise typer.Exit(0 if calibration.certified else 1)
 
 
-def _named(cost: str, budgets: dict[str, Any]) -> list[str]:
+def _named(cost: str | None, budgets: dict[str, Any]) -> list[str]:
     """Columns that are read as costs since options name them."""
-    return [name for name in (cost, *budgets) if name not in COSTS]
+    return [name for name in (cost, *budgets) if name not in (None, *COSTS)]
 
 
 def _budget(text: str) -> tuple[str, Any]:

@@ -30,11 +30,13 @@ class Asked(Frozen):
 
     ``options`` are those of the procedure (starts, order, weights, transitions, pilot_fraction), ``deltas`` the whole list where
     simultaneous bounds served one, ``largest`` the bounds of budgets, ``of_class`` is of a calibration by class.
+    ``cost_named`` says whether the cost was asked for by its name; None in certificates from before this was said.
     ``candidate_columns`` and ``costs`` were named where the records were read. ``group`` is that of all prompts, where they are
     of one stratum.
     """
 
     cost: str
+    cost_named: bool | None = None
     options: dict[str, Option] = Field(default_factory=dict)
     deltas: list[FiniteFloat] | None = None
     largest: dict[str, FiniteFloat] = Field(default_factory=dict)
@@ -43,6 +45,12 @@ class Asked(Frozen):
     lower_is_stricter: bool = False
     of_class: OfClass | None = None
     group: str | None = None
+
+    @property
+    def wanted_cost(self) -> str | None:
+        """The cost that was asked for by its name; None for the default. ``"layers"`` was taken for it before that was said."""
+        by_default = self.cost == "layers" if self.cost_named is None else not self.cost_named
+        return None if by_default else self.cost
 
     @property
     def whose(self) -> str:

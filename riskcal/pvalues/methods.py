@@ -42,6 +42,11 @@ class Method(ABC):
         """Name of its inversion in `riskcal.bounds`: at most delta if and only if it rejects at delta."""
         return self.name
 
+    @property
+    def bounded(self) -> bool:
+        """Whether `riskcal.bounds` has that inversion by its name; others are made on a grid."""
+        return BY_BOUND.get(self.bound) == self
+
     def refuse_bounds(self, lower: float, upper: float, argument: str, said: str) -> None:  # noqa: B027
         """Refuse bounds of losses that the test is not for, if any; ``argument`` named it as ``said``."""
 

@@ -70,7 +70,7 @@ class Choices:
 
 
 def choices(
-    problem: Problem, test: str, cost: str, told: dict[str, Any], delta: float | None
+    problem: Problem, test: str, cost: str | None, told: dict[str, Any], delta: float | None
 ) -> Choices:
     """What is certified at each step of the slider, and at ``delta``, fixed beforehand, if there is one.
 

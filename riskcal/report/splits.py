@@ -8,7 +8,7 @@ import pandas as pd
 
 from riskcal._validate import RiskcalError
 from riskcal.calibration.calibrate import procedure_for
-from riskcal.calibration.problem import Problem
+from riskcal.calibration.problem import Problem, minimised
 from riskcal.pvalues import methods
 from riskcal.report import charts
 from riskcal.report.choices import saved as saved_of
@@ -26,7 +26,7 @@ SHARES = (0.02, 0.05, 0.1, 0.2)
 
 
 def section(
-    problem: Problem, test: str, epsilon: float, cost: str, delta: float | None
+    problem: Problem, test: str, epsilon: float, cost: str | None, delta: float | None
 ) -> list[Section]:
     """Trials of a problem of one risk; none where `riskcal.run_trials` has none for it."""
     risk = problem.risks[0]
@@ -35,7 +35,8 @@ def section(
         or risk.early is not None
         or problem.weighting == "requests"
         or problem.n < 10
-        or (problem.several_coordinates and cost not in problem.costs)
+        or test not in methods.BY_NAME  # one of the user's own, of which only the name is kept
+        or minimised(problem, cost) not in (None, *problem.costs)
     ):
         return []
     low = 0.0 if risk.lower < 0.0 < risk.upper else risk.lower

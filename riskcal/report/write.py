@@ -13,6 +13,7 @@ from riskcal.calibration.posing import pose
 from riskcal.calibration.problem import Problem
 from riskcal.fwer import procedures
 from riskcal.policy import ExitPolicy, versions
+from riskcal.pvalues import BY_NAME
 from riskcal.records import Runs, Traces
 from riskcal.report import choices, curves, exits, generations, splits
 from riskcal.report.choices import Choices
@@ -144,7 +145,7 @@ def _of_runs(
     objective: str = "textual",
     test: str = "betting",
     attempt: int | None = None,
-    cost: str = "layers",
+    cost: str | None = None,
 ) -> tuple[str, list[Section]]:
     settings: dict[str, Any] = {"objective": objective, "test": test, "cost": cost}
     if delta is not None:
@@ -175,7 +176,7 @@ def _of_runs(
 def _of_calibration(
     calibration: Calibration, *, traces: Traces | None, generations: Any, runs: Runs | None = None
 ) -> tuple[str, list[Section]]:
-    problem, cost = calibration._problem, calibration.asked.cost
+    problem, cost = calibration._problem, calibration.asked.wanted_cost
     told = {
         "epsilon": calibration.epsilon,
         "epsilon_spent": calibration.epsilon_spent,
@@ -184,6 +185,8 @@ def _of_calibration(
     delta = None if isinstance(calibration.delta, dict) else calibration.delta
     why = None
     try:
+        if calibration.test not in BY_NAME:
+            raise RiskcalError(f"test: {calibration.test!r} is known here by its name alone")
         every = choices.choices(problem, calibration.test, cost, told, delta)
     except RiskcalError as error:  # no bounds could hold together here: their own words say why
         what, _, said = str(error).removesuffix("; give one.").removesuffix(".").partition(": ")
@@ -206,7 +209,7 @@ def _sections(
     every: Choices | None,
     test: str,
     told: dict[str, Any],
-    cost: str,
+    cost: str | None,
     why: str | None = None,
 ) -> list[Section]:
     """What losses and costs alone say."""

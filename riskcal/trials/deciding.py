@@ -9,7 +9,7 @@ from riskcal import _validate
 from riskcal._validate import Floats
 from riskcal.calibration.calibrate import prove, with_candidates_in_order
 from riskcal.calibration.counts import two_values
-from riskcal.calibration.problem import Problem, chooses_by_cost, spending
+from riskcal.calibration.problem import Problem, minimised
 from riskcal.calibration.settling import cheapest
 from riskcal.fwer import FixedSequence, PilotOrder, Procedure
 from riskcal.pvalues import Betting, Method
@@ -24,13 +24,12 @@ def decide(
     method: Method,
     procedure: Procedure,
     epsilon: float,
-    cost: str,
+    cost: str | None,
 ) -> tuple[NDArray[np.intp], Floats]:
     """Chosen candidate (D, T), -1 if none, and its mean loss on the calibration units, without building calibrations."""
-    by_cost = chooses_by_cost(problem, cost)
     if isinstance(method, OfSum) and not isinstance(procedure, PilotOrder):
         return _decide_by_sums(problem, deltas, heldout, method, procedure, epsilon, cost)
-    if type(method) is Betting and _walks_down(problem, procedure) and not by_cost:
+    if type(method) is Betting and _walks_down(problem, procedure, cost):
         return _decide_by_walking(problem, deltas, heldout, epsilon)
     chosen = np.full((len(deltas), len(heldout)), -1, dtype=np.intp)
     loss = np.zeros(chosen.shape)
@@ -46,12 +45,13 @@ def decide(
     return chosen, loss
 
 
-def _walks_down(problem: Problem, procedure: Procedure) -> bool:
+def _walks_down(problem: Problem, procedure: Procedure, cost: str | None) -> bool:
     """Whether candidates are tested one after the other from the highest threshold down, and the last one is chosen."""
     one = (
         isinstance(procedure, FixedSequence)
         and procedure.starts == 1
         and not problem.several_coordinates
+        and cost is None
     )
     grid = problem.strictness
     counted = problem.nameless and any(two_values(c) for c in problem.risks[0].losses.T)
@@ -82,17 +82,18 @@ def _decide_by_sums(
     method: OfSum,
     procedure: Procedure,
     epsilon: float,
-    cost: str,
+    cost: str | None,
 ) -> tuple[NDArray[np.intp], Floats]:
     """`_decide` for tests that see sums alone: those of all trials and candidates at once."""
     risk, m = problem.risks[0], problem.n - heldout.shape[1]
     if method.name == "binomial" and (risk.lower, risk.upper) == (0.0, 1.0):
         _validate.binary(risk.losses)
     totals = _kept_totals(risk.losses, heldout)
+    name = minimised(problem, cost)
     spent = (
-        _kept_totals(problem.costs[cost], heldout)
-        if chooses_by_cost(problem, cost)
-        else np.broadcast_to(spending(problem, cost), totals.shape)
+        np.broadcast_to(problem.strictness, totals.shape)
+        if name is None
+        else _kept_totals(problem.costs[name], heldout)
     )
     chosen = np.full((len(deltas), len(heldout)), -1, dtype=np.intp)
     for d, delta in enumerate(deltas):

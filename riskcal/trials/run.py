@@ -29,7 +29,7 @@ def run_trials(
     objective: str = "textual",
     test: str | Method = "betting",
     procedure: str | Procedure | None = None,
-    cost: str = "layers",
+    cost: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Calibrate on random splits of the prompts, and see what each calibration costs and loses on the rest.
@@ -117,7 +117,7 @@ def of_problem(
     method: Method,
     procedure: Procedure,
     level: float,
-    cost: str,
+    cost: str | None,
 ) -> pd.DataFrame:
     """The table of `run_trials`, for a problem of one risk and rows of it to hold out (n_trials, m)."""
     if not isinstance(procedure, PilotOrder):
