@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import transformers
 from t5_reference import LENGTH, prompts
 
 from riskcal import ExitPolicy, RiskcalError
@@ -275,6 +276,35 @@ def test_dropout_acts_where_hugging_face_has_it(tiny_t5, monkeypatch, threshold)
 # -- layer dropout -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["T5", "MT5", "UMT5"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pass_gives_the_last_logits_of_every_class_that_a_decoder_takes(kind, tied):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=41,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_heads=4,
+        num_layers=2,
+        num_decoder_layers=3,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
+    ids, targets = torch.randint(2, 41, (2, 6)), torch.randint(2, 41, (2, 5))
+    known = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": targets}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "relative_attention_bias" in name:
+                weight.normal_(0, 2)
+        own = model(**known).logits
+        torch.testing.assert_close(decoder_pass(model, **known)[1][-1], own, rtol=1e-4, atol=1e-4)
+
+
 def test_dropout_rates_rise_to_the_largest():
     expected = [0.5 * 0.2 * (math.exp(layer * math.log(2) / 7) - 1) for layer in range(8)]
     np.testing.assert_allclose(
@@ -288,8 +318,8 @@ def test_dropout_rates_rise_to_the_largest():
     ("arguments", "message"),
     [
         ((1, 0.1), "n_layers: 1 is not a whole number of at least 2"),
-        ((8, 1.5), r"largest: 1.5 .* outside \[0, 1\]"),
-        ((8, 0.1, -1), r"progress: -1 .* outside \[0, 1\]"),
+        ((8, 1.5), r"largest: 1.5 is not in \[0, 1\]"),
+        ((8, 0.1, -1), r"progress: -1 is not in \[0, 1\]"),
     ],
 )
 def test_dropout_rates_that_are_none_are_refused(arguments, message):

@@ -9,22 +9,21 @@ every layer's head.
 
 import math
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import T5ForConditionalGeneration
 
-from riskcal import internal
+from riskcal import RiskcalError, internal
 from riskcal_adapters.torch.modules import Attention, CrossLayer, Map, SelfLayer, blocks
 from riskcal_adapters.torch.training.confidence import Confidence, softmax_margin
+from riskcal_adapters.torch.weights import T5, scales_outputs
 
 #: Drawn once per batch in exit-aware training; ``inf`` is a batch in which nothing exits.
 THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, math.inf)
 
 
 def decoder_pass(
-    model: T5ForConditionalGeneration,
+    model: T5,
     input_ids: Tensor,
     attention_mask: Tensor,
     decoder_input_ids: Tensor,
@@ -38,7 +37,7 @@ def decoder_pass(
     Parameters
     ----------
     model
-        A Hugging Face T5, v1.0 or v1.1.
+        A Hugging Face T5, v1.0 or v1.1, mT5 or UMT5.
     input_ids, attention_mask : (B, S)
         Prompts and their mask.
     decoder_input_ids : (B, T)
@@ -75,17 +74,18 @@ def decoder_pass(
     length = decoder_input_ids.shape[1]
     state = decoder.dropout(decoder.embed_tokens(decoder_input_ids))
     layers = blocks(decoder)
-    bias = layers[0].layer[0].SelfAttention.compute_bias(length, length)
-    causal = torch.ones(length, length, dtype=torch.bool, device=bias.device).tril()
-    self_bias = bias.masked_fill(~causal, -math.inf)
+    self_bias = _bias(layers[0].layer[0].SelfAttention, length)
     cross_bias = torch.where(attention_mask[:, None, None, :].bool(), 0.0, -math.inf)
-    exited = torch.zeros(decoder_input_ids.shape, dtype=torch.bool, device=bias.device)
+    exited = torch.zeros(decoder_input_ids.shape, dtype=torch.bool, device=state.device)
     frozen = state
     states: list[Tensor] = []
     logits: list[Tensor] = []
     for index, block in enumerate(layers):
         seen = state if math.isinf(threshold) else torch.where(exited[..., None], frozen, state)
         entering = state
+        attention = block.layer[0].SelfAttention
+        if index and attention.has_relative_attention_bias:  # as in a UMT5; others share the first
+            self_bias = _bias(attention, length)
         state = state + _self_attention(block.layer[0], state, seen, self_bias)
         state = state + _cross_attention(block.layer[1], state, encoded, cross_bias)
         state = block.layer[-1](state)
@@ -101,7 +101,7 @@ def decoder_pass(
 
 
 def teacher_forced(
-    model: T5ForConditionalGeneration,
+    model: T5,
     input_ids: Tensor,
     attention_mask: Tensor,
     decoder_input_ids: Tensor,
@@ -144,14 +144,22 @@ def dropout_rates(n_layers: int, largest: float, progress: float = 1.0) -> Tenso
     """
     internal.count(n_layers, "n_layers", least=2)
     for value, name in ((largest, "largest"), (progress, "progress")):
-        internal.in_range(np.array([internal.number(value, name)]), name, 0.0, 1.0)
+        if not 0 <= internal.number(value, name) <= 1:
+            raise RiskcalError(f"{name}: {value:g} is not in [0, 1].")
     layer = torch.arange(n_layers, dtype=torch.float64)
     return progress * (torch.exp2(layer / (n_layers - 1)) - 1) * largest
 
 
-def _head(model: T5ForConditionalGeneration, state: Tensor) -> Tensor:
+def _bias(attention: Attention, length: int) -> Tensor:
+    """What is added to the scores (1, heads, T, T) of a layer that has its own bias on positions; none looks ahead."""
+    bias = attention.compute_bias(length, length)
+    ahead = torch.ones(length, length, dtype=torch.bool, device=bias.device).triu(1)
+    return bias.masked_fill(ahead, -math.inf)
+
+
+def _head(model: T5, state: Tensor) -> Tensor:
     normed = model.decoder.dropout(model.decoder.final_layer_norm(state))
-    if model.config.scale_decoder_outputs:
+    if scales_outputs(model):
         normed = normed * model.config.d_model**-0.5
     logits: Tensor = model.lm_head(normed)
     return logits
