@@ -212,6 +212,11 @@ def test_a_table_of_unlabelled_requests_is_read_by_its_thresholds():
     of_array = calibrate(losses, **given, unlabelled=unlabelled)
     of_table = calibrate(losses, **given, unlabelled=table[sorted(GRID)])
     assert of_array.table.equals(of_table.table)
+    written = table.set_axis([f"{threshold:.2f}" for threshold in GRID], axis=1)  # "0.90" is 0.9
+    of_texts = calibrate(losses, **given, unlabelled=written[written.columns[::-1]])
+    assert of_array.table.equals(of_texts.table)
+    with pytest.raises(RiskcalError, match=r"unlabelled: the table's columns are .*one each"):
+        calibrate(losses, **given, unlabelled=table.set_axis([GRID[0]] * len(GRID), axis=1))
     with pytest.raises(RiskcalError, match=r"unlabelled: the table's columns are a, b, c"):
         calibrate(losses, **given, unlabelled=table.set_axis(["a", "b", "c"], axis=1))
 

@@ -13,7 +13,7 @@ from riskcal._validate import Floats, RiskcalError
 from riskcal.calibration.problem import Problem
 from riskcal.pvalues import Betting, Method
 from riskcal.pvalues.proxies import broadcast, paired, variance_left
-from riskcal.records import Runs
+from riskcal.records import Runs, alignment
 from riskcal.records import columns as table_columns
 from riskcal.records.order import content_prints, numbered_order, order_by_prints
 
@@ -141,13 +141,13 @@ def _arrayed(values: Any, name: str, thresholds: Any) -> Any:
     if not isinstance(values, pd.DataFrame) or isinstance(values.columns, pd.RangeIndex):
         return values
     wanted = [float(threshold) for threshold in thresholds]
-    if sorted(map(str, wanted)) != sorted(str(column) for column in values.columns):
+    labels = alignment.column_numbers(values)
+    if labels is None or sorted(labels) != sorted(wanted) or len(set(labels)) < len(labels):
         raise RiskcalError(
             f"{name}: the table's columns are {', '.join(map(str, values.columns))}, not the thresholds, one each; name them so, "
             "or give an array in the order of the candidates."
         )
-    places = {str(column): place for place, column in enumerate(values.columns)}
-    return values.iloc[:, [places[str(threshold)] for threshold in wanted]].to_numpy()
+    return values.iloc[:, [labels.index(threshold) for threshold in wanted]].to_numpy()
 
 
 def _one_a_row(known: Floats, n: int) -> Floats:

@@ -28,6 +28,14 @@ def column_labels(table: Any) -> list[Any] | None:
         return None
 
 
+def column_numbers(table: Any) -> list[float] | None:
+    """The numbers that the names of a table's columns are, 0.9 of ``"0.90"`` too; None where some are none."""
+    try:
+        return [float(label) for label in column_labels(table) or ()] or None
+    except (TypeError, ValueError):
+        return None
+
+
 def numbers_of(table: Any) -> list[int] | None:
     """By what numbers alone the names of a table's columns differ, 2 and 4 of ``head_2, head_4``; None where by other things."""
     parts = [re.fullmatch(r"(.*?)(\d{1,9})", str(name)) for name in column_labels(table) or ()]

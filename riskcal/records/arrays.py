@@ -88,16 +88,10 @@ def fields_of(
 
 def refuse_other_order(table: Any, grid: Floats, name: str) -> None:
     """Refuse a table whose columns bear these thresholds in another order: a matrix keeps no names, and would mix them up."""
-    names = alignment.column_labels(table)
-    if names is None:
-        return
-    try:
-        labels = np.array([float(label) for label in names])
-    except (TypeError, ValueError):
-        return
-    if sorted(labels) == sorted(grid) and not np.array_equal(labels, grid):
+    labels = alignment.column_numbers(table)
+    if labels and sorted(labels) == sorted(grid) and labels != grid.tolist():
         raise RiskcalError(
-            f"{name}: its columns are {labels.tolist()}, and thresholds {grid.tolist()}; give them in one order, "
+            f"{name}: its columns are {labels}, and thresholds {grid.tolist()}; give them in one order, "
             "thresholds=[float(name) for name in table.columns] for instance."
         )
 
