@@ -592,6 +592,8 @@ def test_a_measure_that_nobody_named_has_no_column():
     ("objective", "delta"), [("textual", 3.0), ("textual", 0.0), ("risk", -1.0), ("risk", 1.0)]
 )
 def test_a_recording_that_no_test_could_stop_is_refused(objective, delta):
-    with pytest.raises(RiskcalError, match=f"delta: {delta:g} is not strictly between the losses'"):
+    with pytest.raises(
+        RiskcalError, match=f"^delta: {delta:g} is not strictly between the losses'"
+    ):
         riskcal.Stop(delta=delta, objective=objective)
     assert riskcal.Stop(delta=-0.1, objective="risk").delta == -0.1

@@ -255,10 +255,11 @@ def calibrated_fields(known: Mapping[str, Any], given: Mapping[str, Any]) -> dic
 def refusal(name: str, error: ValidationError) -> RiskcalError:
     """Pydantic's first complaint, in one line that names the field."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"]) or name
+    field = ".".join(str(part) for part in first["loc"])
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, RiskcalError):  # from a nested model, which names its own field
-        return RiskcalError(f"{field}.{cause}")
+    if isinstance(cause, RiskcalError):  # from a check that names its own field
+        return RiskcalError(f"{field}.{cause}".removeprefix("."))
+    field = field or name
     unknown = dict.fromkeys(
         ("extra_forbidden", "unexpected_keyword_argument"), "is not a field; remove it"
     )
