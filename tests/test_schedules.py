@@ -1,11 +1,21 @@
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from riskcal import Constant, Decaying, RiskcalError
+from riskcal import (
+    Constant,
+    Decaying,
+    RiskcalError,
+    Runs,
+    Traces,
+    calibrate,
+    replay_traces,
+    verify,
+)
 
 #: Confidences as measures give them, with ties, edges and neighbours of edges; far beyond [0, 1] too (cosines, margins).
 edges = st.sampled_from(
@@ -144,3 +154,60 @@ def test_a_schedule_that_means_nothing_is_refused_by_name(settings, named):
     with pytest.raises(RiskcalError) as refusal:
         Decaying(**settings)
     assert str(refusal.value).startswith(named)
+
+
+# What a schedule that was or was not replayed certifies
+
+
+CONSTANT, DECAYING = Constant(), Decaying(4.0, 10, "t5x")
+
+
+def replayed(schedule: Constant | Decaying = CONSTANT) -> Runs:
+    """Every token is right at its first exit from confidence .8 on, and wrong below."""
+    n, tokens = 400, 10
+    confidence = np.where(np.arange(n * tokens) % 10 < 9, 0.9, 0.75)
+    traces = Traces.from_arrays(
+        prompt=np.repeat([f"p{i}" for i in range(n)], tokens),
+        position=np.tile(np.arange(tokens), n),
+        confidence=np.column_stack([confidence, np.ones(n * tokens)]),
+        agrees=np.column_stack([confidence > 0.8, np.ones(n * tokens, dtype=bool)]),
+        group=np.repeat(["a", "b"], n * tokens // 2),
+    )
+    return replay_traces(traces, [0.8], schedule=schedule, exact=True)
+
+
+def test_runs_that_were_replayed_without_a_schedule_certify_none(tmp_path: Path) -> None:
+    runs = replayed()
+    assert replayed(DECAYING).losses().mean() > 0.05  # by which nothing would be certified
+    runs.write(tmp_path / "runs.parquet")
+    for one in (runs, Runs.read(tmp_path / "runs.parquet")):
+        found = calibrate(one, delta=0.05)
+        assert found.policy(schedule=CONSTANT) == found.policy()
+        assert found.certified
+        with pytest.raises(
+            RiskcalError, match=r"^schedule: .* is not the recorded Constant.*; lea"
+        ):
+            found.policy(schedule=DECAYING)
+    frame = runs.to_frame().assign(
+        temperature=4.0, max_length=10, form="t5x"
+    )  # who replayed with one
+    assert calibrate(Runs.from_frame(frame), delta=0.05).policy().schedule == DECAYING
+
+
+def test_what_was_replayed_with_a_schedule_keeps_it_and_the_full_model_has_any() -> None:
+    found = calibrate(replayed(DECAYING), delta=0.2)
+    assert found.policy(schedule=DECAYING) == found.policy()
+    assert found.policy().schedule == DECAYING
+    nothing = calibrate(replayed(), delta=1e-6)
+    assert nothing.policy(schedule=DECAYING).is_full_model
+
+
+def test_a_schedule_that_was_not_replayed_is_told_by_verify_whoever_made_the_policy() -> None:
+    runs = replayed()
+    policy = calibrate(runs, delta=0.05).policy()
+    assert verify(policy, runs).agrees
+    assert policy.certificate is not None
+    bare = policy.model_copy(update={"certificate": None, "schedule": DECAYING})
+    earlier = bare.certified(policy.certificate)  # as versions before this one made it
+    [difference] = verify(earlier, runs).differences
+    assert (difference.name, difference.found) == ("schedule", CONSTANT)

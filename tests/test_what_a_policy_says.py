@@ -203,56 +203,6 @@ def test_a_candidate_whose_threshold_does_not_decay_is_certified_as_it_ran() -> 
         found.policy(schedule=riskcal.Decaying(4.0, 32))
 
 
-CONSTANT, DECAYING = riskcal.Constant(), riskcal.Decaying(4.0, 10, "t5x")
-
-
-def replayed(schedule: riskcal.Constant | riskcal.Decaying = CONSTANT) -> Runs:
-    """Every token is right at its first exit from confidence .8 on, and wrong below."""
-    n, tokens = 400, 10
-    confidence = np.where(np.arange(n * tokens) % 10 < 9, 0.9, 0.75)
-    traces = riskcal.Traces.from_arrays(
-        prompt=np.repeat([f"p{i}" for i in range(n)], tokens),
-        position=np.tile(np.arange(tokens), n),
-        confidence=np.column_stack([confidence, np.ones(n * tokens)]),
-        agrees=np.column_stack([confidence > 0.8, np.ones(n * tokens, dtype=bool)]),
-        group=np.repeat(["a", "b"], n * tokens // 2),
-    )
-    return riskcal.replay_traces(traces, [0.8], schedule=schedule, exact=True)
-
-
-def test_runs_that_were_replayed_without_a_schedule_certify_none(tmp_path: Path) -> None:
-    runs = replayed()
-    assert replayed(DECAYING).losses().mean() > 0.05  # by which nothing would be certified
-    runs.write(tmp_path / "runs.parquet")
-    for one in (runs, Runs.read(tmp_path / "runs.parquet")):
-        found = calibrate(one, delta=0.05)
-        assert found.policy(schedule=CONSTANT) == found.policy()
-        assert found.certified
-        with pytest.raises(
-            RiskcalError, match=r"^schedule: .* is not the recorded Constant.*; lea"
-        ):
-            found.policy(schedule=DECAYING)
-
-
-def test_what_was_replayed_with_a_schedule_keeps_it_and_the_full_model_has_any() -> None:
-    found = calibrate(replayed(DECAYING), delta=0.2)
-    assert found.policy(schedule=DECAYING) == found.policy()
-    assert found.policy().schedule == DECAYING
-    nothing = calibrate(replayed(), delta=1e-6)
-    assert nothing.policy(schedule=DECAYING).is_full_model
-
-
-def test_a_schedule_that_was_not_replayed_is_told_by_verify_whoever_made_the_policy() -> None:
-    runs = replayed()
-    policy = calibrate(runs, delta=0.05).policy()
-    assert riskcal.verify(policy, runs).agrees
-    assert policy.certificate is not None
-    bare = policy.model_copy(update={"certificate": None, "schedule": DECAYING})
-    earlier = bare.certified(policy.certificate)  # as versions before this one made it
-    [difference] = riskcal.verify(earlier, runs).differences
-    assert (difference.name, difference.found) == ("schedule", CONSTANT)
-
-
 def test_a_policy_has_the_direction_of_its_records() -> None:
     found = calibrate(np.zeros((50, 1)), thresholds=[0.3], delta=0.1, lower_is_stricter=True)
     assert found.policy(lower_is_stricter=True) == found.policy()
