@@ -137,8 +137,10 @@ class Decoder:
         ------
         RiskcalError
             Naming the argument and the first offending row: for empty or wholly masked prompts, shapes that do not fit,
-            ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, and for policies made for
-            other weights, another number of layers or of prompts, or another ``max_new_tokens``.
+            ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, for policies made for other
+            weights, classifier, exit heads, ``config``, ``dtype`` or tokenizer, another number of layers or of prompts, or
+            another ``max_new_tokens``, and for policies that this decoder cannot follow: with ``coordinates`` or
+            ``lower_is_stricter``, a threshold where there is no exit head, or tokens forbidden by text without a tokenizer.
         """
         tokens, mask = self.checked(input_ids, attention_mask)
         batch = len(tokens)

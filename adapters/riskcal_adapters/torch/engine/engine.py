@@ -65,7 +65,6 @@ class Engine:
         Of the served and the full model's text (lists of ids, without a tokenizer): the certificate's loss, for shadows, within
         the certificate's bounds (without one, 0 and 1). Default: 1 where they differ, else 0. One that raises or gives no such
         number is counted, and is the worst loss.
-
     classes : mapping of str to Inside, Tokens or Pattern, optional
         Classes of tokens (`riskcal.serving`) by which events count exits and disagreements; a token is of the first that has it.
 
