@@ -220,7 +220,7 @@ def final_head(model: Any) -> tuple[dict[str, Any], Tensor]:
     probe = torch.linspace(-2.0, 3.0, 2 * gain.numel(), device=gain.device).view(2, -1).to(gain)
     own = ExitHead(**found, weight=weight[:1]).normed(probe)
     with torch.no_grad():
-        theirs = norm(probe) if norm is not None else own
+        theirs = norm(probe)
     if not torch.allclose(own.float(), theirs.float(), rtol=1e-2, atol=1e-4):
         raise RiskcalError(
             f"model: its final norm, {type(norm).__name__}, is neither an RMSNorm nor a LayerNorm; give a model of the Llama "
