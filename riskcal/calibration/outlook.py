@@ -30,14 +30,14 @@ _CHANCE = 0.05
 class Design:
     """How candidates are tested.
 
-    ``levels`` (k,) is where betting is tuned, ``first`` (k,) the p-value with which a candidate is certified before any
-    other is: 0 for those that come later. With ``step_up``, the level of Hochberg's procedure, ``first`` is not used.
-    With ``pilot``, a share of the units, that many choose the one candidate that is tested first.
+    ``levels`` (k,) and ``begins`` (k,) are those of `riskcal.fwer.Procedure`; with ``step_up``, the level of Hochberg's
+    procedure, ``begins`` is not used. With ``pilot``, a share of the units, that many choose the one candidate that is
+    tested first.
     """
 
     test: Method
     levels: Floats
-    first: Floats
+    begins: Floats
     step_up: float | None = None
     pilot: float | None = None
 
@@ -63,12 +63,14 @@ def outlook(problem: Problem, design: Design) -> str:
     excess = np.array([(risk.losses.mean(0) - risk.delta) / risk.width for risk in problem.risks])
     means = np.array([problem.mean(risk) for risk in problem.risks])
     worst = np.where(np.isnan(means).any(0), math.inf, excess.max(0))  # nobody stops early there
-    begins = design.first > 0.0
-    if not ((worst < 0.0) & begins).any():
-        return _above(problem, worst, begins)
+    may_begin = design.begins > 0.0
+    if not ((worst < 0.0) & may_begin).any():
+        return _above(problem, worst, may_begin)
     found = sample_size(problem, design)
-    sequence = begins.sum() == 1
-    named = int(begins.argmax()) if sequence else int(np.where(begins, worst, math.inf).argmin())
+    sequence = may_begin.sum() == 1
+    named = (
+        int(may_begin.argmax()) if sequence else int(np.where(may_begin, worst, math.inf).argmin())
+    )
     risk = problem.risks[int(excess[:, named].argmax())]
     subject = (
         f"{'The first candidate tested' if sequence else 'The safest candidate'}, {problem.name(named)}, has an observed "
@@ -117,7 +119,7 @@ class _Trial:
         delta = np.repeat([[risk.delta] for risk in problem.risks], problem.k, axis=1)
         shape = delta.shape
         below = (law.mean.reshape(shape) < delta).all(0) & (
-            (design.first > 0.0) | (design.step_up is not None)
+            (design.begins > 0.0) | (design.step_up is not None)
         )
         losses = [column for risk in problem.risks for column in risk.losses.T]
         capped = problem.nameless and design.test.walks
@@ -205,7 +207,7 @@ class _Trial:
                         found = np.maximum(found, exact)
                     p[of, j] = np.where(r > 0, np.maximum(p[of, j], found), found)
             if step_up is None:
-                done[of] = p[of, j] <= self.design.first[j]
+                done[of] = p[of, j] <= self.design.begins[j]
         if step_up is None:
             return done
         any_: NDArray[np.bool_] = np.any(np.sort(p, axis=1) <= step_up / (k - np.arange(k)), axis=1)
@@ -218,9 +220,9 @@ def _often(share: float) -> str:
     return f"{100 * share:.0f} draws of 100"
 
 
-def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
+def _above(problem: Problem, worst: Floats, may_begin: NDArray[np.bool_]) -> str:
     """What to say where no candidate that could be certified first is observed below delta."""
-    first = int(np.where(begins, worst, math.inf).argmin())
+    first = int(np.where(may_begin, worst, math.inf).argmin())
     if np.isinf(worst).all():
         return (
             f"No request stopped early under any candidate, so that there is nothing to test: record more lenient thresholds on "
@@ -233,7 +235,7 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
         )
     risk = max(problem.risks, key=lambda r: (r.losses[:, first].mean() - r.delta) / r.width)
     observed = f"observed {meaning(risk.name)} is {problem.mean(risk)[first]:.4g}"
-    beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(begins).tolist())
+    beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(may_begin).tolist())
     limit = "its budget" if risk.is_cost else "delta"
     failing = {r.is_cost for r in problem.risks if problem.mean(r)[first] >= r.delta}
     failing.add(risk.is_cost)
@@ -257,7 +259,7 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
     )[safest]
     many = (
         "Testing begins at"
-        if begins.sum() == 1
+        if may_begin.sum() == 1
         else "Testing begins at candidates of which the safest is"
     )
     text = f"{many} {problem.name(first)}, whose {observed}" + (
