@@ -204,7 +204,8 @@ def final_head(model: Any) -> tuple[dict[str, Any], Tensor]:
     base, head = model.base_model, model.get_output_embeddings()
     norm = getattr(base, "norm", None) or getattr(base, "ln_f", None)
     gain = getattr(norm, "weight", None)
-    if head is None or getattr(head, "bias", None) is not None or not isinstance(gain, Tensor):
+    headless = head is None or getattr(head, "bias", None) is not None
+    if headless or norm is None or not isinstance(gain, Tensor):
         raise RiskcalError(
             f"model: {type(model).__name__} does not end in one norm and a matrix without bias, which an exit head is; give a "
             "model of the Llama or GPT-2 family."
