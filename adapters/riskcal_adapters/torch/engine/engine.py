@@ -391,6 +391,4 @@ class Engine:
         flights = [
             self._waiting_shadows.popleft() for _ in range(min(free, len(self._waiting_shadows)))
         ]
-        # whatever the switch says: a shadow runs at full depth because it is one
-        full = [self._admission.newcomer(flight, flight.prompt, pulled=True) for flight in flights]
-        self._place(flights, full)
+        self._place(flights, [self._admission.newcomer(one, one.prompt) for one in flights])
