@@ -115,7 +115,7 @@ class Engine:
         self._admission = Admission(decoder, found, max_prompt, self._journal)
         self._journal.flush()
         with torch.inference_mode():
-            self._slots = Slots(decoder._loop, slots, max_prompt, found.length, least, max_wait)
+            self._slots = Slots(decoder.loop, slots, max_prompt, found.length, least, max_wait)
         self._flights: dict[int, Flight] = {}
         self._waiting_shadows: deque[Flight] = deque()
         self._deadlines = Deadlines()

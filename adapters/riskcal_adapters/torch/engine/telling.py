@@ -46,7 +46,7 @@ class Telling:
                 raise RiskcalError(
                     f"classes: {shown(rule)} of {name!r} is no class of tokens; give riskcal.serving.Inside, Tokens or Pattern."
                 )
-            self._guards[name] = Guard((rule,), decoder._loop.text)
+            self._guards[name] = Guard((rule,), decoder.loop.text)
 
     def served(self, flight: Flight, done: Done) -> str:
         """Of a request that has an output, as `Encoded` has it: this is done for every request, and outputs are short."""
