@@ -262,13 +262,15 @@ class Slots:
             if not len(out):
                 continue
             left = places[out]
-            at, of = rows[left], positions[left]
-            chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, of)
+            at, when = rows[left], positions[left]
+            chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, when)
             if self._guards:
                 free = self._guards.leave(at, chosen, early=not final)
                 if free is not None:
-                    out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
-            self._confidence[at, of] = confidence[out]
+                    out, left, at, when, chosen = (
+                        part[free] for part in (out, left, at, when, chosen)
+                    )
+            self._confidence[at, when] = confidence[out]
             tokens.append(chosen)
             leaving.append(left)
         if len(leaving) == 1:
