@@ -10,7 +10,7 @@ All bookkeeping is in numpy, over rows; confidences and tokens are read once a c
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,11 +226,18 @@ class Slots:
         )
         return [self._ended(row) for row in ended.tolist()]
 
-    def _emitting(self) -> tuple[Any, ...]:
-        """What `bookkeeping.emit` takes after rows and tokens."""
-        return (
-            *(self._ends, time.monotonic(), self._tokens, self._exits, self._layer, self._position),
-            *(self._limit, self._since, self._first_token, self.active),
+    def _emitting(self) -> bookkeeping.Emitting:
+        return bookkeeping.Emitting(
+            self._ends,
+            time.monotonic(),
+            self._tokens,
+            self._exits,
+            self._layer,
+            self._position,
+            self._limit,
+            self._since,
+            self._first_token,
+            self.active,
         )
 
     def _judged(
@@ -295,7 +302,7 @@ class Slots:
         """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
         held = self._position[rows] * self.size + rows
         self._backbone.put(state, places, self._cache.states.flatten(0, 1), held)
-        ended, going, entering = bookkeeping.emit(rows, tokens, *self._emitting())
+        ended, going, entering = bookkeeping.emit(rows, tokens, self._emitting())
         if len(going):
             self._embed(going, entering)
         return [self._ended(row) for row in ended.tolist()]
