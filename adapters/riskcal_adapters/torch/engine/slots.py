@@ -228,16 +228,8 @@ class Slots:
 
     def _emitting(self) -> bookkeeping.Emitting:
         return bookkeeping.Emitting(
-            self._ends,
-            time.monotonic(),
-            self._tokens,
-            self._exits,
-            self._layer,
-            self._position,
-            self._limit,
-            self._since,
-            self._first_token,
-            self.active,
+            *(self._ends, time.monotonic(), self._tokens, self._exits, self._layer, self._position),
+            *(self._limit, self._since, self._first_token, self.active),
         )
 
     def _judged(
