@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from riskcal.efficiency.kernels import next_layer
 from riskcal_adapters.torch.exits import decide, others
-from riskcal_adapters.torch.kernels import Floats, Ints
+from riskcal_adapters.torch.kernels import Ints
 
 
 @njit(cache=True)
@@ -55,8 +55,8 @@ class Emitting(NamedTuple):
     layers: Ints  #: (B,), as all that follow: the layer that runs next
     positions: Ints
     limits: Ints  #: tokens at most
-    since: Floats  #: when it began to wait
-    first_token: Floats  #: when there was one
+    since: NDArray[np.float64]  #: when it began to wait
+    first_token: NDArray[np.float64]  #: when there was one
     active: NDArray[np.bool_]
 
 
