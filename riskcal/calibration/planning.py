@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from riskcal import _simulation, _validate
+from riskcal import _simulation, _validate, pvalues
 from riskcal._simulation import Law
 from riskcal._validate import RiskcalError
-from riskcal.pvalues import methods
 from riskcal.pvalues.sampled import rough_size, share_rejected
 
 
@@ -119,8 +118,11 @@ def plan(
     low, high = _validate.bounds(lower, upper)
     width, tolerated = high - low, _validate.tolerance(delta, low, high)
     level, power = _validate.level(epsilon, "epsilon"), _validate.level(power, "power")
-    method = methods.BY_NAME[_validate.choice(test, "test", methods.BY_NAME)]
-    method.refuse_bounds(low, high, "test", test)
+    _validate.choice(test, "test", (*pvalues.OF_SUMS, "betting", "empirical_bernstein"))
+    if test == "binomial" and (low, high) != (0.0, 1.0):
+        raise RiskcalError(
+            f"test: 'binomial' is for 0/1 losses, but these lie in [{low:g}, {high:g}]; use betting."
+        )
     law, told = _stated(mean, deviation, losses, low, high, test)
     expected, spread = float(law.mean[0]), float(law.deviation[0])
     if not low <= expected < tolerated:
