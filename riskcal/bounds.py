@@ -21,6 +21,7 @@ from riskcal.pvalues import inversions
 from riskcal.pvalues.bettor import count_rejected
 from riskcal.pvalues.losses import matrix_and_sums
 from riskcal.pvalues.methods import Betting, Binomial, Method, inverted
+from riskcal.pvalues.sums import unit_total
 
 
 def hoeffding(
@@ -375,6 +376,5 @@ def _of_total(
     """A bound that depends on the losses through their sum alone, on the unit interval."""
     matrix, total, level, low, high = _checked(losses, epsilon, lower, upper)
     n = len(matrix)
-    total = np.clip((total - n * low) / (high - low), 0.0, n)
-    distinct, where = np.unique(total, return_inverse=True)
+    distinct, where = np.unique(unit_total(total, n, low, high), return_inverse=True)
     return _shaped((low + (high - low) * bound(distinct, n, level))[where], losses)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from riskcal._validate import RiskcalError
 from riskcal.monitor import RiskMonitor
@@ -46,6 +47,16 @@ def test_evalue_and_alarm_by_definition(kind, delta, bad):
     assert monitor.limit == (5000.0 if kind else 20.0)
     assert monitor.n == 100 + bad
     assert monitor.mean_loss == pytest.approx(losses.mean())
+
+
+@KINDS
+@pytest.mark.parametrize("losses", [[], [0.0, 0.2, 0.6] * 20], ids=["before the first", "some"])
+def test_the_picture_says_what_the_sentence_does(kind, losses):
+    monitor = RiskMonitor(0.1, **kind).update(losses)
+    bets, mean, limit = monitor.plot(Figure().subplots()).lines
+    assert np.mean(bets.get_ydata()) == pytest.approx(monitor.evalue)
+    assert mean.get_ydata()[0] == pytest.approx(monitor.evalue)
+    assert limit.get_ydata()[0] == monitor.limit
 
 
 @KINDS

@@ -241,10 +241,10 @@ def _tested(
     for c, (name, delta) in enumerate(budgets.items()):
         own, picked = (known.group == name) & rest, found[:, c]
         tried = np.unique(picked[picked < full])
-        of = np.zeros(full + 1)
+        pvalue = np.zeros(full + 1)
         if tried.size:
-            of[tried] = known.pvalues(losses[np.ix_(own, tried)], delta, level)
-        p = np.maximum(p, of[picked])
+            pvalue[tried] = known.pvalues(losses[np.ix_(own, tried)], delta, level)
+        p = np.maximum(p, pvalue[picked])
         told = _names(known.problem, picked)
         told |= {
             "n": int(own.sum()),

@@ -17,8 +17,8 @@ from riskcal.records import Runs
 
 
 def calibrate_groups(
-    runs: Runs, *, delta: float, epsilon: float = 0.05, joint: bool = True, **options: Any
-) -> dict[str, Calibration]:
+    runs: Runs, *, delta: Any, epsilon: float = 0.05, joint: bool = True, **options: Any
+) -> dict[str, Calibration]:  # or lists of them
     """Calibrate each stratum (the ``group`` of its prompts) on its own, so that each gets its own guarantee.
 
     Parameters
@@ -35,9 +35,14 @@ def calibrate_groups(
 
     Returns
     -------
-    dict of group to Calibration
+    dict of group to Calibration, or to a list of them where ``delta`` is a list
         A stratum with too few prompts for a test gets the full model, and does not stand in the way of the others. The
         pooled `calibrate` says nothing of single strata: an easy majority can carry a stratum far above delta.
+
+    Raises
+    ------
+    RiskcalError
+        For what `calibrate` refuses, runs without groups, and a proxy.
 
     Examples
     --------

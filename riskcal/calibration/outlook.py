@@ -30,14 +30,14 @@ _CHANCE = 0.05
 class Design:
     """How candidates are tested.
 
-    ``levels`` (k,) is where betting is tuned, ``first`` (k,) the p-value with which a candidate is certified before any
-    other is: 0 for those that come later. With ``step_up``, the level of Hochberg's procedure, ``first`` is not used.
-    With ``pilot``, a share of the units, that many choose the one candidate that is tested first.
+    ``levels`` (k,) and ``begins`` (k,) are those of `riskcal.fwer.Procedure`; with ``step_up``, the level of Hochberg's
+    procedure, ``begins`` is not used. With ``pilot``, a share of the units, that many choose the one candidate that is
+    tested first.
     """
 
     test: Method
     levels: Floats
-    first: Floats
+    begins: Floats
     step_up: float | None = None
     pilot: float | None = None
 
@@ -63,12 +63,14 @@ def outlook(problem: Problem, design: Design) -> str:
     excess = np.array([(risk.losses.mean(0) - risk.delta) / risk.width for risk in problem.risks])
     means = np.array([problem.mean(risk) for risk in problem.risks])
     worst = np.where(np.isnan(means).any(0), math.inf, excess.max(0))  # nobody stops early there
-    begins = design.first > 0.0
-    if not ((worst < 0.0) & begins).any():
-        return _above(problem, worst, begins)
+    may_begin = design.begins > 0.0
+    if not ((worst < 0.0) & may_begin).any():
+        return _above(problem, worst, may_begin)
     found = sample_size(problem, design)
-    sequence = begins.sum() == 1
-    named = int(begins.argmax()) if sequence else int(np.where(begins, worst, math.inf).argmin())
+    sequence = may_begin.sum() == 1
+    named = (
+        int(may_begin.argmax()) if sequence else int(np.where(may_begin, worst, math.inf).argmin())
+    )
     risk = problem.risks[int(excess[:, named].argmax())]
     subject = (
         f"{'The first candidate tested' if sequence else 'The safest candidate'}, {problem.name(named)}, has an observed "
@@ -117,7 +119,7 @@ class _Trial:
         delta = np.repeat([[risk.delta] for risk in problem.risks], problem.k, axis=1)
         shape = delta.shape
         below = (law.mean.reshape(shape) < delta).all(0) & (
-            (design.first > 0.0) | (design.step_up is not None)
+            (design.begins > 0.0) | (design.step_up is not None)
         )
         losses = [column for risk in problem.risks for column in risk.losses.T]
         capped = problem.nameless and design.test.walks
@@ -205,7 +207,7 @@ class _Trial:
                         found = np.maximum(found, exact)
                     p[of, j] = np.where(r > 0, np.maximum(p[of, j], found), found)
             if step_up is None:
-                done[of] = p[of, j] <= self.design.first[j]
+                done[of] = p[of, j] <= self.design.begins[j]
         if step_up is None:
             return done
         any_: NDArray[np.bool_] = np.any(np.sort(p, axis=1) <= step_up / (k - np.arange(k)), axis=1)
@@ -218,9 +220,9 @@ def _often(share: float) -> str:
     return f"{100 * share:.0f} draws of 100"
 
 
-def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
+def _above(problem: Problem, worst: Floats, may_begin: NDArray[np.bool_]) -> str:
     """What to say where no candidate that could be certified first is observed below delta."""
-    first = int(np.where(begins, worst, math.inf).argmin())
+    first = int(np.where(may_begin, worst, math.inf).argmin())
     if np.isinf(worst).all():
         return (
             f"No request stopped early under any candidate, so that there is nothing to test: record more lenient thresholds on "
@@ -231,41 +233,59 @@ def _above(problem: Problem, worst: Floats, begins: NDArray[np.bool_]) -> str:
             f"At {problem.name(first)}, where testing begins, no request stopped early, so that there is nothing to test: begin "
             f"elsewhere, with an order= fixed beforehand, or procedure='holm', which needs none, on fresh {problem.unit}."
         )
-    risk = max(problem.risks, key=lambda r: (r.losses[:, first].mean() - r.delta) / r.width)
-    observed = f"observed {meaning(risk.name)} is {problem.mean(risk)[first]:.4g}"
-    beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(begins).tolist())
-    limit = "its budget" if risk.is_cost else "delta"
-    failing = {r.is_cost for r in problem.risks if problem.mean(r)[first] >= r.delta}
+    beyond = all(_beyond_chance(problem, j) for j in np.flatnonzero(may_begin).tolist())
+    if (worst < 0.0).any():
+        return _below_elsewhere(problem, worst, first, beyond, alone=may_begin.sum() == 1)
+    return _below_nowhere(problem, first, beyond)
+
+
+def _hardest(problem: Problem, candidate: int) -> tuple[TestedRisk, float, str]:
+    """The risk of a candidate that is the furthest above its delta, its observed mean, and what its delta is called."""
+    risk = max(problem.risks, key=lambda r: (r.losses[:, candidate].mean() - r.delta) / r.width)
+    return risk, problem.mean(risk)[candidate], "its budget" if risk.is_cost else "delta"
+
+
+def _by_chance(problem: Problem, limit: str) -> str:
+    return f"not below {limit}, but by no more than chance explains in {problem.n} {problem.unit}"
+
+
+def _below_nowhere(problem: Problem, safest: int, beyond: bool) -> str:
+    """What to say where no candidate at all is observed below delta."""
+    risk, mean, limit = _hardest(problem, safest)
+    observed = f"observed {meaning(risk.name)} is {mean:.4g}"
+    failing = {r.is_cost for r in problem.risks if problem.mean(r)[safest] >= r.delta}
     failing.add(risk.is_cost)
     remedies = {False: "raise delta", True: "raise the budget"}
     raised = " and ".join(remedies[is_cost] for is_cost in sorted(failing))
-    chance = f"not below {limit}, but by no more than chance explains in {problem.n} {problem.unit}"
-    if not (worst < 0.0).any():
-        if beyond:
-            return (
-                f"Even the safest candidate's {observed}, so more {problem.unit} alone will not help: {raised}, record "
-                f"{'other candidates' if risk.is_cost else 'stricter thresholds'}, or train the model for early exit."
-            )
+    if beyond:
         return (
-            f"The safest candidate's {observed}: {chance}. Its true mean may lie below {limit}, and then a larger fresh sample "
-            "would certify it, or above, and then none will; these data do not say which. What helps in either case: "
-            f"{raised}, or record {'other' if risk.is_cost else 'safer'} candidates."
+            f"Even the safest candidate's {observed}, so more {problem.unit} alone will not help: {raised}, record "
+            f"{'other candidates' if risk.is_cost else 'stricter thresholds'}, or train the model for early exit."
         )
+    return (
+        f"The safest candidate's {observed}: {_by_chance(problem, limit)}. Its true mean may lie below {limit}, and then a "
+        "larger fresh sample would certify it, or above, and then none will; these data do not say which. What helps in either "
+        f"case: {raised}, or record {'other' if risk.is_cost else 'safer'} candidates."
+    )
+
+
+def _below_elsewhere(
+    problem: Problem, worst: Floats, first: int, beyond: bool, *, alone: bool
+) -> str:
+    """What to say where a candidate is below delta that could not be certified first; ``alone``: one only could."""
+    risk, mean, limit = _hardest(problem, first)
+    begins = "" if alone else " candidates of which the safest is"
+    text = (
+        f"Testing begins at{begins} {problem.name(first)}, whose observed {meaning(risk.name)} is {mean:.4g}"
+        + (
+            f", and ends there: more {problem.unit} in this order will not help. "
+            if beyond
+            else f": {_by_chance(problem, limit)}. It ends there as long as the true mean is above {limit}, however many "
+            f"{problem.unit} there are. "
+        )
+    )
     safest = int(worst.argmin())
-    lower = problem.mean(
-        max(problem.risks, key=lambda r: (r.losses[:, safest].mean() - r.delta) / r.width)
-    )[safest]
-    many = (
-        "Testing begins at"
-        if begins.sum() == 1
-        else "Testing begins at candidates of which the safest is"
-    )
-    text = f"{many} {problem.name(first)}, whose {observed}" + (
-        f", and ends there: more {problem.unit} in this order will not help. "
-        if beyond
-        else f": {chance}. It ends there as long as the true mean is above {limit}, however many {problem.unit} there are. "
-    )
-    text += f"Yet {problem.name(safest)} was observed at {lower:.4g}. "
+    text += f"Yet {problem.name(safest)} was observed at {_hardest(problem, safest)[1]:.4g}. "
     if problem.stopped is not None:
         return (
             text

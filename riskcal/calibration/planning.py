@@ -29,6 +29,10 @@ class Plan:
     smallest_delta : float or None
         The smallest delta that ``n`` prompts support with that power; None where n was not given, and ``upper`` where they
         support none.
+    delta, epsilon, power, test
+        As they were asked for.
+    mean, deviation : float
+        Of the law, in the losses' own units.
     """
 
     prompts: int | None

@@ -123,6 +123,7 @@ def from_runs(
         )
     refuse_fitted(runs)
     sizes = _sizes(runs, weighting, max_cluster)
+    share = None if sizes is None or max_cluster is None else (sizes / max_cluster)[:, None]
     risks = []
     for objective, delta in deltas.items():
         _validate.choice(objective, "objective", RANGES)
@@ -134,12 +135,12 @@ def from_runs(
         else:  # has mean delta or less exactly where the pooled risk is
             per_prompt = runs.prompt_losses("textual") - tolerated
             losses = tolerated + runs.unit_means(per_prompt * early)
-        if sizes is not None and max_cluster is not None:
-            losses = tolerated + (losses - tolerated) * (sizes / max_cluster)[:, None]
+        if share is not None:
+            losses = tolerated + (losses - tolerated) * share
         if early is not None:
             early = runs.unit_means(early)
-            if sizes is not None and max_cluster is not None:
-                early = early * (sizes / max_cluster)[:, None]
+            if share is not None:
+                early = early * share
         risks.append(TestedRisk(objective, losses, tolerated, lower, upper, early))
     if budget and sizes is not None:
         raise RiskcalError("budget: with weighting='requests' none can be certified; leave it out.")
@@ -200,7 +201,7 @@ def _one_group(runs: Runs) -> str | None:
 
 
 def _early(runs: Runs, sizes: Any) -> Floats:
-    """Which prompts stopped early under which candidate, (n prompts, k), as 0 and 1."""
+    """Which prompts stopped early under which candidate, (P, k), as 0 and 1."""
     if "cluster" in runs.labels and sizes is None:
         raise RiskcalError(
             "objective: 'selective' pools requests, so clusters need weighting='requests' and max_cluster=."

@@ -165,12 +165,17 @@ def _budget(text: str) -> tuple[str, Any]:
     return name, values[0] if len(values) == 1 else tuple(values)
 
 
-def _figure(calibration: Calibration, path: Path) -> "Figure":
+def new_figure(path: Path) -> "Figure":
+    """For a picture that is written there."""
     if path.suffix not in (".png", ".pdf", ".svg"):
         raise RiskcalError(f"--plot: {path} ends in none of .png, .pdf and .svg.")
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    return Figure(figsize=(7, 4), layout="constrained")
+
+
+def _figure(calibration: Calibration, path: Path) -> "Figure":
+    figure = new_figure(path)
     curves = on_curves(calibration.coordinates)
     calibration.plot(ax=figure.subplots(), cost=None if curves else calibration.asked.cost)
     return figure

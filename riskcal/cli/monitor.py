@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -13,7 +13,14 @@ from riskcal import _replacing, heads
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.app import app
-from riskcal.cli.monitor_events import begun, is_event, is_event_log, watch_events
+from riskcal.cli.monitor_events import (
+    begun,
+    is_event,
+    is_event_log,
+    monitor_of,
+    refuse_other_options,
+    watch_events,
+)
 from riskcal.cli.standard_input import arriving
 from riskcal.monitor import RiskMonitor
 from riskcal.policy import ExitPolicy
@@ -69,29 +76,21 @@ def monitor(
     them that are not the full model's.
     """
     certificate = None if policy is None else ExitPolicy.load(policy).certificate
-    if delta is None:
-        if certificate is None or isinstance(certificate.delta, dict):
-            raise RiskcalError(
-                "delta: neither given nor certified for one risk; give --delta, or a --policy that is."
-            )
-        delta = certificate.delta
+    options: dict[str, Any] = {"epsilon": epsilon, "average_run_length": average_run_length}
+    watch = monitor_of(certificate, delta, sampling_rate=sampling_rate, **options)
     if certificate is not None and (remark := _to_feed(certificate)):
         print(remark)
-    bounds = {} if certificate is None else {"lower": certificate.lower, "upper": certificate.upper}
-    watch = RiskMonitor(
-        delta,
-        epsilon=epsilon,
-        average_run_length=average_run_length,
-        sampling_rate=sampling_rate,
-        lower=bounds.get("lower", 0.0),
-        upper=bounds.get("upper", 1.0),
-    )
-    drift = None
-    if reference is not None:
-        drift = Drift.from_log(reference, epsilon=epsilon, average_run_length=average_run_length)
-    fresh = EventWatch(watch, drift=drift)
+    drift = None if reference is None else Drift.from_log(reference, **options)
+    alarm = _watched(log, EventWatch(watch, drift=drift), certificate, state)
+    raise typer.Exit(3 if alarm else 0)
+
+
+def _watched(
+    log: str, fresh: EventWatch, certificate: Certificate | None, state: Path | None
+) -> bool:
+    """Print what a log says, of whichever kind it is; whether there is an alarm."""
     if log != "-" and is_event_log(log):
-        _say_events(watch_events(log, fresh, state), log)
+        return _alarm(watch_events(log, fresh, state), log)
     with loss_log.opened(log) as file:
         start = loss_log.first_line(file)
         if log == "-":
@@ -99,17 +98,17 @@ def monitor(
             if events:
                 text = itertools.chain(io.StringIO(start, newline=""), file)
                 lines = (line.encode("utf-8", "surrogateescape") for line in text)
-                _say_events(watch_events(log, fresh, state, lines, arriving(file)), log)
+                return _alarm(watch_events(log, fresh, state, lines, arriving(file)), log)
         elif is_event(start):
             unpack = "zstdcat" if log.lower().endswith(".zst") else "zcat"
             raise RiskcalError(
                 f"{log}: holds events, which are read as they are or from standard input: {unpack} {log} | riskcal monitor -"
             )
-        if reference is not None:
+        if fresh.drift is not None:
             raise RiskcalError(
                 f"reference: is for event logs, and {log} holds losses; leave it out."
             )
-        _watch_losses(start, file, log, watch, certificate, state)
+        return _watch_losses(start, file, log, fresh.monitor, certificate, state)
 
 
 def _to_feed(certificate: Certificate) -> str:
@@ -127,12 +126,12 @@ def _to_feed(certificate: Certificate) -> str:
     return ""
 
 
-def _say_events(seen: EventWatch, log: str) -> NoReturn:
+def _alarm(seen: EventWatch, log: str) -> bool:
     if seen.monitor.n == 0 and not seen.alarm:
         raise RiskcalError(
             f"{log}: holds no loss of a shadowed request, so that nothing can be said of the requests."
         )
-    raise typer.Exit(3 if seen.alarm else 0)
+    return seen.alarm
 
 
 def _watch_losses(
@@ -142,7 +141,7 @@ def _watch_losses(
     watch: RiskMonitor,
     certificate: Certificate | None,
     state: Path | None,
-) -> NoReturn:
+) -> bool:
     delta, counted = watch.delta, None
     if certificate is not None and certificate.max_tokens is not None:
         counted = partial(
@@ -171,7 +170,7 @@ def _watch_losses(
     if watch.alarm:
         where = f"row {row} of {log} (counted from 0)" if row is not None else "an earlier log"
         print(f"Alarm at {where}. Serve the full model, and calibrate afresh on requests of today.")
-    raise typer.Exit(3 if watch.alarm else 0)
+    return watch.alarm
 
 
 def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
@@ -181,11 +180,7 @@ def _restored(path: Path, fresh: RiskMonitor) -> RiskMonitor:
         raise RiskcalError(f"{path}: cannot be read ({error.strerror}).") from None
     except RiskcalError as error:
         raise RiskcalError(f"{path}: {error}") from None
-    for name, value in fresh.parameters.items():
-        if saved.parameters[name] != value:
-            raise RiskcalError(
-                f"{path}: {name} is {saved.parameters[name]} there but {value} here; use the same options, or another file."
-            )
+    refuse_other_options(path, saved, fresh)
     return saved
 
 

@@ -7,11 +7,14 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from riskcal import _replacing
 from riskcal._validate import RiskcalError
 from riskcal.cli import loss_log
 from riskcal.cli.standard_input import Arriving
+from riskcal.monitor import RiskMonitor
+from riskcal.policy.certificate import Certificate
 from riskcal.serving.reader import parsed
 from riskcal.serving.watch import EventWatch
 
@@ -60,12 +63,7 @@ def watch_events(
     Of lines that are ``arriving`` the state is left, and what drifted told, before more are waited for.
     """
     watch = EventWatch.load(state) if state is not None and state.exists() else fresh
-    for name, value in fresh.monitor.parameters.items():
-        if watch.monitor.parameters[name] != value:
-            raise RiskcalError(
-                f"{state}: {name} is {watch.monitor.parameters[name]} there but {value} here; use the same options, "
-                "or another file."
-            )
+    refuse_other_options(state, watch.monitor, fresh.monitor)
     if (watch.drift is None) != (fresh.drift is None):
         had = "without" if watch.drift is None else "with"
         raise RiskcalError(f"{state}: was begun {had} --reference; go on so, or use another file.")
@@ -117,6 +115,28 @@ def watch_events(
     if odd:
         print(f"odd: {_listed(odd)}")
     return watch
+
+
+def monitor_of(certificate: Certificate | None, delta: Any, **options: Any) -> RiskMonitor:
+    """A monitor of what a certificate tolerates, or of ``delta`` in the place of that, within the certificate's bounds."""
+    if delta is None and certificate is not None:
+        delta = certificate.delta
+    if delta is None or isinstance(delta, dict):
+        raise RiskcalError(
+            "delta: neither given nor certified for one risk; give --delta, or a --policy that is."
+        )
+    if certificate is not None:
+        options |= {"lower": certificate.lower, "upper": certificate.upper}
+    return RiskMonitor(delta, **options)
+
+
+def refuse_other_options(state: Path | None, saved: RiskMonitor, fresh: RiskMonitor) -> None:
+    """Refuse to go on with a monitor that was saved under other options."""
+    for name, value in fresh.parameters.items():
+        if saved.parameters[name] != value:
+            raise RiskcalError(
+                f"{state}: {name} is {saved.parameters[name]} there but {value} here; use the same options, or another file."
+            )
 
 
 class _Looks:

@@ -10,8 +10,7 @@ from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
 from riskcal.cli.log_options import ColumnsOption, CoordinateOption, DirectionOption, KeepOption
-from riskcal.cli.monitor_events import is_event_log
-from riskcal.monitor import RiskMonitor
+from riskcal.cli.monitor_events import is_event_log, monitor_of
 from riskcal.policy import ExitPolicy
 from riskcal.records import COSTS, Runs, Traces, files, renaming, retries
 from riskcal.records.columns import are_traces
@@ -132,12 +131,7 @@ def _refuse_unused(reading: dict[str, Any], *used: str) -> None:
 def _watch(source: Path, options: dict[str, Any]) -> EventWatch:
     policy = options.pop("policy", None)
     certificate = None if policy is None else policy.certificate
-    bounds = {} if certificate is None else {"lower": certificate.lower, "upper": certificate.upper}
-    tolerated = options.pop("delta", None if certificate is None else certificate.delta)
-    if tolerated is None or isinstance(tolerated, dict):
-        raise RiskcalError(
-            "delta: an event log does not say what was tolerated; give --delta, or a --policy that is certified for one risk."
-        )
-    return EventWatch(RiskMonitor(tolerated, epsilon=options.pop("epsilon", 0.05), **bounds)).read(
+    epsilon = options.pop("epsilon", 0.05)
+    return EventWatch(monitor_of(certificate, options.pop("delta", None), epsilon=epsilon)).read(
         source
     )

@@ -13,6 +13,7 @@ from riskcal import _replacing, plots
 from riskcal._validate import RiskcalError
 from riskcal.calibration import TESTS
 from riskcal.cli.app import app
+from riskcal.cli.calibrate import new_figure
 from riskcal.cli.log_options import (
     ColumnsOption,
     CoordinateOption,
@@ -109,12 +110,8 @@ def _print_trials(table: pd.DataFrame, title: str) -> None:
 
 
 def _trials_figure(table: pd.DataFrame, path: Path) -> "Figure":
-    if path.suffix not in (".png", ".pdf", ".svg"):
-        raise RiskcalError(f"--plot: {path} ends in none of .png, .pdf and .svg.")
+    figure = new_figure(path)
     if "layers" not in table:
         raise RiskcalError("--plot: the runs have no column layers to draw.")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
     plots.trials_curve(table, ax=figure.subplots())
     return figure

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,7 +56,10 @@ class Procedure(ABC):
         return np.full(k, epsilon / k)
 
     def begins(self, epsilon: float, k: int) -> Floats:
-        """The p-value (k,) that certifies a hypothesis before any other is; 0 for those that come later."""
+        """The p-value (k,) that certifies a hypothesis before any other is; 0 for those that cannot come first.
+
+        Where a pilot chooses the order, each of them can.
+        """
         return np.full(k, epsilon / k)
 
     @abstractmethod
@@ -74,13 +77,11 @@ class Procedure(ABC):
     @property
     def preregistered(self) -> str | None:
         """Digest of the order, weights and transitions that were given; None if none were."""
-        names = ("order", "weights", "transitions")
-        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        names, options = ("order", "weights", "transitions"), self.options
+        given = [name for name in names if name in options]
         if not given:
             return None
-        text = json.dumps(
-            {name: np.asarray(value, dtype=np.float64).tolist() for name, value in given.items()}
-        )
+        text = json.dumps({name: np.array(options[name], np.float64).tolist() for name in given})
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -238,8 +239,11 @@ class Graphical(Fallback):
             )
 
     def rejected(self, pvalues: ArrayLike, epsilon: float) -> NDArray[np.bool_]:
-        shares, edges = self.shares(np.size(np.asarray(pvalues))), self.transitions
-        return rules.graphical(pvalues, epsilon, shares, [] if edges is None else edges)
+        shares, edges = (
+            self.shares(np.size(np.asarray(pvalues))),
+            cast("ArrayLike", self.transitions),
+        )
+        return rules.graphical(pvalues, epsilon, shares, edges)
 
 
 @dataclass(frozen=True, eq=False)

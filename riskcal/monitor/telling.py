@@ -34,10 +34,11 @@ def html(monitor: "RiskMonitor") -> str:
     return f"<p{style}>{_html.escape(sentence(monitor))}</p>"
 
 
-def picture(monitor: "RiskMonitor", shares: Floats, growth: Floats, limit: float, ax: Any) -> Any:
-    """Each bet's capital, ``exp(growth)``, beside the limit of their mean."""
-    table = pd.DataFrame({"share": shares, "capital": np.exp(np.minimum(growth, _LARGEST))})
-    axes = plots.bets(table, limit=limit, ax=ax)
+def picture(monitor: "RiskMonitor", shares: Floats, growth: Floats, ax: Any) -> Any:
+    """Each bet's capital, whose mean is the monitor's ``evalue``, beside its ``limit``."""
+    capital = np.exp if monitor.average_run_length is None else np.expm1
+    table = pd.DataFrame({"share": shares, "capital": capital(np.minimum(growth, _LARGEST))})
+    axes = plots.bets(table, limit=monitor.limit, ax=ax)
     said = f"{monitor.n:,} losses" + (", alarm" if monitor.alarm else "")
     axes.set_title(said, loc="right", fontsize="small")
     return axes

@@ -167,7 +167,7 @@ class RiskMonitor:
         from riskcal.monitor import kernels
 
         state = (self._unit(self.delta), self._bets, self._growth, self._totals)
-        ends = (self.average_run_length is not None, self._limit)
+        ends = (self.average_run_length is not None, self._log_limit)
         if known is None or self.proxy is None:
             first = kernels.watch(unit, weights, *state, *ends)
         else:
@@ -305,7 +305,7 @@ class RiskMonitor:
         result._totals = np.sum([monitor._totals for monitor in monitors], axis=0)
         result._sums = np.sum([monitor._sums for monitor in monitors], axis=0)
         result.n = sum(monitor.n for monitor in monitors)
-        reached = special.logsumexp(result._growth) - math.log(BETS) >= result._limit
+        reached = special.logsumexp(result._growth) - math.log(BETS) >= result._log_limit
         if reached or (not ville and any(monitor.alarm for monitor in monitors)):
             result.alarm_at = result.n
         return result
@@ -341,7 +341,7 @@ class RiskMonitor:
         return result
 
     @property
-    def _limit(self) -> float:
+    def _log_limit(self) -> float:
         """Logarithm of what the mean of ``exp(growth)`` has to reach."""
         return (
             -math.log(self.epsilon)
@@ -375,7 +375,7 @@ class RiskMonitor:
 
     def plot(self, ax: Any = None) -> Any:
         """The capital of each bet that the risk is above delta, and where the alarm is raised; returns the axes."""
-        return telling.picture(self, self._shares(), self._growth, math.exp(self._limit), ax)
+        return telling.picture(self, self._shares(), self._growth, ax)
 
     def __repr__(self) -> str:
         return f"RiskMonitor: {telling.sentence(self)}"

@@ -172,15 +172,12 @@ def bets(table: pd.DataFrame, *, limit: float, ax: "Axes | None" = None) -> "Axe
     >>> axes = riskcal.plots.bets(table, limit=20)  # as RiskMonitor.plot draws its own
     """
     ax, style = new_axes(ax), current()
-    least = float(np.finfo(float).tiny)
-    ax.plot(
-        table["share"], table["capital"].clip(lower=least), "o", color=style.loss, label="one bet"
-    )
-    mean = max(float(table["capital"].mean()), least)
+    ax.plot(table["share"], table["capital"], "o", color=style.loss, label="one bet")
+    mean = float(table["capital"].mean())
     ax.axhline(mean, color=style.loss, linewidth=style.line, label=f"their mean: {mean:.3g}")
     label = f"alarm at {limit:.4g}"
     ax.axhline(limit, color=style.delta, linestyle="--", linewidth=style.line, label=label)
-    ax.set_yscale("log")
+    ax.set_yscale("log")  # capitals of 0, with which an e-detector begins, have no place on it
     ax.set_xlabel("stake, as a share of the largest")
     ax.set_ylabel(in_lines("capital of the bets that the risk is above delta"))
     legend_above(ax)

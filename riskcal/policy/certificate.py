@@ -70,22 +70,64 @@ class Certificate(Frozen):
 
     The statement: with probability at least ``1 - epsilon_spent`` over the draw of the calibration prompts, the expected
     loss of a new prompt is at most ``delta``. It is about the mean over the population the prompts were drawn from, not
-    about a single prompt or a stratum. ``weighting`` says which mean: over ``"prompts"``, over ``"clusters"`` of them, each
-    counting alike whatever its size, or over the ``"requests"`` of clusters of at most ``max_cluster``; None in certificates
-    from before this was said (prompts, or clusters where the records had them).
+    about a single prompt or a stratum.
 
     Objective ``"agreement"`` (`riskcal.heads.certified`) is about each head that is used, and about all of them together:
     ``delta`` is 1 - agreement, and the loss of a prompt of at most ``max_tokens`` tokens is that of
     `riskcal.heads.request_loss`, whose mean is at most delta exactly where of all tokens that exit a share of at least 1 - delta
-    agrees with the full model. Where ``layers_given`` is false nobody said after which layers the heads stand, and the columns
-    were taken for layers 1 to K.
+    agrees with the full model.
 
-    With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is None where nothing could be certified
-    and the policy is the full model, and where simultaneous bounds were used instead. ``pilot_n`` units, whose ids hash to
-    ``pilot_digest``, chose the order of the tests and were not tested. ``stopped`` says by which tests a recording left lower
-    thresholds out, None if it did not. ``policy_digest`` names the policy that was certified: a file in which a setting was
-    changed since is refused. By ``asked`` `riskcal.verify` does the calibration again; it is None in certificates from before
-    it was kept.
+    Attributes
+    ----------
+    delta : float or dict
+        The tolerated expected loss; with several risks at once one entry for each.
+    epsilon : float
+        The probability of error that was asked for: of all planned attempts together, or of all classes.
+    epsilon_spent : float
+        What of it this certificate may fail with: epsilon, or an attempt's or a class's part.
+    attempt : int or None
+        Which of a planned series; attempt j spends ``6 epsilon / (pi j)^2``. None: the only one, with all of epsilon.
+    objective : str
+        Names of what is controlled, joined by ``+``.
+    lower, upper : float
+        The losses' known bounds; with several risks the widest of those that are no costs.
+    test, procedure : str
+        Names of the test of one candidate, and of the procedure over all.
+    starts : int
+        Of a fixed sequence, from how many places it began; otherwise 1.
+    n : int
+        Independent units that were tested: prompts, or clusters of prompts.
+    k : int
+        Candidates that were tested, the full model not counted.
+    pvalue : float or None
+        Of the policy that was chosen. None where nothing could be certified and the policy is the full model, and where
+        simultaneous bounds were used instead.
+    records_digest : str
+        Fingerprint of the records, by which `riskcal.verify` tells whether it was given the same.
+    pilot_n : int
+        Units that chose the order of the tests and were not tested.
+    pilot_digest : str or None
+        What their ids hash to.
+    stopped : Stop or None
+        By which tests a recording left lower thresholds out, None if it did not.
+    preregistered : str or None
+        Digest of an order, weights and transitions that were given.
+    policy_digest : str or None
+        Of the certified policy's settings: a file in which one was changed since is refused.
+    max_tokens : int or None
+        Of heads: the most tokens that a prompt can have.
+    layers_given : bool or None
+        Of heads: whether somebody said after which layers they stand; otherwise the columns were taken for layers 1 to K.
+    weighting : {"prompts", "clusters", "requests"} or None
+        Which mean is certified: over prompts, over clusters of them, each counting alike whatever its size, or over the
+        requests of clusters of at most ``max_cluster``. None in certificates from before this was said (prompts, or clusters
+        where the records had them).
+    max_cluster : int or None
+        The most requests of a cluster, fixed beforehand.
+    asked : Asked or None
+        By which `riskcal.verify` does the calibration again; None in certificates from before it was kept.
+    versions : dict
+        Of what the figures were computed with.
 
     Examples
     --------
@@ -104,31 +146,19 @@ class Certificate(Frozen):
     test: str
     procedure: str
     starts: int = Field(ge=1)
-    n: int = Field(ge=1, description="independent units: prompts, or clusters of prompts")
-    k: int = Field(ge=0, description="candidates tested, the full model not counted")
+    n: int = Field(ge=1)
+    k: int = Field(ge=0)
     pvalue: Annotated[float, Field(ge=0, le=1)] | None
     records_digest: str
     pilot_n: int = Field(default=0, ge=0)
     pilot_digest: str | None = None
     stopped: Stop | None = None
-    preregistered: str | None = Field(
-        default=None, description="digest of an order, weights and transitions that were given"
-    )
-    policy_digest: str | None = Field(
-        default=None, description="digest of the certified policy's settings"
-    )
-    max_tokens: int | None = Field(
-        default=None, ge=1, description="of heads: the most tokens that a prompt can have"
-    )
-    layers_given: bool | None = Field(
-        default=None, description="of heads: whether their layers were said, or counted"
-    )
-    weighting: Literal["prompts", "clusters", "requests"] | None = Field(
-        default=None, description="what the certified mean is taken over"
-    )
-    max_cluster: int | None = Field(
-        default=None, ge=1, description="most requests of a cluster, fixed beforehand"
-    )
+    preregistered: str | None = None
+    policy_digest: str | None = None
+    max_tokens: int | None = Field(default=None, ge=1)
+    layers_given: bool | None = None
+    weighting: Literal["prompts", "clusters", "requests"] | None = None
+    max_cluster: int | None = Field(default=None, ge=1)
     asked: Asked | None = None
     versions: dict[str, str]
 

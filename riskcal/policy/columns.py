@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,43 +135,44 @@ def from_columns(
         given["schedule"] = _recorded_schedule(row, schedule)
     elif chosen is not None and ("temperature" in columns or "policy" in columns):
         given["schedule"] = Constant()
+    written: dict[str, Any] = {}
     if "policy" in columns:
-        given |= _recorded_fields(kind, str(row["policy"]))
+        fields, written = _recorded_fields(kind, str(row["policy"]))
+        given |= fields
     vector = given.pop("thresholds", None)
-    if vector is not None and chosen is not None:
-        alike = table.loc[table["policy"] == row["policy"], "threshold"]
-        if alike.nunique() > 1:
-            raise RiskcalError(
-                f"thresholds: the column policy holds the same where threshold is {alike.min():g} and where it is "
-                f"{alike.max():g}; leave them out there, or number the vectors in the column threshold, one number each."
-            )
-        if "thresholds" in columns:
-            raise RiskcalError(
-                "thresholds: in its column and in the column policy; record one of the two."
-            )
-    elif "thresholds" in columns:
-        cells = _validate.from_json(str(row["thresholds"]))
-        vector = {int(layer): value for layer, value in cells.items()}
-    if vector is not None and chosen is not None:  # the column threshold is but its number
-        given |= {"threshold": math.inf, "thresholds": vector}
-    if "learned" in columns and chosen is not None:
-        given["learned"] = recorded_limit(str(row["learned"]))
     others = [name for name in columns if name not in ("threshold", *CANDIDATE_COLUMNS)]
     own = [name for name in others if name in kind.model_fields]
-    written = _validate.from_json(str(row["policy"])) if "policy" in columns else {}
     if chosen is None:  # the full model has no setting of exits, and is told from no candidate
         own = [name for name in own if name in _OF_MODELS and table[name].nunique() == 1]
-    for name in own:
-        value = _filling(name, row[name])
-        if name in written and written[name] != value:
-            raise RiskcalError(
-                f"{name}: {value!r} in its column, but {written[name]!r} in the column policy; record one of the two."
-            )
-        given[name] = value
-    free = [name for name in others if name not in kind.model_fields]
-    if chosen is not None and free:
+        return given | {name: _filling(name, row[name], written) for name in own}
+    if (vector := _vector(table, row, vector)) is not None:
+        given |= {"threshold": math.inf, "thresholds": vector}  # the column is but its number
+    if "learned" in columns:
+        given["learned"] = recorded_limit(str(row["learned"]))
+    given |= {name: _filling(name, row[name], written) for name in own}
+    if free := [name for name in others if name not in own]:
         given["coordinates"] = {name: _held(row[name]) for name in free}
     return given
+
+
+def _vector(table: pd.DataFrame, row: pd.Series, in_policy: Any) -> Any:
+    """A candidate's thresholds by layer, of the column policy or their own; None where it has but one."""
+    if in_policy is None:
+        if "thresholds" not in table:
+            return None
+        cells = _validate.from_json(str(row["thresholds"]))
+        return {int(layer): value for layer, value in cells.items()}
+    alike = table.loc[table["policy"] == row["policy"], "threshold"]
+    if alike.nunique() > 1:
+        raise RiskcalError(
+            f"thresholds: the column policy holds the same where threshold is {alike.min():g} and where it is "
+            f"{alike.max():g}; leave them out there, or number the vectors in the column threshold, one number each."
+        )
+    if "thresholds" in table:
+        raise RiskcalError(
+            "thresholds: in its column and in the column policy; record one of the two."
+        )
+    return in_policy
 
 
 def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
@@ -191,15 +193,20 @@ def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
     return given
 
 
-def _filling(name: str, value: Any) -> Any:
-    """What a column of the name of an `ExitPolicy` field puts into it."""
+def _filling(name: str, value: Any, written: Mapping[str, Any]) -> Any:
+    """What a column of the name of an `ExitPolicy` field puts into it; nothing else than what the column policy says."""
     held = _held(value)
     if name not in (*_OF_EXITS, *_OF_MODELS):
         raise RiskcalError(
             f"{name}: {held!r} cannot stand in the policy's field of that name, which is no single number or text. Rename the "
             "column, to have it among the policy's coordinates, or record the field as JSON in a column policy."
         )
-    return int(held) if isinstance(held, float) and held.is_integer() else held
+    filling = int(held) if isinstance(held, float) and held.is_integer() else held
+    if name in written and written[name] != filling:
+        raise RiskcalError(
+            f"{name}: {filling!r} in its column, but {written[name]!r} in the column policy; record one of the two."
+        )
+    return filling
 
 
 def _held(value: Any) -> Any:
@@ -208,10 +215,10 @@ def _held(value: Any) -> Any:
     return "full" if isinstance(plain, float) and math.isinf(plain) else plain
 
 
-def _recorded_fields(kind: "type[ExitPolicy]", text: str) -> dict[str, Any]:
+def _recorded_fields(kind: "type[ExitPolicy]", text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The fields that a cell of the column ``policy`` holds: those without a column of their own, thresholds per exit perhaps.
 
-    Whoever writes that column names everything: what it leaves out had its default.
+    Whoever writes that column names everything: what it leaves out had its default. Beside them, what it does not leave out.
     """
     try:
         fields = _once(text)
@@ -230,4 +237,5 @@ def _recorded_fields(kind: "type[ExitPolicy]", text: str) -> dict[str, Any]:
         name for name in kind.model_fields if name not in (*FIELDS_ELSEWHERE, *_OF_MODELS, "config")
     ]
     given = {name: getattr(recorded, name) for name in (*said, *fields)}
-    return given | {name: given[name] or DEFAULTS[name] for name in ("cache", "batching")}
+    given |= {name: given[name] or DEFAULTS[name] for name in ("cache", "batching")}
+    return given, fields

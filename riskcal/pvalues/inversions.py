@@ -12,9 +12,7 @@ from scipy import special
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.pvalues.losses import TINY
-
-#: Slack on a sum before it counts as the next integer, as in `riskcal.pvalues.bentkus`.
-_ROUNDING = 1e-9
+from riskcal.pvalues.sums import binomial_cdf, rounded_up
 
 
 def hoeffding(total: Floats, n: int, level: float) -> Floats:
@@ -30,7 +28,7 @@ def clopper_pearson(count: Floats, n: int, level: float) -> Floats:
 
 def bentkus(total: Floats, n: int, level: float) -> Floats:
     """That of the sum rounded up, at a level smaller by e."""
-    return clopper_pearson(np.ceil(total - _ROUNDING * np.maximum(total, 1.0)), n, level / math.e)
+    return clopper_pearson(rounded_up(total), n, level / math.e)
 
 
 def hoeffding_bentkus(total: Floats, n: int, level: float) -> Floats:
@@ -64,7 +62,7 @@ def convex_order(total: Floats, n: int, level: float) -> Floats:
         step = (
             area
             * (np.log(area / (t - s)) - math.log(level))
-            / (n * _binomial_cdf(t - 1.0, n - 1, delta))
+            / (n * binomial_cdf(t - 1.0, n - 1, delta))
         )
         bound[open_] = np.clip(delta + step, s / n, delta)
         open_[open_] = -step > 1e-14
@@ -77,7 +75,7 @@ def _best_integer(total: Floats, n: int, delta: Floats) -> Floats:
     while (low < high).any():
         middle = np.floor(0.5 * (low + high))
         # the bound rises from t to t + 1 where (t - total) P(B <= t) >= E max(0, t - B)
-        rises = (middle - total) * _binomial_cdf(middle, n, delta) >= _shortfall(middle, n, delta)
+        rises = (middle - total) * binomial_cdf(middle, n, delta) >= _shortfall(middle, n, delta)
         low, high = np.where(rises, low, middle + 1.0), np.where(rises, middle, high)
     return low
 
@@ -85,17 +83,8 @@ def _best_integer(total: Floats, n: int, delta: Floats) -> Floats:
 def _shortfall(t: Floats, n: int, delta: Floats) -> Floats:
     """E max(0, t - B) for B ~ Bin(n, delta)."""
     return np.maximum(
-        t * _binomial_cdf(t - 1.0, n, delta) - n * delta * _binomial_cdf(t - 2.0, n - 1, delta),
+        t * binomial_cdf(t - 1.0, n, delta) - n * delta * binomial_cdf(t - 2.0, n - 1, delta),
         TINY,
-    )
-
-
-def _binomial_cdf(count: Floats, n: int, delta: Floats) -> Floats:
-    inside = np.clip(count, 0.0, n - 1.0)
-    return np.where(
-        count < 0,
-        0.0,
-        np.where(count >= n, 1.0, special.betainc(n - inside, inside + 1.0, 1.0 - delta)),
     )
 
 

@@ -108,9 +108,7 @@ class OfSum(Method):
         self, totals: Floats, n: int, delta: float, *, lower: float, upper: float
     ) -> Floats:
         """P-values of sums (any shape) of n losses."""
-        width = upper - lower
-        unit = np.clip((totals.ravel() - n * lower) / width, 0.0, n)
-        sums = Sums(unit, n, (delta - lower) / width)
+        sums = Sums.of(totals.ravel(), n, delta, lower, upper)
         return pvalues_of(OF_SUMS[self.name], sums).reshape(totals.shape)
 
     def simulated(

@@ -25,6 +25,17 @@ class Sums(NamedTuple):
     n: int
     delta: float
 
+    @classmethod
+    def of(cls, total: Floats, n: int, delta: float, lower: float, upper: float) -> Sums:
+        """Of the sums (k,) of n losses in [lower, upper]; delta is never rounded to 0 or 1."""
+        tolerated = min(max((delta - lower) / (upper - lower), TINY), 1.0 - 2.0**-53)
+        return cls(unit_total(total, n, lower, upper), n, tolerated)
+
+
+def unit_total(total: Floats, n: int, lower: float, upper: float) -> Floats:
+    """What the sums of n losses in [lower, upper] are where these are mapped to [0, 1]."""
+    return np.clip((total - n * lower) / (upper - lower), 0.0, n)
+
 
 def hoeffding(
     losses: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
@@ -139,16 +150,12 @@ def sums_of(losses: ArrayLike, delta: float, lower: float, upper: float) -> Sums
     tolerated = _validate.tolerance(delta, low, high)
     # sums, never n * mean: 100 * (7 / 100) is above 7 in floating point
     matrix, total = matrix_and_sums(losses, low, high)
-    n = len(matrix)
-    if (low, high) != (0.0, 1.0):
-        total = (total - n * low) / (high - low)
-        # never rounded to 0 or 1
-        tolerated = min(max((tolerated - low) / (high - low), TINY), 1.0 - 2.0**-53)
-    return Sums(np.clip(total, 0.0, n), n, tolerated)
+    return Sums.of(total, len(matrix), tolerated, low, high)
 
 
 def _binomial(s: Sums) -> Floats:
-    return _binomial_cdf(s.total, s)
+    distinct, where = np.unique(s.total, return_inverse=True)
+    return binomial_cdf(distinct, s.n, s.delta)[where]
 
 
 def _hoeffding(s: Sums) -> Floats:
@@ -156,9 +163,7 @@ def _hoeffding(s: Sums) -> Floats:
 
 
 def _bentkus(s: Sums) -> Floats:
-    return np.minimum(
-        1.0, math.e * _binomial_cdf(np.ceil(s.total - _ROUNDING * np.maximum(s.total, 1.0)), s)
-    )
+    return np.minimum(1.0, math.e * _binomial(s._replace(total=rounded_up(s.total))))
 
 
 def _hoeffding_bentkus(s: Sums) -> Floats:
@@ -188,13 +193,16 @@ def _convex_order(s: Sums) -> Floats:
     return bound
 
 
-def _binomial_cdf(count: Floats, s: Sums) -> Floats:
-    """P(Bin(n, delta) <= count) by the incomplete beta function, accurate far into the tail; each count once."""
-    distinct, where = np.unique(np.clip(count, 0, s.n), return_inverse=True)
-    inside = np.minimum(distinct, s.n - 1)
-    return np.where(
-        distinct >= s.n, 1.0, special.betainc(s.n - inside, inside + 1.0, 1.0 - s.delta)
-    )[where]
+def rounded_up(total: Floats) -> Floats:
+    """Sums as the next whole numbers."""
+    return np.ceil(total - _ROUNDING * np.maximum(total, 1.0))
+
+
+def binomial_cdf(count: Floats, n: int, delta: float | Floats) -> Floats:
+    """P(Bin(n, delta) <= count) by the incomplete beta function, accurate far into the tail."""
+    inside = np.clip(count, 0.0, n - 1.0)
+    below_n = special.betainc(n - inside, inside + 1.0, 1.0 - delta)
+    return np.where(count < 0, 0.0, np.where(count >= n, 1.0, below_n))
 
 
 def pvalues_of(test: Callable[[Sums], Floats], s: Sums) -> Floats:

@@ -32,8 +32,7 @@ def fields_of(
     """
     grid = _validate.threshold_grid(thresholds, allow_full=True)
     _validate.choice(source, "source", ("generated", "replayed"))
-    if not isinstance(exact, bool | np.bool_):
-        raise RiskcalError(f"exact: {_validate.shown(exact)} is neither True nor False.")
+    exact = _validate.truth(exact, "exact")
     further = costs_.named(costs)
     for name in values:
         _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *costs_.COSTS))
@@ -82,7 +81,7 @@ def fields_of(
     if "dissimilarity" in measured and "failed" in fields["full"]:  # nothing can be near it
         measured["dissimilarity"][fields["full"]["failed"] > 0] = 1.0
     candidates = pd.DataFrame({"threshold": grid[finite]})
-    own = {"candidates": candidates, "values": measured, "source": source, "exact": bool(exact)}
+    own = {"candidates": candidates, "values": measured, "source": source, "exact": exact}
     return fields | own
 
 
@@ -97,7 +96,7 @@ def refuse_other_order(table: Any, grid: Floats, name: str) -> None:
 
 
 def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str, NDArray[Any]]:
-    """Every matrix (n, k), all of one shape; losses and costs are looked at column by column where some outputs failed."""
+    """Every matrix (P, k), all of one shape; losses and costs are looked at column by column where some outputs failed."""
     matrices: dict[str, NDArray[Any]] = {}
     shape: tuple[int, ...] | None = None
     for name, value in values.items():
@@ -134,7 +133,7 @@ def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str,
 
 
 def _labels(labels: Mapping[str, ArrayLike | None], n: int) -> dict[str, Any]:
-    """What was given of each prompt, (n,); without ids they are numbered."""
+    """What was given of each prompt, (P,); without ids they are numbered."""
     given: dict[str, Any] = {"prompt": np.arange(n)}
     for name, label in labels.items():
         if label is None:

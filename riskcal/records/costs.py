@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS
-from riskcal.records import exits
+from riskcal.records import candidates, exits
 from riskcal.records import names as names_
 from riskcal.records.exits import Lengths, PerExit
 
@@ -85,9 +85,7 @@ def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) ->
 
 def columns_named(names: Any, candidate_columns: Sequence[str]) -> list[str]:
     """The columns of a table that were named as costs, beside those of `COSTS`."""
-    if isinstance(names, str) or not isinstance(names, Iterable):
-        raise RiskcalError(f"costs: {names!r} is no list of names of columns.")
-    found = [refuse_name(name) for name in names]
+    found = [refuse_name(name) for name in candidates.column_names(names, "costs")]
     for name in found:
         if name in candidate_columns:
             raise RiskcalError(

@@ -74,7 +74,7 @@ def content_order(*columns: ArrayLike) -> NDArray[np.intp]:
     Parameters
     ----------
     *columns : (n,) or (n, k)
-        The losses of each unit, on the unit interval; differences below a billionth do not count.
+        The losses of each unit, on the unit interval; what counts of one is the multiple of 2^-30 that it is nearest to.
 
     Returns
     -------

@@ -48,22 +48,22 @@ def fields_of(
     values = _values(frame, measured, spent, failed, is_full)
     # of each row its prompt's number, by first appearance as in `ids` and `labels`; what is returned is in tested order
     code, ids = pd.factorize(prompt)
-    n = len(ids)
-    if n < 2:
+    n_prompts = len(ids)
+    if n_prompts < 2:
         raise RiskcalError(
-            f"prompt: only {n} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
+            f"prompt: only {n_prompts} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
         )
     labels = {
-        name: _label(frame, name, code, n)
+        name: _label(frame, name, code, n_prompts)
         for name in ("cluster", "group", "text")
         if name in frame.columns
     }
     order = tested_order(ids)  # from first appearance to tested order: ids[order]
-    rank = np.empty(n, dtype=np.intp)  # and back: what is in tested order, [rank]
-    rank[order] = np.arange(n)
+    rank = np.empty(n_prompts, dtype=np.intp)  # and back: what is in tested order, [rank]
+    rank[order] = np.arange(n_prompts)
     prompt_of_row = rank[code]  # its place in tested order
     if failed.any():
-        _credit_nobody(values, failed & is_full, is_full, code, n)
+        _credit_nobody(values, failed & is_full, is_full, code, n_prompts)
     if "failed" in frame.columns:
         values["failed"] = failed.astype(np.float64)
 
@@ -84,8 +84,8 @@ def fields_of(
         failed="failed" in frame,
     )
     place = prompt_of_row[ran], candidate_of_row[ran]
-    shape = n, len(candidates)
-    if len(ran) < n * len(candidates):
+    shape = n_prompts, len(candidates)
+    if len(ran) < n_prompts * len(candidates):
         present = np.zeros(shape, dtype=bool)
         present[place] = True
         _refuse_gaps(present[rank], ids, code, candidates, frame.index)
@@ -97,7 +97,7 @@ def fields_of(
 
     full: dict[str, Floats] = {}
     if is_full.any():
-        lacking = np.bincount(code[is_full], minlength=n) == 0
+        lacking = np.bincount(code[is_full], minlength=n_prompts) == 0
         if lacking.any():
             which = int(lacking.argmax())
             raise RiskcalError(
@@ -105,7 +105,7 @@ def fields_of(
                 "row (threshold inf), which other prompts have; record it for all or for none."
             )
         full = {
-            name: _full_model(value[is_full], prompt_of_row[is_full], n, name, ids[order])
+            name: _full_model(value[is_full], prompt_of_row[is_full], n_prompts, name, ids[order])
             for name, value in values.items()
         }
     source, exact = _provenance(frame)
@@ -187,22 +187,24 @@ def _credit_nobody(
     failed: NDArray[np.bool_],
     is_full: NDArray[np.bool_],
     code: NDArray[np.intp],
-    n: int,
+    n_prompts: int,
 ) -> None:
     """In ``values``, where the full model's own output failed: nothing is near it, and no candidate is credited for its risk."""
-    without = np.bincount(code[failed], minlength=n) > 0
+    without = np.bincount(code[failed], minlength=n_prompts) > 0
     if "dissimilarity" in values:
         values["dissimilarity"][~is_full & without[code]] = 1.0
     if "risk" in values:
         values["risk"][failed] = 0.0
 
 
-def _full_model(value: Floats, prompt: NDArray[np.intp], n: int, name: str, ids: Any) -> Floats:
-    """The full model's (n,), of one or more rows of each ``prompt``: with one outcome, and costs that are averaged."""
+def _full_model(
+    value: Floats, prompt: NDArray[np.intp], n_prompts: int, name: str, ids: Any
+) -> Floats:
+    """The full model's (P,), of one or more rows of each ``prompt``: with one outcome, and costs that are averaged."""
     # a sum of floats depends on its order, which must not be that of the rows
     together = np.lexsort((value, prompt))
     value, prompt = value[together], prompt[together]
-    first = np.searchsorted(prompt, np.arange(n))
+    first = np.searchsorted(prompt, np.arange(n_prompts))
     count = np.diff(np.r_[first, len(prompt)])
     lowest, highest = value[first], value[first + count - 1]
     differs = highest - lowest > _validate.TOLERANCE
@@ -216,10 +218,10 @@ def _full_model(value: Floats, prompt: NDArray[np.intp], n: int, name: str, ids:
     return np.where(highest > lowest, np.add.reduceat(value, first) / count, lowest)
 
 
-def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> NDArray[Any]:
-    """A prompt's label, (n,) in order of first appearance; it may not change within a prompt."""
+def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n_prompts: int) -> NDArray[Any]:
+    """A prompt's label, (P,) in order of first appearance; it may not change within a prompt."""
     column = columns.identifiers(frame[name], name).to_numpy()
-    first_row = np.full(n, -1, dtype=np.intp)
+    first_row = np.full(n_prompts, -1, dtype=np.intp)
     first_row[code[::-1]] = np.arange(len(code))[::-1]
     changed = column != column[first_row[code]]
     if np.any(changed):
@@ -321,7 +323,7 @@ def _full_risk(
     order: NDArray[np.intp],
     rank: NDArray[np.intp],
 ) -> Floats | None:
-    """The full model's risk (n,) in tested order, which ``order`` puts prompts into and ``rank`` takes them out of."""
+    """The full model's risk (P,) in tested order, which ``order`` puts prompts into and ``rank`` takes them out of."""
     if "full_risk" not in frame.columns:
         return full.get("risk")
     given = frame["full_risk"]

@@ -22,9 +22,6 @@ Keep = tuple[Literal["last", "first"], str]
 
 _ZONE = re.compile(r"(Z|z|[+-]\d\d:?\d\d|[T ]\d\d.*[+-]\d\d)$")
 
-#: What came of an attempt: to choose by it would select on the result.
-OUTCOMES = (*names_.OUTCOMES, *COSTS)
-
 
 def served(
     frame: pd.DataFrame,
@@ -41,7 +38,7 @@ def served(
     if keep is None:
         return frame
     which, name = _parsed(keep)
-    outcomes = {*OUTCOMES, *costs}
+    outcomes = {*names_.OUTCOMES, *COSTS, *costs}
     outcomes |= {sources[column] for column in outcomes if column in sources}
     if name in outcomes:
         raise RiskcalError(
@@ -136,9 +133,9 @@ def _refuse_truths(column: pd.Series, name: str) -> None:
 
 def _whole(column: pd.Series) -> NDArray[np.object_] | None:
     """Whole numbers of any size as they are, in objects or texts; None where they are others, or numpy has them already."""
-    texts = [str(value).strip() for value in column]
     if column.dtype.kind != "O" and not isinstance(column.iloc[0], str):
         return None
+    texts = [str(value).strip() for value in column]
     if not all(text.removeprefix("-").isdecimal() and len(text) < 1000 for text in texts):
         return None
     values = np.empty(len(texts), dtype=object)

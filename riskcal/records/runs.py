@@ -26,24 +26,25 @@ OBJECTIVES = {"textual": (0.0, 1.0), "risk": (-1.0, 1.0), "risk_clipped": (0.0, 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Runs:
-    """Losses and costs of real generations, for each of n prompts and k candidates.
+    """Losses and costs of real generations, for each of P prompts and k candidates.
 
     Build it with `read`, `from_frame` or `from_arrays`; each validates. Prompts stand in `tested_order` (those that are only
-    `numbered` in `content_order`), candidates from the highest threshold down, whatever the order of rows in the source.
+    `numbered` in `content_order`), candidates from the highest threshold down, whatever the order of rows in the source. Of
+    the losses that are tested there are n rows, one for each independent unit: a prompt, or a cluster of them.
 
     Attributes
     ----------
-    prompts : (n,) array
+    prompts : (P,) array
         Ids, integers or strings.
     candidates : DataFrame, k rows
         ``threshold`` and every further coordinate that was recorded.
-    values : mapping of name to (n, k) array
+    values : mapping of name to (P, k) array
         ``dissimilarity`` and ``risk`` in [0, 1], ``failed`` (0 or 1), ``layers`` and other costs, as far as recorded.
-    full : mapping of name to (n,) array
+    full : mapping of name to (P,) array
         The same for the full model's rows; empty if none were recorded.
-    full_risk : (n,) array or None
+    full_risk : (P,) array or None
         Risk of the full model's output.
-    labels : mapping of name to (n,) array
+    labels : mapping of name to (P,) array
         ``cluster``, ``group``, ``text`` where given.
     source : {"generated", "replayed"}
         Whether each candidate really ran, or was read off one teacher-forced path.
@@ -179,14 +180,14 @@ class Runs:
         ----------
         thresholds : (k,)
             One per column, in any order; an ``inf`` column holds the full model.
-        prompts : (n,), optional
-            Ids; default 0 to n - 1, which count as none (`riskcal.records.numbered`).
-        full_risk, cluster, group, text : (n,), optional
-        costs : mapping of name to (n, k) or (k,), optional
+        prompts : (P,), optional
+            Ids; default 0 to P - 1, which count as none (`riskcal.records.numbered`).
+        full_risk, cluster, group, text : (P,), optional
+        costs : mapping of name to (P, k) or (k,), optional
             Further costs, of any name: of each prompt and candidate, or of each candidate.
         lower_is_stricter : bool
             As in `from_frame`.
-        **values : (n, k)
+        **values : (P, k)
             ``dissimilarity``, ``risk``, ``failed``, ``layers``, ``tokens``, ``seconds``, ``flops``.
         """
         labels = {"prompt": prompts, "cluster": cluster, "group": group, "text": text}
@@ -238,7 +239,7 @@ class Runs:
 
     @property
     def group(self) -> NDArray[Any]:
-        """The stratum of each prompt, (n,)."""
+        """The stratum of each prompt, (P,)."""
         if "group" not in self.labels:
             raise RiskcalError("group: the column was not recorded; strata need one per prompt.")
         return self.labels["group"]
@@ -302,7 +303,7 @@ class Runs:
         return self.take(numbered_order(self.prompts, content_prints(*self.content())))
 
     def content(self) -> list[Floats]:
-        """The losses (n, k) and (n,) that put prompts without ids in order; one order, whichever end of the grid is strict."""
+        """The losses (P, k) and (P,) that put prompts without ids in order; one order, whichever end of the grid is strict."""
         high = self.directed(False).values
         content = [high[name] for name in ("dissimilarity", "risk") if name in high]
         return content if self.full_risk is None else [*content, self.full_risk]
@@ -328,7 +329,7 @@ class Runs:
         return self.unit_means(self.prompt_losses(objective))
 
     def prompt_losses(self, objective: str = "textual") -> Floats:
-        """As `losses`, one row for each prompt, (n prompts, k), whatever its cluster."""
+        """As `losses`, one row for each prompt, (P, k), whatever its cluster."""
         _validate.choice(objective, "objective", OBJECTIVES)
         if objective == "textual":
             return self._recorded("dissimilarity", objective)
@@ -342,7 +343,7 @@ class Runs:
         return np.maximum(difference, 0.0) if objective == "risk_clipped" else difference
 
     def unit_means(self, per_prompt: Floats) -> Floats:
-        """Average rows (n prompts, ...) within each independent unit; the rows themselves where there are no clusters."""
+        """Average rows (P, ...) within each independent unit; the rows themselves where there are no clusters."""
         if "cluster" not in self.labels:
             return per_prompt
         return means_within(per_prompt, self._unit_of_prompt)
@@ -373,15 +374,10 @@ class Runs:
 
     def _recorded(self, column: str, objective: str) -> Floats:
         if column not in self.values:
-            other, said = {
-                "risk": ("dissimilarity", "objective='textual' tests it"),
-            }.get(
-                column,
-                (
-                    "risk",
-                    "objective='risk' or 'risk_clipped' tests it (on the shell --objective risk)",
-                ),
-            )
+            other, said = "dissimilarity", "objective='textual' tests it"
+            if column == "dissimilarity":
+                other = "risk"
+                said = "objective='risk' or 'risk_clipped' tests it (on the shell --objective risk)"
             there = f" There is {other}: {said}." if other in self.values else ""
             raise RiskcalError(
                 f"{column}: objective {objective!r} needs this column, which was not recorded.{there}"

@@ -316,7 +316,7 @@ def _of_exits(given: Costs | None, traces: Traces) -> dict[str, Floats]:
 
 
 def _at_last(traces: Traces, cost: NDArray[Any], start: NDArray[np.intp]) -> Floats:
-    """What the full model costs each prompt, (n,): its rows' last exits."""
+    """What the full model costs each prompt, (P,): its rows' last exits."""
     if cost.shape == traces.confidence.shape:
         last = PerExit(cost, traces.lengths).last()
     else:

@@ -105,12 +105,12 @@ class Strata:
         """Take the attributes of a shadow, and the loss that it fed."""
         difficulty = told.get("riskcal.difficulty")
         if isinstance(difficulty, str) and difficulty:
-            _add(self.difficulties.setdefault(task, {}), difficulty, loss)
+            add(self.difficulties.setdefault(task, {}), difficulty, loss)
         for name, pair in mapping(told, "riskcal.token.classes").items():
             if isinstance(pair, list) and len(pair) == 2 and all(map(_validate.is_whole, pair)):
                 differing, tokens = pair
                 if 0 <= differing <= tokens and tokens:
-                    _add(self.classes.setdefault(task, {}), name, differing / tokens)
+                    add(self.classes.setdefault(task, {}), name, differing / tokens)
 
     def estimates(
         self, losses: Mapping[str, Seen], lower: float, upper: float
@@ -149,7 +149,8 @@ class Strata:
         return cls(**found)
 
 
-def _add(sums: ByName, name: str, value: float) -> None:
+def add(sums: ByName, name: str, value: float) -> None:
+    """One more of a name."""
     n, total = sums.get(name, (0, 0.0))
     sums[name] = (n + 1, total + value)
 

@@ -73,7 +73,10 @@ class KillSwitch:
 
     @property
     def pulled(self) -> bool:
-        """Whether it has been pulled: ask before every token. At most one look at the file system."""
+        """Whether it has been pulled: ask before every token. One look at the file system, and none once it is.
+
+        The look that finds the file reads the reason in it, for which an empty one is waited for.
+        """
         if self._first:
             return True
         if self.path is None:

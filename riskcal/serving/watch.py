@@ -15,7 +15,7 @@ from riskcal.serving.estimates import Interval, mean_interval
 from riskcal.serving.events import NAMES
 from riskcal.serving.place import files_of, known_by
 from riskcal.serving.reader import Events, events_in, parsed, request_id
-from riskcal.serving.strata import Strata, Stratum, is_number
+from riskcal.serving.strata import Strata, Stratum, add, is_number, mapping
 from riskcal.serving.watch_state import refuse_others
 
 
@@ -166,10 +166,8 @@ class EventWatch:
 
     def _fed(self) -> Self:
         """What drifts is told of many requests at once, which is quicker and the same."""
-        features, self._features = (
-            self._features,
-            {},
-        )  # first: what interrupts it must not feed them again
+        # first: what interrupts it must not feed them again
+        features, self._features = self._features, {}
         if self.drift is not None and features:
             self.drift.update(features)
         return self
@@ -190,54 +188,60 @@ class EventWatch:
         if _validate.is_whole(now):
             self.counts["backwards"] += now < self._clock
             self._clock = now
-        attributes = event.get("attributes")
-        attributes = attributes if isinstance(attributes, dict) else {}
-        task = str(attributes.get("riskcal.task") or "")
-        layers = attributes.get("riskcal.exit.layers")
-        if event["name"] == "riskcal.request.served" and isinstance(layers, dict):
-            tokens = {str(k): n for k, n in layers.items() if _validate.is_whole(n)}
-            self.layers.setdefault(task, Counter()).update(tokens)
-        identity = request_id(event)
-        if event["name"] == "riskcal.request.served":
-            self.strata.served(task, attributes)
-            if identity is None or identity not in self._served:
-                self._note(event)
-                if identity is not None and self.drift is not None:
-                    self._served[identity] = None
-        at_full_depth = bool(attributes.get("riskcal.full_depth"))
-        lost: Any = attributes.get("riskcal.events.lost")
+        told = mapping(event, "attributes")
+        lost: Any = told.get("riskcal.events.lost")
         if _validate.is_whole(lost) and lost > 0:
             self.counts["lost"] += lost
-        if event["name"] == "riskcal.request.served":
-            self.counts["full_depth"] += at_full_depth
-        if event["name"] == "riskcal.shadow.missing" and not at_full_depth:
-            nameless = f"\0{self.events[event['name']]}"
-            identity = nameless if identity is None else identity
-            if identity not in self._seen:
-                self._absent.setdefault(identity, task)
-        if event["name"] != "riskcal.shadow.evaluated" or at_full_depth:
+        takes = {
+            "riskcal.request.served": self._take_served,
+            "riskcal.shadow.missing": self._take_missing,
+            "riskcal.shadow.evaluated": self._take_evaluated,
+        }
+        if event["name"] in takes:
+            takes[event["name"]](event, str(told.get("riskcal.task") or ""), told)
+
+    def _take_served(self, event: dict[str, Any], task: str, told: dict[str, Any]) -> None:
+        self.counts["full_depth"] += bool(told.get("riskcal.full_depth"))
+        if isinstance(layers := told.get("riskcal.exit.layers"), dict):
+            tokens = {str(k): n for k, n in layers.items() if _validate.is_whole(n)}
+            self.layers.setdefault(task, Counter()).update(tokens)
+        self.strata.served(task, told)
+        identity = request_id(event)
+        if identity is None or identity not in self._served:
+            self._note(event)
+            if identity is not None and self.drift is not None:
+                self._served[identity] = None
+
+    def _take_missing(self, event: dict[str, Any], task: str, told: dict[str, Any]) -> None:
+        identity = request_id(event)
+        if identity is None:
+            identity = f"\0{self.events[event['name']]}"
+        if not told.get("riskcal.full_depth") and identity not in self._seen:
+            self._absent.setdefault(identity, task)
+
+    def _take_evaluated(self, event: dict[str, Any], task: str, told: dict[str, Any]) -> None:
+        if told.get("riskcal.full_depth"):
             return
+        identity = request_id(event)
         if identity is not None and identity in self._seen:
             self.counts["repeated"] += 1
             return
         if identity is not None:
             self._seen[identity] = None
             self._absent.pop(identity, None)
-        loss = attributes.get("riskcal.loss")
         try:
-            self.monitor.update(_number(loss))
+            loss = _number(told.get("riskcal.loss"))
+            self.monitor.update(loss)
         except RiskcalError:
             self.counts["failed"] += 1
             loss = self.monitor.upper
             self.monitor.update(loss)
-        n, total = self.losses.get(task, (0, 0.0))
-        self.losses[task] = (n + 1, total + float(loss or 0.0))
-        self.strata.evaluated(task, attributes, float(loss or 0.0))
+        add(self.losses, task, loss)
+        self.strata.evaluated(task, told, loss)
         self._note(event)
-        apart: Any = attributes.get("riskcal.token.disagreement")
+        apart: Any = told.get("riskcal.token.disagreement")
         if is_number(apart) and 0 <= apart <= 1:
-            n, total = self.disagreements.get(task, (0, 0.0))
-            self.disagreements[task] = (n + 1, total + float(apart))
+            add(self.disagreements, task, apart)
 
     def _note(self, event: dict[str, Any]) -> None:
         if self.drift is not None:

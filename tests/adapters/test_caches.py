@@ -18,7 +18,7 @@ EXACT = ("deferred", "recompute")
 def generated(model, policy, input_ids, mask, length=LENGTH):
     """A generation, and the cache that it leaves; its ``rows`` are those of the batch that it still holds."""
     decoder, caches = EarlyExitT5(model, classifier=CLASSIFIER), []
-    make = decoder._loop.run
+    make = decoder.loop.run
 
     def run(*given):
         made = make(*given)
@@ -33,7 +33,7 @@ def generated(model, policy, input_ids, mask, length=LENGTH):
         caches.append(cache)
         return made
 
-    decoder._loop.run = run
+    decoder.loop.run = run
     return decoder.generate(input_ids, mask, policy=policy, max_new_tokens=length), caches[0]
 
 
@@ -185,13 +185,13 @@ def test_row_6_the_controls_differ_from_the_projection(tiny_t5):
         decoder = EarlyExitT5(tiny_t5)
         input_ids, mask = prompts(1)
         with torch.inference_mode():
-            run = decoder._loop.run(
+            run = decoder.loop.run(
                 policy.model_copy(update={"cache": cache}), input_ids, mask.bool().numpy(), 4
             )
             table = policy.exit_thresholds(decoder.n_layers, 1)[0, :, None]
             for token in (5, 9, 17):
-                assert decoder._loop.step(run, [token], [0], table).exits == [2]
-            step = decoder._loop.step(
+                assert decoder.loop.step(run, [token], [0], table).exits == [2]
+            step = decoder.loop.step(
                 run, [3], [0], FULL.exit_thresholds(decoder.n_layers, 1)[0, :, None]
             )
         confidences[cache] = step.confidence[0]

@@ -85,13 +85,13 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(kin
     input_ids, mask = prompts(3)
     never = np.full((own.n_layers, 3), np.inf, dtype=np.float32)
     with torch.inference_mode():
-        run = own._loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
+        run = own.loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
         chosen = run.cache.first
         depths = [1, 3, 2, own.n_layers]
         for depth in depths:
             thresholds = never.copy()
             thresholds[depth - 1] = -1.0
-            step = own._loop.step(run, chosen, [0, 1, 2], thresholds)
+            step = own.loop.step(run, chosen, [0, 1, 2], thresholds)
             assert step.exits == [depth] * 3
             chosen = step.tokens
         cache = run.cache

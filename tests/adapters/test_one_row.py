@@ -100,7 +100,7 @@ def test_it_ends_where_an_end_token_is_said_and_nowhere_else(decoder, monkeypatc
     for at in (0, 15, 16, 30):
         ends = frozenset({free[at]})
         monkeypatch.setattr(
-            decoder._loop, "special", decoder._loop.special._replace(ends=tuple(ends))
+            decoder.loop, "special", decoder.loop.special._replace(ends=tuple(ends))
         )
         ours, other = both(decoder, FULL, ids, length=40)
         assert_same(ours, other)

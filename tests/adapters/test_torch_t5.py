@@ -206,17 +206,17 @@ def test_keys_and_values_of_skipped_layers_are_projections_of_the_exit_state(tin
     exits_at = [1, 3, 2, 1]  # whole steps at different depths; rows differ in the last one
     never = np.full((n_layers, 3), np.inf, dtype=np.float32)
     with torch.inference_mode():
-        run = decoder._loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
+        run = decoder.loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
         cache, chosen = run.cache, [0, 0, 0]
         for depth in exits_at:
             thresholds = never.copy()
             thresholds[depth - 1] = -1.0
-            step = decoder._loop.step(run, chosen, [0, 1, 2], thresholds)
+            step = decoder.loop.step(run, chosen, [0, 1, 2], thresholds)
             chosen, exits = step.tokens, step.exits
             assert exits == [depth] * 3
         thresholds = never.copy()
         thresholds[0, 1] = thresholds[2, 2] = -1.0
-        exits = decoder._loop.step(run, chosen, [0, 1, 2], thresholds).exits
+        exits = decoder.loop.step(run, chosen, [0, 1, 2], thresholds).exits
         assert exits == [n_layers, 1, 3]
         for index, block in enumerate(model.decoder.block):
             own, layer = block.layer[0].SelfAttention, cache.layers[index]
@@ -244,9 +244,9 @@ def test_layers_that_were_never_reached_are_never_opened(tiny_t5):
     decoder = EarlyExitT5(tiny_t5)
     input_ids, mask = prompts(2)
     with torch.inference_mode():
-        run = decoder._loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
+        run = decoder.loop.run(ExitPolicy(threshold=0.5), input_ids, mask.bool().numpy(), LENGTH)
         always = np.full((decoder.n_layers, 2), -1.0, dtype=np.float32)
-        decoder._loop.step(run, [0, 0], [0, 1], always)
+        decoder.loop.step(run, [0, 0], [0, 1], always)
     assert set(run.cache.layers) == {0}
 
 

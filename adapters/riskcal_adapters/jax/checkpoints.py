@@ -122,10 +122,10 @@ def _checked(
     named: Mapping[str, NDArray[Any]],
     config: Mapping[str, Any],
     generation: Mapping[str, Any],
-    asked: str,
+    where: str,
     given: str,
 ) -> T5:
-    shape = weights.read_shape(config, asked)
+    shape = weights.read_shape(config, where)
     weights.check(named, shape, given)
     return T5(shape, named, SimpleNamespace(**generation))
 

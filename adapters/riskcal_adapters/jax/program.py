@@ -176,7 +176,7 @@ def exit_layers(
     previous: Array,
     going: Array,
     needed: Array,
-    asked: Array,
+    measure: Array,
     holds: Callable[[Array], Array] | None = None,
 ) -> Left:
     """One position: run layers until every going row has exited, and make up for the layers that were skipped.
@@ -191,7 +191,7 @@ def exit_layers(
         Rows that have not ended.
     needed : (B, L) float32
         The confidence needed to exit.
-    asked : (B,) int32
+    measure : (B,) int32
         Codes of the rows' measures.
     holds : callable, optional
         Of tokens (B,), whether they may not leave early.
@@ -207,12 +207,12 @@ def exit_layers(
         bar = lax.dynamic_index_in_dim(needed, index, 1, keepdims=False)
         last = index == n_layers - 1
         looked_at = left.active & (bar < jnp.inf)
-        sure = measures.of_states(left.state, state, index == 0, asked, params.classifier)
-        reads = measures.by_logits(asked)
+        sure = measures.of_states(left.state, state, index == 0, measure, params.classifier)
+        reads = measures.by_logits(measure)
         # the head is costly: it is left out where nothing can exit, and where a measure without logits says that nothing does
         tokens, read = lax.cond(
             (looked_at & (last | reads | (sure >= bar))).any(),
-            lambda: measures.of_logits(logits(shape, params, state), asked, target),
+            lambda: measures.of_logits(logits(shape, params, state), measure, target),
             lambda: (jnp.zeros(batch, jnp.int32), jnp.zeros(batch, jnp.float32)),
         )
         sure = jnp.where(reads, read, sure)

@@ -37,13 +37,13 @@ class Memory(NamedTuple):
         """Unscaled attention of (m * B, heads * d_kv), position by position, each to its row's prompt."""
         batch, heads, _, width = self.keys.shape
         several = queries.shape[0] > batch  # positions; of one there is nothing to move
-        asked = (
+        by_head = (
             queries.view(-1, batch, heads, width).permute(1, 2, 0, 3)
             if several
             else queries.view(batch, heads, 1, width)
         )
         found = scaled_dot_product_attention(
-            asked, self.keys, self.values, attn_mask=self.bias, scale=1.0
+            by_head, self.keys, self.values, attn_mask=self.bias, scale=1.0
         )
         return found.permute(2, 0, 1, 3).reshape(len(queries), -1) if several else found.flatten(1)
 
@@ -67,9 +67,9 @@ class Packed(NamedTuple):
 
     def attend(self, queries: Tensor) -> Tensor:
         """As `Memory.attend`."""
-        starts, counts, (asked, columns) = self.starts, self.counts, queries.shape
-        if asked > len(starts):
-            several = asked // len(starts)
+        starts, counts, (count, columns) = self.starts, self.counts, queries.shape
+        if count > len(starts):
+            several = count // len(starts)
             starts, counts = np.tile(starts, several), np.tile(counts, several)
         attended = kernels.attend(
             queries.numpy(),

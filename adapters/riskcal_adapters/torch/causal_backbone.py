@@ -74,8 +74,7 @@ class CausalBackbone(Backbone):
 
     def start(self, tokens: Tensor, mask: NDArray[np.bool_], length: int) -> Cache:
         """Run all but the last token of the prompts through all layers; the last is the first that may exit."""
-        batch, width = tokens.shape
-        lengths = mask.sum(1)
+        batch, lengths = len(tokens), mask.sum(1)
         read = tokens.cpu().numpy()
         aligned = [row[real] for row, real in zip(read, mask, strict=True)]  # without padding
         width = int(lengths.max())
@@ -160,7 +159,7 @@ class CausalBackbone(Backbone):
         at = self._rotation(longest, places)
         columns = []
         for index in range(self.n_layers):
-            out = state.new_empty(len(state), 2 * self.kv_heads * self.head_width)
+            out = state.new_empty(len(state), self.row_width)
             queries = self.project(index, state, at, out)
             columns.append(out)
             if index + 1 == self.n_layers:

@@ -69,7 +69,7 @@ class Decoder:
             if (name != "classifier" or classifier is not None)
             and (name not in CONTRASTIVE or not backbone.exit_heads)
         ]
-        self._loop = Loop(backbone, special, self._classifier, functools.cache(self._text))
+        self.loop = Loop(backbone, special, self._classifier, functools.cache(self._text))
         self._last_asked: tuple[Any, ...] = (None, 0, None, None, None)
 
     @property
@@ -137,8 +137,10 @@ class Decoder:
         ------
         RiskcalError
             Naming the argument and the first offending row: for empty or wholly masked prompts, shapes that do not fit,
-            ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, and for policies made for
-            other weights, another number of layers or of prompts, or another ``max_new_tokens``.
+            ids out of the vocabulary, an unknown measure, a measure whose classifier is missing, for policies made for other
+            weights, classifier, exit heads, ``config``, ``dtype`` or tokenizer, another number of layers or of prompts, or
+            another ``max_new_tokens``, and for policies that this decoder cannot follow: with ``coordinates`` or
+            ``lower_is_stricter``, a threshold where there is no exit head, or tokens forbidden by text without a tokenizer.
         """
         tokens, mask = self.checked(input_ids, attention_mask)
         batch = len(tokens)
@@ -164,10 +166,10 @@ class Decoder:
     ) -> Table:
         """Rows that are decoded together, by the loop that waits least where the weights are."""
         if device_loop.apart(self._backbone.device) and device_loop.takes(policy, needed):
-            return Table.of(device_loop.generate(self._loop, policy, tokens, mask, needed))
+            return Table.of(device_loop.generate(self.loop, policy, tokens, mask, needed))
         if one_row.takes(self._backbone, policy, len(tokens)):
-            return one_row.generate(self._loop, policy, tokens, mask, needed)
-        return Table.of(self._loop.generate(policy, tokens, mask, needed))
+            return one_row.generate(self.loop, policy, tokens, mask, needed)
+        return Table.of(self.loop.generate(policy, tokens, mask, needed))
 
     def speculate(
         self,
@@ -270,11 +272,11 @@ class Decoder:
         request_checks.texts_known([template], self.tokenizer)
         rows, positions, confidence, agrees = [], [], [], []
         with torch.inference_mode():
-            run = self._loop.run(template, tokens, mask, limit)
+            run = self.loop.run(template, tokens, mask, limit)
             chosen, going = run.cache.first, list(range(batch))
             for position in range(limit):
-                sure, best = self._loop.all_exits(run, chosen)
-                self._loop.hold(run, sure, best, going)
+                sure, best = self.loop.all_exits(run, chosen)
+                self.loop.hold(run, sure, best, going)
                 chosen = best[:, -1].tolist()
                 rows += going
                 positions += [position] * len(going)

@@ -204,7 +204,8 @@ def final_head(model: Any) -> tuple[dict[str, Any], Tensor]:
     base, head = model.base_model, model.get_output_embeddings()
     norm = getattr(base, "norm", None) or getattr(base, "ln_f", None)
     gain = getattr(norm, "weight", None)
-    if head is None or getattr(head, "bias", None) is not None or not isinstance(gain, Tensor):
+    headless = head is None or getattr(head, "bias", None) is not None
+    if headless or norm is None or not isinstance(gain, Tensor):
         raise RiskcalError(
             f"model: {type(model).__name__} does not end in one norm and a matrix without bias, which an exit head is; give a "
             "model of the Llama or GPT-2 family."
@@ -220,7 +221,7 @@ def final_head(model: Any) -> tuple[dict[str, Any], Tensor]:
     probe = torch.linspace(-2.0, 3.0, 2 * gain.numel(), device=gain.device).view(2, -1).to(gain)
     own = ExitHead(**found, weight=weight[:1]).normed(probe)
     with torch.no_grad():
-        theirs = norm(probe) if norm is not None else own
+        theirs = norm(probe)
     if not torch.allclose(own.float(), theirs.float(), rtol=1e-2, atol=1e-4):
         raise RiskcalError(
             f"model: its final norm, {type(norm).__name__}, is neither an RMSNorm nor a LayerNorm; give a model of the Llama "

@@ -40,7 +40,7 @@ class Speculation:
     Attributes
     ----------
     tokens : (B, T) int64
-        Token ids, the end token included, the padding id after it: those of `EarlyExitT5.generate` without early exits.
+        Token ids, the end token included, the padding id after it: those of the decoder's `generate` without early exits.
     drafted, accepted : (B,) int64
         Tokens that the early layers proposed, and those of them that the full model would have chosen as well.
     verifications : (B,) int64
@@ -96,7 +96,7 @@ class Drafting:
 
     @classmethod
     def checked(cls, layer: Any, length: Any, confidence: Any, n_layers: int) -> "Drafting":
-        """Of the arguments of `EarlyExitT5.speculate`."""
+        """Of the arguments of `Decoder.speculate`."""
         internal.count(layer, "draft_layer", least=1)
         if layer >= n_layers:
             raise RiskcalError(
@@ -150,7 +150,7 @@ def best_length(acceptance: float, layer: int, n_layers: int) -> int:
 def choice(sampling: Sampling | None, key: int, vocabulary: int) -> Choice:
     """The likeliest tokens, or those that the noise of the prompt with this key draws.
 
-    Drafts and verifications add the *same* noise to their log probabilities, which is that of `EarlyExitT5.generate`. So a
+    Drafts and verifications add the *same* noise to their log probabilities, which is that of `Decoder.generate`. So a
     verified token has the full model's law whatever was drafted, and is even the one that is drawn without speculation.
     """
     if sampling is None:

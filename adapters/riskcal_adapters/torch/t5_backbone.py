@@ -336,14 +336,13 @@ class T5Backbone(Backbone):
         given = self._given(index, rows, positions, cache)
         return torch.from_numpy(t5_kernels.decoder_layer(given, state.numpy()))
 
-    def _given(self, index: int, rows: Ints, positions: Ints, cache: Cache) -> tuple[Any, ...]:
-        """What `t5_kernels.decoder_layer` is given."""
+    def _given(self, index: int, rows: Ints, positions: Ints, cache: Cache) -> t5_kernels.Given:
         own = cache.layers.get(index) or self.open(index, cache)
         memory = own.memory
         assert isinstance(memory, Packed)
         self._remember(index, own, cache.prompt, rows)
         layer, cross = self._decoder_arrays[index], self._cross_arrays[index]
-        return (
+        return t5_kernels.Given(
             *(layer, cross, self._offset, self.head_width, rows, positions, own.filled_rows),
             *(cache.states.numpy(), cache.begins, own.row_step, own.step, own.held),
             *(self.bias_of_last(index, cache), memory.rows.numpy(), memory.starts, memory.counts),

@@ -35,39 +35,43 @@ def recall(fresh: Any, states: Any, starts: Any, counts: Any, memory: Any, held:
     put(projected, places, held)
 
 
+class Given(NamedTuple):
+    """What `decoder_layer` knows of a layer and of the rows that it runs for."""
+
+    layer: Layer  #: as `arrays`
+    cross: CrossAttention
+    offset: Any  #: of norms (`kernels.rms_norm`)
+    width: int  #: d_kv
+    rows: Any  #: (A,)
+    positions: Any  #: (A,)
+    filled: Any  #: (B,): how many positions of each row have keys and values; moved on
+    states: Any  #: (T, B, d): of positions that skipped the layer
+    begins: Any  #: where keys and values are (`kernels.place`), as the next two say
+    row_step: int
+    step: int
+    held: Any  #: these keys and values, in its last columns
+    bias: Any  #: (heads, n): on attention from the last of n positions
+    memory: Any  #: (N, 2 h): keys and values of all prompts
+    memory_starts: Any  #: (B,): where a row's begin
+    memory_counts: Any  #: (B,): how many they are
+
+
 @njit(cache=True, nogil=True)
 def decoder_layer(given: Any, state: Any) -> Any:
-    """As `Backbone.layer_of_rows`: for rows at positions of their own, (A, d) to (A, d).
-
-    ``given`` is, one after the other:
-
-    layer, cross : Layer, CrossAttention
-        As `arrays`.
-    offset, width
-        Of norms (`kernels.rms_norm`), and d_kv.
-    rows, positions : (A,)
-    filled : (B,)
-        How many positions of each row have keys and values; moved on.
-    states : (T, B, d)
-        Of positions that skipped the layer.
-    begins, row_step, step, held
-        Where keys and values are (`kernels.place`), the last columns of ``held``.
-    bias : (heads, n)
-        On attention from the last of n positions.
-    memory, memory_starts, memory_counts : (N, 2 h), (B,), (B,)
-        Keys and values of all prompts, where a row's begin, and how many they are.
-    """
-    layer, cross, offset, width, rows, positions, filled, states = given[:8]
-    begins, row_step, step, held, bias, memory, memory_starts, memory_counts = given[8:]
+    """As `Backbone.layer_of_rows`: for rows at positions of their own, (A, d) to (A, d)."""
+    layer, cross, offset, width = given.layer, given.cross, given.offset, given.width
+    rows, begins, step, held, bias = given.rows, given.begins, given.step, given.held, given.bias
     inside = cross.query.shape[1]
-    all_rows, all_positions = _catch_up(rows, positions, filled)
+    all_rows, all_positions = _catch_up(rows, given.positions, given.filled)
     gaps, count = len(all_rows) - len(rows), len(rows)
-    normed = rms_norm(_entering(states, all_rows, all_positions, state), offset)
+    normed = rms_norm(_entering(given.states, all_rows, all_positions, state), offset)
     fresh = np.empty((len(all_rows), 2 * inside), dtype=np.float32)
     product(normed, layer.self_in[:, inside:], fresh, _ZERO)
     queries = np.empty((count, inside), dtype=np.float32)
     product(normed[gaps:], layer.self_in[:, :inside], queries, _ZERO)
-    places, starts, counts = _place(all_rows, all_positions, count, begins, begins, row_step, step)
+    places, starts, counts = _place(
+        all_rows, all_positions, count, begins, begins, given.row_step, step
+    )
     keys = held.shape[1] - 2 * inside
     for i in range(len(places)):
         for j in range(2 * inside):
@@ -90,10 +94,10 @@ def decoder_layer(given: Any, state: Any) -> Any:
     product(rms_norm(out, offset), cross.query, queries, _ZERO)
     attended = attend(
         queries,
-        memory,
-        memory_starts[rows],
+        given.memory,
+        given.memory_starts[rows],
         1,
-        memory_counts[rows],
+        given.memory_counts[rows],
         np.empty((0, 0), dtype=np.float32),
         counts,
         (0, inside, 1),
@@ -112,11 +116,11 @@ def layer_and_surest(
 ) -> tuple[Any, Any, Any]:
     """States of ``rows`` after a layer, and at these ``places`` among them `kernels.surest` of the ``head``'s logits.
 
-    ``entering`` (B, d) are the states of all rows; ``given`` is what `decoder_layer` is given.
+    ``entering`` (B, d) are the states of all rows, ``given`` is a `Given`.
     """
     state = decoder_layer(given, _of(entering, rows))
     logits = np.empty((len(places), head.shape[1]), dtype=np.float32)
-    product(rms_norm(_of(state, places), given[2]), head, logits, _ZERO)
+    product(rms_norm(_of(state, places), given.offset), head, logits, _ZERO)
     sure, best = surest(measure, logits)
     return state, sure, best
 
@@ -213,12 +217,12 @@ def _next_token(stack: Any, room: Any, position: Any) -> None:
 
 @njit(cache=True)
 def _given(stack: Any, room: Any, position: Any, index: Any) -> Any:
-    """What `decoder_layer` is given of a layer; one that runs for the first time reads the prompt."""
+    """The `Given` of a layer; one that runs for the first time reads the prompt."""
     row, cross, memory, bias = np.zeros(1, dtype=np.int64), stack.cross, room.memory, room.bias
     own = CrossAttention(cross.query[index], cross.memory[index], cross.out[index])
     if not room.filled[index, 0]:
         product(room.encoded, own.memory, memory[index], _ZERO)
-    return (
+    return Given(
         _layer(stack.decoder, index),
         own,
         stack.offset,

@@ -9,7 +9,7 @@ from riskcal_adapters.torch import sampling
 from riskcal_adapters.torch.caches import Ints
 from riskcal_adapters.torch.decoder import Decoder
 from riskcal_adapters.torch.engine.journal import Journal
-from riskcal_adapters.torch.engine.policies import KILLED, REFUSED, UNKNOWN, Routes, Served
+from riskcal_adapters.torch.engine.policies import KILLED, REFUSED, SHADOW, UNKNOWN, Routes, Served
 from riskcal_adapters.torch.engine.prompts import ids_of
 from riskcal_adapters.torch.engine.requests import Flight
 from riskcal_adapters.torch.engine.slots import Newcomer
@@ -34,7 +34,7 @@ class Admission:
     room: int
     journal: Journal
 
-    def newcomer(self, flight: Flight, ids: Ints | None, *, pulled: bool) -> Newcomer:
+    def newcomer(self, flight: Flight, ids: Ints | None, *, pulled: bool = False) -> Newcomer:
         """A request as slots take it; ``ids`` are its prompt's, where they were read, ``pulled`` says if early exit is off.
 
         Raises
@@ -69,7 +69,7 @@ class Admission:
                     f"max_new_tokens: {asked}, but a slot of this engine has room for {self.routes.length}."
                 )
         if flight.shadows is not None:
-            return self.routes.at_full_depth(found, KILLED), limit
+            return self.routes.at_full_depth(found, SHADOW), limit
         flight.bounds = found.bounds
         if found.full_depth == UNKNOWN:
             self.journal.write("riskcal.route.unknown", {}, flight)

@@ -1,9 +1,10 @@
 """Which rows run next, and where they stand after a layer: over all rows at once, in compiled loops."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from riskcal.efficiency.kernels import next_layer
 from riskcal_adapters.torch.exits import decide, others
@@ -44,44 +45,47 @@ def next_rows(
     return index, rows, at
 
 
+class Emitting(NamedTuple):
+    """What changes where rows emit tokens, of all rows of the slots."""
+
+    ends: Ints  #: tokens that end a row
+    now: float
+    tokens: Ints  #: (B, T), as the next
+    exits: Ints  #: layers that they left at, from 1
+    layers: Ints  #: (B,), as all that follow: the layer that runs next
+    positions: Ints
+    limits: Ints  #: tokens at most
+    since: NDArray[np.float64]  #: when it began to wait
+    first_token: NDArray[np.float64]  #: when there was one
+    active: NDArray[np.bool_]
+
+
 @njit(cache=True)
-def emit(
-    rows: Any,
-    chosen: Any,
-    ends: Any,
-    now: Any,
-    tokens: Any,
-    exits: Any,
-    layers: Any,
-    positions: Any,
-    limits: Any,
-    since: Any,
-    first_token: Any,
-    active: Any,
-) -> tuple[Ints, Ints, Ints]:
+def emit(rows: Any, chosen: Any, all_rows: Any) -> tuple[Ints, Ints, Ints]:
     """Rows emit the tokens ``chosen``: those that end, those that go on to their next position, and their tokens.
 
-    Rows that stay at their position are a layer on already; these are not.
+    Rows that stay at their position are a layer on already; these are not. ``all_rows`` is an `Emitting`.
     """
     ended, going = np.empty(len(rows), np.int64), np.empty(len(rows), np.int64)
     entering = np.empty(len(rows), np.int64)
+    layers, positions = all_rows.layers, all_rows.positions
     n_ended = n_going = 0
     for i in range(len(rows)):
         row, token = rows[i], chosen[i]
         position = positions[row]
         if position == 0:
-            first_token[row] = now
-        tokens[row, position], exits[row, position] = token, layers[row] + 1
+            all_rows.first_token[row] = all_rows.now
+        all_rows.tokens[row, position], all_rows.exits[row, position] = token, layers[row] + 1
         positions[row] = position + 1
-        is_end = position + 1 == limits[row]
-        for end in ends:
+        is_end = position + 1 == all_rows.limits[row]
+        for end in all_rows.ends:
             is_end = is_end or end == token
         if is_end:
-            active[row] = False
+            all_rows.active[row] = False
             ended[n_ended] = row
             n_ended += 1
         else:
-            layers[row], since[row] = 0, now
+            layers[row], all_rows.since[row] = 0, all_rows.now
             going[n_going], entering[n_going] = row, token
             n_going += 1
     return ended[:n_ended].copy(), going[:n_going].copy(), entering[:n_going].copy()
@@ -103,38 +107,24 @@ def leave(
     states: Any,
     entering: Any,
     embedding: Any,
-    emitting: Any,
+    all_rows: Any,
 ) -> Ints:
     """What becomes of rows after a layer where tokens are the most probable ones; gives those that ended.
 
-    Rows that leave emit their tokens (``emitting`` is what `emit` takes after these), note confidences, put their ``state``
-    among the ``states`` (T, B, d) that skipped layers read, and enter again by the ``embedding`` of the token; the others
-    enter the next layer.
+    Rows that leave emit their tokens (``all_rows`` is an `Emitting`), note confidences, put their ``state`` among the
+    ``states`` (T, B, d) that skipped layers read, and enter again by the ``embedding`` of the token; the others enter the
+    next layer.
     """
-    ends, now, tokens, exits, layers, at, limits, since, first_token, active = emitting
     out = decide(rows, positions, places, needed, index, confidence, refused, last)
     leaving = places[out]
     for i in others(len(rows), leaving):
         entering[rows[i]] = state[i]
-        layers[rows[i]], since[rows[i]] = index + 1, now
+        all_rows.layers[rows[i]], all_rows.since[rows[i]] = index + 1, all_rows.now
     for i in range(len(leaving)):
         row, position = rows[leaving[i]], positions[leaving[i]]
         confidences[row, position] = confidence[out[i]]
         states[position, row] = state[leaving[i]]
-    ended, going, chosen = emit(
-        rows[leaving],
-        best[out],
-        ends,
-        now,
-        tokens,
-        exits,
-        layers,
-        at,
-        limits,
-        since,
-        first_token,
-        active,
-    )
+    ended, going, chosen = emit(rows[leaving], best[out], all_rows)
     for i in range(len(going)):
         entering[going[i]] = embedding[chosen[i]]
     return ended

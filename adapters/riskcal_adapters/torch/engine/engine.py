@@ -65,7 +65,6 @@ class Engine:
         Of the served and the full model's text (lists of ids, without a tokenizer): the certificate's loss, for shadows, within
         the certificate's bounds (without one, 0 and 1). Default: 1 where they differ, else 0. One that raises or gives no such
         number is counted, and is the worst loss.
-
     classes : mapping of str to Inside, Tokens or Pattern, optional
         Classes of tokens (`riskcal.serving`) by which events count exits and disagreements; a token is of the first that has it.
 
@@ -116,7 +115,7 @@ class Engine:
         self._admission = Admission(decoder, found, max_prompt, self._journal)
         self._journal.flush()
         with torch.inference_mode():
-            self._slots = Slots(decoder._loop, slots, max_prompt, found.length, least, max_wait)
+            self._slots = Slots(decoder.loop, slots, max_prompt, found.length, least, max_wait)
         self._flights: dict[int, Flight] = {}
         self._waiting_shadows: deque[Flight] = deque()
         self._deadlines = Deadlines()
@@ -392,6 +391,4 @@ class Engine:
         flights = [
             self._waiting_shadows.popleft() for _ in range(min(free, len(self._waiting_shadows)))
         ]
-        # whatever the switch says: a shadow runs at full depth because it is one
-        full = [self._admission.newcomer(flight, flight.prompt, pulled=True) for flight in flights]
-        self._place(flights, full)
+        self._place(flights, [self._admission.newcomer(one, one.prompt) for one in flights])

@@ -65,7 +65,7 @@ class DepthWise:
     def _run(self, newcomers: list[Newcomer], longest: int, limit: int) -> Generation:
         slots = self._room(longest, limit)
         count, place = len(newcomers), dict[int, int]()
-        tokens = np.full((count, limit), max(self._decoder._loop.special.pad, 0))
+        tokens = np.full((count, limit), max(self._decoder.loop.special.pad, 0))
         exits = np.zeros((count, limit), dtype=np.int64)
         confidence = np.full((count, limit), math.nan, dtype=np.float32)
         refused = np.full((count, limit), -math.inf, dtype=np.float32)
@@ -89,7 +89,7 @@ class DepthWise:
         known = self._slots
         if known is None or known.prompt < longest or known.length < limit:
             known = Slots(
-                self._decoder._loop,
+                self._decoder.loop,
                 self._size,
                 whole_pieces(longest),
                 limit,

@@ -13,8 +13,9 @@ from riskcal.serving import PolicyBook
 from riskcal_adapters import request_checks
 from riskcal_adapters.torch.decoder import Decoder
 
-#: Why a request was served at full depth, as events tell it.
+#: Why a request was served at full depth, as events tell it; of shadows they tell nothing.
 UNKNOWN, REFUSED, KILLED, FULL = "unknown route", "policy refused", "kill switch", "full model"
+SHADOW = "shadow"
 
 
 @dataclass(frozen=True, eq=False)

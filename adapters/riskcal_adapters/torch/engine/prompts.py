@@ -46,7 +46,7 @@ def ids_together(requests: list[Request], decoder: Decoder) -> list[Ints | None]
         read = iter(decoder.ids([text for text in texts if text is not None]))
     except Exception:  # each is read again, and told its own fault
         return [None] * len(requests)
-    most = decoder._backbone.vocabulary
+    most = decoder.loop.backbone.vocabulary
     found: list[Ints | None] = []
     for is_plain in plain:
         ids = next(read) if is_plain else np.zeros(0, dtype=np.int64)

@@ -30,7 +30,7 @@ class Request:
     input_ids : (S,) int, optional
         The prompt's ids instead of its text.
     max_new_tokens : int, optional
-        Fewer than the engine's. Another limit than the policy was calibrated with is full depth, and an event.
+        At most the engine's. Another limit than the policy was calibrated with is full depth, and an event.
     difficulty : str, optional
         Of a few levels, as whoever asks knows them: estimates are told apart by it, nothing else.
     timeout : float, optional

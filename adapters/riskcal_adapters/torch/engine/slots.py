@@ -10,7 +10,7 @@ All bookkeeping is in numpy, over rows; confidences and tokens are read once a c
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,9 +226,8 @@ class Slots:
         )
         return [self._ended(row) for row in ended.tolist()]
 
-    def _emitting(self) -> tuple[Any, ...]:
-        """What `bookkeeping.emit` takes after rows and tokens."""
-        return (
+    def _emitting(self) -> bookkeeping.Emitting:
+        return bookkeeping.Emitting(
             *(self._ends, time.monotonic(), self._tokens, self._exits, self._layer, self._position),
             *(self._limit, self._since, self._first_token, self.active),
         )
@@ -262,13 +261,15 @@ class Slots:
             if not len(out):
                 continue
             left = places[out]
-            at, of = rows[left], positions[left]
-            chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, of)
+            at, when = rows[left], positions[left]
+            chosen = self._chosen(scores or head.scores(index + 1, own, None), out, at, when)
             if self._guards:
                 free = self._guards.leave(at, chosen, early=not final)
                 if free is not None:
-                    out, left, at, of, chosen = (part[free] for part in (out, left, at, of, chosen))
-            self._confidence[at, of] = confidence[out]
+                    out, left, at, when, chosen = (
+                        part[free] for part in (out, left, at, when, chosen)
+                    )
+            self._confidence[at, when] = confidence[out]
             tokens.append(chosen)
             leaving.append(left)
         if len(leaving) == 1:
@@ -293,7 +294,7 @@ class Slots:
         """Rows that leave a layer emit their tokens, and go on to the next position unless they end."""
         held = self._position[rows] * self.size + rows
         self._backbone.put(state, places, self._cache.states.flatten(0, 1), held)
-        ended, going, entering = bookkeeping.emit(rows, tokens, *self._emitting())
+        ended, going, entering = bookkeeping.emit(rows, tokens, self._emitting())
         if len(going):
             self._embed(going, entering)
         return [self._ended(row) for row in ended.tolist()]

@@ -46,7 +46,7 @@ class Telling:
                 raise RiskcalError(
                     f"classes: {shown(rule)} of {name!r} is no class of tokens; give riskcal.serving.Inside, Tokens or Pattern."
                 )
-            self._guards[name] = Guard((rule,), decoder._loop.text)
+            self._guards[name] = Guard((rule,), decoder.loop.text)
 
     def served(self, flight: Flight, done: Done) -> str:
         """Of a request that has an output, as `Encoded` has it: this is done for every request, and outputs are short."""
@@ -62,23 +62,23 @@ class Telling:
             told = f'{told}, "riskcal.confidence": {sure!r}'
         if not self._guards:
             return told
-        of = self._classes(flight, done.tokens)
-        classes = [
-            f"{quoted(name)}: {_counted(done.exit_layers[of == i])}"
+        classes = self._classes(flight, done.tokens)
+        counts = [
+            f"{quoted(name)}: {_counted(done.exit_layers[classes == i])}"
             for i, name in enumerate(self._names)
         ]
-        return f'{told}, "riskcal.exit.classes": {{{", ".join(classes)}}}'
+        return f'{told}, "riskcal.exit.classes": {{{", ".join(counts)}}}'
 
     def compared(self, flight: Flight, served: Done, full: Done) -> dict[str, Any]:
         """Of a shadow: by class, how many served tokens are not the full model's at their place, and how many there are."""
         if not self._guards:
             return {}
-        of = self._classes(flight, served.tokens)
+        classes = self._classes(flight, served.tokens)
         apart = np.ones(len(served.tokens), dtype=bool)
         both = min(len(served.tokens), len(full.tokens))
         apart[:both] = served.tokens[:both] != full.tokens[:both]
         pairs = {
-            name: [int(apart[of == i].sum()), int((of == i).sum())]
+            name: [int(apart[classes == i].sum()), int((classes == i).sum())]
             for i, name in enumerate(self._names)
         }
         return {"riskcal.token.classes": {name: pair for name, pair in pairs.items() if pair[1]}}

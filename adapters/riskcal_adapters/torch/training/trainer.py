@@ -315,8 +315,10 @@ def train_classifier(
     ----------
     backbone
         A T5 trained with exits.
-    pairs, folder, steps, learning_rate, batch_size, seed
+    pairs, steps, learning_rate, batch_size, seed
         As in `train` and `Stage`.
+    folder
+        Of the trainer, which needs one: nothing is saved there or resumed from there.
     objective : {"independent", "balanced", "geometric"}
         `independent_loss`, the same with balanced classes, or `geometric_loss`.
 
