@@ -69,8 +69,8 @@ class Certificate(Frozen):
     Objective ``"agreement"`` (`riskcal.heads.certified`) is about each head that is used, and about all of them together:
     ``delta`` is 1 - agreement, and the loss of a prompt of at most ``max_tokens`` tokens is that of
     `riskcal.heads.request_loss`, whose mean is at most delta exactly where of all tokens that exit a share of at least 1 - delta
-    agrees with the full model. Where ``layers_given`` is false nobody said after which layers the heads stand, and the columns
-    were taken for layers 1 to K.
+    agrees with the full model, along the text on which they were recorded. Where ``layers_given`` is false nobody said after
+    which layers the heads stand, and the columns were taken for layers 1 to K.
 
     With several risks at once ``delta`` has one entry for each objective. ``pvalue`` is None where nothing could be certified
     and the policy is the full model, and where simultaneous bounds were used instead. ``pilot_n`` units, whose ids hash to
