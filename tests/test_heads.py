@@ -518,6 +518,12 @@ def test_where_no_sample_that_can_be_simulated_is_enough_it_says_so(monkeypatch)
     assert "More than 40 fresh prompts would be needed" in few.message
 
 
+def test_message_and_policy_say_that_the_agreement_is_that_of_recorded_text(found):
+    """A decoder that left early goes on from other states: on the shipped model .83 agree where .9 was certified."""
+    assert "along the recorded text" in found.message
+    assert "along the recorded text" in str(found.policy(n_layers=4))
+
+
 def test_reprs_say_what_was_found_and_leave_out_heads_that_were_never_used(found):
     text = repr(found)
     opening = "HeadCalibration: 3 heads, agreement 0.9, epsilon 0.05\nCertified: with probability at least 0.95"

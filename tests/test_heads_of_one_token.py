@@ -158,6 +158,12 @@ def test_the_message_rounds_no_probability_up():
     assert "with probability at least 1 - 1e-07 over" in sure.message
 
 
+def test_of_one_token_nothing_is_said_of_text(found):
+    assert found.certified
+    assert "recorded text" not in found.message
+    assert "recorded text" not in str(found.policy(n_layers=5))
+
+
 def test_the_certificate_says_which_test(found):
     certificate = found.policy(n_layers=5).certificate
     assert (certificate.test, certificate.procedure) == ("binomial", "fixed_sequence")

@@ -13,7 +13,7 @@ from riskcal._validate import Floats
 from riskcal.heads.decisions import _in_turn
 from riskcal.heads.inputs import _Records
 from riskcal.heads.path import _ROUNDING, _count, _Counts, _Goal, _path, _Pilot, _pilot, _spared
-from riskcal.policy.sentences import at_least
+from riskcal.policy.sentences import OF_RECORDED_TOKENS, at_least
 
 #: In how many draws the sample that a message names certifies, and how many tokens it may have to be simulated.
 _POWER, _TOKENS = 0.8, 100_000
@@ -36,6 +36,7 @@ def _certified_message(
         f"Certified: with probability at least {at_least(goal.level)} over the draw of the {recorded.n} calibration prompts, at "
         f"least {goal.agreement:.6g} of the tokens that exit at a head agree with the full model, for every head that is used "
         f"({', '.join(used)}). Of the calibration tokens {row['exits']:.1%} exit, and {row['agreement']:.1%} of those agree."
+        + (f" {OF_RECORDED_TOKENS}" if goal.max_tokens > 1 else "")
     )
 
 

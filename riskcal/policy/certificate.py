@@ -75,7 +75,7 @@ class Certificate(Frozen):
     Objective ``"agreement"`` (`riskcal.heads.certified`) is about each head that is used, and about all of them together:
     ``delta`` is 1 - agreement, and the loss of a prompt of at most ``max_tokens`` tokens is that of
     `riskcal.heads.request_loss`, whose mean is at most delta exactly where of all tokens that exit a share of at least 1 - delta
-    agrees with the full model.
+    agrees with the full model, along the text on which they were recorded.
 
     Attributes
     ----------

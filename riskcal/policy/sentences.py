@@ -23,6 +23,12 @@ MEANING = {
     "selective": "dissimilarity to the full model's output, among the requests that stopped early,",
 }
 
+#: What a certificate of agreement leaves open where prompts have several tokens.
+OF_RECORDED_TOKENS = (
+    "This is of tokens along the recorded text, usually the full model's own: a decoder that left early goes on from other "
+    "states, and may agree less often."
+)
+
 
 def meaning(name: str) -> str:
     """What the mean of a risk is, in words."""
@@ -53,9 +59,11 @@ def of_policy(policy: "ExitPolicy") -> str:
     where += "".join(
         f", {name} {as_text(value)}" for name, value in (policy.coordinates or {}).items()
     )
+    of_recorded = "agreement" in deltas and certificate.max_tokens != 1
     return (
         f"Certified: with probability at least {at_least(certificate.epsilon_spent)} over the draw of the {certificate.n} "
         f"calibration {unit}, {where} {claims}{over}{whose}."
+        + (f" {OF_RECORDED_TOKENS}" if of_recorded else "")
     )
 
 

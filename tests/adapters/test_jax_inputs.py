@@ -15,7 +15,9 @@ from riskcal.pruning import Pruning
 from riskcal.serving import Pattern, Tokens
 from riskcal_adapters import cli, fingerprint
 from riskcal_adapters.jax import EarlyExitT5, from_torch, load_classifier, load_example, load_t5
+from riskcal_adapters.jax.given import round_rows, round_tokens
 from riskcal_adapters.jax.weights import arrange
+from riskcal_adapters.recording.runs import _kind
 
 FULL = ExitPolicy.full_model()
 
@@ -271,3 +273,10 @@ def test_the_command_line_knows_the_shipped_model_in_both_frameworks():
         assert cli.parse_decoder(text) == cli.NamedDecoder(
             f"riskcal_adapters.{module}", "load_example", ("g2p",)
         )
+
+
+def test_record_generates_before_its_clock_counts_whatever_is_compiled_anew():
+    for rows in range(1, 70):
+        for tokens in (1, 15, 16, 17, 32, 33, 200):
+            expected = (round_rows(rows, 1), round_tokens(tokens))
+            assert _kind(np.zeros((rows, tokens)), rows) == expected

@@ -115,6 +115,69 @@ def test_seconds_of_a_batch_are_shared_by_its_rows(tmp_path, monkeypatch):
             assert sorted(rows["seconds"]) == expected
 
 
+class Clock:
+    """Stands for the module time in `record`, which reads it before and after what it counts."""
+
+    running = False
+
+    def perf_counter(self):
+        self.running = not self.running
+        return float(not self.running)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(recording_runs, "time", clock)
+    return clock
+
+
+class Clocked(toy_decoder.OpenDecoder):
+    """Keeps what it generated while the clock ran, and of every call whether it ran, the batch's shape and the depth."""
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock, self.clocked, self.calls_of = clock, [], []
+
+    def generate(self, input_ids, attention_mask, *, policy, max_new_tokens):
+        done = len(self.generated)
+        generation = super().generate(
+            input_ids, attention_mask, policy=policy, max_new_tokens=max_new_tokens
+        )
+        if self.clock.running:
+            self.clocked += self.generated[done:]
+        self.calls_of.append((self.clock.running, input_ids.shape, policy.is_full_model))
+        return generation
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "kinds"),
+    [  # rows and tokens, rounded up as programs are that are compiled for them
+        (1, {(1, 16), (1, 32)}),
+        (5, {(8, 16), (1, 32)}),  # five, five and the long one alone
+        (10, {(16, 16), (1, 32)}),
+    ],
+)
+def test_no_batch_is_clocked_before_one_of_its_kind_was_generated(
+    tmp_path, clock, batch_size, kinds
+):
+    def kind(rows, tokens):
+        return next(size for size in (1, 2, 4, 8, 16) if size >= rows), 16 if tokens <= 16 else 32
+
+    decoder = Clocked(clock)
+    texts = [*TEXTS[:10], "long " * 5]
+    settings = {"shard_prompts": 11, "batch_size": batch_size}
+    record(tmp_path / "out", texts, load=lambda: decoder, thresholds=[0.9, 0.5], **settings)
+    warmed = set()
+    for running, shape, full in decoder.calls_of:
+        if running:
+            assert (kind(*shape), full) in warmed
+        else:
+            assert (kind(*shape), full) not in warmed  # once is enough
+            warmed.add((kind(*shape), full))
+    assert kinds <= {size for size, _ in warmed}
+
+
 def test_tables_bring_ids_labels_and_references(tmp_path):
     decoder = toy_decoder.ToyDecoder()
     full = decoder.generate(
@@ -322,11 +385,11 @@ class Closed(toy_decoder.OpenDecoder):
     [("constant", 1, 5), ("decaying", 1, 1), ("decaying", 2, 5), ("t5x", 1, 3)],
 )
 def test_what_is_not_run_again_is_what_running_it_again_gives(
-    tmp_path, schedule, min_layer, batch_size
+    tmp_path, clock, schedule, min_layer, batch_size
 ):
     policy = ExitPolicy(schedule=SCHEDULES[schedule], min_layer=min_layer)
     grid, settings = [round(0.05 * i, 2) for i in range(22)], {"policy": policy, "shard_prompts": 8}
-    opened, closed = toy_decoder.OpenDecoder(), Closed()
+    opened, closed = Clocked(clock), Closed()
     record(
         tmp_path / "open", load=lambda: opened, thresholds=grid, batch_size=batch_size, **settings
     )
@@ -334,7 +397,7 @@ def test_what_is_not_run_again_is_what_running_it_again_gives(
     assert merged(tmp_path / "open") == merged(tmp_path / "closed")
     assert len(closed.generated) == len(TEXTS) * (1 + len(grid)) + 2  # two to warm up
     # what did run made a difference: no run of a prompt is the computation of the one before
-    ran = set(opened.generated[2 * batch_size :])
+    ran = set(opened.clocked)
     for text in TEXTS:
         needed = [
             policy.model_copy(update={"threshold": value}).exit_thresholds(toy_decoder.LAYERS, 6)

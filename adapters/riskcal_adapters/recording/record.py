@@ -140,9 +140,10 @@ def record(
     ``temperature``, ``max_length`` and ``form`` of a decaying schedule; ``min_layer``; ``measure``; ``policy`` (the other
     fields, as JSON: with the length limit, the model's depth and its weights); ``dissimilarity``; ``risk`` where asked for;
     ``layers`` (mean exit layer over the generated tokens, the end token included); ``tokens``; ``seconds`` (wall-clock of
-    ``generate``, a batch's divided by its rows; a row that needed no run has those of the run it equals); ``source``. Each
-    worker generates its first batch twice before the clock counts, as first calls are slow. For honest seconds of single
-    requests record with ``batch_size=1``.
+    ``generate``, a batch's divided by its rows; a row that needed no run has those of the run it equals); ``source``. First
+    calls are slow: each worker generates its first batch of a size by the full model and at the lowest threshold before the
+    clock counts (of sizes rounded: rows to 1, 2, 4, 8 and multiples of 8, prompt tokens to powers of two from 16). For honest
+    seconds of single requests record with ``batch_size=1``.
 
     ``load``, ``dissimilarity`` and ``risk`` are known to a later call by their names only: after changing what stands
     behind a name, record to another folder.

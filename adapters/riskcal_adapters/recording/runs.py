@@ -36,8 +36,48 @@ class Run(NamedTuple):
     )
 
 
+class Warmed:
+    """A decoder that generates the first batch of each kind before a clock counts: it may compile for it.
+
+    Kinds differ where a decoder may take another path or compile anew: one row or several, other shapes. Shapes are told apart as
+    `riskcal_adapters.jax` rounds them: rows up to 1, 2, 4, 8 and multiples of 8, prompts up to powers of two from 16 tokens.
+
+    Parameters
+    ----------
+    decoder : Decoder
+    policies : sequence of ExitPolicy
+        Each is generated once for each kind: the full model's and the lowest threshold's take all paths that there are.
+    """
+
+    def __init__(self, decoder: Decoder, policies: Sequence[ExitPolicy]) -> None:
+        self.decoder, self._policies = decoder, policies
+        self._kinds: set[tuple[int, ...]] = set()
+
+    def up(self, encoded: tuple[Any, Any], batch: Sequence[Prompt]) -> bool:
+        """Generate a batch if none of its kind was, and say whether it had to."""
+        kind = _kind(encoded[0], len(batch))
+        if kind in self._kinds:
+            return False
+        for policy in self._policies:
+            assert policy.max_new_tokens is not None  # `Recording.policies` bound it
+            with noting(batch, policy):
+                generation = self.decoder.generate(
+                    *encoded, policy=policy, max_new_tokens=policy.max_new_tokens
+                )
+                _numpy(generation.exit_layers)  # an accelerator would go on into the clock
+        # last: a thread that shares the decoder must not count what still compiles
+        self._kinds.add(kind)
+        return True
+
+
+def _kind(input_ids: Any, rows: int) -> tuple[int, ...]:
+    room = 1 << (rows - 1).bit_length() if rows <= 8 else -(-rows // 8) * 8
+    width = getattr(input_ids, "shape", ())[-1:]
+    return room, *(max(16, 1 << (tokens - 1).bit_length()) for tokens in width)
+
+
 def next_runs(
-    decoder: Decoder,
+    warmed: Warmed,
     policy: ExitPolicy,
     prompts: Sequence[Prompt],
     last: Sequence[Run] | None,
@@ -58,15 +98,22 @@ def next_runs(
     runs = dict(enumerate(last or ()))
     for start in range(0, len(changed), batch_size):
         batch = changed[start : start + batch_size]
-        runs |= zip(batch, _generate(decoder, policy, [prompts[i] for i in batch]), strict=True)
+        rows = [prompts[i] for i in batch]
+        runs |= zip(batch, _generate(warmed, policy, rows, batch_done), strict=True)
         batch_done()
     return [runs[i] for i in range(len(prompts))]
 
 
-def _generate(decoder: Decoder, policy: ExitPolicy, batch: Sequence[Prompt]) -> list[Run]:
+def _generate(
+    warmed: Warmed, policy: ExitPolicy, batch: Sequence[Prompt], beat: Callable[[], object]
+) -> list[Run]:
     assert policy.max_new_tokens is not None  # `Recording.policies` bound it
+    decoder = warmed.decoder
     with noting(batch, policy):
         encoded = decoder.encode([row.text for row in batch])
+    if warmed.up(encoded, batch):
+        beat()
+    with noting(batch, policy):
         started = time.perf_counter()
         generation = decoder.generate(*encoded, policy=policy, max_new_tokens=policy.max_new_tokens)
         # inside the clock: an accelerator works on until its result is asked for

@@ -17,7 +17,7 @@ from riskcal_adapters.recording import folder, runs, untrained_exits
 from riskcal_adapters.recording.job import Recording, Shard
 from riskcal_adapters.recording.prompts import Prompt
 from riskcal_adapters.recording.protocol import Decoder
-from riskcal_adapters.recording.runs import Run
+from riskcal_adapters.recording.runs import Run, Warmed
 
 
 def record_shard(
@@ -25,17 +25,17 @@ def record_shard(
 ) -> untrained_exits.Evidence:
     """Job: one shard's prompts down the whole grid, and all its files."""
     plan = shard.plan
-    decoder = _decoder(shard)
-    policies = plan.policies(decoder)
+    warmed = _warmed(shard)
+    policies = plan.policies(warmed.decoder)
     columns: list[list[Run]] = []
     for policy in policies:
         last = columns[-1] if columns else None
         columns.append(
-            runs.next_runs(decoder, policy, shard.prompts, last, plan.batch_size, plan.beat)
+            runs.next_runs(warmed, policy, shard.prompts, last, plan.batch_size, plan.beat)
         )
         advance(len(shard.prompts))
     if plan.traces:
-        _write_traces(shard, decoder, policies[-1])
+        _write_traces(shard, warmed.decoder, policies[-1])
     return _write_runs(shard, _table(shard, policies, columns, columns[0], template=policies[-1]))
 
 
@@ -45,8 +45,8 @@ def record_column(job: tuple[Shard, int]) -> None:
     if shard.finished:
         return
     plan = shard.plan
-    decoder = _decoder(shard)
-    policies = plan.policies(decoder)
+    warmed = _warmed(shard)
+    policies = plan.policies(warmed.decoder)
     with _unless_finished(shard):
         earlier = [
             runs.runs_of(folder.read_shard(shard.column_path(i)))
@@ -55,10 +55,10 @@ def record_column(job: tuple[Shard, int]) -> None:
         ]
         last = earlier[-1] if earlier else None
         here = runs.next_runs(
-            decoder, policies[index], shard.prompts, last, plan.batch_size, plan.beat
+            warmed, policies[index], shard.prompts, last, plan.batch_size, plan.beat
         )
         if index == 0 and plan.traces:
-            _write_traces(shard, decoder, policies[-1])
+            _write_traces(shard, warmed.decoder, policies[-1])
         full = earlier[0] if earlier else here
         rows = _table(shard, policies[index : index + 1], [here], full, template=policies[-1])
         path = shard.column_path(index)
@@ -159,11 +159,11 @@ def remove_columns(shards: Sequence[Shard]) -> None:
         waiting.rmdir()
 
 
-_slot: tuple[tuple[int, str], Decoder] | None = None
+_slot: tuple[tuple[int, str], Warmed] | None = None
 _slot_lock = threading.Lock()
 
 
-def _decoder(shard: Shard) -> Decoder:
+def _warmed(shard: Shard) -> Warmed:
     """Load the process's decoder, or find it loaded.
 
     Kept by process and call of `record`, not by ``load``: a partial is another object each time that a job brings it.
@@ -179,13 +179,8 @@ def _decoder(shard: Shard) -> Decoder:
             _refuse_incomplete(decoder, plan)
             folder.bind(plan, decoder)
             policies = plan.policies(decoder)
-            batch = shard.prompts[: plan.batch_size]
-            encoded = decoder.encode([row.text for row in batch])
-            for policy in (policies[0], policies[-1]):
-                with runs.noting(batch, policy):
-                    decoder.generate(*encoded, policy=policy, max_new_tokens=plan.max_new_tokens)
             plan.beat()
-            _slot = key, decoder
+            _slot = key, Warmed(decoder, (policies[0], policies[-1]))
         return _slot[1]
 
 
