@@ -152,7 +152,10 @@ def dropped(key: str) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     [
         (dropped("doc_hash"), "row 0 has no doc_hash"),
         (lambda one: [one | {"prompt_hash": one["setting"]}], "was asked in two ways"),
-        (lambda one: [one | {"exact_match": [1, 0]}], r"task gsm8k has none .*is \[1, 0\] in .*row 0"),
+        (
+            lambda one: [one | {"exact_match": [1, 0]}],
+            r"task gsm8k has none .*is \[1, 0\] in .*row 0",
+        ),
         (lambda one: [one | {"exact_match": "1"}], "task gsm8k has none .*is '1' in .*row 0"),
         (
             lambda one: [one | ({"exact_match": math.nan} if one["doc_id"] == 7 else {})],

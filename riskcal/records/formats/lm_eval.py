@@ -105,9 +105,7 @@ def read(
     frame = _named(frame).assign(risk=values)
     settings_.refuse_gaps(frame, "write its sample there, with the worst score")
     clusters = ["cluster"] if "cluster" in frame else []
-    return settings_.runs(
-        frame, ["prompt", *clusters, "group", *coordinates, "risk"], coordinates
-    )
+    return settings_.runs(frame, ["prompt", *clusters, "group", *coordinates, "risk"], coordinates)
 
 
 def _samples(folder: Path) -> pd.DataFrame:

@@ -129,7 +129,9 @@ def _of_request(request: Mapping[str, Any], key: str, place: str) -> list[dict[s
     """A row for each output of a request, and one without a number for a request that has none."""
     name, outputs = request.get(key), request.get("outputs")
     if not isinstance(name, str | int) or name == "":
-        raise RiskcalError(f"{place} has no {key}, by which requests are joined; name another key=.")
+        raise RiskcalError(
+            f"{place} has no {key}, by which requests are joined; name another key=."
+        )
     if not isinstance(outputs, list):
         raise RiskcalError(
             f"{place} has no outputs; write the attributes of vLLM's RequestOutput, one object a line."
@@ -154,7 +156,7 @@ def _of_request(request: Mapping[str, Any], key: str, place: str) -> list[dict[s
         lost = reason is None or reason in _LOST or request.get("finished") is False
         if not held or not (isinstance(text, str) or (text is None and lost and "text" in held)):
             raise RiskcalError(
-                f"{place} has no text in its output {number}; write what it gave. Where it was aborted, \"finish_reason\": "
+                f'{place} has no text in its output {number}; write what it gave. Where it was aborted, "finish_reason": '
                 '"abort" and "text": "" say so.'
             )
         if tokens is not None and not isinstance(tokens, list):
@@ -215,8 +217,8 @@ def _distances(
         if number is None or not -_validate.TOLERANCE <= number <= 1 + _validate.TOLERANCE:
             raise RiskcalError(
                 f"distance: gives {_validate.shown(given)} for {row.place}, of {_validate.shown(row.output)} and the full "
-                f"model's {_validate.shown(outputs[row.prompt])}; it has to be a plain number in [0, 1], 0 of equal texts. Divide "
-                "counts by the most that they can be."
+                f"model's {_validate.shown(outputs[row.prompt])}; it has to be a plain number in [0, 1], 0 of equal texts. "
+                "Divide counts by the most that they can be."
             )
         if row.setting == 0 and number > _validate.TOLERANCE:
             raise RiskcalError(
