@@ -38,6 +38,9 @@ _ATTEMPTS = "attempt attempt_no attempt_number attempt_id try retry retries retr
 #: Share of a column's cells that must speak for a guess: a few are what is wrong with the log.
 _MOST = 0.9
 
+#: What some of a log's percentages reach.
+_NEAR_100 = 90.0
+
 
 def required(frame: pd.DataFrame) -> dict[str, str]:
     """For each of the columns that runs need and the table lacks, the option that would make it of one that it has."""
@@ -94,41 +97,54 @@ def attempts(frame: pd.DataFrame) -> Sequence[str]:
     return [name for name in found if name]
 
 
-def percent(column: pd.Series) -> bool:
-    """Whether numbers look like percentages: most of those that are not 0 are beyond 1, and hardly any beyond 100."""
+def percent(column: pd.Series, least: float = _NEAR_100) -> bool:
+    """Whether numbers look like percentages: of those that are not 0 most are beyond 1, hardly any beyond 100, some near it.
+
+    Counts, marks from 1 to 10 and losses in nats are not: the largest that could be is at ``least`` that much.
+    """
     values = _values(column)
     above = values[values > 0]
-    return bool(above.size) and _mostly(above > 1) and _mostly((values >= 0) & (values <= 100))
+    within = values[(values >= 0) & (values <= 100)]
+    return (
+        bool(above.size)
+        and _mostly(above > 1)
+        and len(within) >= _MOST * len(values)
+        and bool(within.max() >= least)
+    )
 
 
 def _loss(frame: pd.DataFrame, threshold: str) -> dict[str, str]:
-    """A distance to the full model, or a risk where the full model's own rows are not nearest to themselves."""
+    """A distance to the full model, where its own rows are nearest to themselves, or else a risk."""
     known = [(name, False) for name in _DISTANCES.split()]
     known += [(name, True) for name in _SCORES.split()]
     for likely, is_score in known:
-        name = _first(frame, likely) or _first(frame, likely, "_pct")
+        said = None if (name := _first(frame, likely)) else _first(frame, likely, "_pct")
+        name = name or said
         if name is None or not (values := _values(frame[name])).size:
             continue
-        whole = 100.0 if percent(frame[name]) else 1.0
+        whole = 100.0 if percent(frame[name], 0.0 if said else _NEAR_100) else 1.0
         if not _mostly((values >= 0) & (values <= whole)):
             continue
         formula = ("1-" if is_score else "") + name + ("/100" if whole > 1 else "")
         best = whole if is_score else 0.0
-        target = "dissimilarity" if _nearest_to_itself(frame, name, threshold, best) else "risk"
+        own = _own(frame, name, threshold)
+        nearest = _mostly(np.abs(own - best) <= _validate.TOLERANCE) if own.size else None
+        # without rows of the full model nothing tells a distance to it from an error, unless the name does
+        is_distance = likely == "dissimilarity" if nearest is None else nearest
+        target = "dissimilarity" if is_distance else "risk"
         return {target: f"{target}={formula}"}
     return {}
 
 
-def _nearest_to_itself(frame: pd.DataFrame, name: str, threshold: str, best: float) -> bool:
-    """Whether rows that seem to be the full model's have the best value there is."""
+def _own(frame: pd.DataFrame, name: str, threshold: str) -> Floats:
+    """What of a column stands in rows that seem to be the full model's."""
     if threshold not in frame.columns:
-        return True
+        return np.zeros(0)
     try:
         numbers = candidates.as_numbers(columns.as_numpy(frame[threshold], threshold))
     except RiskcalError:
-        return True
-    values = _values(frame.loc[np.isposinf(numbers) | np.isnan(numbers), name])
-    return not values.size or _mostly(np.abs(values - best) <= _validate.TOLERANCE)
+        return np.zeros(0)
+    return _values(frame.loc[np.isposinf(numbers) | np.isnan(numbers), name])
 
 
 def _mostly(true: NDArray[np.bool_]) -> bool:
