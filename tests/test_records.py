@@ -545,6 +545,42 @@ def test_integers_come_back_as_integers_and_strings_of_digits_with_zeros_as_stri
         same(back, runs)
 
 
+@pytest.mark.parametrize("ending", [*FILES, "csv.gz"])
+@pytest.mark.parametrize(
+    "variants",
+    [["007", "008"], ["1", "2"], ["true", "false"], ["2020-01-01", "2020-01-02"], ["00:10", "00:20"],
+     ["0.5", "full"], ['a "b", c', "d"], [True, False], [4, 5], [0.5, 4]],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_any_type_come_back_as_they_were(variants, ending, tmp_path):
+    name = "threshold_2" if "full" in variants else "variant"
+    cells = [None, *variants]
+    frame = pd.DataFrame(
+        [
+            {"prompt": i, "threshold": 0.5 if cell is not None else math.inf, "dissimilarity": 0.0}
+            | {name: cell}
+            for i in range(3)
+            for cell in cells
+        ]
+    ).astype({name: object})
+    runs = Runs.from_frame(frame, candidate_columns=[name])
+    runs.write(path := tmp_path / f"runs.{ending}")
+    back = Runs.read(path, candidate_columns=[name])
+    assert back.candidates[name].tolist() == runs.candidates[name].tolist()
+    assert back.digest() == runs.digest()
+    without = Runs.from_frame(
+        frame[frame["threshold"] < math.inf].infer_objects(), candidate_columns=[name]
+    )
+    assert without.candidates.equals(back.candidates)
+
+
+def test_a_csv_of_others_is_read_as_before(tmp_path):
+    (path := tmp_path / "runs.csv").write_text(
+        '"prompt","threshold","temperature","dissimilarity"\n"a","0.5","4.0","0"\n"b","0.5","4.0","0"\n'
+    )
+    assert Runs.read(path).candidates["temperature"].tolist() == [4.0]
+
+
 @pytest.mark.parametrize("ending", FILES)
 def test_ids_with_line_ends_quotes_and_separators_come_back(ending, tmp_path):
     """A bare carriage return ends a row of CSV for some readers, quoted by the writer or not."""
