@@ -1198,6 +1198,10 @@ def test_traces_that_are_wrong_are_refused_by_name(change, named):
             "confidence: columns for the exits [1, 3]; number them from confidence_1 on",
         ),
         (
+            lambda f: f.drop(columns="confidence").assign(confidence_1=0.5, confidence_01=0.5),
+            "confidence: confidence_01 and confidence_1 are of one exit; rename or drop one.",
+        ),
+        (
             lambda f: f.drop(columns="confidence").assign(
                 confidence_0=0.5, confidence_1=0.5, confidence_2=0.5
             ),
@@ -1234,6 +1238,25 @@ def test_exits_spread_over_columns_stand_by_number_and_not_by_name():
         }
     )
     same_traces(Traces.from_frame(frame), traces)
+
+
+@pytest.mark.parametrize("number", ["{:02d}", "{:03d}", "\N{ARABIC-INDIC DIGIT ZERO}{}"])
+def test_exits_may_be_numbered_with_zeros_before(number, tmp_path):
+    ends = [number.format(i) for i in range(1, 4)]
+    values = {"confidence": [0.1, 0.9, 1.0], "agrees": [True] * 3, "cost": [1, 2, 3]}
+    frame = pd.DataFrame({"prompt": [1, 2], "position": 0})
+    for name, cells in values.items():
+        frame = frame.assign(**{f"{name}_{end}": c for end, c in zip(ends, cells, strict=True)})
+    traces = Traces.from_frame(frame)
+    assert traces.confidence.tolist() == [values["confidence"]] * 2
+    assert traces.costs["cost"].tolist() == [values["cost"]] * 2
+    others = frame.rename(columns=lambda name: name.replace("confidence", "conf"))
+    same_traces(Traces.from_frame(others, columns={"confidence": "conf"}), traces)
+    frame.to_csv(path := tmp_path / "traces.csv", index=False)
+    with pytest.raises(RiskcalError, match=r"riskcal.Traces.read reads"):
+        Runs.read(path)
+    with pytest.raises(RiskcalError, match=r"riskcal.Traces.read reads"):
+        Runs.from_frame(frame.rename(columns=lambda name: name.replace(ends[0], "0")))
 
 
 def test_a_last_exit_that_disagrees_with_itself_is_warned_about_and_counts_as_a_loss():

@@ -1,6 +1,7 @@
 """Columns of tables as numpy holds them: the one place that knows the types of pandas, Arrow and other libraries."""
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -171,8 +172,8 @@ def _label_type(values: Any) -> type | None:
 
 def are_traces(names: Collection[Any]) -> bool:
     """Whether a table with columns of these names holds traces rather than runs."""
-    levels = {"confidence", "confidence_1"} & set(names)
-    return bool(levels) and "position" in names and "threshold" not in names
+    levels = any(re.fullmatch(r"confidence(_\d+)?", str(name)) for name in names)
+    return levels and "position" in names and "threshold" not in names
 
 
 def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
