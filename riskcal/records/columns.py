@@ -327,6 +327,15 @@ def is_full(cell: Any) -> bool:
     return isinstance(cell, str) and cell.strip().lower() == "full"
 
 
+def is_missing(cell: Any) -> bool:
+    """Whether a cell is a null, NaN, or the empty text that a CSV has for them."""
+    if isinstance(cell, str):
+        return not cell
+    if isinstance(cell, float | np.floating | Decimal):
+        return cell != cell
+    return cell is None or cell is pd.NA
+
+
 def floats(column: pd.Series) -> _validate.Floats:
     """A column as float64; whatever is not a number is NaN."""
     column = as_numpy(column, str(column.name))

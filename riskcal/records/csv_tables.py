@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from riskcal._validate import RiskcalError
-from riskcal.records.columns import floats, is_full, of_arrow
+from riskcal.records.columns import floats, is_full, is_missing, of_arrow
 from riskcal.records.sources import OPENING, no_text
 
 #: How integers are written, so that a text of one and the integer are the same.
@@ -69,7 +69,8 @@ def _with_infinities(frame: pd.DataFrame, texts: Collection[str]) -> pd.DataFram
         column = frame[name]
         full = np.array([is_full(cell) for cell in column], dtype=bool)
         numbers = floats(column) if full.any() else np.zeros(0)
-        if np.isfinite(numbers).any() and (np.isfinite(numbers) | full).all():
+        missing = np.array([is_missing(cell) for cell in column], dtype=bool)
+        if np.isfinite(numbers).any() and (np.isfinite(numbers) | full | missing).all():
             frame[name] = np.where(full, np.inf, numbers)
     return frame
 

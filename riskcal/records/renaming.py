@@ -243,14 +243,11 @@ def _first_object(column: pd.Series) -> Mapping[str, Any]:
     """What the first cell of a column holds by name that is neither null nor an empty object; nothing, if it is none."""
     if column.dtype.kind in "biuf":
         return {}
-    cells = (cell for cell in column if not _is_empty(cell))
-    return _object(next(cells, None))
-
-
-def _is_empty(cell: Any) -> bool:
-    if isinstance(cell, str | dict):
-        return not cell
-    return cell is None or cell is pd.NA or (isinstance(cell, float) and math.isnan(cell))
+    empty = (
+        table_columns.is_missing(cell) or (isinstance(cell, dict) and not cell) for cell in column
+    )
+    there = (cell for cell, none in zip(column, empty, strict=True) if not none)
+    return _object(next(there, None))
 
 
 def _object(cell: Any) -> Mapping[str, Any]:
