@@ -60,6 +60,7 @@ FAULTS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, int]] = {
     "no measure": (put(16, "measure", None), "measure", 16),
     "twice": (again(17), "prompt", 24),
     "a candidate lacks": (lambda frame: frame.drop(index=19), "prompt", 18),
+    "candidates lack": (lambda frame: frame.drop(index=[22, 23]), "prompt", 21),
     "the full model lacks": (lambda frame: frame.drop(index=21), "prompt", 22),
 }
 
@@ -248,7 +249,7 @@ def test_costs_of_any_name_and_directions_are_looked_at_too() -> None:
     frame = put(3, "price", -1.0)(table().assign(price=0.5))
     assert not findings(frame)
     assert [(one.column, one.rows) for one in findings(frame, costs=["price"])] == [("price", (3,))]
-    assert findings(frame, costs=["joules"])[0].column == "joules"
+    assert [one.column for one in findings(frame, costs=["joules"])] == ["joules"]
     assert not findings(table().assign(lower_is_stricter=True), lower_is_stricter=True)
     stated = findings(table().assign(lower_is_stricter=False), lower_is_stricter=True)
     assert [one.column for one in stated] == ["lower_is_stricter"]
@@ -360,3 +361,19 @@ def test_without_the_full_model_a_score_makes_a_risk() -> None:
     assert finding.mend == ("--columns dissimilarity=1-accuracy",)
     (finding,) = findings(log[log["threshold"] < math.inf])
     assert finding.mend == ("--columns risk=1-accuracy",)
+
+
+def test_prompts_without_candidates_are_one_problem() -> None:
+    (finding,) = findings(table(12).drop(index=[19, 20, 22, 23]))
+    assert len(finding.rows) == 2
+    assert "(2 such prompts)" in finding.problem
+
+
+def test_an_id_of_each_row_is_not_proposed_as_the_prompts() -> None:
+    log = table().drop(columns="prompt").assign(uid=range(24), id=range(24))
+    (finding,) = findings(log)
+    assert finding.mend == ()
+    (finding,) = findings(log.assign(custom_id=table()["prompt"]))
+    assert finding.mend == ("--columns prompt=custom_id",)
+    one = log[log["threshold"] == 0.5]
+    assert findings(one)[0].mend == ("--columns prompt=uid",)

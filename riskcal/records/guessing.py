@@ -15,8 +15,8 @@ from riskcal.records.renaming import options, renamed, unfolded
 
 #: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
 _NAMES = {
-    "prompt": "prompt request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id "
-    "task_id item_id uid id",
+    "prompt": "prompt custom_id request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash "
+    "doc_id task_id item_id uid id",
     "threshold": "threshold lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff "
     "conf_cutoff confidence_cutoff",
     "seconds": "seconds latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time "
@@ -45,13 +45,34 @@ _NEAR_100 = 90.0
 def required(frame: pd.DataFrame) -> dict[str, str]:
     """For each of the columns that runs need and the table lacks, the option that would make it of one that it has."""
     frame, proposals = unfolded(frame), {}
-    for target in ("prompt", "threshold"):
-        if target not in frame.columns and (found := _first(frame, _NAMES[target])):
+    for target in ("threshold", "prompt"):
+        found = _first(frame, _NAMES[target])
+        if target == "prompt" and target not in frame.columns:
+            found = _first_id(frame, proposals.get("threshold", "=threshold").partition("=")[2])
+        if target not in frame.columns and found:
             proposals[target] = f"{target}={found}"
     if not {"dissimilarity", "risk"} & set(frame.columns):
         threshold = proposals.get("threshold", "threshold=threshold").partition("=")[2]
         proposals |= _loss(frame, threshold)
     return proposals
+
+
+def _first_id(frame: pd.DataFrame, threshold: str) -> str | None:
+    """The likeliest name of a prompt's id; not of a row's, if several rows of a prompt are to be expected."""
+    several = threshold in frame.columns and _distinct(frame[threshold]) > 1
+    found = (_first(frame, known) for known in _NAMES["prompt"].split())
+    return next(
+        (name for name in found if name and not (several and _distinct(frame[name]) == len(frame))),
+        None,
+    )
+
+
+def _distinct(column: pd.Series) -> int:
+    """How many different values a column has; none is known of lists and objects."""
+    try:
+        return int(column.nunique(dropna=False))
+    except TypeError:
+        return 0
 
 
 def optional(frame: pd.DataFrame) -> dict[str, str]:
