@@ -143,7 +143,7 @@ REFUSALS = {
         "prompt: 'a' with threshold full stands twice, again at row 9",
         "name the prompt they share in a column cluster",
     ),
-    "one prompt": (lambda f: f.iloc[:3], "prompts: 'a' stands twice, again at index 1", "at least two"),
+    "one prompt": (lambda f: f.iloc[:3], "prompt: only 1 prompt ('a', row 0)", "at least two"),
     "threshold of minus infinity": (changed(1, threshold=-math.inf), "threshold: -inf at row 1", "give a number"),
     "only the full model": (lambda f: f.iloc[[0, 3, 6]], "threshold: every row is the full model", "record at least one"),
     "no prompt column": (lambda f: f.drop(columns="prompt"), "prompt: the column is missing; the table has: threshold", ""),

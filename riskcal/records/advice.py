@@ -131,7 +131,15 @@ def other_meaning(name: str) -> str:
     )
 
 
-def of_own_distances(distances: Floats) -> str:
+def of_tasks(task: str) -> str:
+    """What to do where several tasks number their prompts alike."""
+    return (
+        "Several tasks that number their prompts alike: a prompt is both, "
+        f"table.assign(prompt=table[{task!r}].astype(str) + '/' + table['prompt'].astype(str))."
+    )
+
+
+def of_own_distances(distances: Floats, *, has_risk: bool) -> str:
     """What it may be that full-model rows have for a distance to themselves, and what to do."""
     if distances.min() >= 1.0 - _validate.TOLERANCE:
         return (
@@ -144,4 +152,10 @@ def of_own_distances(distances: Floats) -> str:
         if distances.max() < 1e-5
         else ""
     )
-    return f"Is the decoder deterministic? Compare against the very same generation.{rounding}"
+    of_labels = (
+        ""
+        if has_risk
+        else " If it is a loss against references, such as labels, it is a risk: columns={'risk': 'dissimilarity'} (on the shell "
+        f"--columns risk=dissimilarity){_RENAMED}."
+    )
+    return f"Is the decoder deterministic? Compare against the very same generation.{of_labels}{rounding}"
