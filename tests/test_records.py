@@ -1197,7 +1197,10 @@ def test_traces_that_are_wrong_are_refused_by_name(change, named):
             lambda f: f.assign(confidence=[[0.5] * 3] * 7 + [[0.5]]),
             "confidence: row 7 holds 1 exits, but agrees 3 (1 such rows)",
         ),
-        (lambda f: f.assign(confidence=[["a"] * 3] * 8), "confidence: not an array of numbers"),
+        (
+            lambda f: f.assign(confidence=[["a"] * 3] * 8),
+            "confidence: not an array of numbers ('a' at",
+        ),
         (
             lambda f: f.drop(columns="confidence").assign(confidence_1=0.5, confidence_3=0.5),
             "confidence: columns for the exits [1, 3]; number them from confidence_1 on",
@@ -1243,6 +1246,24 @@ def test_exits_spread_over_columns_stand_by_number_and_not_by_name():
         }
     )
     same_traces(Traces.from_frame(frame), traces)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"agrees": [[True, True], [True, "yes"]]}, r"agrees: .*'yes' at index \[1, 1\]\).* write 1 where"),
+        ({"confidence": [[0.5, "50%"], [0.5, 0.5]]}, r"confidence: .*'50%' at index \[0, 1\]\).* a number"),
+        (
+            {"agrees": [[True], [True, True]], "confidence": [[0.5], [0.5, "sure"]]},
+            r"confidence: .*'sure' at index \[1, 1\]\)\. It is a text: write numbers",
+        ),
+    ],
+)  # fmt: skip
+def test_texts_among_numbers_per_exit_are_refused_by_place(change, named):
+    given = {"confidence": [[0.5, 1.0]] * 2, "agrees": [[True, True]] * 2} | change
+    for make in (Traces.from_arrays, lambda **columns: Traces.from_frame(columns)):
+        with pytest.raises(RiskcalError, match=named):
+            make(prompt=[1, 2], position=[0, 0], **given)
 
 
 @pytest.mark.parametrize("number", ["{:02d}", "{:03d}", "\N{ARABIC-INDIC DIGIT ZERO}{}"])
