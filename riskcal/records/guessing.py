@@ -44,15 +44,14 @@ _NEAR_100 = 90.0
 
 def required(frame: pd.DataFrame) -> dict[str, str]:
     """For each of the columns that runs need and the table lacks, the option that would make it of one that it has."""
-    frame, proposals = unfolded(frame), {}
-    for target in ("threshold", "prompt"):
-        found = _first(frame, _NAMES[target])
-        if target == "prompt" and target not in frame.columns:
-            found = _first_id(frame, proposals.get("threshold", "=threshold").partition("=")[2])
-        if target not in frame.columns and found:
-            proposals[target] = f"{target}={found}"
+    frame = unfolded(frame)
+    proposals: dict[str, str] = {}
+    if "threshold" not in frame.columns and (found := _first(frame, _NAMES["threshold"])):
+        proposals["threshold"] = f"threshold={found}"
+    threshold = proposals.get("threshold", "threshold=threshold").partition("=")[2]
+    if "prompt" not in frame.columns and (found := _first_id(frame, threshold)):
+        proposals["prompt"] = f"prompt={found}"
     if not {"dissimilarity", "risk"} & set(frame.columns):
-        threshold = proposals.get("threshold", "threshold=threshold").partition("=")[2]
         proposals |= _loss(frame, threshold)
     return proposals
 

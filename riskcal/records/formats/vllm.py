@@ -183,7 +183,9 @@ def _with_samples(frame: pd.DataFrame) -> pd.DataFrame:
         list(samples.get(cluster, [prompt])) if without else [prompt]
         for cluster, prompt, without in zip(frame["cluster"], frame["prompt"], lost, strict=True)
     ]
-    return frame.assign(prompt=of_each).explode("prompt", ignore_index=True)
+    return frame.assign(prompt=pd.Series(of_each, dtype=object)).explode(
+        "prompt", ignore_index=True
+    )
 
 
 def _refuse_other_questions(frame: pd.DataFrame, key: str) -> None:
@@ -208,22 +210,23 @@ def _distances(
     """How far each output is from the full model's; what failed is far from all, and all from a full model's that failed."""
     outputs, failed = reference["output"].to_dict(), reference["failed"].to_dict()
     found = []
-    for row in frame.itertuples():
-        if row.failed or failed[row.prompt]:
+    names = ("prompt", "output", "failed", "setting", "place")
+    for prompt, output, lost, setting, place in zip(*(frame[name] for name in names), strict=True):
+        if lost or failed[prompt]:
             found.append(1.0)
             continue
-        given = distance(row.output, outputs[row.prompt])
+        given = distance(output, outputs[prompt])
         number = settings_.finite(given)
         if number is None or not -_validate.TOLERANCE <= number <= 1 + _validate.TOLERANCE:
             raise RiskcalError(
-                f"distance: gives {_validate.shown(given)} for {row.place}, of {_validate.shown(row.output)} and the full "
-                f"model's {_validate.shown(outputs[row.prompt])}; it has to be a plain number in [0, 1], 0 of equal texts. "
-                "Divide counts by the most that they can be."
+                f"distance: gives {_validate.shown(given)} for {place}, of {_validate.shown(output)} and the full model's "
+                f"{_validate.shown(outputs[prompt])}; it has to be a plain number in [0, 1], 0 of equal texts. Divide counts by "
+                "the most that they can be."
             )
-        if row.setting == 0 and number > _validate.TOLERANCE:
+        if setting == 0 and number > _validate.TOLERANCE:
             raise RiskcalError(
-                f"distance: gives {number:g} for {row.place}, of the full model's {_validate.shown(row.output)} and itself, "
-                "where it has to be 0. Of a similarity give what it lacks: distance=lambda a, b: 1 - similarity(a, b)."
+                f"distance: gives {number:g} for {place}, of the full model's {_validate.shown(output)} and itself, where it has "
+                "to be 0. Of a similarity give what it lacks: distance=lambda a, b: 1 - similarity(a, b)."
             )
         found.append(number)
     return found
