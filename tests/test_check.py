@@ -60,6 +60,7 @@ FAULTS: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], str, int]] = {
     "no measure": (put(16, "measure", None), "measure", 16),
     "twice": (again(17), "prompt", 24),
     "a candidate lacks": (lambda frame: frame.drop(index=19), "prompt", 18),
+    "candidates lack": (lambda frame: frame.drop(index=[22, 23]), "prompt", 21),
     "the full model lacks": (lambda frame: frame.drop(index=21), "prompt", 22),
 }
 
@@ -172,14 +173,14 @@ def test_options_that_are_proposed_mend_the_log(
 
 def test_a_loss_in_percent_is_told_from_a_loss_that_is_wrong() -> None:
     frame = table()
-    many = frame.assign(dissimilarity=100 * frame["dissimilarity"])
+    many = frame.assign(dissimilarity=760 * frame["dissimilarity"])  # some 95
     assert findings(many)[0].mend == ("--columns dissimilarity=dissimilarity/100",)
     one = put(10, "dissimilarity", 12.5)(frame)
     assert findings(one)[0].mend == ()
 
 
 def test_what_was_said_of_a_column_is_not_said_again() -> None:
-    frame = table().assign(dissimilarity=lambda f: 100 * f["dissimilarity"])
+    frame = table().assign(dissimilarity=lambda f: 760 * f["dissimilarity"])
     frame = frame.rename(columns={"dissimilarity": "distance"})
     assert findings(frame, columns={"dissimilarity": "distance"})[0].mend == ()
     assert not findings(frame, columns={"dissimilarity": ("distance", "x / 100")})
@@ -248,7 +249,7 @@ def test_costs_of_any_name_and_directions_are_looked_at_too() -> None:
     frame = put(3, "price", -1.0)(table().assign(price=0.5))
     assert not findings(frame)
     assert [(one.column, one.rows) for one in findings(frame, costs=["price"])] == [("price", (3,))]
-    assert findings(frame, costs=["joules"])[0].column == "joules"
+    assert [one.column for one in findings(frame, costs=["joules"])] == ["joules"]
     assert not findings(table().assign(lower_is_stricter=True), lower_is_stricter=True)
     stated = findings(table().assign(lower_is_stricter=False), lower_is_stricter=True)
     assert [one.column for one in stated] == ["lower_is_stricter"]
@@ -317,7 +318,7 @@ def test_names_that_several_stages_share_are_taken_for_none_of_the_logs_own():
     assert not any(one.mend for one in found.values())
     assert "riskcal.Traces.from_arrays" in found["threshold"].remedy
     alone = findings(log.drop(columns="large"))
-    assert alone[-1].mend == ("--columns dissimilarity=1-small.score",)
+    assert alone[-1].mend == ("--columns risk=1-small.score",)
 
 
 def test_names_of_a_router_are_known():
@@ -335,3 +336,44 @@ def test_names_of_a_router_are_known():
         "--columns dissimilarity=1-rougeL_pct/100",
         "--keep last:ts",
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("score", [1, 4, 10]),
+        ("edit_distance", [0, 12, 37]),
+        ("loss", [1.2, 1.7, 2.2]),
+        ("f1", [3, 5, 5]),
+    ],
+)
+def test_marks_counts_and_nats_are_no_percentages(name: str, values: list[float]) -> None:
+    log = table().drop(columns="dissimilarity").assign(**{name: values * 8})
+    (finding,) = findings(log)
+    assert (finding.column, finding.mend) == ("dissimilarity, risk", ())
+    log = table().assign(dissimilarity=[0, 12, 37] * 8)
+    assert all(not finding.mend for finding in findings(log))
+
+
+def test_without_the_full_model_a_score_makes_a_risk() -> None:
+    log = table().drop(columns="dissimilarity").assign(accuracy=[1.0, 1.0, 0.75] * 8)
+    (finding,) = findings(log)
+    assert finding.mend == ("--columns dissimilarity=1-accuracy",)
+    (finding,) = findings(log[log["threshold"] < math.inf])
+    assert finding.mend == ("--columns risk=1-accuracy",)
+
+
+def test_prompts_without_candidates_are_one_problem() -> None:
+    (finding,) = findings(table(12).drop(index=[19, 20, 22, 23]))
+    assert len(finding.rows) == 2
+    assert "(2 such prompts)" in finding.problem
+
+
+def test_an_id_of_each_row_is_not_proposed_as_the_prompts() -> None:
+    log = table().drop(columns="prompt").assign(uid=range(24), id=range(24))
+    (finding,) = findings(log)
+    assert finding.mend == ()
+    (finding,) = findings(log.assign(custom_id=table()["prompt"]))
+    assert finding.mend == ("--columns prompt=custom_id",)
+    one = log[log["threshold"] == 0.5]
+    assert findings(one)[0].mend == ("--columns prompt=uid",)

@@ -68,7 +68,7 @@ def test_two_columns_of_one_name_are_a_finding_and_hide_no_other() -> None:
 
 def test_what_is_missing_among_percentages_is_said_beside_them() -> None:
     frame = table()
-    frame["dissimilarity"] *= 100
+    frame["dissimilarity"] *= 95 / frame["dissimilarity"].max()
     frame.loc[5, "dissimilarity"] = math.nan
     first, second = findings(frame)
     assert first.mend == ("--columns dissimilarity=dissimilarity/100",)

@@ -152,12 +152,16 @@ def dropped(key: str) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
     [
         (dropped("doc_hash"), "row 0 has no doc_hash"),
         (lambda one: [one | {"prompt_hash": one["setting"]}], "was asked in two ways"),
-        (lambda one: [one | {"exact_match": [1, 0]}], "metric: task gsm8k has none"),
+        (
+            lambda one: [one | {"exact_match": [1, 0]}],
+            r"task gsm8k has none .*is \[1, 0\] in .*row 0",
+        ),
+        (lambda one: [one | {"exact_match": "1"}], "task gsm8k has none .*is '1' in .*row 0"),
         (
             lambda one: [one | ({"exact_match": math.nan} if one["doc_id"] == 7 else {})],
             "row 7 has no finite number for exact_match",
         ),
-        (lambda one: [one] * (one["setting"] != "0.5" or one["doc_id"] > 0), "lacks the candidate"),
+        (lambda one: [one] * (one["setting"] != "0.5" or one["doc_id"] > 0), "is not in .*0.5"),
         (lambda one: [], "holds no samples_"),
     ],
 )
@@ -174,6 +178,15 @@ def test_two_runs_of_one_setting_are_not_mixed(tmp_path: Path) -> None:
     (path,) = (tmp_path / "0.5").rglob("*.jsonl")
     (path.parent / "samples_gsm8k_2026-11-30T04-11-00.jsonl").write_bytes(path.read_bytes())
     with pytest.raises(RiskcalError, match="holds two files of task gsm8k"):
+        read(tmp_path)
+
+
+def test_two_files_of_one_name_are_told_by_their_folders(tmp_path: Path) -> None:
+    write(tmp_path)
+    (path,) = (tmp_path / "0.5").rglob("*.jsonl")
+    (other := path.parents[1] / "other").mkdir()
+    (other / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(RiskcalError, match=r"org__model/samples_\S+ and other/samples_"):
         read(tmp_path)
 
 

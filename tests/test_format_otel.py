@@ -107,3 +107,11 @@ def test_scores_of_another_scale_are_refused_and_the_remedy_works(tmp_path: Path
 def test_a_log_without_evaluations_is_refused(rows: Any, tmp_path: Path) -> None:
     with pytest.raises(RiskcalError, match="holds no event gen_ai"):
         otel.read(write(tmp_path / "log.jsonl", rows))
+
+
+@pytest.mark.parametrize("none", ["", None])
+def test_no_request_comes_again_that_has_no_id(none: Any, tmp_path: Path) -> None:
+    rows = [{"name": "gen_ai.evaluation.result", "attributes": evaluation(none, i)} for i in (0, 1)]
+    losses = otel.read(write(tmp_path / "log.jsonl", rows), name="correctness")
+    assert losses["loss"].tolist() == [1.0, 0.0]
+    assert losses["request"].isna().all()

@@ -89,7 +89,7 @@ def test_an_entropy_stops_from_below(tmp_path: Path) -> None:
         ({"question_id": "a"}, "row 0 has no checkpoints"),
         (question("a"), "row 0 has no checkpoints"),
         (question("a", check(0, "7", 0.5), check(0, "7", 0.5)), "two checkpoints of one"),
-        (question("a", check(0, "7", 0.5) | {"confidence": None}), "without a number for confidence"),
+        (question("a", check(0, "7", 0.5) | {"confidence": None}), "confidence is None; write a number, or NaN"),
         (question("a", check(0, "7", 0.5, tokens_used=9), check(1, "7", 0.5, tokens_used=3)),
          "tokens_used becomes less"),
         (question("a", {"checkpoint_idx": 0, "tokens_used": 1, "confidence": 0.5}),
@@ -99,3 +99,47 @@ def test_an_entropy_stops_from_below(tmp_path: Path) -> None:
 def test_what_is_no_checkpoint_is_refused(row: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(RiskcalError, match=named):
         reasoning.read(write(tmp_path / "log.jsonl", row))
+
+
+@pytest.mark.parametrize("none", [None, "", " "])
+def test_nothing_agrees_with_no_answer(none: Any, tmp_path: Path) -> None:
+    rows = [question(n, check(0, none, 0.9), check(1, none, 0.9)) for n in "ab"]
+    path = write(
+        tmp_path / "log.jsonl",
+        *rows,
+        question(
+            "c",
+            check(0, none, 0.9),
+            ROWS[2]["checkpoints"][0] | {"checkpoint_idx": 1, "tokens_used": 200},
+        ),
+    )
+    with pytest.warns(UserWarning, match=r"^predicted_answer: none .*row 0 \(2 such questions\)"):
+        traces = reasoning.read(path)
+    assert traces.agrees is not None
+    assert traces.agrees.sum() == 1
+    runs = replay_traces(traces, [0.95, 0.5], exact=True)
+    assert runs.losses().sum(0).tolist() == [2.0, 3.0]
+
+
+def test_a_final_answer_is_the_last_checkpoints_and_the_remedy_works(tmp_path: Path) -> None:
+    rows = [row | {"final_answer": "7"} for row in ROWS]
+    with pytest.raises(RiskcalError, match=r"row 1: final_answer is '7', .* checkpoint '5'"):
+        reasoning.read(write(tmp_path / "log.jsonl", *rows))
+    rows[1]["checkpoints"] = [*rows[1]["checkpoints"], check(3, "7", float("nan"))]
+    traces = reasoning.read(write(tmp_path / "log.jsonl", *rows))
+    assert traces.n_layers == 4
+    assert np.isnan(traces.confidence).sum() == 1
+    rows[1] = ROWS[1]
+    assert reasoning.read(write(tmp_path / "log.jsonl", *rows)).n_layers == 3
+
+
+def test_a_question_that_comes_twice_is_told_by_its_lines(tmp_path: Path) -> None:
+    path = write(tmp_path / "log.jsonl", *ROWS, ROWS[0])
+    with pytest.raises(RiskcalError, match="row 3: question_id 'a' stands twice, first in row 0"):
+        reasoning.read(path)
+
+
+def test_a_document_over_several_lines_is_told_how_to_write_it(tmp_path: Path) -> None:
+    (path := tmp_path / "log.json").write_text(json.dumps(ROWS[0], indent=1))
+    with pytest.raises(RiskcalError, match=r"row 0 is not JSON .* over several lines; write"):
+        reasoning.read(path)

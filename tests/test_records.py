@@ -545,6 +545,42 @@ def test_integers_come_back_as_integers_and_strings_of_digits_with_zeros_as_stri
         same(back, runs)
 
 
+@pytest.mark.parametrize("ending", [*FILES, "csv.gz"])
+@pytest.mark.parametrize(
+    "variants",
+    [["007", "008"], ["1", "2"], ["true", "false"], ["2020-01-01", "2020-01-02"], ["00:10", "00:20"],
+     ["0.5", "full"], ['a "b", c', "d"], [True, False], [4, 5], [0.5, 4]],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_any_type_come_back_as_they_were(variants, ending, tmp_path):
+    name = "threshold_2" if "full" in variants else "variant"
+    cells = [None, *variants]
+    frame = pd.DataFrame(
+        [
+            {"prompt": i, "threshold": 0.5 if cell is not None else math.inf, "dissimilarity": 0.0}
+            | {name: cell}
+            for i in range(3)
+            for cell in cells
+        ]
+    ).astype({name: object})
+    runs = Runs.from_frame(frame, candidate_columns=[name])
+    runs.write(path := tmp_path / f"runs.{ending}")
+    back = Runs.read(path, candidate_columns=[name])
+    assert back.candidates[name].tolist() == runs.candidates[name].tolist()
+    assert back.digest() == runs.digest()
+    without = Runs.from_frame(
+        frame[frame["threshold"] < math.inf].infer_objects(), candidate_columns=[name]
+    )
+    assert without.candidates.equals(back.candidates)
+
+
+def test_a_csv_of_others_is_read_as_before(tmp_path):
+    (path := tmp_path / "runs.csv").write_text(
+        '"prompt","threshold","temperature","dissimilarity"\n"a","0.5","4.0","0"\n"b","0.5","4.0","0"\n'
+    )
+    assert Runs.read(path).candidates["temperature"].tolist() == [4.0]
+
+
 @pytest.mark.parametrize("ending", FILES)
 def test_ids_with_line_ends_quotes_and_separators_come_back(ending, tmp_path):
     """A bare carriage return ends a row of CSV for some readers, quoted by the writer or not."""
@@ -799,7 +835,7 @@ def test_arrays_say_what_the_long_table_says():
         ({"dissimilarity": [[0.1, 0.1], [1.1, 0.1]]}, "dissimilarity: 1.1 at index [1, 0] is outside [0, 1]"),
         ({"risk": [[0.1, 0.1], [0.1, -0.1]]}, "risk: -0.1 at index [1, 1] is outside [0, 1]"),
         ({"layers": [[1.0, 1.0], [math.inf, 1.0]]}, "layers: inf at index [1, 0]"),
-        ({"layers": [[1.0, -1.0], [1.0, 1.0]]}, "layers: -1.0 at row 1"),
+        ({"layers": [[1.0, -1.0], [1.0, 1.0]]}, "layers: -1.0 at index [0, 1]"),
         ({"dissimilarity": [["a", "b"], ["c", "d"]]}, "dissimilarity: not an array of numbers"),
         ({"dissimilarity": [0.1, 0.2]}, "dissimilarity: has shape (2,)"),
         ({"dissimilarity": [[0.1], [0.2]]}, "dissimilarity: has shape (2, 1)"),
@@ -810,15 +846,20 @@ def test_arrays_say_what_the_long_table_says():
         ({"thresholds": [0.5, -math.inf]}, "thresholds: -inf at index 1"),
         ({"thresholds": [True, False]}, "thresholds: not an array of numbers"),
         ({"thresholds": [math.inf, 0.5]}, "dissimilarity: 0.1 at row 0, a full-model row"),
-        ({"prompts": ["a"]}, "prompt: has shape (1,); expected (2,)"),
-        ({"prompts": ["a", "a"]}, "prompt: only 1 prompt ('a', row 0)"),
-        ({"prompts": [1, "1"]}, "prompt: '1' at row 1, in a column of type object"),
+        ({"prompts": ["a"]}, "prompts: has shape (1,); expected (2,)"),
+        ({"prompts": ["a", "a"]}, "prompts: 'a' stands twice, again at index 1"),
+        ({"prompts": [1, "1"]}, "prompts: '1' at row 1, in a column of type object"),
         (
             {"prompts": ["1", "1", "2"], "dissimilarity": [[0.1, 0.2]] * 3},
-            "prompt: '1' with threshold 0.9 stands twice, again at row 1",
+            "prompts: '1' stands twice, again at index 1 (1 such rows)",
         ),
-        ({"prompts": "ab"}, "prompt: has shape ()"),
-        ({"prompts": [0.5, 1.5]}, "prompt: 0.5 at row 0"),
+        ({"prompts": "ab"}, "prompts: has shape ()"),
+        ({"prompts": [0.5, 1.5]}, "prompts: 0.5 at row 0"),
+        ({"seconds": [[1, 1], [1, math.nan]]}, "seconds: nan at index [1, 1] (1 such values); a cost"),
+        (
+            {"failed": [[True, False]] * 2, "dissimilarity": [[math.nan, 0], [math.nan] * 2]},
+            "dissimilarity: nan at index [1, 1] (1 such values), which did not fail",
+        ),
         ({"group": "a"}, "group: has shape ()"),
         ({"full_risk": [0.1, 1.1]}, "full_risk: 1.1 at row 1"),
         ({"full_risk": [0.1]}, "full_risk: has shape (1,)"),
@@ -1156,10 +1197,17 @@ def test_traces_that_are_wrong_are_refused_by_name(change, named):
             lambda f: f.assign(confidence=[[0.5] * 3] * 7 + [[0.5]]),
             "confidence: row 7 holds 1 exits, but agrees 3 (1 such rows)",
         ),
-        (lambda f: f.assign(confidence=[["a"] * 3] * 8), "confidence: not an array of numbers"),
+        (
+            lambda f: f.assign(confidence=[["a"] * 3] * 8),
+            "confidence: not an array of numbers ('a' at",
+        ),
         (
             lambda f: f.drop(columns="confidence").assign(confidence_1=0.5, confidence_3=0.5),
             "confidence: columns for the exits [1, 3]; number them from confidence_1 on",
+        ),
+        (
+            lambda f: f.drop(columns="confidence").assign(confidence_1=0.5, confidence_01=0.5),
+            "confidence: confidence_01 and confidence_1 are of one exit; rename or drop one.",
         ),
         (
             lambda f: f.drop(columns="confidence").assign(
@@ -1198,6 +1246,43 @@ def test_exits_spread_over_columns_stand_by_number_and_not_by_name():
         }
     )
     same_traces(Traces.from_frame(frame), traces)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"agrees": [[True, True], [True, "yes"]]}, r"agrees: .*'yes' at index \[1, 1\]\).* write 1 where"),
+        ({"confidence": [[0.5, "50%"], [0.5, 0.5]]}, r"confidence: .*'50%' at index \[0, 1\]\).* a number"),
+        (
+            {"agrees": [[True], [True, True]], "confidence": [[0.5], [0.5, "sure"]]},
+            r"confidence: .*'sure' at index \[1, 1\]\)\. It is a text: write numbers",
+        ),
+    ],
+)  # fmt: skip
+def test_texts_among_numbers_per_exit_are_refused_by_place(change, named):
+    given = {"confidence": [[0.5, 1.0]] * 2, "agrees": [[True, True]] * 2} | change
+    for make in (Traces.from_arrays, lambda **columns: Traces.from_frame(columns)):
+        with pytest.raises(RiskcalError, match=named):
+            make(prompt=[1, 2], position=[0, 0], **given)
+
+
+@pytest.mark.parametrize("number", ["{:02d}", "{:03d}", "\N{ARABIC-INDIC DIGIT ZERO}{}"])
+def test_exits_may_be_numbered_with_zeros_before(number, tmp_path):
+    ends = [number.format(i) for i in range(1, 4)]
+    values = {"confidence": [0.1, 0.9, 1.0], "agrees": [True] * 3, "cost": [1, 2, 3]}
+    frame = pd.DataFrame({"prompt": [1, 2], "position": 0})
+    for name, cells in values.items():
+        frame = frame.assign(**{f"{name}_{end}": c for end, c in zip(ends, cells, strict=True)})
+    traces = Traces.from_frame(frame)
+    assert traces.confidence.tolist() == [values["confidence"]] * 2
+    assert traces.costs["cost"].tolist() == [values["cost"]] * 2
+    others = frame.rename(columns=lambda name: name.replace("confidence", "conf"))
+    same_traces(Traces.from_frame(others, columns={"confidence": "conf"}), traces)
+    frame.to_csv(path := tmp_path / "traces.csv", index=False)
+    with pytest.raises(RiskcalError, match=r"riskcal.Traces.read reads"):
+        Runs.read(path)
+    with pytest.raises(RiskcalError, match=r"riskcal.Traces.read reads"):
+        Runs.from_frame(frame.rename(columns=lambda name: name.replace(ends[0], "0")))
 
 
 def test_a_last_exit_that_disagrees_with_itself_is_warned_about_and_counts_as_a_loss():

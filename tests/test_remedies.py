@@ -166,3 +166,27 @@ def test_tensors_that_need_gradients_are_columns_of_a_dictionary() -> None:
     columns = {name: frame[name].to_list() for name in frame.columns}
     columns["dissimilarity"] = NeedsGradients(frame["dissimilarity"].to_numpy())
     assert Runs.from_frame(columns).digest() == Runs.from_frame(frame).digest()
+
+
+def test_tasks_that_number_their_prompts_alike_are_told_to_join_both() -> None:
+    log = pd.concat([table().assign(group=task) for task in "ab"], ignore_index=True)
+    told = "table.assign(prompt=table['group'].astype(str) + '/' + table['prompt'].astype(str))"
+    assert told in refusal(log)
+    assert Runs.from_frame(eval(told, {"table": log})).n == 80
+    assert told.replace("group", "task") in refusal(log.rename(columns={"group": "task"}))
+
+
+def test_losses_against_labels_are_told_to_be_a_risk() -> None:
+    log = table().drop(columns="risk").assign(dissimilarity=lambda f: f["dissimilarity"] + 0.25)
+    assert "columns={'risk': 'dissimilarity'}" in refusal(log)
+    assert Runs.from_frame(log, columns={"risk": "dissimilarity"}).losses("risk").min() == 0
+    with_risk = table().assign(dissimilarity=0.25)
+    assert "'risk': 'dissimilarity'" not in refusal(with_risk)
+
+
+@pytest.mark.parametrize("flags", [[True], [True, False], ["length", "eos"]], ids=str)
+def test_a_flag_called_stopped_is_put_aside_as_told(flags: list[object]) -> None:
+    log = table()
+    log = log.assign(stopped=[flags[row % len(flags)] for row in range(len(log))])
+    assert "columns={'stopped_logged': 'stopped'}" in refusal(log)
+    assert Runs.from_frame(log, columns={"stopped_logged": "stopped"}).n == 40

@@ -219,3 +219,28 @@ def test_a_name_that_nothing_reads_is_said() -> None:
     with pytest.warns(UserWarning, match=r"columns: nothing reads 'clusters', 'fail'"):
         Runs.from_frame(frame, columns={"clusters": "user", "fail": "timed_out"})
     Runs.from_frame(frame, columns={"cluster_logged": "user"})
+
+
+@pytest.mark.parametrize("empty", [None, {}])
+def test_what_stands_in_objects_is_named_whatever_points_its_names_have(empty: Any) -> None:
+    frame = table().drop(columns="prompt")
+    held = {"gen_ai.response.id": 0, "more": {"a.b": {"c": 1}}}
+    cells: list[Any] = [held | {"gen_ai.response.id": f"r{i // 3}"} for i in range(len(frame))]
+    frame = frame.assign(attributes=cells, **{"run.meta": cells})
+    for name in ("attributes", "run.meta"):
+        runs = Runs.from_frame(frame, columns={"prompt": f"{name}.gen_ai.response.id"})
+        assert runs.n == 40
+        made = renaming.renamed(frame, {"layers": f"{name}.more.a.b.c"})
+        assert made["layers"].tolist() == [1] * len(frame)
+    frame.loc[0, "attributes"] = None
+    frame.at[0, "attributes"] = empty  # noqa: PD008  # a cell may be an object
+    assert "attributes.gen_ai.response.id" in renaming.names_in(frame)
+
+
+def test_a_name_that_looks_like_a_formula_is_quoted_on_the_shell() -> None:
+    frame = pd.DataFrame({"f1*100": [25.0, 100.0], "prompt": [1, 2]})
+    with pytest.raises(RiskcalError, match=r"""it has: f1\*100, .*--columns 'risk="f1\*100"'"""):
+        renaming.renamed(frame, renaming.options(["risk=1-f1*100"]))
+    said = renaming.options(['risk=1-"f1*100"/100', 'score="f1*100"'])
+    assert said == {"risk": ("f1*100", "1-x/100"), "score": "f1*100"}
+    assert renaming.renamed(frame, {"risk": said["risk"]})["risk"].tolist() == [0.75, 0.0]

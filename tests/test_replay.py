@@ -3,6 +3,7 @@ import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -316,6 +317,17 @@ def test_thresholds_at_which_a_token_exits_exactly_are_warned_about_and_round_on
         replay_traces(traces, [0.5, traces.confidence[3, 0]])
     ends = dataclasses.replace(traces, confidence=np.round(traces.confidence))
     replay_traces(ends, [0.0, 0.5, 1.0])  # a warning here is an error
+
+
+def test_positions_that_count_from_1_are_told_where_thresholds_decay():
+    table = pd.DataFrame(
+        {"prompt": [1, 1, 2, 2], "position": [1, 2, 1, 2], "confidence": [[0.5, 0.9]] * 4}
+    ).assign(agrees=[[True, True]] * 4)
+    replay_traces(Traces.from_frame(table), [0.55])  # a warning here is an error
+    with pytest.warns(UserWarning, match=r"^position: no token stands at 0.*position - 1"):
+        replay_traces(Traces.from_frame(table), [0.55], schedule=Decaying(4.0, 3))
+    table = table.assign(position=table["position"] - 1)
+    replay_traces(Traces.from_frame(table), [0.55], schedule=Decaying(4.0, 3))
 
 
 def test_grids_of_any_shape_and_prompts_longer_than_a_tile_give_what_the_plain_rule_gives():

@@ -6,6 +6,9 @@ import re
 
 import numpy as np
 import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +131,9 @@ WRITTEN = {
     "lists": lambda v: v,
     "objects": lambda v: {str(i): t for i, t in enumerate(v, 1) if isinstance(t, float)},
     "text": json.dumps,
+    "an array with Arrow's null": lambda v: np.array(
+        [math.nan if t is None else math.inf if t == "full" else t for t in v]
+    ),
 }
 
 
@@ -154,6 +160,30 @@ def path_of_vectors(write, *, n=120) -> pd.DataFrame:
         for i in range(n)
     ]
     return pd.DataFrame(rows)
+
+
+def test_a_null_in_a_vector_is_one_in_every_format(tmp_path):
+    frame = path_of_vectors(lambda v: [math.inf if t == "full" else t for t in v], n=3)
+    frame = frame[frame["threshold"] != "full"].astype({"threshold": float})
+    frame.to_json(tmp_path / "runs.jsonl", orient="records", lines=True)
+    table = pa.Table.from_pandas(frame)
+    pq.write_table(table, tmp_path / "runs.parquet")
+    found = {Runs.from_frame(table).digest(), Runs.from_frame(pl.DataFrame(table)).digest()}
+    assert found == {Runs.read(tmp_path / f"runs.{end}").digest() for end in ("jsonl", "parquet")}
+
+
+def test_a_stage_that_is_never_taken_is_filled_in_as_told(tmp_path):
+    frame = cascade(40).assign(threshold_2=lambda f: f["threshold_2"].mask(f["threshold_2"] > 0.5))
+    full = frame.drop_duplicates("prompt").assign(threshold=math.inf, dissimilarity=0.0)
+    frame = pd.concat([frame, full.assign(threshold_2=math.nan)], ignore_index=True)
+    named = {"candidate_columns": ["threshold_2"], "costs": ["price"]}
+    with pytest.raises(RiskcalError, match=r"threshold_2: missing at row 0 .*Fill it in \('full'"):
+        Runs.from_frame(frame, **named)
+    lacking = frame["threshold_2"].isna() & (frame["threshold"] < math.inf)
+    frame["threshold_2"] = frame["threshold_2"].astype(object).mask(lacking, "full")
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    for runs in (Runs.from_frame(frame, **named), Runs.read(tmp_path / "runs.csv", **named)):
+        assert runs.candidates["threshold_2"].tolist() == [0.2, math.inf] * 2
 
 
 @pytest.mark.parametrize("written", WRITTEN.values(), ids=WRITTEN)

@@ -29,9 +29,9 @@ def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str
                 "It is the text of a duration: pandas.to_timedelta(table['seconds']) makes durations of such a column, and they "
                 "are read."
             )
-        return "It is a text: write a number, 0.25 for '25%' or '0,25'."
+        return of_text(cell)
     if isinstance(cell, str) and cell.strip().lower() in _TRUTHS:
-        return "It is a text: write 1 where it is true, and 0 where it is not."
+        return of_text(cell)
     if not isinstance(cell, str) and not _validate.is_number(cell) and _is_there(cell):
         return f"It is a {type(cell).__name__}: write plain numbers, one a row."
     if upper == float("inf"):
@@ -48,6 +48,15 @@ def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str
         f"'x / 100')}} (on the shell --columns {name}={name}/100){_RENAMED}, and 1 - x losses of scores; a loss of any other "
         f"range is divided by the most that it can be. {failed}"
     )
+
+
+def of_text(cell: str) -> str:
+    """What to write in place of a text, where numbers or truth values are read."""
+    if any(letter.isdigit() for letter in cell):
+        return "It is a text: write a number, 0.25 for '25%' or '0,25'."
+    if cell.strip().lower() in _TRUTHS:
+        return "It is a text: write 1 where it is true, and 0 where it is not."
+    return "It is a text: write numbers, or 1 and 0 for true and false."
 
 
 def _is_duration(text: str) -> bool:
@@ -131,7 +140,15 @@ def other_meaning(name: str) -> str:
     )
 
 
-def of_own_distances(distances: Floats) -> str:
+def of_tasks(task: str) -> str:
+    """What to do where several tasks number their prompts alike."""
+    return (
+        "Several tasks that number their prompts alike: a prompt is both, "
+        f"table.assign(prompt=table[{task!r}].astype(str) + '/' + table['prompt'].astype(str))."
+    )
+
+
+def of_own_distances(distances: Floats, *, has_risk: bool) -> str:
     """What it may be that full-model rows have for a distance to themselves, and what to do."""
     if distances.min() >= 1.0 - _validate.TOLERANCE:
         return (
@@ -144,4 +161,10 @@ def of_own_distances(distances: Floats) -> str:
         if distances.max() < 1e-5
         else ""
     )
-    return f"Is the decoder deterministic? Compare against the very same generation.{rounding}"
+    of_labels = (
+        ""
+        if has_risk
+        else " If it is a loss against references, such as labels, it is a risk: columns={'risk': 'dissimilarity'} (on the shell "
+        f"--columns risk=dissimilarity){_RENAMED}."
+    )
+    return f"Is the decoder deterministic? Compare against the very same generation.{of_labels}{rounding}"

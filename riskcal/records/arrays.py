@@ -38,7 +38,8 @@ def fields_of(
         _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *costs_.COSTS))
     for name, value in (*values.items(), *further.items()):
         refuse_other_order(value, grid, name)
-    alignment.refuse_other_rows({**values, **further, **labels})
+    called = {"prompts" if name == "prompt" else name: label for name, label in labels.items()}
+    alignment.refuse_other_rows({**values, **further, **called})
     matrices = _matrices(values, grid.size, source)
     shape = next(iter(matrices.values())).shape
     for name, value in further.items():
@@ -56,7 +57,7 @@ def fields_of(
         fine = (matrix >= 0) & (matrix <= upper) & (matrix < np.inf)
         # only then as a whole, which takes memory: a refusal names the index in it
         if not fine.all():
-            _checked(name, matrix.ravel(), None if failed is None else failed.ravel())
+            _refuse_impossible(name, matrix, failed)
 
     # the full model's rows first: whatever is refused in them, or in labels, is then named by its own index
     parts = [
@@ -68,7 +69,7 @@ def fields_of(
         for place in [*descending[is_full], *finite[:1]]
     ]
     fields = reading.fields_of(pd.concat(parts, ignore_index=True), (), list(further))
-    order = pd.Index(columns.identifiers(pd.Series(given["prompt"]), "prompt")).get_indexer(
+    order = pd.Index(columns.identifiers(pd.Series(given["prompt"]), "prompts")).get_indexer(
         fields["prompts"]
     )
     measured: dict[str, Floats] = {}
@@ -120,11 +121,10 @@ def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str,
                 )
             matrix = matrix.astype(bool)
         matrices[name] = matrix
-        if "failed" in values:
+        if "failed" in values or name not in _IN_RANGE:
             continue  # an output that failed may have no loss
         _validate.finite(matrix, name)
-        if name in _IN_RANGE:
-            _validate.in_range(matrix, name, 0.0, 1.0)
+        _validate.in_range(matrix, name, 0.0, 1.0)
     if shape is None or not {"dissimilarity", "risk"} & set(matrices):
         raise RiskcalError(
             "dissimilarity, risk: neither is given; give at least one (n, k) matrix."
@@ -138,13 +138,37 @@ def _labels(labels: Mapping[str, ArrayLike | None], n: int) -> dict[str, Any]:
     for name, label in labels.items():
         if label is None:
             continue
-        entries = columns.series(label, name)
+        called = "prompts" if name == "prompt" else name
+        entries = columns.series(label, called)
         if len(entries) != n:
             raise RiskcalError(
-                f"{name}: has shape ({len(entries)},); expected ({n},), one entry per row."
+                f"{called}: has shape ({len(entries)},); expected ({n},), one entry per row."
             )
         given[name] = entries.to_numpy()
+    ids = columns.identifiers(pd.Series(given["prompt"]), "prompts")
+    if (again := ids.duplicated()).any():
+        row = int(again.argmax())
+        raise RiskcalError(
+            f"prompts: {columns.plain(ids[row])!r} stands twice, again at index {row} ({int(again.sum())} such rows); a row of "
+            "the matrices is a prompt. Several samples of one prompt: give each an id of its own, and the prompt they share as "
+            "cluster=."
+        )
     return given
+
+
+def _refuse_impossible(name: str, matrix: NDArray[Any], failed: NDArray[np.bool_] | None) -> None:
+    """Refuse losses outside [0, 1], but for those of outputs that failed, and costs that cannot be, with the index."""
+    numbers = columns.floats(pd.Series(matrix.ravel(), name=name)).reshape(matrix.shape)
+    if name not in _IN_RANGE:
+        costs_.refuse_impossible(numbers, name)
+        return
+    bad = ~((numbers >= -_validate.TOLERANCE) & (numbers <= 1 + _validate.TOLERANCE))
+    bad &= True if failed is None else ~failed
+    if bad.any():
+        raise RiskcalError(
+            f"{name}: {numbers[bad][0]:g} at index {_validate.first(bad)} ({int(bad.sum())} such values), which did not fail; "
+            "every loss is in [0, 1]. Say in failed which outputs failed, all of them, or repair or rescale it."
+        )
 
 
 def _checked(name: str, entries: NDArray[Any], failed: NDArray[np.bool_] | None) -> Floats:

@@ -101,8 +101,13 @@ def settings(column: pd.Series, name: str) -> pd.Series:
     ]
     full = np.array([columns.is_full(value) for value in given])
     number = np.array([_validate.is_number(value) and value == value for value in given])
-    if full.any() and number.any() and (full | number).all():
-        given = [math.inf if word else value for value, word in zip(given, full, strict=True)]
+    # the full model's rows need none; where another lacks it, `refuse_coordinate` says so
+    missing = np.array([columns.is_missing(value) for value in given])
+    if full.any() and number.any() and (full | number | missing).all():
+        given = [
+            math.inf if word else math.nan if none else value
+            for value, word, none in zip(given, full, missing, strict=True)
+        ]
     return pd.Series(given, column.index, dtype=object).infer_objects()
 
 
@@ -160,7 +165,11 @@ def _vector(cell: Any, row: int) -> dict[int, float]:
             given = _validate.from_json(cell, each_name_once=True)
         except ValueError:
             given = None
-    given = given.tolist() if hasattr(given, "tolist") else given  # an array or a tensor
+    if hasattr(given, "tolist"):  # an array or a tensor, in which Arrow's nulls are NaN
+        held = given.tolist()
+        given = (
+            [None if columns.is_missing(v) else v for v in held] if isinstance(held, list) else held
+        )
     if isinstance(given, list | tuple):
         pairs = all(isinstance(entry, tuple) and len(entry) == 2 for entry in given)  # Arrow's maps
         given = dict(given if pairs else enumerate(given, start=1))

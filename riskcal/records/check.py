@@ -91,9 +91,9 @@ def findings(
 
     further = costs_.columns_named(costs, settings)
 
-    def accept(given: pd.DataFrame) -> None:
+    def accept(given: pd.DataFrame, costs: Sequence[str] = further) -> None:
         direction.of_frame(given, lower_is_stricter)
-        reading.fields_of(given, settings, further)
+        reading.fields_of(given, settings, costs)
 
     refused = _refusal(
         lambda: accept(prepared(table, settings, columns, keep, further, is_json=is_json))
@@ -106,6 +106,7 @@ def findings(
     guesses = renaming.options([*proposals.values()])
     found += _missing(frame, [*settings, *further], proposals)
     frame = renaming.renamed(frame, guesses)
+    further = [cost for cost in further if cost in frame.columns]  # the others are said
     if not {"dissimilarity", "risk"} & set(frame.columns):
         frame = frame.assign(risk=0.0)  # to see what else there is
     sources = renaming.sources(guesses) | sources
@@ -115,7 +116,7 @@ def findings(
     def whole(given: pd.DataFrame) -> pd.DataFrame:
         return nulls.as_full_model(given, is_json=is_json, name=name)
 
-    found += _peeled(frame, whole, accept, settings, sources)
+    found += _peeled(frame, whole, partial(accept, costs=further), settings, sources)
     return found or [_of(refused)]
 
 

@@ -1,6 +1,7 @@
 """Columns of tables as numpy holds them: the one place that knows the types of pandas, Arrow and other libraries."""
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from decimal import Decimal
@@ -171,8 +172,8 @@ def _label_type(values: Any) -> type | None:
 
 def are_traces(names: Collection[Any]) -> bool:
     """Whether a table with columns of these names holds traces rather than runs."""
-    levels = {"confidence", "confidence_1"} & set(names)
-    return bool(levels) and "position" in names and "threshold" not in names
+    levels = any(re.fullmatch(r"confidence(_\d+)?", str(name)) for name in names)
+    return levels and "position" in names and "threshold" not in names
 
 
 def require(frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -324,6 +325,15 @@ def numbers(
 def is_full(cell: Any) -> bool:
     """Whether a cell is the word for a threshold that nothing reaches."""
     return isinstance(cell, str) and cell.strip().lower() == "full"
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether a cell is a null, NaN, or the empty text that a CSV has for them."""
+    if isinstance(cell, str):
+        return not cell
+    if isinstance(cell, float | np.floating | Decimal):
+        return cell != cell
+    return cell is None or cell is pd.NA
 
 
 def floats(column: pd.Series) -> _validate.Floats:

@@ -11,11 +11,14 @@ import pyarrow as pa
 import pyarrow.csv
 
 from riskcal._validate import RiskcalError
-from riskcal.records.columns import floats, is_full, of_arrow
+from riskcal.records.columns import floats, is_full, is_missing, of_arrow
 from riskcal.records.sources import OPENING, no_text
 
 #: How integers are written, so that a text of one and the integer are the same.
 INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
+
+#: A cell of CSV, and what ends it: a comma, or a row's end.
+_CELL = re.compile(r'("(?:[^"]|"")*"|[^",\r\n]*)(,|\r?\n|\r|$)')
 
 
 def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: str) -> pd.DataFrame:
@@ -25,25 +28,49 @@ def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: s
     """
     content = stream.read()
     _refuse_other_dialects(content, threshold)
+    own = _own_texts(content)
     text = pa.csv.ConvertOptions(
-        column_types=dict.fromkeys(texts, pa.string()), strings_can_be_null=False
+        column_types=dict.fromkeys([*texts, *own], pa.string()),
+        strings_can_be_null=False,
     )
     lines = pa.csv.ParseOptions(newlines_in_values=True)
     table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
     frame = of_arrow(table)
     _refuse_a_header_again(frame)
-    return _with_infinities(_with_integers(frame, ids))
+    return _with_infinities(_with_integers(frame, ids), own)
 
 
-def _with_infinities(frame: pd.DataFrame) -> pd.DataFrame:
+def _own_texts(content: bytes) -> list[str]:
+    """The columns of texts in a CSV of riskcal's own, in which texts stand in quotes and numbers do not: ``"007"`` is none."""
+    start = content[:100_000].decode("utf-8-sig", errors="replace")
+    records: list[list[str]] = [[]]
+    for cell in _CELL.finditer(start):
+        records[-1].append(cell[1])
+        if cell[2] != ",":
+            records.append([])
+        if len(records) > 2:
+            break
+    header, first = records[0], (*records, [])[1]
+    own = len(header) == len(first) and all(re.fullmatch(r"\".*\"", cell) for cell in header)
+    if not own or not {'"prompt"', '"threshold"', '"source"'} <= set(header):
+        return []
+    return [
+        name[1:-1].replace('""', '"')
+        for name, cell in zip(header, first, strict=True)
+        if cell[:1] == '"' and cell != '""' and header.count(name) == 1 and name != '"failed"'
+    ]
+
+
+def _with_infinities(frame: pd.DataFrame, texts: Collection[str]) -> pd.DataFrame:
     """The table with thresholds of stages, ``threshold_2``, as numbers where ``full`` alone made texts of a column."""
-    for name in frame.columns:
+    for name in set(frame.columns).difference(texts):
         if not re.fullmatch(r"threshold_\d+", name) or list(frame.columns).count(name) > 1:
             continue
         column = frame[name]
         full = np.array([is_full(cell) for cell in column], dtype=bool)
         numbers = floats(column) if full.any() else np.zeros(0)
-        if np.isfinite(numbers).any() and (np.isfinite(numbers) | full).all():
+        missing = np.array([is_missing(cell) for cell in column], dtype=bool)
+        if np.isfinite(numbers).any() and (np.isfinite(numbers) | full | missing).all():
             frame[name] = np.where(full, np.inf, numbers)
     return frame
 

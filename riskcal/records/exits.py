@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
+from riskcal.records import advice
 
 Lengths = NDArray[np.int64]
 
@@ -42,12 +43,14 @@ class PerExit:
             matrix = _validate.as_given(given, name)
             if matrix.dtype == bool and matrix.ndim == 2 and matrix.size:
                 return cls(matrix)
+            _refuse_texts(cls(_unmixed(given, matrix)), name)
             return cls(_validate.float_matrix(given, name))
         if rows is not None:
             flat, lengths = _of_lists(rows, name, lengths)
         else:
             assert lengths is not None
             flat = _of_padded(_validate.as_given(given, name), name, lengths)
+        _refuse_texts(cls(flat, lengths), name)
         flat = _numbers(flat, name)
         if (lengths == lengths[0]).all():
             return cls(flat.reshape(len(lengths), -1))
@@ -213,7 +216,8 @@ def _of_lists(rows: list[Any], name: str, lengths: Lengths | None) -> tuple[NDAr
         held = lengths
     with _validate.reading(name, "an array of numbers"):
         flat: NDArray[Any] = np.concatenate([np.asarray(row) for row in rows])
-    return flat, held
+    cells = [cell for row in rows for cell in row] if flat.dtype.kind == "U" else ()
+    return _unmixed(cells, flat), held
 
 
 def _of_padded(given: NDArray[Any], name: str, lengths: Lengths) -> NDArray[Any]:
@@ -241,6 +245,29 @@ def _refuse_longer(lengths: Lengths, held: NDArray[Any], name: str) -> None:
         row = int(longer.argmax())
         raise RiskcalError(
             f"lengths: {lengths[row]} at row {row}, where {name} holds {held[row]} exits ({int(longer.sum())} such rows)."
+        )
+
+
+def _unmixed(given: Any, array: NDArray[Any]) -> NDArray[Any]:
+    """An array of which numpy made texts, as it was given: numbers beside a text are none."""
+    if array.dtype.kind == "U":
+        with suppress(Exception):  # as for rows
+            cells = np.asarray(given, dtype=object)
+            return cells if cells.shape == array.shape else array
+    return array
+
+
+def _refuse_texts(given: PerExit, name: str) -> None:
+    """Refuse words for true and false, percentages and the like with their place and what to write."""
+    if given.values.dtype.kind not in "UO":
+        return
+    cells = given.values.ravel()
+    texts = np.array([isinstance(cell, str) for cell in cells], dtype=bool)
+    if texts.any():
+        cell = str(cells[texts][0])
+        where = given.where(texts.reshape(given.values.shape))
+        raise RiskcalError(
+            f"{name}: not an array of numbers ({_validate.shown(cell)} at index {where}). {advice.of_text(cell)}"
         )
 
 

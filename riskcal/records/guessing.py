@@ -15,8 +15,8 @@ from riskcal.records.renaming import options, renamed, unfolded
 
 #: Names that logs have for riskcal's columns, the likeliest first; only their letters and digits count.
 _NAMES = {
-    "prompt": "prompt request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash doc_id "
-    "task_id item_id uid id",
+    "prompt": "prompt custom_id request_id trace_id prompt_id query_id question_id example_id instance_id sample_id doc_hash "
+    "doc_id task_id item_id uid id",
     "threshold": "threshold lambda lam tau confidence_threshold exit_threshold early_exit_threshold min_confidence thr cutoff "
     "conf_cutoff confidence_cutoff",
     "seconds": "seconds latency_seconds latency_s latency e2e_latency duration duration_s elapsed wall_clock wall_time "
@@ -38,17 +38,40 @@ _ATTEMPTS = "attempt attempt_no attempt_number attempt_id try retry retries retr
 #: Share of a column's cells that must speak for a guess: a few are what is wrong with the log.
 _MOST = 0.9
 
+#: What some of a log's percentages reach.
+_NEAR_100 = 90.0
+
 
 def required(frame: pd.DataFrame) -> dict[str, str]:
     """For each of the columns that runs need and the table lacks, the option that would make it of one that it has."""
-    frame, proposals = unfolded(frame), {}
-    for target in ("prompt", "threshold"):
-        if target not in frame.columns and (found := _first(frame, _NAMES[target])):
-            proposals[target] = f"{target}={found}"
+    frame = unfolded(frame)
+    proposals: dict[str, str] = {}
+    if "threshold" not in frame.columns and (found := _first(frame, _NAMES["threshold"])):
+        proposals["threshold"] = f"threshold={found}"
+    threshold = proposals.get("threshold", "threshold=threshold").partition("=")[2]
+    if "prompt" not in frame.columns and (found := _first_id(frame, threshold)):
+        proposals["prompt"] = f"prompt={found}"
     if not {"dissimilarity", "risk"} & set(frame.columns):
-        threshold = proposals.get("threshold", "threshold=threshold").partition("=")[2]
         proposals |= _loss(frame, threshold)
     return proposals
+
+
+def _first_id(frame: pd.DataFrame, threshold: str) -> str | None:
+    """The likeliest name of a prompt's id; not of a row's, if several rows of a prompt are to be expected."""
+    several = threshold in frame.columns and _distinct(frame[threshold]) > 1
+    found = (_first(frame, known) for known in _NAMES["prompt"].split())
+    return next(
+        (name for name in found if name and not (several and _distinct(frame[name]) == len(frame))),
+        None,
+    )
+
+
+def _distinct(column: pd.Series) -> int:
+    """How many different values a column has; none is known of lists and objects."""
+    try:
+        return int(column.nunique(dropna=False))
+    except TypeError:
+        return 0
 
 
 def optional(frame: pd.DataFrame) -> dict[str, str]:
@@ -94,41 +117,54 @@ def attempts(frame: pd.DataFrame) -> Sequence[str]:
     return [name for name in found if name]
 
 
-def percent(column: pd.Series) -> bool:
-    """Whether numbers look like percentages: most of those that are not 0 are beyond 1, and hardly any beyond 100."""
+def percent(column: pd.Series, least: float = _NEAR_100) -> bool:
+    """Whether numbers look like percentages: of those that are not 0 most are beyond 1, hardly any beyond 100, some near it.
+
+    Counts, marks from 1 to 10 and losses in nats are not: the largest that could be is at ``least`` that much.
+    """
     values = _values(column)
     above = values[values > 0]
-    return bool(above.size) and _mostly(above > 1) and _mostly((values >= 0) & (values <= 100))
+    within = values[(values >= 0) & (values <= 100)]
+    return (
+        bool(above.size)
+        and _mostly(above > 1)
+        and len(within) >= _MOST * len(values)
+        and bool(within.max() >= least)
+    )
 
 
 def _loss(frame: pd.DataFrame, threshold: str) -> dict[str, str]:
-    """A distance to the full model, or a risk where the full model's own rows are not nearest to themselves."""
+    """A distance to the full model, where its own rows are nearest to themselves, or else a risk."""
     known = [(name, False) for name in _DISTANCES.split()]
     known += [(name, True) for name in _SCORES.split()]
     for likely, is_score in known:
-        name = _first(frame, likely) or _first(frame, likely, "_pct")
+        said = None if (name := _first(frame, likely)) else _first(frame, likely, "_pct")
+        name = name or said
         if name is None or not (values := _values(frame[name])).size:
             continue
-        whole = 100.0 if percent(frame[name]) else 1.0
+        whole = 100.0 if percent(frame[name], 0.0 if said else _NEAR_100) else 1.0
         if not _mostly((values >= 0) & (values <= whole)):
             continue
         formula = ("1-" if is_score else "") + name + ("/100" if whole > 1 else "")
         best = whole if is_score else 0.0
-        target = "dissimilarity" if _nearest_to_itself(frame, name, threshold, best) else "risk"
+        own = _own(frame, name, threshold)
+        nearest = _mostly(np.abs(own - best) <= _validate.TOLERANCE) if own.size else None
+        # without rows of the full model nothing tells a distance to it from an error, unless the name does
+        is_distance = likely == "dissimilarity" if nearest is None else nearest
+        target = "dissimilarity" if is_distance else "risk"
         return {target: f"{target}={formula}"}
     return {}
 
 
-def _nearest_to_itself(frame: pd.DataFrame, name: str, threshold: str, best: float) -> bool:
-    """Whether rows that seem to be the full model's have the best value there is."""
+def _own(frame: pd.DataFrame, name: str, threshold: str) -> Floats:
+    """What of a column stands in rows that seem to be the full model's."""
     if threshold not in frame.columns:
-        return True
+        return np.zeros(0)
     try:
         numbers = candidates.as_numbers(columns.as_numpy(frame[threshold], threshold))
     except RiskcalError:
-        return True
-    values = _values(frame.loc[np.isposinf(numbers) | np.isnan(numbers), name])
-    return not values.size or _mostly(np.abs(values - best) <= _validate.TOLERANCE)
+        return np.zeros(0)
+    return _values(frame.loc[np.isposinf(numbers) | np.isnan(numbers), name])
 
 
 def _mostly(true: NDArray[np.bool_]) -> bool:

@@ -114,7 +114,10 @@ def _of_lines(lines: Iterator[str], path: Path) -> Iterator[tuple[int, bool, Any
         try:
             yield number, _may_hold_halves(line), _validate.from_json(line, each_name_once=True)
         except ValueError as error:
-            raise RiskcalError(f"{path}: row {number} is not JSON ({error}).") from None
+            over_lines = " It goes over several lines; write each row as one object in a line."
+            raise RiskcalError(
+                f"{path}: row {number} is not JSON ({error}).{over_lines if line.strip() == '{' else ''}"
+            ) from None
 
 
 def _of_array(text: str, path: Path) -> Iterator[tuple[int, bool, Any]]:

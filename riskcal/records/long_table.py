@@ -81,6 +81,9 @@ def digest(runs: "Runs") -> str:
         for first in range(0, len(order), prompts):
             some = order[first : first + prompts]
             column = np.broadcast_to(of(some), times * len(some))
+            if column.dtype == object and name not in ("prompt", *runs.labels):
+                # truth values and numbers of which the full model's rows had none, as files keep them
+                column = pd.Series(column).infer_objects().to_numpy()
             if column.dtype.kind in "biuf" and name not in ("prompt", *runs.labels):
                 hasher.update(np.ascontiguousarray(column, dtype=np.float64).data)
             else:

@@ -25,6 +25,9 @@ _ONE_THROUGHOUT: dict[str, Callable[[Any], bool]] = {
     "lower_is_stricter": lambda value: isinstance(value, bool | np.bool_),
 }
 
+#: How a prompt is refused that has no candidate.
+_ALONE = "has the full model's row alone"
+
 _SHARES = ("dissimilarity", "risk", "full_risk")
 
 #: Columns that another system may mean something else by.
@@ -60,6 +63,9 @@ def _alike(frame: pd.DataFrame, column: str, said: str, settings: Sequence[str])
     if "lacks the" in said:
         lacking = _without_full if "lacks the full model's row" in said else _without_some
         return _first_rows(frame, lacking(frame, settings))
+    if _ALONE in said:
+        tried = _of_prompts(frame, frame["prompt"][~_full(frame)])
+        return _first_rows(frame, frame["prompt"][~tried])
     if "the full model's rows of" in said:
         return _of_prompts(frame, _unsteady(frame, column)) & _full(frame)
     if "a full-model row" in said:
@@ -93,7 +99,7 @@ def without(
     """
     if "stands twice" in said:
         return frame[~bad]
-    if "lacks the" in said or "the full model's rows of" in said:
+    if "lacks the" in said or _ALONE in said or "the full model's rows of" in said:
         return frame[~_of_prompts(frame, frame["prompt"][bad])]
     if _in_percent(frame, column, said, known):
         return frame.assign(**{column: columns.floats(frame[column]) / 100})

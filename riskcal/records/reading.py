@@ -175,9 +175,10 @@ def _values(
         nonzero = is_full & (values["dissimilarity"] > _validate.TOLERANCE)
         if nonzero.any():
             row = int(nonzero.argmax())
+            own = values["dissimilarity"][is_full]
             raise RiskcalError(
                 f"dissimilarity: {values['dissimilarity'][row]:g} at row {frame.index[row]}, a full-model row; the full "
-                f"model is at distance 0 from itself. {advice.of_own_distances(values['dissimilarity'][is_full])}"
+                f"model is at distance 0 from itself. {advice.of_own_distances(own, has_risk='risk' in values)}"
             )
     return values
 
@@ -229,6 +230,7 @@ def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n_prompts: in
         raise RiskcalError(
             f"{name}: {plain(column[row])!r} at row {frame.index[row]}, but {plain(column[first_row[code[row]]])!r} earlier "
             f"for the same prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
+            + (f" {advice.of_tasks(name)}" if name == "group" else "")
             + ("" if name == "cluster" else f" {advice.other_meaning(name)}")
         )
     label = column[first_row]
@@ -274,7 +276,7 @@ def _refuse_duplicates(
             "samples of one prompt: give each a prompt of its own, and name the prompt they share in a column cluster"
             f"{average}. Retries: keep=('last', 'attempt') keeps the one that was served, by the column that counts them (on "
             "the shell: --keep last:attempt). Other settings: name the column that "
-            "tells them apart in candidate_columns (on the shell: --coordinate NAME)."
+            f"tells them apart in candidate_columns (on the shell: --coordinate NAME). {advice.of_tasks('task')}"
         )
 
 
@@ -385,7 +387,7 @@ def _stopped(frame: pd.DataFrame) -> Stop | None:
         if not isinstance(value, str) or value != cells[0][1]:
             raise RiskcalError(
                 f"stopped: {plain(value)!r} at row {row}; it says how the recording of all rows ended. Keep recordings that "
-                "ended differently in separate tables."
+                f"ended differently in separate tables. {advice.other_meaning('stopped')}"
             )
     text = str(cells[0][1])
     try:

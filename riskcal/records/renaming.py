@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ _GRAMMAR = (
 _COMPARISON = (
     r"\s*{}\s*(?P<sign>[=!]=)\s*(?P<cell>'[^']*'|\"[^\"]*\"|[^\s='\"](?:[^='\"]*[^\s='\"])?)\s*"
 )
-_NAME = r"(?P<name>\S(?:.*?\S)??)"
+_NAME = r'(?P<name>"[^"]+"|\S(?:.*?\S)??)'
 _FORMULA = re.compile(_GRAMMAR.format("x"))
 _TRUTH = re.compile(_COMPARISON.format("x"))
 _ON_THE_SHELL = (re.compile(_COMPARISON.format(_NAME)), re.compile(_GRAMMAR.format(_NAME)))
@@ -136,10 +137,12 @@ def _option(text: str) -> tuple[str, str | tuple[str, str]]:
             f"--columns: {text!r} is not NAME=COLUMN or NAME=FORMULA, as in prompt=request_id, dissimilarity=1-rougeL and "
             "failed=status!=ok."
         )
+    quoted = re.fullmatch(r'"([^"]+)"', found["name"])
+    name = quoted[1] if quoted else found["name"]
     if not found.groupdict().get("minuend") and not found["sign"]:
-        return target, rest
+        return target, name
     start, end = found.span("name")
-    return target, (found["name"], f"{rest[:start]}x{rest[end:]}")
+    return target, (name, f"{rest[:start]}x{rest[end:]}")
 
 
 def _parsed(columns: Columns | None) -> dict[str, _Column]:
@@ -195,8 +198,7 @@ def names_in(frame: pd.DataFrame) -> list[str]:
     """What columns may be made of: a table's own, and what stands in objects, as ``metrics.rougeL``."""
     names = []
     for place, name in enumerate(map(str, frame.columns)):
-        cell = next(iter(frame.iloc[:, place]), None)
-        inner = [f"{name}.{key}" for key in _object(cell)]
+        inner = [f"{name}.{key}" for key in _first_object(frame.iloc[:, place])]
         names += inner or [name]
     return names
 
@@ -211,17 +213,41 @@ def _with_nested(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> pd.DataF
     """The table with the columns that are wanted from within objects, ``metrics.rougeL``, null where an object lacks it."""
     made = {}
     for source in {column.source for column in wanted.values()} - set(frame.columns):
-        name, *keys = source.split(".")
-        if not keys or list(frame.columns).count(name) != 1:
-            continue
-        cells = list(frame[name])
-        for key in keys:
-            objects = [_object(cell) for cell in cells]
-            there = any(key in cell for cell in objects)
-            cells = [cell.get(key) for cell in objects]
-        if there:
-            made[source] = pd.Series(cells, frame.index, dtype=object).infer_objects()
+        for name, keys in _partings(source.split(".")):
+            if not keys or list(frame.columns).count(name) != 1:
+                continue
+            if (cells := _inside(list(frame[name]), keys)) is not None:
+                made[source] = pd.Series(cells, frame.index, dtype=object).infer_objects()
+                break
     return frame.assign(**made)
+
+
+def _partings(parts: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """A name's beginning and the rest, the longest beginning first: keys may have points of their own."""
+    for end in range(len(parts), 0, -1):
+        yield ".".join(parts[:end]), parts[end:]
+
+
+def _inside(cells: list[Any], keys: list[str]) -> list[Any] | None:
+    """What objects hold by a path of keys, null where one lacks it; None where all do."""
+    objects = [_object(cell) for cell in cells]
+    for key, rest in _partings(keys):
+        if any(key in cell for cell in objects):
+            held = [cell.get(key) for cell in objects]
+            if (found := _inside(held, rest) if rest else held) is not None:
+                return found
+    return None
+
+
+def _first_object(column: pd.Series) -> Mapping[str, Any]:
+    """What the first cell of a column holds by name that is neither null nor an empty object; nothing, if it is none."""
+    if column.dtype.kind in "biuf":
+        return {}
+    empty = (
+        table_columns.is_missing(cell) or (isinstance(cell, dict) and not cell) for cell in column
+    )
+    there = (cell for cell, none in zip(column, empty, strict=True) if not none)
+    return _object(next(there, None))
 
 
 def _object(cell: Any) -> Mapping[str, Any]:
@@ -251,12 +277,23 @@ def _numbered(frame: pd.DataFrame, wanted: Mapping[str, _Column]) -> dict[str, l
     return found
 
 
+def _in_quotes(frame: pd.DataFrame) -> str:
+    """How the shell says a name that looks like a formula, if there is one."""
+    for name in names_in(frame):
+        with suppress(RiskcalError):
+            if '"' not in name and options([f"risk={name}"]) != {"risk": name.strip()}:
+                option = f'risk="{name}"'
+                return f" On the shell {name} stands in quotes: --columns {shlex.quote(option)}, for instance."
+    return ""
+
+
 def _refuse_what_is_not_there(frame: pd.DataFrame, taken: set[str]) -> None:
     missing = sorted(name for name in taken if name not in frame.columns)
     if missing:
         have = ", ".join(names_in(frame)) or "none"
         raise RiskcalError(
             f"columns: the table has no column {missing[0]!r}; it has: {have}. Name one of these."
+            f"{_in_quotes(frame)}"
         )
     twice = [name for name in frame.columns[frame.columns.duplicated()] if name in taken]
     if twice:

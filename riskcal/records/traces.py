@@ -349,10 +349,15 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
                 "model's own."
             )
         return rows
-    numbered = re.compile(rf"{name}_(\d+)")
-    places = sorted(
-        int(match[1]) for column in frame.columns if (match := numbered.fullmatch(str(column)))
-    )
+    numbered = re.compile(rf"{re.escape(name)}_(\d+)")
+    matches = [(numbered.fullmatch(str(column)), column) for column in frame.columns]
+    found = sorted((int(match[1]), str(column)) for match, column in matches if match)
+    places = [place for place, _ in found]
+    if len(set(places)) < len(places):
+        again = next(n for n in range(1, len(found)) if places[n] == places[n - 1])
+        raise RiskcalError(
+            f"{name}: {found[again - 1][1]} and {found[again][1]} are of one exit; rename or drop one."
+        )
     if places and places != list(range(1, len(places) + 1)):
         of_layers = (
             " Layers that have no exit are told by what it costs to reach the others, replay_traces(..., costs={'layers': "
@@ -362,4 +367,5 @@ def _exit_columns(frame: pd.DataFrame, name: str) -> Any:
             f"{name}: columns for the exits {places}; number them from {name}_1 on, with no gap."
             f"{of_layers if places[0] else ''}"
         )
-    return frame[[f"{name}_{i}" for i in places]].to_numpy() if places else None
+    # by the names that they have, such as confidence_01
+    return frame[[column for _, column in found]].to_numpy() if places else None

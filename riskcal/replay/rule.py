@@ -160,4 +160,9 @@ def of(
             thresholds, give_up, n_layers=n_layers, min_layer=least, lower_is_stricter=lower
         )
     positions = 1 if isinstance(schedule, Constant) else int(position.max()) + 1
+    if positions > 1 and position.min() == 1:
+        _validate.warn(
+            "position: no token stands at 0, and a decaying schedule counts generated tokens from 0. If 1 is the first of them, "
+            "give position - 1 (of a table: table.assign(position=table['position'] - 1)): a decoder would exit elsewhere.",
+        )
     return Rule(grid, schedule, least, positions, lower)

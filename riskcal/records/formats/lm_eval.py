@@ -90,6 +90,7 @@ def read(
     if filter is not None or not alone.all():
         kept = settings_.only(found, filter, "filter", "the log")
         frame = frame[alone | (frame["filter"] == kept)]
+    _refuse_no_numbers(frame)
     chosen = {
         str(task): settings_.only(
             set().union(*rows["scores"]),
@@ -102,12 +103,9 @@ def read(
     values = formula(_scores(frame, chosen))
     _refuse_out_of_range(frame, values, chosen)
     frame = _named(frame).assign(risk=values)
-    return Runs.from_frame(
-        frame[
-            ["prompt", *(["cluster"] if "cluster" in frame else []), "group", *coordinates, "risk"]
-        ],
-        candidate_columns=[name for name in coordinates if name != "threshold"],
-    )
+    settings_.refuse_gaps(frame, "write its sample there, with the worst score")
+    clusters = ["cluster"] if "cluster" in frame else []
+    return settings_.runs(frame, ["prompt", *clusters, "group", *coordinates, "risk"], coordinates)
 
 
 def _samples(folder: Path) -> pd.DataFrame:
@@ -121,8 +119,8 @@ def _samples(folder: Path) -> pd.DataFrame:
         task = found["task"]
         if task in tasks:
             raise RiskcalError(
-                f"{folder}: holds two files of task {task}, {tasks[task].name} and {path.name}; one setting ran once. Give "
-                "each run a folder of its own, and name the one to count."
+                f"{folder}: holds two files of task {task}, {tasks[task].relative_to(folder)} and {path.relative_to(folder)}; "
+                "one setting ran once. Give each run a folder of its own, and name the one to count."
             )
         tasks[task] = path
         rows += [_sample(sample, task, path, row) for row, sample in settings_.objects(path)]
@@ -158,8 +156,23 @@ def _sample(sample: dict[str, Any], task: str, path: Path, row: int) -> dict[str
         "group": task,
         "doc_id": settings_.finite(sample.get("doc_id")),
         "scores": {name: value for name, value in scores.items() if value is not None},
+        "others": {name: sample.get(name) for name in names},
         "place": f"{path}: row {row}",
     }
+
+
+def _refuse_no_numbers(frame: pd.DataFrame) -> None:
+    """Refuse a task of which no metric is a number, with what stands there."""
+    for task, rows in frame.groupby("group", sort=False):
+        first = rows.iloc[0]
+        if rows["scores"].map(bool).any() or not first["others"]:
+            continue
+        name, value = next(iter(first["others"].items()))
+        raise RiskcalError(
+            f"metric: task {task} has none of plain numbers; {name} is {_validate.shown(value)} in {first['place']}. Write a "
+            "number for each sample, 0 or 1 where it is right or wrong; what only all samples together make a number of, as "
+            "pairs do, has no loss of a sample: run the task with a metric that has."
+        )
 
 
 def _scores(frame: pd.DataFrame, chosen: Mapping[str, str]) -> pd.Series:

@@ -123,7 +123,7 @@ def _score(value: Any) -> float | None:
 
 def _request(attributes: Mapping[str, Any]) -> str | None:
     value = attributes.get("gen_ai.response.id")
-    return None if value is None else str(value)
+    return None if value is None or value == "" else str(value)  # protocol buffers' default
 
 
 def _events(line: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:

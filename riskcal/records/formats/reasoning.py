@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -38,6 +39,7 @@ def read(
         By what to stop. Of an ``entropy`` low values stop: say ``lower_is_stricter=True`` to `riskcal.replay_traces`.
     outcome : {"agrees", "loss"}
         Whether an answer is compared with the last checkpoint's, or with the reference (``loss`` is 1 where it is wrong).
+        No answer (null, or an empty text) agrees with nothing, and nothing with it where it is the last checkpoint's.
 
     Returns
     -------
@@ -49,7 +51,8 @@ def read(
     Raises
     ------
     RiskcalError
-        For a question without checkpoints, a checkpoint without one of these, and tokens that become fewer.
+        For a question without checkpoints or that comes twice, a checkpoint without one of these, tokens that become fewer, and
+        a ``final_answer`` that is not the last checkpoint's.
 
     Examples
     --------
@@ -71,6 +74,8 @@ def read(
     settings_.name_of(confidence, "confidence")
     source = settings_.path_of(path)
     columns: dict[str, list[Any]] = {"prompt": [], "confidence": [], outcome: [], "tokens": []}
+    seen: dict[Any, int] = {}
+    unanswered: list[str] = []
     for row, question in settings_.objects(source):
         place = f"{path}: row {row}"
         if not isinstance(question.get(key), str | int):
@@ -78,6 +83,14 @@ def read(
                 f"{place} has no {key}; it has {_listed(question)}. Name the question's id with key=."
             )
         checks = _checks(question, place)
+        if (before := seen.setdefault(question[key], row)) != row:
+            raise RiskcalError(
+                f"{place}: {key} {question[key]!r} stands twice, first in row {before}. If it was sampled again, keep one "
+                "line of it, by when it was sent and not by what came of it; if two questions are alike, name another key=."
+            )
+        _refuse_another_end(question, checks[-1], place)
+        if outcome == "agrees" and _is_none(checks[-1].get("predicted_answer")):
+            unanswered.append(place)
         columns["prompt"].append(question[key])
         columns["confidence"].append([_number(one, confidence, place) for one in checks])
         columns["tokens"].append(tokens := [_number(one, "tokens_used", place) for one in checks])
@@ -88,13 +101,39 @@ def read(
         columns[outcome].append(_outcomes(checks, outcome, place))
     if not columns["prompt"]:
         raise RiskcalError(f"{path}: holds no question.")
-    return Traces.from_arrays(
-        prompt=columns["prompt"],
-        position=[0] * len(columns["prompt"]),
-        confidence=columns["confidence"],
-        cost={"tokens": columns["tokens"]},
-        **{outcome: columns[outcome]},
-    )
+    if unanswered:
+        _validate.warn(
+            f"predicted_answer: none at the last checkpoint in {unanswered[0]} ({len(unanswered)} such questions); nothing "
+            "agrees with no answer, so that these count as losses at every threshold."
+        )
+    with warnings.catch_warnings():
+        if unanswered:
+            warnings.filterwarnings("ignore", "agrees: false at row .* for the last exit")
+        return Traces.from_arrays(
+            prompt=columns["prompt"],
+            position=[0] * len(columns["prompt"]),
+            confidence=columns["confidence"],
+            cost={"tokens": columns["tokens"]},
+            **{outcome: columns[outcome]},
+        )
+
+
+def _is_none(answer: Any) -> bool:
+    return answer is None or (isinstance(answer, str) and not answer.strip())
+
+
+def _refuse_another_end(question: Mapping[str, Any], last: Mapping[str, Any], place: str) -> None:
+    """Refuse a final answer that is not the last checkpoint's, which is taken for the full model's."""
+    if "final_answer" not in question or "predicted_answer" not in last:
+        return
+    final, answer = question["final_answer"], last["predicted_answer"]
+    if str(final) != str(answer) and not (_is_none(final) and _is_none(answer)):
+        raise RiskcalError(
+            f"{place}: final_answer is {_validate.shown(final)}, and predicted_answer of the last checkpoint "
+            f"{_validate.shown(answer)}, which would count as the full model's. Add it as the last checkpoint, with its "
+            "tokens_used, and NaN where it has no number to stop by; or leave final_answer out, if it is the same in "
+            "other words."
+        )
 
 
 def _checks(question: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
@@ -115,17 +154,23 @@ def _outcomes(checks: list[Mapping[str, Any]], outcome: str, place: str) -> list
     if outcome == "agrees":
         if not all("predicted_answer" in one for one in checks):
             raise RiskcalError(f"{place} has a checkpoint without predicted_answer.")
-        return [one["predicted_answer"] == checks[-1]["predicted_answer"] for one in checks]
+        last = checks[-1]["predicted_answer"]
+        return [not _is_none(last) and one["predicted_answer"] == last for one in checks]
     name = next((name for name in _RIGHT if name in checks[0]), _RIGHT[0])
     return [1.0 - _number(one, name, place) for one in checks]
 
 
 def _number(check: Mapping[str, Any], name: str, place: str) -> float:
     value: Any = check.get(name)
-    never = isinstance(value, float) and name not in (*_RIGHT, "tokens_used", "checkpoint_idx")
-    if never and not math.isfinite(value):
+    never = name not in (*_RIGHT, "tokens_used", "checkpoint_idx")
+    if never and isinstance(value, float) and not math.isfinite(value):
         return float(value)  # a confidence that is none never stops
     if settings_.finite(value) is None:
+        if name in check:
+            remedy = "a number, or NaN where nothing could stop" if never else "a number"
+            raise RiskcalError(
+                f"{place} has a checkpoint whose {name} is {_validate.shown(value)}; write {remedy}."
+            )
         raise RiskcalError(
             f"{place} has a checkpoint without a number for {name}; it has {_listed(check)}."
         )

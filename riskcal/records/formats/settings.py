@@ -2,14 +2,19 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from riskcal import _replacing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.records import files, renaming, sources
+from riskcal.records.candidates import as_numbers
+from riskcal.records.runs import Runs
 
 #: Of each setting, by its threshold or, where there are several ``coordinates``, a tuple of them, where its outputs are.
 Settings = Mapping[Any, str | os.PathLike[str]]
@@ -29,6 +34,7 @@ def candidates(
         )
     if full is not None:
         yield dict.fromkeys(coordinates, None) | {"threshold": math.inf}, _path(full, "full")
+    seen: dict[tuple[Any, ...], Any] = {}
     for key, path in settings.items():
         values = key if isinstance(key, tuple) else (key,)
         if len(values) != len(coordinates):
@@ -42,7 +48,55 @@ def candidates(
             raise RiskcalError(
                 f"settings: {_validate.shown(key)} is the full model, as is full=; give it once."
             )
+        number = as_numbers(pd.Series([setting["threshold"]], dtype=object))[0]
+        if math.isnan(number) or number == -math.inf:
+            raise RiskcalError(
+                f"settings: {_validate.shown(key)}: threshold is {_validate.shown(setting['threshold'])}, which is none; give a "
+                "number."
+            )
+        same = tuple(number if name == "threshold" else setting[name] for name in coordinates)
+        if same in seen:
+            raise RiskcalError(
+                f"settings: {_validate.shown(key)} is {_validate.shown(seen[same])} again; give each setting once, and what "
+                "else tells the two apart in coordinates=."
+            )
+        seen[same] = key
         yield setting, _path(path, f"settings: {_validate.shown(key)}")
+
+
+def refuse_gaps(frame: pd.DataFrame, remedy: str) -> None:
+    """Refuse a ``prompt`` that a ``setting`` lacks and another has; rows have a ``place``."""
+    settings = frame.groupby("prompt", sort=False)["setting"].agg(set)
+    lacking = settings[settings.map(len) < frame["setting"].nunique()]
+    if len(lacking):
+        prompt, held = lacking.index[0], lacking.iloc[0]
+        there = frame[frame["prompt"] == prompt].iloc[0]
+        elsewhere = frame[~frame["setting"].isin(held)]
+        if "group" in frame and (same := elsewhere["group"] == there["group"]).any():
+            elsewhere = elsewhere[same]
+        place, other = there["place"], elsewhere.iloc[0]["place"].rpartition(": row ")[0]
+        raise RiskcalError(
+            f"{place}: {prompt!r} is not in {other} ({len(lacking)} prompts are lacking somewhere); every setting needs every "
+            f"prompt. Run it there; if it failed, {remedy}. To leave out what failed would select on the outcome."
+        )
+    if len(settings) < 2:
+        raise RiskcalError(
+            f"{frame['place'].iloc[0]}: {settings.index[0]!r} is the only prompt; at least two are needed."
+        )
+
+
+def runs(frame: pd.DataFrame, names: Sequence[str], coordinates: Sequence[str]) -> Runs:
+    """The runs in some columns of a table, of which each row has a ``place`` by which refusals call it."""
+    frame = frame.reset_index(drop=True)
+    try:
+        return Runs.from_frame(
+            frame[names], candidate_columns=[name for name in coordinates if name != "threshold"]
+        )
+    except RiskcalError as error:
+        told = re.sub(
+            r"\bat row (\d+)\b", lambda row: f"at {frame['place'][int(row[1])]}", str(error)
+        )
+        raise RiskcalError(told) from None
 
 
 def _refuse_no_setting(setting: Mapping[str, Any], key: Any) -> None:
