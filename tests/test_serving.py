@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 
@@ -175,6 +176,37 @@ def test_several_processes_and_threads_lose_no_event_over_rotations(tmp_path):
     ids = [e["attributes"]["gen_ai.response.id"] for f in files for e in read_events(f).events]
     assert len(ids) == len(set(ids)) == 500
     assert all(file.stat().st_size <= 4000 for file in files)
+
+
+def _copied(log, count):
+    for i in range(count):
+        log.write(SHADOWED, {"gen_ai.response.id": f"{os.getpid()}-{i}"})
+
+
+def test_a_log_a_switch_and_shadows_go_to_other_processes_as_they_are(tmp_path):
+    log = EventLog(tmp_path / "events.jsonl", max_bytes=5000)
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_copied, args=(log, 30)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    _copied(log, 30)
+    for worker in workers:
+        worker.join()
+    files = [*rotated(log.path), log.path]
+    ids = {e["attributes"]["gen_ai.response.id"] for f in files for e in read_events(f).events}
+    assert len(ids) == 90
+    assert all(file.stat().st_size <= 5000 for file in files)
+
+    shadow = Shadow(rate=0.3, salt="2026")
+    copy = pickle.loads(pickle.dumps(shadow))
+    assert copy.rate == 0.3
+    assert all(copy.takes(f"r{i}") == shadow.takes(f"r{i}") for i in range(200))
+
+    switch = KillSwitch(path=tmp_path / "off")
+    other = pickle.loads(pickle.dumps(switch))
+    (tmp_path / "off").write_text("schema failures\n")
+    assert switch.pulled and other.pulled
+    assert pickle.loads(pickle.dumps(other)).state == other.state
 
 
 def test_rotation_never_replaces_a_file_though_older_ones_were_moved_away(tmp_path):

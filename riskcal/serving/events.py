@@ -1,5 +1,6 @@
 """`EventLog`: what happened in production, one JSON object a line."""
 
+import functools
 import json
 import os
 import threading
@@ -91,6 +92,10 @@ class EventLog:
         self._lock = os.fspath(self.path.with_name(f".{self.path.name}.lock"))
         self._thread = threading.Lock()
         _LOGS.add(self)
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[Path]]:
+        # to be sent to other processes, which a lock cannot be: they take turns by the file's
+        return functools.partial(type(self), max_bytes=self.max_bytes), (self.path,)
 
     def write(self, name: str, attributes: dict[str, Any] | None = None) -> None:
         """Append one event, whole.

@@ -1,6 +1,9 @@
 """`Shadow`: which requests are also run on the full model."""
 
+import functools
 import hashlib
+from collections.abc import Callable
+from typing import Self
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
@@ -38,9 +41,14 @@ class Shadow:
         self.rate = _validate.number(rate, "rate")
         if not 0.0 <= self.rate <= 1.0:
             raise RiskcalError(f"rate: {self.rate:g} is outside [0, 1]; give a share of requests.")
+        self._salt = salt
         key = hashlib.blake2b(salt.encode(), digest_size=32).digest()
         # begun once: every request is asked about
         self._begun = hashlib.blake2b(digest_size=8, key=key)
+
+    def __reduce__(self) -> tuple[Callable[..., Self], tuple[float]]:
+        # to be sent to other processes, which a hash that was begun cannot be
+        return functools.partial(type(self), salt=self._salt), (self.rate,)
 
     def takes(self, request_id: str) -> bool:
         """Whether this request is also run on the full model."""

@@ -1,7 +1,11 @@
-"""Recording in a pool of a real Ray: the same table as without, whoever is killed. Opt-in, by `make ray`: skipped without Ray."""
+"""Recording in a pool of a real Ray, and engines in its actors: the same table and answers as without, whoever is killed.
+
+Opt-in, by `make ray`: skipped without Ray.
+"""
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +18,9 @@ import toy_decoder
 from processes import environment
 from recordings import MANY, STOP, merged, record, shards
 
-from riskcal import RiskcalError
+import riskcal_adapters
+from riskcal import ExitPolicy, RiskcalError
+from riskcal.serving import EventLog, KillSwitch, Shadow, read_events
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'riskcal-ltt[ray]'")
 pool_of = pytest.importorskip("ray.util.multiprocessing").Pool
@@ -156,3 +162,126 @@ def test_a_lost_node_is_said_and_the_same_call_ends_in_the_same_table(tmp_path, 
     with pool_of(2) as pool:
         record(out, load=SLOW, pool=pool, **TWELVE)
     assert merged(out) == whole
+
+
+# -- engines in actors, as docs/cluster.md has them --------------------------------------------------------------------
+
+WORDS = [
+    "phoneme",
+    "layer",
+    "exit",
+    "calm",
+    "token",
+    "risk",
+    "bound",
+    "prompt",
+    "early",
+    "model",
+] * 4
+POLICY = ExitPolicy(threshold=0.9)
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    return pytest.importorskip("riskcal_adapters.torch")
+
+
+@pytest.fixture(scope="module")
+def page(adapters):
+    """What the page defines, for machines without a GPU."""
+    text = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    (code,) = [
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "class" in block
+    ]
+    names = {"__name__": "__main__"}  # as in a script: Ray sends the class to its workers
+    exec(code.replace("num_gpus=1", "num_cpus=0.5"), names)
+    return names
+
+
+@pytest.fixture(scope="module")
+def load(adapters):
+    return functools.partial(adapters.load_example, "g2p")
+
+
+@pytest.fixture(scope="module")
+def alone(adapters, load):
+    """Texts and exits of an engine in this process."""
+    with adapters.Engine(load(), POLICY, slots=8) as engine:
+        requests = [adapters.Request(word, id=f"r{i}") for i, word in enumerate(WORDS)]
+        return sorted(told(done) for done in engine.run(requests))
+
+
+def told(done):
+    return done.id, done.text, done.exit_layers.tolist(), done.error
+
+
+def test_engines_in_actors_answer_as_one_engine_does_and_share_a_log_and_a_switch(
+    tmp_path, page, load, alone
+):
+    log, switch = EventLog(tmp_path / "events.jsonl"), KillSwitch(path=tmp_path / "off")
+    watched = {"kill_switch": switch, "shadow": Shadow(rate=0.3), "events": log}
+    found = page["serve"](WORDS, load, POLICY, 2, slots=8, **watched)
+    assert sorted(map(told, found)) == alone
+    served = [e for e in read_events(log.path).events if e["name"] == "riskcal.request.served"]
+    assert {e["attributes"]["gen_ai.response.id"] for e in served} == {one[0] for one in alone}
+
+    (tmp_path / "off").write_text("drill\n")
+    deep = page["serve"](WORDS[:4], load, POLICY, 2, slots=8, **watched)
+    assert all(set(done.exit_layers.tolist()) == {8} for done in deep)
+
+
+def process_of(actor):
+    return ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+
+
+def asked(actors, adapters):
+    requests = [adapters.Request(word, id=f"r{i}") for i, word in enumerate(WORDS)]
+    return [actors[i % len(actors)].answer.remote(one) for i, one in enumerate(requests)]
+
+
+def test_an_engine_that_is_killed_is_started_again_and_no_request_is_lost(
+    page, load, alone, adapters
+):
+    actors = [page["Served"].remote(load, POLICY, slots=1) for _ in range(2)]
+    before = process_of(actors[0])
+    answers = asked(actors, adapters)
+    ray.wait(answers, num_returns=3)
+    os.kill(before, signal.SIGKILL)
+    assert sorted(told(done) for done in ray.get(answers)) == alone
+    assert process_of(actors[0]) != before
+
+
+def test_without_restarts_the_caller_is_told(page, load, adapters):
+    actor = page["Served"].options(max_restarts=0, max_task_retries=0).remote(load, POLICY, slots=1)
+    process = process_of(actor)
+    answers = asked([actor], adapters)
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(answers)
+
+
+SAME = {"batch_size": 3, "progress": False}
+
+
+def test_a_pool_of_ray_records_by_engines_as_one_process_does(tmp_path, load):
+    def recorded(out, **settings):
+        riskcal_adapters.record(
+            WORDS[:10], load, [0.9, 0.5], out, shard_prompts=3, engine=True, **SAME | settings
+        )
+        return merged(out)
+
+    with pool_of(2) as pool:
+        assert recorded(tmp_path / "out", pool=pool) == recorded(tmp_path / "alone")
+
+
+def test_engines_of_a_lost_node_go_on_elsewhere(page, load, alone, adapters, cluster):
+    strategy = pytest.importorskip("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
+    node = cluster.add_node(num_cpus=1, include_dashboard=False)
+    there = page["Served"].options(scheduling_strategy=strategy(node.node_id, soft=True))
+    actors = [there.remote(load, POLICY, slots=1), page["Served"].remote(load, POLICY, slots=1)]
+    where = actors[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+    assert ray.get(where) == node.node_id
+    answers = asked(actors, adapters)
+    ray.wait(answers, num_returns=3)
+    cluster.remove_node(node, allow_graceful=False)
+    assert sorted(told(done) for done in ray.get(answers)) == alone
