@@ -370,6 +370,25 @@ def test_rows_and_partners_lie_in_the_unit_interval_and_those_set_aside_are_no_p
     assert pairs.gaps == pytest.approx(pairs.proxies - pairs.partners)
 
 
+def test_a_mean_of_delta_to_the_last_bit_has_the_p_value_one_with_a_proxy_too():
+    rng = np.random.default_rng(17)
+    losses = np.array([0.0] * 30 + [0.25] * 30)
+    proxy, unlabelled = losses + rng.random(60), 0.25 * rng.integers(0, 2, 600) + rng.random(600)
+    assert pvalues.betting_with_proxy(losses, proxy, unlabelled, 0.125, level=0.05) == 1.0
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_each_candidate_has_the_partners_of_its_own_column(k):
+    rng = np.random.default_rng(18)
+    proxy, unlabelled = rng.random((20, k)), rng.random((200, k))
+    pairs = paired(proxy, unlabelled)
+    assert pairs.proxies.shape == pairs.partners.shape == (20, k)
+    for j in range(k):
+        alone = paired(proxy[:, [j]], unlabelled[:, [j]])
+        np.testing.assert_allclose(alone.partners, pairs.partners[:, [j]], rtol=1e-12)
+        np.testing.assert_array_equal(alone.proxies, pairs.proxies[:, [j]])
+
+
 def test_a_mean_that_is_not_below_delta_has_the_p_value_one():
     rng = np.random.default_rng(16)
     losses = np.where(np.arange(60)[:, None] < 40, 0.0, [[0.2, 0.4]])

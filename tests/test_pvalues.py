@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 
 from riskcal import RiskcalError, calibrate, pvalues
-from riskcal.pvalues import bettor_kernels
+from riskcal.pvalues import bettor_kernels, sums
 from riskcal.pvalues.bettor import prior_variance
 from riskcal.pvalues.methods import Clt
 from riskcal.pvalues.sampled import rough_size
@@ -356,6 +356,19 @@ def test_a_mean_at_or_above_delta_is_no_evidence(test):
     assert (p > 0.5).all()
     if test in SUM_BASED.values() or test is EVERY["betting"]:
         assert (p == 1.0).all()
+
+
+@pytest.mark.parametrize("test", [*SUM_BASED.values(), EVERY["betting"]])
+@pytest.mark.parametrize("losses", [[0.0] * 30 + [0.25] * 30, [0.0, 0.25] * 60])
+def test_a_mean_of_delta_to_the_last_bit_is_no_evidence_either(test, losses):
+    assert test(losses, 0.125) == 1.0
+
+
+@pytest.mark.parametrize("delta", [1e-6, 0.1, 0.7])
+def test_the_binomial_tail_is_scipys_below_within_and_above_its_range(delta):
+    counts = np.array([-1.0, 0.0, 1.0, 4.0, 39.0, 40.0, 41.0, 60.0])
+    found = sums.binomial_cdf(counts, 40, delta)
+    np.testing.assert_allclose(found, stats.binom.cdf(counts, 40, delta), rtol=1e-12)
 
 
 @each
