@@ -19,7 +19,7 @@ from riskcal.policy.sentences import as_text
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
 from riskcal.records import costs as costs_
-from riskcal.records.arrays import refuse_other_order
+from riskcal.records.alignment import refuse_other_columns, refuse_other_rows
 from riskcal.records.averages import means_within
 
 #: Range of each loss that can be asked for.
@@ -324,7 +324,8 @@ def from_arrays(
     if thresholds is None:
         raise RiskcalError("thresholds: an array of losses needs one threshold per column.")
     grid = _validate.threshold_grid(thresholds, allow_full=False)
-    refuse_other_order(losses, grid, "losses")
+    refuse_other_columns(losses, grid, "losses")
+    refuse_other_rows({"losses": losses, "prompts": prompts})
     matrix = _validate.losses(losses, lower=low, upper=high)
     if matrix.shape[1] != grid.size:
         raise RiskcalError(
@@ -334,7 +335,7 @@ def from_arrays(
     descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")
     rows = len(matrix)
     spent = {
-        name: costs_.of_shape(value, name, matrix.shape, "rows")
+        name: costs_.of_shape(value, name, matrix.shape, "rows", grid)
         for name, value in costs_.named(costs).items()
     }
     if prompts is None:

@@ -152,7 +152,7 @@ class Traces:
         outcome = PerExit.read(agrees if loss is None else loss, outcome_name, counts)
         outcome = outcome if loss is None else outcome.as_numbers()
         exits.refuse_other_lengths(levels, outcome, "confidence", outcome_name)
-        alignment.refuse_other_order(
+        alignment.refuse_other_exits(
             confidence, agrees if loss is None else loss, "confidence", outcome_name
         )
         given = {"prompt": prompt, "position": position, "confidence": confidence, "group": group}

@@ -126,7 +126,7 @@ def replay_arrays(
     levels = PerExit.read(confidence, "confidence", given).as_numbers()
     outcome = PerExit.read(loss, "loss", given).as_numbers()
     exits_.refuse_other_lengths(outcome, levels, "loss", "confidence")
-    alignment.refuse_other_order(confidence, loss, "confidence", "loss")
+    alignment.refuse_other_exits(confidence, loss, "confidence", "loss")
     alignment.refuse_other_rows({"confidence": confidence, "loss": loss, "position": position})
     _validate.finite(outcome.values, "loss")
     spent = {
@@ -310,8 +310,7 @@ def _of_exits(given: Costs | None, traces: Traces) -> dict[str, Floats]:
                 "differ from row to row belong into the traces, which sort their rows: "
                 f"Traces.from_arrays(..., cost={{{name!r}: ...}})."
             )
-        costs_.refuse_impossible(one_for_all, f"costs: {name}")
-        found[name] = one_for_all
+        found[name] = costs_.refuse_no_totals(one_for_all, value, f"costs: {name}")
     return found
 
 
