@@ -127,9 +127,9 @@ def test_columns_of_exits_are_in_the_exits_order_or_refused(
     use(mended, a)
     assert np.array_equal(np.asarray(mended), EXITS)
     use(confidence.set_axis([f"at {i / 10}" for i in range(12, 0, -1)], axis=1), agrees.to_numpy())
-    deepest_first = [*range(12, 0, -1)]
-    with pytest.raises(RiskcalError, match=r"^agrees|^loss"):
-        use(EXITS, agrees.set_axis(deepest_first, axis=1))
+    for deepest_first in ([*range(12, 0, -1)], pd.RangeIndex(11, -1, -1)):
+        with pytest.raises(RiskcalError, match=r"^agrees|^loss"):
+            use(EXITS, agrees.set_axis(deepest_first, axis=1))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +178,10 @@ def test_names_of_thresholds_are_looked_at_in_costs(label: type, rows: int | Non
 
 def test_names_of_exits_are_looked_at_in_costs() -> None:
     price = pd.Series([1.0, 3.0, 2.0], ["exit_1", "exit_3", "exit_2"])
+    with pytest.raises(RiskcalError, match=r"^cost price: its entries are numbered \[3, 2, 1\]"):
+        replay_arrays(
+            EXITS[:, :3], EXITS[:, :3], [0.5], costs={"price": pd.Series({3: 3.0, 2: 2.0, 1: 1.0})}
+        )
     traces = Traces.from_arrays(
         prompt=IDS, position=np.zeros(12, int), confidence=EXITS[:12, :3], agrees=np.ones((12, 3))
     )

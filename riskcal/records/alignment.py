@@ -21,7 +21,7 @@ def column_labels(table: Any) -> list[Any] | None:
             return None
         names = coords[dims[1]]
         names = getattr(names, "values", names)
-    if isinstance(names, pd.RangeIndex):
+    if _counts(names):
         return None
     try:
         return list(names)
@@ -29,9 +29,14 @@ def column_labels(table: Any) -> list[Any] | None:
         return None
 
 
+def _counts(names: Any) -> bool:
+    """Whether names only count from 0, as pandas does where nobody gave any; those of what was turned round do not."""
+    return isinstance(names, pd.RangeIndex) and (names.start, names.step) == (0, 1)
+
+
 def labels_of(row: Any) -> list[Any] | None:
     """The names of the entries of one row of a table, a Series; None where nobody gave any."""
-    if not isinstance(row, pd.Series) or isinstance(row.index, pd.RangeIndex):
+    if not isinstance(row, pd.Series) or _counts(row.index):
         return None
     return list(row.index)
 
