@@ -82,6 +82,10 @@ def test_coordinates_of_labelled_arrays_are_looked_at_as_columns_are() -> None:
     told = r"its columns are \[0\.5, 0\.9\], and thresholds \[0\.9, 0\.5\]"
     with pytest.raises(RiskcalError, match=told):
         calibrate(Labelled([0.5, 0.9]), thresholds=[0.9, 0.5], delta=0.3)
+    with pytest.raises(
+        RiskcalError, match=r"confidence\.sel\(threshold=sorted\(confidence\['thresh"
+    ):
+        replay_arrays(Labelled([2, 1]), LOSSES.to_numpy(), [0.5])
     found = calibrate(Labelled([0.9, 0.5]), thresholds=[0.9, 0.5], delta=0.3)
     assert found.table["loss"].tolist() == pytest.approx(LOSSES.mean().tolist())
 

@@ -105,6 +105,8 @@ def _sorted_by(key: str, given: Any, what: str, *, one_row: bool) -> str:
     name = _own_name(what)
     if one_row:
         return f"{name}[sorted({name}.index, key={key})]"
+    if dims := getattr(given, "dims", ()):  # of xarray
+        return f"{name}.sel({dims[-1]}=sorted({name}[{dims[-1]!r}].values, key={key}))"
     if hasattr(given, "column_names"):
         return f"{name}.select(sorted({name}.column_names, key={key}))"
     return f"{name}[sorted({name}.columns, key={key})]"

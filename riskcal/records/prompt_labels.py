@@ -21,6 +21,8 @@ def of_rows(
     found = {
         name: columns.series(value, name) for name, value in given.items() if value is not None
     }
+    if not found:
+        return {}
     for name, column in found.items():
         if len(column) != len(ids):
             raise RiskcalError(
@@ -37,6 +39,7 @@ def of_prompts(
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.bool_]]:
     """Cluster and text of each prompt, (n,), whose rows begin at ``start`` (n + 1,), and where any row's output failed."""
     first = start[:-1]
-    failed = labels.get("failed", np.zeros(int(start[-1]), dtype=bool))
     own = {name: label[first] for name, label in labels.items() if name != "failed"}
-    return own, np.logical_or.reduceat(failed, first)
+    if "failed" not in labels:
+        return own, np.zeros(len(first), dtype=bool)
+    return own, np.logical_or.reduceat(labels["failed"], first)
