@@ -21,11 +21,13 @@ INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
 #: A cell up to its end. A quote that closes behind a line break has nothing behind it: else it opens another cell, and the rows
 #: between are none of this one's.
-_CELL = rb'(?:"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|"(?:[^"]++|"")*+"(?=[,\r\n]|\Z)|(?!")[^,\r\n]*+)'
+_WHOLE_CELL = (
+    rb'(?:"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|"(?:[^"]++|"")*+"(?=[,\r\n]|\Z)|(?!")[^,\r\n]*+)'
+)
 
 #: All rows of which every quote is closed.
 _ROWS = re.compile(
-    rb"(?:\xef\xbb\xbf)?(?:(?:CELL(?:,CELL)*+)(?:[\r\n]++|\Z))*+".replace(b"CELL", _CELL)
+    rb"(?:\xef\xbb\xbf)?(?:(?:CELL(?:,CELL)*+)(?:[\r\n]++|\Z))*+".replace(b"CELL", _WHOLE_CELL)
 )
 
 

@@ -30,7 +30,9 @@ def of_rows(
             )
     frame = pd.DataFrame({"prompt": ids, **found})
     failed = {"failed": truths.of(found.pop("failed"), "failed")} if "failed" in found else {}
-    labels = {name: reading.label(frame, name, code, int(code.max()) + 1)[code] for name in found}
+    labels = {
+        name: reading.label_of(frame, name, code, int(code.max()) + 1)[code] for name in found
+    }
     return labels | failed
 
 

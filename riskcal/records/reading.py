@@ -54,7 +54,7 @@ def fields_of(
             f"prompt: only {n} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
         )
     labels = {
-        name: label(frame, name, code, n)
+        name: label_of(frame, name, code, n)
         for name in ("cluster", "group", "text")
         if name in frame.columns
     }
@@ -115,7 +115,7 @@ def fields_of(
         "values": {name: matrix(name) for name in values},
         "full": full,
         "full_risk": _full_risk(frame, full, code, order, rank),
-        "labels": {name: of_prompt[order] for name, of_prompt in labels.items()},
+        "labels": {name: label[order] for name, label in labels.items()},
         "source": source,
         "exact": exact,
         "stopped": _stopped(frame),
@@ -216,7 +216,7 @@ def _full_model(value: Floats, prompt: NDArray[np.intp], n: int, name: str, ids:
     return np.where(highest > lowest, np.add.reduceat(value, first) / count, lowest)
 
 
-def label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> NDArray[Any]:
+def label_of(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> NDArray[Any]:
     """A prompt's label, (n,) in order of first appearance; it may not change within a prompt."""
     column = columns.identifiers(frame[name], name).to_numpy()
     first_row = np.full(n, -1, dtype=np.intp)
@@ -229,20 +229,20 @@ def label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> NDA
             f"for the same prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
             + ("" if name == "cluster" else f" {advice.other_meaning(name)}")
         )
-    labels: NDArray[Any] = column[first_row]
+    label = column[first_row]
     if name == "text":
-        again = pd.Series(labels).duplicated()
+        again = pd.Series(label).duplicated()
         if "cluster" in frame.columns:  # the remedy: one text, one cluster
             unit = pd.DataFrame(
-                {"text": labels, "cluster": frame["cluster"].to_numpy()[first_row]}
+                {"text": label, "cluster": frame["cluster"].to_numpy()[first_row]}
             ).drop_duplicates()
-            again &= pd.Series(labels).isin(unit["text"][unit["text"].duplicated()])
+            again &= pd.Series(label).isin(unit["text"][unit["text"].duplicated()])
         if again.any():
             _validate.warn(
                 f"text: prompt {plain(frame['prompt'].iloc[first_row[int(again.argmax())]])!r} repeats an earlier prompt's text; "
                 "identical prompts under two ids are not independent. Drop one, or give both the same cluster.",
             )
-    return labels
+    return label
 
 
 def _refuse_duplicates(
