@@ -151,3 +151,46 @@ def test_what_counts_no_layers_or_tokens_is_refused(count: Any) -> None:
 def test_ragged_losses_are_refused_by_bounds_of_all_candidates() -> None:
     with pytest.raises(RiskcalError, match=r"^losses: "):
         bounds.simultaneous([[0.1, 0.2], [0.3]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (
+            np.tile(np.arange(12), 20),
+            r"0 stands twice, again at index 12 \(228 such\); .*np\.unique",
+        ),
+        ([3, -9], "-9 stands twice, again at index 1"),
+        (["p1"], r"of shape \(1,\) and type <U2; .*np\.flatnonzero\(np\.isin\(runs\.prompts, ids"),
+        ([0.0, 1.0], r"of shape \(2,\) and type float64; give the numbers"),
+        ([0, 1000], "1000 at index 1, but there are 12 prompts; give numbers from 0 to 11"),
+        ([-13], "-13 at index 0, but there are 12 prompts"),
+        (np.array([]), r"of shape \(0,\)"),
+        (slice(3, 3), r"of shape \(0,\)"),
+        ([True, False], "a mask of 2 that is true 1 times, for 12 prompts"),
+        (np.zeros(12, dtype=bool), "a mask of 12 that is true 0 times"),
+        (None, "None; give the numbers of some prompts"),
+        (3, "3; give the numbers of some prompts"),
+        (np.zeros((2, 2), dtype=int), r"of shape \(2, 2\) and type int64"),
+    ],
+    ids=str,
+)
+def test_what_chooses_no_prompts_is_refused(rows: Any, message: str) -> None:
+    """A prompt taken twice would count as two: 12 prompts taken 20 times were certified as 240."""
+    runs = Runs.from_arrays(
+        thresholds=[0.9, 0.5], dissimilarity=np.zeros((12, 2)), prompts=[f"p{i}" for i in range(12)]
+    )
+    with pytest.raises(RiskcalError, match=f"^rows: {message}"):
+        runs.take(rows)
+
+
+def test_prompts_are_chosen_by_numbers_masks_and_slices() -> None:
+    runs = Runs.from_arrays(
+        thresholds=[0.9, 0.5], dissimilarity=np.zeros((12, 2)), prompts=[f"p{i}" for i in range(12)]
+    )
+    ids, mask = runs.prompts, np.arange(12) < 5
+    for rows in (mask, mask.tolist(), slice(5), [0, 1, 2, 3, -8], np.arange(5, dtype=np.uint8)):
+        assert runs.take(rows).prompts.tolist() == ids[:5].tolist()
+    chosen = runs.take(np.flatnonzero(np.isin(runs.prompts, ["p1", "p7"])))  # as a refusal says
+    assert set(chosen.prompts) == {"p1", "p7"}
+    assert runs.take(np.arange(11, -1, -1)).prompts.tolist() == ids[::-1].tolist()

@@ -1,5 +1,6 @@
 """What a candidate costs may be counted in anything: FLOPs of unequal stages, prices, joules."""
 
+import re
 import subprocess
 import sys
 
@@ -319,3 +320,46 @@ def test_the_command_line_minimises_layers_where_they_are_named(tmp_path) -> Non
         outcome = CliRunner().invoke(riskcal.cli.app, list(map(str, asked)))
         assert outcome.exit_code == 0
         assert riskcal.ExitPolicy.load(tmp_path / "policy.json").threshold == expected
+
+
+@pytest.mark.parametrize("form", ["of all rows", "of each row", "ragged"])
+def test_prices_of_stages_are_no_costs_in_all(form):
+    """Taken for totals, the exit after the dearest stage would be the one that saves most."""
+    arrays, prices = classifier(4), [90.0, 9.0, 1.0]
+    loss, n = 1.0 - arrays["agrees"], 4
+    if form != "of all rows":
+        prices = [prices] * n
+    if form == "ragged":
+        confidence, loss, prices = (
+            [[0.5], *[[0.1, 0.2, 0.3]] * 3],
+            [[0], *[[0, 0, 0]] * 3],
+            [[5], *prices[1:]],
+        )
+    else:
+        confidence = arrays["confidence"]
+
+    def uses(cost):
+        with_costs = Traces.from_arrays(
+            prompt=np.arange(n) + 7,
+            position=np.zeros(n, int),
+            confidence=confidence,
+            loss=loss,
+            cost={"price": cost},
+        )
+        yield with_costs.costs["price"]
+        yield replay_arrays(confidence, loss, GRID, costs={"price": cost})
+        if form == "of all rows":
+            yield replay_traces(traces(), GRID, costs={"price": cost})
+
+    told = r"price: 9 at index .* is less than 90 at the exit before; .* their sums, (.*)\.$"
+    with pytest.raises(RiskcalError, match=told) as refusal:
+        next(uses(prices))
+    sums = eval(re.findall(told, str(refusal.value))[0], {"np": np, "prices": prices})
+    assert len(list(uses(sums))) == 2 + (form == "of all rows")
+    for call in (lambda: replay_arrays(confidence, loss, GRID, costs={"price": prices}),):
+        with pytest.raises(RiskcalError, match=told):
+            call()
+    if form == "of all rows":
+        with pytest.raises(RiskcalError, match="costs: " + told):
+            replay_traces(traces(), GRID, costs={"price": prices})
+    assert len(list(uses(np.float32(sums) if form != "ragged" else sums))) >= 2

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from helpers import ladder
-from riskcal import RiskcalError, Runs, calibrate
+from riskcal import RiskcalError, Runs, Traces, calibrate, replay_traces
 
 DRAWS = 300
 
@@ -213,3 +213,69 @@ def test_hive_partitions_become_columns_or_are_refused(tmp_path: Path) -> None:
         RiskcalError, match="threshold is a column of the file and the name of its folder"
     ):
         Runs.read(tmp_path)
+
+
+# Traces
+
+
+def decisions(n=240, **columns):
+    return pd.DataFrame(
+        {
+            "prompt": [f"q{i}" for i in range(n)],
+            "position": 0,
+            "confidence": [[0.95, 0.99]] * n,
+            "loss": [[0.0, 0.0]] * n,
+            **columns,
+        }
+    )
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_clusters_texts_and_failures_of_traces_are_those_of_the_replay(tmp_path, ending):
+    """240 prompts of 6 documents were certified as 240, and outputs that failed as good ones."""
+    n, failed = 240, np.arange(240) % 4 == 0
+    cluster, text = [f"doc{i // 40}" for i in range(n)], [f"say {i}" for i in range(n)]
+    frame = decisions(cluster=cluster, text=text, failed=failed)
+    path = tmp_path / f"traces.{ending}"
+    Traces.from_frame(frame).write(path)
+    runs = replay_traces(Traces.read(path), [0.9, 0.5], exact=True)
+    assert (runs.n, calibrate(runs, delta=0.2).certified) == (6, False)
+    known = pd.concat(
+        [
+            frame.assign(threshold=t, dissimilarity=0.0, risk=0.0, layers=layers, tokens=1)
+            for t, layers in ((np.inf, 2.0), (0.9, 1.0), (0.5, 1.0))
+        ]
+    ).drop(columns=["position", "confidence", "loss"])
+    known = known.assign(min_layer=1, source="replayed", exact=True)
+    expected = Runs.from_frame(known)
+    for objective in ("textual", "risk"):
+        assert runs.losses(objective).tolist() == expected.losses(objective).tolist()
+    for name in ("values", "full", "labels"):
+        one, other = getattr(runs, name), getattr(expected, name)
+        assert sorted(one) == sorted(other)
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    again = Runs.from_frame(runs.to_frame())
+    assert again.digest() == runs.digest()
+
+
+def test_one_token_that_failed_is_a_prompt_that_failed():
+    frame = pd.concat([decisions(4), decisions(4, position=1)], ignore_index=True)
+    frame["agrees"] = frame.pop("loss").map(lambda _: [False, True])
+    runs = replay_traces(
+        Traces.from_frame(frame.assign(failed=[True, *[False] * 7])), [0.99, 0.9], exact=True
+    )
+    failed = (runs.prompts == "q0").tolist()
+    assert runs.losses().tolist() == [[1.0, 1.0] if f else [0.0, 1.0] for f in failed]
+    assert runs.values["failed"].tolist() == [[1.0, 1.0] if f else [0.0, 0.0] for f in failed]
+
+
+def test_labels_of_traces_are_those_of_a_prompt():
+    twice = pd.concat([decisions(4), decisions(4, position=1)], ignore_index=True)
+    with pytest.raises(RiskcalError, match=r"^cluster: 'b' at row 5, but 'a' earlier for the same"):
+        Traces.from_frame(twice.assign(cluster=[*"aaaa", *"abaa"]))
+    with pytest.raises(RiskcalError, match=r"^failed: 'no' at row 0"):
+        Traces.from_frame(twice.assign(failed="no"))
+    with pytest.raises(RiskcalError, match=r"^text: has shape \(3,\); expected \(8,\)"):
+        Traces.from_arrays(**twice.to_dict("list"), text=["a"] * 3)
+    with pytest.warns(UserWarning, match="repeats an earlier prompt's text"):
+        Traces.from_frame(twice.assign(text="same"))

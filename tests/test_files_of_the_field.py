@@ -473,3 +473,43 @@ def test_what_a_path_may_mean_that_is_no_files_is_said(
     assert Runs.read(os.path.expandvars("$LOGS/runs.csv")).digest() == DIGEST
     with pytest.raises(RiskcalError, match=r"Standard input has no name .* write it into"):
         Runs.read("-")
+
+
+# Quotes
+
+
+@pytest.mark.parametrize("later", ["fine", '"fine, sir"', 'a 5" nail', 7000 * "-"])
+def test_a_quote_that_nothing_closes_swallows_no_prompts(later: str, tmp_path: Path) -> None:
+    """Pyarrow takes what follows for the text of one cell: prompts from 100 on, which fail, would be missing."""
+    path, n = tmp_path / "runs.csv", 200
+
+    def rows(said: str) -> str:
+        lines = [
+            'prompt,threshold,dissimilarity,output\nq,full,0,"two\nlines, of ""it"""\nq,.5,0,-\n'
+        ]
+        for i in range(n):
+            lines.append(f"{i},full,0,-\n{i},.5,{int(i > 100)},{said if i == 100 else later}\n")
+        return "".join(lines)
+
+    path.write_text(rows('"ok, he said'))
+    told = re.escape(
+        "runs.csv: row 203 ('100,.5,0,\"ok, he said') opens a quote that is not closed"
+    )
+    with pytest.raises(RiskcalError, match=told):
+        Runs.read(path)
+    path.write_text(rows('"ok, he said"'))  # as it says
+    assert Runs.read(path).losses().mean() == pytest.approx((n - 101) / (n + 1))
+
+
+def test_so_it_is_in_traces_and_in_a_header(tmp_path: Path) -> None:
+    path = tmp_path / "traces.csv"
+    header = "prompt,position,confidence_1,confidence_2,agrees_1,agrees_2,output\n"
+    rows = [f"p{i},0,.5,1,true,true,{'' if i - 2 else chr(34)}x\n" for i in range(5)]
+    path.write_text(header + "".join(rows))
+    with pytest.raises(RiskcalError, match=r"traces\.csv: row 2 .* opens a quote"):
+        Traces.read(path)
+    path.write_text(header.replace("output", '"output') + "".join(rows))
+    with pytest.raises(RiskcalError, match=r"traces\.csv: its header .* opens a quote"):
+        Traces.read(path)
+    path.write_text(header + "".join(rows).replace('"x', '"x" and\ty'))  # as pandas reads it, too
+    assert len(Traces.read(path).prompt) == 5

@@ -1,6 +1,7 @@
 """`riskcal monitor`: it says where the losses rose, exits 3, and leaves a state to go on from."""
 
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -8,6 +9,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import riskcal
+import riskcal.records.formats.otel
 from riskcal import ExitPolicy, RiskcalError, Runs, calibrate, cli, heads
 from riskcal.cli.monitor_events import begun
 from riskcal.monitor import RiskMonitor
@@ -100,7 +103,30 @@ def test_monitor_goes_on_from_its_state(tmp_path):
         ("id;loss\n1;0.5\n", "no column loss; its columns are 'id;loss'"),
         ("Loss\n0.1\n", "no column loss; its columns are 'Loss'"),
         ("loss,loss\n0.1,1\n", "has the column loss 2 times"),
-        ("loss,rate\n0.1,1\n0.1,0.2\n", "row 1: rates: 0.2 is outside [1, 1]"),
+        (
+            "loss,rate\n0.1,1\n0.1,0.2\n",
+            "row 1: rates: 0.2 is outside [1, 1]; give the smallest rate with --sampling-rate.",
+        ),
+        ("loss\n2\n", "[0, 1]. Rescale it, or give the --policy whose certificate has the true"),
+        (
+            "id,loss\n1,0,9\n2,0,8\n",
+            "row 0 cannot be read (it has 3 cells, and the header 2; decimals",
+        ),
+        ("loss\n0,9\n", "row 0 cannot be read (it has 2 cells, and the header 1; decimals"),
+        ("loss,said\n0,a\n0,b, c\n", "row 1 cannot be read (it has 3 cells, and the header 2"),
+        (
+            'loss,said\n0,a\n0,"b\n1,c\n1,d\n',
+            "row 1 cannot be read (unexpected end of data). Close",
+        ),
+        ('loss,said\n0,"b\n1,"c"\n', "row 0 cannot be read (',' expected after '\"')"),
+        ('loss,said\n0,"' + 12_000 * "b, they said\n", "row 0 cannot be read (field larger than"),
+        ("x" * 131_073 + "\n0\n", "its first line is no header of a table (field larger than"),
+        ('loss,said\n0,a\n"0,b\n', "row 1 cannot be read (unexpected end of data)"),
+        (
+            "loss,failed\n0,maybe\n",
+            "row 0 cannot be read (its failed is 'maybe', which says neither",
+        ),
+        ('{"loss": 0, "failed": null}\n', "row 0 cannot be read (its failed is None, which says"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -115,6 +141,53 @@ def test_monitor_refuses_and_leaves_the_state(tmp_path, text, message, stream):
     assert isinstance(result.exception, RiskcalError)
     assert message in str(result.exception)
     assert state.read_text() == before
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "log",
+    [
+        "".join(json.dumps({"loss": 0.0, "failed": i % 2 == 0}) + "\n" for i in range(300)),
+        "".join(json.dumps({"loss": None, "failed": True}) + "\n" for i in range(300)),
+        "loss,failed\n" + "0.0,True\n0.0,False\n" * 150,
+        "failed,loss\n" + "1,\n0,0\n" * 150,
+    ],
+)
+def test_an_output_that_failed_has_the_worst_loss_as_it_has_in_runs(tmp_path, log, stream):
+    path = tmp_path / "log"
+    path.write_text(log)
+    result = monitor("-" if stream else path, "--delta", 0.1, stdin=log if stream else None)
+    assert result.exit_code == 3, result.output
+    assert "ALARM" in result.output
+
+
+def test_the_worst_loss_is_that_of_the_certificate(tmp_path):
+    path, log = tmp_path / "policy.json", tmp_path / "log.jsonl"
+    losses = np.clip(rng.normal(0, 0.2, (500, 1)), -1, 3)
+    calibrate(losses, thresholds=[0.5], delta=1.2, lower=-1.0, upper=3.0).policy().save(path)
+    log.write_text('{"loss": 0, "failed": true}\n{"loss": 0, "failed": false}\n')
+    assert "mean 1.5" in monitor(log, "--policy", path).output
+
+
+def test_what_is_read_in_python_is_told_so(tmp_path, monkeypatch):
+    """Parquet, and evaluations of OpenTelemetry: the call that the refusal names makes a log that is read."""
+    monkeypatch.chdir(tmp_path)
+    pd.DataFrame({"loss": [0.25, 0.25]}).to_parquet("e.parquet")
+    name, judged = (
+        "gen_ai.evaluation.result",
+        {"gen_ai.evaluation.name": "c", "gen_ai.evaluation.score.value": 0.75},
+    )
+    record = {"eventName": name, "attributes": [{"key": k, "value": v} for k, v in judged.items()]}
+    exported = {"resourceLogs": [{"scopeLogs": [{"logRecords": [record, record]}]}]}
+    (tmp_path / "batch.jsonl").write_text(json.dumps(exported))
+    line = json.dumps({"name": name, "attributes": judged}) + "\n"
+    (tmp_path / "lines.jsonl").write_text(line + line)
+    for log in ("e.parquet", "batch.jsonl", "lines.jsonl"):
+        said = str(monitor(log, "--delta", 0.5).exception)
+        call = re.search(r"in Python[,:] (.*\)\.to_csv\('losses\.csv', index=False\))", said)
+        assert call is not None, said
+        eval(call[1], {"pandas": pd, "riskcal": riskcal})
+        assert "2 losses seen, mean 0.25" in monitor("losses.csv", "--delta", 0.5).output
 
 
 DAMAGED = [

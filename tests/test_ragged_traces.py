@@ -1,5 +1,6 @@
 """Decisions with as many exits as they need: reasoning models, whose last checkpoint is the full model."""
 
+import itertools
 import math
 
 import numpy as np
@@ -71,7 +72,8 @@ rows_of_any_length = st.lists(
 @given(rows_of_any_length, st.integers(1, 3), st.booleans(), st.integers(1, 4))
 def test_a_replay_is_a_plain_loop_over_rows(rows, min_layer, padding, a_prompt):
     """Losses, exits and costs, of lists and of padded arrays, however many rows a prompt has and are held at once."""
-    confidence, loss, cost = ([[cell[i] for cell in row] for row in rows] for i in range(3))
+    confidence, loss, prices = ([[cell[i] for cell in row] for row in rows] for i in range(3))
+    cost = [list(itertools.accumulate(row)) for row in prices]
     min_layer = min(min_layer, max(map(len, rows)))
     grid = [0.95, 0.45, 0.2]
     exits = [

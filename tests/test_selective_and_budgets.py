@@ -218,6 +218,29 @@ def test_an_output_that_failed_counts_among_those_that_stopped_early():
     assert not found.certified
 
 
+@pytest.mark.parametrize("full", [12.0, 12.000004])
+def test_rounding_is_no_early_stop_but_where_something_was_lost(full):
+    """A mean of float32 below the full model's by its last digits: 400 requests diluted what 60 that stopped had lost."""
+    n, stops = 460, 60
+    depth = np.r_[np.full(n - stops, 11.999991), np.full(stops, 3.0)]
+    loss = np.r_[np.zeros(n - stops), np.tile([1.0, 0.0], stops // 2)]
+
+    def found(loss):
+        runs = Runs.from_arrays(
+            thresholds=[math.inf, 0.5],
+            dissimilarity=np.c_[np.zeros(n), loss],
+            layers=np.c_[np.full(n, full), depth],
+            prompts=[f"p{i}" for i in range(n)],
+        )
+        return calibrate(runs, delta=0.1, objective="selective")
+
+    plain = found(loss)
+    assert not plain.certified
+    assert plain.table["loss"].tolist() == [0.5]
+    loss[0] = 1.0  # who lost something did not run in full
+    assert found(loss).table["loss"].tolist() == pytest.approx([31 / 61])
+
+
 def test_the_number_of_layers_is_a_bound_only_where_it_is_one_number():
     """What the full model took at most in these data is no bound for others, where it differs from prompt to prompt."""
     n = 100

@@ -205,7 +205,8 @@ def test_a_log_a_switch_and_shadows_go_to_other_processes_as_they_are(tmp_path):
     switch = KillSwitch(path=tmp_path / "off")
     other = pickle.loads(pickle.dumps(switch))
     (tmp_path / "off").write_text("schema failures\n")
-    assert switch.pulled and other.pulled
+    assert switch.pulled
+    assert other.pulled
     assert pickle.loads(pickle.dumps(other)).state == other.state
 
 

@@ -143,4 +143,4 @@ def test_a_log_of_losses_that_is_no_text_is_told_by_what_it_is(ending: str, tmp_
     pd.DataFrame({"loss": [1.0] * 300}).to_parquet(tmp_path / f"losses.{ending}")
     result = RUN.invoke(app, ["monitor", str(tmp_path / f"losses.{ending}"), "--delta", "0.1"])
     assert "is not UTF-8 text (it is Parquet" in str(result.exception)
-    assert "Give CSV (commas) with a column loss" in str(result.exception)
+    assert "Write its losses as CSV, in Python" in str(result.exception)

@@ -19,7 +19,8 @@ from riskcal.policy.sentences import as_text
 from riskcal.records import Runs, Traces, direction, holds_tokens
 from riskcal.records import columns as table_columns
 from riskcal.records import costs as costs_
-from riskcal.records.arrays import refuse_other_order
+from riskcal.records.advice import ROUNDING
+from riskcal.records.alignment import refuse_other_columns, refuse_other_rows
 from riskcal.records.averages import means_within
 
 #: Range of each loss that can be asked for.
@@ -129,7 +130,7 @@ def from_runs(
         _validate.choice(objective, "objective", RANGES)
         lower, upper = RANGES[objective]
         tolerated = _validate.tolerance(delta, lower, upper)
-        early = _early(runs, sizes) if objective == "selective" else None
+        early = _early(runs, sizes, tolerated) if objective == "selective" else None
         if early is None:
             losses = runs.losses(objective)
         else:  # has mean delta or less exactly where the pooled risk is
@@ -200,8 +201,8 @@ def _one_group(runs: Runs) -> str | None:
     return str(runs.group[0])
 
 
-def _early(runs: Runs, sizes: Any) -> Floats:
-    """Which prompts stopped early under which candidate, (P, k), as 0 and 1."""
+def _early(runs: Runs, sizes: Any, tolerated: float) -> Floats:
+    """Which prompts stopped early, (P, k), as 0 and 1; whichever is worse where it may be float32's rounding alone."""
     if "cluster" in runs.labels and sizes is None:
         raise RiskcalError(
             "objective: 'selective' pools requests, so clusters need weighting='requests' and max_cluster=."
@@ -211,7 +212,9 @@ def _early(runs: Runs, sizes: Any) -> Floats:
             "layers: objective 'selective' asks which requests stopped before the full model did; record the column for every "
             "candidate, and rows of the full model (threshold inf)."
         )
-    early = runs.values["layers"] < runs.full["layers"][:, None] * (1 - _validate.TOLERANCE)
+    layers, full = runs.values["layers"], runs.full["layers"][:, None]
+    early = layers < full * (1 - ROUNDING)
+    early |= (layers < full * (1 - _validate.TOLERANCE)) & (runs.prompt_losses() > tolerated)
     if "failed" in runs.values:  # what failed must not hide among those that ran in full
         early |= runs.values["failed"] > 0
     return early.astype(np.float64)
@@ -326,7 +329,8 @@ def from_arrays(
     if thresholds is None:
         raise RiskcalError("thresholds: an array of losses needs one threshold per column.")
     grid = _validate.threshold_grid(thresholds, allow_full=False)
-    refuse_other_order(losses, grid, "losses")
+    refuse_other_columns(losses, grid, "losses")
+    refuse_other_rows({"losses": losses, "prompts": prompts})
     matrix = _validate.losses(losses, lower=low, upper=high)
     if matrix.shape[1] != grid.size:
         raise RiskcalError(
@@ -336,7 +340,7 @@ def from_arrays(
     descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")
     rows = len(matrix)
     spent = {
-        name: costs_.of_shape(value, name, matrix.shape, "rows")
+        name: costs_.of_shape(value, name, matrix.shape, "rows", grid)
         for name, value in costs_.named(costs).items()
     }
     if prompts is None:
@@ -354,9 +358,8 @@ def from_arrays(
             )
     hasher = hashlib.blake2b(digest_size=16)
     for first in range(0, len(matrix), 4096):  # in parts: one copy of the whole is enough
-        hasher.update(
-            np.ascontiguousarray(matrix[np.ix_(hashed[first : first + 4096], descending)]).data
-        )
+        part = matrix[np.ix_(hashed[first : first + 4096], descending)]
+        hasher.update(np.ascontiguousarray(part).data)
     hasher.update(grid[descending].data)
     if lower_is_stricter:
         hasher.update(direction.COLUMN.encode())

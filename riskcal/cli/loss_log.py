@@ -16,7 +16,14 @@ from riskcal.cli.standard_input import standard_input
 from riskcal.records import sources
 
 _REMEDY = 'Give CSV (commas) with a column loss, JSON lines such as {"loss": 0.1}, or one JSON array of either.'
+_AS_CSV = (
+    'Close a quote where its cell ends, and write quotes within it twice, "" for each; or give the columns loss, failed and rate '
+    "alone, without texts."
+)
 _END: Any = object()
+
+#: What a column ``failed`` says, as JSON and as programs write truth values into CSV.
+_TRUTHS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
 
 class Entry(NamedTuple):
@@ -48,6 +55,11 @@ def opened(log: str) -> Iterator[TextIO]:
         raise RiskcalError(f"{log}: cannot be read ({reason}).") from None
     except UnicodeDecodeError as error:
         reason = sources.what_it_is(_replacing.a_path(log), error)
+        if reason.startswith("it is Parquet"):
+            raise RiskcalError(
+                f"{log}: is not UTF-8 text (it is Parquet). Write its losses as CSV, in Python: "
+                f"pandas.read_parquet({log!r}).to_csv('losses.csv', index=False), and watch losses.csv."
+            ) from None
         raise RiskcalError(f"{log}: is not UTF-8 text ({reason}). {_REMEDY}") from None
 
 
@@ -75,11 +87,12 @@ def entries(
     name: str,
     sampling_rate: float,
     counted: Callable[[float, float], Any] | None = None,
+    worst: float = 1.0,
 ) -> Iterator[Entry]:
     """Every loss of a log, one at a time as its lines come; a log without any is refused.
 
     ``start`` is the log's `first_line`, or some of its first ones. ``counted`` makes a loss of the columns ``exits`` and
-    ``errors``, where there is no column ``loss``.
+    ``errors``, where there is no column ``loss``. An output that ``failed`` has the ``worst`` loss, whatever stands there.
     """
     rows = _rows(start, file, name, ("loss",) if counted is None else ("loss", "exits"))
 
@@ -91,7 +104,14 @@ def entries(
             if isinstance(row, _validate.Repeated):
                 raise ValueError(row.said)
             record = row if isinstance(row, Mapping) else {"loss": row}
-            if (
+            if None in record:
+                raise ValueError(
+                    f"it has {len(record) - 1 + len(record[None])} cells, and the header {len(record) - 1}; decimals have "
+                    'points in CSV, and texts with commas stand in quotes: "a, b"'
+                )
+            if _truth(record.get("failed", False)):
+                loss = worst
+            elif (
                 "loss" not in record
                 and counted is not None
                 and {"exits", "errors"} <= record.keys()
@@ -103,18 +123,42 @@ def entries(
         except KeyError:
             wanted = "loss" if counted is None else "loss, and not both of exits and errors"
             raise RiskcalError(
-                f"{name}: row {number} has no {wanted}; it has {_listed(record)}. {_REMEDY}"
+                f"{name}: row {number} has no {wanted}; it has {_listed(record)}. {evaluations(str(record), name) or _REMEDY}"
             ) from None
         except RiskcalError as error:
             raise RiskcalError(
                 f"{name}: row {number}: {str(error).replace(' at index 0', '')}"
             ) from None
-        except (ValueError, TypeError, OverflowError, csv.Error) as error:
+        except csv.Error as error:
+            raise RiskcalError(
+                f"{name}: row {number} cannot be read ({error}). {_AS_CSV}"
+            ) from None
+        except (ValueError, TypeError, OverflowError) as error:
             raise RiskcalError(f"{name}: row {number} cannot be read ({error}).") from None
     if number == 0:
         raise RiskcalError(
             f"{name}: holds no loss, so that nothing can be said of the requests. {_REMEDY}"
         )
+
+
+def evaluations(text: str, name: str) -> str:
+    """What reads a log in which evaluations of OpenTelemetry stand; nothing to say of others."""
+    if "gen_ai.evaluation.result" not in text:
+        return ""
+    return (
+        "It holds evaluations of OpenTelemetry: make losses of them in Python, riskcal.records.formats.otel.read("
+        f"{name!r}).to_csv('losses.csv', index=False), and watch losses.csv."
+    )
+
+
+def _truth(cell: Any) -> bool:
+    """Whether an output failed, as a truth value or the text of one."""
+    said = str(cell).strip().lower()
+    if said not in _TRUTHS:
+        raise ValueError(
+            f"its failed is {_validate.shown(cell)}, which says neither true nor false"
+        )
+    return _TRUTHS[said]
 
 
 def _number(cell: Any) -> float:
@@ -152,18 +196,23 @@ def _array(text: str, name: str) -> Iterator[Any]:
 
 
 def _table(lines: Iterator[str], name: str, wanted: tuple[str, ...]) -> Iterator[Any]:
-    table = csv.DictReader(lines)
-    header = list(table.fieldnames or [])
+    table = csv.DictReader(lines, strict=True)
+    try:
+        header = list(table.fieldnames or [])
+    except csv.Error as error:
+        raise RiskcalError(
+            f"{name}: its first line is no header of a table ({error}). {_REMEDY}"
+        ) from None
     if header and not any(column in header for column in wanted):
         raise RiskcalError(
             f"{name}: has no column {' or '.join(wanted)}; its columns are {_listed(header)}. {_REMEDY}"
         )
-    twice = [column for column in (*wanted, "rate") if header.count(column) > 1]
+    twice = [column for column in (*wanted, "rate", "failed") if header.count(column) > 1]
     if twice:
         raise RiskcalError(
             f"{name}: has the column {twice[0]} {header.count(twice[0])} times; keep one."
         )
-    return csv.DictReader(_none_blank(lines), header) if len(header) == 1 else table
+    return csv.DictReader(_none_blank(lines), header, strict=True) if len(header) == 1 else table
 
 
 def _none_blank(lines: Iterator[str]) -> Iterator[str]:

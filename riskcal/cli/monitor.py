@@ -128,8 +128,9 @@ def _to_feed(certificate: Certificate) -> str:
 
 def _alarm(seen: EventWatch, log: str) -> bool:
     if seen.monitor.n == 0 and not seen.alarm:
+        told = loss_log.evaluations(" ".join(seen.events), log)
         raise RiskcalError(
-            f"{log}: holds no loss of a shadowed request, so that nothing can be said of the requests."
+            f"{log}: holds no loss of a shadowed request, so that nothing can be said of the requests. {told}".rstrip()
         )
     return seen.alarm
 
@@ -194,7 +195,7 @@ def _feed(
     """Update from a log until the alarm and no further; the row that raised it. Blocks of a file, single lines of a stream."""
     if watch.alarm:
         return None
-    rows = loss_log.entries(start, file, log, watch.sampling_rate, counted)
+    rows = loss_log.entries(start, file, log, watch.sampling_rate, counted, watch.upper)
     while True:
         block, refused = _block(rows, 1 if log == "-" else 4096)
         before, ahead = watch.n, RiskMonitor.from_json(watch.to_json())
@@ -238,6 +239,18 @@ def _until_refused(
         try:
             RiskMonitor(**watch.parameters).update(loss, rates=rate)
         except RiskcalError as error:
-            reason = str(error).replace(" at index 0", "")
+            reason = _on_the_shell(str(error).replace(" at index 0", ""))
             return block[:place], RiskcalError(f"{log}: row {number}: {reason}")
     return block, None
+
+
+def _on_the_shell(reason: str) -> str:
+    """A monitor's refusal, with the options that do here what it advises."""
+    reason = reason.replace(
+        "Declare the true bounds with lower= and upper=, or rescale.",
+        "Rescale it, or give the --policy whose certificate has the true bounds.",
+    )
+    return reason.replace(
+        "construct the monitor with the smallest rate as sampling_rate.",
+        "give the smallest rate with --sampling-rate.",
+    )

@@ -248,4 +248,5 @@ def _of_rows(traces: Traces, kept: NDArray[np.bool_]) -> Traces:
     spent = {
         name: value[kept] if value.shape == shape else value for name, value in traces.costs.items()
     }
-    return replace(traces, **some, costs=spent)
+    labels = {name: label[kept] for name, label in traces.labels.items()}
+    return replace(traces, **some, costs=spent, labels=labels)

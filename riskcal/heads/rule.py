@@ -9,6 +9,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.heads.inputs import _tokens
 from riskcal.heads.path import _lowest_feasible
+from riskcal.records.alignment import refuse_other_exits
 
 
 def self_supervised(confidence: ArrayLike, agrees: ArrayLike, agreement: float = 0.9) -> Floats:
@@ -51,6 +52,7 @@ def self_supervised(confidence: ArrayLike, agrees: ArrayLike, agreement: float =
     [0.92, 0.47, 0.29, 0.16]
     """
     levels, right = _tokens(confidence, agrees)
+    refuse_other_exits(confidence, agrees, "confidence", "agrees")
     target = _validate.number(agreement, "agreement")
     if not 0.0 < target <= 1.0:
         raise RiskcalError(

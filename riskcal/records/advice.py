@@ -15,7 +15,7 @@ from riskcal._validate import Floats
 _TRUTHS = frozenset("true false yes no pass passed fail failed correct incorrect wrong".split())
 
 #: How far outside its range a number may stand that was rounded in float32, or summed so.
-_ROUNDING = 1e-5
+ROUNDING = 1e-5
 
 #: Where a column was renamed as it was read, its pair, or what stands for it, names the log's.
 _RENAMED = ", by the log's own name of the column if that is another"
@@ -41,7 +41,7 @@ def of_number(name: str, upper: float, cell: Any, *, of_full_model: bool) -> str
     failed = _of_failure(name, upper, of_full_model=of_full_model)
     if not _validate.is_number(cell) or not abs(cell) < float("inf"):
         return failed
-    if -_ROUNDING <= cell <= upper + _ROUNDING:
+    if -ROUNDING <= cell <= upper + ROUNDING:
         return f"So little is rounding, of float32 for instance: clip the column to [0, {upper:g}]."
     return (
         f"If it is of another scale, x / 100 makes shares of percentages, of a table with columns={{{name!r}: ({name!r}, "

@@ -36,8 +36,8 @@ def fields_of(
     further = costs_.named(costs)
     for name in values:
         _validate.choice(name, "argument", ("dissimilarity", "risk", "failed", *costs_.COSTS))
-    for name, value in (*values.items(), *further.items()):
-        refuse_other_order(value, grid, name)
+    for name, value in values.items():
+        alignment.refuse_other_columns(value, grid, name)
     called = {"prompts" if name == "prompt" else name: label for name, label in labels.items()}
     alignment.refuse_other_rows({**values, **further, **called})
     matrices = _matrices(values, grid.size, source)
@@ -45,7 +45,7 @@ def fields_of(
     for name, value in further.items():
         if name in values:
             raise RiskcalError(f"costs: {name!r} is given twice; leave it out there.")
-        matrices[name] = costs_.of_shape(value, name, shape, "prompts")
+        matrices[name] = costs_.of_shape(value, name, shape, "prompts", grid)
     n = shape[0]
     given = _labels(labels, n)
     descending = np.argsort(-grid)
@@ -84,16 +84,6 @@ def fields_of(
     candidates = pd.DataFrame({"threshold": grid[finite]})
     own = {"candidates": candidates, "values": measured, "source": source, "exact": exact}
     return fields | own
-
-
-def refuse_other_order(table: Any, grid: Floats, name: str) -> None:
-    """Refuse a table whose columns bear these thresholds in another order: a matrix keeps no names, and would mix them up."""
-    labels = alignment.column_numbers(table)
-    if labels and sorted(labels) == sorted(grid) and labels != grid.tolist():
-        raise RiskcalError(
-            f"{name}: its columns are {labels}, and thresholds {grid.tolist()}; give them in one order, "
-            "thresholds=[float(name) for name in table.columns] for instance."
-        )
 
 
 def _matrices(values: Mapping[str, ArrayLike], k: int, source: str) -> dict[str, NDArray[Any]]:

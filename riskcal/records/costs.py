@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy import CANDIDATE_COLUMNS
-from riskcal.records import candidates, exits
+from riskcal.records import alignment, candidates, exits
 from riskcal.records import names as names_
+from riskcal.records.advice import ROUNDING
 from riskcal.records.exits import Lengths, PerExit
 
 #: Costs that a table of runs has columns for without being told.
@@ -58,8 +59,9 @@ def refuse_impossible(values: NDArray[Any], name: str, where: Any = _validate.fi
         )
 
 
-def of_shape(given: Any, name: str, shape: tuple[int, ...], rows: str) -> Floats:
-    """A cost (n, k), or of each candidate (k,), alike for all of what ``rows`` are called."""
+def of_shape(given: Any, name: str, shape: tuple[int, ...], rows: str, grid: Floats) -> Floats:
+    """A cost (n, k), or of each candidate (k,), alike for all of what ``rows`` are called; its names are not another ``grid``."""
+    alignment.refuse_other_thresholds(given, grid, f"costs: {name}")
     cost = _validate.array(given, f"costs: {name}", ndim=(1, 2))
     if cost.shape not in (shape, shape[1:]):
         raise RiskcalError(
@@ -75,12 +77,46 @@ def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) ->
     longest = int(levels.counts.max())
     one_for_all = exits.of_all_rows(given, label, longest)
     if one_for_all is not None:
-        refuse_impossible(one_for_all, label)
-        return one_for_all
+        return refuse_no_totals(one_for_all, given, label)
+    alignment.refuse_unordered_exits(given, label)
     found = PerExit.read(given, label, lengths).as_numbers()
     exits.refuse_other_lengths(found, levels, label, "confidence")
     refuse_impossible(found.values, label, found.where)
+    sums = (
+        "np.cumsum(prices, axis=1)"
+        if found.lengths is None
+        else "[np.cumsum(row) for row in prices]"
+    )
+    _refuse_falling(found, label, sums)
     return PerExit(found.values.astype(np.float64), found.lengths)
+
+
+def refuse_no_totals(values: Floats, given: Any, name: str) -> Floats:
+    """Costs (L,) of all rows, if each is what a decision has cost in all by that exit; ``given`` may name the exits."""
+    alignment.refuse_unordered_exits(given, name, one_row=True)
+    refuse_impossible(values, name)
+    _refuse_falling(PerExit(values[None]), name, "np.cumsum(prices)")
+    return values
+
+
+def _refuse_falling(costs: PerExit, name: str, sums: str) -> None:
+    """Refuse costs that are less at an exit than at the one before, which whoever stops there has paid, too."""
+    flat = costs.values.reshape(-1)
+    falls = np.zeros(flat.shape, dtype=bool)
+    falls[1:] = flat[1:] < flat[:-1] * (1.0 - ROUNDING)
+    falls[np.cumsum(costs.counts[:-1])] = False  # another row's first exit
+    if falls.any():
+        where = (
+            int(falls.argmax())
+            if len(costs.counts) == 1
+            else costs.where(falls.reshape(costs.values.shape))
+        )
+        place = int(falls.argmax())
+        raise RiskcalError(
+            f"{name}: {flat[place]:g} at index {where} is less than {flat[place - 1]:g} at the exit before; a cost is what a "
+            "decision has cost in all if it stops at that exit, everything before it included. If these are the prices of the "
+            f"stages, give their sums, {sums}."
+        )
 
 
 def columns_named(names: Any, candidate_columns: Sequence[str]) -> list[str]:

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 
+from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.records.columns import floats, is_full, is_missing, of_arrow
 from riskcal.records.sources import OPENING, no_text
@@ -19,6 +21,16 @@ INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
 #: A cell of CSV, and what ends it: a comma, or a row's end.
 _CELL = re.compile(r'("(?:[^"]|"")*"|[^",\r\n]*)(,|\r?\n|\r|$)')
+#: A cell up to its end. A quote that closes behind a line break has nothing behind it: else it opens another cell, and the rows
+#: between are none of this one's.
+_WHOLE_CELL = (
+    rb'(?:"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|"(?:[^"]++|"")*+"(?=[,\r\n]|\Z)|(?!")[^,\r\n]*+)'
+)
+
+#: All rows of which every quote is closed.
+_ROWS = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:(?:CELL(?:,CELL)*+)(?:[\r\n]++|\Z))*+".replace(b"CELL", _WHOLE_CELL)
+)
 
 
 def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: str) -> pd.DataFrame:
@@ -34,7 +46,14 @@ def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: s
         strings_can_be_null=False,
     )
     lines = pa.csv.ParseOptions(newlines_in_values=True)
-    table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
+    try:
+        table = pa.csv.read_csv(pa.BufferReader(content), parse_options=lines, convert_options=text)
+    except pa.ArrowInvalid:  # of cells that are too many, or one that is too long, for instance
+        _refuse_open_quotes(content, lines)
+        raise
+    header = pa.chunked_array([pa.array(table.column_names, pa.string())])
+    if any(map(_has_line_breaks, [header, *table.columns])):
+        _refuse_open_quotes(content, lines)
     frame = of_arrow(table)
     _refuse_a_header_again(frame)
     return _with_infinities(_with_integers(frame, ids), own)
@@ -59,6 +78,34 @@ def _own_texts(content: bytes) -> list[str]:
         for name, cell in zip(header, first, strict=True)
         if cell[:1] == '"' and cell != '""' and header.count(name) == 1 and name != '"failed"'
     ]
+
+
+def _has_line_breaks(column: pa.ChunkedArray) -> bool:
+    """Whether a text of a column goes on in another line, as one does whose quote is not closed."""
+    kind = column.type
+    if not (pa.types.is_string(kind) or pa.types.is_binary(kind)):
+        return False
+    return any(pa.compute.any(pa.compute.match_substring(column, end)).as_py() for end in "\n\r")
+
+
+def _refuse_open_quotes(content: bytes, options: pa.csv.ParseOptions) -> None:
+    """Refuse a cell whose quote nothing closes: pyarrow takes all that follows, rows and all, for its text."""
+    whole = _ROWS.match(content)
+    end = 0 if whole is None else whole.end()
+    if end == len(content):
+        return
+    row = (
+        pa.csv.read_csv(pa.BufferReader(content[:end]), parse_options=options).num_rows
+        if end
+        else -1
+    )
+    line = content[end:].splitlines()[0].decode(errors="replace")
+    where = f"row {row}" if end else "its header"
+    raise RiskcalError(
+        f"{where} ({_validate.shown(line)}) opens a quote that is not closed, so that what follows would be text of one cell. "
+        'Close it at the end of its cell, and write quotes within the cell twice, "" for each; or write the table with pandas or '
+        "the csv module, which do."
+    )
 
 
 def _with_infinities(frame: pd.DataFrame, texts: Collection[str]) -> pd.DataFrame:

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from riskcal._validate import Floats
+from riskcal import _validate
+from riskcal._validate import Floats, RiskcalError
 
 _ORDER_SALT = b"riskcal: order of prompts, version 1\x00"
 
@@ -123,3 +125,42 @@ def order_by_prints(prints: NDArray[np.uint64]) -> NDArray[np.intp]:
         _CONTENT_SALT + np.sort(prints).astype("<u8").tobytes(), digest_size=16
     ).digest()
     return np.random.default_rng(int.from_bytes(digest, "big")).permutation(len(prints))
+
+
+def taken(rows: Any, n: int) -> NDArray[np.intp]:
+    """Rows of n prompts, given by their numbers, a mask or a slice: at least one, none twice."""
+    if isinstance(rows, slice):
+        return taken(np.arange(n)[rows], n)
+    given = _validate.as_given(rows, "rows")
+    if given.ndim != 1 or given.size == 0 or given.dtype.kind not in "iub":
+        what = (
+            _validate.shown(rows)
+            if given.ndim == 0
+            else f"of shape {given.shape} and type {given.dtype}"
+        )
+        raise RiskcalError(
+            f"rows: {what}; give the numbers of some prompts, whole and from 0, or a mask (n,). Those of ids: "
+            "np.flatnonzero(np.isin(runs.prompts, ids))."
+        )
+    if given.dtype.kind == "b":
+        if given.shape != (n,) or not given.any():
+            raise RiskcalError(
+                f"rows: a mask of {given.size} that is true {int(given.sum())} times, for {n} prompts; give one truth value "
+                "for each, at least one of them true."
+            )
+        return np.flatnonzero(given)
+    beyond = (given < -n) | (given >= n)
+    if beyond.any():
+        raise RiskcalError(
+            f"rows: {given[beyond][0]} at index {_validate.first(beyond)}, but there are {n} prompts; give numbers from 0 to "
+            f"{n - 1}."
+        )
+    found = given.astype(np.intp) % n
+    again = pd.Series(found).duplicated().to_numpy()
+    if again.any():
+        raise RiskcalError(
+            f"rows: {given[again][0]} stands twice, again at index {_validate.first(again)} ({int(again.sum())} such); a prompt "
+            "that is taken twice would count as two that are independent. Take each once, without replacement: "
+            "np.unique(rows)."
+        )
+    return found

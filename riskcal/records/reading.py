@@ -54,7 +54,7 @@ def fields_of(
             f"prompt: only {n_prompts} prompt ({plain(ids[0])!r}, row {frame.index[0]}); at least two are needed."
         )
     labels = {
-        name: _label(frame, name, code, n_prompts)
+        name: label_of(frame, name, code, n_prompts)
         for name in ("cluster", "group", "text")
         if name in frame.columns
     }
@@ -219,10 +219,10 @@ def _full_model(
     return np.where(highest > lowest, np.add.reduceat(value, first) / count, lowest)
 
 
-def _label(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n_prompts: int) -> NDArray[Any]:
-    """A prompt's label, (P,) in order of first appearance; it may not change within a prompt."""
+def label_of(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> NDArray[Any]:
+    """The label of each of n prompts, in order of first appearance; it may not change within a prompt."""
     column = columns.identifiers(frame[name], name).to_numpy()
-    first_row = np.full(n_prompts, -1, dtype=np.intp)
+    first_row = np.full(n, -1, dtype=np.intp)
     first_row[code[::-1]] = np.arange(len(code))[::-1]
     changed = column != column[first_row[code]]
     if np.any(changed):

@@ -17,7 +17,7 @@ from riskcal.records import arrays, direction, files, long_table, renaming, retr
 from riskcal.records import costs as costs_
 from riskcal.records.averages import means_within
 from riskcal.records.candidates import varying
-from riskcal.records.order import content_prints, numbered, numbered_order, tested_order
+from riskcal.records.order import content_prints, numbered, numbered_order, taken, tested_order
 from riskcal.records.showing import runs_html, runs_plot, runs_sentence
 
 #: Range of each loss that an objective can ask for.
@@ -254,8 +254,9 @@ class Runs:
             )
         return self.take(np.flatnonzero(kept))
 
-    def take(self, rows: NDArray[np.intp]) -> Self:
-        """Some of the prompts, or all in another order."""
+    def take(self, rows: ArrayLike | slice) -> Self:
+        """Some of the prompts, or all in another order, none twice; by their numbers or a mask (n prompts,)."""
+        rows = taken(rows, len(self.prompts))
         return replace(
             self,
             prompts=self.prompts[rows],

@@ -12,7 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from riskcal import _validate
 from riskcal._validate import RiskcalError
-from riskcal.records import alignment, columns, costs, exits, files, joining, renaming, showing
+from riskcal.records import (
+    alignment,
+    columns,
+    costs,
+    exits,
+    files,
+    joining,
+    prompt_labels,
+    renaming,
+    showing,
+)
 from riskcal.records.columns import plain
 from riskcal.records.exits import Lengths, PerExit
 from riskcal.records.order import tested_order
@@ -47,6 +57,8 @@ class Traces:
         Exits of each row where these differ; None where every row has L.
     costs : mapping of name to (N, L) or (L,)
         What a decision has cost in all if it stops at that exit, everything before it included.
+    labels : mapping of name to (N,)
+        ``cluster`` and ``text`` of the prompt, and ``failed``, where given: the runs of a replay have them, too.
 
     Examples
     --------
@@ -69,6 +81,7 @@ class Traces:
     group: NDArray[Any] | None = None
     lengths: Lengths | None = None
     costs: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    labels: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: files.Source, *, columns: renaming.Columns | None = None) -> Self:
@@ -87,7 +100,8 @@ class Traces:
 
         The last three hold one list per row, or are spread over columns ``confidence_1`` ... ``confidence_L``. So does
         ``cost``, and ``cost_price`` of a cost named ``price``. Lists may be of unequal length: a row's last entry is the full
-        model's. A column ``lengths`` says how many exits each row has where columns are spread, or lists padded.
+        model's. A column ``lengths`` says how many exits each row has where columns are spread, or lists padded. Columns
+        ``cluster``, ``text`` and ``failed`` mean what they mean in `Runs`.
 
         Parameters
         ----------
@@ -112,6 +126,7 @@ class Traces:
             group=group,
             lengths=frame["lengths"].to_numpy() if "lengths" in frame.columns else None,
             cost=spent,
+            **{name: frame[name] for name in prompt_labels.NAMES if name in frame.columns},
             **given,
         )
 
@@ -127,6 +142,9 @@ class Traces:
         group: ArrayLike | None = None,
         lengths: ArrayLike | None = None,
         cost: ArrayLike | Mapping[str, ArrayLike] | None = None,
+        cluster: ArrayLike | None = None,
+        text: ArrayLike | None = None,
+        failed: ArrayLike | None = None,
     ) -> Self:
         """Validate arrays: ``prompt`` and ``position`` (N,), ``confidence`` and ``agrees`` or ``loss`` (N, L).
 
@@ -140,6 +158,8 @@ class Traces:
         cost : (N, L) or (L,), or a mapping of names to such, optional
             What a decision has cost in all if it stops at that exit: the exits before it, this one, and all other work for
             it. So the FLOPs of stages are given as ``np.cumsum(stages)``. An (L,) holds for all rows.
+        cluster, text, failed : (N,), optional
+            Of the row's prompt, as in `Runs`. One that failed in any row has the worst loss at every threshold.
         """
         if confidence is None:
             raise RiskcalError("confidence: the column is missing.")
@@ -152,11 +172,14 @@ class Traces:
         outcome = PerExit.read(agrees if loss is None else loss, outcome_name, counts)
         outcome = outcome if loss is None else outcome.as_numbers()
         exits.refuse_other_lengths(levels, outcome, "confidence", outcome_name)
-        alignment.refuse_other_order(
+        alignment.refuse_other_exits(
             confidence, agrees if loss is None else loss, "confidence", outcome_name
         )
         given = {"prompt": prompt, "position": position, "confidence": confidence, "group": group}
-        alignment.refuse_other_rows({**given, outcome_name: agrees if loss is None else loss})
+        own = {"cluster": cluster, "text": text, "failed": failed}
+        alignment.refuse_other_rows(
+            {**given, outcome_name: agrees if loss is None else loss, **own}
+        )
         where = columns.series(position, "position").to_numpy()
         classes = None if group is None else columns.series(group, "group").to_numpy()
         n = len(levels.counts)
@@ -175,6 +198,7 @@ class Traces:
                 "position: give whole numbers from 0, the index of the generated token."
             )
         distinct, code = np.unique(ids, return_inverse=True)
+        labels = prompt_labels.of_rows(own, ids, code)
         rank = np.empty(len(distinct), dtype=np.intp)
         rank[tested_order(distinct)] = np.arange(len(distinct))
         order = np.lexsort((where, rank[code]))
@@ -198,6 +222,7 @@ class Traces:
                 name: value.take(order).values if isinstance(value, PerExit) else value
                 for name, value in spent.items()
             },
+            labels={name: label[order] for name, label in labels.items()},
         )
 
     @property
@@ -215,6 +240,7 @@ class Traces:
         table: dict[str, Any] = {"prompt": self.prompt, "position": self.position}
         if self.group is not None:
             table["group"] = self.group
+        table |= self.labels
         return pd.DataFrame(table | {name: self._rows(v) for name, v in self._per_exit().items()})
 
     def write(self, path: str | os.PathLike[str]) -> None:

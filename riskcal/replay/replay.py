@@ -14,7 +14,7 @@ from riskcal import _validate
 from riskcal._validate import Floats, RiskcalError
 from riskcal.policy.columns import CANDIDATE_COLUMNS, schedule_columns
 from riskcal.policy.schedules import Constant, Decaying, Schedule
-from riskcal.records import Runs, TokenLosses, Traces, alignment
+from riskcal.records import Runs, TokenLosses, Traces, alignment, prompt_labels
 from riskcal.records import costs as costs_
 from riskcal.records import exits as exits_
 from riskcal.records.columns import plain
@@ -126,7 +126,7 @@ def replay_arrays(
     levels = PerExit.read(confidence, "confidence", given).as_numbers()
     outcome = PerExit.read(loss, "loss", given).as_numbers()
     exits_.refuse_other_lengths(outcome, levels, "loss", "confidence")
-    alignment.refuse_other_order(confidence, loss, "confidence", "loss")
+    alignment.refuse_other_exits(confidence, loss, "confidence", "loss")
     alignment.refuse_other_rows({"confidence": confidence, "loss": loss, "position": position})
     _validate.finite(outcome.values, "loss")
     spent = {
@@ -215,7 +215,8 @@ def replay_traces(
         sum over them; one called ``layers`` is the mean, as that column is. Vectors of thresholds stand in a candidate's
         coordinate ``thresholds``, and ``threshold`` numbers the candidates from k, the first, down to 1; what is given
         up at in ``give_up``, or ``give_up_1`` and so on.
-        A row that never reaches its threshold takes its own last exit, which is the reference.
+        A row that never reaches its threshold takes its own last exit, which is the reference. A prompt's cluster and text are
+        the runs', and one that failed has the worst loss.
 
     Examples
     --------
@@ -262,6 +263,9 @@ def replay_traces(
     if traces.loss is not None:
         last = PerExit(traces.loss, traces.lengths).last()
         full = np.add.reduceat(last.astype(np.float64), start[:-1]) / tokens
+    labels, failed = prompt_labels.of_prompts(traces.labels, start)
+    losses[failed], full[failed] = 1.0, 0.0  # nothing is near it, and nobody is credited for it
+    lost = {"failed": failed.astype(np.float64)} if "failed" in traces.labels else {}
     names = ["dissimilarity"] * (not full.any()) + ["risk"] * (traces.loss is not None)
     # a policy needs what the thresholds were replayed with
     ran_with = {"min_layer": rule.min_layer, **schedule_columns(schedule)}
@@ -280,9 +284,11 @@ def replay_traces(
         candidates=_in_order(rule.candidates.assign(**ran_with)),
         values=dict.fromkeys(names, losses)
         | {"layers": layers, "tokens": np.broadcast_to(tokens[:, None], layers.shape)}
-        | taken,
-        full=at_full | counted | whole,
+        | taken
+        | {name: np.broadcast_to(of[:, None], layers.shape) for name, of in lost.items()},
+        full=at_full | counted | whole | lost,
         full_risk=at_full.get("risk"),
+        labels=labels,
         source="replayed",
         exact=exact,
         lower_is_stricter=rule.lower_is_stricter,
@@ -310,8 +316,7 @@ def _of_exits(given: Costs | None, traces: Traces) -> dict[str, Floats]:
                 "differ from row to row belong into the traces, which sort their rows: "
                 f"Traces.from_arrays(..., cost={{{name!r}: ...}})."
             )
-        costs_.refuse_impossible(one_for_all, f"costs: {name}")
-        found[name] = one_for_all
+        found[name] = costs_.refuse_no_totals(one_for_all, value, f"costs: {name}")
     return found
 
 
