@@ -31,10 +31,10 @@ def column_labels(table: Any) -> list[Any] | None:
 
 def column_numbers(table: Any) -> list[float] | None:
     """The numbers that the names of a table's columns are, 0.9 of ``"0.90"`` too; None where some are none."""
-    return _numbers(column_labels(table))
+    return _as_floats(column_labels(table))
 
 
-def _numbers(labels: list[Any] | None) -> list[float] | None:
+def _as_floats(labels: list[Any] | None) -> list[float] | None:
     try:
         return [float(label) for label in labels or ()] or None
     except (TypeError, ValueError):
@@ -149,7 +149,7 @@ def refuse_other_columns(table: Any, grid: Floats, name: str) -> None:
 
 def _other_thresholds(names: list[Any] | None, grid: Floats) -> list[float] | None:
     """Names that are these thresholds in another order, as numbers."""
-    labels = _numbers(names)
+    labels = _as_floats(names)
     others = labels is not None and sorted(labels) == sorted(grid) and labels != grid.tolist()
     return labels if others else None
 
