@@ -3,7 +3,7 @@
 ``python benchmarks/mutants.py --json FILE`` changes comparisons, arithmetic, conditions, numbers and extremes of the tests, the
 procedures and the calibration. Of each module ``--sample`` mutants are drawn with a seed. Those tests that run the changed line
 are tried, first those that most often noticed others there for their time: on all mutants for the first number of
-``--seconds``, then what is left on those that live, up to the second. Files that numba compiles are run without its compiler.
+``--seconds``, then what is left on those that live and may not, up to the second. Files that numba compiles are run without its compiler.
 ``FILE.work`` keeps which tests run which line and what was tried, so that a run that was ended goes on; remove it after a change.
 ``mutants_judged.json`` says why a survivor may live.
 
@@ -41,7 +41,7 @@ from mutations import ROOT, mutants_of, mutated
 MODULES = ("riskcal/pvalues", "riskcal/fwer", "riskcal/calibration")
 JUDGED = Path(__file__).with_name("mutants_judged.json")
 #: CPU seconds after which a test is too slow to be tried on mutants. Without a compiler, `tests/conftest.py` ends it at 2.
-QUICK = 0.5
+QUICK = 1.0
 #: Imported once, before a process is forked for each mutant: all that is slow and not riskcal's.
 SLOW = "hypothesis matplotlib.pyplot mpmath numba pandas pyarrow.parquet pydantic scipy.integrate scipy.stats typer.testing"
 OPTIONS = (
@@ -251,6 +251,8 @@ class Plan:
     files: list[str]
     seconds: list[float]
     work: Path
+    #: Those that may live: no longer tests are tried on them.
+    judged: Container[tuple[str, ...]] = ()
     known: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     def read(self) -> None:
@@ -275,7 +277,8 @@ class Plan:
             if known is None:
                 yield mutant, set()
             elif known["outcome"] == "survived" and seconds > self.seconds[0]:
-                yield mutant, set(known["tests"])
+                if name_of(mutant) not in self.judged:
+                    yield mutant, set(known["tests"])
 
 
 class Trials:
@@ -435,7 +438,7 @@ def part(plan: Plan, *, interpreted: bool) -> int:
     for name in SLOW.split():
         importlib.import_module(name)
     mine = [one for one in plan.mutants if (one["file"] in KERNELS) == interpreted]
-    own = Plan(mine, plan.files, plan.seconds, plan.work)
+    own = Plan(mine, plan.files, plan.seconds, plan.work, plan.judged)
     own.read()
     survey = plan.work / f"reached_{'interpreted' if interpreted else 'compiled'}.json"
     if list(own.left(plan.seconds[-1])):
@@ -449,10 +452,15 @@ def name_of(mutant: dict[str, Any]) -> tuple[str, ...]:
     return tuple(mutant[part] for part in ("file", "inside", "text", "is"))
 
 
+def judged() -> dict[tuple[str, ...], str]:
+    """Why survivors may live, by their names."""
+    found = json.loads(JUDGED.read_text()) if JUDGED.exists() else []
+    return {name_of(one): one["why"] for one in found}
+
+
 def written(plan: Plan, totals: dict[str, int]) -> dict[str, Any]:
     """Counts by module, and the survivors with the reasons that are known."""
-    judged = json.loads(JUDGED.read_text()) if JUDGED.exists() else []
-    reasons = {name_of(one): one["why"] for one in judged}
+    reasons = judged()
     results = [plan.known[address(one)] for one in plan.mutants if address(one) in plan.known]
     modules = {
         module: {"mutants": total}
@@ -497,7 +505,7 @@ def main() -> None:
         drawn += every[: asked.sample]
     random.Random(asked.seed).shuffle(drawn)
     tests = asked.tests or sorted(map(str, Path("tests").glob("test_*.py")))
-    plan = Plan(drawn, tests, sorted(asked.seconds), work)
+    plan = Plan(drawn, tests, sorted(asked.seconds), work, judged())
     if asked.again and (work / "tried.jsonl").exists():
         plan.read()
         (work / "tried.jsonl").rename(work / "tried_before.jsonl")
