@@ -3,7 +3,8 @@
 ``python benchmarks/mutants.py --json FILE`` changes comparisons, arithmetic, conditions, numbers and extremes of the tests, the
 procedures and the calibration. Of each module ``--sample`` mutants are drawn with a seed. Those tests that run the changed line
 are tried, first those that most often noticed others there for their time: on all mutants for the first number of
-``--seconds``, then what is left on those that live and may not, up to the second. Files that numba compiles are run without its compiler.
+``--seconds``, then what is left on those that live and may not, up to the second. Files that numba compiles are run without its
+compiler. A fresh clone, where numba has compiled nothing yet, is too slow for many tests: run the tests there once before.
 ``FILE.work`` keeps which tests run which line and what was tried, so that a run that was ended goes on; remove it after a change.
 ``mutants_judged.json`` says why a survivor may live.
 
@@ -276,9 +277,10 @@ class Plan:
             known = self.known.get(address(mutant))
             if known is None:
                 yield mutant, set()
-            elif known["outcome"] == "survived" and seconds > self.seconds[0]:
-                if name_of(mutant) not in self.judged:
-                    yield mutant, set(known["tests"])
+            elif known["outcome"] != "survived" or name_of(mutant) in self.judged:
+                continue
+            elif seconds > self.seconds[0]:
+                yield mutant, set(known["tests"])
 
 
 class Trials:
