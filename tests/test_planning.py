@@ -815,3 +815,111 @@ def test_only_candidates_that_may_begin_and_keep_every_delta_are_hoped_for_those
 )
 def test_a_share_is_put_into_words(share, said):
     assert outlook._often(share) == said
+
+
+# Every word of what a message says, where the answer is known
+
+
+CONDITION = (
+    "if losses are distributed as those observed. Testing these data again, or more of the same pool, is a new attempt that "
+    "this epsilon does not cover."
+)
+
+
+def test_the_whole_message_of_a_sequence_and_of_a_procedure_without_order():
+    """Of rows without a loss .95^59 is below .05, .95^58 is not; and .95^72 is below .025, .95^71 is not."""
+    known = {"delta": 0.05, "test": "binomial"}
+    assert calibrate(np.zeros((8, 1)), thresholds=[0.9], **known).message == (
+        "Nothing was certified at delta 0.05: run the full model. The first candidate tested, threshold 0.9, has an observed "
+        "loss of 0; a fresh sample of about 59 rows, tested in the same way, certifies it in 100 draws of 100, " + CONDITION
+    )
+    losses = np.c_[np.arange(20) < 1, np.zeros(20)]
+    found = calibrate(losses, thresholds=[0.9, 0.5], procedure="holm", **known)
+    assert found.message == (
+        "Nothing was certified at delta 0.05: run the full model. The safest candidate, threshold 0.5, has an observed loss "
+        "of 0; a fresh sample of about 72 rows, tested in the same way, certifies at least one candidate in 100 draws of 100, "
+        + CONDITION
+    )
+
+
+def constant(*means):
+    """Five rows alike for each list of means, one a candidate."""
+    return [np.tile(np.array(one, dtype=float), (5, 1)) for one in means]
+
+
+def said_of(problem, procedure, test=None):
+    return outlook.outlook(
+        problem, Design.of(test or Given(0.0), procedure, 0.05, problem.k)
+    )
+
+
+def test_the_safest_of_candidates_is_so_by_its_worst_risk_relative_to_the_losses_range():
+    """The first is .1 below the one delta and .5 of 6 below the other, .083; the second .09 and 1.2 of 6."""
+    problem = risks_of(
+        *constant([0.1, 0.11], [0.5, -0.2]), delta=[0.2, 1.0], bounds=[(0, 1), (-2, 4)]
+    )
+    assert said_of(problem, fwer.Holm()).startswith(
+        "The safest candidate, threshold -1, has an observed cost in risk 0 of 0.11; a fresh sample of about 2 rows"
+    )
+
+
+def test_the_risk_that_is_named_is_the_furthest_above_its_delta_relative_to_the_losses_range():
+    """By .1, and by .3 of 6."""
+    problem = risks_of(*constant([0.26], [2.0]), delta=[0.16, 1.7], bounds=[(0, 1), (-2, 4)])
+    assert said_of(problem, fwer.Holm()).startswith(
+        "The safest candidate's observed cost in risk 0 is 0.26: not below delta, but by no more than chance explains in 5 rows."
+    )
+
+
+def test_a_risk_that_equals_its_delta_is_to_be_raised_beside_a_budget_that_is_exceeded():
+    problem = risks_of(*constant([0.5], [0.9]), delta=[0.5, 0.1])
+    loss, cost = problem.risks
+    problem = dataclasses.replace(problem, risks=(loss, cost._replace(is_cost=True)))
+    assert "raise delta and raise the budget, record other candidates" in said_of(
+        problem, fwer.Holm()
+    )
+
+
+def test_starts_are_hopeless_only_if_all_of_them_are():
+    losses = np.c_[np.ones(100), np.arange(100) % 16 == 15]
+    message = said_of(risks_of(losses, delta=[0.05]), fwer.FixedSequence(starts=2))
+    assert "is 0.06: not below delta, but by no more than chance explains in 100 rows" in message
+    both = said_of(risks_of(np.ones((100, 2)), delta=[0.05]), fwer.FixedSequence(starts=2))
+    assert "will not help" in both
+
+
+def test_a_sequence_that_begins_above_delta_is_told_which_candidate_is_the_safest():
+    problem = risks_of(*constant([0.9, 0.02, 0.4]), delta=[0.1])
+    message = said_of(problem, fwer.FixedSequence())
+    assert "Testing begins at threshold 0, whose observed cost in risk 0 is 0.9" in message
+    assert "Yet threshold -1 was observed at 0.02. So begin elsewhere" in message
+
+
+@pytest.mark.parametrize(("loosest", "turned"), [(0.5, False), (0.49, True), (0.51, False)])
+def test_only_a_grid_whose_loosest_candidate_is_below_delta_may_stand_the_wrong_way_round(
+    loosest, turned
+):
+    problem = risks_of(*constant([0.9, 0.2, loosest]), delta=[0.5])
+    message = said_of(problem, fwer.FixedSequence())
+    assert ("If low thresholds are the strict ones here" in message) is turned
+
+
+@pytest.mark.parametrize(("p", "beyond"), [(0.05, True), (0.0501, False), (0.09, False)])
+def test_a_mean_is_beyond_chance_where_the_opposite_is_rejected_at_a_twentieth(
+    p, beyond, monkeypatch
+):
+    monkeypatch.setattr(pvalues, "betting", lambda *_, **__: p)
+    message = said_of(risks_of(*constant([0.9]), delta=[0.5]), fwer.FixedSequence())
+    assert ("will not help" in message) is beyond
+    assert ("by no more than chance" in message) is not beyond
+
+
+def test_a_risk_of_no_request_leaves_nothing_to_test_whatever_another_says():
+    runs = Runs.from_arrays(
+        thresholds=[math.inf, 0.9, 0.5],
+        dissimilarity=np.zeros((40, 3)),
+        layers=np.full((40, 3), 8.0),
+        prompts=[f"p{i}" for i in range(40)],
+    )
+    found = calibrate(runs, delta={"selective": 0.1, "textual": 0.2})
+    assert "No request stopped early under any candidate" in found.message
