@@ -492,3 +492,17 @@ def test_of_rows_without_ids_a_bound_by_walking_is_no_lower_than_that_of_the_cou
     expected = own if counted else np.zeros(3)
     for one in riskcal.calibrate(losses, **given):
         assert one.table["bound"].tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(
+    ("test", "named", "counted"),
+    [("betting", False, True), ("betting", True, False), ("convex_order", False, False)],
+)
+def test_the_band_is_held_up_by_counts_where_the_p_values_are(test, named, counted, monkeypatch):
+    losses = (np.random.default_rng(0).random((60, 2)) < [0.05, 0.3]).astype(float)
+    ids = {"prompts": [f"p{i}" for i in range(60)]} if named else {}
+    found = riskcal.calibrate(losses, thresholds=[0.9, 0.5], delta=0.2, test=test, **ids)
+    monkeypatch.setattr(riskcal.bounds, test, lambda rows, **_: np.zeros(rows.shape[1]))
+    own = riskcal.bounds.clopper_pearson(losses, epsilon=0.05)
+    band = found._bounds(found._problem.risks[0])
+    assert band.tolist() == pytest.approx(own.tolist() if counted else [0.0, 0.0])

@@ -433,6 +433,8 @@ def test_a_plan_says_what_the_losses_were_drawn_from_and_names_no_size_beyond_a_
         ({"losses": [0.0, 0.3]}, "losses: 0.15 is not in"),
         ({"mean": 0.1}, "mean: 0.1 is not in"),
         ({"mean": -0.1}, "mean: -0.1 is not in"),
+        ({"mean": 1.0}, r"mean: 1 is not in \[0, 1\)"),
+        ({"mean": 1.5}, r"mean: 1.5 is not in \[0, 1\)"),
         ({"mean": 0.05, "deviation": 0.3}, "deviation: 0.3 is not possible .* at most 0.2179"),
         ({"mean": 0.05, "deviation": 0.1, "test": "binomial"}, "deviation: 'binomial'"),
         ({"mean": 0.05, "test": "binomial", "upper": 2.0}, "test: 'binomial'"),
@@ -923,3 +925,29 @@ def test_a_risk_of_no_request_leaves_nothing_to_test_whatever_another_says():
     )
     found = calibrate(runs, delta={"selective": 0.1, "textual": 0.2})
     assert "No request stopped early under any candidate" in found.message
+
+
+def test_a_plan_of_coins_is_that_of_the_binomial_law():
+    plan = riskcal.plan(0.1, mean=0.05, test="binomial")
+    most = np.arange(plan.prompts)[stats.binom.cdf(np.arange(plan.prompts), plan.prompts, 0.1) <= 0.05]
+    assert stats.binom.cdf(most.max(), plan.prompts, 0.05) == pytest.approx(plan.share, abs=0.045)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(20.0, 30.0), (-1.0, 4.0)])
+def test_a_plan_is_the_same_wherever_the_losses_range_lies(lower, upper):
+    """From 20 up, and where delta stands as far above the lower bound as the two bounds add up to."""
+    width = upper - lower
+    plan = riskcal.plan(
+        lower + 0.6 * width, mean=lower + 0.5 * width, n=60, lower=lower, upper=upper
+    )
+    plain = riskcal.plan(0.6, mean=0.5, n=60)
+    assert plan.prompts == pytest.approx(plain.prompts, rel=0.03)
+    assert plan.smallest_delta == pytest.approx(lower + plain.smallest_delta * width, rel=1e-3)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.1])
+def test_a_law_that_is_not_of_two_values_is_told_by_its_moments(deviation):
+    beta = "beta distributed, " if deviation else ""
+    told = f"{beta}of mean 0.05 and standard deviation {deviation:g}"
+    assert riskcal.plan(0.1, mean=0.05, deviation=deviation).law == told
+    assert riskcal.plan(0.1, mean=0.0).law == "of mean 0 and standard deviation 0"
