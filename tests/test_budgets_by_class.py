@@ -420,7 +420,11 @@ def test_costs_by_class_are_means_over_its_prompts_that_were_tested():
 def test_books_of_two_classes_are_those_of_enumeration(joint):
     rng = np.random.default_rng(0)
     classes = {
-        name: ((rng.random((n, 3)) < [0.1, 0.3, 0.8]) * rng.choice([0.5, 1.0], (n, 3)), costs, delta)
+        name: (
+            (rng.random((n, 3)) < [0.1, 0.3, 0.8]) * rng.choice([0.5, 1.0], (n, 3)),
+            costs,
+            delta,
+        )
         for name, n, costs, delta in (
             ("a", 12, np.array([3.1, 1.2, 0.4, 4.0]), 0.3),
             ("b", 20, np.array([2.7, 1.9, 0.8, 4.0]), 0.5),

@@ -411,9 +411,15 @@ def test_what_a_cut_grid_leaves_open_is_said_as_its_last_threshold_came_out(last
 
 
 def test_a_pilot_that_is_too_small_is_refused_with_both_sizes():
-    with pytest.raises(RiskcalError, match=r"0.6 of 3 rows leaves 2 for the pilot and 1 for the test"):
+    with pytest.raises(
+        RiskcalError, match=r"0.6 of 3 rows leaves 2 for the pilot and 1 for the test"
+    ):
         riskcal.calibrate(
-            np.zeros((3, 1)), thresholds=[0.5], delta=0.3, procedure="pilot_order", pilot_fraction=0.6
+            np.zeros((3, 1)),
+            thresholds=[0.5],
+            delta=0.3,
+            procedure="pilot_order",
+            pilot_fraction=0.6,
         )
 
 
@@ -458,14 +464,19 @@ def test_one_sequence_is_what_a_list_of_deltas_is_said_to_have():
 
 def test_a_certificate_names_the_columns_and_costs_that_were_not_known_beforehand():
     rows = [
-        {"prompt": f"p{i}", "threshold": t, "beam": b, "dissimilarity": 0.0, "layers": 2.0, "price": b}
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "beam": b,
+            "dissimilarity": 0.0,
+            "layers": 2.0,
+            "price": b,
+        }
         for i in range(9)
         for t in (0.9, 0.5)
         for b in (1, 2)
     ]
-    read = riskcal.Runs.from_frame(
-        pd.DataFrame(rows), candidate_columns=["beam"], costs=["price"]
-    )
+    read = riskcal.Runs.from_frame(pd.DataFrame(rows), candidate_columns=["beam"], costs=["price"])
     asked = riskcal.calibrate(read, delta=0.5).asked
     assert (asked.candidate_columns, asked.costs) == (["beam"], ["price"])
 

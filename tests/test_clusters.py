@@ -217,4 +217,4 @@ def test_clusters_that_are_only_numbered_have_no_names() -> None:
     table = users([2] * 30).to_frame()
     names = table["cluster"].map("user {}".format)
     named = posing.pose(Runs.from_frame(table.assign(cluster=names)), 0.1)
-    assert not (named.nameless or named.uneven or named.lower_is_stricter)
+    assert [named.nameless, named.uneven, named.lower_is_stricter] == [False] * 3

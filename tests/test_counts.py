@@ -38,7 +38,9 @@ def test_a_count_says_nothing_more_where_a_proxy_tells_rows_of_equal_losses_apar
     assert told.tolist() == [counted[0], 0.0, 0.0]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.7), (-1.0, 1.0), (2.0, 7.0), (2e6, 7e6)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.2, 0.7), (-1.0, 1.0), (2.0, 7.0), (2e6, 7e6)]
+)
 def test_losses_of_two_values_have_the_exact_p_value_of_their_count(
     low: float, high: float
 ) -> None:
@@ -59,7 +61,7 @@ def test_losses_of_two_values_have_the_exact_p_value_of_their_count(
 def test_a_proxy_that_only_says_the_loss_over_again_takes_no_count_away(
     proxy_of: tuple[float, float], low: float, high: float
 ) -> None:
-    """Rows of one loss have one proxy: their order is as that of the losses alone, though loss and proxy may add up to one number."""
+    """Rows of one loss have one proxy, and stand as without it, though loss and proxy may add up to one number."""
     wrong = (np.random.default_rng(2).random((90, 1)) < 0.1).astype(float)
     alone = problem.TestedRisk("l", low + (high - low) * wrong, 0.7 * low + 0.3 * high, low, high)
     proxies = np.where(wrong == 1.0, proxy_of[1], proxy_of[0])

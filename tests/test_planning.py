@@ -671,12 +671,14 @@ def trial_of(problem, test, procedure, epsilon=0.05):
 
 
 def counts_of(problem, n):
-    """Every way in which n rows of a problem's distinct rows, at most three, can be drawn: its probability, and mean losses (ways, r, k)."""
+    """Every way to draw n rows of a problem's distinct rows, at most three: its probability, and mean losses (ways, r, k)."""
     rows = np.stack([risk.losses for risk in problem.risks], axis=1)
     kinds, often = np.unique(rows.reshape(len(rows), -1), axis=0, return_counts=True)
     assert len(kinds) <= 3
     ways = np.array([(a, b) for a in range(n + 1) for b in range(n + 1 - a)])
-    ways = np.c_[ways, n - ways.sum(1)][:, : len(kinds)] if len(kinds) == 3 else ways[ways.sum(1) == n]
+    ways = (
+        np.c_[ways, n - ways.sum(1)][:, : len(kinds)] if len(kinds) == 3 else ways[ways.sum(1) == n]
+    )
     chance = stats.multinomial.pmf(ways, n, often / often.sum())
     return chance, (ways @ kinds / n).reshape(-1, *rows.shape[1:])
 
@@ -833,7 +835,8 @@ def test_the_whole_message_of_a_sequence_and_of_a_procedure_without_order():
     known = {"delta": 0.05, "test": "binomial"}
     assert calibrate(np.zeros((8, 1)), thresholds=[0.9], **known).message == (
         "Nothing was certified at delta 0.05: run the full model. The first candidate tested, threshold 0.9, has an observed "
-        "loss of 0; a fresh sample of about 59 rows, tested in the same way, certifies it in 100 draws of 100, " + CONDITION
+        "loss of 0; a fresh sample of about 59 rows, tested in the same way, certifies it in 100 draws of 100, "
+        + CONDITION
     )
     losses = np.c_[np.arange(20) < 1, np.zeros(20)]
     found = calibrate(losses, thresholds=[0.9, 0.5], procedure="holm", **known)
@@ -850,9 +853,7 @@ def constant(*means):
 
 
 def said_of(problem, procedure, test=None):
-    return outlook.outlook(
-        problem, Design.of(test or Given(0.0), procedure, 0.05, problem.k)
-    )
+    return outlook.outlook(problem, Design.of(test or Given(0.0), procedure, 0.05, problem.k))
 
 
 def test_the_safest_of_candidates_is_so_by_its_worst_risk_relative_to_the_losses_range():
@@ -929,7 +930,9 @@ def test_a_risk_of_no_request_leaves_nothing_to_test_whatever_another_says():
 
 def test_a_plan_of_coins_is_that_of_the_binomial_law():
     plan = riskcal.plan(0.1, mean=0.05, test="binomial")
-    most = np.arange(plan.prompts)[stats.binom.cdf(np.arange(plan.prompts), plan.prompts, 0.1) <= 0.05]
+    most = np.arange(plan.prompts)[
+        stats.binom.cdf(np.arange(plan.prompts), plan.prompts, 0.1) <= 0.05
+    ]
     assert stats.binom.cdf(most.max(), plan.prompts, 0.05) == pytest.approx(plan.share, abs=0.045)
 
 
@@ -942,7 +945,9 @@ def test_a_plan_is_the_same_wherever_the_losses_range_lies(lower, upper):
     )
     plain = riskcal.plan(0.6, mean=0.5, n=60)
     assert plan.prompts == pytest.approx(plain.prompts, rel=0.03)
-    smallest = (plan.smallest_delta - lower) / width  # bets across 0 are others, of nearly the same power
+    smallest = (
+        plan.smallest_delta - lower
+    ) / width  # bets across 0 are others, of nearly the same power
     assert smallest == pytest.approx(plain.smallest_delta, abs=0.004)
 
 

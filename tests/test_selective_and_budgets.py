@@ -368,7 +368,9 @@ def test_no_sequence_begins_where_few_stop_or_where_it_costs_most_unless_it_is_a
 @pytest.mark.parametrize("asked", [(0.0, 8.0), (8.0, 8.0), (-1.0, 8.0)])
 def test_a_budget_lies_between_nothing_and_the_largest_cost(asked):
     runs = world(60, np.random.default_rng(0), np.zeros(3))
-    with pytest.raises(RiskcalError, match=f"budget: 'layers' of {asked[0]:g} is not between 0 and"):
+    with pytest.raises(
+        RiskcalError, match=f"budget: 'layers' of {asked[0]:g} is not between 0 and"
+    ):
         calibrate(runs, delta=0.3, budget={"layers": asked})
 
 
@@ -397,9 +399,11 @@ def test_a_budgets_cost_that_rises_with_the_threshold_is_no_risk_that_should_fal
 @pytest.mark.parametrize("asked", [{"objective": "selective"}, {"budget": {"layers": 5.0}}])
 def test_rows_without_ids_are_so_for_a_loss_that_no_column_holds_too(asked):
     given = world(60, np.random.default_rng(0), np.zeros(3))
-    columns = {"dissimilarity": given.losses(), "layers": given.values["layers"]}
-    whole = {name: np.c_[[0.0, 8.0][name == "layers"] + np.zeros(60), x] for name, x in columns.items()}
-    numbers = Runs.from_arrays(thresholds=[math.inf, *GRID], **whole)
+    numbers = Runs.from_arrays(
+        thresholds=[math.inf, *GRID],
+        dissimilarity=np.c_[np.zeros(60), given.losses()],
+        layers=np.c_[np.full(60, 8.0), given.values["layers"]],
+    )
     assert pose(numbers, 0.3, **asked).nameless
     assert not pose(given, 0.3, **asked).nameless
     [*_, last] = pose(given, 0.3, **asked).risks
