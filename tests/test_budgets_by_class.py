@@ -414,3 +414,46 @@ def test_costs_by_class_are_means_over_its_prompts_that_were_tested():
     ]
     assert found.costs[0] == pytest.approx(np.array(own)[rest].mean())
     assert found.costs[1] == pytest.approx(runs.full["seconds"][rest].mean())
+
+
+@pytest.mark.parametrize("joint", [None, 0.3, 0.1])
+def test_books_of_two_classes_are_those_of_enumeration(joint):
+    rng = np.random.default_rng(0)
+    classes = {
+        name: (
+            (rng.random((n, 3)) < [0.1, 0.3, 0.8]) * rng.choice([0.5, 1.0], (n, 3)),
+            costs,
+            delta,
+        )
+        for name, n, costs, delta in (
+            ("a", 12, np.array([3.1, 1.2, 0.4, 4.0]), 0.3),
+            ("b", 20, np.array([2.7, 1.9, 0.8, 4.0]), 0.5),
+        )
+    }
+    classes["b"][0][:, 2] = 1.0  # no spread, and above its budget
+    told = [
+        books.of_class(losses, costs, delta, 1.0, share=len(losses) / 32, n_rest=7)
+        for losses, costs, delta in classes.values()
+    ]
+    found = [tuple(one) for one in books.path(told, joint, 32, 14).tolist()]
+    every = {b: one for b, one in enumerated(classes, joint, 7).items() if one[0] > -math.inf}
+    front = [
+        book
+        for book, (worst, cost) in every.items()
+        if not any(w <= worst and c <= cost and (w, c) != (worst, cost) for w, c in every.values())
+    ]
+    assert found == sorted(front, key=lambda book: every[book][0])
+    for one, (losses, _, delta) in zip(told, classes.values(), strict=True):
+        whole = np.vstack([losses, np.ones(3)])
+        assert one.loss == pytest.approx(np.r_[whole.mean(0), 0.0])
+        assert one.square == pytest.approx(np.r_[(whole**2).mean(0), 0.0])
+        spread = [excess_of([(x, 1 / len(c)) for x in c], delta, len(losses), 7) for c in whole.T]
+        assert one.excess == pytest.approx([*spread, -math.inf])
+    assert told[1].excess[2] == math.inf
+
+
+def test_a_class_is_certified_at_a_twentieth_in_one_sequence_unless_it_is_asked_for_otherwise():
+    found = calibrate_classes(world(3, {"a": [0.0, 0.1], "b": [0.1, 0.2]}), budgets=0.3)
+    assert found.epsilon == 0.05
+    for policy in found.policies().values():
+        assert (policy.certificate.starts, policy.certificate.epsilon_spent) == (1, 0.025)

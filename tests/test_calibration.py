@@ -1,3 +1,4 @@
+import hashlib
 import inspect
 import math
 import re
@@ -19,6 +20,7 @@ from riskcal import (
     pvalues,
     records,
 )
+from riskcal.calibration.posing import pose
 
 GRID = [1.0, 0.9, 0.7, 0.5, 0.3]
 
@@ -698,3 +700,13 @@ def test_every_loss_of_an_array_is_in_the_digest(row):
     for more in ({}, {"prompts": [f"p{i}" for i in ids]}):
         digests = [calibrate(one, **given, **more).records_digest for one in (losses, changed)]
         assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize("rows", [4096, 4097, 9000])
+def test_the_digest_of_many_rows_is_that_of_their_bytes_at_once(rows):
+    losses = np.random.default_rng(0).random((rows, 2))
+    grid, ids = np.array([0.9, 0.5]), [f"p{i}" for i in range(rows)]
+    problem = pose(losses, 0.3, thresholds=grid, prompts=ids)
+    hasher = hashlib.blake2b(problem.risks[0].losses.tobytes(), digest_size=16)
+    hasher.update(grid.tobytes())
+    assert problem.digest == hasher.hexdigest()

@@ -4,10 +4,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import riskcal
-from riskcal import RiskcalError, pvalues
+from riskcal import RiskcalError, fwer, pvalues
+from riskcal.calibration.calibrate import with_candidates_in_order
 from riskcal.calibration.posing import pose
 from riskcal.calibration.problem import excess
 
@@ -406,3 +408,112 @@ def test_what_a_cut_grid_leaves_open_is_said_as_its_last_threshold_came_out(last
     assert "Thresholds below 0.5 were never run" in message
     assert ("Here it did not fail, so that a lower one might do." in message) == (last == 0.0)
     assert "were never run" not in riskcal.calibrate(runs, delta=0.3).message
+
+
+def test_a_pilot_that_is_too_small_is_refused_with_both_sizes():
+    with pytest.raises(
+        RiskcalError, match=r"0.6 of 3 rows leaves 2 for the pilot and 1 for the test"
+    ):
+        riskcal.calibrate(
+            np.zeros((3, 1)),
+            thresholds=[0.5],
+            delta=0.3,
+            procedure="pilot_order",
+            pilot_fraction=0.6,
+        )
+
+
+@pytest.mark.parametrize(
+    ("procedure", "first"),
+    [(fwer.Pareto(0.3), [0.5, 0.1, 0.9]), (fwer.PilotOrder(0.3), [0.9, 0.5, 0.1])],
+)
+def test_a_fresh_pilot_breaks_ties_as_the_procedure_does(procedure, first):
+    """Pareto by cost; who foretells a size draws from candidates in that order."""
+    made = riskcal.Runs.from_arrays(
+        thresholds=[0.9, 0.5, 0.1],
+        dissimilarity=np.zeros((20, 3)),
+        layers=np.tile([5.0, 3.0, 4.0], (20, 1)),
+        prompts=[f"p{i}" for i in range(20)],
+    )
+    whole = with_candidates_in_order(pose(made, 0.3), procedure, None).whole
+    assert whole.candidates["threshold"].tolist() == first
+
+
+@pytest.mark.parametrize("lower_is_stricter", [False, True])
+def test_of_two_thresholds_a_risk_that_rises_on_the_way_up_is_reported_as_well(lower_is_stricter):
+    """Told in the direction in which the thresholds are stricter."""
+    losses = np.tile([1.0, 0.0] if lower_is_stricter else [0.0, 1.0], (200, 1))
+    found = riskcal.calibrate(
+        losses, thresholds=[0.1, 0.9], delta=0.3, lower_is_stricter=lower_is_stricter
+    )
+    way = "falls" if lower_is_stricter else "rises"
+    assert f"does not fall steadily as the threshold {way} (1 pairs of" in found.message
+    one = riskcal.calibrate(losses[:, :1], thresholds=[0.1], delta=0.3)
+    assert "does not fall steadily" not in one.message
+
+
+def test_the_lowest_bound_of_several_losses_is_in_the_certificate():
+    found = riskcal.calibrate(runs(), delta={"textual": 0.1, "risk": 0.01}).policy().certificate
+    assert (found.lower, found.upper) == (-1.0, 1.0)
+
+
+def test_one_sequence_is_what_a_list_of_deltas_is_said_to_have():
+    found = riskcal.calibrate(runs(n=50), delta=[0.1, 0.2])
+    assert [one.starts for one in found] == [1, 1]
+
+
+def test_a_certificate_names_the_columns_and_costs_that_were_not_known_beforehand():
+    rows = [
+        {
+            "prompt": f"p{i}",
+            "threshold": t,
+            "beam": b,
+            "dissimilarity": 0.0,
+            "layers": 2.0,
+            "price": b,
+        }
+        for i in range(9)
+        for t in (0.9, 0.5)
+        for b in (1, 2)
+    ]
+    read = riskcal.Runs.from_frame(pd.DataFrame(rows), candidate_columns=["beam"], costs=["price"])
+    asked = riskcal.calibrate(read, delta=0.5).asked
+    assert (asked.candidate_columns, asked.costs) == (["beam"], ["price"])
+
+
+@pytest.mark.parametrize(
+    ("test", "named", "counted"),
+    [
+        ("betting", False, True),
+        ("betting", True, False),
+        ("convex_order", False, False),
+        ("convex_order", True, False),
+    ],
+)
+def test_of_rows_without_ids_a_bound_by_walking_is_no_lower_than_that_of_the_count(
+    test, named, counted, monkeypatch
+):
+    """Were the walk to find nothing at all: at each candidate's share of epsilon, and nowhere else."""
+    monkeypatch.setattr(riskcal.bounds, "simultaneous", lambda rows, **_: np.zeros(rows.shape[1]))
+    losses = (np.random.default_rng(0).random((60, 3)) < [0.05, 0.1, 0.3]).astype(float)
+    given = {"thresholds": [0.9, 0.5, 0.1], "delta": [0.3, 0.5], "test": test}
+    if named:
+        given["prompts"] = [f"p{i}" for i in range(60)]
+    own = riskcal.bounds.clopper_pearson(losses, epsilon=0.05 / 3)
+    expected = own if counted else np.zeros(3)
+    for one in riskcal.calibrate(losses, **given):
+        assert one.table["bound"].tolist() == pytest.approx(expected.tolist())
+
+
+@pytest.mark.parametrize(
+    ("test", "named", "counted"),
+    [("betting", False, True), ("betting", True, False), ("convex_order", False, False)],
+)
+def test_the_band_is_held_up_by_counts_where_the_p_values_are(test, named, counted, monkeypatch):
+    losses = (np.random.default_rng(0).random((60, 2)) < [0.05, 0.3]).astype(float)
+    ids = {"prompts": [f"p{i}" for i in range(60)]} if named else {}
+    found = riskcal.calibrate(losses, thresholds=[0.9, 0.5], delta=0.2, test=test, **ids)
+    monkeypatch.setattr(riskcal.bounds, test, lambda rows, **_: np.zeros(rows.shape[1]))
+    own = riskcal.bounds.clopper_pearson(losses, epsilon=0.05)
+    band = found._bounds(found._problem.risks[0])
+    assert band.tolist() == pytest.approx(own.tolist() if counted else [0.0, 0.0])

@@ -184,3 +184,37 @@ def test_two_clusters_can_be_tested_and_one_cannot() -> None:
         calibrate(users([4]), delta=0.9, epsilon=0.5)
     with pytest.raises(RiskcalError, match=r"has 3 prompts \(1 clusters exceed 2\)"):
         calibrate(users([2] * 20 + [3]), delta=0.9, weighting="requests", max_cluster=2)
+
+
+def test_the_mean_over_requests_is_what_the_table_and_the_sentence_show() -> None:
+    """The one in three users who send three requests lose all of them: 3 of 5, and by risk 1 at all."""
+    user = np.repeat(np.arange(90), np.tile([3, 1, 1], 30))
+    lost = np.bincount(user)[user] == 3
+    runs = Runs.from_arrays(
+        thresholds=[0.9],
+        cluster=user,
+        dissimilarity=lost[:, None] * 0.5,
+        risk=np.ones((len(user), 1)),
+        full_risk=np.zeros(len(user)),
+    )
+    asked = {"weighting": "requests", "max_cluster": 3}
+    found = calibrate(runs, delta={"textual": 0.4, "risk": 0.5}, **asked)
+    assert found.table["loss_textual"].tolist() == pytest.approx([0.3])
+    assert found.table["loss_risk"].tolist() == pytest.approx([1.0])
+    alone = calibrate(runs, delta=0.45, **asked)
+    assert "(observed 0.3), as the mean over requests" in alone.message
+
+
+def test_clusters_of_one_request_each_are_bounded_by_one() -> None:
+    runs = users([1] * 60)
+    found = calibrate(runs, delta=0.1, weighting="requests", max_cluster=1)
+    assert found.threshold == 0.5
+    assert found.table.equals(calibrate(runs, delta=0.1).table)
+
+
+def test_clusters_that_are_only_numbered_have_no_names() -> None:
+    assert posing.pose(users([2] * 30), 0.1).nameless
+    table = users([2] * 30).to_frame()
+    names = table["cluster"].map("user {}".format)
+    named = posing.pose(Runs.from_frame(table.assign(cluster=names)), 0.1)
+    assert [named.nameless, named.uneven, named.lower_is_stricter] == [False] * 3

@@ -6,7 +6,7 @@ import pytest
 from riskcal import pvalues
 from riskcal.calibration import counts, problem
 from riskcal.calibration.counts import bounds_of_counts, count_pvalue, of_counts
-from riskcal.pvalues.proxies import paired
+from riskcal.pvalues.proxies import Paired, paired
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 2.0), (0.0, 0.5), (2.0, 9.0)])
@@ -38,7 +38,9 @@ def test_a_count_says_nothing_more_where_a_proxy_tells_rows_of_equal_losses_apar
     assert told.tolist() == [counted[0], 0.0, 0.0]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.2, 0.7), (-1.0, 1.0), (2.0, 7.0)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0.0, 1.0), (0.2, 0.7), (-1.0, 1.0), (2.0, 7.0), (2e6, 7e6)]
+)
 def test_losses_of_two_values_have_the_exact_p_value_of_their_count(
     low: float, high: float
 ) -> None:
@@ -48,7 +50,21 @@ def test_losses_of_two_values_have_the_exact_p_value_of_their_count(
     wrong[0], wrong[1] = 0.0, 1.0
     expected = pvalues.binomial(wrong, 0.25)
     for noise in (0.0, 1e-12):
-        losses = low + (high - low) * wrong + noise * rng.random(wrong.shape)
+        losses = low + (high - low) * wrong + noise * max(1.0, high) * rng.random(wrong.shape)
         found = [counts.of_count(column, low + 0.25 * (high - low)) for column in losses.T]
         assert found == pytest.approx(expected)
     assert counts.of_count(np.array([low, high, 0.9 * low + 0.1 * high]), 0.5 * (low + high)) == 0.0
+
+
+@pytest.mark.parametrize("proxy_of", [(0.5, 0.0), (0.0, 0.5), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 1e-6), (-3.0, 9.0)])
+def test_a_proxy_that_only_says_the_loss_over_again_takes_no_count_away(
+    proxy_of: tuple[float, float], low: float, high: float
+) -> None:
+    """Rows of one loss have one proxy, and stand as without it, though loss and proxy may add up to one number."""
+    wrong = (np.random.default_rng(2).random((90, 1)) < 0.1).astype(float)
+    alone = problem.TestedRisk("l", low + (high - low) * wrong, 0.7 * low + 0.3 * high, low, high)
+    proxies = np.where(wrong == 1.0, proxy_of[1], proxy_of[0])
+    told = of_counts(alone._replace(pairs=Paired(proxies, np.zeros_like(proxies))))
+    assert told.tolist() == of_counts(alone).tolist()
+    assert (told > 0.0).all()

@@ -422,3 +422,38 @@ def test_candidates_without_a_setting_are_a_curve_too():
     assert "temperature 4.0 temperature none chosen: 0.02" in words(ax)
     marked = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xdata()) == 1]
     assert marked == [[[0.5, pytest.approx(0.02)]]]
+
+
+def band_of(calibration):
+    ax = axes()
+    calibration.plot(ax)
+    return [c for c in ax.collections if c.get_label() == "upper confidence bound"]
+
+
+def test_a_band_is_of_plain_losses_and_that_of_a_list_of_deltas_is_the_tables():
+    early = np.random.default_rng(0).random((80, 1)) < 0.5
+    runs = riskcal.Runs.from_arrays(
+        thresholds=[math.inf, 0.9, 0.5],
+        dissimilarity=np.c_[np.zeros(80), 0.1 * early, 0.2 * early],
+        layers=np.c_[np.full(80, 8.0), np.where(early, [2.0, 1.0], 8.0)],
+        prompts=[f"p{i}" for i in range(80)],
+    )
+    assert len(band_of(riskcal.calibrate(runs, delta=0.4))) == 1
+    assert not band_of(riskcal.calibrate(runs, delta=0.4, objective="selective"))
+    first = riskcal.calibrate(runs, delta=[0.3, 0.4])[0]
+    [band] = band_of(first)
+    bound = first.table["bound"].max()
+    assert bound > riskcal.calibrate(runs, delta=0.4)._bounds(first._problem.risks[0]).max()
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(bound)
+
+
+def test_curves_of_which_nothing_was_certified_have_no_chosen_candidate():
+    rows = [
+        {"prompt": i, "threshold": t, "temperature": tau, "dissimilarity": 1.0, "layers": 2.0}
+        for i in range(30)
+        for t in (0.5, 0.9)
+        for tau in (1.0, 4.0)
+    ]
+    ax = axes()
+    riskcal.calibrate(riskcal.Runs.from_frame(pd.DataFrame(rows)), delta=0.2).plot(ax)
+    assert "chosen" not in words(ax)

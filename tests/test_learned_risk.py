@@ -285,3 +285,24 @@ def test_false_certificates_stay_within_epsilon_whatever_was_learned():
             wrong += (1 - max(threshold, 0.0)) ** 2 / 4 > delta
     assert certified > 0.3 * draws
     assert wrong / draws <= allowed(epsilon, draws)
+
+
+def test_a_few_candidates_of_a_learned_risk_are_told_by_their_number_and_without_the_maps():
+    traces = world(1, n=200)
+    runs = learn_risk(traces).replay(traces, [0.1, 0.2], exact=True)
+    found = calibrate(runs, delta=0.5)
+    assert "at max_risk 0.2 the expected" in found.message
+    assert {"learned", "thresholds"} <= set(found.table)
+    for shown in (repr(found), found._repr_html_()):
+        assert "{" not in shown
+        assert "learned" not in shown
+
+
+def test_of_several_learned_risks_the_largest_share_that_was_fitted_on_is_refused():
+    traces = world(1, n=200)
+    risk = learn_risk(traces, fit_fraction=0.3)
+    table = risk.replay(traces, [0.1, 0.2], exact=True).to_frame()
+    other = table["learned"].str.replace('"fit_fraction":0.3', '"fit_fraction":0.6')
+    table["learned"] = other.where(table["threshold"] == 0.8, table["learned"])
+    with pytest.raises(RiskcalError, match=r"belongs to the share of 0.6 that the risk was fitted"):
+        calibrate(Runs.from_frame(table), delta=0.5)

@@ -4,6 +4,7 @@ Monte Carlo throughout: 250 draws with fixed seeds, so a share near .8 has a sta
 around the share; asserted is that plus two and a half standard errors.
 """
 
+import dataclasses
 import math
 import pickle
 import re
@@ -12,9 +13,14 @@ from fractions import Fraction
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 import riskcal
-from riskcal import RiskcalError, Runs, _simulation, calibrate, pvalues
+from riskcal import RiskcalError, Runs, _simulation, calibrate, fwer, pvalues
+from riskcal.calibration import outlook
+from riskcal.calibration import problem as problems
+from riskcal.calibration.outlook import Design
+from riskcal.fwer.procedures import pilot_size
 from riskcal.pvalues import sampled
 
 DRAWS = 250
@@ -427,6 +433,8 @@ def test_a_plan_says_what_the_losses_were_drawn_from_and_names_no_size_beyond_a_
         ({"losses": [0.0, 0.3]}, "losses: 0.15 is not in"),
         ({"mean": 0.1}, "mean: 0.1 is not in"),
         ({"mean": -0.1}, "mean: -0.1 is not in"),
+        ({"mean": 1.0}, r"mean: 1 is not in \[0, 1\)"),
+        ({"mean": 1.5}, r"mean: 1.5 is not in \[0, 1\)"),
         ({"mean": 0.05, "deviation": 0.3}, "deviation: 0.3 is not possible .* at most 0.2179"),
         ({"mean": 0.05, "deviation": 0.1, "test": "binomial"}, "deviation: 'binomial'"),
         ({"mean": 0.05, "test": "binomial", "upper": 2.0}, "test: 'binomial'"),
@@ -619,3 +627,333 @@ def test_who_turned_the_grid_round_for_nothing_is_told_so_and_the_remedy_helps(t
     assert not calibrate(Runs.from_frame(written), delta=0.1).certified
     mended = Runs.from_frame(written.drop(columns="lower_is_stricter"))
     assert calibrate(mended, delta=0.1).certified
+
+
+# Shares of simulated samples against what they are exactly
+
+
+class Given(pvalues.Method):
+    """A test that finds ``p``, whatever the losses are, and keeps on how many rows."""
+
+    name = "given"
+
+    def __init__(self, p, *, walks=False, totals=False):
+        for name, value in {"p": p, "walks": walks, "of_totals_alone": totals, "rows": []}.items():
+            object.__setattr__(self, name, value)
+
+    def pvalues(self, losses, delta, *, level, lower, upper):
+        raise AssertionError("asked of rows")
+
+    def simulated(self, sample, column, of, delta, level, *, lower, upper):
+        self.rows.append(sample.n)
+        return np.full(len(of), self.p)
+
+
+def risks_of(*tables, delta, bounds=()):
+    """A problem with a risk for each of these tables of losses (n, k)."""
+    bounds = bounds or [(0.0, 1.0)] * len(tables)
+    return problems.Problem(
+        risks=tuple(
+            problems.TestedRisk(f"risk {r}", np.array(table, dtype=float), delta[r], *bounds[r])
+            for r, table in enumerate(tables)
+        ),
+        candidates=pd.DataFrame({"threshold": -np.arange(np.shape(tables[0])[1])}),
+        costs={},
+        full={},
+        units=np.arange(len(tables[0])),
+        unit="rows",
+        digest="",
+    )
+
+
+def trial_of(problem, test, procedure, epsilon=0.05):
+    return outlook._Trial.of(problem, Design.of(test, procedure, epsilon, problem.k))
+
+
+def counts_of(problem, n):
+    """Every way to draw n rows of a problem's distinct rows, at most three: its probability, and mean losses (ways, r, k)."""
+    rows = np.stack([risk.losses for risk in problem.risks], axis=1)
+    kinds, often = np.unique(rows.reshape(len(rows), -1), axis=0, return_counts=True)
+    assert len(kinds) <= 3
+    ways = np.array([(a, b) for a in range(n + 1) for b in range(n + 1 - a)])
+    ways = (
+        np.c_[ways, n - ways.sum(1)][:, : len(kinds)] if len(kinds) == 3 else ways[ways.sum(1) == n]
+    )
+    chance = stats.multinomial.pmf(ways, n, often / often.sum())
+    return chance, (ways @ kinds / n).reshape(-1, *rows.shape[1:])
+
+
+def pvalues_of(problem, means, n, test):
+    """The largest p-value of its risks, of each candidate (ways, k)."""
+    return np.max(
+        [
+            test.of_totals(n * means[:, r], n, risk.delta, lower=risk.lower, upper=risk.upper)
+            for r, risk in enumerate(problem.risks)
+        ],
+        axis=0,
+    )
+
+
+def exact_share(problem, n, test, procedure, epsilon=0.05):
+    """How often n rows, distributed as a problem's, certify something by the test and the procedure themselves."""
+    aside = math.ceil(getattr(procedure, "pilot_fraction", 0.0) * n)
+    chance, means = counts_of(problem, n - aside)
+    p = pvalues_of(problem, means, n - aside, test)
+    if not aside:
+        return chance[[procedure.rejected(row, epsilon).any() for row in p]].sum()
+    first, seen = counts_of(problem, aside)
+    worst = np.max(
+        [(seen[:, r] - x.delta) / (x.upper - x.lower) for r, x in enumerate(problem.risks)], axis=0
+    )
+    chosen = np.bincount(worst.argmin(1), first, minlength=problem.k)
+    return chosen @ (chance @ (p <= epsilon))
+
+
+APART = np.repeat([[1, 0], [0, 1], [0, 0]], [8, 9, 83], axis=0)  # no row is lost to both
+ALIKE = np.repeat([[1, 1], [0, 0]], [8, 92], axis=0)
+#: The first candidate is the safer by one risk, the second by the one that matters.
+OF_TWO_KINDS = [
+    np.repeat([[0.2, 0.2], [0.2, 0.8], [0.2, 0.2]], [25, 10, 65], axis=0),
+    np.repeat([[4.0, -2.0], [-2.0, 4.0], [-2.0, -2.0]], [25, 10, 65], axis=0),
+]
+
+
+@pytest.mark.parametrize(
+    ("tables", "delta", "bounds", "procedure", "test"),
+    [
+        ([APART], [0.16], [(0, 1)], fwer.FixedSequence(), "binomial"),
+        ([APART], [0.16], [(0, 1)], fwer.Holm(), "binomial"),
+        ([APART], [0.16], [(0, 1)], fwer.Hochberg(), "binomial"),
+        ([ALIKE], [0.16], [(0, 1)], fwer.Hochberg(), "binomial"),
+        ([APART], [0.16], [(0, 1)], fwer.PilotOrder(0.3), "binomial"),
+        ([APART, APART[:, ::-1]], [0.16, 0.2], [(0, 1)] * 2, fwer.Holm(), "binomial"),
+        (
+            [APART, 3 * APART[:, ::-1] - 1],
+            [0.16, -0.4],
+            [(0, 1), (-1, 2)],
+            fwer.Hochberg(),
+            "convex_order",
+        ),
+        (
+            [0.2 + 0.6 * APART, 6 * APART[:, ::-1] - 2],
+            [0.4, -0.2],
+            [(0, 1), (-2, 4)],
+            fwer.PilotOrder(0.4),
+            "convex_order",
+        ),
+        (OF_TWO_KINDS, [0.6, -0.2], [(0, 1), (-2, 4)], fwer.PilotOrder(0.4), "convex_order"),
+    ],
+)
+@pytest.mark.parametrize("n", [30, 80])
+def test_a_share_is_that_of_all_samples(tables, delta, bounds, procedure, test, n):
+    """Up to five standard errors of 2,000 draws, .056."""
+    problem, method = risks_of(*tables, delta=delta, bounds=bounds), pvalues.BY_NAME[test]
+    expected = exact_share(problem, n, method, procedure)
+    assert trial_of(problem, method, procedure).share(n) == pytest.approx(expected, abs=0.056)
+
+
+@pytest.mark.parametrize("delta", [[0.16, 0.3], [0.3, 0.16]])
+def test_two_values_of_rows_without_names_are_counted_too_by_a_test_that_walks(delta):
+    """By one that rejects always: what is left is the exact test of the count."""
+    plain = risks_of(APART, APART[:, ::-1], delta=delta)
+    moved = [delta[0], 2 + 5 * delta[1]]
+    named = risks_of(APART, 2 + 5 * APART[:, ::-1], delta=moved, bounds=[(0, 1), (2, 7)])
+    nameless = dataclasses.replace(named, nameless=True)
+    expected = exact_share(plain, 60, pvalues.Binomial(), fwer.Holm())
+    assert trial_of(nameless, Given(0.0, walks=True), fwer.Holm()).share(60) == pytest.approx(
+        expected, abs=0.056
+    )
+    assert trial_of(named, Given(0.0, walks=True), fwer.Holm()).share(60) == 1.0
+    assert trial_of(nameless, Given(0.0), fwer.Holm()).share(60) == 1.0
+
+
+@pytest.mark.parametrize("procedure", [fwer.Hochberg(), fwer.Bonferroni(), fwer.FixedSequence()])
+def test_a_p_value_that_equals_its_level_certifies(procedure):
+    """Hochberg's step up asks of two no more than the whole level."""
+    problem = risks_of(APART, delta=[0.16])
+    level = 0.025 if procedure.name == "bonferroni" else 0.05
+    assert trial_of(problem, Given(level), procedure).share(30) == 1.0
+    assert trial_of(problem, Given(math.nextafter(level, 1.0)), procedure).share(30) == 0.0
+
+
+@pytest.mark.parametrize("procedure", [fwer.Holm(), fwer.PilotOrder(0.5), fwer.PilotOrder(0.1)])
+def test_a_sample_that_calibrate_would_refuse_certifies_nothing(procedure):
+    trial = trial_of(risks_of(APART, delta=[0.16]), Given(0.0), procedure)
+    aside = getattr(procedure, "pilot_fraction", None)
+    for n in (*range(1, 13), 19, 20, 21):
+        possible = n >= 2 if aside is None else pilot_size(n, aside) is not None
+        assert trial.share(n) == float(possible)
+
+
+def test_a_test_that_walks_is_simulated_on_a_smaller_problem_with_as_large_a_share_aside():
+    problem, aside = risks_of(APART, delta=[0.16]), fwer.PilotOrder(0.25)
+    sums, walks, left = Given(0.0, totals=True), Given(0.0, walks=True), Given(0.0, walks=True)
+    assert trial_of(problem, sums, fwer.Holm()).share(50_000) == 1.0
+    assert trial_of(problem, walks, fwer.Holm()).share(50_000) == 1.0
+    assert trial_of(problem, left, aside).share(50_000) == 1.0
+    assert set(sums.rows) == {50_000}
+    assert set(walks.rows) == {_simulation._ROWS}
+    assert set(left.rows) == {_simulation._ROWS * 3 // 4}
+
+
+def test_only_candidates_that_may_begin_and_keep_every_delta_are_hoped_for_those_of_few_units_first():
+    """The first needs most by its first risk, the third keeps the second risk's delta not, and the last cannot begin."""
+    rates = np.array([[0.14, 0.1, 0.05, 0.0], [0.0, 0.1, 0.2, 0.0]])
+    tables = [np.arange(100)[:, None] < 100 * one for one in rates]
+    problem = risks_of(*tables, delta=[0.16, 0.16])
+    hoped = trial_of(problem, pvalues.Binomial(), fwer.FixedSequence(starts=3)).hopeful
+    assert hoped.tolist() == [1, 0]
+    assert trial_of(problem, pvalues.Binomial(), fwer.Hochberg()).hopeful.tolist() == [3, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.8, "four draws of five"),
+        (0.83, "four draws of five"),
+        (0.77, "four draws of five"),
+        (0.85, "85 draws of 100"),
+        (0.74, "74 draws of 100"),
+        (1.0, "100 draws of 100"),
+    ],
+)
+def test_a_share_is_put_into_words(share, said):
+    assert outlook._often(share) == said
+
+
+# Every word of what a message says, where the answer is known
+
+
+CONDITION = (
+    "if losses are distributed as those observed. Testing these data again, or more of the same pool, is a new attempt that "
+    "this epsilon does not cover."
+)
+
+
+def test_the_whole_message_of_a_sequence_and_of_a_procedure_without_order():
+    """Of rows without a loss .95^59 is below .05, .95^58 is not; and .95^72 is below .025, .95^71 is not."""
+    known = {"delta": 0.05, "test": "binomial"}
+    assert calibrate(np.zeros((8, 1)), thresholds=[0.9], **known).message == (
+        "Nothing was certified at delta 0.05: run the full model. The first candidate tested, threshold 0.9, has an observed "
+        "loss of 0; a fresh sample of about 59 rows, tested in the same way, certifies it in 100 draws of 100, "
+        + CONDITION
+    )
+    losses = np.c_[np.arange(20) < 1, np.zeros(20)]
+    found = calibrate(losses, thresholds=[0.9, 0.5], procedure="holm", **known)
+    assert found.message == (
+        "Nothing was certified at delta 0.05: run the full model. The safest candidate, threshold 0.5, has an observed loss "
+        "of 0; a fresh sample of about 72 rows, tested in the same way, certifies at least one candidate in 100 draws of 100, "
+        + CONDITION
+    )
+
+
+def constant(*means):
+    """Five rows alike for each list of means, one a candidate."""
+    return [np.tile(np.array(one, dtype=float), (5, 1)) for one in means]
+
+
+def said_of(problem, procedure, test=None):
+    return outlook.outlook(problem, Design.of(test or Given(0.0), procedure, 0.05, problem.k))
+
+
+def test_the_safest_of_candidates_is_so_by_its_worst_risk_relative_to_the_losses_range():
+    """The first is .1 below the one delta and .5 of 6 below the other, .083; the second .09 and 1.2 of 6."""
+    problem = risks_of(
+        *constant([0.1, 0.11], [0.5, -0.2]), delta=[0.2, 1.0], bounds=[(0, 1), (-2, 4)]
+    )
+    assert said_of(problem, fwer.Holm()).startswith(
+        "The safest candidate, threshold -1, has an observed cost in risk 0 of 0.11; a fresh sample of about 2 rows"
+    )
+
+
+def test_the_risk_that_is_named_is_the_furthest_above_its_delta_relative_to_the_losses_range():
+    """By .1, and by .3 of 6."""
+    problem = risks_of(*constant([0.26], [2.0]), delta=[0.16, 1.7], bounds=[(0, 1), (-2, 4)])
+    assert said_of(problem, fwer.Holm()).startswith(
+        "The safest candidate's observed cost in risk 0 is 0.26: not below delta, but by no more than chance explains in 5 rows."
+    )
+
+
+def test_a_risk_that_equals_its_delta_is_to_be_raised_beside_a_budget_that_is_exceeded():
+    problem = risks_of(*constant([0.5], [0.9]), delta=[0.5, 0.1])
+    loss, cost = problem.risks
+    problem = dataclasses.replace(problem, risks=(loss, cost._replace(is_cost=True)))
+    assert "raise delta and raise the budget, record other candidates" in said_of(
+        problem, fwer.Holm()
+    )
+
+
+def test_starts_are_hopeless_only_if_all_of_them_are():
+    losses = np.c_[np.ones(100), np.arange(100) % 16 == 15]
+    message = said_of(risks_of(losses, delta=[0.05]), fwer.FixedSequence(starts=2))
+    assert "is 0.06: not below delta, but by no more than chance explains in 100 rows" in message
+    both = said_of(risks_of(np.ones((100, 2)), delta=[0.05]), fwer.FixedSequence(starts=2))
+    assert "will not help" in both
+
+
+def test_a_sequence_that_begins_above_delta_is_told_which_candidate_is_the_safest():
+    problem = risks_of(*constant([0.9, 0.02, 0.4]), delta=[0.1])
+    message = said_of(problem, fwer.FixedSequence())
+    assert "Testing begins at threshold 0, whose observed cost in risk 0 is 0.9" in message
+    assert "Yet threshold -1 was observed at 0.02. So begin elsewhere" in message
+
+
+@pytest.mark.parametrize(("loosest", "turned"), [(0.5, False), (0.49, True), (0.51, False)])
+def test_only_a_grid_whose_loosest_candidate_is_below_delta_may_stand_the_wrong_way_round(
+    loosest, turned
+):
+    problem = risks_of(*constant([0.9, 0.2, loosest]), delta=[0.5])
+    message = said_of(problem, fwer.FixedSequence())
+    assert ("If low thresholds are the strict ones here" in message) is turned
+
+
+@pytest.mark.parametrize(("p", "beyond"), [(0.05, True), (0.0501, False), (0.09, False)])
+def test_a_mean_is_beyond_chance_where_the_opposite_is_rejected_at_a_twentieth(
+    p, beyond, monkeypatch
+):
+    monkeypatch.setattr(pvalues, "betting", lambda *_, **__: p)
+    message = said_of(risks_of(*constant([0.9]), delta=[0.5]), fwer.FixedSequence())
+    assert ("will not help" in message) is beyond
+    assert ("by no more than chance" in message) is not beyond
+
+
+def test_a_risk_of_no_request_leaves_nothing_to_test_whatever_another_says():
+    runs = Runs.from_arrays(
+        thresholds=[math.inf, 0.9, 0.5],
+        dissimilarity=np.zeros((40, 3)),
+        layers=np.full((40, 3), 8.0),
+        prompts=[f"p{i}" for i in range(40)],
+    )
+    found = calibrate(runs, delta={"selective": 0.1, "textual": 0.2})
+    assert "No request stopped early under any candidate" in found.message
+
+
+def test_a_plan_of_coins_is_that_of_the_binomial_law():
+    plan = riskcal.plan(0.1, mean=0.05, test="binomial")
+    most = np.arange(plan.prompts)[
+        stats.binom.cdf(np.arange(plan.prompts), plan.prompts, 0.1) <= 0.05
+    ]
+    assert stats.binom.cdf(most.max(), plan.prompts, 0.05) == pytest.approx(plan.share, abs=0.045)
+
+
+@pytest.mark.parametrize(("lower", "upper"), [(20.0, 30.0), (-1.0, 4.0)])
+def test_a_plan_is_the_same_wherever_the_losses_range_lies(lower, upper):
+    """From 20 up, and where delta stands as far above the lower bound as the two bounds add up to."""
+    width = upper - lower
+    plan = riskcal.plan(
+        lower + 0.6 * width, mean=lower + 0.5 * width, n=60, lower=lower, upper=upper
+    )
+    plain = riskcal.plan(0.6, mean=0.5, n=60)
+    assert plan.prompts == pytest.approx(plain.prompts, rel=0.03)
+    smallest = (
+        plan.smallest_delta - lower
+    ) / width  # bets across 0 are others, of nearly the same power
+    assert smallest == pytest.approx(plain.smallest_delta, abs=0.004)
+
+
+@pytest.mark.parametrize("deviation", [0.0, 0.1])
+def test_a_law_that_is_not_of_two_values_is_told_by_its_moments(deviation):
+    beta = "beta distributed, " if deviation else ""
+    told = f"{beta}of mean 0.05 and standard deviation {deviation:g}"
+    assert riskcal.plan(0.1, mean=0.05, deviation=deviation).law == told
+    assert riskcal.plan(0.1, mean=0.0).law == "of mean 0 and standard deviation 0"

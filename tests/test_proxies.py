@@ -9,6 +9,7 @@ import pytest
 
 from helpers import allowed
 from riskcal import RiskcalError, Runs, calibrate, pvalues
+from riskcal.calibration.proxies import _on_unit as on_unit
 from riskcal.pvalues import bettor_kernels
 from riskcal.pvalues.bettor import prior_variance
 from riskcal.pvalues.proxies import Paired, of_pairs, paired, variance_left
@@ -426,3 +427,62 @@ def test_proxies_on_both_sides_of_zero_are_those_above_it():
         for s, t in ((1, 0), (2, 16))
     )
     assert moved.table.equals(plain.table)
+
+
+def shares_of_ones(n, *shares):
+    """Columns (n, k) of zeros and ones of which so many are ones."""
+    return (np.arange(n)[:, None] < np.array(shares)).astype(float)
+
+
+@pytest.mark.parametrize(("ones", "apart"), [(344, "8"), (310, None)])
+def test_the_first_candidate_that_is_strange_is_named_with_its_distance(ones, apart):
+    """Of 100 labelled and 400 others that are 0 or 1, the second column's means stand 7.9 or 5.5 of its standard errors apart."""
+    proxy, unlabelled = shares_of_ones(100, 50, 50), shares_of_ones(400, 200, ones)
+    p = (50 + ones) / 500
+    error = math.sqrt(p * (1 - p) * (1 / 100 + 1 / 400))
+    distance = (ones / 400 - 0.5) / error
+    given = {
+        "thresholds": [0.9, 0.5],
+        "delta": 0.1,
+        "proxy": proxy,
+        "unlabelled": unlabelled,
+    }
+    if apart is None:
+        assert distance < 6.0
+        assert calibrate(np.zeros((100, 2)), **given).certified
+        return
+    assert f"{distance:.0f}" == apart
+    said = f"at threshold 0.5 the mean of their proxies .* are {apart} standard errors apart .1 candidates so"
+    with pytest.raises(RiskcalError, match=said):
+        calibrate(np.zeros((100, 2)), **given)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_a_proxy_that_is_one_number_bets_as_none_does_and_is_said_to_have_saved_nothing(value):
+    losses = coins(np.random.default_rng(14), (200, 1)) * 0.5
+    given = {"thresholds": [0.5], "delta": 0.2, "prompts": named(200)}
+    idle = {"proxy": np.full(200, value), "unlabelled": np.full(900, value)}
+    found = calibrate(losses, **given, **idle)
+    assert found.table["variance_left"].tolist() == [1.0]
+    assert "The proxy saved no labels" in found.message
+    halved = calibrate(losses, **given, proxy=losses[:, 0] > 0, unlabelled=shares_of_ones(900, 90))
+    assert "The proxy saved no labels" not in halved.message
+
+
+def test_proxies_of_a_few_values_are_no_sign_that_requests_stand_on_both_sides():
+    losses = coins(np.random.default_rng(15), (100, 1))
+    unlabelled = coins(np.random.default_rng(16), (900, 1))
+    found = calibrate(losses, thresholds=[0.5], delta=0.3, proxy=losses, unlabelled=unlabelled)
+    assert found.certified
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 8e307])
+def test_labelled_and_other_proxies_are_mapped_to_the_unit_interval_by_their_common_range(scale):
+    """A column of one number goes to 0; whichever sample holds the ends of the others, and however far apart they are."""
+    known = np.array([[-1.0, 0.0, -1.0, 0.0, 2.0], [1.0, 0.5, 0.0, 1.0, 2.0]])
+    others = np.array([[0.0, -1.0, 0.0, -1.0, 2.0], [0.5, 1.0, 1.0, 0.0, 2.0]])
+    with np.errstate(all="raise"):
+        found = on_unit(scale * known, scale * others)
+    for one, raw in zip(found, (known, others), strict=True):
+        assert one[:, :4] == pytest.approx(0.5 + 0.5 * raw[:, :4])
+        assert one[:, 4].tolist() == [0.0, 0.0]

@@ -100,3 +100,9 @@ def test_numbers_of_the_sentence_are_not_rounded_to_others() -> None:
         "with probability at least 0.969603 over" in calibrate(runs, delta=0.1, attempt=1).message
     )
     assert "with probability at least 0.95 over" in calibrate(runs, delta=0.1).message
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(2.0, False), (2.01, True)])
+def test_only_what_takes_longer_than_the_full_model_is_called_slower(seconds, said) -> None:
+    message = calibrate(costed(seconds={math.inf: 2.0, 0.9: 2.5, 0.5: seconds}), delta=0.1).message
+    assert ("It is slower than the full model" in message) is said

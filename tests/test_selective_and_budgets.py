@@ -386,3 +386,48 @@ def test_no_sequence_begins_where_few_stop_or_where_it_costs_most_unless_it_is_a
 ):
     runs = world(100, np.random.default_rng(8), np.array([0.02, 0.03, 0.04]))
     assert calibrate(runs, **({"delta": 0.12} | options)).procedure == procedure
+
+
+@pytest.mark.parametrize("asked", [(0.0, 8.0), (8.0, 8.0), (-1.0, 8.0)])
+def test_a_budget_lies_between_nothing_and_the_largest_cost(asked):
+    runs = world(60, np.random.default_rng(0), np.zeros(3))
+    with pytest.raises(
+        RiskcalError, match=f"budget: 'layers' of {asked[0]:g} is not between 0 and"
+    ):
+        calibrate(runs, delta=0.3, budget={"layers": asked})
+
+
+def test_what_costs_nothing_keeps_a_budget():
+    runs = Runs.from_arrays(
+        thresholds=[0.9, 0.5],
+        dissimilarity=np.zeros((80, 2)),
+        prompts=[f"p{i}" for i in range(80)],
+        costs={"price": np.zeros((80, 2))},
+    )
+    assert calibrate(runs, delta=0.3, budget={"price": (0.5, 1.0)}).threshold == 0.5
+
+
+def test_a_budgets_cost_that_rises_with_the_threshold_is_no_risk_that_should_fall():
+    runs = Runs.from_arrays(
+        thresholds=[0.9, 0.5],
+        dissimilarity=np.tile([0.0, 0.1], (200, 1)),
+        layers=np.tile([7.0, 2.0], (200, 1)),
+        prompts=[f"p{i}" for i in range(200)],
+    )
+    found = calibrate(runs, delta=0.3, budget={"layers": (7.5, 8.0)})
+    assert found.certified
+    assert "does not fall steadily" not in found.message
+
+
+@pytest.mark.parametrize("asked", [{"objective": "selective"}, {"budget": {"layers": 5.0}}])
+def test_rows_without_ids_are_so_for_a_loss_that_no_column_holds_too(asked):
+    given = world(60, np.random.default_rng(0), np.zeros(3))
+    numbers = Runs.from_arrays(
+        thresholds=[math.inf, *GRID],
+        dissimilarity=np.c_[np.zeros(60), given.losses()],
+        layers=np.c_[np.full(60, 8.0), given.values["layers"]],
+    )
+    assert pose(numbers, 0.3, **asked).nameless
+    assert not pose(given, 0.3, **asked).nameless
+    [*_, last] = pose(given, 0.3, **asked).risks
+    assert (last.lower, last.upper) == (0.0, 8.0 * (1 + 1e-9) if last.is_cost else 1.0)

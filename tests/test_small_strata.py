@@ -130,3 +130,42 @@ def test_what_was_not_tested_has_the_p_value_one_and_the_largest_bound() -> None
     assert (calibrate_groups(grouped(), delta=0.3)["rare"].table["pvalue"] == 1.0).all()
     lists = calibrate_groups(grouped(), delta=[0.2, 0.3])["rare"]
     assert all((one.table["bound"] == 1.0).all() for one in lists)
+
+
+def test_a_stratum_is_named_only_where_all_prompts_are_of_it() -> None:
+    runs = grouped()
+    whole, alone = (riskcal.calibrate(one, delta=0.3) for one in (runs, runs.of_group("common")))
+    assert "of group" not in whole.message
+    assert whole.asked.group is None
+    assert alone.message.endswith(" for prompts of group 'common'.")
+    assert alone.asked.group == "common"
+
+
+def test_two_prompts_of_a_stratum_are_a_test_and_one_is_none() -> None:
+    runs = grouped()
+    two = Runs.from_frame(
+        runs.to_frame().assign(
+            group=lambda table: np.where(table["prompt"].isin(["p0", "p1"]), "rare", "common")
+        )
+    )
+    found = calibrate_groups(two, delta=0.3)["rare"]
+    assert (found.table["pvalue"] < 1.0).all()
+    assert "too few for a test" not in found.message
+    assert "1 prompts are too few for a test" in calibrate_groups(runs, delta=0.3)["rare"].message
+
+
+@pytest.mark.parametrize(("sizes", "warned"), [(([2] * 4, [3] * 4), 0), (([2] * 4, [1, 3] * 2), 1)])
+def test_strata_are_warned_of_sizes_that_differ_within_one_of_them(
+    sizes: tuple[list[int], list[int]], warned: int
+) -> None:
+    cluster = np.repeat(np.arange(8), np.r_[sizes])
+    runs = Runs.from_arrays(
+        thresholds=[0.5],
+        cluster=cluster,
+        group=np.where(cluster < 4, "a", "b"),
+        dissimilarity=np.zeros((len(cluster), 1)),
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        calibrate_groups(runs, delta=0.3)
+    assert len(seen) == warned

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import riskcal
-from riskcal import ExitPolicy, RiskcalError, Runs, cli
+from riskcal import Decaying, ExitPolicy, RiskcalError, Runs, cli
 from riskcal.calibration import verifying
 from riskcal.fwer import Fallback
 
@@ -330,3 +330,25 @@ def test_versions_that_differ_are_named_and_no_others():
     verified = riskcal.verify(policy.model_copy(update={"certificate": then}), RUNS)
     assert verified.versions == {"numpy": ("1.0", made["numpy"])}
     assert f"(numpy was 1.0 then, and is {made['numpy']} here.)" in verified.message
+
+
+def test_what_a_schedule_leaves_open_and_the_direction_are_in_the_records():
+    """The temperature that they hold is that of a schedule whose length the policy says."""
+    decaying = Runs.from_frame(PLAIN.assign(temperature=4.0))
+    policy = riskcal.calibrate(decaying, delta=0.1).policy(schedule=Decaying(4.0, max_length=20))
+    verified = riskcal.verify(policy, decaying)
+    assert verified.agrees
+    assert verified.unrecorded == ()
+    turned = riskcal.calibrate(RUNS, delta=0.9, lower_is_stricter=True)
+    assert turned.certified
+    verified = riskcal.verify(turned.policy(), RUNS)
+    assert verified.agrees
+    assert verified.unrecorded == ()
+
+
+def test_a_certificate_by_class_that_does_not_say_which_is_refused():
+    policy = riskcal.calibrate_classes(CLASSED, budgets=0.1, cost="layers").policies()["a"]
+    asked = policy.certificate.asked.model_copy(update={"of_class": None})
+    silent = policy.certificate.model_copy(update={"asked": asked})
+    with pytest.raises(RiskcalError, match="before certificates said which class and budgets"):
+        riskcal.verify(policy.model_copy(update={"certificate": silent}), CLASSED)

@@ -306,9 +306,9 @@ def from_arrays(
     lower: float,
     upper: float,
     prompts: ArrayLike | None,
-    exact: bool = False,
-    costs: Mapping[str, Any] | None = None,
-    lower_is_stricter: bool = False,
+    exact: bool,
+    costs: Mapping[str, Any] | None,
+    lower_is_stricter: bool,
 ) -> Problem:
     """The problem of controlling plain losses (n, k): rows are units, or tokens where ``prompts`` groups them."""
     if isinstance(losses, str | os.PathLike):
