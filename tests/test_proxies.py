@@ -378,6 +378,19 @@ def test_a_mean_of_delta_to_the_last_bit_has_the_p_value_one_with_a_proxy_too():
     assert pvalues.betting_with_proxy(losses, proxy, unlabelled, 0.125, level=0.05) == 1.0
 
 
+@pytest.mark.parametrize("shift", [-1.0, 2.0])
+def test_losses_delta_and_bounds_may_be_shifted_beside_a_proxy(shift):
+    rng = np.random.default_rng(19)
+    losses = rng.integers(0, 2, 80) * 0.25
+    proxy, unlabelled = losses + 0.1 * rng.random(80), 0.25 * rng.integers(0, 2, 800)
+    plain = pvalues.betting_with_proxy(losses, proxy, unlabelled, 0.25, level=0.05)
+    moved = pvalues.betting_with_proxy(
+        losses + shift, proxy, unlabelled, 0.25 + shift, level=0.05, lower=shift, upper=1 + shift
+    )
+    assert plain < 1.0
+    assert moved == pytest.approx(plain, rel=1e-9)
+
+
 @pytest.mark.parametrize("k", [1, 3])
 def test_each_candidate_has_the_partners_of_its_own_column(k):
     rng = np.random.default_rng(18)
