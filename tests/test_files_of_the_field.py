@@ -1,6 +1,7 @@
 """Files as programs of the field leave them: JSON under either ending, dialects of CSV, encodings, lists of paths."""
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -8,6 +9,7 @@ import math
 import os
 import pathlib
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -513,3 +515,35 @@ def test_so_it_is_in_traces_and_in_a_header(tmp_path: Path) -> None:
         Traces.read(path)
     path.write_text(header + "".join(rows).replace('"x', '"x" and\ty'))  # as pandas reads it, too
     assert len(Traces.read(path).prompt) == 5
+
+
+def test_blanks_behind_a_text_of_several_lines_are_no_open_quote(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    rows = "".join(f'p{i},full,0,"hello\nthere" ,1\np{i},.5,0.5,-,1\n' for i in range(3))
+    path.write_text("prompt,threshold,dissimilarity,output,layers\n" + rows)
+    assert Runs.read(path).losses().tolist() == [[0.5]] * 3
+
+
+def test_a_table_with_every_cell_in_quotes_is_read_as_without(tmp_path: Path) -> None:
+    """Riskcal's own have texts alone in quotes; here numbers and truths would become texts."""
+    frame = table().assign(source="replayed", exact="True", min_layer=2, temperature=0.5)
+    paths = [tmp_path / f"{quoting}.csv" for quoting in (csv.QUOTE_ALL, csv.QUOTE_MINIMAL)]
+    for path, quoting in zip(paths, (csv.QUOTE_ALL, csv.QUOTE_MINIMAL), strict=True):
+        frame.to_csv(path, index=False, quoting=quoting)
+    quoted, plain = map(Runs.read, paths)
+    assert quoted.digest() == plain.digest()
+    assert quoted.candidates["min_layer"].tolist() == [2] * quoted.k
+
+
+@pytest.mark.parametrize("text", [150_000 * "长", 150_000 * '"', 75_000 * "a\n"])
+def test_texts_of_any_length_are_read_in_linear_time(text: str, tmp_path: Path) -> None:
+    """Settings are texts behind a first prompt of any length, too; the time was quadratic in a text without commas."""
+    frame = table().assign(source="generated", text=text, mode="007")
+    frame["text"] = frame["text"] + frame["prompt"].astype(str)
+    runs = Runs.from_frame(frame, candidate_columns=["mode"])
+    runs.write(tmp_path / "runs.csv")
+    begun = time.process_time()
+    again = Runs.read(tmp_path / "runs.csv", candidate_columns=["mode"])
+    assert time.process_time() - begun < 3
+    assert again.candidates["mode"].tolist() == ["007"] * again.k
+    assert again.digest() == runs.digest()

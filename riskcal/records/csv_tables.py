@@ -19,13 +19,14 @@ from riskcal.records.sources import OPENING, no_text
 #: How integers are written, so that a text of one and the integer are the same.
 INTEGER = re.compile(r"0|-?[1-9]\d{0,18}")
 
-#: A cell of CSV, and what ends it: a comma, or a row's end.
-_CELL = re.compile(r'("(?:[^"]|"")*"|[^",\r\n]*)(,|\r?\n|\r|$)')
-#: A cell up to its end. A quote that closes behind a line break has nothing behind it: else it opens another cell, and the rows
-#: between are none of this one's.
+#: A cell up to its end. A quote that closes behind a line break has nothing but blanks behind it: else it opens another cell, and
+#: the rows between are none of this one's.
 _WHOLE_CELL = (
-    rb'(?:"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|"(?:[^"]++|"")*+"(?=[,\r\n]|\Z)|(?!")[^,\r\n]*+)'
+    rb'(?:"(?:[^"\r\n]++|"")*+"[^,\r\n]*+|"(?:[^"]++|"")*+"[ \t]*+(?=[,\r\n]|\Z)|(?!")[^,\r\n]*+)'
 )
+
+#: A cell, and what ends it: a comma, or a row's end.
+_CELL = re.compile(rb"(CELL)(,|\r?\n|\r|\Z)".replace(b"CELL", _WHOLE_CELL))
 
 #: All rows of which every quote is closed.
 _ROWS = re.compile(
@@ -61,23 +62,29 @@ def read(stream: Any, texts: Collection[str], ids: Collection[str], threshold: s
 
 def _own_texts(content: bytes) -> list[str]:
     """The columns of texts in a CSV of riskcal's own, in which texts stand in quotes and numbers do not: ``"007"`` is none."""
-    start = content[:100_000].decode("utf-8-sig", errors="replace")
-    records: list[list[str]] = [[]]
-    for cell in _CELL.finditer(start):
-        records[-1].append(cell[1])
-        if cell[2] != ",":
-            records.append([])
-        if len(records) > 2:
-            break
-    header, first = records[0], (*records, [])[1]
+    header, end = _record(content, 3 if content.startswith(b"\xef\xbb\xbf") else 0)
+    first, _ = _record(content, end)
     own = len(header) == len(first) and all(re.fullmatch(r"\".*\"", cell) for cell in header)
     if not own or not {'"prompt"', '"threshold"', '"source"'} <= set(header):
+        return []
+    if first[header.index('"threshold"')][:1] == '"':  # whoever wrote it quotes numbers, too
         return []
     return [
         name[1:-1].replace('""', '"')
         for name, cell in zip(header, first, strict=True)
         if cell[:1] == '"' and cell != '""' and header.count(name) == 1 and name != '"failed"'
     ]
+
+
+def _record(content: bytes, start: int) -> tuple[list[str], int]:
+    """The cells of the record that begins at ``start``, in their quotes, and where it ends; none where a quote is not closed."""
+    cells = []
+    while found := _CELL.match(content, start):
+        cells.append(found[1].decode(errors="replace"))
+        start = found.end()
+        if found[2] != b",":
+            return cells, start
+    return [], len(content)
 
 
 def _has_line_breaks(column: pa.ChunkedArray) -> bool:
