@@ -100,6 +100,11 @@ def test_what_is_wrong_in_a_file_is_said_with_its_name(log: Path, tmp_path: Path
     other.assign(cost=[[1, 2, 3]] * len(other)).to_parquet(log / "2.parquet")
     with pytest.raises(RiskcalError, match=r"cost: the runs of .*2\.parquet have it, those of .*0"):
         reduce(log, tmp_path / "runs", REPLAY)
+    for name in ("cluster", "text"):  # together they would be a table with gaps
+        other.assign(**{name: other["prompt"]}).to_parquet(log / "2.parquet")
+        told = rf"{name}: the runs of .*2\.parquet have it, those of .*0"
+        with pytest.raises(RiskcalError, match=told):
+            reduce(log, tmp_path / "runs", REPLAY)
 
 
 def test_distances_stand_in_the_runs_where_every_file_has_them(tmp_path: Path) -> None:

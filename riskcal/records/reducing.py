@@ -148,7 +148,7 @@ class _Reduction:
                 f"replay: gives a {type(runs).__name__}, not Runs; partial(replay_traces, thresholds=...) does."
             )
         runs.write(target)
-        return runs.prompts, frozenset((*runs.values, *runs.candidates.columns))
+        return runs.prompts, frozenset((*runs.values, *runs.candidates.columns, *runs.labels))
 
 
 def _prints(prompts: NDArray[Any]) -> NDArray[np.uint64]:
