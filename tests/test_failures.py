@@ -1,6 +1,7 @@
 """Outputs that failed are the worst loss; what the messages advise does not select on the outcome."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -279,3 +280,40 @@ def test_labels_of_traces_are_those_of_a_prompt():
         Traces.from_arrays(**twice.to_dict("list"), text=["a"] * 3)
     with pytest.warns(UserWarning, match="repeats an earlier prompt's text"):
         Traces.from_frame(twice.assign(text="same"))
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
+def test_columns_of_tokens_stop_no_traces(tmp_path, ending):
+    """A token's own text, a failure as a number, and columns that say nothing."""
+    twice = pd.concat([decisions(4), decisions(4, position=1)], ignore_index=True)
+    path = tmp_path / f"traces.{ending}"
+    Traces.from_frame(twice).write(path)
+    read = {"parquet": pd.read_parquet, "csv": pd.read_csv}.get(
+        ending, partial(pd.read_json, lines=True)
+    )
+    write = {"parquet": "to_parquet", "csv": "to_csv"}.get(ending, "to_json")
+    options = {"orient": "records", "lines": True} if write == "to_json" else {"index": False}
+
+    def of(**columns):
+        frame = read(path).assign(**columns)
+        getattr(frame, write)(own := tmp_path / f"own.{ending}", **options)
+        return Traces.read(own)
+
+    with pytest.warns(UserWarning, match=r"^text: 'b' at row 1, but .*'text_logged'.* left out"):
+        assert of(text=[*"abcdefgh"]).labels == {}
+    with pytest.warns(UserWarning, match=r"text: .* left out"):
+        assert of(text=["a", None] * 4).labels == {}
+    assert of(cluster=None, text=None, failed=None).labels == {}
+    failed = of(failed=[0, 0, 1, 0, 0, 0, 0, 0])
+    assert failed.labels["failed"].tolist() == [False, False, True, *[False] * 5]
+    assert of(failed=0.0).labels["failed"].tolist() == [False] * 8
+    with pytest.raises(RiskcalError, match=r"failed: 2.*at row 0"):
+        of(failed=2)
+
+
+def test_another_cluster_within_a_prompt_is_put_aside_as_told():
+    twice = pd.concat([decisions(4), decisions(4, position=1)], ignore_index=True)
+    frame = twice.assign(cluster=range(8))
+    with pytest.raises(RiskcalError, match=r"columns=\{'cluster_logged': 'cluster'\}"):
+        Traces.from_frame(frame)
+    assert Traces.from_frame(frame, columns={"cluster_logged": "cluster"}).labels == {}

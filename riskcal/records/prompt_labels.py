@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from riskcal import _validate
 from riskcal._validate import RiskcalError
 from riskcal.records import columns, reading, truths
 
@@ -17,23 +18,43 @@ NAMES = ("cluster", "text", "failed")
 def of_rows(
     given: Mapping[str, Any], ids: NDArray[Any], code: NDArray[np.intp]
 ) -> dict[str, NDArray[Any]]:
-    """Labels of each row, (N,), as far as given; of prompts that ``code`` numbers, in whose rows they may not change."""
+    """Labels of each row, (N,), as far as given; of prompts that ``code`` numbers, in whose rows they may not change.
+
+    A column of nothing but nulls is none. A ``text`` that changes, as a token's own does, is left out with a warning.
+    """
     found = {
         name: columns.series(value, name) for name, value in given.items() if value is not None
     }
-    if not found:
-        return {}
     for name, column in found.items():
         if len(column) != len(ids):
             raise RiskcalError(
                 f"{name}: has shape ({len(column)},); expected ({len(ids)},), one entry per token."
             )
-    frame = pd.DataFrame({"prompt": ids, **found})
-    failed = {"failed": truths.of(found.pop("failed"), "failed")} if "failed" in found else {}
-    labels = {
-        name: reading.label_of(frame, name, code, int(code.max()) + 1)[code] for name in found
+    found = {
+        name: column for name, column in found.items() if not all(map(columns.is_missing, column))
     }
-    return labels | failed
+    if not found:
+        return {}
+    frame = pd.DataFrame({"prompt": ids, **found})
+    labels: dict[str, NDArray[Any]] = {}
+    for name in found:
+        if name == "failed":
+            labels[name] = _failed(found[name])
+            continue
+        try:
+            labels[name] = reading.label_of(frame, name, code, int(code.max()) + 1)[code]
+        except RiskcalError as error:
+            if name != "text":
+                raise
+            _validate.warn(f"{error} The column is left out.")
+    return labels
+
+
+def _failed(column: pd.Series) -> NDArray[np.bool_]:
+    """Truth values, which may be written as 1 and 0."""
+    if pd.api.types.is_numeric_dtype(column) and column.isin([0, 1]).all():
+        column = column.astype(bool)
+    return truths.of(column, "failed")
 
 
 def of_prompts(

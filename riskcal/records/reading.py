@@ -231,7 +231,7 @@ def label_of(frame: pd.DataFrame, name: str, code: NDArray[np.intp], n: int) -> 
             f"{name}: {plain(column[row])!r} at row {frame.index[row]}, but {plain(column[first_row[code[row]]])!r} earlier "
             f"for the same prompt {plain(frame['prompt'].iloc[row])!r}; a {name} belongs to the prompt and is constant within it."
             + (f" {advice.of_tasks(name)}" if name == "group" else "")
-            + ("" if name == "cluster" else f" {advice.other_meaning(name)}")
+            + f" {advice.other_meaning(name)}"
         )
     label = column[first_row]
     if name == "text":

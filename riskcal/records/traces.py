@@ -159,7 +159,8 @@ class Traces:
             What a decision has cost in all if it stops at that exit: the exits before it, this one, and all other work for
             it. So the FLOPs of stages are given as ``np.cumsum(stages)``. An (L,) holds for all rows.
         cluster, text, failed : (N,), optional
-            Of the row's prompt, as in `Runs`. One that failed in any row has the worst loss at every threshold.
+            Of the row's prompt, as in `Runs`. One that failed in any row has the worst loss at every threshold. A text that
+            changes within a prompt is left out with a warning, and columns of nulls are none.
         """
         if confidence is None:
             raise RiskcalError("confidence: the column is missing.")
