@@ -126,7 +126,11 @@ def test_monitor_goes_on_from_its_state(tmp_path):
             "loss,failed\n0,maybe\n",
             "row 0 cannot be read (its failed is 'maybe', which says neither",
         ),
-        ('{"loss": 0, "failed": null}\n', "row 0 cannot be read (its failed is None, which says"),
+        (
+            "loss,failed\n0,no\n",
+            "true nor false; write true where the output failed, and false or nothing",
+        ),
+        ('{"loss": null, "failed": null}\n', "row 0 cannot be read (its loss is missing"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -159,6 +163,25 @@ def test_an_output_that_failed_has_the_worst_loss_as_it_has_in_runs(tmp_path, lo
     result = monitor("-" if stream else path, "--delta", 0.1, stdin=log if stream else None)
     assert result.exit_code == 3, result.output
     assert "ALARM" in result.output
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "log",
+    [
+        "loss,failed\n0,\n0.1,\n",
+        '{"loss": 0, "failed": null}\n{"loss": 0.1}\n',
+        "loss\n0,\n0.1,\n",
+        "id,loss\n1,0, \n2,0.1,,\n",
+    ],
+)
+def test_what_is_not_written_is_no_failure_and_no_cell(tmp_path, log, stream):
+    path, state = tmp_path / "log", tmp_path / "state.json"
+    path.write_text(log)
+    source, stdin = ("-", log) if stream else (path, None)
+    result = monitor(source, "--delta", 0.1, "--state", state, stdin=stdin)
+    assert result.exit_code == 0, result.exception
+    assert state.read_text().strip() == RiskMonitor(0.1).update([0, 0.1]).to_json()
 
 
 def test_the_worst_loss_is_that_of_the_certificate(tmp_path):

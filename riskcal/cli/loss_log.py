@@ -104,7 +104,7 @@ def entries(
             if isinstance(row, _validate.Repeated):
                 raise ValueError(row.said)
             record = row if isinstance(row, Mapping) else {"loss": row}
-            if None in record:
+            if any(cell.strip() for cell in record.get(None, ())):
                 raise ValueError(
                     f"it has {len(record) - 1 + len(record[None])} cells, and the header {len(record) - 1}; decimals have "
                     'points in CSV, and texts with commas stand in quotes: "a, b"'
@@ -152,13 +152,14 @@ def evaluations(text: str, name: str) -> str:
 
 
 def _truth(cell: Any) -> bool:
-    """Whether an output failed, as a truth value or the text of one."""
-    said = str(cell).strip().lower()
-    if said not in _TRUTHS:
+    """Whether an output failed, as a truth value or the text of one; where nothing is written, nothing failed."""
+    said = "" if cell is None else str(cell).strip().lower()
+    if said and said not in _TRUTHS:
         raise ValueError(
-            f"its failed is {_validate.shown(cell)}, which says neither true nor false"
+            f"its failed is {_validate.shown(cell)}, which says neither true nor false; write true where the output failed, and "
+            "false or nothing where it did not, or name the column otherwise if it means something else"
         )
-    return _TRUTHS[said]
+    return _TRUTHS.get(said, False)
 
 
 def _number(cell: Any) -> float:
