@@ -82,12 +82,8 @@ def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) ->
     found = PerExit.read(given, label, lengths).as_numbers()
     exits.refuse_other_lengths(found, levels, label, "confidence")
     refuse_impossible(found.values, label, found.where)
-    sums = (
-        "np.cumsum(prices, axis=1)"
-        if found.lengths is None
-        else "[np.cumsum(row) for row in prices]"
-    )
-    _refuse_falling(found, label, sums)
+    call = "{}(prices, axis=1)" if found.lengths is None else "[{}(row) for row in prices]"
+    _refuse_falling(found, label, call)
     return PerExit(found.values.astype(np.float64), found.lengths)
 
 
@@ -95,27 +91,28 @@ def refuse_no_totals(values: Floats, given: Any, name: str) -> Floats:
     """Costs (L,) of all rows, if each is what a decision has cost in all by that exit; ``given`` may name the exits."""
     alignment.refuse_unordered_exits(given, name, one_row=True)
     refuse_impossible(values, name)
-    _refuse_falling(PerExit(values[None]), name, "np.cumsum(prices)")
+    _refuse_falling(PerExit(values[None]), name, "{}(prices)")
     return values
 
 
-def _refuse_falling(costs: PerExit, name: str, sums: str) -> None:
-    """Refuse costs that are less at an exit than at the one before, which whoever stops there has paid, too."""
+def _refuse_falling(costs: PerExit, name: str, call: str) -> None:
+    """Refuse costs that are less at an exit than at the one before, which whoever stops there has paid, too.
+
+    ``call`` is how a function of numpy goes over the exits.
+    """
     flat = costs.values.reshape(-1)
     falls = np.zeros(flat.shape, dtype=bool)
     falls[1:] = flat[1:] < flat[:-1] * (1.0 - ROUNDING)
     falls[np.cumsum(costs.counts[:-1])] = False  # another row's first exit
     if falls.any():
-        where = (
-            int(falls.argmax())
-            if len(costs.counts) == 1
-            else costs.where(falls.reshape(costs.values.shape))
-        )
         place = int(falls.argmax())
+        one_row = len(costs.counts) == 1
+        where = place if one_row else costs.where(falls.reshape(costs.values.shape))
         raise RiskcalError(
             f"{name}: {flat[place]:g} at index {where} is less than {flat[place - 1]:g} at the exit before; a cost is what a "
             "decision has cost in all if it stops at that exit, everything before it included. If these are the prices of the "
-            f"stages, give their sums, {sums}."
+            f"stages, give their sums, {call.format('np.cumsum')}. If they are totals that were measured, which fall by noise, "
+            f"give the largest so far, {call.format('np.maximum.accumulate')}."
         )
 
 
