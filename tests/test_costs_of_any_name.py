@@ -366,3 +366,24 @@ def test_prices_of_stages_are_no_costs_in_all(form):
         with pytest.raises(RiskcalError, match="costs: " + told):
             replay_traces(traces(), GRID, costs={"price": prices})
     assert len(list(uses(np.float32(sums) if form != "ragged" else sums))) >= 2
+
+
+@pytest.mark.parametrize("little", [-1e-12, -1e-10])
+def test_rounding_below_nothing_is_nothing_wherever_it_is_given(little):
+    n, grid = 4, [0.9, 0.5]
+    losses, price = np.zeros((n, 2)), np.full((n, 2), little)
+    arrays = {"thresholds": grid, "dissimilarity": losses}
+    runs = [
+        Runs.from_arrays(**arrays, tokens=price),
+        Runs.from_arrays(**arrays, costs={"tokens": price}),
+        Runs.from_arrays(**arrays, costs={"tokens": price[0]}),
+    ]
+    frame = runs[0].to_frame().assign(tokens=little)
+    for one in (*runs, Runs.from_frame(frame)):
+        assert one.values["tokens"].tolist() == [[0.0, 0.0]] * n
+    with pytest.raises(RiskcalError, match=r"tokens: -0.001 at index \[0, 0\]"):
+        Runs.from_arrays(**arrays, tokens=price * 0 - 1e-3)
+    base = {"prompt": np.arange(n), "position": [0] * n, "confidence": [[0.5, 0.9]] * n}
+    costs = {"a": [0.0, little], "b": [[0.0, little]] * n}
+    found = Traces.from_arrays(**base, loss=losses, cost=costs)
+    assert all(cost.min() == cost.max() == 0 for cost in found.costs.values())

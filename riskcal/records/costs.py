@@ -50,8 +50,8 @@ def named(costs: Any) -> dict[str, Any]:
 
 
 def refuse_impossible(values: NDArray[Any], name: str, where: Any = _validate.first) -> None:
-    """Refuse costs that are negative or not finite."""
-    bad = ~((values >= 0) & (values < np.inf))
+    """Refuse costs that are negative, beyond rounding, or not finite."""
+    bad = ~((values >= -_validate.TOLERANCE) & (values < np.inf))
     if bad.any():
         raise RiskcalError(
             f"{name}: {values[bad][0]} at index {where(bad)} ({int(bad.sum())} such values); a cost is a finite number of at "
@@ -68,7 +68,12 @@ def of_shape(given: Any, name: str, shape: tuple[int, ...], rows: str, grid: Flo
             f"costs: {name!r} has shape {cost.shape}; expected {shape}, or {shape[1:]} for all {rows}."
         )
     refuse_impossible(cost, f"costs: {name}")
-    return np.broadcast_to(cost, shape)
+    return np.broadcast_to(_not_negative(cost), shape)
+
+
+def _not_negative(costs: NDArray[Any]) -> NDArray[Any]:
+    """Costs without the errors of rounding that `refuse_impossible` lets below 0."""
+    return np.maximum(costs, 0) if costs.size and costs.min() < 0 else costs
 
 
 def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) -> Any:
@@ -82,6 +87,7 @@ def per_exit(given: Any, name: str, lengths: Lengths | None, levels: PerExit) ->
     found = PerExit.read(given, label, lengths).as_numbers()
     exits.refuse_other_lengths(found, levels, label, "confidence")
     refuse_impossible(found.values, label, found.where)
+    found = PerExit(_not_negative(found.values), found.lengths)
     call = "{}(prices, axis=1)" if found.lengths is None else "[{}(row) for row in prices]"
     _refuse_falling(found, label, call)
     return PerExit(found.values.astype(np.float64), found.lengths)
@@ -91,6 +97,7 @@ def refuse_no_totals(values: Floats, given: Any, name: str) -> Floats:
     """Costs (L,) of all rows, if each is what a decision has cost in all by that exit; ``given`` may name the exits."""
     alignment.refuse_unordered_exits(given, name, one_row=True)
     refuse_impossible(values, name)
+    values = _not_negative(values)
     _refuse_falling(PerExit(values[None]), name, "{}(prices)")
     return values
 
