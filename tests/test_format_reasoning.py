@@ -1,6 +1,7 @@
 """Checkpoints of reasoning models as logs have them: ragged, out of order, under three names, with answers or verdicts."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,36 @@ def test_a_final_answer_is_the_last_checkpoints_and_the_remedy_works(tmp_path: P
     assert np.isnan(traces.confidence).sum() == 1
     rows[1] = ROWS[1]
     assert reasoning.read(write(tmp_path / "log.jsonl", *rows)).n_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("final", "last", "alike"),
+    [
+        (1.0, "1", True),
+        (" 1", "1", True),
+        ("1.50\n", 1.5, True),
+        ("yes ", "yes", True),
+        (None, " ", True),
+        ("1", "2", False),
+        ("Yes", "No", False),
+        (2**64, str(2**64 + 1), False),
+        (True, 1, False),
+        ("sNaN", "1", False),
+    ],
+)
+def test_a_final_answer_is_compared_as_answers_are_read(
+    final: Any, last: Any, alike: bool, tmp_path: Path
+) -> None:
+    rows = [question(n, check(0, "3", 0.5), check(1, last, 0.9)) for n in "ab"]
+    path = write(tmp_path / "log.jsonl", *(row | {"final_answer": final} for row in rows))
+    assert reasoning.read(path, outcome="loss").n_layers == 2  # no answers are compared
+    if alike:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of no answer
+            assert reasoning.read(path).n_layers == 2
+        return
+    with pytest.raises(RiskcalError, match="row 0: final_answer is "):
+        reasoning.read(path)
 
 
 def test_a_question_that_comes_twice_is_told_by_its_lines(tmp_path: Path) -> None:

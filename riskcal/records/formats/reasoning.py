@@ -4,6 +4,8 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
+from decimal import Decimal
 from typing import Any, Literal
 
 from riskcal import _validate
@@ -52,7 +54,7 @@ def read(
     ------
     RiskcalError
         For a question without checkpoints or that comes twice, a checkpoint without one of these, tokens that become fewer, and
-        a ``final_answer`` that is not the last checkpoint's.
+        a ``final_answer`` that is not the last checkpoint's, where answers are compared.
 
     Examples
     --------
@@ -88,9 +90,10 @@ def read(
                 f"{place}: {key} {question[key]!r} stands twice, first in row {before}. If it was sampled again, keep one "
                 "line of it, by when it was sent and not by what came of it; if two questions are alike, name another key=."
             )
-        _refuse_another_end(question, checks[-1], place)
-        if outcome == "agrees" and _is_none(checks[-1].get("predicted_answer")):
-            unanswered.append(place)
+        if outcome == "agrees":
+            _refuse_another_end(question, checks[-1], place)
+            if _is_none(checks[-1].get("predicted_answer")):
+                unanswered.append(place)
         columns["prompt"].append(question[key])
         columns["confidence"].append([_number(one, confidence, place) for one in checks])
         columns["tokens"].append(tokens := [_number(one, "tokens_used", place) for one in checks])
@@ -127,13 +130,23 @@ def _refuse_another_end(question: Mapping[str, Any], last: Mapping[str, Any], pl
     if "final_answer" not in question or "predicted_answer" not in last:
         return
     final, answer = question["final_answer"], last["predicted_answer"]
-    if str(final) != str(answer) and not (_is_none(final) and _is_none(answer)):
+    if not _are_alike(final, answer) and not (_is_none(final) and _is_none(answer)):
         raise RiskcalError(
             f"{place}: final_answer is {_validate.shown(final)}, and predicted_answer of the last checkpoint "
             f"{_validate.shown(answer)}, which would count as the full model's. Add it as the last checkpoint, with its "
             "tokens_used, and NaN where it has no number to stop by; or leave final_answer out, if it is the same in "
             "other words."
         )
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    """Whether two answers are the same text but for blanks around it, or the same number."""
+    texts = str(one).strip(), str(other).strip()
+    if texts[0] == texts[1]:
+        return True
+    with suppress(ArithmeticError):  # of what is no number
+        return Decimal(texts[0]) == Decimal(texts[1])
+    return False
 
 
 def _checks(question: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
