@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from scipy import special, stats
 
 from riskcal import RiskcalError, calibrate, pvalues
-from riskcal.pvalues import bettor_kernels, sums
+from riskcal.pvalues import bettor, bettor_kernels, kernels, sums
 from riskcal.pvalues.bettor import prior_variance
 from riskcal.pvalues.methods import Clt
 from riskcal.pvalues.sampled import rough_size
@@ -369,6 +369,39 @@ def test_the_binomial_tail_is_scipys_below_within_and_above_its_range(delta):
     counts = np.array([-1.0, 0.0, 1.0, 4.0, 39.0, 40.0, 41.0, 60.0])
     found = sums.binomial_cdf(counts, 40, delta)
     np.testing.assert_allclose(found, stats.binom.cdf(counts, 40, delta), rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 7, 60])
+@pytest.mark.parametrize("p", [0.03, 0.5, 0.97])
+def test_the_table_behind_convex_order_is_scipys(n, p):
+    mode = min(int((n + 1) * p), n)
+    upto, shortfall = kernels.binomial_shortfall(n, p, float(stats.binom.logpmf(mode, n, p)))
+    t = np.arange(1, n + 1)
+    np.testing.assert_allclose(upto, stats.binom.cdf(t, n, p), rtol=1e-11)
+    below = np.maximum(t[:, None] - np.arange(n + 1), 0) @ stats.binom.pmf(np.arange(n + 1), n, p)
+    np.testing.assert_allclose(shortfall, below, rtol=1e-11)
+
+
+def test_who_walks_rejects_no_mean_of_delta_to_the_last_bit_however_well_he_bet():
+    """His capital would do: the losses come last."""
+    losses = np.array([[0.0] * 100 + [0.25] * 100])
+    given_ = {"lower": 0.0, "upper": 1.0, "level": 0.05}
+    for delta, wins in ((0.125, 0), (0.1251, 1)):
+        deltas = np.array([delta])
+        assert bettor.count_rejected(losses, deltas, **given_) == wins
+        certified = bettor.count_certified(losses, np.arange(200)[None], deltas, **given_)
+        assert certified == wins
+    assert bettor_kernels.sum_of(losses[0], np.arange(98, 103)) == 0.75
+
+
+@pytest.mark.parametrize("width", [0.5, 1.0, 4.0])
+def test_the_boldest_stake_leaves_capital_after_the_worst_loss(width):
+    margin, nothing = 0.02 * width, np.zeros(1)
+    [boldest] = bettor_kernels.stakes(
+        np.array([-0.5]), 1, margin, width, nothing, nothing, 10**6, 1e-6, bettor_kernels.HEDGE
+    )
+    assert boldest * (width - margin) == pytest.approx(bettor_kernels.CAP)
+    assert bettor_kernels.CAP < 1.0
 
 
 @each
