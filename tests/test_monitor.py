@@ -59,8 +59,8 @@ def test_the_picture_says_what_the_sentence_does(kind, losses):
     monitor = RiskMonitor(0.1, **kind).update(losses)
     bets, mean, limit = monitor.plot(Figure().subplots()).lines
     foot = 1e-9 * monitor.limit  # nothing is drawn below it
-    assert np.mean(bets.get_ydata()) == pytest.approx(monitor.evalue, abs=foot)
-    assert mean.get_ydata()[0] == pytest.approx(monitor.evalue, abs=foot)
+    assert np.mean(bets.get_ydata()) == pytest.approx(monitor.evalue, rel=1e-6, abs=foot)
+    assert mean.get_ydata()[0] == pytest.approx(monitor.evalue, rel=1e-6, abs=foot)
     assert (np.asarray(bets.get_ydata()) >= foot).all()
     assert limit.get_ydata()[0] == monitor.limit
 
