@@ -193,7 +193,7 @@ def output(i: int) -> dict[str, Any]:
     }
     return {
         "request_id": f"r{i}",
-        "prompt": "?",
+        "prompt": f"{i}?",
         "finished": True,
         "outputs": [choice],
         "metrics": clock,

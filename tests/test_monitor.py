@@ -50,12 +50,18 @@ def test_evalue_and_alarm_by_definition(kind, delta, bad):
 
 
 @KINDS
-@pytest.mark.parametrize("losses", [[], [0.0, 0.2, 0.6] * 20], ids=["before the first", "some"])
+@pytest.mark.parametrize(
+    "losses",
+    [[], [0.0, 0.2, 0.6] * 20, np.zeros(30_000)],
+    ids=["before the first", "some", "none, for long"],
+)
 def test_the_picture_says_what_the_sentence_does(kind, losses):
     monitor = RiskMonitor(0.1, **kind).update(losses)
     bets, mean, limit = monitor.plot(Figure().subplots()).lines
-    assert np.mean(bets.get_ydata()) == pytest.approx(monitor.evalue)
-    assert mean.get_ydata()[0] == pytest.approx(monitor.evalue)
+    foot = 1e-9 * monitor.limit  # nothing is drawn below it
+    assert np.mean(bets.get_ydata()) == pytest.approx(monitor.evalue, rel=1e-6, abs=foot)
+    assert mean.get_ydata()[0] == pytest.approx(monitor.evalue, rel=1e-6, abs=foot)
+    assert (np.asarray(bets.get_ydata()) >= foot).all()
     assert limit.get_ydata()[0] == monitor.limit
 
 

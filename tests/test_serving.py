@@ -210,6 +210,19 @@ def test_a_log_a_switch_and_shadows_go_to_other_processes_as_they_are(tmp_path):
     assert pickle.loads(pickle.dumps(other)).state == other.state
 
 
+def test_what_goes_to_a_process_in_another_folder_means_the_same_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log, switch = EventLog("events.jsonl"), KillSwitch(path="off")
+    sent = pickle.dumps((log, switch))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    log, switch = pickle.loads(sent)
+    log.write(SHADOWED)
+    assert len(read_events(tmp_path / "events.jsonl").events) == 1
+    (tmp_path / "off").touch()
+    assert switch.pulled
+
+
 def test_rotation_never_replaces_a_file_though_older_ones_were_moved_away(tmp_path):
     path = tmp_path / "events.jsonl"
     _write(path, "a", 100)

@@ -172,12 +172,17 @@ def bets(table: pd.DataFrame, *, limit: float, ax: "Axes | None" = None) -> "Axe
     >>> axes = riskcal.plots.bets(table, limit=20)  # as RiskMonitor.plot draws its own
     """
     ax, style = new_axes(ax), current()
-    ax.plot(table["share"], table["capital"], "o", color=style.loss, label="one bet")
+    lowest = (
+        1e-9 * limit
+    )  # what is lost, or has not begun, stands at the foot of a scale that has no zero
+    drawn = table["capital"].clip(lower=lowest)
+    ax.plot(table["share"], drawn, "o", color=style.loss, label="one bet")
     mean = float(table["capital"].mean())
-    ax.axhline(mean, color=style.loss, linewidth=style.line, label=f"their mean: {mean:.3g}")
+    label = f"their mean: {mean:.3g}"
+    ax.axhline(max(mean, lowest), color=style.loss, linewidth=style.line, label=label)
     label = f"alarm at {limit:.4g}"
     ax.axhline(limit, color=style.delta, linestyle="--", linewidth=style.line, label=label)
-    ax.set_yscale("log")  # capitals of 0, with which an e-detector begins, have no place on it
+    ax.set_yscale("log")
     ax.set_xlabel("stake, as a share of the largest")
     ax.set_ylabel(in_lines("capital of the bets that the risk is above delta"))
     legend_above(ax)

@@ -95,7 +95,7 @@ class EventLog:
 
     def __reduce__(self) -> tuple[Callable[..., Self], tuple[Path]]:
         # to be sent to other processes, which a lock cannot be: they take turns by the file's
-        return functools.partial(type(self), max_bytes=self.max_bytes), (self.path,)
+        return functools.partial(type(self), max_bytes=self.max_bytes), (self.path.absolute(),)
 
     def write(self, name: str, attributes: dict[str, Any] | None = None) -> None:
         """Append one event, whole.

@@ -4,7 +4,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from riskcal import _replacing
 from riskcal._validate import RiskcalError
@@ -58,6 +58,11 @@ class KillSwitch:
         self._name = "" if self.path is None else os.fspath(self.path)
         # A dict's setdefault is one step for other threads, and takes no lock that a signal handler could find taken.
         self._first: dict[str, Pull] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # another process may stand in another folder
+        path = None if self.path is None else self.path.absolute()
+        return self.__dict__ | {"path": path, "_name": "" if path is None else os.fspath(path)}
 
     def pull(self, why: str) -> None:
         """Pull the switch. The first reason is the one that is kept.

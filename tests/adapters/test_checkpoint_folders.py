@@ -421,3 +421,16 @@ def test_threads_may_encode_with_one_decoder():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_decoder_stands_on_the_device_that_is_asked_for_and_one_that_is_not_there_is_refused():
+    torch = pytest.importorskip("torch")
+    from riskcal_adapters.torch import load
+
+    folder = resources.files("riskcal_adapters") / "g2p" / "checkpoint"
+    decoder = load(folder, device=torch.device("cpu"))
+    assert decoder.decode(decoder.generate(*decoder.encode(["calm"])).tokens) == ["K AA M"]
+    with pytest.raises(RiskcalError, match="meta"):  # it was moved there
+        load(folder, device="meta")
+    with pytest.raises(RiskcalError, match="device: 'gpu7' cannot be used here"):
+        load(folder, device="gpu7")

@@ -207,8 +207,7 @@ def load(adapters):
 def alone(adapters, load):
     """Texts and exits of an engine in this process."""
     with adapters.Engine(load(), POLICY, slots=8) as engine:
-        requests = [adapters.Request(word, id=f"r{i}") for i, word in enumerate(WORDS)]
-        return sorted(told(done) for done in engine.run(requests))
+        return sorted(told(done) for done in engine.run(requests_of(WORDS, adapters)))
 
 
 def told(done):
@@ -216,17 +215,20 @@ def told(done):
 
 
 def test_engines_in_actors_answer_as_one_engine_does_and_share_a_log_and_a_switch(
-    tmp_path, page, load, alone
+    tmp_path, page, load, alone, adapters
 ):
     log, switch = EventLog(tmp_path / "events.jsonl"), KillSwitch(path=tmp_path / "off")
     watched = {"kill_switch": switch, "shadow": Shadow(rate=0.3), "events": log}
-    found = page["serve"](WORDS, load, POLICY, 2, slots=8, **watched)
+    found = page["serve"](requests_of(WORDS, adapters), load, POLICY, 2, slots=8, **watched)
     assert sorted(map(told, found)) == alone
-    served = [e for e in read_events(log.path).events if e["name"] == "riskcal.request.served"]
+    events = read_events(log.path).events
+    shadowed = [one for one in events if one["name"] == "riskcal.shadow.evaluated"]
+    assert len(shadowed) == sum(watched["shadow"].takes(one[0]) for one in alone) > 0
+    served = [one for one in events if one["name"] == "riskcal.request.served"]
     assert {e["attributes"]["gen_ai.response.id"] for e in served} == {one[0] for one in alone}
 
     (tmp_path / "off").write_text("drill\n")
-    deep = page["serve"](WORDS[:4], load, POLICY, 2, slots=8, **watched)
+    deep = page["serve"](requests_of(WORDS[:4], adapters), load, POLICY, 2, slots=8, **watched)
     assert all(set(done.exit_layers.tolist()) == {8} for done in deep)
 
 
@@ -238,8 +240,12 @@ def node_of(actor):
     return ray.get(actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()))
 
 
+def requests_of(words, adapters):
+    return [adapters.Request(word, id=f"r{i}") for i, word in enumerate(words)]
+
+
 def asked(actors, adapters):
-    requests = [adapters.Request(word, id=f"r{i}") for i, word in enumerate(WORDS)]
+    requests = requests_of(WORDS, adapters)
     return [actors[i % len(actors)].answer.remote(one) for i, one in enumerate(requests)]
 
 

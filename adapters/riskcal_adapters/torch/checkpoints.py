@@ -97,7 +97,10 @@ _CAUSAL = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
 
 
 def load(
-    folder: str | os.PathLike[str], heads: str | os.PathLike[str] | None = None
+    folder: str | os.PathLike[str],
+    heads: str | os.PathLike[str] | None = None,
+    *,
+    device: str | torch.device = "cpu",
 ) -> EarlyExitT5 | EarlyExitCausalLM:
     """A decoder of a checkpoint folder as Hugging Face writes it: T5, mT5, UMT5, Llama, Mistral, Qwen2, Qwen3 or GPT-2.
 
@@ -107,11 +110,13 @@ def load(
         With ``config.json``, safetensors and the tokenizer's files; nothing is looked for elsewhere. Computed in float32.
     heads : path, optional
         The folder of a causal model's exit heads, as `save_heads` writes it.
+    device : str or torch.device
+        Where the model computes, ``"cuda"`` for instance.
 
     Raises
     ------
     RiskcalError
-        If a file is missing or cannot be read, or the model is of another kind.
+        If a file is missing or cannot be read, the model is of another kind, or there is no such device.
 
     Examples
     --------
@@ -122,6 +127,11 @@ def load(
     ['K AA M']
     """
     folder = internal.a_path(folder)
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, TypeError) as error:  # the first where torch has no CUDA
+        why = str(error).splitlines()[0]
+        raise RiskcalError(f"device: {device!r} cannot be used here ({why}).") from None
     remedy = "give a folder as Hugging Face's save_pretrained writes it"
     config = json_objects.read(folder / "config.json", "is not one JSON object", remedy)
     kind = config.get("model_type")
@@ -134,7 +144,8 @@ def load(
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         if kind in _CLASSES:
-            return EarlyExitT5(load_t5(folder), tokenizer)
+            moved = torch.nn.Module.to(load_t5(folder), device)  # the model's own has no types
+            return EarlyExitT5(moved, tokenizer)
         model = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
         ).eval()
@@ -142,7 +153,10 @@ def load(
         if isinstance(error, RiskcalError):
             raise
         raise RiskcalError(f"{folder}: cannot be read ({error}).") from None
-    return EarlyExitCausalLM(model, tokenizer, heads=None if heads is None else load_heads(heads))
+    placed = None
+    if heads is not None:
+        placed = {layer: head.to(device) for layer, head in load_heads(heads).items()}
+    return EarlyExitCausalLM(model.to(device), tokenizer, heads=placed)
 
 
 def load_example(name: str = "g2p") -> EarlyExitT5:
