@@ -8,7 +8,7 @@ import numpy as np
 
 from riskcal import _validate, fwer
 from riskcal._validate import RiskcalError
-from riskcal.calibration.calibrate import Asked, answer, ask, calibrate, told
+from riskcal.calibration.calibrate import Question, answer, ask, calibrate, told
 from riskcal.calibration.posing import require_runs, warn_of_sizes
 from riskcal.calibration.result import Calibration
 from riskcal.calibration.settling import settled, table_of
@@ -83,14 +83,14 @@ def calibrate_groups(
     return found
 
 
-def _small(asked: Asked) -> bool:
+def _small(asked: Question) -> bool:
     """Whether a stratum has too few units for the test that was asked for."""
     if isinstance(asked.rule, fwer.PilotOrder):
         return procedures.pilot_size(asked.problem.n, asked.rule.pilot_fraction) is None
     return asked.problem.n < 2
 
 
-def _too_few(asked: Asked) -> Any:
+def _too_few(asked: Question) -> Any:
     """The full model: what `calibrate` makes of a stratum that is too small for any test."""
     whole, rule = asked.problem, asked.rule
     remedy = (
