@@ -74,13 +74,18 @@ def calibrate_groups(
         if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
             warn_of_sizes(runs)
         options = options | {"weighting": "clusters"}  # said for all strata at once
-    found, arguments = {}, inspect.signature(calibrate)
-    for name, stratum in strata.items():
-        given = arguments.bind(stratum, delta=delta, epsilon=share, **options)
-        given.apply_defaults()
-        asked = ask(**given.arguments)
-        found[name] = _too_few(asked) if _small(asked) else answer(asked)
-    return found
+    return {
+        name: of_stratum(stratum, delta=delta, epsilon=share, **options)
+        for name, stratum in strata.items()
+    }
+
+
+def of_stratum(runs: Any, **options: Any) -> Any:
+    """What `calibrate` gives; the full model where there are too few units for the test."""
+    given = inspect.signature(calibrate).bind(runs, **options)
+    given.apply_defaults()
+    asked = ask(**given.arguments)
+    return _too_few(asked) if _small(asked) else answer(asked)
 
 
 def _small(asked: Question) -> bool:
