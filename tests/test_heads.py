@@ -405,14 +405,34 @@ def test_what_was_calibrated_is_not_overridden(found, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "other"),
-    [("schedule", Decaying(4.0, 10, "t5x")), ("min_layer", 4), ("lower_is_stricter", True)],
+    ("name", "other", "words"),
+    [
+        ("schedule", Decaying(4.0, 10, "t5x"), "makes other exits than were tested"),
+        ("lower_is_stricter", True, "makes other exits than were tested"),
+        ("min_layer", 4, "leaves out the head after layer 1"),
+    ],
 )
-def test_a_field_that_makes_other_exits_than_were_tested_gets_no_certificate(found, name, other):
-    with pytest.raises(RiskcalError, match=rf"^{name}: .* is not the recorded .*; leave it out\."):
+def test_a_field_that_makes_other_exits_than_were_tested_gets_no_certificate(
+    found, name, other, words
+):
+    with pytest.raises(RiskcalError, match=rf"^{name}: .* {words}.*; leave it out\."):
         found.policy(n_layers=4, **{name: other})
     tested = {"schedule": Constant(), "min_layer": 1, "lower_is_stricter": False}
-    assert found.policy(n_layers=4, **{name: tested[name]}) == found.policy(n_layers=4)
+    said = found.policy(n_layers=4, **{name: tested[name]})
+    plain = found.policy(n_layers=4)
+    assert said.model_dump(exclude={"certificate"}) == plain.model_dump(exclude={"certificate"})
+    assert said.certificate == plain.certificate
+
+
+def test_a_min_layer_up_to_the_first_head_changes_no_exit():
+    confidence, agrees, prompts = sample()
+    found = certify((confidence, agrees, prompts), layers=[2, 4, 6])
+    first = min(layer for layer, threshold in found.policy().thresholds.items() if threshold < 1.01)
+    policies = [found.policy(n_layers=8, min_layer=least) for least in (1, 2, first)]
+    tables = [policy.exit_thresholds(8, 3).tolist() for policy in policies]
+    assert tables[0] == tables[1] == tables[2]
+    with pytest.raises(RiskcalError, match=rf"^min_layer: {first + 1} leaves out the head after"):
+        found.policy(n_layers=8, min_layer=first + 1)
 
 
 @given(

@@ -126,6 +126,48 @@ def test_a_test_of_ones_own_is_of_use_wherever_one_by_name_is():
     )
 
 
+@dataclass(frozen=True)
+class Own(pvalues.Hoeffding):
+    """Hoeffding's under another name."""
+
+    name: ClassVar[str] = "own"
+
+
+@dataclass(frozen=True)
+class Coin(pvalues.Binomial):
+    name: ClassVar[str] = "coin"
+
+
+@dataclass(frozen=True)
+class Shyer(pvalues.Hoeffding):
+    """Of Hoeffding's kind, but another test."""
+
+    name: ClassVar[str] = "shyer"
+
+    def pvalues(self, losses, delta, *, level, lower, upper):
+        return np.ones(losses.shape[1])
+
+
+@pytest.mark.parametrize(("own", "theirs"), [(Own(), "hoeffding"), (Coin(), "binomial")])
+def test_a_test_that_comes_of_one_of_riskcals_is_that_one(own, theirs):
+    wrong = np.rint(losses())
+    for rows in (wrong, wrong[:25]):
+        one, other = (calibrate(rows, test=t, thresholds=GRID, delta=0.1) for t in (own, theirs))
+        pd.testing.assert_frame_equal(one.table, other.table)
+        assert one.message == other.message
+    runs = Runs.from_arrays(thresholds=GRID, dissimilarity=wrong)
+    pd.testing.assert_frame_equal(
+        *(run_trials(runs, [0.05, 0.1], n_trials=3, test=t) for t in (own, theirs))
+    )
+
+
+def test_trials_ask_a_test_of_ones_own_for_its_p_values():
+    runs = load_example("g2p")
+    assert calibrate(runs, delta=0.1, test="hoeffding").certified
+    assert not calibrate(runs, delta=0.1, test=Shyer()).certified
+    assert not run_trials(runs, [0.1], n_trials=3, test=Shyer())["certified"].any()
+
+
 def test_a_report_tells_of_a_test_of_ones_own_what_can_be_told(tmp_path):
     found = calibrate(losses(), test=Mine(), thresholds=GRID, delta=0.1)
     found.report(tmp_path / "report.html")

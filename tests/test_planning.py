@@ -585,6 +585,18 @@ def test_a_size_that_nothing_has_is_not_looked_for(given, message):
         pvalues.sample_size(**(known | given))
 
 
+def test_a_deviation_that_no_coin_has_is_none_for_the_test_of_coins():
+    """As `plan` says, whose remedy is to leave it out."""
+    given = {"mean": 0.05, "delta": 0.1, "level": 0.05}
+    with pytest.raises(RiskcalError, match=r"^deviation: 'binomial' .* is (\S+); give") as told:
+        pvalues.sample_size("binomial", deviation=0.1, **given)
+    mended = float(re.search(r"is (\S+); give that", str(told.value))[1])
+    exact = pvalues.sample_size("binomial", deviation=math.sqrt(0.05 * 0.95), **given)
+    assert pvalues.sample_size("binomial", deviation=mended, **given) == exact
+    assert pvalues.sample_size("binomial", deviation=0.218, **given) == exact
+    assert pvalues.sample_size("binomial", mean=0.0, deviation=0.0, delta=0.1, level=0.05) == 29
+
+
 def test_a_deviation_beyond_the_largest_is_the_largest():
     given = {"mean": 0.1, "delta": 0.3, "level": 0.05}
     widest = pvalues.sample_size("convex_order", deviation=0.3, **given)

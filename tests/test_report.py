@@ -619,3 +619,14 @@ def test_several_risks_have_a_chart_each_and_no_slider_that_would_hold_for_one_a
     for name in ("textual", "risk"):
         low, high = both.table[f"loss_{name}"].min(), both.table[f"loss_{name}"].max()
         assert any(f"from {low:.3g} to {high:.3g}" in label for label in labels)
+
+
+def test_a_calibration_with_a_proxy_is_reported_as_any_other(tmp_path):
+    """The slider's bounds know of no proxy, and are those of the losses alone."""
+    losses, rng = runs().losses(), np.random.default_rng(4)
+    fresh = rng.choice(losses, 900) + 0.1 * rng.random((900, losses.shape[1]))
+    known = {"proxy": losses + 0.1 * rng.random(losses.shape), "unlabelled": fresh}
+    found = riskcal.calibrate(runs(), delta=0.2, **known)
+    assert "variance_left" in found.table.columns
+    page = written(tmp_path, found)
+    assert page.anchors == written(tmp_path, riskcal.calibrate(runs(), delta=0.2)).anchors

@@ -185,13 +185,29 @@ def test_runs_that_were_replayed_without_a_schedule_certify_none(tmp_path: Path)
         assert found.policy(schedule=CONSTANT) == found.policy()
         assert found.certified
         with pytest.raises(
-            RiskcalError, match=r"^schedule: .* is not the recorded Constant.*; lea"
+            RiskcalError, match=r"^schedule: .*replayed without one.*: leave it out.*from_frame\."
         ):
             found.policy(schedule=DECAYING)
     frame = runs.to_frame().assign(
         temperature=4.0, max_length=10, form="t5x"
     )  # who replayed with one
-    assert calibrate(Runs.from_frame(frame), delta=0.05).policy().schedule == DECAYING
+    found = calibrate(Runs.from_frame(frame), delta=0.05)
+    assert found.policy().schedule == found.policy(schedule=DECAYING).schedule == DECAYING
+
+
+def test_who_replays_by_other_means_says_with_which_schedule() -> None:
+    """Arrays say nothing of the rule: what is given is the caller's word, and `verify` says that it is in no record."""
+    runs = Runs.from_arrays(
+        thresholds=[0.8, 0.5],
+        dissimilarity=np.zeros((200, 2)),
+        prompts=np.arange(200),
+        source="replayed",
+        exact=True,
+    )
+    policy = calibrate(runs, delta=0.05).policy(schedule=DECAYING)
+    assert policy.schedule == DECAYING
+    found = verify(policy, runs)
+    assert (found.agrees, found.unrecorded) == (True, ("schedule",))
 
 
 def test_what_was_replayed_with_a_schedule_keeps_it_and_the_full_model_has_any() -> None:

@@ -169,3 +169,19 @@ def test_strata_are_warned_of_sizes_that_differ_within_one_of_them(
         warnings.simplefilter("always")
         calibrate_groups(runs, delta=0.3)
     assert len(seen) == warned
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"delta": [0.2, 0.3]}, {"procedure": "pareto"}, {"procedure": "pilot_order"}]
+)
+@pytest.mark.parametrize("n", [4, 60])
+def test_the_policy_of_a_small_stratum_is_verified_as_any_other(
+    options: dict[str, object], n: int
+) -> None:
+    runs = grouped(n)
+    for name, found in calibrate_groups(runs, **({"delta": 0.3} | options)).items():
+        for one in found if isinstance(found, list) else [found]:
+            assert riskcal.verify(one.policy(), runs).agrees
+            assert riskcal.verify(one.policy(), runs.of_group(name)).agrees
+            other = riskcal.verify(one.policy(), grouped(n, dissimilarity=0.1))
+            assert "records_digest" in {difference.name for difference in other.differences}

@@ -275,6 +275,12 @@ class AdaptiveCalibration:
         ----------
         **fields
             Further fields of `riskcal.ExitPolicy`: ``measure``, ``schedule``, ``min_layer``, as the candidates were run.
+
+        Raises
+        ------
+        RiskcalError
+            For ``threshold``, ``thresholds``, ``learned``, ``coordinates`` and ``certificate``, which calibration finds or
+            which mean nothing here, and before two prompts were handed in.
         """
         if self.prompts_used < 2:
             raise RiskcalError(

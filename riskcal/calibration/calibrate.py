@@ -180,7 +180,7 @@ def calibrate(
     return answer(asked)
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """What `calibrate` was asked, checked: all but the data's answer."""
 
     problem: Problem
@@ -204,7 +204,7 @@ def ask(
     unlabelled: Any,
     options: Mapping[str, Any],
     **posed: Any,
-) -> Asked:
+) -> Question:
     """The arguments of `calibrate`, checked and made into what they stand for; ``posed`` are those of `pose`."""
     level, method = _validate.level(epsilon, "epsilon"), methods.named(test)
     deltas, several = listed(delta)
@@ -221,10 +221,10 @@ def ask(
         refuse_cut_grid(problem.stopped, one_sequence=False)
     problems.refuse_unknown_cost(problem, cost)
     epsilons = {"epsilon": level, "epsilon_spent": spent, "attempt": attempt}
-    return Asked(problem, deltas, method, rule, cost, epsilons)
+    return Question(problem, deltas, method, rule, cost, epsilons)
 
 
-def answer(asked: Asked) -> Any:  # a Calibration; a list of them where delta is a list
+def answer(asked: Question) -> Any:  # a Calibration; a list of them where delta is a list
     """Test what was asked, and choose."""
     problem, deltas, method, rule, cost, epsilons = asked
     if rule is None:

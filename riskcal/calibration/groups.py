@@ -8,7 +8,7 @@ import numpy as np
 
 from riskcal import _validate, fwer
 from riskcal._validate import RiskcalError
-from riskcal.calibration.calibrate import Asked, answer, ask, calibrate, told
+from riskcal.calibration.calibrate import Question, answer, ask, calibrate, told
 from riskcal.calibration.posing import require_runs, warn_of_sizes
 from riskcal.calibration.result import Calibration
 from riskcal.calibration.settling import settled, table_of
@@ -74,23 +74,28 @@ def calibrate_groups(
         if any(len(np.unique(stratum.unit_sizes)) > 1 for stratum in strata.values()):
             warn_of_sizes(runs)
         options = options | {"weighting": "clusters"}  # said for all strata at once
-    found, arguments = {}, inspect.signature(calibrate)
-    for name, stratum in strata.items():
-        given = arguments.bind(stratum, delta=delta, epsilon=share, **options)
-        given.apply_defaults()
-        asked = ask(**given.arguments)
-        found[name] = _too_few(asked) if _small(asked) else answer(asked)
-    return found
+    return {
+        name: of_stratum(stratum, delta=delta, epsilon=share, **options)
+        for name, stratum in strata.items()
+    }
 
 
-def _small(asked: Asked) -> bool:
+def of_stratum(runs: Any, **options: Any) -> Any:
+    """What `calibrate` gives; the full model where there are too few units for the test."""
+    given = inspect.signature(calibrate).bind(runs, **options)
+    given.apply_defaults()
+    asked = ask(**given.arguments)
+    return _too_few(asked) if _small(asked) else answer(asked)
+
+
+def _small(asked: Question) -> bool:
     """Whether a stratum has too few units for the test that was asked for."""
     if isinstance(asked.rule, fwer.PilotOrder):
         return procedures.pilot_size(asked.problem.n, asked.rule.pilot_fraction) is None
     return asked.problem.n < 2
 
 
-def _too_few(asked: Asked) -> Any:
+def _too_few(asked: Question) -> Any:
     """The full model: what `calibrate` makes of a stratum that is too small for any test."""
     whole, rule = asked.problem, asked.rule
     remedy = (

@@ -166,7 +166,9 @@ def from_runs(
         digest=runs.digest(),
         stopped=runs.stopped,
         lower_is_stricter=runs.lower_is_stricter,
-        replayed=runs.source == "replayed",
+        # which says from which layer on; who replayed by other means and says nothing of the rule is not known to have had no
+        # schedule
+        replayed=runs.source == "replayed" and "min_layer" in runs.candidates,
         weighting="requests"
         if sizes is not None
         else "clusters"

@@ -65,7 +65,9 @@ class Problem:
     uneven: bool = False  # rows that were averaged within units differ in number
     group: str | None = None  # of all prompts, where they are of one stratum
     nameless: bool = False  # units have but numbers, and may have been sorted by outcome
-    replayed: bool = False  # with a schedule only if the candidates' columns hold one
+    replayed: bool = (
+        False  # by `replay_traces`: with a schedule only if the candidates' columns hold one
+    )
 
     @property
     def n(self) -> int:

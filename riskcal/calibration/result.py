@@ -119,8 +119,8 @@ class Calibration:
         Raises
         ------
         RiskcalError
-            If a field that is given is not what was recorded (replayed runs without columns of a schedule were replayed
-            without one), or a column has the name of a field that one number or text
+            If a field that is given is not what was recorded (what `riskcal.replay_traces` gave without columns of a schedule
+            was replayed without one), or a column has the name of a field that one number or text
             cannot fill (``thresholds``, ``config``).
         """
         problem = self._problem

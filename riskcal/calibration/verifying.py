@@ -9,9 +9,9 @@ import pandas as pd
 
 from riskcal import fwer
 from riskcal._validate import RiskcalError
-from riskcal.calibration.calibrate import calibrate
 from riskcal.calibration.class_result import PROCEDURE, ClassCalibration
 from riskcal.calibration.classes import calibrate_classes
+from riskcal.calibration.groups import of_stratum
 from riskcal.calibration.posing import RANGES
 from riskcal.calibration.result import Calibration
 from riskcal.policy import Asked, Certificate, ExitPolicy
@@ -185,7 +185,7 @@ def _again(
     """The calibration, its certificate, and the fields of the policy that the records hold."""
     wanted = arguments_of(certificate)
     _refuse_said(arguments, wanted)
-    found = calibrate(_of_group(runs, certificate), **wanted, **arguments)
+    found = of_stratum(_of_group(runs, certificate), **wanted, **arguments)
     if isinstance(found, list):
         found = next(one for one in found if one.delta == certificate.delta)
     problem = found._problem

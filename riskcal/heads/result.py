@@ -1,5 +1,6 @@
 """`HeadCalibration`: what was tested, what was certified, and the policy to deploy."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
@@ -98,9 +99,10 @@ class HeadCalibration:
         Raises
         ------
         RiskcalError
-            For ``threshold``, ``thresholds`` and ``certificate``, which calibration finds; for a ``schedule``, ``min_layer`` or
-            ``lower_is_stricter`` that makes other exits than were tested; and, where the heads' layers were
-            not given, for an ``n_layers`` that shows that the columns are not the first of them.
+            For ``threshold``, ``thresholds``, ``learned``, ``coordinates`` and ``certificate``, which calibration finds or
+            which mean nothing here; for a ``schedule``, a ``min_layer`` behind the first head that is used or a
+            ``lower_is_stricter``, by which other exits are made than were tested; and, where the heads' layers were not given,
+            for an ``n_layers`` that shows that the columns are not the first of them.
 
         Warns
         -----
@@ -113,13 +115,9 @@ class HeadCalibration:
             int(layer): float(threshold)
             for layer, threshold in zip(self.layers, self.thresholds, strict=True)
         }
-        tested = {
-            "thresholds": by_layer,
-            "schedule": Constant(),
-            "min_layer": 1,
-            "lower_is_stricter": False,
-        }
-        fields = calibrated_fields(tested, fields)
+        fields = calibrated_fields({"thresholds": by_layer}, fields)
+        policy = ExitPolicy(**fields)
+        self._refuse_other_exits(policy)
         self._mind_the_layers(fields.get("n_layers"))
         chosen = self.table["pvalue"][self.table["certified"]]
         certificate = Certificate(
@@ -148,7 +146,22 @@ class HeadCalibration:
             layers_given=self.layers_given,
             versions=versions(),
         )
-        return ExitPolicy(**fields).certified(certificate)
+        return policy.certified(certificate)
+
+    def _refuse_other_exits(self, policy: ExitPolicy) -> None:
+        """Refuse fields by which a token leaves elsewhere than where it was tested to."""
+        for name, tested in (("schedule", Constant()), ("lower_is_stricter", False)):
+            if getattr(policy, name) != tested:
+                raise RiskcalError(
+                    f"{name}: {getattr(policy, name)!r} makes other exits than were tested, which are those by {tested!r}; "
+                    "leave it out."
+                )
+        used = self.layers[self.thresholds < math.inf]
+        if len(used) and policy.min_layer > used.min():
+            raise RiskcalError(
+                f"min_layer: {policy.min_layer} leaves out the head after layer {used.min()}, which was tested with the others; "
+                "leave it out."
+            )
 
     def _mind_the_layers(self, n_layers: Any) -> None:
         heads = len(self.layers)

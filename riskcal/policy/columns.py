@@ -175,6 +175,18 @@ def _vector(table: pd.DataFrame, row: pd.Series, in_policy: Any) -> Any:
     return in_policy
 
 
+def refuse_unrecorded_schedule(given: Any) -> None:
+    """Refuse a schedule for a candidate that was replayed without one, as far as its columns say."""
+    if given is None or given == Constant():
+        return
+    raise RiskcalError(
+        f"schedule: {given} was given, but these runs were replayed without one as far as their columns say, so that another "
+        "rule would be certified than was replayed: leave it out, or replay with it, replay_traces(..., schedule=...). If it was "
+        "replayed with, by a program of yours, the records must say so: put it into the columns temperature, max_length and form "
+        "(runs.to_frame().assign(...)), and read them with Runs.from_frame."
+    )
+
+
 def _recorded_schedule(row: pd.Series, given: Any) -> Decaying:
     """The decaying schedule that a candidate ran with; what the records leave open must be given, and fit."""
     temperature = float(row["temperature"])

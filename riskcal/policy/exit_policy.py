@@ -16,7 +16,13 @@ from riskcal import _showing, _validate
 from riskcal._validate import RiskcalError
 from riskcal.policy import sentences
 from riskcal.policy.certificate import Certificate
-from riskcal.policy.columns import DEFAULTS, FIELDS_ELSEWHERE, from_columns, to_columns
+from riskcal.policy.columns import (
+    DEFAULTS,
+    FIELDS_ELSEWHERE,
+    from_columns,
+    refuse_unrecorded_schedule,
+    to_columns,
+)
 from riskcal.policy.fields import (
     Contrast,
     Coordinate,
@@ -296,6 +302,8 @@ class ExitPolicy(Saved):
         """
         recorded = from_columns(cls, table, chosen, fields.get("schedule"))
         if chosen is not None:  # the full model has neither direction nor schedule
+            if "schedule" in beside and "schedule" not in recorded:
+                refuse_unrecorded_schedule(fields.get("schedule"))
             recorded = {**beside, **recorded}
         return cls(**calibrated_fields(recorded, fields))
 

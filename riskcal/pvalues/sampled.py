@@ -13,6 +13,9 @@ from riskcal.pvalues.methods import BY_NAME, Method
 if TYPE_CHECKING:
     from riskcal._simulation import Law
 
+#: How far below the largest, relative to it, a deviation may be that somebody wrote with few digits.
+_ROUNDED = 1e-3
+
 
 def sample_size(
     test: str, mean: float, deviation: float, delta: float, level: float, *, power: float = 0.8
@@ -45,8 +48,8 @@ def sample_size(
     Raises
     ------
     RiskcalError
-        For another test, a mean that is not in [0, delta), a delta above 1, a negative deviation, and a level or power that
-        is not between 0 and 1.
+        For another test, a mean that is not in [0, delta), a delta above 1, a negative deviation (for ``"binomial"`` any but
+        that of losses of 0 or 1, ``sqrt(mean (1 - mean))``), and a level or power that is not between 0 and 1.
 
     Examples
     --------
@@ -68,7 +71,14 @@ def sample_size(
         )
     if deviation < 0.0:
         raise RiskcalError(f"deviation: {deviation:g} is below 0.")
-    law = _simulation.of_moments(mean, min(deviation, math.sqrt(mean * (1.0 - mean))))
+    widest = math.sqrt(mean * (1.0 - mean))
+    if test == "binomial":
+        if deviation < widest * (1.0 - _ROUNDED):
+            raise RiskcalError(
+                f"deviation: 'binomial' is for losses of 0 or 1, whose deviation at mean {mean:g} is {widest:.4g}; give that."
+            )
+        deviation = widest
+    law = _simulation.of_moments(mean, min(deviation, widest))
     delta = min(delta, 1.0 - 2.0**-53)
     rough = rough_size(mean, float(law.deviation[0]), delta, level, power)
 

@@ -158,14 +158,17 @@ def with_vectors(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _vector(cell: Any, row: int) -> dict[int, float]:
-    """Thresholds by layer, ascending; an exit that is never taken (inf, ``"full"``, null) is left out."""
+    """Thresholds by layer, ascending; an exit that is never taken (inf, ``"full"``, null) is left out.
+
+    So is NaN in an array: Arrow's nulls become that in numpy's, and nothing tells the two apart. In a list it is refused.
+    """
     given = cell
     if isinstance(cell, str):
         try:
             given = _validate.from_json(cell, each_name_once=True)
         except ValueError:
             given = None
-    if hasattr(given, "tolist"):  # an array or a tensor, in which Arrow's nulls are NaN
+    if hasattr(given, "tolist"):  # an array or a tensor
         held = given.tolist()
         given = (
             [None if columns.is_missing(v) else v for v in held] if isinstance(held, list) else held

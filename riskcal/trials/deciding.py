@@ -27,7 +27,8 @@ def decide(
     cost: str | None,
 ) -> tuple[NDArray[np.intp], Floats]:
     """Chosen candidate (D, T), -1 if none, and its mean loss on the calibration units, without building calibrations."""
-    if isinstance(method, OfSum) and not isinstance(procedure, PilotOrder):
+    own = not method.bounded  # and may have p-values of its own, whatever class it comes of
+    if isinstance(method, OfSum) and not own and not isinstance(procedure, PilotOrder):
         return _decide_by_sums(problem, deltas, heldout, method, procedure, epsilon, cost)
     if type(method) is Betting and _walks_down(problem, procedure, cost):
         return _decide_by_walking(problem, deltas, heldout, epsilon)
