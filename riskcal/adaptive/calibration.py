@@ -279,13 +279,11 @@ class AdaptiveCalibration:
         Raises
         ------
         RiskcalError
-            For ``threshold``, ``thresholds``, ``learned``, ``coordinates`` and ``certificate``, which calibration finds or
-            which mean nothing here, and before two prompts were handed in.
+            For fields that calibration finds or that mean nothing here (``threshold``, ``coordinates``), and before two prompts.
         """
         if self.prompts_used < 2:
-            raise RiskcalError(
-                f"prompts: only {self.prompts_used} handed in; a certificate needs at least two."
-            )
+            used = self.prompts_used
+            raise RiskcalError(f"prompts: only {used} handed in; a certificate needs at least two.")
         table = self.table
         lowest = float(table.loc[table["certified"], "pvalue"].iloc[-1]) if self.certified else None
         certificate = Certificate(
@@ -305,8 +303,8 @@ class AdaptiveCalibration:
             records_digest=self._digest,
             versions=policy.versions(),
         )
-        known = policy.calibrated_fields({"threshold": self.threshold}, fields)
-        return ExitPolicy(**known).certified(certificate)
+        fields = policy.calibrated_fields({"threshold": self.threshold}, fields)
+        return ExitPolicy(**fields).certified(certificate)
 
     def to_json(self) -> str:
         """The whole state as JSON, from which `from_json` goes on exactly where this one stands."""

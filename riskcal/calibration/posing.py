@@ -198,9 +198,8 @@ def from_runs(
 
 def _one_group(runs: Runs) -> str | None:
     """The stratum of all prompts; None where they are of several, or of none that was said."""
-    if "group" not in runs.labels or (runs.group != runs.group[0]).any():
-        return None
-    return str(runs.group[0])
+    alike = "group" in runs.labels and (runs.group == runs.group[0]).all()
+    return str(runs.group[0]) if alike else None
 
 
 def _early(runs: Runs, sizes: Any, tolerated: float) -> Floats:
@@ -338,8 +337,7 @@ def from_arrays(
         raise RiskcalError(
             f"thresholds: {grid.size} given for {matrix.shape[1]} columns of losses; give one per column."
         )
-    # from the strictest on
-    descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")
+    descending = np.argsort(grid if lower_is_stricter else -grid, kind="stable")  # strictest first
     rows = len(matrix)
     spent = {
         name: costs_.of_shape(value, name, matrix.shape, "rows", grid)
