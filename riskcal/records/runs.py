@@ -255,7 +255,7 @@ class Runs:
         return self.take(np.flatnonzero(kept))
 
     def take(self, rows: ArrayLike | slice) -> Self:
-        """Some of the prompts, or all in another order, none twice; by their numbers or a mask (n prompts,)."""
+        """Some of the prompts, or all in another order, none twice; by their numbers or a mask (P,)."""
         rows = taken(rows, len(self.prompts))
         return replace(
             self,
